@@ -1,0 +1,111 @@
+//! Which thread runs a session when, and nothing else. Every model is one file with one `serve` of the same shape.
+
+mod thread_per_connection;
+
+use rustix::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
+
+use crate::listener::Listener;
+use crate::service::Service;
+use crate::transport::Bell;
+
+/// Sessions are asked about their deadlines this often.
+pub const TICK: Duration = Duration::from_secs(1);
+/// How long threads try before they sleep, where latency is what matters.
+pub const SPIN: Duration = Duration::from_micros(100);
+
+/// How the sessions of a transport share threads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Model {
+    ThreadPerConnection,
+}
+
+impl Model {
+    pub const ALL: [Model; 1] = [Model::ThreadPerConnection];
+
+    pub fn index(self) -> usize {
+        self as usize
+    }
+
+    pub fn name(self) -> &'static str {
+        ["thread-per-connection"][self.index()]
+    }
+
+    pub fn from_name(name: &str) -> Option<Model> {
+        Model::ALL.into_iter().find(|model| model.name() == name)
+    }
+
+    /// Serves until `shutdown` says otherwise and no session is left.
+    pub fn serve(self, listener: &Arc<Listener>, service: &Arc<Service>, shutdown: &Arc<Shutdown>) {
+        match self {
+            Model::ThreadPerConnection => thread_per_connection::serve(listener, service, shutdown),
+        }
+    }
+}
+
+/// What a model is told to do, from weak to strong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Order {
+    Serve,
+    /// Another model takes over: accept nothing, hand every session over to the listener.
+    HandOver,
+    /// Accept nothing more, answer what has come, close.
+    Drain,
+    /// Close everything now.
+    Stop,
+}
+
+/// How a model is told: an order, and a bell that stays rung once the order has changed.
+#[derive(Debug)]
+pub struct Shutdown {
+    order: AtomicU8,
+    bell: Bell,
+}
+
+impl Shutdown {
+    pub fn new() -> io::Result<Self> {
+        Ok(Shutdown { order: AtomicU8::new(Order::Serve as u8), bell: Bell::new()? })
+    }
+
+    pub fn order(&self) -> Order {
+        match self.order.load(Ordering::Acquire) {
+            0 => Order::Serve,
+            1 => Order::HandOver,
+            2 => Order::Drain,
+            _ => Order::Stop,
+        }
+    }
+
+    /// Gives an order. A weaker one than the one in force changes nothing.
+    pub fn give(&self, order: Order) {
+        self.order.fetch_max(order as u8, Ordering::AcqRel);
+        self.bell.ring();
+    }
+
+    /// Rings once for every order that is given.
+    pub fn bell(&self) -> &Bell {
+        &self.bell
+    }
+}
+
+/// Starts a thread on which no signal handler runs: signals belong to the interpreter's main thread, and a SIGPIPE that
+/// sendfile raises has nobody to disturb.
+pub fn spawn(
+    name: &str,
+    stack: usize,
+    body: impl FnOnce() + Send + 'static,
+) -> std::io::Result<std::thread::JoinHandle<()>> {
+    // SAFETY: both sets are initialised by the calls before they are read.
+    unsafe {
+        let mut all = std::mem::zeroed::<libc::sigset_t>();
+        let mut before = std::mem::zeroed::<libc::sigset_t>();
+        libc::sigfillset(&raw mut all);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before);
+        let thread = std::thread::Builder::new().name(name.to_owned()).stack_size(stack).spawn(body);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut());
+        thread
+    }
+}

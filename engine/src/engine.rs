@@ -1,0 +1,297 @@
+//! The whole data plane of one server: its transports, the model that serves each, and the clock of the statistics.
+
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+
+use crate::concurrency::{Model, Order, Shutdown, spawn};
+use crate::errors::StartError;
+use crate::listener::Listener;
+use crate::service::Service;
+use crate::settings::Settings;
+use crate::transport::Transport;
+
+/// The threads that accept and those that count have shallow work.
+const STACK: usize = 256 << 10;
+/// How long threads are given to notice that they are to stop at once.
+const STOP_GRACE: Duration = Duration::from_secs(5);
+
+/// A transport that is served. While one model hands over to the next, there are several tenures.
+#[derive(Debug)]
+struct Lane {
+    listener: Arc<Listener>,
+    tenures: Vec<Tenure>,
+}
+
+/// One model's time of service.
+#[derive(Debug)]
+struct Tenure {
+    model: Model,
+    shutdown: Arc<Shutdown>,
+    thread: JoinHandle<()>,
+}
+
+impl Lane {
+    fn begin(&mut self, model: Model, service: &Arc<Service>) -> Result<(), StartError> {
+        let fail = |what: &'static str, errno| StartError::new(errno, what, self.listener.address.clone());
+        let shutdown = Arc::new(Shutdown::new().map_err(|errno| fail("cannot make an eventfd", errno))?);
+        let (listener, service, told) =
+            (Arc::clone(&self.listener), Arc::clone(service), Arc::clone(&shutdown));
+        let name = format!("objmapper-{}", self.listener.transport.name());
+        let thread = spawn(&name, STACK, move || model.serve(&listener, &service, &told)).map_err(|error| {
+            fail("cannot start a thread", Errno::from_io_error(&error).unwrap_or(Errno::AGAIN))
+        })?;
+        self.tenures.push(Tenure { model, shutdown, thread });
+        Ok(())
+    }
+
+    fn model(&self) -> Option<Model> {
+        self.tenures.last().map(|tenure| tenure.model)
+    }
+
+    fn give(&self, order: Order) {
+        for tenure in &self.tenures {
+            tenure.shutdown.give(order);
+        }
+    }
+
+    fn is_finished(&self) -> bool {
+        self.tenures.iter().all(|tenure| tenure.thread.is_finished())
+    }
+}
+
+#[derive(Debug)]
+struct Clock {
+    stopped: Mutex<bool>,
+    stop: Condvar,
+}
+
+/// See `typings/objmapper_server/_engine.pyi` for what each method promises.
+#[derive(Debug)]
+pub struct Engine {
+    service: Arc<Service>,
+    lanes: Mutex<Vec<Lane>>,
+    clock: Arc<Clock>,
+    clock_thread: Mutex<Option<JoinHandle<()>>>,
+    notices: Mutex<Vec<String>>,
+    draining: std::sync::atomic::AtomicBool,
+}
+
+/// The state of one transport, for the snapshot.
+#[derive(Debug)]
+#[cfg_attr(feature = "python", derive(pyo3::IntoPyObject))]
+pub struct TransportState {
+    pub transport: &'static str,
+    pub model: &'static str,
+    pub address: String,
+    pub connections: usize,
+    pub connections_total: u64,
+    pub connections_waiting: usize,
+    pub active_threads: usize,
+    pub queue_depth: usize,
+    pub queue_depth_max: usize,
+    pub rejected_total: u64,
+    pub accept_failures_total: u64,
+    pub timeouts_total: u64,
+    pub protocol_errors_total: u64,
+    pub steals_total: u64,
+    pub parks_total: u64,
+}
+
+#[derive(Debug)]
+#[cfg_attr(feature = "python", derive(pyo3::IntoPyObject))]
+pub struct Snapshot {
+    pub uptime: f64,
+    pub draining: bool,
+    pub max_connections: usize,
+    pub descriptors_in_flight: u32,
+    pub cache_hits_total: u64,
+    pub cache_misses_total: u64,
+    pub cache_bytes: u64,
+    pub disk_io_pending: usize,
+    pub figures: Vec<crate::statistics::Figures>,
+    pub transports: Vec<TransportState>,
+}
+
+impl Engine {
+    pub fn new(settings: Settings) -> Result<Self, StartError> {
+        let service = Arc::new(Service::new(settings)?);
+        let notices = Mutex::new(service.notices().to_vec());
+        Ok(Engine {
+            service,
+            lanes: Mutex::new(Vec::new()),
+            clock: Arc::new(Clock { stopped: Mutex::new(false), stop: Condvar::new() }),
+            clock_thread: Mutex::new(None),
+            notices,
+            draining: false.into(),
+        })
+    }
+
+    pub fn start(&self) -> Result<(), StartError> {
+        let mut lanes = lock(&self.lanes);
+        if !lanes.is_empty() {
+            return Err(StartError::new(Errno::ALREADY, "the server was started already", "engine"));
+        }
+        let settings = &self.service.settings;
+        let mut listeners = Vec::new();
+        if let Some(path) = &settings.unix {
+            listeners.push(Listener::unix(path, settings.unix_mode, &mut lock(&self.notices))?);
+        }
+        if let Some(address) = settings.tcp {
+            listeners.push(Listener::tcp(address)?);
+        }
+        let (service, clock) = (Arc::clone(&self.service), Arc::clone(&self.clock));
+        let ticking = spawn("objmapper-clock", STACK, move || clock.run(&service)).map_err(|error| {
+            let errno = Errno::from_io_error(&error).unwrap_or(Errno::AGAIN);
+            StartError::new(errno, "cannot start a thread", "engine")
+        })?;
+        *lock(&self.clock_thread) = Some(ticking);
+        for listener in listeners {
+            let model = settings.models.get(&listener.transport).copied().unwrap_or(Model::ThreadPerConnection);
+            let mut lane = Lane { listener: Arc::new(listener), tenures: Vec::new() };
+            let begun = lane.begin(model, &self.service);
+            lanes.push(lane);
+            begun?;
+        }
+        Ok(())
+    }
+
+    pub fn addresses(&self) -> Vec<(&'static str, String)> {
+        lock(&self.lanes)
+            .iter()
+            .map(|lane| (lane.listener.transport.name(), lane.listener.address.clone()))
+            .collect()
+    }
+
+    pub fn notices(&self) -> Vec<String> {
+        lock(&self.notices).clone()
+    }
+
+    pub fn snapshot(&self) -> Snapshot {
+        let lanes = lock(&self.lanes);
+        let transports = lanes
+            .iter()
+            .map(|lane| {
+                let transport = lane.listener.transport;
+                let gauges = self.service.statistics.gauges(transport);
+                TransportState {
+                    transport: transport.name(),
+                    model: lane.model().map_or("", Model::name),
+                    address: lane.listener.address.clone(),
+                    connections: gauges.connections.load(Relaxed),
+                    connections_total: gauges.connections_total.load(Relaxed),
+                    connections_waiting: gauges.connections_waiting.load(Relaxed),
+                    active_threads: gauges.active_threads.load(Relaxed),
+                    queue_depth: gauges.queue_depth.load(Relaxed),
+                    queue_depth_max: gauges.queue_depth_max.load(Relaxed),
+                    rejected_total: gauges.rejected_total.load(Relaxed),
+                    accept_failures_total: gauges.accept_failures_total.load(Relaxed),
+                    timeouts_total: gauges.timeouts_total.load(Relaxed),
+                    protocol_errors_total: gauges.protocol_errors_total.load(Relaxed),
+                    steals_total: gauges.steals_total.load(Relaxed),
+                    parks_total: gauges.parks_total.load(Relaxed),
+                }
+            })
+            .collect();
+        drop(lanes);
+        Snapshot {
+            uptime: self.service.statistics.uptime().as_secs_f64(),
+            draining: self.draining.load(Relaxed),
+            max_connections: self.service.max_connections,
+            descriptors_in_flight: self.service.in_flight.taken(),
+            cache_hits_total: 0,
+            cache_misses_total: 0,
+            cache_bytes: 0,
+            disk_io_pending: 0,
+            figures: self.service.statistics.figures(),
+            transports,
+        }
+    }
+
+    /// Changes the model of a transport; false where the transport is not served.
+    pub fn set_concurrency(&self, transport: Transport, model: Model) -> Result<bool, StartError> {
+        let mut lanes = lock(&self.lanes);
+        let Some(lane) = lanes.iter_mut().find(|lane| lane.listener.transport == transport) else {
+            return Ok(false);
+        };
+        lane.tenures.retain(|tenure| !tenure.thread.is_finished());
+        if lane.model() == Some(model) {
+            return Ok(true);
+        }
+        // The successor first, so that at no moment nobody accepts.
+        let predecessors = lane.tenures.len();
+        lane.begin(model, &self.service)?;
+        for tenure in &lane.tenures[..predecessors] {
+            tenure.shutdown.give(Order::HandOver);
+        }
+        Ok(true)
+    }
+
+    /// Stops accepting and waits until what is under way is finished; false where that took too long.
+    pub fn drain(&self, timeout: Duration) -> bool {
+        self.draining.store(true, Relaxed);
+        self.order_all(Order::Drain, timeout)
+    }
+
+    /// Ends everything. Can be called twice.
+    pub fn stop(&self) {
+        self.draining.store(true, Relaxed);
+        if self.order_all(Order::Stop, STOP_GRACE) {
+            for tenure in lock(&self.lanes).drain(..).flat_map(|lane| lane.tenures) {
+                // A panic in a thread has been reported on stderr by the runtime.
+                let _ = tenure.thread.join();
+            }
+        }
+        *lock(&self.clock.stopped) = true;
+        self.clock.stop.notify_all();
+        if let Some(thread) = lock(&self.clock_thread).take() {
+            let _ = thread.join();
+        }
+    }
+
+    fn order_all(&self, order: Order, timeout: Duration) -> bool {
+        let until = Instant::now() + timeout;
+        for lane in lock(&self.lanes).iter() {
+            lane.give(order);
+        }
+        loop {
+            if lock(&self.lanes).iter().all(Lane::is_finished) {
+                return true;
+            }
+            if Instant::now() >= until {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl Clock {
+    /// Ends a second of the statistics each second, and looks after sockets that no session has any more.
+    fn run(&self, service: &Service) {
+        let mut next = Instant::now();
+        let mut stopped = lock(&self.stopped);
+        while !*stopped {
+            next += Duration::from_secs(1);
+            while !*stopped && Instant::now() < next {
+                let left = next.saturating_duration_since(Instant::now());
+                stopped = self.stop.wait_timeout(stopped, left).unwrap_or_else(PoisonError::into_inner).0;
+            }
+            service.statistics.tick();
+            service.sweep_estranged();
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,273 @@
+//! Bound sockets: how they come to be, how connections are taken from them, how they go.
+
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fs::{self, CWD, FileType, FlockOperation, Mode as Permissions, OFlags};
+use rustix::io::Errno;
+use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use crate::errors::{Error, StartError};
+use crate::protocol;
+use crate::service::Service;
+use crate::session::Session;
+use crate::transport::{self, Bell, Patience, Transport};
+
+/// Connections that the kernel keeps until they are accepted; it cuts this to net.core.somaxconn.
+const BACKLOG: i32 = 4096;
+/// The longest path of a Unix socket: sun_path without its final NUL.
+const MAX_UNIX_PATH: usize = 107;
+/// Without a descriptor to spare, accepting rests so long: it fails ten times a second at most.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// What came of an attempt to accept.
+#[derive(Debug)]
+pub enum Accepted {
+    Session(Box<Session>),
+    /// Refused with a word, or gone before it was taken.
+    Refused,
+    /// Nothing waits.
+    Nothing,
+    /// No descriptor or memory is left: try again after this time.
+    Exhausted(Duration),
+}
+
+/// One transport's front door. Besides new connections it takes in sessions that another model hands over.
+#[derive(Debug)]
+pub struct Listener {
+    pub transport: Transport,
+    /// As a client writes it: `unix:/path`, `tcp://127.0.0.1:9999`.
+    pub address: String,
+    socket: OwnedFd,
+    handed_over: Mutex<VecDeque<Box<Session>>>,
+    bell: Bell,
+    // Removed when the listener is dropped.
+    _path: Option<SocketPath>,
+}
+
+impl Listener {
+    pub fn unix(path: &Path, mode: u32, notices: &mut Vec<String>) -> Result<Self, StartError> {
+        let shown = path.display().to_string();
+        let fail = |what: &str| {
+            let (what, shown) = (what.to_owned(), shown.clone());
+            move |errno| StartError::new(errno, what, shown)
+        };
+        if path.as_os_str().as_bytes().len() > MAX_UNIX_PATH {
+            let why = format!("a Unix socket's path has at most {MAX_UNIX_PATH} bytes: choose a shorter one");
+            return Err(StartError::new(Errno::NAMETOOLONG, why, shown));
+        }
+        let claim = SocketPath::claim(path, notices)?;
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
+            .map_err(fail("cannot make a socket"))?;
+        // bind(2) gives the file the permissions of the socket's own inode: no moment of others'.
+        fs::fchmod(&socket, Permissions::from_raw_mode(mode)).map_err(fail("cannot set permissions"))?;
+        let name = SocketAddrUnix::new(path).map_err(fail("not a path for a Unix socket"))?;
+        net::bind(&socket, &name).map_err(fail("cannot bind"))?;
+        let claim = claim.bound()?;
+        transport::refuse_descriptors(&socket).map_err(fail("cannot refuse descriptors"))?;
+        net::listen(&socket, BACKLOG).map_err(fail("cannot listen"))?;
+        Self::new(Transport::Unix, format!("unix:{shown}"), socket, Some(claim))
+    }
+
+    pub fn tcp(address: SocketAddr) -> Result<Self, StartError> {
+        let fail = |what: &str| {
+            let what = what.to_owned();
+            move |errno| StartError::new(errno, what, format!("tcp://{address}"))
+        };
+        let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = net::socket_with(family, SocketType::STREAM, flags, None)
+            .map_err(fail("cannot make a socket"))?;
+        // Accepted connections inherit all of these.
+        let configured = sockopt::set_socket_reuseaddr(&socket, true)
+            .and_then(|()| sockopt::set_tcp_nodelay(&socket, true))
+            .and_then(|()| sockopt::set_socket_keepalive(&socket, true))
+            .and_then(|()| sockopt::set_tcp_keepidle(&socket, Duration::from_secs(60)))
+            .and_then(|()| sockopt::set_tcp_keepintvl(&socket, Duration::from_secs(10)))
+            .and_then(|()| sockopt::set_tcp_user_timeout(&socket, 120_000));
+        configured.map_err(fail("cannot set socket options"))?;
+        if address.is_ipv6() {
+            sockopt::set_ipv6_v6only(&socket, true).map_err(fail("cannot set socket options"))?;
+        }
+        net::bind(&socket, &address).map_err(fail("cannot bind"))?;
+        net::listen(&socket, BACKLOG).map_err(fail("cannot listen"))?;
+        let bound = net::getsockname(&socket)
+            .and_then(SocketAddr::try_from)
+            .map_err(fail("cannot tell the bound address"))?;
+        Self::new(Transport::Tcp, format!("tcp://{bound}"), socket, None)
+    }
+
+    fn new(
+        transport: Transport,
+        address: String,
+        socket: OwnedFd,
+        path: Option<SocketPath>,
+    ) -> Result<Self, StartError> {
+        let bell = Bell::new().map_err(|errno| StartError::new(errno, "cannot make an eventfd", &address))?;
+        Ok(Listener {
+            transport,
+            address,
+            socket,
+            handed_over: Mutex::new(VecDeque::new()),
+            bell,
+            _path: path,
+        })
+    }
+
+    /// Takes one connection, without waiting.
+    pub fn accept(&self, service: &Arc<Service>, patience: Patience) -> Accepted {
+        let mut flags = SocketFlags::CLOEXEC;
+        if patience == Patience::Never {
+            flags |= SocketFlags::NONBLOCK;
+        }
+        let gauges = service.statistics.gauges(self.transport);
+        let socket = match net::accept_with(&self.socket, flags) {
+            Ok(socket) => socket,
+            Err(Errno::AGAIN) => return Accepted::Nothing,
+            Err(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => {
+                gauges.accept_failures_total.fetch_add(1, Relaxed);
+                return Accepted::Exhausted(PAUSE);
+            }
+            // After shutdown(2) on the listener, at the end of a drain.
+            Err(Errno::INVAL) => return Accepted::Nothing,
+            // ECONNABORTED, EPROTO, ENETDOWN and their kind concern the one connection, which is gone.
+            Err(_) => return Accepted::Refused,
+        };
+        use rustix::fd::AsRawFd;
+        let beyond_reserve = socket.as_raw_fd() as u64 >= service.descriptor_limit;
+        if beyond_reserve || !service.admit_connection() {
+            gauges.rejected_total.fetch_add(1, Relaxed);
+            let mut word = Vec::new();
+            let error = Error::Busy("the server has as many connections as it may have, try again");
+            protocol::encode_error(&mut word, error.status(), &error.to_string());
+            // It fits a fresh socket's buffer; a client that is gone misses nothing.
+            let _ = transport::send(&socket, &word, Patience::Never, false);
+            return Accepted::Refused;
+        }
+        Accepted::Session(Box::new(Session::new(socket, self.transport, service)))
+    }
+
+    /// Gives a session to whichever model serves this listener now.
+    pub fn hand_over(&self, session: Box<Session>) {
+        self.handed_over().push_back(session);
+        self.bell.ring();
+    }
+
+    /// Takes in a session that was handed over.
+    pub fn take_over(&self) -> Option<Box<Session>> {
+        if self.bell.take() { self.handed_over().pop_front() } else { None }
+    }
+
+    /// Readable while sessions wait to be taken over.
+    pub fn bell(&self) -> &Bell {
+        &self.bell
+    }
+
+    /// Ends listening: whoever connects now is refused by the kernel.
+    pub fn close(&self) {
+        let _ = net::shutdown(&self.socket, net::Shutdown::Both);
+    }
+
+    fn handed_over(&self) -> std::sync::MutexGuard<'_, VecDeque<Box<Session>>> {
+        self.handed_over.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// The right to a Unix socket's path: a locked file beside it, held as long as the server lives.
+#[derive(Debug)]
+struct SocketPath {
+    path: PathBuf,
+    lock_path: PathBuf,
+    // Closing it gives the lock up.
+    _lock: OwnedFd,
+    /// Device and inode of the socket that is ours.
+    ours: Option<(u64, u64)>,
+}
+
+impl SocketPath {
+    /// Locks the path and clears away a socket that nobody serves any more.
+    fn claim(path: &Path, notices: &mut Vec<String>) -> Result<Self, StartError> {
+        let shown = path.display().to_string();
+        let mut lock_path = path.as_os_str().to_owned();
+        lock_path.push(".lock");
+        let lock_path = PathBuf::from(lock_path);
+        let lock = lock_file(&lock_path, &shown)?;
+        let claim = SocketPath { path: path.to_owned(), lock_path, _lock: lock, ours: None };
+        let stat = match fs::lstat(path) {
+            Ok(stat) => stat,
+            Err(Errno::NOENT) => return Ok(claim),
+            Err(errno) => return Err(StartError::new(errno, "cannot look at the socket's path", shown)),
+        };
+        if FileType::from_raw_mode(stat.st_mode) != FileType::Socket {
+            return Err(StartError::new(Errno::EXIST, "there is a file that is no socket: remove it or choose another path", shown));
+        }
+        if answers(path) {
+            return Err(StartError::new(Errno::ADDRINUSE, "another server listens there", shown));
+        }
+        fs::unlink(path).map_err(|errno| StartError::new(errno, "cannot remove the stale socket", shown.clone()))?;
+        notices.push(format!("removed a stale socket that nobody served: {shown}"));
+        Ok(claim)
+    }
+
+    /// Remembers which socket is ours, now that it is bound.
+    fn bound(mut self) -> Result<Self, StartError> {
+        let stat = fs::lstat(&self.path)
+            .map_err(|errno| StartError::new(errno, "the socket is gone", self.path.display().to_string()))?;
+        self.ours = Some((stat.st_dev, stat.st_ino));
+        Ok(self)
+    }
+}
+
+impl Drop for SocketPath {
+    fn drop(&mut self) {
+        // Only what is ours, and the lock last: whoever waits for it finds the path free.
+        let found = fs::lstat(&self.path).ok().map(|stat| (stat.st_dev, stat.st_ino));
+        if self.ours.is_some() && found == self.ours {
+            let _ = fs::unlink(&self.path);
+        }
+        let _ = fs::unlink(&self.lock_path);
+    }
+}
+
+/// Opens and locks the file; again where its last holder removed it meanwhile.
+fn lock_file(path: &Path, shown: &str) -> Result<OwnedFd, StartError> {
+    loop {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let lock = fs::openat(CWD, path, flags, Permissions::from_raw_mode(0o600))
+            .map_err(|errno| StartError::new(errno, "cannot make the lock file beside the socket", shown))?;
+        match fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(Errno::INTR) => continue,
+            Err(Errno::WOULDBLOCK) => {
+                return Err(StartError::new(Errno::ADDRINUSE, "another server holds this socket's lock", shown));
+            }
+            Err(errno) => return Err(StartError::new(errno, "cannot lock", shown)),
+        }
+        let mine = fs::fstat(&lock).map_err(|errno| StartError::new(errno, "cannot look at the lock file", shown))?;
+        if fs::stat(path).is_ok_and(|there| (there.st_dev, there.st_ino) == (mine.st_dev, mine.st_ino)) {
+            return Ok(lock);
+        }
+    }
+}
+
+/// Whether somebody listens on the socket. Only ECONNREFUSED says that nobody does.
+fn answers(path: &Path) -> bool {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let Ok(name) = SocketAddrUnix::new(path) else { return true };
+    let Ok(probe) = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None) else {
+        return true;
+    };
+    net::connect(&probe, &name) != Err(Errno::CONNREFUSED)
+}

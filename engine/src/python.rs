@@ -1,0 +1,149 @@
+//! What Python sees. `typings/objmapper_server/_engine.pyi` is its description.
+
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::concurrency::Model;
+use crate::engine::{Engine as NativeEngine, Snapshot};
+use crate::settings::{OptimizeFor, Settings};
+use crate::transport::Transport;
+
+/// The attributes that are read from the settings value.
+#[derive(FromPyObject)]
+struct PySettings {
+    root: PathBuf,
+    unix: Option<PathBuf>,
+    unix_mode: u32,
+    tcp: Option<String>,
+    models: HashMap<String, String>,
+    pool_size: usize,
+    max_queue_depth: usize,
+    max_threads: usize,
+    max_connections: usize,
+    optimize_for: String,
+    async_storage: bool,
+    storage_pool_size: usize,
+    cache_size: u64,
+    follow_symlinks: bool,
+    idle_timeout: f64,
+    header_timeout: f64,
+    request_timeout: f64,
+}
+
+impl TryFrom<PySettings> for Settings {
+    type Error = PyErr;
+
+    fn try_from(given: PySettings) -> PyResult<Settings> {
+        let mut models = BTreeMap::new();
+        for (transport, model) in &given.models {
+            models.insert(transport_named(transport)?, model_named(model)?);
+        }
+        let optimize_for = match given.optimize_for.as_str() {
+            "latency" => OptimizeFor::Latency,
+            "throughput" => OptimizeFor::Throughput,
+            other => {
+                return Err(PyValueError::new_err(format!("optimize_for is latency or throughput, not {other:?}")));
+            }
+        };
+        let tcp = given
+            .tcp
+            .map(|text| {
+                text.parse().map_err(|_| PyValueError::new_err(format!("not a numeric ADDRESS:PORT: {text:?}")))
+            })
+            .transpose()?;
+        Ok(Settings {
+            root: given.root,
+            unix: given.unix,
+            unix_mode: given.unix_mode,
+            tcp,
+            models,
+            pool_size: given.pool_size,
+            max_queue_depth: given.max_queue_depth,
+            max_threads: given.max_threads,
+            max_connections: given.max_connections,
+            optimize_for,
+            async_storage: given.async_storage,
+            storage_pool_size: given.storage_pool_size,
+            cache_size: given.cache_size,
+            follow_symlinks: given.follow_symlinks,
+            idle_timeout: seconds("idle_timeout", given.idle_timeout)?,
+            header_timeout: seconds("header_timeout", given.header_timeout)?,
+            request_timeout: seconds("request_timeout", given.request_timeout)?,
+        })
+    }
+}
+
+fn seconds(name: &str, value: f64) -> PyResult<Duration> {
+    Duration::try_from_secs_f64(value)
+        .map_err(|error| PyValueError::new_err(format!("{name} is no number of seconds ({value}): {error}")))
+}
+
+fn transport_named(name: &str) -> PyResult<Transport> {
+    Transport::from_name(name).ok_or_else(|| PyValueError::new_err(format!("no such transport: {name:?}")))
+}
+
+fn model_named(name: &str) -> PyResult<Model> {
+    let known = Model::ALL.map(Model::name).join(", ");
+    Model::from_name(name)
+        .ok_or_else(|| PyValueError::new_err(format!("no such concurrency model: {name:?} (there are: {known})")))
+}
+
+#[pyclass(frozen, module = "objmapper_server._engine")]
+#[derive(Debug)]
+struct Engine(NativeEngine);
+
+#[pymethods]
+impl Engine {
+    #[new]
+    fn new(settings: PySettings) -> PyResult<Self> {
+        Ok(Engine(NativeEngine::new(settings.try_into()?)?))
+    }
+
+    fn start(&self, py: Python<'_>) -> PyResult<()> {
+        Ok(py.detach(|| self.0.start())?)
+    }
+
+    #[getter]
+    fn addresses(&self) -> BTreeMap<&'static str, String> {
+        self.0.addresses().into_iter().collect()
+    }
+
+    fn statistics(&self, py: Python<'_>) -> Snapshot {
+        py.detach(|| self.0.snapshot())
+    }
+
+    fn notices(&self) -> Vec<String> {
+        self.0.notices()
+    }
+
+    fn set_concurrency(&self, py: Python<'_>, transport: &str, model: &str) -> PyResult<()> {
+        let (lane, chosen) = (transport_named(transport)?, model_named(model)?);
+        if py.detach(|| self.0.set_concurrency(lane, chosen))? {
+            Ok(())
+        } else {
+            Err(PyValueError::new_err(format!("{transport} is not served")))
+        }
+    }
+
+    fn drain(&self, py: Python<'_>, timeout: f64) -> PyResult<bool> {
+        let timeout = seconds("timeout", timeout)?;
+        Ok(py.detach(|| self.0.drain(timeout)))
+    }
+
+    fn stop(&self, py: Python<'_>) {
+        py.detach(|| self.0.stop());
+    }
+}
+
+#[pymodule]
+mod _engine {
+    #[pymodule_export]
+    use super::Engine;
+
+    #[pymodule_export]
+    #[allow(non_upper_case_globals)]
+    const __version__: &str = env!("CARGO_PKG_VERSION");
+}

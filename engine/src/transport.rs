@@ -1,0 +1,192 @@
+//! Sockets and SCM_RIGHTS. Besides `mapping.rs` the only file near raw system calls.
+
+use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use rustix::io::{self, Errno, IoSlice};
+use rustix::net::sockopt::{self, Timeout};
+use rustix::net::{self, MMsgHdr, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+use std::mem::MaybeUninit;
+use std::time::Duration;
+
+/// What a connection runs over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Transport {
+    Unix,
+    Tcp,
+}
+
+impl Transport {
+    pub const ALL: [Transport; 2] = [Transport::Unix, Transport::Tcp];
+
+    pub fn index(self) -> usize {
+        self as usize
+    }
+
+    pub fn name(self) -> &'static str {
+        ["unix", "tcp"][self.index()]
+    }
+
+    pub fn from_name(name: &str) -> Option<Transport> {
+        Transport::ALL.into_iter().find(|transport| transport.name() == name)
+    }
+}
+
+/// Room for one SCM_RIGHTS message with one descriptor.
+const ONE_RIGHT: usize = rustix::cmsg_space!(ScmRights(1));
+/// So many descriptors go out in one call.
+pub const MOST_AT_ONCE: usize = 64;
+
+/// Whether a call may wait: for a thread that has one connection yes, for one that has many never.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Patience {
+    Wait,
+    Never,
+}
+
+impl Patience {
+    fn send_flags(self, more: bool) -> SendFlags {
+        let mut flags = SendFlags::NOSIGNAL;
+        if self == Patience::Never {
+            flags |= SendFlags::DONTWAIT;
+        }
+        if more {
+            flags |= SendFlags::MORE;
+        }
+        flags
+    }
+}
+
+/// Reads what has come. Descriptors that a client sends are never taken in: `recv` without a control buffer makes the
+/// kernel drop them.
+pub fn receive(socket: &OwnedFd, buffer: &mut [u8], patience: Patience) -> io::Result<usize> {
+    let flags = match patience {
+        Patience::Wait => RecvFlags::empty(),
+        Patience::Never => RecvFlags::DONTWAIT,
+    };
+    net::recv(socket, buffer, flags).map(|(length, _)| length)
+}
+
+/// Sends bytes; `more` says that others follow at once. Returns how many the kernel took.
+pub fn send(socket: &OwnedFd, bytes: &[u8], patience: Patience, more: bool) -> io::Result<usize> {
+    net::send(socket, bytes, patience.send_flags(more))
+}
+
+/// Sends two pieces in one message. Returns how many bytes the kernel took.
+pub fn send_two(
+    socket: &OwnedFd,
+    first: &[u8],
+    second: &[u8],
+    patience: Patience,
+) -> io::Result<usize> {
+    let pieces = [IoSlice::new(first), IoSlice::new(second)];
+    net::sendmsg(socket, &pieces, &mut SendAncillaryBuffer::default(), patience.send_flags(false))
+}
+
+/// Passes each descriptor in a message of its own whose one byte is 0, with as few calls as can be (64 descriptors a
+/// call). Returns how many were passed; the descriptors stay the caller's to close.
+pub fn send_descriptors(
+    socket: &OwnedFd,
+    files: &[BorrowedFd<'_>],
+    patience: Patience,
+) -> io::Result<usize> {
+    let status = [0u8];
+    let bytes = [IoSlice::new(&status)];
+    let flags = patience.send_flags(false);
+    if let [file] = files {
+        let mut space = [MaybeUninit::uninit(); ONE_RIGHT];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        control.push(SendAncillaryMessage::ScmRights(std::slice::from_ref(file)));
+        return net::sendmsg(socket, &bytes, &mut control, flags).map(|_| 1);
+    }
+    let files = &files[..files.len().min(MOST_AT_ONCE)];
+    let mut spaces = [[MaybeUninit::uninit(); ONE_RIGHT]; MOST_AT_ONCE];
+    let mut controls: Vec<_> = spaces
+        .iter_mut()
+        .zip(files)
+        .map(|(space, file)| {
+            let mut control = SendAncillaryBuffer::new(space);
+            control.push(SendAncillaryMessage::ScmRights(std::slice::from_ref(file)));
+            control
+        })
+        .collect();
+    let mut messages: Vec<_> =
+        controls.iter_mut().map(|control| MMsgHdr::new(&bytes, control)).collect();
+    net::sendmmsg(socket, &mut messages, flags)
+}
+
+/// Bytes that the peer of a Unix stream socket has not read yet, as the kernel accounts for them. 0: it has read all.
+pub fn unread_by_peer(socket: &OwnedFd) -> io::Result<usize> {
+    let mut queued: libc::c_int = 0;
+    // SAFETY: SIOCOUTQ (= TIOCOUTQ) writes one int, and the descriptor is open as long as it is borrowed.
+    let answer = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut queued) };
+    if answer < 0 { Err(last_error()) } else { Ok(usize::try_from(queued).unwrap_or(0)) }
+}
+
+/// Makes the kernel refuse descriptors that clients send (Linux 6.16); older kernels do not know the option, and there
+/// `receive` has them dropped.
+pub fn refuse_descriptors(socket: &OwnedFd) -> io::Result<()> {
+    const SO_PASSRIGHTS: libc::c_int = 83;
+    let off: libc::c_int = 0;
+    // SAFETY: the option's value is one int, whose size is told.
+    let answer = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_PASSRIGHTS,
+            (&raw const off).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    match if answer < 0 { Err(last_error()) } else { Ok(()) } {
+        Err(Errno::NOPROTOOPT) => Ok(()),
+        other => other,
+    }
+}
+
+/// Switches between a socket that waits (at most `tick` a call) and one that never does.
+pub fn set_patience(socket: &OwnedFd, patience: Patience, tick: Duration) -> io::Result<()> {
+    io::ioctl_fionbio(socket, patience == Patience::Never)?;
+    if patience == Patience::Wait {
+        sockopt::set_socket_timeout(socket, Timeout::Recv, Some(tick))?;
+        sockopt::set_socket_timeout(socket, Timeout::Send, Some(tick))?;
+    }
+    Ok(())
+}
+
+/// Sends a file's bytes from `offset` on without copying them through this process. Returns how many the kernel took; 0
+/// means that the file ends there.
+pub fn send_file(socket: &OwnedFd, file: &OwnedFd, offset: u64, most: usize) -> io::Result<usize> {
+    let mut at = offset;
+    rustix::fs::sendfile(socket, file, Some(&mut at), most)
+}
+
+/// An eventfd: rung by one thread, noticed by others, in poll and epoll. Each `take` takes one ring away.
+#[derive(Debug)]
+pub struct Bell(OwnedFd);
+
+impl Bell {
+    pub fn new() -> io::Result<Self> {
+        use rustix::event::{EventfdFlags, eventfd};
+        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK | EventfdFlags::SEMAPHORE;
+        eventfd(0, flags).map(Bell)
+    }
+
+    pub fn ring(&self) {
+        // Fails only where the counter is full, and then it is rung already.
+        let _ = io::write(&self.0, &1u64.to_ne_bytes());
+    }
+
+    /// Takes one ring; false where it was not rung.
+    pub fn take(&self) -> bool {
+        io::read(&self.0, &mut [0u8; 8]).is_ok()
+    }
+}
+
+impl AsFd for Bell {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+fn last_error() -> Errno {
+    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
+}

@@ -1,0 +1,1 @@
+../typings/objmapper_server/_engine.pyi

@@ -1,0 +1,125 @@
+"""The native data plane. Only ``objmapper_server.server`` imports it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol, TypedDict, type_check_only
+
+__version__: str
+
+@type_check_only
+class Settings(Protocol):
+    """What `Engine` reads, as attributes, from the value that it is given. Times are in seconds, sizes in bytes."""
+
+    @property
+    def root(self) -> str: ...
+    @property
+    def unix(self) -> str | None: ...
+    @property
+    def unix_mode(self) -> int: ...  # permissions of the Unix socket's file, 0o600
+    @property
+    def tcp(self) -> str | None: ...  # "ADDRESS:PORT", numeric; IPv6 in brackets
+    @property
+    def models(self) -> Mapping[str, str]: ...  # transport -> a concrete model's name
+    @property
+    def pool_size(self) -> int: ...  # 0: cores × 2
+    @property
+    def max_queue_depth(self) -> int: ...
+    @property
+    def max_threads(self) -> int: ...
+    @property
+    def max_connections(self) -> int: ...
+    @property
+    def optimize_for(self) -> str: ...  # "latency" or "throughput"
+    @property
+    def async_storage(self) -> bool: ...
+    @property
+    def storage_pool_size(self) -> int: ...
+    @property
+    def cache_size(self) -> int: ...
+    @property
+    def follow_symlinks(self) -> bool: ...
+    @property
+    def idle_timeout(self) -> float: ...
+    @property
+    def header_timeout(self) -> float: ...
+    @property
+    def request_timeout(self) -> float: ...
+
+@type_check_only
+class Percentiles(TypedDict):
+    """Microseconds; all are 0 where nothing was counted."""
+
+    count: int
+    mean_us: float
+    p50_us: float
+    p99_us: float
+    p999_us: float
+    max_us: float
+
+@type_check_only
+class Figures(TypedDict):
+    """The figures of all requests that carry the labels; a label of None means "any"."""
+
+    transport: str | None
+    model: str | None
+    mode: str | None
+    requests_total: int
+    bytes_total: int
+    errors_total: dict[int, int]  # status -> how many
+    requests_per_sec: float  # over the last 10 s, or since start where that is shorter
+    bytes_per_sec: float
+    latency: Percentiles  # the last 60 s
+    latency_since_start: Percentiles
+    queue_wait: Percentiles  # the last 60 s; nothing where the model has no queue
+    queue_wait_since_start: Percentiles
+
+@type_check_only
+class TransportState(TypedDict):
+    """What one transport is doing now, and what it has counted since start."""
+
+    transport: str
+    model: str
+    address: str
+    connections: int
+    connections_total: int
+    connections_waiting: int  # accepted, and waiting for a thread (thread-per-connection over max_threads)
+    active_threads: int
+    queue_depth: int
+    queue_depth_max: int
+    rejected_total: int  # connections and requests refused for want of room
+    accept_failures_total: int
+    timeouts_total: int
+    protocol_errors_total: int
+    steals_total: int
+    parks_total: int
+
+@type_check_only
+class Snapshot(TypedDict):
+    uptime: float
+    draining: bool
+    max_connections: int  # as fitted to RLIMIT_NOFILE
+    descriptors_in_flight: int  # passed and, as far as is known, not yet received
+    cache_hits_total: int
+    cache_misses_total: int
+    cache_bytes: int
+    disk_io_pending: int
+    figures: Sequence[Figures]  # the total, each transport, model and mode, and each combination that was used
+    transports: Sequence[TransportState]
+
+class Engine:
+    """Serves one root over the transports that the settings name. The GIL is never held to serve a request."""
+
+    def __new__(cls, settings: Settings) -> Engine: ...
+    def start(self) -> None:
+        """Bind and serve. Raises OSError (with errno and the address) where a socket cannot be had."""
+    @property
+    def addresses(self) -> dict[str, str]:
+        """Transport -> the address really bound ("unix:/…", "tcp://127.0.0.1:40123"); empty before start()."""
+    def statistics(self) -> Snapshot: ...
+    def notices(self) -> list[str]:
+        """What was fitted or found at start, a line each: limits lowered, stale sockets removed."""
+    def set_concurrency(self, transport: str, model: str) -> None:
+        """Change the model of a transport while it serves. Raises ValueError for a name that is not served."""
+    def drain(self, timeout: float) -> bool:
+        """Stop accepting, finish what is under way, wait `timeout` seconds at most. True where all was finished."""
+    def stop(self) -> None:
+        """End every session and thread, close every socket and remove the Unix socket. Can be called twice."""
