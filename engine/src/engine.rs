@@ -12,6 +12,7 @@ use crate::errors::StartError;
 use crate::listener::Listener;
 use crate::service::Service;
 use crate::settings::Settings;
+use crate::storage_pool::StoragePool;
 use crate::transport::Transport;
 
 /// The threads that accept and those that count have shallow work.
@@ -41,9 +42,10 @@ impl Lane {
         let (listener, service, told) =
             (Arc::clone(&self.listener), Arc::clone(service), Arc::clone(&shutdown));
         let name = format!("objmapper-{}", self.listener.transport.name());
-        let thread = spawn(&name, STACK, move || model.serve(&listener, &service, &told)).map_err(|error| {
-            fail("cannot start a thread", Errno::from_io_error(&error).unwrap_or(Errno::AGAIN))
-        })?;
+        let thread =
+            spawn(&name, STACK, move || model.serve(&listener, &service, &told)).map_err(|error| {
+                fail("cannot start a thread", Errno::from_io_error(&error).unwrap_or(Errno::AGAIN))
+            })?;
         self.tenures.push(Tenure { model, shutdown, thread });
         Ok(())
     }
@@ -150,7 +152,8 @@ impl Engine {
         })?;
         *lock(&self.clock_thread) = Some(ticking);
         for listener in listeners {
-            let model = settings.models.get(&listener.transport).copied().unwrap_or(Model::ThreadPerConnection);
+            let model =
+                settings.models.get(&listener.transport).copied().unwrap_or(Model::ThreadPerConnection);
             let mut lane = Lane { listener: Arc::new(listener), tenures: Vec::new() };
             let begun = lane.begin(model, &self.service);
             lanes.push(lane);
@@ -197,15 +200,16 @@ impl Engine {
             })
             .collect();
         drop(lanes);
+        let cache = self.service.statistics.cache_counts();
         Snapshot {
             uptime: self.service.statistics.uptime().as_secs_f64(),
             draining: self.draining.load(Relaxed),
             max_connections: self.service.max_connections,
             descriptors_in_flight: self.service.in_flight.taken(),
-            cache_hits_total: 0,
-            cache_misses_total: 0,
-            cache_bytes: 0,
-            disk_io_pending: 0,
+            cache_hits_total: cache.hits,
+            cache_misses_total: cache.misses,
+            cache_bytes: self.service.cache.size(),
+            disk_io_pending: self.service.storage_pool.as_ref().map_or(0, StoragePool::pending),
             figures: self.service.statistics.figures(),
             transports,
         }
@@ -244,6 +248,9 @@ impl Engine {
                 // A panic in a thread has been reported on stderr by the runtime.
                 let _ = tenure.thread.join();
             }
+        }
+        if let Some(pool) = &self.service.storage_pool {
+            pool.stop();
         }
         *lock(&self.clock.stopped) = true;
         self.clock.stop.notify_all();

@@ -71,9 +71,7 @@ impl fmt::Display for Error {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let text = match self {
             Error::NotFound => "no such object",
-            Error::BadPath => {
-                "not a URI of an object: empty, '.', '..' and over-long segments are refused"
-            }
+            Error::BadPath => "not a URI of an object: empty, '.', '..' and over-long segments are refused",
             Error::Symlink => "a symbolic link, and this server does not follow them",
             Error::Outside => "outside the root",
             Error::NotRegular => "not a regular file",

@@ -6,6 +6,7 @@
 // The names of documented items say what they are; not every field of a plain value needs prose.
 #![allow(missing_docs)]
 
+pub mod cache;
 pub mod concurrency;
 pub mod engine;
 pub mod errors;
@@ -13,10 +14,12 @@ pub mod in_flight;
 pub mod listener;
 pub mod mapping;
 pub mod protocol;
+pub mod queue;
 pub mod service;
 pub mod session;
 pub mod settings;
 pub mod statistics;
+pub mod storage_pool;
 pub mod transport;
 
 #[cfg(feature = "python")]

@@ -211,12 +211,17 @@ impl SocketPath {
             Err(errno) => return Err(StartError::new(errno, "cannot look at the socket's path", shown)),
         };
         if FileType::from_raw_mode(stat.st_mode) != FileType::Socket {
-            return Err(StartError::new(Errno::EXIST, "there is a file that is no socket: remove it or choose another path", shown));
+            return Err(StartError::new(
+                Errno::EXIST,
+                "there is a file that is no socket: remove it or choose another path",
+                shown,
+            ));
         }
         if answers(path) {
             return Err(StartError::new(Errno::ADDRINUSE, "another server listens there", shown));
         }
-        fs::unlink(path).map_err(|errno| StartError::new(errno, "cannot remove the stale socket", shown.clone()))?;
+        fs::unlink(path)
+            .map_err(|errno| StartError::new(errno, "cannot remove the stale socket", shown.clone()))?;
         notices.push(format!("removed a stale socket that nobody served: {shown}"));
         Ok(claim)
     }
@@ -251,11 +256,16 @@ fn lock_file(path: &Path, shown: &str) -> Result<OwnedFd, StartError> {
             Ok(()) => {}
             Err(Errno::INTR) => continue,
             Err(Errno::WOULDBLOCK) => {
-                return Err(StartError::new(Errno::ADDRINUSE, "another server holds this socket's lock", shown));
+                return Err(StartError::new(
+                    Errno::ADDRINUSE,
+                    "another server holds this socket's lock",
+                    shown,
+                ));
             }
             Err(errno) => return Err(StartError::new(errno, "cannot lock", shown)),
         }
-        let mine = fs::fstat(&lock).map_err(|errno| StartError::new(errno, "cannot look at the lock file", shown))?;
+        let mine = fs::fstat(&lock)
+            .map_err(|errno| StartError::new(errno, "cannot look at the lock file", shown))?;
         if fs::stat(path).is_ok_and(|there| (there.st_dev, there.st_ino) == (mine.st_dev, mine.st_ino)) {
             return Ok(lock);
         }

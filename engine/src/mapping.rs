@@ -5,11 +5,12 @@
 //! out either.
 
 use rustix::fd::{AsFd, OwnedFd};
-use rustix::fs::{self, CWD, FileType, Mode as Permissions, OFlags, ResolveFlags};
+use rustix::fs::{self, AtFlags, CWD, FileType, Mode as Permissions, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use std::ffi::CStr;
 use std::path::Path;
 
+use crate::cache::Version;
 use crate::errors::{Error, StartError};
 
 /// The longest name that Linux file systems hold, in bytes.
@@ -23,6 +24,8 @@ pub struct Opened {
     pub file: OwnedFd,
     /// Bytes, at the time of opening.
     pub size: u64,
+    /// What the file was at that time.
+    pub version: Version,
 }
 
 /// A directory whose regular files are the objects.
@@ -36,9 +39,8 @@ impl Mapping {
     /// Takes hold of `root`; later renames of the directory do not matter.
     pub fn new(root: &Path, follow_symlinks: bool) -> Result<Self, StartError> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let directory = fs::openat(CWD, root, flags, Permissions::empty()).map_err(|errno| {
-            StartError::new(errno, "cannot serve this root", root.display().to_string())
-        })?;
+        let directory = fs::openat(CWD, root, flags, Permissions::empty())
+            .map_err(|errno| StartError::new(errno, "cannot serve this root", root.display().to_string()))?;
         let mut resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
         if !follow_symlinks {
             resolve |= ResolveFlags::NO_SYMLINKS;
@@ -46,9 +48,8 @@ impl Mapping {
         Ok(Mapping { root: directory, resolve })
     }
 
-    /// Opens the object for reading. `path` is room to write its path in, so that nothing is allocated.
-    pub fn open(&self, uri: &str, path: &mut Vec<u8>) -> Result<Opened, Error> {
-        let path = relative_path(uri, path)?;
+    /// Opens the object for reading. `path` comes from [`relative_path`].
+    pub fn open(&self, path: &CStr) -> Result<Opened, Error> {
         // O_NONBLOCK, because opening a FIFO would wait for a writer.
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
         let mut tries = 0;
@@ -64,7 +65,15 @@ impl Mapping {
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             return Err(Error::NotRegular);
         }
-        Ok(Opened { file, size: stat.st_size.max(0) as u64 })
+        Ok(Opened { file, size: stat.st_size.max(0) as u64, version: Version::of(&stat) })
+    }
+
+    /// What lies at the path now, for comparison with what once was opened there; None where there is nothing.
+    ///
+    /// This follows links on the way, unlike `open`: it decides only whether bytes that were rightly read are still those
+    /// of the same, unchanged file.
+    pub fn version(&self, path: &CStr) -> Option<Version> {
+        fs::statat(self.root.as_fd(), path, AtFlags::SYMLINK_NOFOLLOW).ok().map(|stat| Version::of(&stat))
     }
 }
 
@@ -73,11 +82,10 @@ pub fn clear_status_flags(file: &OwnedFd) -> Result<(), Error> {
     fs::fcntl_setfl(file, OFlags::empty()).map_err(Error::Storage)
 }
 
-/// The path below the root, or why there is none. A leading slash is optional, so an object has just one path.
-fn relative_path<'a>(uri: &str, path: &'a mut Vec<u8>) -> Result<&'a CStr, Error> {
+/// The path below the root, written into `path` so that nothing is allocated, or why there is none. A leading slash is optional, so an object has just one path.
+pub fn relative_path<'a>(uri: &str, path: &'a mut Vec<u8>) -> Result<&'a CStr, Error> {
     let relative = uri.strip_prefix('/').unwrap_or(uri).as_bytes();
-    let is_name =
-        |segment: &[u8]| !matches!(segment, b"" | b"." | b"..") && segment.len() <= MAX_SEGMENT;
+    let is_name = |segment: &[u8]| !matches!(segment, b"" | b"." | b"..") && segment.len() <= MAX_SEGMENT;
     if !relative.split(|&byte| byte == b'/').all(is_name) {
         return Err(Error::BadPath);
     }

@@ -102,7 +102,10 @@ impl Status {
 /// What stood at the front of the input.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Decoded<'a> {
-    Request { mode: Mode, uri: &'a str },
+    Request {
+        mode: Mode,
+        uri: &'a str,
+    },
     /// The frame was read to its end; it is answered with this status and the connection goes on.
     Refused(Status),
     /// What comes cannot be understood: answer with this status, then close.
@@ -151,6 +154,11 @@ impl RequestDecoder {
             Ok(uri) => Decoded::Request { mode, uri },
             Err(_) => Decoded::Refused(Status::InvalidRequest),
         }
+    }
+
+    /// What [`decode`](Self::decode) would find, without taking it; None while an over-long URI is being skipped.
+    pub fn peek<'a>(&self, input: &mut &'a [u8]) -> Option<Decoded<'a>> {
+        if self.to_skip > 0 { None } else { Some(RequestDecoder::default().decode(input)) }
     }
 
     fn skip<'a>(&mut self, input: &mut &'a [u8]) -> Decoded<'a> {

@@ -45,13 +45,16 @@ impl TryFrom<PySettings> for Settings {
             "latency" => OptimizeFor::Latency,
             "throughput" => OptimizeFor::Throughput,
             other => {
-                return Err(PyValueError::new_err(format!("optimize_for is latency or throughput, not {other:?}")));
+                return Err(PyValueError::new_err(format!(
+                    "optimize_for is latency or throughput, not {other:?}"
+                )));
             }
         };
         let tcp = given
             .tcp
             .map(|text| {
-                text.parse().map_err(|_| PyValueError::new_err(format!("not a numeric ADDRESS:PORT: {text:?}")))
+                text.parse()
+                    .map_err(|_| PyValueError::new_err(format!("not a numeric ADDRESS:PORT: {text:?}")))
             })
             .transpose()?;
         Ok(Settings {
@@ -87,8 +90,9 @@ fn transport_named(name: &str) -> PyResult<Transport> {
 
 fn model_named(name: &str) -> PyResult<Model> {
     let known = Model::ALL.map(Model::name).join(", ");
-    Model::from_name(name)
-        .ok_or_else(|| PyValueError::new_err(format!("no such concurrency model: {name:?} (there are: {known})")))
+    Model::from_name(name).ok_or_else(|| {
+        PyValueError::new_err(format!("no such concurrency model: {name:?} (there are: {known})"))
+    })
 }
 
 #[pyclass(frozen, module = "objmapper_server._engine")]

@@ -5,11 +5,13 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 
+use crate::cache::Cache;
 use crate::errors::StartError;
 use crate::in_flight::InFlight;
 use crate::mapping::Mapping;
 use crate::settings::Settings;
 use crate::statistics::Statistics;
+use crate::storage_pool::StoragePool;
 use crate::transport;
 
 /// Descriptors that connections never get: for the files that requests open, the listeners, the interpreter.
@@ -19,6 +21,9 @@ pub const RESERVED_DESCRIPTORS: u64 = 32;
 pub struct Service {
     pub settings: Settings,
     pub mapping: Mapping,
+    pub cache: Cache,
+    /// None where storage is read by whoever serves.
+    pub storage_pool: Option<StoragePool>,
     pub statistics: Statistics,
     pub in_flight: InFlight,
     /// The cap on connections, fitted to RLIMIT_NOFILE.
@@ -44,13 +49,14 @@ struct Estranged {
 impl Service {
     pub fn new(settings: Settings) -> Result<Self, StartError> {
         let mapping = Mapping::new(&settings.root, settings.follow_symlinks)?;
+        let storage_pool =
+            if settings.async_storage { Some(StoragePool::start(settings.storage_pool_size)?) } else { None };
         let mut notices = Vec::new();
         let limit = raise_descriptor_limit(&mut notices);
         // A quarter of the limit may be in flight; as many can be open, waiting to be sent.
         let in_flight = limit / 4;
         let room = limit.saturating_sub(RESERVED_DESCRIPTORS + in_flight).max(1);
-        let max_connections =
-            settings.max_connections.min(usize::try_from(room).unwrap_or(usize::MAX));
+        let max_connections = settings.max_connections.min(usize::try_from(room).unwrap_or(usize::MAX));
         if max_connections < settings.max_connections {
             notices.push(format!(
                 "max_connections lowered from {} to {max_connections}: RLIMIT_NOFILE is {limit} (raise it with ulimit -n \
@@ -60,6 +66,8 @@ impl Service {
         }
         Ok(Service {
             mapping,
+            cache: Cache::new(settings.cache_size),
+            storage_pool,
             statistics: Statistics::new(),
             in_flight: InFlight::new(u32::try_from(in_flight).unwrap_or(u32::MAX)),
             max_connections,

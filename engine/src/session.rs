@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use crate::concurrency::Model;
+use crate::concurrency::{Model, TICK};
 use crate::errors::Error;
 use crate::mapping::{self, Opened};
 use crate::protocol::{self, Decoded, Mode, RequestDecoder, Status};
@@ -43,6 +43,8 @@ pub enum Next {
     Readable,
     /// Room for bytes to the client.
     Writable,
+    /// Storage that may block: [`Session::read_ahead`] on a thread that may wait, then run it again.
+    Storage,
     /// Nothing: others should have their turn, then run it again.
     Again,
     /// To be run again after this time.
@@ -59,6 +61,8 @@ pub struct Manner {
     pub spin: Duration,
     /// Every request is answered with UNAVAILABLE, before any work.
     pub refuse: bool,
+    /// Whoever runs this never waits for storage: see [`Next::Storage`].
+    pub storage_elsewhere: bool,
 }
 
 /// Buffers that a thread lends to whichever session it runs, so that idle sessions need none.
@@ -110,9 +114,16 @@ enum Payload {
     Buffered(usize),
     Descriptor(OwnedFd),
     /// The file's bytes from `at` up to `end`.
-    File { file: OwnedFd, at: u64, end: u64 },
+    File {
+        file: OwnedFd,
+        at: u64,
+        end: u64,
+    },
     /// An error that took the place of a descriptor the kernel refused.
-    Text { bytes: Vec<u8>, at: usize },
+    Text {
+        bytes: Vec<u8>,
+        at: usize,
+    },
 }
 
 #[derive(Debug)]
@@ -136,6 +147,8 @@ pub struct Session {
     /// When bytes last moved, either way.
     moved_at: Instant,
     ending: End,
+    /// The object that the next request asks for was touched by a thread that may wait.
+    warm: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -167,6 +180,8 @@ enum Progress {
     Full,
     /// The client must read descriptors first.
     Unread,
+    /// The next request's object may have to come from the disk.
+    Storage,
 }
 
 impl Session {
@@ -189,6 +204,7 @@ impl Session {
             frame_since: None,
             moved_at: now,
             ending: End::No,
+            warm: false,
         }
     }
 
@@ -198,6 +214,11 @@ impl Session {
             Some(socket) => socket,
             None => unreachable!("the socket is given up in drop only"),
         }
+    }
+
+    /// Fits the socket to how it will be used: to wait (a second at most a call), or never.
+    pub fn set_patience(&self, patience: Patience) -> Result<(), Errno> {
+        transport::set_patience(self.socket(), patience, TICK)
     }
 
     pub fn transport(&self) -> Transport {
@@ -262,6 +283,7 @@ impl Session {
             }
             match progress {
                 Progress::Unread => return Next::Later(UNREAD_PAUSE),
+                Progress::Storage => return Next::Storage,
                 Progress::Full => return Next::Again,
                 Progress::All => {}
             }
@@ -284,9 +306,10 @@ impl Session {
                     emptied = length < room;
                     self.complete_at = Instant::now();
                     self.moved_at = self.complete_at;
-                    if self.frame_since.is_some_and(|since| {
-                        self.complete_at - since > self.service.settings.header_timeout
-                    }) {
+                    if self
+                        .frame_since
+                        .is_some_and(|since| self.complete_at - since > self.service.settings.header_timeout)
+                    {
                         self.refuse_slow_frame(scratch);
                     }
                 }
@@ -321,6 +344,9 @@ impl Session {
             if by_descriptor && !self.may_pass() {
                 break if self.outbox.is_empty() { Progress::Unread } else { Progress::Full };
             }
+            if manner.storage_elsewhere && !manner.refuse && !self.is_warm(scratch, rest) {
+                break if self.outbox.is_empty() { Progress::Storage } else { Progress::Full };
+            }
             match self.decoder.decode(&mut rest) {
                 Decoded::More => break Progress::All,
                 Decoded::Request { mode, uri } => {
@@ -335,7 +361,11 @@ impl Session {
                 }
                 Decoded::Refused(status) => self.push_error(scratch, None, Error::Refused(status)),
                 Decoded::Fatal(status) => {
-                    self.service.statistics.gauges(self.transport).protocol_errors_total.fetch_add(1, Relaxed);
+                    self.service
+                        .statistics
+                        .gauges(self.transport)
+                        .protocol_errors_total
+                        .fetch_add(1, Relaxed);
                     self.push_error(scratch, None, Error::Refused(status));
                     self.ending = End::AfterReplies;
                     rest = &[];
@@ -343,6 +373,7 @@ impl Session {
                 }
             }
             self.frame_since = None;
+            self.warm = false;
             *requests_left = requests_left.saturating_sub(1);
         };
         *at = have - rest.len();
@@ -357,9 +388,24 @@ impl Session {
         if mode == Mode::FdPass && self.transport != Transport::Unix {
             return Err(Error::ModeNeedsUnix);
         }
-        let Opened { file, size } = self.service.mapping.open(uri, &mut scratch.path)?;
+        let Scratch { path, out, shard, .. } = scratch;
+        let path = mapping::relative_path(uri, path)?;
+        let service = &self.service;
         let complete_at = self.complete_at;
+        let cached = mode == Mode::Copy && service.cache.is_on();
         let ending = |content| Some(Ending { mode: Some(mode), status: Status::Ok, content, complete_at });
+        if cached
+            && let Some(kept) = service.cache.get(path)
+            && service.mapping.version(path) == Some(kept.version)
+        {
+            service.statistics.record_cache(*shard, true);
+            out.extend_from_slice(&protocol::content_head(kept.bytes.len() as u64));
+            out.extend_from_slice(&kept.bytes);
+            let length = protocol::CONTENT_HEAD + kept.bytes.len();
+            self.push_buffered(length, ending(kept.bytes.len() as u64));
+            return Ok(());
+        }
+        let Opened { file, size, version } = service.mapping.open(path)?;
         if mode == Mode::FdPass {
             mapping::clear_status_flags(&file)?;
             self.unread += 1;
@@ -368,19 +414,57 @@ impl Session {
             return Ok(());
         }
         if size == 0 || (mode == Mode::Copy && size <= SMALL) {
-            let before = scratch.out.len();
-            let content = read_whole(&file, size as usize, &mut scratch.out)?;
-            let length = scratch.out.len() - before;
+            let before = out.len();
+            let content = read_whole(&file, size as usize, out)?;
+            let length = out.len() - before;
+            if cached {
+                service.statistics.record_cache(*shard, false);
+                if content as u64 == size {
+                    service.cache.put(path, version, &out[before + protocol::CONTENT_HEAD..]);
+                }
+            }
             self.push_buffered(length, ending(content as u64));
             return Ok(());
         }
-        scratch.out.extend_from_slice(&protocol::content_head(size));
+        out.extend_from_slice(&protocol::content_head(size));
         self.push_buffered(protocol::CONTENT_HEAD, None);
-        self.outbox.push_back(Segment {
-            payload: Payload::File { file, at: 0, end: size },
-            ends: ending(size),
-        });
+        self.outbox
+            .push_back(Segment { payload: Payload::File { file, at: 0, end: size }, ends: ending(size) });
         Ok(())
+    }
+
+    /// Whether the front request can be answered without waiting for a disk: its object is in memory, was read ahead, or
+    /// there is no whole request.
+    fn is_warm(&self, scratch: &mut Scratch, mut input: &[u8]) -> bool {
+        if self.warm {
+            return true;
+        }
+        let Some(Decoded::Request { mode, uri }) = self.decoder.peek(&mut input) else {
+            return true;
+        };
+        let Ok(path) = mapping::relative_path(uri, &mut scratch.path) else {
+            return true;
+        };
+        mode == Mode::Copy && self.service.cache.get(path).is_some()
+    }
+
+    /// Does the waiting for the request in front: looks its path up and brings the start of its content into memory. What
+    /// goes wrong here goes wrong again, and is answered, when the request is served.
+    pub fn read_ahead(&mut self) {
+        self.warm = true;
+        let mut input = &self.kept_input[..];
+        let Some(Decoded::Request { mode, uri }) = self.decoder.peek(&mut input) else {
+            return;
+        };
+        let mut path = Vec::new();
+        let Ok(path) = mapping::relative_path(uri, &mut path) else {
+            return;
+        };
+        if let Ok(Opened { file, size, .. }) = self.service.mapping.open(path)
+            && mode != Mode::FdPass
+        {
+            transport::touch(&file, size.min(BYTES_A_TURN as u64));
+        }
     }
 
     /// Whether one more descriptor may be opened for this client.
@@ -470,8 +554,7 @@ impl Session {
                 }
             }
         }
-        let mut taken =
-            transport::send(self.socket(), &scratch.out[*sent..*sent + total], patience, more)?;
+        let mut taken = transport::send(self.socket(), &scratch.out[*sent..*sent + total], patience, more)?;
         *sent += taken;
         let now = Instant::now();
         self.moved_at = now;
@@ -492,8 +575,7 @@ impl Session {
             match (first, self.outbox.len()) {
                 (Some(file), 1) => transport::send_descriptors(self.socket(), &[file], patience),
                 _ => {
-                    let files: Vec<BorrowedFd<'_>> =
-                        self.outbox.iter().map_while(as_descriptor).collect();
+                    let files: Vec<BorrowedFd<'_>> = self.outbox.iter().map_while(as_descriptor).collect();
                     transport::send_descriptors(self.socket(), &files, patience)
                 }
             }
@@ -670,12 +752,7 @@ fn as_descriptor(segment: &Segment) -> Option<BorrowedFd<'_>> {
 }
 
 /// `recv`, after trying for a while without sleeping where the manner says so.
-fn receive(
-    socket: &OwnedFd,
-    buffer: &mut [u8],
-    manner: Manner,
-    service: &Service,
-) -> Result<usize, Errno> {
+fn receive(socket: &OwnedFd, buffer: &mut [u8], manner: Manner, service: &Service) -> Result<usize, Errno> {
     if manner.patience == Patience::Wait && !manner.spin.is_zero() {
         let spinners = service.spinners.fetch_add(1, Relaxed);
         let mut outcome = Err(Errno::AGAIN);

@@ -92,6 +92,8 @@ impl Cell {
 #[derive(Debug)]
 #[repr(align(128))]
 struct Shard {
+    cache_hits: AtomicU64,
+    cache_misses: AtomicU64,
     cells: [OnceLock<Box<Cell>>; LABELS],
 }
 
@@ -201,12 +203,25 @@ pub struct Figures {
     pub queue_wait_since_start: Percentiles,
 }
 
+/// How often an object was in memory when it was asked for.
+#[derive(Debug, Clone, Copy)]
+pub struct CacheCounts {
+    pub hits: u64,
+    pub misses: u64,
+}
+
 impl Statistics {
     pub fn new() -> Self {
         let shards = crate::settings::cores().next_power_of_two().min(16);
         Statistics {
             started: Instant::now(),
-            shards: (0..shards).map(|_| Shard { cells: [const { OnceLock::new() }; LABELS] }).collect(),
+            shards: (0..shards)
+                .map(|_| Shard {
+                    cache_hits: AtomicU64::new(0),
+                    cache_misses: AtomicU64::new(0),
+                    cells: [const { OnceLock::new() }; LABELS],
+                })
+                .collect(),
             next_shard: AtomicUsize::new(0),
             gauges: Default::default(),
             history: Mutex::new(BTreeMap::new()),
@@ -238,6 +253,18 @@ impl Statistics {
         if answered.bytes > 0 {
             cell.bytes.fetch_add(answered.bytes, Relaxed);
         }
+    }
+
+    pub fn record_cache(&self, shard: usize, hit: bool) {
+        let shard = &self.shards[shard];
+        if hit { &shard.cache_hits } else { &shard.cache_misses }.fetch_add(1, Relaxed);
+    }
+
+    pub fn cache_counts(&self) -> CacheCounts {
+        let sum = |counter: fn(&Shard) -> &AtomicU64| {
+            self.shards.iter().map(|shard| counter(shard).load(Relaxed)).sum()
+        };
+        CacheCounts { hits: sum(|shard| &shard.cache_hits), misses: sum(|shard| &shard.cache_misses) }
     }
 
     /// Ends a second of the window. Called once a second, by one thread.
@@ -289,9 +316,11 @@ impl Statistics {
         all.extend(Transport::ALL.map(|transport| gather(Some(transport), None, None)));
         all.extend(Model::ALL.map(|model| gather(None, Some(model), None)));
         all.extend(Mode::ALL.map(|mode| gather(None, None, Some(mode.index()))));
-        all.extend(cells.iter().map(|(labels, _)| {
-            gather(Some(labels.transport), Some(labels.model), Some(labels.mode))
-        }));
+        all.extend(
+            cells
+                .iter()
+                .map(|(labels, _)| gather(Some(labels.transport), Some(labels.model), Some(labels.mode))),
+        );
         all
     }
 

@@ -71,23 +71,14 @@ pub fn send(socket: &OwnedFd, bytes: &[u8], patience: Patience, more: bool) -> i
 }
 
 /// Sends two pieces in one message. Returns how many bytes the kernel took.
-pub fn send_two(
-    socket: &OwnedFd,
-    first: &[u8],
-    second: &[u8],
-    patience: Patience,
-) -> io::Result<usize> {
+pub fn send_two(socket: &OwnedFd, first: &[u8], second: &[u8], patience: Patience) -> io::Result<usize> {
     let pieces = [IoSlice::new(first), IoSlice::new(second)];
     net::sendmsg(socket, &pieces, &mut SendAncillaryBuffer::default(), patience.send_flags(false))
 }
 
 /// Passes each descriptor in a message of its own whose one byte is 0, with as few calls as can be (64 descriptors a
 /// call). Returns how many were passed; the descriptors stay the caller's to close.
-pub fn send_descriptors(
-    socket: &OwnedFd,
-    files: &[BorrowedFd<'_>],
-    patience: Patience,
-) -> io::Result<usize> {
+pub fn send_descriptors(socket: &OwnedFd, files: &[BorrowedFd<'_>], patience: Patience) -> io::Result<usize> {
     let status = [0u8];
     let bytes = [IoSlice::new(&status)];
     let flags = patience.send_flags(false);
@@ -108,8 +99,7 @@ pub fn send_descriptors(
             control
         })
         .collect();
-    let mut messages: Vec<_> =
-        controls.iter_mut().map(|control| MMsgHdr::new(&bytes, control)).collect();
+    let mut messages: Vec<_> = controls.iter_mut().map(|control| MMsgHdr::new(&bytes, control)).collect();
     net::sendmmsg(socket, &mut messages, flags)
 }
 
@@ -157,6 +147,18 @@ pub fn set_patience(socket: &OwnedFd, patience: Patience, tick: Duration) -> io:
 pub fn send_file(socket: &OwnedFd, file: &OwnedFd, offset: u64, most: usize) -> io::Result<usize> {
     let mut at = offset;
     rustix::fs::sendfile(socket, file, Some(&mut at), most)
+}
+
+/// Waits until the first `length` bytes of a file are in the page cache, by reading a byte of each page.
+pub fn touch(file: &OwnedFd, length: u64) {
+    // Asks for all of it at once; the reads below then wait in order.
+    let _ = rustix::fs::fadvise(file, 0, std::num::NonZeroU64::new(length), rustix::fs::Advice::WillNeed);
+    let mut byte = [0u8];
+    for offset in (0..length).step_by(4096) {
+        if !matches!(io::pread(file, &mut byte, offset), Ok(1)) {
+            return;
+        }
+    }
 }
 
 /// An eventfd: rung by one thread, noticed by others, in poll and epoll. Each `take` takes one ring away.

@@ -1,6 +1,11 @@
 //! Which thread runs a session when, and nothing else. Every model is one file with one `serve` of the same shape.
 
+mod epoll;
+mod poller;
+mod reactor;
 mod thread_per_connection;
+mod thread_pool;
+mod work_stealing;
 
 use rustix::io;
 use std::sync::Arc;
@@ -9,6 +14,7 @@ use std::time::Duration;
 
 use crate::listener::Listener;
 use crate::service::Service;
+use crate::session::Session;
 use crate::transport::Bell;
 
 /// Sessions are asked about their deadlines this often.
@@ -20,17 +26,21 @@ pub const SPIN: Duration = Duration::from_micros(100);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Model {
     ThreadPerConnection,
+    ThreadPool,
+    WorkStealing,
+    Epoll,
 }
 
 impl Model {
-    pub const ALL: [Model; 1] = [Model::ThreadPerConnection];
+    pub const ALL: [Model; 4] =
+        [Model::ThreadPerConnection, Model::ThreadPool, Model::WorkStealing, Model::Epoll];
 
     pub fn index(self) -> usize {
         self as usize
     }
 
     pub fn name(self) -> &'static str {
-        ["thread-per-connection"][self.index()]
+        ["thread-per-connection", "thread-pool", "work-stealing", "epoll"][self.index()]
     }
 
     pub fn from_name(name: &str) -> Option<Model> {
@@ -41,6 +51,9 @@ impl Model {
     pub fn serve(self, listener: &Arc<Listener>, service: &Arc<Service>, shutdown: &Arc<Shutdown>) {
         match self {
             Model::ThreadPerConnection => thread_per_connection::serve(listener, service, shutdown),
+            Model::ThreadPool => thread_pool::serve(listener, service, shutdown),
+            Model::WorkStealing => work_stealing::serve(listener, service, shutdown),
+            Model::Epoll => epoll::serve(listener, service, shutdown),
         }
     }
 }
@@ -88,6 +101,23 @@ impl Shutdown {
     /// Rings once for every order that is given.
     pub fn bell(&self) -> &Bell {
         &self.bell
+    }
+}
+
+/// Has the storage pool wait for what a session's next request needs, then gives the session back; at once where there is
+/// no pool.
+fn read_ahead(
+    service: &Service,
+    mut session: Box<Session>,
+    give_back: impl FnOnce(Box<Session>) + Send + 'static,
+) {
+    let work = move || {
+        session.read_ahead();
+        give_back(session);
+    };
+    match &service.storage_pool {
+        Some(pool) => pool.submit(work),
+        None => work(),
     }
 }
 

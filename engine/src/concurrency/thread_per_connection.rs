@@ -10,12 +10,12 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use super::{Model, Order, SPIN, Shutdown, TICK, spawn};
+use super::{Model, Order, SPIN, Shutdown, spawn};
 use crate::listener::{Accepted, Listener};
 use crate::service::Service;
 use crate::session::{Manner, Next, Scratch, Session};
 use crate::settings::OptimizeFor;
-use crate::transport::{self, Patience};
+use crate::transport::Patience;
 
 const STACK: usize = 128 << 10;
 /// A thread without a connection ends after this time.
@@ -110,7 +110,7 @@ impl Crew {
 
     /// Gives a connection to a thread: an idle one, a new one, or — at the limit — the next that is free.
     fn add(self: &Arc<Self>, session: Box<Session>) {
-        if transport::set_patience(session.socket(), Patience::Wait, TICK).is_err() {
+        if session.set_patience(Patience::Wait).is_err() {
             return;
         }
         let limit = self.service.settings.max_threads;
@@ -187,7 +187,7 @@ impl Crew {
             OptimizeFor::Latency => SPIN,
             OptimizeFor::Throughput => Duration::ZERO,
         };
-        let manner = Manner { patience: Patience::Wait, spin, refuse: false };
+        let manner = Manner { patience: Patience::Wait, spin, refuse: false, storage_elsewhere: false };
         loop {
             // For an order that came before this thread's socket was known.
             match self.shutdown.order() {
@@ -198,7 +198,7 @@ impl Crew {
             }
             match session.run(scratch, manner) {
                 Next::Closed => return,
-                Next::Again => {}
+                Next::Again | Next::Storage => {}
                 // The socket's own timeout has passed.
                 Next::Readable | Next::Writable => {
                     if session.is_overdue(Instant::now()) {

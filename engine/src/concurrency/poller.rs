@@ -1,0 +1,143 @@
+//! epoll with typed tokens, and the brief spin before sleep of `--optimize-for latency`.
+
+use rustix::event::epoll::{self, EventData, EventFlags};
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::io;
+use std::mem::MaybeUninit;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use super::SPIN;
+use crate::service::Service;
+use crate::settings::OptimizeFor;
+
+const MOST_EVENTS: usize = 256;
+
+/// What became ready.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    Session(usize),
+    Listener,
+    /// A session was handed over by another model.
+    HandedOver,
+    /// A session came from another thread of the same model.
+    Mailbox,
+    /// A session is back from the storage pool.
+    Returned,
+    Order,
+}
+
+impl Source {
+    const NAMED: [Source; 5] =
+        [Source::Listener, Source::HandedOver, Source::Mailbox, Source::Returned, Source::Order];
+
+    fn token(self) -> u64 {
+        match self {
+            Source::Session(key) => (key + Self::NAMED.len()) as u64,
+            named => Self::NAMED.iter().position(|&other| other == named).unwrap_or(0) as u64,
+        }
+    }
+
+    fn from_token(token: u64) -> Self {
+        let token = token as usize;
+        Self::NAMED.get(token).copied().unwrap_or(Source::Session(token.saturating_sub(Self::NAMED.len())))
+    }
+}
+
+#[derive(Debug)]
+pub struct Poller(OwnedFd);
+
+impl Poller {
+    pub fn new() -> io::Result<Self> {
+        epoll::create(epoll::CreateFlags::CLOEXEC).map(Poller)
+    }
+
+    pub fn add(&self, descriptor: impl AsFd, source: Source, flags: EventFlags) -> io::Result<()> {
+        epoll::add(&self.0, descriptor, EventData::new_u64(source.token()), flags)
+    }
+
+    pub fn modify(&self, descriptor: impl AsFd, source: Source, flags: EventFlags) -> io::Result<()> {
+        epoll::modify(&self.0, descriptor, EventData::new_u64(source.token()), flags)
+    }
+
+    pub fn delete(&self, descriptor: impl AsFd) -> io::Result<()> {
+        epoll::delete(&self.0, descriptor)
+    }
+
+    /// Waits for events, at most for `timeout`.
+    pub fn wait(&self, events: &mut Events, timeout: Duration, spin: &mut Spin) {
+        if !timeout.is_zero() && spin.until_true(|| self.fill(events, Duration::ZERO)) {
+            return;
+        }
+        self.fill(events, timeout);
+    }
+
+    fn fill(&self, events: &mut Events, timeout: Duration) -> bool {
+        let timeout = rustix::event::Timespec::try_from(timeout).ok();
+        // EINTR is no event; other errors cannot be: the epoll and the memory are ours.
+        events.filled = match epoll::wait(&self.0, &mut events.room, timeout.as_ref()) {
+            Ok((ready, _)) => ready.len(),
+            Err(_) => 0,
+        };
+        events.filled > 0
+    }
+}
+
+#[derive(Debug)]
+pub struct Events {
+    room: [MaybeUninit<epoll::Event>; MOST_EVENTS],
+    filled: usize,
+}
+
+impl Events {
+    pub fn new() -> Self {
+        Events { room: [MaybeUninit::uninit(); MOST_EVENTS], filled: 0 }
+    }
+
+    /// What became ready, in the kernel's order.
+    pub fn drain(&mut self) -> impl Iterator<Item = Source> + use<> {
+        let mut sources = [Source::Order; MOST_EVENTS];
+        let filled = std::mem::take(&mut self.filled);
+        for (source, event) in sources.iter_mut().zip(&self.room[..filled]) {
+            // SAFETY: epoll_wait filled the first `filled` events.
+            let event = unsafe { event.assume_init() };
+            *source = Source::from_token(event.data.u64());
+        }
+        sources.into_iter().take(filled)
+    }
+}
+
+/// Tries again and again for a while, rather than sleep at once: waking a core that sleeps costs more than a short wait.
+/// So many threads spin at once as leave a core for the work that they wait for.
+#[derive(Debug)]
+pub struct Spin {
+    service: Arc<Service>,
+    most: Duration,
+}
+
+impl Spin {
+    pub fn new(service: &Arc<Service>) -> Self {
+        let most = match service.settings.optimize_for {
+            OptimizeFor::Latency => SPIN,
+            OptimizeFor::Throughput => Duration::ZERO,
+        };
+        Spin { service: Arc::clone(service), most }
+    }
+
+    pub fn until_true(&mut self, mut attempt: impl FnMut() -> bool) -> bool {
+        if self.most.is_zero() {
+            return false;
+        }
+        let mut came = false;
+        if self.service.spinners.fetch_add(1, Relaxed) < self.service.max_spinners {
+            let until = Instant::now() + self.most;
+            while !came && Instant::now() < until {
+                came = attempt();
+                std::hint::spin_loop();
+            }
+        }
+        self.service.spinners.fetch_sub(1, Relaxed);
+        came
+    }
+}

@@ -1,0 +1,394 @@
+//! Accepting and waiting for readiness, for the models whose workers take ready sessions: no worker is held by a client
+//! that is silent.
+//!
+//! A session is in one of three hands: the reactor's (armed: epoll will report it once), a queue's or a worker's (taken),
+//! or nobody's (gone). A worker gives it back by arming it again.
+
+use rustix::event::epoll::EventFlags;
+use slab::Slab;
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU8, Ordering, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::poller::{Events, Poller, Source, Spin};
+use super::{Model, Order, Shutdown, TICK};
+use crate::listener::{Accepted, Listener};
+use crate::queue::ControlledDelay;
+use crate::service::Service;
+use crate::session::{Manner, Next, Scratch, Session};
+use crate::transport::{Bell, Patience};
+
+const ARMED: u8 = 0;
+const TAKEN: u8 = 1;
+
+/// A session that has something to do, since when.
+#[derive(Debug)]
+pub struct Ready {
+    seat: Arc<Seat>,
+    since: Instant,
+}
+
+/// A session's place: epoll knows it by its key.
+#[derive(Debug)]
+struct Seat {
+    key: usize,
+    hands: AtomicU8,
+    /// None once it is gone.
+    session: Mutex<Option<Box<Session>>>,
+}
+
+impl Seat {
+    fn session(&self) -> MutexGuard<'_, Option<Box<Session>>> {
+        self.session.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take(&self) -> bool {
+        self.hands.compare_exchange(ARMED, TAKEN, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    }
+}
+
+/// What the reactor and the workers share.
+#[derive(Debug)]
+pub struct Reactor {
+    pub listener: Arc<Listener>,
+    pub service: Arc<Service>,
+    pub shutdown: Arc<Shutdown>,
+    model: Model,
+    poller: Poller,
+    seats: Mutex<Slab<Arc<Seat>>>,
+    /// Sessions that want to be run at a later time, told to the reactor by the bell.
+    later: Mutex<Vec<(Instant, Arc<Seat>)>>,
+    bell: Bell,
+    delay: ControlledDelay,
+}
+
+/// How ready sessions get to the workers. What there is no room for stays in the list, and is refused.
+pub trait Dispatch {
+    fn dispatch(&self, ready: &mut VecDeque<Ready>);
+    /// One that was being worked at and goes on, whatever the bound.
+    fn dispatch_again(&self, ready: Ready);
+}
+
+impl Reactor {
+    pub fn new(
+        model: Model,
+        listener: &Arc<Listener>,
+        service: &Arc<Service>,
+        shutdown: &Arc<Shutdown>,
+    ) -> rustix::io::Result<Arc<Self>> {
+        let (poller, bell) = (Poller::new()?, Bell::new()?);
+        poller.add(&bell, Source::Mailbox, EventFlags::IN)?;
+        poller.add(shutdown.bell(), Source::Order, EventFlags::IN)?;
+        poller.add(listener.bell(), Source::HandedOver, EventFlags::IN)?;
+        poller.add(&**listener, Source::Listener, EventFlags::IN)?;
+        Ok(Arc::new(Reactor {
+            listener: Arc::clone(listener),
+            service: Arc::clone(service),
+            shutdown: Arc::clone(shutdown),
+            model,
+            poller,
+            seats: Mutex::new(Slab::new()),
+            later: Mutex::new(Vec::new()),
+            bell,
+            delay: ControlledDelay::new(),
+        }))
+    }
+
+    fn seats(&self) -> MutexGuard<'_, Slab<Arc<Seat>>> {
+        self.seats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The manner in which workers run sessions.
+    fn manner(&self, refuse: bool) -> Manner {
+        Manner {
+            patience: Patience::Never,
+            spin: Duration::ZERO,
+            refuse,
+            storage_elsewhere: self.service.storage_pool.is_some(),
+        }
+    }
+
+    /// A worker's work: runs a ready session and gives it back.
+    pub fn work(
+        self: &Arc<Self>,
+        ready: Ready,
+        scratch: &mut Scratch,
+        dispatch: &Arc<impl Dispatch + Send + Sync + 'static>,
+    ) {
+        let now = Instant::now();
+        let waited = now.saturating_duration_since(ready.since);
+        let refuse = self.delay.is_too_late(waited, now);
+        if refuse {
+            self.count_refusal();
+        }
+        scratch.queue_wait = Some(waited);
+        self.run(ready.seat, scratch, refuse, dispatch);
+    }
+
+    fn count_refusal(&self) {
+        self.service.statistics.gauges(self.listener.transport).rejected_total.fetch_add(1, Relaxed);
+    }
+
+    fn run(
+        self: &Arc<Self>,
+        seat: Arc<Seat>,
+        scratch: &mut Scratch,
+        refuse: bool,
+        dispatch: &Arc<impl Dispatch + Send + Sync + 'static>,
+    ) {
+        let mut held = seat.session();
+        let Some(session) = held.as_mut() else { return };
+        let next = session.run(scratch, self.manner(refuse));
+        if self.shutdown.order() == Order::HandOver && next != Next::Closed && next != Next::Storage {
+            if let Some(session) = held.take() {
+                drop(held);
+                self.leave(seat.key);
+                let _ = self.poller.delete(&**session.socket());
+                self.listener.hand_over(session);
+            }
+            return;
+        }
+        let interest = match next {
+            Next::Readable => EventFlags::IN,
+            Next::Writable => EventFlags::OUT,
+            Next::Again => {
+                drop(held);
+                return dispatch.dispatch_again(Ready { seat, since: Instant::now() });
+            }
+            Next::Later(pause) => {
+                drop(held);
+                let mut later = self.later.lock().unwrap_or_else(PoisonError::into_inner);
+                later.push((Instant::now() + pause, seat));
+                drop(later);
+                self.bell.ring();
+                return;
+            }
+            Next::Storage => {
+                if let Some(session) = held.take() {
+                    drop(held);
+                    let dispatch = Arc::clone(dispatch);
+                    super::read_ahead(&self.service, session, move |session| {
+                        *seat.session() = Some(session);
+                        dispatch.dispatch_again(Ready { seat, since: Instant::now() });
+                    });
+                }
+                return;
+            }
+            Next::Closed => {
+                *held = None;
+                drop(held);
+                return self.leave(seat.key);
+            }
+        };
+        // Before it is armed: the event may come at once, and finds the session free only then.
+        seat.hands.store(ARMED, Ordering::Release);
+        let armed = self.poller.modify(
+            &**session.socket(),
+            Source::Session(seat.key),
+            interest | EventFlags::ONESHOT,
+        );
+        if armed.is_err() {
+            *held = None;
+            drop(held);
+            self.leave(seat.key);
+        }
+    }
+
+    fn leave(&self, key: usize) {
+        self.seats().try_remove(key);
+    }
+
+    /// Accepts and waits until an order ends it and no session is left.
+    pub fn run_reactor(self: &Arc<Self>, dispatch: &Arc<impl Dispatch + Send + Sync + 'static>) {
+        let mut events = Events::new();
+        let mut spin = Spin::new(&self.service);
+        let mut scratch = Scratch::new(&self.service, self.model);
+        let mut ready = VecDeque::new();
+        let mut next_tick = Instant::now() + TICK;
+        let mut accept_at: Option<Instant> = None;
+        let mut obeyed = Order::Serve;
+        while obeyed != Order::Stop && (obeyed == Order::Serve || !self.seats().is_empty()) {
+            let due = self.next_later().into_iter().chain(accept_at).fold(next_tick, Instant::min);
+            self.poller.wait(&mut events, due.saturating_duration_since(Instant::now()), &mut spin);
+            let now = Instant::now();
+            let mut ordered = false;
+            {
+                let seats = self.seats();
+                let mut rest = VecDeque::new();
+                for source in events.drain() {
+                    match source {
+                        Source::Session(key) => {
+                            if let Some(seat) = seats.get(key)
+                                && seat.take()
+                            {
+                                ready.push_back(Ready { seat: Arc::clone(seat), since: now });
+                            }
+                        }
+                        other => rest.push_back(other),
+                    }
+                }
+                drop(seats);
+                for source in rest {
+                    match source {
+                        Source::Listener if obeyed == Order::Serve => {
+                            accept_at = self.accept().map(|rest| now + rest);
+                        }
+                        Source::HandedOver if obeyed == Order::Serve => {
+                            if let Some(session) = self.listener.take_over() {
+                                self.adopt(session);
+                            }
+                        }
+                        Source::Order => ordered = true,
+                        Source::Mailbox => while self.bell.take() {},
+                        _ => {}
+                    }
+                }
+            }
+            self.due_now(now, &mut ready);
+            self.hand_out(&mut ready, &mut scratch, dispatch);
+            if accept_at.is_some_and(|at| at <= now) && obeyed == Order::Serve {
+                accept_at = self
+                    .poller
+                    .add(&*self.listener, Source::Listener, EventFlags::IN)
+                    .is_err()
+                    .then(|| now + TICK);
+            }
+            if now >= next_tick {
+                next_tick = now + TICK;
+                self.tick(now);
+                ordered = true;
+            }
+            if ordered {
+                obeyed = self.obey(obeyed);
+            }
+        }
+        // On a stop, what the workers still hold ends with them.
+        self.seats().clear();
+    }
+
+    /// Gives the ready sessions to the workers; answers those that there is no room for at once, before any work.
+    fn hand_out(
+        self: &Arc<Self>,
+        ready: &mut VecDeque<Ready>,
+        scratch: &mut Scratch,
+        dispatch: &Arc<impl Dispatch + Send + Sync + 'static>,
+    ) {
+        if ready.is_empty() {
+            return;
+        }
+        dispatch.dispatch(ready);
+        for refused in ready.drain(..) {
+            self.count_refusal();
+            scratch.queue_wait = Some(Duration::ZERO);
+            self.run(refused.seat, scratch, true, dispatch);
+        }
+    }
+
+    fn next_later(&self) -> Option<Instant> {
+        self.later.lock().unwrap_or_else(PoisonError::into_inner).iter().map(|(due, _)| *due).min()
+    }
+
+    fn due_now(&self, now: Instant, ready: &mut VecDeque<Ready>) {
+        let mut later = self.later.lock().unwrap_or_else(PoisonError::into_inner);
+        later.retain(|(due, seat)| {
+            if *due <= now {
+                ready.push_back(Ready { seat: Arc::clone(seat), since: now });
+            }
+            *due > now
+        });
+    }
+
+    /// Accepts what waits. Returns how long to rest where the machine has nothing left.
+    fn accept(&self) -> Option<Duration> {
+        for _ in 0..64 {
+            match self.listener.accept(&self.service, Patience::Never) {
+                Accepted::Session(session) => self.adopt(session),
+                Accepted::Refused => {}
+                Accepted::Nothing => return None,
+                Accepted::Exhausted(rest) => {
+                    // It would be reported as readable all the time.
+                    let _ = self.poller.delete(&*self.listener);
+                    return Some(rest);
+                }
+            }
+        }
+        None
+    }
+
+    fn adopt(&self, session: Box<Session>) {
+        if session.set_patience(Patience::Never).is_err() {
+            return;
+        }
+        let mut seats = self.seats();
+        let entry = seats.vacant_entry();
+        let key = entry.key();
+        let flags = EventFlags::IN | EventFlags::ONESHOT;
+        if self.poller.add(&**session.socket(), Source::Session(key), flags).is_ok() {
+            let (hands, session) = (AtomicU8::new(ARMED), Mutex::new(Some(session)));
+            entry.insert(Arc::new(Seat { key, hands, session }));
+        }
+    }
+
+    /// Drops the sessions whose time is over, of those that nobody works at.
+    fn tick(&self, now: Instant) {
+        self.seats().retain(|_, seat| {
+            if !seat.take() {
+                return true;
+            }
+            let mut session = seat.session();
+            let overdue = session.as_mut().is_none_or(|session| session.is_overdue(now));
+            if overdue {
+                *session = None;
+            }
+            seat.hands.store(ARMED, Ordering::Release);
+            !overdue
+        });
+    }
+
+    fn obey(&self, obeyed: Order) -> Order {
+        let order = self.shutdown.order();
+        if order == Order::HandOver {
+            self.hand_over_all();
+        }
+        if order == obeyed {
+            return order;
+        }
+        let _ = self.poller.delete(self.shutdown.bell());
+        if obeyed == Order::Serve {
+            if order == Order::Drain {
+                while let Accepted::Session(session) = self.listener.accept(&self.service, Patience::Never) {
+                    self.adopt(session);
+                }
+                self.listener.close();
+            }
+            let _ = self.poller.delete(&*self.listener);
+            let _ = self.poller.delete(self.listener.bell());
+        }
+        if order == Order::Drain {
+            let seats: Vec<_> = self.seats().iter().map(|(_, seat)| Arc::clone(seat)).collect();
+            for seat in seats {
+                if let Some(session) = seat.session().as_ref() {
+                    session.stop_reading();
+                }
+            }
+        }
+        order
+    }
+
+    /// Hands over what nobody works at; the workers hand over what they hold.
+    fn hand_over_all(&self) {
+        let mut free = Vec::new();
+        self.seats().retain(|_, seat| {
+            if seat.take() {
+                free.extend(seat.session().take());
+                return false;
+            }
+            true
+        });
+        for session in free {
+            let _ = self.poller.delete(&**session.socket());
+            self.listener.hand_over(session);
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! A fixed number of workers, fed from one bounded queue of ready sessions. Accepting and waiting are the reactor's, so ten
+//! thousand idle connections hold no worker.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use super::reactor::{Dispatch, Reactor, Ready};
+use super::{Model, Shutdown, spawn};
+use crate::listener::Listener;
+use crate::queue::Queue;
+use crate::service::Service;
+use crate::session::Scratch;
+use crate::transport::Transport;
+
+const STACK: usize = 256 << 10;
+
+#[derive(Debug)]
+struct Pool {
+    queue: Queue<Ready>,
+    service: Arc<Service>,
+    transport: Transport,
+}
+
+impl Dispatch for Pool {
+    fn dispatch(&self, ready: &mut VecDeque<Ready>) {
+        self.queue.push_all(ready);
+        let gauges = self.service.statistics.gauges(self.transport);
+        let depth = self.queue.depth();
+        gauges.queue_depth.store(depth, Relaxed);
+        gauges.queue_depth_max.fetch_max(depth, Relaxed);
+    }
+
+    fn dispatch_again(&self, ready: Ready) {
+        self.queue.push_back_again(ready);
+    }
+}
+
+pub fn serve(listener: &Arc<Listener>, service: &Arc<Service>, shutdown: &Arc<Shutdown>) {
+    let reactor = match Reactor::new(Model::ThreadPool, listener, service, shutdown) {
+        Ok(reactor) => reactor,
+        Err(errno) => return eprintln!("objmapper: the thread pool could not start: {errno}"),
+    };
+    let pool = Arc::new(Pool {
+        queue: Queue::new(service.settings.max_queue_depth),
+        service: Arc::clone(service),
+        transport: listener.transport,
+    });
+    let workers: Vec<_> = (0..service.settings.workers())
+        .filter_map(|_| {
+            let (reactor, pool) = (Arc::clone(&reactor), Arc::clone(&pool));
+            spawn("objmapper-worker", STACK, move || work(&reactor, &pool)).ok()
+        })
+        .collect();
+    reactor.run_reactor(&pool);
+    pool.queue.close();
+    for worker in workers {
+        // A panic has been reported on stderr by the runtime.
+        let _ = worker.join();
+    }
+}
+
+fn work(reactor: &Arc<Reactor>, pool: &Arc<Pool>) {
+    let gauges = reactor.service.statistics.gauges(reactor.listener.transport);
+    gauges.active_threads.fetch_add(1, Relaxed);
+    let mut scratch = Scratch::new(&reactor.service, Model::ThreadPool);
+    let mut spin = super::poller::Spin::new(&reactor.service);
+    loop {
+        let mut next = pool.queue.try_pop();
+        if next.is_none() {
+            spin.until_true(|| {
+                next = pool.queue.try_pop();
+                next.is_some()
+            });
+        }
+        let Some(ready) = next.or_else(|| pool.queue.pop()) else { break };
+        gauges.queue_depth.store(pool.queue.depth(), Relaxed);
+        reactor.work(ready, &mut scratch, pool);
+    }
+    gauges.active_threads.fetch_sub(1, Relaxed);
+}

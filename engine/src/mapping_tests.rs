@@ -1,0 +1,292 @@
+//! The fence around the root, on real directories.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use super::*;
+use std::fs::File;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::net::UnixListener;
+use tempfile::TempDir;
+
+/// A served root beside a directory that is not to be reached.
+struct Tree {
+    above: TempDir,
+    follow_symlinks: bool,
+}
+
+impl Tree {
+    fn new() -> Self {
+        let above = tempfile::tempdir().expect("a temporary directory");
+        std::fs::create_dir_all(above.path().join("root/sub")).expect("the root");
+        let tree = Tree { above, follow_symlinks: false };
+        tree.write("object", "whole");
+        tree.write("sub/object", "nested");
+        std::fs::write(tree.above.path().join("secret"), "secret").expect("a secret");
+        tree
+    }
+
+    fn following_symlinks() -> Self {
+        Tree { follow_symlinks: true, ..Tree::new() }
+    }
+
+    fn root(&self) -> std::path::PathBuf {
+        self.above.path().join("root")
+    }
+
+    fn write(&self, name: &str, content: &str) {
+        std::fs::write(self.root().join(name), content).expect("a file");
+    }
+
+    fn link(&self, name: &str, target: &str) {
+        symlink(target, self.root().join(name)).expect("a link");
+    }
+
+    fn mapping(&self) -> Mapping {
+        Mapping::new(&self.root(), self.follow_symlinks).expect("a mapping")
+    }
+
+    fn open(&self, uri: &str) -> Result<Opened, Error> {
+        open(&self.mapping(), uri)
+    }
+
+    /// The object's content, or the error.
+    fn content(&self, uri: &str) -> Result<String, Error> {
+        let opened = self.open(uri)?;
+        let text = std::io::read_to_string(File::from(opened.file)).expect("readable");
+        assert_eq!(text.len() as u64, opened.size, "{uri}");
+        Ok(text)
+    }
+
+    fn refusal(&self, uri: &str) -> Error {
+        match self.content(uri) {
+            Err(error) => error,
+            Ok(content) => panic!("{uri:?} gave {content:?}"),
+        }
+    }
+}
+
+/// What the server does with a URI.
+fn open(mapping: &Mapping, uri: &str) -> Result<Opened, Error> {
+    mapping.open(relative_path(uri, &mut Vec::new())?)
+}
+
+fn flags(file: &OwnedFd) -> OFlags {
+    fs::fcntl_getfl(file).expect("open")
+}
+
+#[test]
+fn a_file_below_the_root_is_opened_with_its_size() {
+    let tree = Tree::new();
+    assert_eq!(tree.content("/object"), Ok("whole".to_owned()));
+    assert_eq!(tree.content("/sub/object"), Ok("nested".to_owned()));
+}
+
+#[test]
+fn the_leading_slash_is_optional() {
+    let tree = Tree::new();
+    assert_eq!(tree.content("object"), tree.content("/object"));
+    assert_eq!(tree.content("sub/object"), tree.content("/sub/object"));
+}
+
+#[test]
+fn names_are_bytes_and_nothing_is_decoded() {
+    let tree = Tree::new();
+    for name in ["a b", "%2e%2e", "ünïcode", "...", "..a", "a..", "back\\slash", "~"] {
+        tree.write(name, name);
+        assert_eq!(tree.content(name), Ok(name.to_owned()));
+    }
+    assert_eq!(tree.refusal("/%6fbject"), Error::NotFound);
+}
+
+#[test]
+fn dots_and_empty_segments_are_refused_even_where_they_would_stay_inside() {
+    let tree = Tree::new();
+    for uri in [
+        "",
+        "/",
+        "//",
+        ".",
+        "..",
+        "/.",
+        "/..",
+        "//object",
+        "/object/",
+        "/sub//object",
+        "/./object",
+        "/sub/../object",
+        "/../secret",
+        "/sub/../../secret",
+        "../secret",
+        "/object/..",
+        "/sub/.",
+    ] {
+        assert_eq!(tree.refusal(uri), Error::BadPath, "{uri:?}");
+    }
+}
+
+#[test]
+fn a_name_longer_than_any_file_system_holds_is_refused() {
+    let tree = Tree::new();
+    let longest = "n".repeat(255);
+    tree.write(&longest, "there");
+    assert_eq!(tree.content(&longest), Ok("there".to_owned()));
+    assert_eq!(tree.refusal(&"n".repeat(256)), Error::BadPath);
+    assert_eq!(tree.refusal(&format!("/sub/{}/x", "n".repeat(256))), Error::BadPath);
+    // Each name is short enough, and the whole path is not.
+    let deep = "d/".repeat(2047) + "d";
+    assert!(matches!(tree.refusal(&deep), Error::NotFound | Error::BadPath));
+}
+
+#[test]
+fn a_nul_is_refused() {
+    assert_eq!(Tree::new().refusal("/obj\0ect"), Error::BadPath);
+}
+
+#[test]
+fn what_is_missing_is_not_found() {
+    let tree = Tree::new();
+    assert_eq!(tree.refusal("/missing"), Error::NotFound);
+    assert_eq!(tree.refusal("/missing/object"), Error::NotFound);
+    // A file that the URI takes for a directory.
+    assert_eq!(tree.refusal("/object/below"), Error::NotFound);
+}
+
+#[test]
+fn symbolic_links_are_refused_unless_asked_for() {
+    let tree = Tree::new();
+    tree.link("inside", "object");
+    tree.link("outside", "../secret");
+    tree.link("absolute", "/etc/passwd");
+    tree.link("directory", "sub");
+    tree.link("loop", "loop");
+    tree.link("dangling", "nowhere");
+    for uri in ["/inside", "/outside", "/absolute", "/directory/object", "/loop", "/dangling"] {
+        assert_eq!(tree.refusal(uri), Error::Symlink, "{uri}");
+    }
+}
+
+#[test]
+fn links_that_are_followed_stay_inside_the_root() {
+    let tree = Tree::following_symlinks();
+    tree.link("inside", "object");
+    tree.link("directory", "sub");
+    tree.link("sub/up-and-down", "../object");
+    assert_eq!(tree.content("/inside"), Ok("whole".to_owned()));
+    assert_eq!(tree.content("/directory/object"), Ok("nested".to_owned()));
+    assert_eq!(tree.content("/sub/up-and-down"), Ok("whole".to_owned()));
+
+    tree.link("outside", "../secret");
+    tree.link("sub/further-outside", "../../secret");
+    tree.link("absolute", "/etc/passwd");
+    tree.link("by-way-of-outside", "../root/object");
+    tree.link("parent", "..");
+    for uri in ["/outside", "/sub/further-outside", "/absolute", "/by-way-of-outside", "/parent/secret"] {
+        assert_eq!(tree.refusal(uri), Error::Outside, "{uri}");
+    }
+    tree.link("loop", "loop");
+    assert_eq!(tree.refusal("/loop"), Error::Symlink);
+    tree.link("dangling", "nowhere");
+    assert_eq!(tree.refusal("/dangling"), Error::NotFound);
+}
+
+#[test]
+fn magic_links_of_proc_lead_nowhere() {
+    let mapping = Mapping::new(Path::new("/proc/self"), true).expect("proc");
+    for uri in ["/exe", "/fd/0", "/cwd/Cargo.toml", "/root/etc/passwd"] {
+        let answer = open(&mapping, uri);
+        assert!(
+            matches!(answer, Err(Error::Symlink | Error::Outside | Error::NotFound)),
+            "{uri}: {answer:?}"
+        );
+    }
+}
+
+#[test]
+fn only_regular_files_leave_the_house() {
+    let tree = Tree::new();
+    // Opening a FIFO without O_NONBLOCK would wait for a writer, and this test with it.
+    fs::mknodat(CWD, tree.root().join("fifo"), FileType::Fifo, Permissions::RUSR | Permissions::WUSR, 0)
+        .expect("a FIFO");
+    let _listener = UnixListener::bind(tree.root().join("socket")).expect("a socket");
+    for uri in ["/fifo", "/socket", "/sub"] {
+        assert_eq!(tree.refusal(uri), Error::NotRegular, "{uri}");
+    }
+    let devices = Mapping::new(Path::new("/dev"), false).expect("a mapping");
+    for uri in ["/null", "/zero", "/tty"] {
+        let answer = open(&devices, uri);
+        assert!(matches!(answer, Err(Error::NotRegular | Error::NoPermission)), "{uri}: {answer:?}");
+    }
+}
+
+#[test]
+fn a_file_that_the_server_may_not_read_is_forbidden() {
+    let tree = Tree::new();
+    let path = tree.root().join("object");
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0)).expect("permissions");
+    // Root may read everything.
+    if File::open(&path).is_err() {
+        assert_eq!(tree.refusal("/object"), Error::NoPermission);
+    }
+}
+
+#[test]
+fn every_open_has_its_own_offset_and_flags() {
+    let tree = Tree::new();
+    let (first, second) = (tree.open("/object").expect("open"), tree.open("/object").expect("open"));
+    fs::seek(&first.file, fs::SeekFrom::Start(3)).expect("seekable");
+    assert_eq!(fs::seek(&second.file, fs::SeekFrom::Current(0)), Ok(0));
+    clear_status_flags(&first.file).expect("open");
+    assert!(!flags(&first.file).contains(OFlags::NONBLOCK));
+    assert!(flags(&second.file).contains(OFlags::NONBLOCK));
+}
+
+#[test]
+fn what_is_given_away_is_read_only_and_closes_on_exec() {
+    let file = Tree::new().open("/object").expect("open").file;
+    assert_eq!(flags(&file) & OFlags::ACCMODE, OFlags::RDONLY);
+    let descriptor_flags = rustix::io::fcntl_getfd(&file).expect("open");
+    assert!(descriptor_flags.contains(rustix::io::FdFlags::CLOEXEC));
+    assert!(rustix::io::write(&file, b"x").is_err());
+}
+
+#[test]
+fn the_root_is_held_even_when_it_is_renamed() {
+    let tree = Tree::new();
+    let mapping = Mapping::new(&tree.root(), false).expect("a mapping");
+    std::fs::rename(tree.root(), tree.above.path().join("elsewhere")).expect("renamed");
+    assert!(open(&mapping, "/object").is_ok());
+}
+
+#[test]
+fn a_root_that_is_no_directory_cannot_be_served() {
+    let tree = Tree::new();
+    for (root, errno) in [("root/object", Errno::NOTDIR), ("root/missing", Errno::NOENT)] {
+        let error = Mapping::new(&tree.above.path().join(root), false).expect_err("refused");
+        assert_eq!(error.errno, errno);
+        assert!(error.subject.ends_with(root), "{error}");
+    }
+}
+
+#[test]
+fn the_path_buffer_is_used_again() {
+    let mut path = Vec::new();
+    for (uri, wanted) in [("/sub/object", c"sub/object"), ("/a", c"a"), ("longer", c"longer")] {
+        assert_eq!(relative_path(uri, &mut path), Ok(wanted));
+    }
+    assert_eq!(relative_path("/../x", &mut path), Err(Error::BadPath));
+}
+
+#[test]
+fn a_version_is_the_same_until_the_file_is_another() {
+    let tree = Tree::new();
+    let (mapping, path) = (tree.mapping(), c"object");
+    let opened = tree.open("/object").expect("open").version;
+    assert_eq!(mapping.version(path), Some(opened));
+    tree.write("object", "whole and more");
+    assert_ne!(mapping.version(path), Some(opened), "written to");
+    let longer = mapping.version(path);
+    tree.write("another", "whole and more");
+    std::fs::rename(tree.root().join("another"), tree.root().join("object")).expect("renamed");
+    assert_ne!(mapping.version(path), longer, "replaced by a file of the same size");
+    std::fs::remove_file(tree.root().join("object")).expect("removed");
+    assert_eq!(mapping.version(path), None);
+}

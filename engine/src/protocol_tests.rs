@@ -1,0 +1,342 @@
+//! The codec against the vectors that the Python codec reads too, and against whatever bytes there are.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use super::*;
+use proptest::prelude::*;
+use std::fmt::Write as _;
+
+const REQUESTS: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/vectors/v1_requests.txt"));
+const REPLIES: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/vectors/v1_replies.txt"));
+
+/// The lines of a vector file that hold vectors, each as its fields.
+fn vectors<const FIELDS: usize>(text: &'static str) -> Vec<[&'static str; FIELDS]> {
+    let lines = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
+    lines
+        .map(|line| {
+            let fields: Vec<_> = line.split('|').map(str::trim).collect();
+            fields.try_into().unwrap_or_else(|_| panic!("not {FIELDS} fields: {line}"))
+        })
+        .collect()
+}
+
+/// Hex with spaces, where `xx*N` repeats one byte N times.
+fn unhex(text: &str) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for word in text.split_whitespace() {
+        let (digits, times) = word.split_once('*').unwrap_or((word, "1"));
+        assert!(digits.len().is_multiple_of(2), "half a byte: {word}");
+        for at in (0..digits.len()).step_by(2) {
+            bytes.push(u8::from_str_radix(&digits[at..at + 2], 16).expect("hex"));
+        }
+        let last = *bytes.last().expect("something to repeat");
+        bytes.resize(bytes.len() + times.parse::<usize>().expect("a number") - 1, last);
+    }
+    bytes
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// What a vector promises: the outcomes with their bytes written out, without `more`; and whether it ends inside a frame.
+fn promised(text: &str) -> (Vec<String>, bool) {
+    let mut outcomes: Vec<_> = text
+        .split(',')
+        .map(|outcome| match outcome.trim().split(' ').collect::<Vec<_>>()[..] {
+            ["request", mode, uri] => format!("request {mode} {}", hex(&unhex(uri))),
+            ["content", length, bytes] => {
+                let bytes = unhex(bytes);
+                assert_eq!(length.parse(), Ok(bytes.len()), "{text}");
+                content(&bytes)
+            }
+            ["content", "0"] => content(b""),
+            ["error", status, message] => format!("error {status} {}", hex(&unhex(message))),
+            ["error", status] => format!("error {status} "),
+            _ => outcome.trim().to_owned(),
+        })
+        .collect();
+    let inside = outcomes.last().is_some_and(|outcome| outcome == "more");
+    if inside {
+        outcomes.pop();
+    }
+    (outcomes, inside)
+}
+
+fn content(bytes: &[u8]) -> String {
+    format!("content {} {}", bytes.len(), hex(bytes))
+}
+
+/// Feeds the chunks to a decoder, as a server would. Returns the outcomes, and whether they end inside a frame.
+fn decode_requests<'a>(chunks: impl IntoIterator<Item = &'a [u8]>) -> (Vec<String>, bool) {
+    let mut decoder = RequestDecoder::default();
+    let mut kept = Vec::new();
+    let mut outcomes = Vec::new();
+    for chunk in chunks {
+        kept.extend_from_slice(chunk);
+        let mut input = &kept[..];
+        loop {
+            match decoder.decode(&mut input) {
+                Decoded::Request { mode, uri } => {
+                    outcomes.push(format!("request {} {}", char::from(mode as u8), hex(uri.as_bytes())));
+                }
+                Decoded::Refused(status) => outcomes.push(format!("refused {:02x}", status as u8)),
+                Decoded::Fatal(status) => {
+                    outcomes.push(format!("fatal {:02x}", status as u8));
+                    return (outcomes, false);
+                }
+                Decoded::More => break,
+            }
+        }
+        kept = input.to_vec();
+    }
+    (outcomes, decoder.to_skip > 0 || !kept.is_empty())
+}
+
+/// Feeds the chunks to a decoder, as a client that asked for `modes` would; pieces of a content are put together.
+fn decode_replies<'a>(modes: &[Mode], chunks: impl IntoIterator<Item = &'a [u8]>) -> (Vec<String>, bool) {
+    let mut decoder = ReplyDecoder::default();
+    let mut asked = modes.iter().copied();
+    let mut oldest = asked.next();
+    let mut kept = Vec::new();
+    let mut gathered = Vec::new();
+    let mut outcomes = Vec::new();
+    for chunk in chunks {
+        kept.extend_from_slice(chunk);
+        let mut input = &kept[..];
+        loop {
+            match decoder.decode(oldest, &mut input) {
+                DecodedReply::Descriptor => outcomes.push("descriptor".to_owned()),
+                DecodedReply::Content { bytes, last } => {
+                    gathered.extend_from_slice(bytes);
+                    if !last {
+                        continue;
+                    }
+                    outcomes.push(content(&gathered));
+                    gathered.clear();
+                }
+                DecodedReply::Error { status, message } => {
+                    outcomes.push(format!("error {status:02x} {}", hex(message)));
+                }
+                DecodedReply::Broken => {
+                    outcomes.push("broken".to_owned());
+                    return (outcomes, false);
+                }
+                DecodedReply::More => break,
+            }
+            oldest = asked.next();
+        }
+        kept = input.to_vec();
+    }
+    (outcomes, decoder.content_left.is_some() || !kept.is_empty())
+}
+
+fn modes(text: &str) -> Vec<Mode> {
+    text.bytes().map(|byte| Mode::from_byte(byte).expect("a mode")).collect()
+}
+
+#[test]
+fn request_vectors_whole_and_byte_by_byte() {
+    for [name, bytes, outcome] in vectors(REQUESTS) {
+        let bytes = unhex(bytes);
+        let (outcomes, inside) = promised(outcome);
+        let promise = (outcomes, inside && !bytes.is_empty());
+        assert_eq!(decode_requests([&bytes[..]]), promise, "{name}, whole");
+        assert_eq!(decode_requests(bytes.chunks(1)), promise, "{name}, byte by byte");
+    }
+}
+
+#[test]
+fn request_vectors_leave_the_next_message_alone() {
+    for [name, bytes, outcome] in vectors(REQUESTS) {
+        let (mut outcomes, inside) = promised(outcome);
+        if inside && !bytes.is_empty() {
+            continue;
+        }
+        let mut bytes = unhex(bytes);
+        encode_request(&mut bytes, Mode::Copy, "/next");
+        // After a fatal frame nothing counts.
+        if outcomes.last().is_none_or(|outcome| !outcome.starts_with("fatal")) {
+            outcomes.push("request 2 2f6e657874".to_owned());
+        }
+        assert_eq!(decode_requests([&bytes[..]]), (outcomes, false), "{name}");
+    }
+}
+
+#[test]
+fn reply_vectors_whole_and_byte_by_byte() {
+    for [name, asked, bytes, outcome] in vectors(REPLIES) {
+        let (asked, bytes) = (modes(asked), unhex(bytes));
+        let (outcomes, inside) = promised(outcome);
+        let promise = (outcomes, inside && !bytes.is_empty());
+        assert_eq!(decode_replies(&asked, [&bytes[..]]), promise, "{name}, whole");
+        assert_eq!(decode_replies(&asked, bytes.chunks(1)), promise, "{name}, byte by byte");
+    }
+}
+
+#[test]
+fn reply_vectors_leave_the_next_message_alone() {
+    for [name, asked, bytes, outcome] in vectors(REPLIES) {
+        let (mut outcomes, inside) = promised(outcome);
+        if inside && !bytes.is_empty() {
+            continue;
+        }
+        let mut asked = modes(asked);
+        let mut bytes = unhex(bytes);
+        encode_error(&mut bytes, Status::NotFound, "next");
+        if outcomes.last().is_none_or(|outcome| outcome != "broken") {
+            // `nothing` has asked already, and waits for its answer.
+            if !inside {
+                asked.push(Mode::Copy);
+            }
+            outcomes.push("error 01 6e657874".to_owned());
+        }
+        assert_eq!(decode_replies(&asked, [&bytes[..]]), (outcomes, false), "{name}");
+    }
+}
+
+#[test]
+fn statuses_have_places_without_gaps() {
+    for (at, status) in Status::ALL.into_iter().enumerate() {
+        assert_eq!(status.index(), at, "{status:?}");
+    }
+}
+
+#[test]
+fn modes_have_places_without_gaps() {
+    for (at, mode) in Mode::ALL.into_iter().enumerate() {
+        assert_eq!(mode.index(), at);
+        assert_eq!(Mode::from_byte(mode as u8), Some(mode));
+    }
+}
+
+#[test]
+fn an_error_message_is_cut_to_what_its_length_can_say() {
+    let mut bytes = Vec::new();
+    encode_error(&mut bytes, Status::InternalError, &"x".repeat(70_000));
+    assert_eq!(bytes.len(), 3 + 65_535);
+    let (outcomes, inside) = decode_replies(&[Mode::Copy], [&bytes[..]]);
+    assert_eq!((outcomes.len(), inside), (1, false));
+}
+
+fn any_mode() -> impl Strategy<Value = Mode> {
+    proptest::sample::select(&Mode::ALL[..])
+}
+
+fn any_uri() -> impl Strategy<Value = String> {
+    "[^\\x00]{1,200}".prop_filter("at most 4096 bytes", |uri| uri.len() <= MAX_URI)
+}
+
+/// Bytes that look like requests more often than chance would have it.
+fn nearly_requests() -> impl Strategy<Value = Vec<u8>> {
+    let frame = (any_mode(), any::<u16>(), proptest::collection::vec(any::<u8>(), 0..40), any::<bool>());
+    proptest::collection::vec(frame, 0..20).prop_map(|frames| {
+        let mut bytes = Vec::new();
+        for (mode, lie, uri, honest) in frames {
+            let length = if honest { uri.len() as u16 } else { lie };
+            bytes.push(mode as u8);
+            bytes.extend_from_slice(&length.to_be_bytes());
+            bytes.extend_from_slice(&uri);
+        }
+        bytes
+    })
+}
+
+/// The bytes in pieces of the given sizes, over and over.
+fn in_pieces<'a>(mut bytes: &'a [u8], sizes: &'a [usize]) -> impl Iterator<Item = &'a [u8]> {
+    let mut sizes = sizes.iter().copied().cycle();
+    std::iter::from_fn(move || {
+        let size = sizes.next().unwrap_or(1).min(bytes.len());
+        let (piece, rest) = bytes.split_at(size);
+        bytes = rest;
+        (!piece.is_empty()).then_some(piece)
+    })
+}
+
+#[derive(Debug, Clone)]
+enum AnyReply {
+    Descriptor,
+    Content(Mode, Vec<u8>),
+    Error(Mode, Status, String),
+}
+
+fn any_reply() -> impl Strategy<Value = AnyReply> {
+    let bytes_mode = proptest::sample::select(&[Mode::Copy, Mode::Splice][..]);
+    let failure = proptest::sample::select(&Status::ALL[1..]);
+    prop_oneof![
+        Just(AnyReply::Descriptor),
+        (bytes_mode, proptest::collection::vec(any::<u8>(), 0..300))
+            .prop_map(|(mode, bytes)| AnyReply::Content(mode, bytes)),
+        (any_mode(), failure, ".{0,80}")
+            .prop_map(|(mode, status, message)| { AnyReply::Error(mode, status, message) }),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn requests_survive_the_way_there(
+        sent in proptest::collection::vec((any_mode(), any_uri()), 1..8),
+        sizes in proptest::collection::vec(1usize..50, 1..5),
+    ) {
+        let mut bytes = Vec::new();
+        let mut wanted = Vec::new();
+        for (mode, uri) in &sent {
+            encode_request(&mut bytes, *mode, uri);
+            wanted.push(format!("request {} {}", char::from(*mode as u8), hex(uri.as_bytes())));
+        }
+        prop_assert_eq!(decode_requests(in_pieces(&bytes, &sizes)), (wanted, false));
+    }
+
+    #[test]
+    fn replies_survive_the_way_back(
+        sent in proptest::collection::vec(any_reply(), 1..8),
+        sizes in proptest::collection::vec(1usize..50, 1..5),
+    ) {
+        let (mut bytes, mut asked, mut wanted) = (Vec::new(), Vec::new(), Vec::new());
+        for reply in sent {
+            match reply {
+                AnyReply::Descriptor => {
+                    asked.push(Mode::FdPass);
+                    bytes.push(Status::Ok as u8);
+                    wanted.push("descriptor".to_owned());
+                }
+                AnyReply::Content(mode, body) => {
+                    asked.push(mode);
+                    bytes.extend_from_slice(&content_head(body.len() as u64));
+                    bytes.extend_from_slice(&body);
+                    wanted.push(content(&body));
+                }
+                AnyReply::Error(mode, status, message) => {
+                    asked.push(mode);
+                    encode_error(&mut bytes, status, &message);
+                    wanted.push(format!("error {:02x} {}", status as u8, hex(message.as_bytes())));
+                }
+            }
+        }
+        prop_assert_eq!(decode_replies(&asked, in_pieces(&bytes, &sizes)), (wanted, false));
+    }
+
+    #[test]
+    fn pieces_of_a_request_stream_do_not_matter(
+        bytes in prop_oneof![nearly_requests(), proptest::collection::vec(any::<u8>(), 0..400)],
+        sizes in proptest::collection::vec(1usize..70, 1..5),
+    ) {
+        prop_assert_eq!(decode_requests(in_pieces(&bytes, &sizes)), decode_requests([&bytes[..]]));
+    }
+
+    #[test]
+    fn pieces_of_a_reply_stream_do_not_matter(
+        bytes in proptest::collection::vec(prop_oneof![Just(0u8), Just(1u8), any::<u8>()], 0..400),
+        asked in proptest::collection::vec(any_mode(), 0..40),
+        sizes in proptest::collection::vec(1usize..70, 1..5),
+    ) {
+        prop_assert_eq!(
+            decode_replies(&asked, in_pieces(&bytes, &sizes)),
+            decode_replies(&asked, [&bytes[..]])
+        );
+    }
+}
