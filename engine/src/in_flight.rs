@@ -53,7 +53,8 @@ mod tests {
                 hoarded += 1;
             }
         }
-        assert!(in_flight.taken() <= 256, "{}", in_flight.taken());
+        // The budget, and the one that everybody may always have.
+        assert!(in_flight.taken() <= 256 + 100, "{}", in_flight.taken());
         assert!(in_flight.allowance() >= 1);
     }
 

@@ -102,7 +102,9 @@ class Snapshot(TypedDict):
     cache_misses_total: int
     cache_bytes: int
     disk_io_pending: int
-    figures: Sequence[Figures]  # the total, each transport, model and mode, and each combination that was used
+    figures: Sequence[
+        Figures
+    ]  # the total, each transport, model and mode, and each combination that was used
     transports: Sequence[TransportState]
 
 class Engine:

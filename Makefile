@@ -1,0 +1,78 @@
+# Everything that is needed is set up by whichever target is called first: `make demo` and `make test` work on a fresh clone.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+# The tree that `make verify` fetches every file of.
+ROOT ?= $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("stdlib"))' 2>/dev/null)
+
+bin := .venv/bin
+engine := objmapper_server/_engine.abi3.so
+rust := engine/Cargo.toml engine/Cargo.lock $(shell find engine/src -name '*.rs')
+rust_env := . setup/rust.sh
+# Python's own frames stay out of the way of an interpreter that is started hundreds of times by the tests.
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help setup build demo test test-python test-rust lint check bench verify clean
+
+help: ## what there is
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+setup: .venv/.installed ## the virtual environment and the engine, in release mode
+
+build: $(engine) ## the engine only
+
+demo: setup ## serves the interpreter's standard library, fetches from it, shows the figures
+	PATH="$(CURDIR)/$(bin):$$PATH" examples/demo.sh
+
+test: test-python test-rust ## all tests
+
+test-python: setup
+	$(bin)/python -m pytest $(PYTEST_ARGS)
+
+test-rust: .venv/.tools
+	$(rust_env); cd engine && cargo test --no-default-features
+
+lint: setup ## formatting, lints and types, Python and Rust
+	$(bin)/ruff check .
+	$(bin)/ruff format --check .
+	$(bin)/mypy
+	$(bin)/python -m mypy.stubtest objmapper_server._engine
+	$(rust_env); cd engine && cargo fmt --check
+	$(rust_env); cd engine && cargo clippy --all-targets --locked -- -D warnings
+	$(rust_env); cd engine && cargo clippy --all-targets --locked --no-default-features -- -D warnings
+
+check: lint test ## lint, then all tests: what must pass before a change goes in
+
+verify: setup ## fetches every file under ROOT in every way and compares (ROOT=/usr/share; default: the standard library)
+	$(bin)/python benchmarks/verify_tree.py $(ROOT)
+
+bench: setup ## speed beside the yardstick programs (YARDSTICKS="--load … --floor-server … --floor-epoll …")
+	$(bin)/python benchmarks/against_floor.py $(YARDSTICKS)
+
+clean: ## removes what was built, the virtual environment too
+	rm -rf .venv .rust build dist engine/target *.egg-info $(engine) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The virtual environment with everything but this project itself.
+.venv/.tools: pyproject.toml setup/system.sh
+	setup/system.sh $(PYTHON)
+	test -x $(bin)/python || $(PYTHON) -m venv .venv
+	$(bin)/python -m pip install --quiet --upgrade pip
+	$(bin)/python -m pip install --quiet --group dev
+	touch $@
+
+# setuptools-rust itself calls cargo, so that the editable install below finds everything compiled; called directly, it
+# leaves the terminal to cargo's progress.
+$(engine): $(rust) .venv/.tools
+	$(rust_env); $(bin)/python -c 'import setuptools; setuptools.setup()' -q build_rust --inplace
+	touch $@
+
+.venv/.installed: pyproject.toml .venv/.tools $(engine)
+	$(rust_env); $(bin)/python -m pip install --quiet --no-build-isolation --editable .
+	touch $@ $(engine)
+	touch $@

@@ -1,0 +1,57 @@
+"""objmapper's client: objects by URI, as open file descriptors or as bytes. Standard library only."""
+
+from objmapper_client.address import Address, TcpAddress, UdpAddress, UnixAddress, default_address, parse
+from objmapper_client.async_client import AsyncClient
+from objmapper_client.client import Client
+from objmapper_client.errors import (
+    AddressError,
+    Conflict,
+    ConnectionFailed,
+    DescriptorLimit,
+    InvalidRequest,
+    LocalProtocolError,
+    ObjectNotFound,
+    ObjmapperError,
+    PermissionDenied,
+    ProtocolError,
+    RemoteProtocolError,
+    RequestTimeout,
+    ServerBusy,
+    ServerFailed,
+    ServerReply,
+    ServerTimeout,
+    UnsupportedMode,
+)
+from objmapper_client.object import Object
+from objmapper_client.protocol import Mode, Status
+
+__all__ = [
+    "Address",
+    "AddressError",
+    "AsyncClient",
+    "Client",
+    "Conflict",
+    "ConnectionFailed",
+    "DescriptorLimit",
+    "InvalidRequest",
+    "LocalProtocolError",
+    "Mode",
+    "Object",
+    "ObjectNotFound",
+    "ObjmapperError",
+    "PermissionDenied",
+    "ProtocolError",
+    "RemoteProtocolError",
+    "RequestTimeout",
+    "ServerBusy",
+    "ServerFailed",
+    "ServerReply",
+    "ServerTimeout",
+    "Status",
+    "TcpAddress",
+    "UdpAddress",
+    "UnixAddress",
+    "UnsupportedMode",
+    "default_address",
+    "parse",
+]

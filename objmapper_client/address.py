@@ -1,0 +1,149 @@
+"""Where a server is: ``unix:/path``, ``tcp://host:port``, ``udp://host:port``, and the default for this user."""
+
+import os
+import stat
+from collections.abc import Mapping
+
+from objmapper_client.errors import AddressError
+
+DEFAULT_TCP_PORT = 9999
+DEFAULT_UDP_PORT = 9998
+SOCKET_NAME = "objmapper.sock"
+
+
+class _Value:
+    """A value of a few attributes, equal to another of its class with the same ones.
+
+    By hand, because `dataclasses` costs every client 10 ms of start-up.
+    """
+
+    __slots__: tuple[str, ...] = ()
+
+    def _facts(self) -> tuple[str | int, ...]:
+        return tuple(getattr(self, name) for name in self.__slots__)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, type(self)) and other._facts() == self._facts()
+
+    def __hash__(self) -> int:
+        return hash((type(self), *self._facts()))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(map(repr, self._facts()))})"
+
+    def __reduce__(self) -> tuple[type["_Value"], tuple[str | int, ...]]:
+        return type(self), self._facts()
+
+
+class UnixAddress(_Value):
+    """A Unix socket's path."""
+
+    __slots__ = ("path",)
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __str__(self) -> str:
+        return f"unix:{self.path}"
+
+
+class TcpAddress(_Value):
+    """A host, by name or number, and a port."""
+
+    __slots__ = ("host", "port")
+
+    def __init__(self, host: str, port: int = DEFAULT_TCP_PORT) -> None:
+        self.host = host
+        self.port = port
+
+    def __str__(self) -> str:
+        return f"tcp://{_bracketed(self.host)}:{self.port}"
+
+
+class UdpAddress(_Value):
+    """A host, by name or number, and a port."""
+
+    __slots__ = ("host", "port")
+
+    def __init__(self, host: str, port: int = DEFAULT_UDP_PORT) -> None:
+        self.host = host
+        self.port = port
+
+    def __str__(self) -> str:
+        return f"udp://{_bracketed(self.host)}:{self.port}"
+
+
+Address = UnixAddress | TcpAddress | UdpAddress
+
+
+def parse(text: "str | os.PathLike[str] | Address") -> Address:
+    """The address that `text` names; a bare path is a Unix address. Raises AddressError."""
+    if isinstance(text, UnixAddress | TcpAddress | UdpAddress):
+        return text
+    given = os.fspath(text)
+    scheme, colon, rest = given.partition(":")
+    if colon and scheme == "unix":
+        return _unix(rest.removeprefix("//") if rest.startswith("///") else rest, given)
+    if given.startswith("tcp://"):
+        return TcpAddress(*_host_and_port(given, rest[2:], DEFAULT_TCP_PORT))
+    if given.startswith("udp://"):
+        return UdpAddress(*_host_and_port(given, rest[2:], DEFAULT_UDP_PORT))
+    if "://" in given or (colon and "/" not in given):
+        raise AddressError(f"{given!r} is no address: write unix:/path, tcp://host:port or udp://host:port")
+    return _unix(given, given)
+
+
+def default_address(environment: Mapping[str, str] | None = None) -> Address:
+    """The server that is meant where none is named: ``$OBJMAPPER_SERVER``, else this user's own socket.
+
+    That is in ``$XDG_RUNTIME_DIR``, else for root in ``/run``, else in ``/tmp/objmapper-UID``. Raises AddressError
+    where the last is a directory of somebody else.
+    """
+    given = os.environ if environment is None else environment
+    if named := given.get("OBJMAPPER_SERVER"):
+        return parse(named)
+    if runtime := os.environ.get("XDG_RUNTIME_DIR"):
+        return UnixAddress(f"{runtime}/objmapper/{SOCKET_NAME}")
+    user = os.geteuid() if hasattr(os, "geteuid") else 0
+    if user == 0:
+        return UnixAddress(f"/run/objmapper/{SOCKET_NAME}")
+    directory = f"/tmp/objmapper-{user}"  # noqa: S108 - its owner is checked
+    try:
+        found = os.lstat(directory)
+    except FileNotFoundError:
+        pass
+    else:
+        if found.st_uid != user or not stat.S_ISDIR(found.st_mode) or found.st_mode & 0o077:
+            raise AddressError(
+                f"{directory} is not a private directory of this user: name the server (--server, $OBJMAPPER_SERVER)"
+            )
+    return UnixAddress(f"{directory}/{SOCKET_NAME}")
+
+
+def _unix(path: str, given: str) -> UnixAddress:
+    if not path or "\0" in path:
+        raise AddressError(f"{given!r} is no address: a Unix address has a path")
+    if len(os.fsencode(path)) > 107:
+        raise AddressError(f"{path!r}: a Unix socket's path has at most 107 bytes")
+    return UnixAddress(path)
+
+
+def _host_and_port(given: str, rest: str, default_port: int) -> tuple[str, int]:
+    if rest.startswith("["):
+        host, bracket, tail = rest[1:].partition("]")
+        wrong = not bracket or (tail and not tail.startswith(":"))
+        port = tail[1:]
+    else:
+        host, _, port = rest.partition(":")
+        wrong = ":" in port or "/" in rest
+    number = default_port
+    if port and not wrong:
+        wrong = not (port.isascii() and port.isdigit() and int(port) <= 65535)
+        number = 0 if wrong else int(port)
+    if wrong or not host:
+        raise AddressError(f"{given!r} is no address: write HOST:PORT (IPv6 in brackets), the port from 0 to 65535")
+    return host, number
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

@@ -1,0 +1,105 @@
+"""The error tree. Every error keeps its facts and says in one line what is wrong and what to try."""
+
+import errno
+
+
+class ObjmapperError(Exception):
+    """Whatever goes wrong between a program and its objects."""
+
+
+class AddressError(ObjmapperError, ValueError):
+    """Not an address of a server."""
+
+
+class ConnectionFailed(ObjmapperError, ConnectionError):
+    """The server was not reached, or the connection broke."""
+
+
+class RequestTimeout(ObjmapperError, TimeoutError):
+    """No answer in time."""
+
+
+class ProtocolError(ObjmapperError):
+    """One side broke the protocol."""
+
+
+class LocalProtocolError(ProtocolError, ValueError):
+    """The caller asked for something that the protocol cannot say."""
+
+
+class RemoteProtocolError(ProtocolError):
+    """The server broke the protocol; the message names the rule. The connection was closed."""
+
+
+class DescriptorLimit(ObjmapperError, OSError):
+    """This process has no file descriptor left for the one that the server passed."""
+
+
+class ServerReply(ObjmapperError):
+    """The server answered with an error: its `status`, its words, and the `uri` that it was about."""
+
+    advice = ""
+
+    def __init__(self, status: int, message: str, uri: str) -> None:
+        super().__init__(status, message, uri)
+        self.status = status
+        self.message = message
+        self.uri = uri
+
+    def __str__(self) -> str:
+        return f"{self.uri}: {self.message}{self.advice}"
+
+
+class ObjectNotFound(ServerReply, FileNotFoundError):
+    """The URI names no object."""
+
+    errno = errno.ENOENT
+
+
+class InvalidRequest(ServerReply, ValueError):
+    """The URI is none that an object can have."""
+
+
+class UnsupportedMode(ServerReply):
+    """The transport, or the server, cannot deliver an object this way."""
+
+
+class PermissionDenied(ServerReply, PermissionError):
+    """The object exists and is not handed out."""
+
+    errno = errno.EACCES
+
+
+class Conflict(ServerReply):
+    """The object is not what the request supposed it to be."""
+
+
+class ServerFailed(ServerReply):
+    """The server, or its storage, failed."""
+
+
+class ServerBusy(ServerReply):
+    """The server refused for want of room; another try may succeed."""
+
+
+class ServerTimeout(ServerReply, RequestTimeout):
+    """The server gave the request up because it took too long."""
+
+
+_BY_STATUS: dict[int, type[ServerReply]] = {
+    0x01: ObjectNotFound,
+    0x02: InvalidRequest,
+    0x03: UnsupportedMode,
+    0x04: InvalidRequest,
+    0x05: UnsupportedMode,
+    0x06: PermissionDenied,
+    0x07: Conflict,
+    0x13: ServerTimeout,
+    0x14: ServerBusy,
+}
+
+
+def error_for(status: int, message: str, uri: str) -> ServerReply:
+    """The error for a reply's status byte."""
+    text = message or f"refused with status 0x{status:02x}"
+    return _BY_STATUS.get(status, ServerFailed)(status, text, uri)

@@ -1,0 +1,245 @@
+"""An object in hand: an owned descriptor with size, read, view, save."""
+
+import contextlib
+import mmap
+import os
+import stat
+import warnings
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Self
+
+from objmapper_client.errors import RemoteProtocolError
+from objmapper_client.protocol import MAX_CONTENT, Mode
+
+_CHUNK = 1 << 20
+# copy_file_range and sendfile take at most this at once.
+_MOST_AT_ONCE = 1 << 30
+
+
+class Object:
+    """An object that a server handed out. It owns its descriptor: close it, or use it as a context manager.
+
+    Where the server passed a descriptor it is an open file of its own (nobody else moves its position); where bytes
+    came over the wire it is a file in memory. Not safe for use by several threads at once, except `pread` and `view`.
+    """
+
+    def __init__(self, descriptor: int, uri: str, mode: Mode, size: int) -> None:
+        self._descriptor = descriptor
+        self.uri = uri
+        #: How it really came.
+        self.mode = mode
+        #: Bytes, when it came.
+        self.size = size
+        if mode is Mode.FDPASS and not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            self.close()
+            raise RemoteProtocolError(f"{uri}: the server passed a descriptor that is no regular file")
+
+    def __repr__(self) -> str:
+        state = "closed" if self._descriptor < 0 else f"fd={self._descriptor}"
+        return f"<Object {self.uri!r} {self.size} bytes by {self.mode.name.lower()} {state}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_descriptor", -1) >= 0:
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
+            self.close()
+
+    def __reduce__(self) -> str:
+        raise TypeError("an Object owns a descriptor and cannot be pickled; pickle its client and URI")
+
+    @property
+    def closed(self) -> bool:
+        """Whether the descriptor was closed or given away."""
+        return self._descriptor < 0
+
+    def close(self) -> None:
+        """Close the descriptor. Can be called twice; views stay valid."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    def fileno(self) -> int:
+        """The descriptor, lent: it stays the object's to close. Raises ValueError once closed."""
+        if self._descriptor < 0:
+            raise ValueError(f"{self.uri}: the object is closed")
+        return self._descriptor
+
+    def detach(self) -> int:
+        """The descriptor, given away: it is the caller's to close. The object is closed then."""
+        descriptor = self.fileno()
+        self._descriptor = -1
+        return descriptor
+
+    def read(self, length: int = -1) -> bytes:
+        """The next `length` bytes from the position, all that are left for a negative one; fewer only at the end."""
+        descriptor = self.fileno()
+        if length < 0:
+            length = max(0, os.fstat(descriptor).st_size - os.lseek(descriptor, 0, os.SEEK_CUR))
+        return _gather(lambda most: os.read(descriptor, most), length)
+
+    def pread(self, length: int, offset: int) -> bytes:
+        """`length` bytes from `offset` on, fewer only at the end; the position does not move."""
+        descriptor = self.fileno()
+        at = offset
+
+        def some(most: int) -> bytes:
+            nonlocal at
+            chunk = os.pread(descriptor, most, at)
+            at += len(chunk)
+            return chunk
+
+        left = max(0, os.fstat(descriptor).st_size - offset)
+        return _gather(some, min(length, left))
+
+    def readinto(self, buffer: memoryview | bytearray) -> int:
+        """Fills `buffer` from the object's start. Returns how many bytes there were."""
+        descriptor, view, at = self.fileno(), memoryview(buffer).cast("B"), 0
+        while at < len(view):
+            length = os.preadv(descriptor, [view[at:]], at)
+            if length == 0:
+                break
+            at += length
+        return at
+
+    def view(self) -> memoryview:
+        """The content, read-only and without a copy: pages are read when they are touched.
+
+        Valid as long as it is referenced, also after the object is closed: ``numpy.frombuffer(found.view(), …)``.
+        """
+        if self.size == 0:
+            return memoryview(b"")
+        return memoryview(mmap.mmap(self.fileno(), self.size, prot=mmap.PROT_READ))
+
+    def save(self, path: str | os.PathLike[str], progress: Callable[[int], None] | None = None) -> int:
+        """Writes the content to a file, which appears under its name only when it is whole. Returns its size.
+
+        The bytes are shared or copied by the kernel (copy_file_range, sendfile) where it can. `progress` is called with
+        the number of bytes of each step. Raises OSError; then nothing is left behind.
+        """
+        target = os.fspath(path)
+        beside = f"{target}.{os.getpid()}-{os.urandom(4).hex()}.part"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
+        output = os.open(beside, flags, 0o666)
+        try:
+            try:
+                written = copy_to(self.fileno(), output, self.size, progress=progress)
+            finally:
+                os.close(output)
+            os.replace(beside, target)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(beside)
+            raise
+        return written
+
+
+def copy_to(
+    source: int, output: int, length: int, offset: int = 0, progress: Callable[[int], None] | None = None
+) -> int:
+    """Copies `length` bytes of `source` from `offset` on to wherever `output` is, in the kernel where it can.
+
+    Both descriptors stay the caller's. Returns how many bytes there were.
+    """
+    ways = [_copy_file_range, _sendfile, _read_and_write]
+    at, end = offset, offset + length
+    # Steps short enough to show progress, long enough to cost nothing.
+    step = _MOST_AT_ONCE if progress is None else 8 * _CHUNK
+    while at < end:
+        try:
+            moved = ways[0](source, output, at, min(end - at, step))
+        except (OSError, AttributeError):
+            if len(ways) == 1 or not _may_fall_back():
+                raise
+            ways.pop(0)
+            continue
+        if moved == 0:
+            break
+        at += moved
+        if progress is not None:
+            progress(moved)
+    return at - offset
+
+
+def _may_fall_back() -> bool:
+    import errno
+    import sys
+
+    error = sys.exc_info()[1]
+    if not isinstance(error, OSError):
+        return True
+    # Not this pair of descriptors, file systems or kernel; anything else is the copy's own failure.
+    return error.errno in (
+        errno.EINVAL,
+        errno.EXDEV,
+        errno.ENOSYS,
+        errno.EOPNOTSUPP,
+        errno.EBADF,
+        errno.EPERM,
+    )
+
+
+def _copy_file_range(source: int, output: int, offset: int, length: int) -> int:
+    return os.copy_file_range(source, output, length, offset_src=offset)
+
+
+def _sendfile(source: int, output: int, offset: int, length: int) -> int:
+    return os.sendfile(output, source, offset, length)
+
+
+def _read_and_write(source: int, output: int, offset: int, length: int) -> int:
+    chunk = os.pread(source, min(length, _CHUNK), offset)
+    written = 0
+    while written < len(chunk):
+        written += os.write(output, memoryview(chunk)[written:])
+    return written
+
+
+def _gather(some: Callable[[int], bytes], length: int) -> bytes:
+    first = some(length) if length else b""
+    if len(first) == length or not first:
+        return first
+    # The kernel moves at most 2 GiB at once, and a file may have shrunk.
+    pieces, left = [first], length - len(first)
+    while left and (piece := some(left)):
+        pieces.append(piece)
+        left -= len(piece)
+    return b"".join(pieces)
+
+
+@contextlib.contextmanager
+def memory_file(size: int) -> Iterator[tuple[int, memoryview]]:
+    """A file in memory of this size, and its bytes to be filled. The descriptor is the caller's after a good end."""
+    if size > MAX_CONTENT:
+        raise RemoteProtocolError(f"a content of {size} bytes fits no file")
+    descriptor = _make_memory_file()
+    try:
+        if size == 0:
+            yield descriptor, memoryview(b"")
+        else:
+            try:
+                os.truncate(descriptor, size)
+                pages = mmap.mmap(descriptor, size)
+            except (OSError, OverflowError, ValueError) as error:
+                raise RemoteProtocolError(f"no room in memory for a content of {size} bytes ({error})") from error
+            with pages, memoryview(pages) as buffer:
+                yield descriptor, buffer
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def _make_memory_file() -> int:
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("objmapper", os.MFD_CLOEXEC)
+    import tempfile
+
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())

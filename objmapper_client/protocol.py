@@ -1,0 +1,215 @@
+"""The wire, sans-IO: values in, bytes out; bytes in, values out. The engine's codec is held to the same vectors.
+
+Version 1: a request is ``mode(1) uri_len(2) uri``; a reply is one status byte (mode fdpass, it carries the descriptor),
+``00 content_len(8) content`` (modes copy and splice), or ``status message_len(2) message``. Integers are big-endian.
+"""
+
+import struct
+from enum import Enum, IntEnum
+from typing import NamedTuple
+
+from objmapper_client.errors import LocalProtocolError, RemoteProtocolError
+
+MAX_URI = 4096
+MAX_CONTENT = (1 << 63) - 1
+_REQUEST_HEAD = struct.Struct(">BH")
+_CONTENT_HEAD = struct.Struct(">BQ")
+_ERROR_HEAD = struct.Struct(">BH")
+
+
+class Mode(Enum):
+    """How an object is delivered; the value is the mode's byte on the wire."""
+
+    FDPASS = 0x31
+    COPY = 0x32
+    SPLICE = 0x33
+
+    @classmethod
+    def of(cls, name: "str | Mode") -> "Mode":
+        """The mode of this name (``fdpass``, ``copy``, ``splice``). Raises LocalProtocolError for another."""
+        if isinstance(name, Mode):
+            return name
+        try:
+            return cls[name.upper()]
+        except KeyError:
+            raise LocalProtocolError(f"{name!r} is no mode (there are: fdpass, copy, splice)") from None
+
+
+class Status(IntEnum):
+    """The first byte of every reply."""
+
+    OK = 0x00
+    NOT_FOUND = 0x01
+    INVALID_REQUEST = 0x02
+    INVALID_MODE = 0x03
+    URI_TOO_LONG = 0x04
+    UNSUPPORTED_OP = 0x05
+    FORBIDDEN = 0x06
+    CONFLICT = 0x07
+    INTERNAL_ERROR = 0x10
+    STORAGE_ERROR = 0x11
+    OUT_OF_MEMORY = 0x12
+    TIMEOUT = 0x13
+    UNAVAILABLE = 0x14
+    PROTOCOL_ERROR = 0x20
+    VERSION_MISMATCH = 0x21
+    CAPABILITY_ERROR = 0x22
+
+
+def encode_request(mode: Mode, uri: str) -> bytes:
+    """A request. Raises LocalProtocolError for a URI that the wire cannot carry."""
+    try:
+        raw = uri.encode()
+    except UnicodeEncodeError:
+        raise LocalProtocolError(f"{uri!r}: a URI must be UTF-8") from None
+    if not raw or len(raw) > MAX_URI:
+        raise LocalProtocolError(f"a URI has 1 to {MAX_URI} bytes, this one {len(raw)}")
+    if 0 in raw:
+        raise LocalProtocolError(f"{uri!r}: a URI has no NUL")
+    return _REQUEST_HEAD.pack(mode.value, len(raw)) + raw
+
+
+def encode_content_head(length: int) -> bytes:
+    """What precedes a content of `length` bytes."""
+    return _CONTENT_HEAD.pack(Status.OK, length)
+
+
+def encode_error(status: int, message: str) -> bytes:
+    """An error reply."""
+    raw = message.encode()[:0xFFFF]
+    return _ERROR_HEAD.pack(status, len(raw)) + raw
+
+
+class Request(NamedTuple):
+    """A request, as a server reads it."""
+
+    mode: Mode
+    uri: str
+
+
+class Refused(NamedTuple):
+    """A frame that is answered with `status`; where it is `fatal`, the connection is closed then."""
+
+    status: Status
+    fatal: bool = False
+
+
+class RequestDecoder:
+    """Takes requests off a byte stream: `feed` bytes, then call `next` until it gives None (more is needed)."""
+
+    def __init__(self) -> None:
+        self._kept = bytearray()
+        self._to_skip = 0
+        self._broken = False
+
+    def feed(self, data: bytes) -> None:
+        """Take in what has come."""
+        self._kept += data
+
+    def next(self) -> Request | Refused | None:
+        """The next request, or None where the bytes end inside one. Nothing follows a fatal refusal."""
+        if self._to_skip:
+            return self._skip()
+        if not self._kept or self._broken:
+            return None
+        try:
+            mode = Mode(self._kept[0])
+        except ValueError:
+            self._broken = True
+            return Refused(Status.PROTOCOL_ERROR, fatal=True)
+        if len(self._kept) < _REQUEST_HEAD.size:
+            return None
+        _, length = _REQUEST_HEAD.unpack_from(self._kept)
+        if length > MAX_URI:
+            self._to_skip = _REQUEST_HEAD.size + length
+            return self._skip()
+        end = _REQUEST_HEAD.size + length
+        if len(self._kept) < end:
+            return None
+        raw = bytes(self._kept[_REQUEST_HEAD.size : end])
+        del self._kept[:end]
+        if not raw or 0 in raw:
+            return Refused(Status.INVALID_REQUEST)
+        try:
+            return Request(mode, raw.decode())
+        except UnicodeDecodeError:
+            return Refused(Status.INVALID_REQUEST)
+
+    def _skip(self) -> Refused | None:
+        here = min(self._to_skip, len(self._kept))
+        del self._kept[:here]
+        self._to_skip -= here
+        return None if self._to_skip else Refused(Status.URI_TOO_LONG)
+
+
+class DescriptorReply(NamedTuple):
+    """The status byte that carries a descriptor."""
+
+
+class ContentReply(NamedTuple):
+    """The head of a content of `length` bytes, which follow: `ReplyDecoder.take_content` gives those already here."""
+
+    length: int
+
+
+class ErrorReply(NamedTuple):
+    """The server's refusal."""
+
+    status: int
+    message: str
+
+
+class ReplyDecoder:
+    """Takes replies off a byte stream; the bytes of contents pass by it.
+
+    `feed` bytes, then call `next` with the mode of the oldest unanswered request. After a `ContentReply` the content is
+    taken with `take_content`; what the decoder has not got of it is read by the caller, straight to where it belongs.
+    """
+
+    def __init__(self) -> None:
+        self._kept = bytearray()
+
+    def feed(self, data: bytes) -> None:
+        """Take in what has come."""
+        self._kept += data
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether all that was fed has been taken."""
+        return not self._kept
+
+    def next(self, asked: Mode | None) -> DescriptorReply | ContentReply | ErrorReply | None:
+        """The next reply, or None where the bytes end inside one. Raises RemoteProtocolError."""
+        if not self._kept:
+            return None
+        if asked is None:
+            raise RemoteProtocolError("the server sent a reply that nobody asked for")
+        if self._kept[0] != Status.OK:
+            return self._error()
+        if asked is Mode.FDPASS:
+            del self._kept[:1]
+            return DescriptorReply()
+        if len(self._kept) < _CONTENT_HEAD.size:
+            return None
+        _, length = _CONTENT_HEAD.unpack_from(self._kept)
+        if length > MAX_CONTENT:
+            raise RemoteProtocolError(f"the server promised a content of {length} bytes, more than any file can have")
+        del self._kept[: _CONTENT_HEAD.size]
+        return ContentReply(length)
+
+    def _error(self) -> ErrorReply | None:
+        if len(self._kept) < _ERROR_HEAD.size:
+            return None
+        status, length = _ERROR_HEAD.unpack_from(self._kept)
+        end = _ERROR_HEAD.size + length
+        if len(self._kept) < end:
+            return None
+        message = bytes(self._kept[_ERROR_HEAD.size : end]).decode(errors="replace")
+        del self._kept[:end]
+        return ErrorReply(status, message)
+
+    def take_content(self, most: int) -> bytes:
+        """Up to `most` bytes of the content, of those that were fed."""
+        taken = bytes(self._kept[:most])
+        del self._kept[:most]
+        return taken

@@ -1,0 +1,44 @@
+"""The concurrency models, and which one a transport gets: all there is of ``auto``."""
+
+from collections.abc import Mapping
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Final, Literal
+
+Transport = Literal["unix", "tcp"]
+TRANSPORTS: Final[tuple[Transport, ...]] = ("unix", "tcp")
+
+
+class Concurrency(StrEnum):
+    """How the connections of a transport share threads."""
+
+    AUTO = "auto"
+    BY_TRANSPORT = "by-transport"
+    THREAD_PER_CONNECTION = "thread-per-connection"
+    THREAD_POOL = "thread-pool"
+    WORK_STEALING = "work-stealing"
+    EPOLL = "epoll"
+
+
+Table = Mapping[Transport, Concurrency]
+
+#: What each model that is none itself stands for. ``by-transport`` gives descriptors the shortest way and bytes a pool;
+#: ``auto`` is what measures best.
+CHOICES: Final[Mapping[Concurrency, Table]] = MappingProxyType(
+    {
+        Concurrency.BY_TRANSPORT: {
+            "unix": Concurrency.THREAD_PER_CONNECTION,
+            "tcp": Concurrency.THREAD_POOL,
+        },
+        Concurrency.AUTO: {
+            "unix": Concurrency.THREAD_PER_CONNECTION,
+            "tcp": Concurrency.THREAD_PER_CONNECTION,
+        },
+    }
+)
+
+
+def choose(model: Concurrency, transport: Transport) -> Concurrency:
+    """Return the model that serves `transport` where `model` was asked for: never ``auto`` nor ``by-transport``."""
+    table = CHOICES.get(model)
+    return model if table is None else table[transport]

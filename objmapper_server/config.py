@@ -1,0 +1,272 @@
+"""Every setting of a server as one frozen value, checked once; a wrong one is refused in one line that says what is right."""
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Any, Final, Literal, Self, TypedDict, Unpack
+
+from pydantic import (
+    ByteSize,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from objmapper_client import address
+
+from .config_error import ConfigError, did_you_mean
+from .concurrency import TRANSPORTS, Concurrency, Transport, choose
+from .layers import ENVIRONMENT_PREFIX, layered
+from .listening import ListeningPoint
+
+DEFAULT_TCP_PORT: Final = 9999
+DEFAULT_ADMIN_PORT: Final = 9997
+A_YEAR: Final = 366 * 86400.0
+
+StrPath = str | os.PathLike[str]
+Models = Concurrency | str | Iterable[str] | Mapping[str, Concurrency | str]
+
+
+class Given(TypedDict, total=False):
+    """What `Config` takes: more than it holds, because it also reads text."""
+
+    root: StrPath
+    unix: StrPath | None
+    tcp: str | None
+    admin: str | None
+    concurrency_model: Models
+    pool_size: int
+    max_queue_depth: int
+    max_threads: int
+    max_connections: int
+    optimize_for: Literal["latency", "throughput"]
+    async_storage: bool
+    storage_pool_size: int
+    cache_size: int | str
+    follow_symlinks: bool
+    idle_timeout: float
+    header_timeout: float
+    request_timeout: float
+    shutdown_grace: float
+
+
+def _default_socket() -> Path:
+    named = address.default_address()
+    if not isinstance(named, address.UnixAddress):
+        raise ConfigError("unix", f"the server's own address is {named}, which is no Unix socket: give unix or tcp")
+    return Path(named.path)
+
+
+def _switched_off(value: object) -> object:
+    return None if isinstance(value, str) and value.strip().lower() in {"none", "off"} else value
+
+
+def _seconds(*, least: str) -> Any:
+    kind = {"gt": 0.0} if least == "more than 0" else {"ge": 0.0}
+    return Field(le=A_YEAR, allow_inf_nan=False, description=f"seconds, {least}", **kind)  # type: ignore[arg-type]
+
+
+def _count(least: int, most: int = 1_000_000, also: str = "") -> Any:
+    return Field(ge=least, le=most, description=f"a whole number from {least} to {most:_}{also}")
+
+
+Count = Annotated[int, _count(1)]
+Seconds = Annotated[float, _seconds(least="more than 0")]
+
+
+class Config(BaseSettings):
+    """The settings of one server.
+
+    ``Config(root=…, unix=…)`` takes exactly what it is given and reads no settings from anywhere else. `Config.load` is the
+    form with layers: flags win, then the environment, then the file. Both raise `ConfigError`.
+    """
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        env_prefix=ENVIRONMENT_PREFIX,
+        env_ignore_empty=True,
+        validate_default=False,
+    )
+
+    root: Path = Field(description="the directory whose files are served")
+    unix: Path | None = Field(None, description="the path of a Unix socket, or none")
+    tcp: str | None = Field(None, description="HOST:PORT (IPv6 in brackets, port 0 for a free one), or none")
+    admin: str | None = Field(None, description="HOST:PORT or unix:PATH, or none")
+    concurrency_model: Concurrency | Mapping[Transport, Concurrency] = Field(
+        Concurrency.AUTO,
+        description=f"one of {', '.join(Concurrency)}; or TRANSPORT=MODEL with a transport of {', '.join(TRANSPORTS)}",
+    )
+    pool_size: Annotated[int, _count(0, 10_000, "; 0 means twice the cores")] = 0
+    max_queue_depth: Count = 100
+    max_threads: Annotated[int, _count(1, 100_000)] = 1000
+    max_connections: Count = 10_000
+    optimize_for: Literal["latency", "throughput"] = Field("throughput", description="latency or throughput")
+    async_storage: bool = Field(False, description="true or false")
+    storage_pool_size: Annotated[int, _count(1, 10_000)] = 4
+    cache_size: Annotated[
+        ByteSize,
+        Field(
+            ge=0, le=1 << 62, description="bytes: a number, or with a unit as in 512MB or 1GiB; 0 for none"
+        ),
+    ] = ByteSize(1 << 30)
+    follow_symlinks: bool = Field(False, description="true or false")
+    idle_timeout: Seconds = 60.0
+    header_timeout: Seconds = 10.0
+    request_timeout: Seconds = 30.0
+    shutdown_grace: Annotated[float, _seconds(least="0 or more")] = 10.0
+
+    _origins: Mapping[str, str] = PrivateAttr(default=MappingProxyType({}))
+
+    def __init__(self, **given: Unpack[Given]) -> None:
+        values: dict[str, Any] = dict(given)
+        if values.get("unix") is None and values.get("tcp") is None:
+            values["unix"] = _default_socket()
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise _explained(error) from None
+        self._origins = MappingProxyType(
+            {name: "the program" if name in given else "default" for name in type(self).model_fields}
+        )
+
+    @classmethod
+    def load(cls, file: StrPath | None = None, **flags: object) -> Self:
+        """Read flags, environment and `file`; a flag of None was not given."""
+        values, origins = layered(cls, file, flags)
+        try:
+            config = cls(**values)
+        except ConfigError as error:
+            origin = origins.get(error.field, "")
+            raise ConfigError(error.field, error.problem, origin) from None
+        config._origins = MappingProxyType({**config._origins, **origins})
+        return config
+
+    @property
+    def origins(self) -> Mapping[str, str]:
+        """Where each value came from: ``default``, ``the program``, a flag, a variable or a file."""
+        return self._origins
+
+    @property
+    def transports(self) -> tuple[Transport, ...]:
+        """What is served."""
+        return tuple(name for name in TRANSPORTS if getattr(self, name) is not None)
+
+    @property
+    def models(self) -> dict[Transport, Concurrency]:
+        """The concrete model of each transport that is served."""
+        asked = self.concurrency_model
+        return {
+            transport: choose(
+                asked if isinstance(asked, Concurrency) else asked.get(transport, Concurrency.AUTO), transport
+            )
+            for transport in self.transports
+        }
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **_: object
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Leave the environment alone: only `load` reads it."""
+        return (init_settings,)
+
+    @field_validator("root", "unix", mode="before")
+    @classmethod
+    def _path(cls, value: object, info: ValidationInfo) -> object:
+        if info.field_name == "unix":
+            value = _switched_off(value)
+        if not isinstance(value, str | os.PathLike):
+            return value
+        text = os.fspath(value)
+        if info.field_name == "unix":
+            text = text.removeprefix("unix:")
+        if not text or "\0" in text:
+            raise ValueError("a path is needed")
+        return Path(text).expanduser().absolute()
+
+    @field_validator("tcp", mode="before")
+    @classmethod
+    def _tcp(cls, value: object) -> object:
+        value = _switched_off(value)
+        if not isinstance(value, str):
+            return value
+        return str(ListeningPoint.parse(value.removeprefix("tcp://"), DEFAULT_TCP_PORT))
+
+    @field_validator("admin", mode="before")
+    @classmethod
+    def _admin(cls, value: object) -> object:
+        value = _switched_off(value)
+        if not isinstance(value, str):
+            return value
+        if value.startswith(("/", "unix:")):
+            path = value.removeprefix("unix:")
+            if not path:
+                raise ValueError("a path is needed after unix:")
+            return f"unix:{Path(path).expanduser().absolute()}"
+        return str(ListeningPoint.parse(value.removeprefix("http://").rstrip("/"), DEFAULT_ADMIN_PORT))
+
+    @field_validator("concurrency_model", mode="before")
+    @classmethod
+    def _concurrency_model(cls, value: object) -> object:
+        if isinstance(value, Concurrency):
+            return value
+        if isinstance(value, Mapping):
+            pairs = [(str(transport), str(model)) for transport, model in value.items()]
+        elif isinstance(value, str | list | tuple):
+            items = value.split(",") if isinstance(value, str) else [str(item) for item in value]
+            pairs = [(before.strip(), after) for before, _, after in (item.rpartition("=") for item in items)]
+        else:
+            return value
+        return _models(pairs)
+
+    @field_validator("optimize_for", mode="before")
+    @classmethod
+    def _optimize_for(cls, value: object) -> object:
+        known = ("latency", "throughput")
+        if isinstance(value, str) and value not in known:
+            raise ValueError(f"{value!r} is none of {', '.join(known)}{did_you_mean(value, known)}")
+        return value
+
+
+def _models(pairs: Iterable[tuple[str, str]]) -> Concurrency | dict[Transport, Concurrency]:
+    """Return one model, or one for each transport; a pair without a transport speaks for all that have none."""
+    for_all = Concurrency.AUTO
+    chosen: dict[Transport, Concurrency] = {}
+    for name, text in pairs:
+        model = _model(text.strip())
+        transport = next((known for known in TRANSPORTS if known == name), None)
+        if transport is not None:
+            chosen[transport] = model
+        elif name:
+            raise ValueError(
+                f"{name!r} is no transport of {', '.join(TRANSPORTS)}{did_you_mean(name, TRANSPORTS)}"
+            )
+        else:
+            for_all = model
+    return {transport: chosen.get(transport, for_all) for transport in TRANSPORTS} if chosen else for_all
+
+
+def _model(text: str) -> Concurrency:
+    try:
+        return Concurrency(text)
+    except ValueError:
+        names = [str(model) for model in Concurrency]
+        raise ValueError(f"{text!r} is none of {', '.join(names)}{did_you_mean(text, names)}") from None
+
+
+def _explained(error: ValidationError) -> ConfigError:
+    """Return the first thing that is wrong in our own words: pydantic's take several lines and name no remedy."""
+    first = error.errors(include_url=False)[0]
+    field = str(first["loc"][0])
+    if first["type"] == "extra_forbidden":
+        return ConfigError(field, f"no such setting{did_you_mean(field, Config.model_fields)}")
+    allowed = Config.model_fields[field].description
+    if first["type"] == "missing":
+        return ConfigError(field, f"is needed: {allowed}")
+    if first["type"] == "value_error":
+        return ConfigError(field, str(first["ctx"]["error"]))
+    return ConfigError(field, f"{first['input']!r} is not allowed: it takes {allowed}")

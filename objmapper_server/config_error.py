@@ -1,0 +1,24 @@
+"""What a wrong setting raises, and the hint that goes with a mistyped name."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class ConfigError(ValueError):
+    """A setting is wrong: which, its value, what is allowed, and where it came from."""
+
+    def __init__(self, field: str, problem: str, origin: str = "") -> None:
+        super().__init__(field, problem, origin)
+        self.field = field
+        self.problem = problem
+        self.origin = origin
+
+    def __str__(self) -> str:
+        where = f" (from {self.origin})" if self.origin else ""
+        return f"{self.field}{where}: {self.problem}"
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` where something known looks alike, else nothing."""
+    alike = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {alike[0]!r}?" if alike else ""

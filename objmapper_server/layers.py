@@ -1,0 +1,60 @@
+"""Settings in layers: flags win, then the environment, then the file. Each value keeps its origin."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from tomllib import TOMLDecodeError
+from typing import Any, Final
+
+from pydantic_settings import BaseSettings, EnvSettingsSource, TomlConfigSettingsSource
+
+from .config_error import ConfigError, did_you_mean
+
+ENVIRONMENT_PREFIX: Final = "OBJMAPPER_"
+#: Where a server that is started with layers shows its figures unless it is told otherwise.
+DEFAULT_ADMIN: Final = "127.0.0.1:9997"
+#: In the environment for the client's sake.
+NOT_OURS = frozenset({"SERVER"})
+
+
+def layered(
+    cls: type[BaseSettings], file: str | os.PathLike[str] | None, flags: Mapping[str, object]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the values in force, and where each came from; raises `ConfigError` for a name that is no setting."""
+    values: dict[str, Any] = {"admin": DEFAULT_ADMIN}
+    origins = {"admin": "default"}
+    if file is not None:
+        values |= (found := _from_file(cls, Path(file)))
+        origins |= dict.fromkeys(found, str(file))
+    values |= (found := _from_environment(cls))
+    origins |= {name: ENVIRONMENT_PREFIX + name.upper() for name in found}
+    given = {name: value for name, value in flags.items() if value is not None}
+    values |= given
+    origins |= {name: f"--{name.replace('_', '-')}" if name != "root" else "ROOT" for name in given}
+    return values, origins
+
+
+def _from_file(cls: type[BaseSettings], file: Path) -> dict[str, Any]:
+    try:
+        file.open("rb").close()
+        found = TomlConfigSettingsSource(cls, file).toml_data
+    except OSError as error:
+        raise ConfigError("--config", f"cannot read {str(file)!r}: {error.strerror}") from error
+    except (TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError("--config", f"{str(file)!r} is not TOML: {error}") from error
+    for name in found:
+        if name not in cls.model_fields:
+            raise ConfigError(name, f"no such setting{did_you_mean(name, cls.model_fields)}", str(file))
+    return dict(found)
+
+
+def _from_environment(cls: type[BaseSettings]) -> dict[str, Any]:
+    known = [ENVIRONMENT_PREFIX + name.upper() for name in cls.model_fields]
+    for variable in os.environ:
+        name = variable.removeprefix(ENVIRONMENT_PREFIX)
+        if name == variable or name in NOT_OURS or variable in known:
+            continue
+        # Other programs may use the prefix too; what looks like one of ours is a slip.
+        if hint := did_you_mean(variable, known):
+            raise ConfigError(variable, f"no such setting{hint}", "the environment")
+    return EnvSettingsSource(cls)()

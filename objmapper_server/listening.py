@@ -1,0 +1,50 @@
+"""Where a server listens on the network: ``HOST:PORT`` as text, and as the numeric address that is bound."""
+
+import socket
+from dataclasses import dataclass
+from typing import Self
+
+
+@dataclass(frozen=True, slots=True)
+class ListeningPoint:
+    """A host and a port. Port 0 takes a free one; no host means every address of the machine."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str, default_port: int) -> Self:
+        """Read ``HOST``, ``HOST:PORT``, ``[IPV6]:PORT``; raises ValueError."""
+        if text.startswith("["):
+            host, bracket, rest = text[1:].partition("]")
+            if not bracket or (rest and not rest.startswith(":")):
+                raise ValueError(f"{text!r} is not [IPV6]:PORT")
+            port_text = rest[1:]
+        elif text.count(":") > 1:
+            raise ValueError(
+                f"{text!r} is not HOST:PORT: an IPv6 address goes in brackets, as in [::1]:{default_port}"
+            )
+        else:
+            host, _, port_text = text.partition(":")
+        if not port_text.isascii() or (port_text and not port_text.isdigit()) or int(port_text or 0) > 65535:
+            raise ValueError(
+                f"{text!r} is not HOST:PORT: a port is a number from 0 to 65535, 0 for a free one"
+            )
+        if any(letter.isspace() or letter in "/@?#" for letter in host) or not (host or port_text):
+            raise ValueError(f"{text!r} is not HOST:PORT")
+        return cls(host, int(port_text) if port_text else default_port)
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    def resolved(self) -> Self:
+        """Return the same with a numeric host, IPv4 where a name has both; raises OSError that names the host."""
+        if not self.host:
+            return type(self)("0.0.0.0", self.port)  # noqa: S104 - asked for, by leaving the host out
+        try:
+            found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        except (socket.gaierror, UnicodeError) as error:
+            reason = error.strerror if isinstance(error, socket.gaierror) else "not a host name"
+            raise OSError(f"cannot listen on {self}: unknown host {self.host!r} ({reason})") from error
+        found.sort(key=lambda entry: entry[0] != socket.AF_INET)
+        return type(self)(str(found[0][4][0]), self.port)

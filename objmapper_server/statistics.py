@@ -1,0 +1,195 @@
+"""What the server has counted, as one frozen value. Its fields are those of the ``/stats`` document, name by name."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any, Self
+
+from objmapper_client.protocol import Status
+
+if TYPE_CHECKING:
+    from . import _engine
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Latency:
+    """Times in microseconds: of requests, from complete arrival to the last byte handed on, and of their wait in a queue."""
+
+    count: int
+    mean_latency_us: float
+    p50_latency_us: float
+    p99_latency_us: float
+    p999_latency_us: float
+    max_latency_us: float
+    queue_wait_time_us: float  #: the mean
+    p50_queue_wait_us: float
+    p99_queue_wait_us: float
+    max_queue_wait_us: float
+
+    @classmethod
+    def read(cls, service: "_engine.Percentiles", wait: "_engine.Percentiles") -> Self:
+        """Return both in one, to a tenth of a microsecond."""
+        return cls(
+            count=service["count"],
+            mean_latency_us=round(service["mean_us"], 1),
+            p50_latency_us=round(service["p50_us"], 1),
+            p99_latency_us=round(service["p99_us"], 1),
+            p999_latency_us=round(service["p999_us"], 1),
+            max_latency_us=round(service["max_us"], 1),
+            queue_wait_time_us=round(wait["mean_us"], 1),
+            p50_queue_wait_us=round(wait["p50_us"], 1),
+            p99_queue_wait_us=round(wait["p99_us"], 1),
+            max_queue_wait_us=round(wait["max_us"], 1),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures(Latency):
+    """The requests of one kind: rates over the last 10 s, times over the last 60 s, and totals."""
+
+    requests_total: int
+    bytes_total: int
+    errors_total: Mapping[str, int]  #: by name of the status
+    requests_per_sec: float
+    bytes_per_sec: float
+    since_start: Latency
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load(Figures):
+    """Figures, and what the server is busy with at this moment. Memory and disk are shared by all transports."""
+
+    active_threads: int
+    queue_depth: int
+    queue_depth_max: int  #: the deepest since start
+    cache_hit_rate: float  #: from 0 to 1, since start
+    disk_io_pending: int
+    connections: int
+    connections_total: int
+    connections_waiting: int  #: accepted, and waiting for a thread
+    rejected_total: int  #: connections and requests refused for want of room
+    accept_failures_total: int
+    timeouts_total: int
+    protocol_errors_total: int
+    steals_total: int
+    parks_total: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransportLoad(Load):
+    """One transport: where it listens, and the model that serves it now."""
+
+    address: str
+    concurrency_model: str
+
+    @property
+    def model(self) -> str:
+        """The name of the concurrency model."""
+        return self.concurrency_model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statistics(Load):
+    """The whole server at one moment: its own figures are the totals of all transports."""
+
+    uptime: float  #: seconds
+    draining: bool
+    concurrency_model: Mapping[str, str]  #: transport → model
+    max_connections: int  #: as fitted to what the machine gives
+    descriptors_in_flight: int
+    cache_hits_total: int
+    cache_misses_total: int
+    cache_bytes: int
+    transports: Mapping[str, TransportLoad]
+    models: Mapping[str, Figures]
+    modes: Mapping[str, Figures]
+
+    @property
+    def total(self) -> Load:
+        """The figures of all transports together, without those of each."""
+        return Load(**{field.name: getattr(self, field.name) for field in fields(Load)})
+
+    @classmethod
+    def read(cls, snapshot: "_engine.Snapshot") -> Self:
+        """Return the engine's snapshot as a value."""
+        figures = {(each["transport"], each["model"], each["mode"]): _figures(each) for each in snapshot["figures"]}
+        looked_up = snapshot["cache_hits_total"] + snapshot["cache_misses_total"]
+        shared = {
+            "cache_hit_rate": snapshot["cache_hits_total"] / looked_up if looked_up else 0.0,
+            "disk_io_pending": snapshot["disk_io_pending"],
+        }
+        states = {state["transport"]: state for state in snapshot["transports"]}
+        return cls(
+            **figures[None, None, None],
+            **shared,
+            **_together(list(states.values())),
+            uptime=round(snapshot["uptime"], 3),
+            draining=snapshot["draining"],
+            concurrency_model={name: state["model"] for name, state in states.items()},
+            max_connections=snapshot["max_connections"],
+            descriptors_in_flight=snapshot["descriptors_in_flight"],
+            cache_hits_total=snapshot["cache_hits_total"],
+            cache_misses_total=snapshot["cache_misses_total"],
+            cache_bytes=snapshot["cache_bytes"],
+            transports={
+                name: TransportLoad(
+                    **figures[name, None, None],
+                    **shared,
+                    **_together([state]),
+                    address=state["address"],
+                    concurrency_model=state["model"],
+                )
+                for name, state in states.items()
+            },
+            models={
+                model: Figures(**each)
+                for (transport, model, mode), each in figures.items()
+                if model is not None and transport is None and mode is None
+            },
+            modes={
+                mode: Figures(**each)
+                for (transport, model, mode), each in figures.items()
+                if mode is not None and transport is None and model is None
+            },
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the ``/stats`` document."""
+        return asdict(self)
+
+
+def status_name(status: int) -> str:
+    """Return the name of a status byte; its number where the protocol has none."""
+    try:
+        return Status(status).name
+    except ValueError:
+        return f"{status:#04x}"
+
+
+def _figures(native: "_engine.Figures") -> dict[str, Any]:
+    latency = Latency.read(native["latency"], native["queue_wait"])
+    return {
+        **asdict(latency),
+        "since_start": Latency.read(native["latency_since_start"], native["queue_wait_since_start"]),
+        "requests_total": native["requests_total"],
+        "bytes_total": native["bytes_total"],
+        "errors_total": {status_name(status): count for status, count in sorted(native["errors_total"].items())},
+        "requests_per_sec": round(native["requests_per_sec"], 1),
+        "bytes_per_sec": round(native["bytes_per_sec"], 1),
+    }
+
+
+def _together(states: "list[_engine.TransportState]") -> dict[str, int]:
+    return {
+        "active_threads": sum(state["active_threads"] for state in states),
+        "queue_depth": sum(state["queue_depth"] for state in states),
+        "queue_depth_max": max((state["queue_depth_max"] for state in states), default=0),
+        "connections": sum(state["connections"] for state in states),
+        "connections_total": sum(state["connections_total"] for state in states),
+        "connections_waiting": sum(state["connections_waiting"] for state in states),
+        "rejected_total": sum(state["rejected_total"] for state in states),
+        "accept_failures_total": sum(state["accept_failures_total"] for state in states),
+        "timeouts_total": sum(state["timeouts_total"] for state in states),
+        "protocol_errors_total": sum(state["protocol_errors_total"] for state in states),
+        "steals_total": sum(state["steals_total"] for state in states),
+        "parks_total": sum(state["parks_total"] for state in states),
+    }

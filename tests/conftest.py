@@ -1,0 +1,36 @@
+"""What every test must leave as it was: the descriptors of this process."""
+
+import gc
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+def open_descriptors() -> dict[int, str]:
+    """What this process has open."""
+    found = {}
+    for entry in Path("/proc/self/fd").iterdir():
+        try:
+            found[int(entry.name)] = os.readlink(entry)
+        except FileNotFoundError:  # the listing's own
+            continue
+    return found
+
+
+@pytest.fixture(autouse=True)
+def no_descriptor_leaks() -> Iterator[None]:
+    """Fails a test that leaves a descriptor open, or one more thread of the engine's closing it late."""
+    before = open_descriptors()
+    yield
+    deadline = time.monotonic() + 5
+    while True:
+        gc.collect()
+        left = {number: target for number, target in open_descriptors().items() if number not in before}
+        if not left:
+            return
+        if time.monotonic() > deadline:
+            pytest.fail(f"descriptors left open: {left}")
+        time.sleep(0.02)
