@@ -14,7 +14,6 @@ bin := .venv/bin
 engine := objmapper_server/_engine.abi3.so
 rust := engine/Cargo.toml engine/Cargo.lock $(shell find engine/src -name '*.rs')
 rust_env := . setup/rust.sh
-# Python's own frames stay out of the way of an interpreter that is started hundreds of times by the tests.
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help setup build demo test test-python test-rust lint check bench verify clean
@@ -69,10 +68,11 @@ clean: ## removes what was built, the virtual environment too
 # setuptools-rust itself calls cargo, so that the editable install below finds everything compiled; called directly, it
 # leaves the terminal to cargo's progress.
 $(engine): $(rust) .venv/.tools
-	$(rust_env); $(bin)/python -c 'import setuptools; setuptools.setup()' -q build_rust --inplace
+	$(rust_env); $(bin)/python -W ignore -c 'import setuptools; setuptools.setup()' -q build_rust --inplace
 	touch $@
 
+# setuptools remarks on every editable install that it is one.
 .venv/.installed: pyproject.toml .venv/.tools $(engine)
-	$(rust_env); $(bin)/python -m pip install --quiet --no-build-isolation --editable .
+	$(rust_env); PYTHONWARNINGS=ignore $(bin)/python -m pip install --quiet --no-build-isolation --editable .
 	touch $@ $(engine)
 	touch $@

@@ -94,7 +94,8 @@ def application(server: "Server", listen: str = "") -> FastAPI:
 
     @app.middleware("http")
     async def refuse_foreigners(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
-        # A page from elsewhere can make a browser call a loopback port, under its own name (DNS rebinding) or across origins.
+        # A page from elsewhere can make a browser call a loopback port: across origins, or under its own name
+        # (DNS rebinding).
         host = request.headers.get("host", "")
         origin = request.headers.get("origin")
         if not is_local(host, bound_host):
@@ -105,7 +106,7 @@ def application(server: "Server", listen: str = "") -> FastAPI:
 
     @app.get("/stats")
     async def stats() -> Statistics:
-        """Figures in total, by transport, by concurrency model and by mode; times over the last minute and since start."""
+        """Figures in total, by transport, by model and by mode; times over the last minute and since start."""
         return server.statistics()
 
     @app.get("/healthz")
@@ -160,7 +161,7 @@ def listen_on(listen: str) -> tuple[socket.socket, str]:
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
-        raise OSError(error.errno, f"the admin endpoint cannot listen ({error.strerror})", f"http://{point}") from None
+        raise OSError(error.errno, "the admin endpoint cannot listen", f"http://{point}") from None
     return listener, f"http://{ListeningPoint(point.host, listener.getsockname()[1])}"
 
 
@@ -175,8 +176,9 @@ def _listen_unix(path: str) -> socket.socket:
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
-        reason = error.strerror or str(error)
-        raise OSError(error.errno, f"the admin endpoint cannot listen ({reason})", path) from None
+        # A path that is too long has no errno.
+        reason = "the admin endpoint cannot listen" if error.errno else f"the admin endpoint cannot listen ({error})"
+        raise OSError(error.errno, reason, path) from None
     return listener
 
 

@@ -23,7 +23,7 @@ class Concurrency(StrEnum):
 Table = Mapping[Transport, Concurrency]
 
 #: What each model that is none itself stands for. ``by-transport`` gives descriptors the shortest way and bytes a pool;
-#: ``auto`` is what measures best.
+#: ``auto`` is what measures best (docs/performance.md): event loops, which refuse no client for want of threads.
 CHOICES: Final[Mapping[Concurrency, Table]] = MappingProxyType(
     {
         Concurrency.BY_TRANSPORT: {
@@ -31,8 +31,8 @@ CHOICES: Final[Mapping[Concurrency, Table]] = MappingProxyType(
             "tcp": Concurrency.THREAD_POOL,
         },
         Concurrency.AUTO: {
-            "unix": Concurrency.THREAD_PER_CONNECTION,
-            "tcp": Concurrency.THREAD_PER_CONNECTION,
+            "unix": Concurrency.EPOLL,
+            "tcp": Concurrency.EPOLL,
         },
     }
 )

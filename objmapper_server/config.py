@@ -1,4 +1,4 @@
-"""Every setting of a server as one frozen value, checked once; a wrong one is refused in one line that says what is right."""
+"""Every setting of a server, as one frozen value that is checked once and says in one line what is wrong with it."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -18,8 +18,8 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from objmapper_client import address
 
-from .config_error import ConfigError, did_you_mean
 from .concurrency import TRANSPORTS, Concurrency, Transport, choose
+from .config_error import ConfigError, did_you_mean
 from .layers import ENVIRONMENT_PREFIX, layered
 from .listening import ListeningPoint
 
@@ -65,23 +65,19 @@ def _switched_off(value: object) -> object:
     return None if isinstance(value, str) and value.strip().lower() in {"none", "off"} else value
 
 
-def _seconds(*, least: str) -> Any:
-    kind = {"gt": 0.0} if least == "more than 0" else {"ge": 0.0}
-    return Field(le=A_YEAR, allow_inf_nan=False, description=f"seconds, {least}", **kind)  # type: ignore[arg-type]
-
-
 def _count(least: int, most: int = 1_000_000, also: str = "") -> Any:
-    return Field(ge=least, le=most, description=f"a whole number from {least} to {most:_}{also}")
+    return Field(ge=least, le=most, description=f"a whole number from {least} to {most}{also}")
 
 
 Count = Annotated[int, _count(1)]
-Seconds = Annotated[float, _seconds(least="more than 0")]
+Seconds = Annotated[float, Field(gt=0, le=A_YEAR, allow_inf_nan=False, description="seconds, more than 0")]
+Grace = Annotated[float, Field(ge=0, le=A_YEAR, allow_inf_nan=False, description="seconds, 0 or more")]
 
 
 class Config(BaseSettings):
     """The settings of one server.
 
-    ``Config(root=…, unix=…)`` takes exactly what it is given and reads no settings from anywhere else. `Config.load` is the
+    ``Config(root=…, unix=…)`` takes what it is given and reads no settings from anywhere else. `Config.load` is the
     form with layers: flags win, then the environment, then the file. Both raise `ConfigError`.
     """
 
@@ -110,17 +106,15 @@ class Config(BaseSettings):
     storage_pool_size: Annotated[int, _count(1, 10_000)] = 4
     cache_size: Annotated[
         ByteSize,
-        Field(
-            ge=0, le=1 << 62, description="bytes: a number, or with a unit as in 512MB or 1GiB; 0 for none"
-        ),
+        Field(ge=0, le=1 << 62, description="bytes: a number, or with a unit as in 512MB or 1GiB; 0 for none"),
     ] = ByteSize(1 << 30)
     follow_symlinks: bool = Field(False, description="true or false")
     idle_timeout: Seconds = 60.0
     header_timeout: Seconds = 10.0
     request_timeout: Seconds = 30.0
-    shutdown_grace: Annotated[float, _seconds(least="0 or more")] = 10.0
+    shutdown_grace: Grace = 10.0
 
-    _origins: Mapping[str, str] = PrivateAttr(default=MappingProxyType({}))
+    _origins: Mapping[str, str] = PrivateAttr()
 
     def __init__(self, **given: Unpack[Given]) -> None:
         values: dict[str, Any] = dict(given)
@@ -169,7 +163,12 @@ class Config(BaseSettings):
 
     @classmethod
     def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **_: object
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003 - the signature is pydantic's
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Leave the environment alone: only `load` reads it."""
         return (init_settings,)
@@ -242,9 +241,7 @@ def _models(pairs: Iterable[tuple[str, str]]) -> Concurrency | dict[Transport, C
         if transport is not None:
             chosen[transport] = model
         elif name:
-            raise ValueError(
-                f"{name!r} is no transport of {', '.join(TRANSPORTS)}{did_you_mean(name, TRANSPORTS)}"
-            )
+            raise ValueError(f"{name!r} is no transport of {', '.join(TRANSPORTS)}{did_you_mean(name, TRANSPORTS)}")
         else:
             for_all = model
     return {transport: chosen.get(transport, for_all) for transport in TRANSPORTS} if chosen else for_all

@@ -21,15 +21,11 @@ class ListeningPoint:
                 raise ValueError(f"{text!r} is not [IPV6]:PORT")
             port_text = rest[1:]
         elif text.count(":") > 1:
-            raise ValueError(
-                f"{text!r} is not HOST:PORT: an IPv6 address goes in brackets, as in [::1]:{default_port}"
-            )
+            raise ValueError(f"{text!r} is not HOST:PORT: an IPv6 address goes in brackets, as in [::1]:{default_port}")
         else:
             host, _, port_text = text.partition(":")
         if not port_text.isascii() or (port_text and not port_text.isdigit()) or int(port_text or 0) > 65535:
-            raise ValueError(
-                f"{text!r} is not HOST:PORT: a port is a number from 0 to 65535, 0 for a free one"
-            )
+            raise ValueError(f"{text!r} is not HOST:PORT: a port is a number from 0 to 65535, 0 for a free one")
         if any(letter.isspace() or letter in "/@?#" for letter in host) or not (host or port_text):
             raise ValueError(f"{text!r} is not HOST:PORT")
         return cls(host, int(port_text) if port_text else default_port)

@@ -49,7 +49,7 @@ class Server:
     def start(self) -> None:
         """Bind every transport and the admin endpoint, and serve.
 
-        Raises OSError, with the address or path that it is about, where one of them cannot be had; then nothing is served.
+        Raises OSError, with the address or path that it is about, where one cannot be had; then nothing is served.
         """
         if self._engine is not None:
             raise RuntimeError("this server was started already")
@@ -90,8 +90,8 @@ class Server:
     def serve_forever(self, ready: Callable[[], None] = lambda: None) -> bool:
         """Start, call `ready`, serve until SIGTERM or SIGINT, drain, stop; a second signal cuts the drain short.
 
-        Returns whether everything under way was finished. Only for the main thread, and before other threads are started:
-        the signals are taken by waiting for them, so that no handler runs anywhere.
+        Returns whether everything under way was finished. Only for the main thread, before there are more: signals
+        are taken by waiting for them, so that no handler runs anywhere.
         """
         with _held_back(STOP_SIGNALS), self:
             ready()
@@ -107,7 +107,8 @@ class Server:
     @property
     def addresses(self) -> Mapping[str, str]:
         """Transport → the address that it really listens on; empty before the start."""
-        return {} if self._engine is None else dict(self._engine.addresses)
+        bound = {} if self._engine is None else self._engine.addresses
+        return {transport: bound[transport] for transport in TRANSPORTS if transport in bound}
 
     @property
     def admin_address(self) -> str | None:

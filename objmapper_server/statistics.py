@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Latency:
-    """Times in microseconds: of requests, from complete arrival to the last byte handed on, and of their wait in a queue."""
+    """Microseconds: of requests, from complete arrival to the last byte handed on, and of their wait in a queue."""
 
     count: int
     mean_latency_us: float
@@ -26,7 +26,7 @@ class Latency:
     max_queue_wait_us: float
 
     @classmethod
-    def read(cls, service: "_engine.Percentiles", wait: "_engine.Percentiles") -> Self:
+    def of(cls, service: "_engine.Percentiles", wait: "_engine.Percentiles") -> Self:
         """Return both in one, to a tenth of a microsecond."""
         return cls(
             count=service["count"],
@@ -113,7 +113,7 @@ class Statistics(Load):
         """Return the engine's snapshot as a value."""
         figures = {(each["transport"], each["model"], each["mode"]): _figures(each) for each in snapshot["figures"]}
         looked_up = snapshot["cache_hits_total"] + snapshot["cache_misses_total"]
-        shared = {
+        shared: dict[str, Any] = {
             "cache_hit_rate": snapshot["cache_hits_total"] / looked_up if looked_up else 0.0,
             "disk_io_pending": snapshot["disk_io_pending"],
         }
@@ -166,10 +166,10 @@ def status_name(status: int) -> str:
 
 
 def _figures(native: "_engine.Figures") -> dict[str, Any]:
-    latency = Latency.read(native["latency"], native["queue_wait"])
+    latency = Latency.of(native["latency"], native["queue_wait"])
     return {
         **asdict(latency),
-        "since_start": Latency.read(native["latency_since_start"], native["queue_wait_since_start"]),
+        "since_start": Latency.of(native["latency_since_start"], native["queue_wait_since_start"]),
         "requests_total": native["requests_total"],
         "bytes_total": native["bytes_total"],
         "errors_total": {status_name(status): count for status, count in sorted(native["errors_total"].items())},
@@ -178,7 +178,7 @@ def _figures(native: "_engine.Figures") -> dict[str, Any]:
     }
 
 
-def _together(states: "list[_engine.TransportState]") -> dict[str, int]:
+def _together(states: "list[_engine.TransportState]") -> dict[str, Any]:
     return {
         "active_threads": sum(state["active_threads"] for state in states),
         "queue_depth": sum(state["queue_depth"] for state in states),

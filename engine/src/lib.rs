@@ -12,6 +12,7 @@ pub mod engine;
 pub mod errors;
 pub mod in_flight;
 pub mod listener;
+pub mod load;
 pub mod mapping;
 pub mod protocol;
 pub mod queue;

@@ -4,10 +4,13 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::concurrency::Model;
 use crate::engine::{Engine as NativeEngine, Snapshot};
+use crate::load::{Dialect, Load as NativeLoad, Outcome, Plan, Target};
+use crate::protocol::Mode;
 use crate::settings::{OptimizeFor, Settings};
 use crate::transport::Transport;
 
@@ -142,10 +145,105 @@ impl Engine {
     }
 }
 
+/// The attributes that are read from a load's plan.
+#[derive(FromPyObject)]
+struct PyPlan {
+    unix: Option<PathBuf>,
+    tcp: Option<String>,
+    dialect: String,
+    uris: Vec<String>,
+    clients: usize,
+    threads: usize,
+    pipeline: usize,
+    duration: f64,
+    requests: u64,
+    rate: Option<f64>,
+    reconnect: bool,
+}
+
+impl TryFrom<PyPlan> for Plan {
+    type Error = PyErr;
+
+    fn try_from(given: PyPlan) -> PyResult<Plan> {
+        let target = match (given.unix, given.tcp) {
+            (Some(path), None) => Target::Unix(path),
+            (None, Some(text)) => Target::Tcp(
+                text.parse()
+                    .map_err(|_| PyValueError::new_err(format!("not a numeric ADDRESS:PORT: {text:?}")))?,
+            ),
+            _ => return Err(PyValueError::new_err("a load has one target: unix or tcp")),
+        };
+        let dialect = match given.dialect.as_str() {
+            "fdpass" => Dialect::Objmapper(Mode::FdPass),
+            "copy" => Dialect::Objmapper(Mode::Copy),
+            "splice" => Dialect::Objmapper(Mode::Splice),
+            "http" => Dialect::Http,
+            "redis" => Dialect::Redis,
+            other => return Err(PyValueError::new_err(format!("no such dialect: {other:?}"))),
+        };
+        let rate = given.rate.filter(|rate| rate.is_finite() && *rate > 0.0);
+        if given.uris.is_empty() || given.clients == 0 || given.pipeline == 0 || rate != given.rate {
+            return Err(PyValueError::new_err("a load needs a URI, a client, a pipeline and a rate above 0"));
+        }
+        Ok(Plan {
+            target,
+            dialect,
+            uris: given.uris,
+            clients: given.clients,
+            threads: given.threads,
+            pipeline: given.pipeline.min(1000),
+            duration: seconds("duration", given.duration)?,
+            requests: given.requests,
+            rate,
+            reconnect: given.reconnect,
+        })
+    }
+}
+
+#[pyclass(frozen, module = "objmapper_server._engine")]
+#[derive(Debug)]
+struct Load(Mutex<NativeLoad>);
+
+impl Load {
+    fn load(&self) -> MutexGuard<'_, NativeLoad> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[pymethods]
+impl Load {
+    #[new]
+    fn new(py: Python<'_>, plan: PyPlan) -> PyResult<Self> {
+        let plan = plan.try_into()?;
+        Ok(Load(Mutex::new(py.detach(|| NativeLoad::start(plan))?)))
+    }
+
+    #[getter]
+    fn answered(&self) -> u64 {
+        self.load().answered()
+    }
+
+    #[getter]
+    fn running(&self) -> bool {
+        self.load().is_running()
+    }
+
+    fn stop(&self) {
+        self.load().stop();
+    }
+
+    fn finish(&self, py: Python<'_>) -> Outcome {
+        py.detach(|| self.load().finish())
+    }
+}
+
 #[pymodule]
 mod _engine {
     #[pymodule_export]
     use super::Engine;
+
+    #[pymodule_export]
+    use super::Load;
 
     #[pymodule_export]
     #[allow(non_upper_case_globals)]

@@ -102,9 +102,7 @@ class Snapshot(TypedDict):
     cache_misses_total: int
     cache_bytes: int
     disk_io_pending: int
-    figures: Sequence[
-        Figures
-    ]  # the total, each transport, model and mode, and each combination that was used
+    figures: Sequence[Figures]  # the total, each transport, model and mode, and each combination that was used
     transports: Sequence[TransportState]
 
 class Engine:
@@ -125,3 +123,54 @@ class Engine:
         """Stop accepting, finish what is under way, wait `timeout` seconds at most. True where all was finished."""
     def stop(self) -> None:
         """End every session and thread, close every socket and remove the Unix socket. Can be called twice."""
+
+@type_check_only
+class LoadPlan(Protocol):
+    """What `Load` reads, as attributes. Exactly one of unix and tcp is given."""
+
+    @property
+    def unix(self) -> str | None: ...
+    @property
+    def tcp(self) -> str | None: ...  # "ADDRESS:PORT", numeric
+    @property
+    def dialect(self) -> str: ...  # fdpass, copy, splice, http or redis
+    @property
+    def uris(self) -> Sequence[str]: ...
+    @property
+    def clients(self) -> int: ...
+    @property
+    def threads(self) -> int: ...
+    @property
+    def pipeline(self) -> int: ...  # requests that each client keeps under way
+    @property
+    def duration(self) -> float: ...
+    @property
+    def requests(self) -> int: ...  # end after so many; 0: only after the duration
+    @property
+    def rate(self) -> float | None: ...  # requests a second of all clients together; None: closed loop
+    @property
+    def reconnect(self) -> bool: ...  # a new connection for every request
+
+@type_check_only
+class Outcome(TypedDict):
+    requests: int
+    bytes: int
+    refused: int
+    errors: int
+    elapsed: float
+    latency: Percentiles
+    refusals: Percentiles
+    curve: Sequence[tuple[float, float]]  # (quantile, microseconds)
+
+class Load:
+    """A load that runs in native threads from its making on."""
+
+    def __new__(cls, plan: LoadPlan) -> Load: ...
+    @property
+    def answered(self) -> int: ...
+    @property
+    def running(self) -> bool: ...
+    def stop(self) -> None:
+        """End it early."""
+    def finish(self) -> Outcome:
+        """Wait for the end. To be called once."""

@@ -1,0 +1,1 @@
+"""The ``objmapper`` command: thin, one file a subcommand."""

@@ -1,0 +1,50 @@
+"""The admin endpoint as the command sees it. The only module that imports httpx."""
+
+import os
+from typing import Final
+from urllib.parse import urlsplit
+
+from objmapper_cli.errors import ExitCode, Failure
+
+DEFAULT: Final = "http://127.0.0.1:9997"
+#: Seconds.
+PATIENCE: Final = 10.0
+
+
+class AdminClient:
+    """Asks one endpoint: ``http://HOST:PORT``, ``HOST:PORT`` or ``unix:/PATH``. Raises `Failure`."""
+
+    def __init__(self, address: str | None) -> None:
+        self.address = address or os.environ.get("OBJMAPPER_ADMIN") or DEFAULT
+        self._socket = self.address.removeprefix("unix:") if self.address.startswith(("unix:", "/")) else None
+        url = self.address if "://" in self.address else f"http://{self.address}"
+        self._base = "http://localhost" if self._socket else url.rstrip("/")
+        try:
+            split = urlsplit(self._base)
+            _ = split.port
+        except ValueError as error:
+            raise Failure(f"{self.address!r} is no admin address: {error}", ExitCode.USAGE) from error
+        if split.scheme not in ("http", "https") or not split.hostname:
+            raise Failure(f"{self.address!r} is no admin address: http://HOST:PORT or unix:/PATH", ExitCode.USAGE)
+
+    def get(self, path: str) -> str:
+        """Return the document at `path`."""
+        import httpx
+
+        # A proxy that the environment names has no business between us and our own server.
+        transport = httpx.HTTPTransport(uds=self._socket)
+        try:
+            with httpx.Client(transport=transport, timeout=PATIENCE, trust_env=False) as client:
+                answer = client.get(self._base + path)
+        except httpx.TimeoutException as error:
+            raise Failure(f"{self.address}: no answer in {PATIENCE:.0f} s", ExitCode.TIMEOUT) from error
+        except (httpx.TransportError, httpx.InvalidURL) as error:
+            raise Failure(
+                f"{self.address}: no admin endpoint ({error}); is `objmapper serve` running? --admin names another",
+                ExitCode.NOT_REACHED,
+            ) from error
+        if answer.status_code in (401, 403):
+            raise Failure(f"{self.address}: refused: {answer.text[:200]}", ExitCode.REFUSED)
+        if answer.status_code != 200:
+            raise Failure(f"{self.address}: answered {answer.status_code} to {path}: {answer.text[:200]}")
+        return answer.text

@@ -1,0 +1,393 @@
+"""The benches as commands: flags in, rows out. What they have in common stands once, in `Point` and `_measured`."""
+
+import re
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from objmapper_cli.bench.measure import THREADS, progress, run
+from objmapper_cli.bench.models import criteria, measure_models, show_criteria
+from objmapper_cli.bench.own_server import OwnServer, own_server
+from objmapper_cli.bench.report import Row, median, plot_curves, show
+from objmapper_cli.bench.report import plot as draw
+from objmapper_cli.errors import ExitCode, Failure, guarded
+from objmapper_server.load import Dialect, LoadPlan
+
+bench = typer.Typer(
+    help="Measure a server on this machine: one that it starts itself, or --server ADDRESS.",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    no_args_is_help=True,
+)
+
+OBJECT = "object"
+
+Server = Annotated[str | None, typer.Option(metavar="ADDRESS", help="Measure this server. [default: one of its own]")]
+Uri = Annotated[str | None, typer.Option(metavar="URI", help="The object to ask --server for.")]
+Transport = Annotated[str, typer.Option(metavar="unix|tcp", help="How the bench's own server is reached.")]
+Mode = Annotated[str | None, typer.Option(metavar="fdpass|copy|splice", help="[default: fdpass on unix, copy on tcp]")]
+Model = Annotated[str, typer.Option(metavar="MODEL", help="The concurrency model of the bench's own server.")]
+OptimizeFor = Annotated[str, typer.Option(metavar="latency|throughput", help="Of the bench's own server.")]
+FileSize = Annotated[str, typer.Option(metavar="BYTES", help="The object's size, such as 4096 or 1MB.")]
+Duration = Annotated[str, typer.Option(metavar="TIME", help="Of each round: 10s, 2m, 500ms.")]
+Rounds = Annotated[int, typer.Option(min=1, max=99, help="The median round counts.")]
+Pipeline = Annotated[int, typer.Option(min=1, max=1000, help="Requests that each client keeps under way.")]
+Rate = Annotated[
+    float | None, typer.Option(metavar="N", help="Open loop: N requests a second are due, whatever the server does.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print a JSON document.")]
+Plot = Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw a picture too.")]
+
+
+def parse_duration(text: str) -> float:
+    """Seconds from ``60s``, ``2m``, ``500ms`` or a bare number. Raises Failure."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h|)", text.strip())
+    seconds = float(match[1]) * {"ms": 1e-3, "": 1, "s": 1, "m": 60, "h": 3600}[match[2]] if match else 0.0
+    if seconds <= 0:
+        raise Failure(
+            f"--duration {text}: a time is a number above 0 with a unit, such as 10s, 2m or 500ms", ExitCode.USAGE
+        )
+    return seconds
+
+
+def parse_size(text: str) -> int:
+    """Bytes from ``4096``, ``64KiB`` or ``1MB``. Raises Failure."""
+    from pydantic import ByteSize, TypeAdapter, ValidationError
+
+    try:
+        return int(TypeAdapter(ByteSize).validate_python(text))
+    except ValidationError:
+        raise Failure(f"--file-size {text}: a size is a number of bytes, or 64KiB, 1MB, …", ExitCode.USAGE) from None
+
+
+def dialect_for(mode: str | None, transport: str) -> Dialect:
+    """The mode, or the transport's best. Raises Failure for one that it cannot do."""
+    chosen = mode or ("fdpass" if transport == "unix" else "copy")
+    for known in ("fdpass", "copy", "splice"):
+        if chosen == known and not (known == "fdpass" and transport != "unix"):
+            return known
+    raise Failure(
+        f"--mode {chosen}: over {transport} there are {'fdpass, ' * (transport == 'unix')}copy and splice",
+        ExitCode.USAGE,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What the flags of a bench say, as the measuring wants it."""
+
+    server: str | None
+    uri: str | None
+    transport: str
+    mode: str | None
+    flags: Sequence[str]
+    size: int
+    rounds: int
+
+    def check(self) -> None:
+        """Raises Failure for what does not go together."""
+        if self.transport not in ("unix", "tcp"):
+            raise Failure(f"--transport {self.transport}: there are unix and tcp", ExitCode.USAGE)
+        if self.server is not None and self.uri is None:
+            raise Failure("--server needs --uri: which object is to be asked for", ExitCode.USAGE)
+
+
+def _measured(
+    setting: Setting, title: str, plan: LoadPlan, points: Sequence[dict[str, Any]], *, quiet: bool
+) -> list[Row]:
+    """Measures the plan with each point's changes, the points in turn, so that a noisy moment hits all."""
+    setting.check()
+    with ExitStack() as stack:
+        own: OwnServer | None = None
+        if setting.server is None:
+            own = stack.enter_context(own_server({OBJECT: setting.size}, *setting.flags))
+            plan = replace(plan, address=own.addresses[setting.transport], uris=(f"/{OBJECT}",))
+            transport = setting.transport
+        else:
+            plan = replace(plan, address=setting.server, uris=(setting.uri or "",))
+            transport = "tcp" if setting.server.startswith("tcp:") else "unix"
+        if plan.dialect not in ("http", "redis"):
+            plan = replace(plan, dialect=dialect_for(setting.mode, transport))
+        bar = stack.enter_context(progress(plan.duration * len(points) * setting.rounds, quiet=quiet))
+        rounds: list[list[Any]] = [[] for _ in points]
+        memory: list[int | None] = [None for _ in points]
+        for _ in range(setting.rounds):
+            for number, point in enumerate(points):
+                rounds[number].append(run(replace(plan, **point), bar, f"{title} {' '.join(map(str, point.values()))}"))
+                if own is not None:
+                    memory[number] = max(memory[number] or 0, own.memory())
+        rows = []
+        for point, results, used in zip(points, rounds, memory, strict=True):
+            what = {"transport": transport, "mode": plan.dialect, "clients": plan.clients, **point}
+            rows.append(Row(what, median(results), used))
+    _refuse_failure(rows)
+    return rows
+
+
+def _refuse_failure(rows: Sequence[Row]) -> None:
+    if all(row.result.requests + row.result.refused == 0 for row in rows):
+        raise Failure(
+            "not one request was answered: is the server there, and does it have the object?", ExitCode.NOT_REACHED
+        )
+
+
+def _finish(
+    rows: Sequence[Row], title: str, as_json: bool, paint: Callable[[Path], None], picture: Path | None
+) -> None:
+    show(rows, as_json=as_json, title=title)
+    if picture is None:
+        return
+    try:
+        paint(picture)
+    except ModuleNotFoundError as error:
+        raise Failure(f"--plot needs {error.name}: pip install 'objmapper[plot]'") from None
+
+
+@bench.command()
+@guarded
+def latency(
+    clients: Annotated[int, typer.Option(min=1, max=10_000)] = 1,
+    requests: Annotated[int, typer.Option(min=1, help="End after so many.")] = 10_000,
+    server: Server = None,
+    uri: Uri = None,
+    transport: Transport = "unix",
+    mode: Mode = None,
+    concurrency_model: Model = "auto",
+    optimize_for: OptimizeFor = "throughput",
+    file_size: FileSize = "4096",
+    rounds: Rounds = 3,
+    rate: Rate = None,
+    json: Json = False,
+    plot: Plot = None,
+) -> None:
+    """Round-trip times: how long one request takes."""
+    flags = ["--concurrency-model", concurrency_model, "--optimize-for", optimize_for]
+    setting = Setting(server, uri, transport, mode, flags, parse_size(file_size), rounds)
+    threads = min(THREADS, clients)
+    plan = LoadPlan(
+        address="", dialect="copy", uris=(), clients=clients, threads=threads, duration=60, requests=requests, rate=rate
+    )
+    rows = _measured(setting, "latency", plan, [{"requests": requests}], quiet=json)
+    _finish(rows, "latency", json, lambda path: plot_curves(rows, path, title="round-trip time"), plot)
+
+
+@bench.command()
+@guarded
+def throughput(
+    clients: Annotated[int, typer.Option(min=1, max=10_000)] = 100,
+    duration: Duration = "10s",
+    server: Server = None,
+    uri: Uri = None,
+    transport: Transport = "tcp",
+    mode: Mode = None,
+    concurrency_model: Model = "auto",
+    optimize_for: OptimizeFor = "throughput",
+    pool_size: Annotated[int, typer.Option(min=0)] = 0,
+    max_queue_depth: Annotated[int, typer.Option(min=1)] = 10_000,
+    file_size: FileSize = "4096",
+    rounds: Rounds = 3,
+    pipeline: Pipeline = 1,
+    rate: Rate = None,
+    reconnect: Annotated[bool, typer.Option("--reconnect", help="A new connection for every request.")] = False,
+    json: Json = False,
+    plot: Plot = None,
+) -> None:
+    """Requests and bytes a second with many clients; with --rate, what is left of them under overload."""
+    flags = ["--concurrency-model", concurrency_model, "--optimize-for", optimize_for, "--pool-size", str(pool_size)]
+    flags += ["--max-queue-depth", str(max_queue_depth)]
+    setting = Setting(server, uri, transport, mode, flags, parse_size(file_size), rounds)
+    plan = LoadPlan(
+        address="",
+        dialect="copy",
+        uris=(),
+        clients=clients,
+        threads=THREADS,
+        pipeline=pipeline,
+        duration=parse_duration(duration),
+        rate=rate,
+        reconnect=reconnect,
+    )
+    rows = _measured(setting, "throughput", plan, [{"pipeline": pipeline}], quiet=json)
+    _finish(rows, "throughput", json, lambda path: plot_curves(rows, path, title="under load"), plot)
+
+
+@bench.command()
+@guarded
+def scale(
+    clients: Annotated[str, typer.Option(metavar="N,N,…", help="Numbers of clients.")] = "1,10,100,1000,10000",
+    duration: Duration = "2s",
+    server: Server = None,
+    uri: Uri = None,
+    transport: Transport = "unix",
+    mode: Mode = None,
+    concurrency_model: Model = "auto",
+    file_size: FileSize = "4096",
+    rounds: Rounds = 3,
+    json: Json = False,
+    plot: Plot = None,
+) -> None:
+    """How throughput and latency change with the number of clients."""
+    counts = parse_counts(clients)
+    flags = ["--concurrency-model", concurrency_model, "--max-queue-depth", str(max(100, *counts))]
+    flags += ["--max-connections", str(max(10_000, *counts) + 100)]
+    setting = Setting(server, uri, transport, mode, flags, parse_size(file_size), rounds)
+    plan = LoadPlan(address="", dialect="copy", uris=(), threads=THREADS, duration=parse_duration(duration))
+    rows = _measured(setting, "scale", plan, [{"clients": count} for count in counts], quiet=json)
+    title = f"growth, {concurrency_model}"
+    _finish(rows, "scale", json, lambda path: draw(rows, path, title=title, line="mode", along="clients"), plot)
+
+
+@bench.command()
+@guarded
+def storage(
+    hit_rate: Annotated[
+        str, typer.Option(metavar="R,R,…", help="Part of the requests for one hot object, 0 to 1.")
+    ] = "0,0.8,1",
+    file_size: FileSize = "16KiB",
+    files: Annotated[int, typer.Option(min=1, max=100_000, help="Cold objects, asked for in turn.")] = 2000,
+    clients: Annotated[int, typer.Option(min=1, max=10_000)] = 100,
+    duration: Duration = "2s",
+    concurrency_model: Model = "auto",
+    async_storage: Annotated[bool, typer.Option("--async-storage/--no-async-storage")] = False,
+    storage_pool_size: Annotated[int, typer.Option(min=1)] = 4,
+    cache_size: Annotated[str, typer.Option(metavar="BYTES")] = "1MiB",
+    rounds: Rounds = 3,
+    json: Json = False,
+    plot: Plot = None,
+) -> None:
+    """Copies over TCP from memory and from files: a cache too small for the cold objects, at several hit rates."""
+    size = parse_size(file_size)
+    names = [f"cold{number}" for number in range(files)]
+    flags = ["--concurrency-model", concurrency_model, "--cache-size", cache_size]
+    flags += ["--max-queue-depth", str(max(100, clients)), "--storage-pool-size", str(storage_pool_size)]
+    flags += ["--async-storage"] if async_storage else []
+    rates = [float(text) for text in hit_rate.split(",")]
+    seconds = parse_duration(duration)
+    results: dict[float, list[Any]] = {rate: [] for rate in rates}
+    with ExitStack() as stack:
+        server = stack.enter_context(own_server({OBJECT: size, **dict.fromkeys(names, size)}, *flags))
+        bar = stack.enter_context(progress(seconds * rounds * len(rates), quiet=json))
+        for _ in range(rounds):
+            for rate in rates:
+                plan = LoadPlan(
+                    address=server.addresses["tcp"],
+                    dialect="copy",
+                    uris=mixture(names, rate),
+                    clients=clients,
+                    threads=THREADS,
+                    duration=seconds,
+                )
+                results[rate].append(run(plan, bar, f"hit rate {rate}"))
+        memory = server.memory()
+    what: dict[str, str | int | float] = {"transport": "tcp", "mode": "copy", "clients": clients, "size": size}
+    rows = [Row({**what, "hit rate": rate}, median(results[rate]), memory) for rate in rates]
+    _refuse_failure(rows)
+    title = "memory and files"
+    _finish(rows, "storage", json, lambda path: draw(rows, path, title=title, line="mode", along="hit rate"), plot)
+
+
+def mixture(cold: Sequence[str], hit_rate: float) -> tuple[str, ...]:
+    """URIs of which the part `hit_rate` is the hot object's, spread evenly. Raises Failure for a part that is none."""
+    if not 0 <= hit_rate <= 1:
+        raise Failure(f"--hit-rate {hit_rate}: a part is from 0 to 1", ExitCode.USAGE)
+    uris, owed = [], 0.0
+    for name in cold:
+        owed += hit_rate / (1 - hit_rate) if hit_rate < 1 else 1
+        uris += [f"/{OBJECT}"] * int(owed)
+        owed -= int(owed)
+        if hit_rate < 1:
+            uris.append(f"/{name}")
+    return tuple(uris)
+
+
+@bench.command()
+@guarded
+def models(
+    clients: Annotated[str, typer.Option(metavar="N,N,…", help="Numbers of clients.")] = "1,8,64,1000",
+    duration: Duration = "2s",
+    rounds: Rounds = 3,
+    optimize_for: OptimizeFor = "throughput",
+    json: Json = False,
+    plot: Plot = None,
+) -> None:
+    """Every concurrency model on every transport at several loads: which is best on this machine."""
+    rows = measure_models(
+        parse_counts(clients), parse_duration(duration), rounds, ["--optimize-for", optimize_for], quiet=json
+    )
+    _refuse_failure(rows)
+    title = "concurrency models"
+    _finish(rows, title, json, lambda path: draw(rows, path, title=title, line="model", along="clients"), plot)
+    if not json:
+        show_criteria(criteria(rows))
+
+
+@bench.command()
+@guarded
+def compare(
+    peer: Annotated[
+        list[str],
+        typer.Option(metavar="NAME=PROTOCOL@ADDRESS", help="fdpass, copy, splice, http or redis @ unix:… or tcp://…"),
+    ],
+    uri: Annotated[
+        str, typer.Option(metavar="URI", help="The object, or the key, that every peer has.")
+    ] = f"/{OBJECT}",
+    clients: Annotated[int, typer.Option(min=1, max=10_000)] = 64,
+    duration: Duration = "2s",
+    rounds: Rounds = 5,
+    pipeline: Pipeline = 1,
+    json: Json = False,
+    plot: Plot = None,
+) -> None:
+    """Servers side by side under the same load, in turn; the first is the measure of the others."""
+    peers = [parse_peer(text) for text in peer]
+    seconds = parse_duration(duration)
+    results: list[list[Any]] = [[] for _ in peers]
+    with progress(seconds * rounds * len(peers), quiet=json) as bar:
+        for _ in range(rounds):
+            for number, (name, dialect, address) in enumerate(peers):
+                plan = LoadPlan(
+                    address=address,
+                    dialect=dialect,
+                    uris=(uri,),
+                    clients=clients,
+                    threads=THREADS,
+                    duration=seconds,
+                    pipeline=pipeline,
+                )
+                results[number].append(run(plan, bar, name))
+    first = median(results[0]).requests_per_sec or 1.0
+    rows = []
+    for (name, dialect, _), measured in zip(peers, results, strict=True):
+        result = median(measured)
+        ratio = round(result.requests_per_sec / first, 3)
+        rows.append(Row({"server": name, "mode": dialect, "clients": clients, "ratio": ratio}, result))
+    _refuse_failure(rows)
+    _finish(rows, "compare", json, lambda path: plot_curves(rows, path, title="side by side"), plot)
+
+
+def parse_counts(text: str) -> list[int]:
+    """Numbers of clients from ``1,10,100``. Raises Failure."""
+    try:
+        counts = [int(word) for word in text.split(",")]
+    except ValueError:
+        counts = []
+    if not counts or min(counts) < 1 or max(counts) > 100_000:
+        raise Failure(f"--clients {text}: numbers from 1 to 100000, parted by commas", ExitCode.USAGE)
+    return counts
+
+
+def parse_peer(text: str) -> tuple[str, Dialect, str]:
+    """Name, protocol and address of ``nginx=http@tcp://127.0.0.1:80``. Raises Failure."""
+    name, _, rest = text.partition("=")
+    dialect, _, address = rest.partition("@")
+    for known in ("fdpass", "copy", "splice", "http", "redis"):
+        if dialect == known and name and address:
+            return name, known, address
+    raise Failure(
+        f"--peer {text}: write NAME=PROTOCOL@ADDRESS, the protocol fdpass, copy, splice, http or redis", ExitCode.USAGE
+    )

@@ -1,0 +1,116 @@
+"""``objmapper bench models``: every model on every transport at several loads, and whether expectations hold."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from objmapper_cli.bench.measure import THREADS, progress, run
+from objmapper_cli.bench.own_server import own_server
+from objmapper_cli.bench.report import Row, median
+from objmapper_server.load import Dialect, LoadPlan, LoadResult
+
+MODELS = ("thread-per-connection", "thread-pool", "work-stealing", "epoll", "auto")
+TRANSPORTS: dict[str, Dialect] = {"unix": "fdpass", "tcp": "copy"}
+OBJECT = "object"
+SIZE = 4096
+
+
+def measure_models(
+    loads: Sequence[int], seconds: float, rounds: int, flags: Sequence[str], *, quiet: bool
+) -> list[Row]:
+    """A row for each model, transport and number of clients. The models take turns, so that a noisy moment hits all."""
+    rows = []
+    total = len(MODELS) * len(TRANSPORTS) * len(loads) * rounds * seconds
+    with progress(total, quiet=quiet) as bar:
+        for clients in loads:
+            for transport, mode in TRANSPORTS.items():
+                measured: dict[str, list[LoadResult]] = {model: [] for model in MODELS}
+                memory: dict[str, int] = {}
+                for _ in range(rounds):
+                    for model in MODELS:
+                        model_flags = ["--concurrency-model", model, "--max-queue-depth", str(max(100, clients))]
+                        with own_server({OBJECT: SIZE}, *model_flags, *flags) as server:
+                            plan = LoadPlan(
+                                address=server.addresses[transport],
+                                dialect=mode,
+                                uris=(f"/{OBJECT}",),
+                                clients=clients,
+                                threads=THREADS,
+                                duration=seconds,
+                            )
+                            measured[model].append(run(plan, bar, f"{model} {transport} × {clients}"))
+                            memory[model] = max(memory.get(model, 0), server.memory())
+                for model in MODELS:
+                    what: dict[str, str | int | float] = {
+                        "model": model,
+                        "transport": transport,
+                        "mode": mode,
+                        "clients": clients,
+                    }
+                    rows.append(Row(what, median(measured[model]), memory[model]))
+    return rows
+
+
+@dataclass(frozen=True, slots=True)
+class Criterion:
+    """An expectation, what was measured, and whether it holds."""
+
+    metric: str
+    wanted: str
+    measured: str
+    holds: bool
+
+
+def criteria(rows: Sequence[Row]) -> list[Criterion]:
+    """The success criteria for a thread pool beside thread-per-connection, as far as the rows cover them."""
+
+    def find(model: str, transport: str, clients: int) -> Row | None:
+        wanted = {"model": model, "transport": transport, "clients": clients}
+        return next((row for row in rows if wanted.items() <= row.what.items()), None)
+
+    found = []
+    each, pool = find("thread-per-connection", "unix", 1), find("thread-pool", "unix", 1)
+    if each and pool:
+        for name, value, base, most, growth in (
+            ("p50", pool.result.p50_us, each.result.p50_us, 20, 33),
+            ("p99", pool.result.p99_us, each.result.p99_us, 50, 100),
+        ):
+            more = 100 * (value / base - 1) if base else 0.0
+            found.append(
+                Criterion(
+                    f"descriptor latency ({name}), 1 client, pool",
+                    f"< {most} µs, < {growth} % over thread-per-connection",
+                    f"{value:.1f} µs, {more:+.0f} %",
+                    value < most and more < growth,
+                )
+            )
+    most_clients = max((int(row.what["clients"]) for row in rows if int(row.what["clients"]) <= 100), default=0)
+    each, pool = (find(model, "tcp", most_clients) for model in ("thread-per-connection", "thread-pool"))
+    if each and pool:
+        more = 100 * (pool.result.requests_per_sec / each.result.requests_per_sec - 1)
+        found.append(
+            Criterion(
+                f"TCP throughput, {most_clients} clients, pool",
+                "> 70 K requests/s, > 40 % over thread-per-connection",
+                f"{pool.result.requests_per_sec / 1000:.0f} K requests/s, {more:+.0f} %",
+                pool.result.requests_per_sec > 70_000 and more > 40,
+            )
+        )
+    for model in MODELS[1:4]:
+        row = find(model, "tcp", 1000)
+        if row and row.memory:
+            mib = row.memory / (1 << 20)
+            found.append(Criterion(f"memory, 1,000 clients, {model}", "< 500 MB", f"{mib:.0f} MiB", mib < 477))
+    return found
+
+
+def show_criteria(found: Sequence[Criterion]) -> None:
+    """Prints the criteria as a table on stdout."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="expectations")
+    for name in ("metric", "expected", "measured", "holds"):
+        table.add_column(name)
+    for each in found:
+        table.add_row(each.metric, each.wanted, each.measured, "yes" if each.holds else "no")
+    Console(width=140).print(table)

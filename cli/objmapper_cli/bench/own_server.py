@@ -1,0 +1,69 @@
+"""A server of the bench's own, in a process of its own, so that its memory and its threads are its own."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class OwnServer:
+    """A running server: where it listens, its process, the directory it serves."""
+
+    addresses: dict[str, str]
+    pid: int
+    root: Path
+
+    def memory(self) -> int:
+        """Resident memory of the server, in bytes."""
+        for line in Path(f"/proc/{self.pid}/status").read_text(encoding="ascii").splitlines():
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1]) * 1024
+        raise ProcessLookupError(f"the bench's server (process {self.pid}) is gone")
+
+
+@contextmanager
+def own_server(sizes: dict[str, int], *flags: str) -> Iterator[OwnServer]:
+    """Serves objects of these names and sizes over Unix and TCP with `flags`, until the end of the block."""
+    with tempfile.TemporaryDirectory(prefix="objmapper-bench-") as scratch:
+        root = Path(scratch, "root")
+        root.mkdir()
+        for name, size in sizes.items():
+            (root / name).write_bytes(os.urandom(min(size, 1 << 20)) + bytes(max(0, size - (1 << 20))))
+            # Old enough to be kept in memory from the first request on.
+            os.utime(root / name, (1, 1))
+        with started(root, Path(scratch, "o.sock"), *flags) as server:
+            yield server
+
+
+@contextmanager
+def started(root: Path, socket: Path, *flags: str) -> Iterator[OwnServer]:
+    """`objmapper serve` in a process of its own; raises RuntimeError with its words where it does not start."""
+    command = [sys.executable, "-m", "objmapper_cli", "serve", str(root), "--unix", str(socket)]
+    command += ["--tcp", "127.0.0.1:0", "--no-admin", *flags]
+    with ExitStack() as stack:
+        process = stack.enter_context(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))  # noqa: S603 - our own command
+        stack.callback(_end, process)
+        said = []
+        assert process.stderr is not None
+        for line in process.stderr:
+            said.append(line.strip())
+            if "objmapper: ready " in line:
+                words = line.partition("ready ")[2].split()
+                yield OwnServer({word.partition(":")[0]: word for word in words}, process.pid, root)
+                return
+        raise RuntimeError(f"the bench's server did not start: {' '.join(said)}")
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(15)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

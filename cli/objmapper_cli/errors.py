@@ -1,0 +1,135 @@
+"""What a user sees when something fails: one line on stderr, and an exit code. The only place that knows which."""
+
+import errno
+import functools
+import os
+import signal
+import sys
+from collections.abc import Callable
+from enum import IntEnum
+from typing import Final, NoReturn, ParamSpec
+
+P = ParamSpec("P")
+INTERRUPTED: Final = 128 + signal.SIGINT
+
+ADVICE: Final = {
+    errno.ENOSPC: "free some space, or choose another place",
+    errno.EDQUOT: "free some of your quota, or choose another place",
+    errno.EFBIG: "the file system or a limit (ulimit -f) allows no larger file",
+    errno.EADDRINUSE: "choose another (port 0 is any free one), or end who has it",
+    errno.EADDRNOTAVAIL: "this machine does not have that address",
+}
+
+
+class ExitCode(IntEnum):
+    """What the exit code says."""
+
+    DONE = 0
+    FAILED = 1
+    USAGE = 2
+    NOT_FOUND = 3
+    NOT_REACHED = 4
+    TIMEOUT = 5
+    REFUSED = 6
+
+
+class Failure(Exception):
+    """A command failed: what, and what to try, in one line."""
+
+    def __init__(self, message: str, code: ExitCode = ExitCode.FAILED) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def explain(error: Exception) -> tuple[ExitCode, str]:
+    """Return the exit code and the line for an error."""
+    code = _code(error)
+    if code is not None:
+        return code, str(error)
+    if isinstance(error, OSError) and error.strerror:
+        return ExitCode.FAILED, _in_one_line(error)
+    if isinstance(error, OSError):
+        return ExitCode.FAILED, str(error)
+    if os.environ.get("OBJMAPPER_DEBUG"):
+        raise error
+    return ExitCode.FAILED, f"internal error: {type(error).__name__}: {error} (OBJMAPPER_DEBUG=1 shows where)"
+
+
+def _in_one_line(error: OSError) -> str:
+    """Return what it is about, what was tried, why it failed, and what to try."""
+    subject = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes | os.PathLike) else ""
+    what = error.strerror or str(error)
+    reason = os.strerror(error.errno) if error.errno else what
+    advice = f"; {ADVICE[error.errno]}" if error.errno in ADVICE else ""
+    return f"{subject}{what}{'' if reason == what else f' ({reason})'}{advice}"
+
+
+def _code(error: Exception) -> ExitCode | None:
+    """Return the code of an error that carries its own words; None for one of the system's or of nobody's."""
+    if isinstance(error, Failure):
+        return error.code
+    if isinstance(error, sys.modules["objmapper_server"].ConfigError if "objmapper_server" in sys.modules else ()):
+        return ExitCode.USAGE
+    from objmapper_client import errors
+
+    if not isinstance(error, errors.ObjmapperError):
+        return None
+    refused_by_the_system = isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM)
+    for kind, code in (
+        (errors.ObjectNotFound, ExitCode.NOT_FOUND),
+        (errors.PermissionDenied, ExitCode.REFUSED),
+        (errors.ServerBusy, ExitCode.REFUSED),
+        (errors.AddressError, ExitCode.USAGE),
+        (errors.LocalProtocolError, ExitCode.USAGE),
+        (errors.UnsupportedMode, ExitCode.USAGE),
+        (errors.RemoteProtocolError, ExitCode.FAILED),
+        (errors.RequestTimeout, ExitCode.TIMEOUT),
+        (errors.ConnectionFailed, ExitCode.REFUSED if refused_by_the_system else ExitCode.NOT_REACHED),
+    ):
+        if isinstance(error, kind):
+            return code
+    return ExitCode.FAILED
+
+
+def guarded(command: Callable[P, int | None]) -> Callable[P, None]:
+    """Return the command with every way of failing turned into a line and an exit code."""
+
+    @functools.wraps(command)
+    def run(*arguments: P.args, **options: P.kwargs) -> None:
+        try:
+            code = command(*arguments, **options) or ExitCode.DONE
+            sys.stdout.flush()
+        except BrokenPipeError:
+            _die_of_a_closed_pipe()
+        except KeyboardInterrupt:
+            code = INTERRUPTED
+        except Exception as error:
+            code, line = explain(error)
+            say(line)
+            _forget_output()
+        raise SystemExit(int(code))
+
+    return run
+
+
+def say(line: str) -> None:
+    """Print one line for people on stderr."""
+    print("objmapper:", " ".join(line.split()), file=sys.stderr, flush=True)
+
+
+def _die_of_a_closed_pipe() -> NoReturn:
+    """End as every other program in a pipeline does: quietly, by the signal."""
+    _forget_output()
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGPIPE)
+    raise SystemExit(128 + signal.SIGPIPE)
+
+
+def _forget_output() -> None:
+    """Leave nothing in the buffer that the interpreter would try to write, and complain about, at its end."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)
+        os.close(nowhere)

@@ -1,0 +1,92 @@
+"""``objmapper serve``: one server in the foreground, until a signal ends it."""
+
+from typing import Annotated
+
+import typer
+
+from objmapper_cli.errors import ExitCode, say
+
+
+def serve(
+    root: Annotated[str | None, typer.Argument(metavar="ROOT", help="The directory whose files are served.")] = None,
+    unix: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Serve on this Unix socket; the default without --tcp.")
+    ] = None,
+    tcp: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Serve on TCP; port 0 takes a free one.")] = None,
+    admin: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT|unix:PATH", help="Where the figures are shown. [default: 127.0.0.1:9997]"),
+    ] = None,
+    no_admin: Annotated[bool, typer.Option("--no-admin", help="Show no figures.")] = False,
+    concurrency_model: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[TRANSPORT=]MODEL", help="auto, by-transport, thread-per-connection, … (repeatable)"),
+    ] = None,
+    pool_size: Annotated[
+        str | None, typer.Option(metavar="N", help="Threads of a pool. [default: 0, twice the cores]")
+    ] = None,
+    max_queue_depth: Annotated[
+        str | None, typer.Option(metavar="N", help="Requests that may wait; more are refused. [default: 100]")
+    ] = None,
+    max_threads: Annotated[
+        str | None, typer.Option(metavar="N", help="Threads of thread-per-connection. [default: 1000]")
+    ] = None,
+    max_connections: Annotated[
+        str | None, typer.Option(metavar="N", help="Connections at once. [default: 10000]")
+    ] = None,
+    optimize_for: Annotated[
+        str | None,
+        typer.Option(metavar="latency|throughput", help="Spin before sleeping, or batch. [default: throughput]"),
+    ] = None,
+    async_storage: Annotated[
+        bool | None,
+        typer.Option("--async-storage/--no-async-storage", help="Wait for the disk in threads of their own."),
+    ] = None,
+    storage_pool_size: Annotated[
+        str | None, typer.Option(metavar="N", help="How many of those there are. [default: 4]")
+    ] = None,
+    cache_size: Annotated[
+        str | None, typer.Option(metavar="BYTES", help="Small objects kept in memory, such as 512MB. [default: 1GiB]")
+    ] = None,
+    follow_symlinks: Annotated[
+        bool | None,
+        typer.Option("--follow-symlinks/--no-follow-symlinks", help="Follow links that stay inside ROOT."),
+    ] = None,
+    idle_timeout: Annotated[
+        str | None, typer.Option(metavar="SECONDS", help="Close a connection that is silent so long. [default: 60]")
+    ] = None,
+    header_timeout: Annotated[
+        str | None, typer.Option(metavar="SECONDS", help="A request must have arrived by then. [default: 10]")
+    ] = None,
+    request_timeout: Annotated[
+        str | None, typer.Option(metavar="SECONDS", help="An answer must have moved on by then. [default: 30]")
+    ] = None,
+    shutdown_grace: Annotated[
+        str | None, typer.Option(metavar="SECONDS", help="What is under way gets so long at the end. [default: 10]")
+    ] = None,
+    config: Annotated[str | None, typer.Option(metavar="FILE", help="Read settings from a TOML file.")] = None,
+) -> int:
+    """Serve the files under ROOT until SIGTERM or Ctrl-C.
+
+    Every setting can also be given in the file, under its name, and in the environment, as OBJMAPPER_ and its name.
+    """
+    # Text as it was typed: the settings themselves say what is wrong with it.
+    flags = dict(locals())
+    del flags["config"], flags["no_admin"]
+    if no_admin:
+        flags["admin"] = "none"
+
+    from objmapper_server import Config, Server
+
+    server = Server(Config.load(file=config, **flags))
+
+    def ready() -> None:
+        for notice in server.notices:
+            say(notice)
+        admin_at = () if server.admin_address is None else ("admin", server.admin_address)
+        say(" ".join(("ready", *server.addresses.values(), *admin_at)))
+
+    if server.serve_forever(ready):
+        return ExitCode.DONE
+    say("stopped before everything under way was finished")
+    return ExitCode.FAILED

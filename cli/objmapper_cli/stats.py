@@ -1,0 +1,174 @@
+"""``objmapper stats``: the admin endpoint's figures, as a table or as they are."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Annotated, Any, Final
+
+import typer
+
+from objmapper_cli.admin_client import AdminClient
+from objmapper_cli.errors import ExitCode, Failure
+
+Document = Mapping[str, Any]
+Row = tuple[str, ...]
+
+
+def stats(
+    admin: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL", help="http://HOST:PORT or unix:/PATH; $OBJMAPPER_ADMIN, else http://127.0.0.1:9997."
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The endpoint's own document.")] = False,
+    watch: Annotated[float | None, typer.Option(metavar="SECONDS", help="Show it again and again.")] = None,
+) -> None:
+    """Show what a server is doing: rates of the last 10 s, times of the last minute, totals since start."""
+    if watch is not None and not 0.1 <= watch <= 86400:
+        raise Failure(f"--watch {watch:g}: 0.1 to 86400 seconds", ExitCode.USAGE)
+    client = AdminClient(admin)
+    if as_json:
+        _repeat(watch, lambda: print(client.get("/stats"), flush=True))
+    elif sys.stdout.isatty():
+        _on_terminal(client, watch)
+    else:
+        _repeat(watch, lambda: print(*_plain(read(client)), sep="\n", flush=True))
+
+
+def read(client: AdminClient) -> Document:
+    """Return the figures; raises `Failure` where something else answers."""
+    text = client.get("/stats")
+    try:
+        document = json.loads(text)
+        if "requests_total" in document and "transports" in document:
+            return dict(document)
+    except (ValueError, TypeError):
+        pass
+    raise Failure(f"{client.address}: something answers there, but it is no objmapper: {text[:60]!r}")
+
+
+def _repeat(pause: float | None, show: Callable[[], None]) -> None:
+    show()
+    while pause is not None:
+        time.sleep(pause)
+        show()
+
+
+def micros(value: float) -> str:
+    """Return a time in the unit that suits it."""
+    if value < 1000:
+        return f"{value:.1f} µs"
+    return f"{value / 1000:.1f} ms" if value < 1e6 else f"{value / 1e6:.2f} s"
+
+
+def amount(value: float) -> str:
+    """Return a number of bytes in the unit that suits it."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"
+
+
+def _model(document: Document) -> str:
+    model = document["concurrency_model"]
+    return model if isinstance(model, str) else ""
+
+
+LINES: Final[tuple[tuple[str, Callable[[Document], str]], ...]] = (
+    ("concurrency model", _model),
+    ("requests/s", lambda it: f"{it['requests_per_sec']:.0f}"),
+    ("bytes/s", lambda it: amount(it["bytes_per_sec"])),
+    ("p50 latency", lambda it: micros(it["p50_latency_us"])),
+    ("p99 latency", lambda it: micros(it["p99_latency_us"])),
+    ("p99.9 latency", lambda it: micros(it["p999_latency_us"])),
+    ("queue wait", lambda it: micros(it["queue_wait_time_us"])),
+    ("queue depth (max)", lambda it: f"{it['queue_depth']} ({it['queue_depth_max']})"),
+    ("active threads", lambda it: f"{it['active_threads']}"),
+    ("connections", lambda it: f"{it['connections']}"),
+    ("cache hit rate", lambda it: f"{it['cache_hit_rate']:.1%}"),
+    ("disk I/O pending", lambda it: f"{it['disk_io_pending']}"),
+    ("requests total", lambda it: f"{it['requests_total']}"),
+    ("bytes total", lambda it: amount(it["bytes_total"])),
+    ("errors total", lambda it: f"{sum(it['errors_total'].values())}"),
+    ("rejected total", lambda it: f"{it['rejected_total']}"),
+    ("p50 since start", lambda it: micros(it["since_start"]["p50_latency_us"])),
+    ("p99 since start", lambda it: micros(it["since_start"]["p99_latency_us"])),
+    ("p99.9 since start", lambda it: micros(it["since_start"]["p999_latency_us"])),
+)
+KINDS: Final[Row] = ("", "requests total", "requests/s", "bytes/s", "p50", "p99", "p99.9")
+
+
+def title(document: Document) -> str:
+    """Return how long it has been up, and where."""
+    minutes, seconds = divmod(int(document["uptime"]), 60)
+    hours, minutes = divmod(minutes, 60)
+    where = " ".join(each["address"] for each in document["transports"].values())
+    return f"{where}, up {hours}:{minutes:02}:{seconds:02}{', draining' if document['draining'] else ''}"
+
+
+def by_transport(document: Document) -> list[Row]:
+    """Return the lines of the first table, its head first."""
+    columns = [document, *document["transports"].values()]
+    return [
+        ("", "total", *document["transports"]),
+        *((name, *map(show, columns)) for name, show in LINES),
+        *(
+            (f"  {status}", *(f"{each['errors_total'].get(status, 0)}" for each in columns))
+            for status in document["errors_total"]
+        ),
+    ]
+
+
+def by_kind(document: Document) -> list[Row]:
+    """Return the lines of the second table: the modes and models that were used."""
+    rows = [KINDS]
+    for name, each in (*document["modes"].items(), *document["models"].items()):
+        if each["requests_total"]:
+            latencies = (micros(each[f"{which}_latency_us"]) for which in ("p50", "p99", "p999"))
+            rate, volume = f"{each['requests_per_sec']:.0f}", amount(each["bytes_per_sec"])
+            rows.append((name, f"{each['requests_total']}", rate, volume, *latencies))
+    return rows
+
+
+def _plain(document: Document) -> Iterable[str]:
+    yield title(document)
+    for rows in (by_transport(document), by_kind(document)):
+        if len(rows) > 1:
+            yield ""
+            widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+            for first, *others in rows:
+                cells = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))
+                yield "  ".join((first.ljust(widths[0]), *cells)).rstrip()
+
+
+def _on_terminal(client: AdminClient, watch: float | None) -> None:
+    from rich.console import Console, Group
+    from rich.live import Live
+    from rich.table import Table
+    from rich.text import Text
+
+    def draw() -> Group:
+        document = read(client)
+        parts: list[Table | Text] = [Text(title(document), style="bold")]
+        for rows in (by_transport(document), by_kind(document)):
+            if len(rows) > 1:
+                table = Table()
+                for place, name in enumerate(rows[0]):
+                    table.add_column(name, justify="right" if place else "left", no_wrap=not place)
+                for row in rows[1:]:
+                    table.add_row(*row)
+                parts.append(table)
+        return Group(*parts)
+
+    console = Console(no_color=bool(os.environ.get("NO_COLOR")), highlight=False)
+    if watch is None:
+        console.print(draw())
+        return
+    with Live(draw(), console=console, auto_refresh=False, screen=False) as live:
+        while True:
+            time.sleep(watch)
+            live.update(draw(), refresh=True)

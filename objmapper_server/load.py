@@ -1,0 +1,125 @@
+"""The native load generator behind ``objmapper bench``: a plan in, what came of it out."""
+
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from objmapper_client.address import TcpAddress, UnixAddress, parse
+
+from . import _engine
+
+Dialect = Literal["fdpass", "copy", "splice", "http", "redis"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoadPlan:
+    """Whom to load with what. Without a `rate` every client sends its next request when the last is answered."""
+
+    address: str  #: ``unix:/path`` or ``tcp://host:port``
+    dialect: Dialect
+    uris: tuple[str, ...]
+    clients: int = 1
+    threads: int = 1
+    pipeline: int = 1  #: requests that each client keeps under way
+    duration: float = 10.0  #: seconds
+    requests: int = 0  #: end after so many; 0: only after the duration
+    rate: float | None = None  #: requests a second of all clients together
+    reconnect: bool = False  #: a new connection for every request
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoadResult:
+    """What came of a load. Latency is in microseconds; with a rate it counts from when a request was due."""
+
+    requests: int  #: answered, refusals not among them
+    bytes: int
+    refused: int  #: answered UNAVAILABLE
+    errors: int
+    elapsed: float  #: seconds
+    requests_per_sec: float
+    bytes_per_sec: float
+    p50_us: float
+    p99_us: float
+    p999_us: float
+    max_us: float
+    refusal_p50_us: float
+    curve: tuple[tuple[float, float], ...]  #: (quantile, microseconds)
+
+
+@dataclass(frozen=True, slots=True)
+class _NativePlan:
+    unix: str | None
+    tcp: str | None
+    dialect: str
+    uris: tuple[str, ...]
+    clients: int
+    threads: int
+    pipeline: int
+    duration: float
+    requests: int
+    rate: float | None
+    reconnect: bool
+
+
+def run_load(plan: LoadPlan, on_progress: Callable[[int], None] | None = None) -> LoadResult:
+    """Run the load to its end. `on_progress` is called several times a second with the requests answered so far.
+
+    Raises OSError where no thread can be started and ValueError for a plan that makes no sense; a server that is not
+    reached shows as errors.
+    """
+    load = _engine.Load(_native(plan))
+    try:
+        while on_progress is not None and load.running:
+            on_progress(load.answered)
+            time.sleep(0.1)
+    except BaseException:
+        load.stop()
+        load.finish()
+        raise
+    outcome = load.finish()
+    if on_progress is not None:
+        on_progress(outcome["requests"] + outcome["refused"])
+    elapsed = max(outcome["elapsed"], 1e-9)
+    latency = outcome["latency"]
+    return LoadResult(
+        requests=outcome["requests"],
+        bytes=outcome["bytes"],
+        refused=outcome["refused"],
+        errors=outcome["errors"],
+        elapsed=elapsed,
+        requests_per_sec=outcome["requests"] / elapsed,
+        bytes_per_sec=outcome["bytes"] / elapsed,
+        p50_us=latency["p50_us"],
+        p99_us=latency["p99_us"],
+        p999_us=latency["p999_us"],
+        max_us=latency["max_us"],
+        refusal_p50_us=outcome["refusals"]["p50_us"],
+        curve=tuple(outcome["curve"]),
+    )
+
+
+def _native(plan: LoadPlan) -> _NativePlan:
+    address = parse(plan.address)
+    unix = tcp = None
+    if isinstance(address, UnixAddress):
+        unix = address.path
+    elif isinstance(address, TcpAddress):
+        target = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0][4]
+        tcp = str(TcpAddress(str(target[0]), int(target[1]))).removeprefix("tcp://")
+    else:
+        raise ValueError(f"{plan.address}: the load generator speaks over Unix and TCP sockets")
+    return _NativePlan(
+        unix,
+        tcp,
+        plan.dialect,
+        plan.uris,
+        plan.clients,
+        plan.threads,
+        plan.pipeline,
+        plan.duration,
+        plan.requests,
+        plan.rate,
+        plan.reconnect,
+    )
