@@ -50,8 +50,8 @@ check: lint test ## lint, then all tests: what must pass before a change goes in
 verify: setup ## fetches every file under ROOT in every way and compares (ROOT=/usr/share; default: the standard library)
 	$(bin)/python benchmarks/verify_tree.py $(ROOT)
 
-bench: setup ## speed beside the yardstick programs (YARDSTICKS="--load … --floor-server … --floor-epoll …")
-	$(bin)/python benchmarks/against_floor.py $(YARDSTICKS)
+bench: setup ## every model at several loads; with YARDSTICKS="--load … --floor-server … --floor-epoll …" beside those
+	$(if $(YARDSTICKS),$(bin)/python benchmarks/against_floor.py $(YARDSTICKS),$(bin)/objmapper bench models)
 
 clean: ## removes what was built, the virtual environment too
 	rm -rf .venv .rust build dist engine/target *.egg-info $(engine) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -8,9 +8,9 @@ from objmapper_client import _transport
 from objmapper_client._pool import Pool
 from objmapper_client._transport import Connection, Steps, T, Wait
 from objmapper_client.address import Address, UnixAddress
-from objmapper_client.errors import ConnectionFailed, RemoteProtocolError, ServerBusy, error_for
-from objmapper_client.object import Object, memory_file
-from objmapper_client.protocol import ContentReply, DescriptorReply, ErrorReply, Mode, encode_request
+from objmapper_client.errors import ConnectionFailed, RemoteProtocolError, ServerBusy, ServerReply, error_for
+from objmapper_client.object import Object, memory_file, no_room
+from objmapper_client.protocol import ContentReply, DescriptorReply, ErrorReply, Mode, Status, encode_request
 
 _FIRST_PAUSE = 0.01
 _LONGEST_PAUSE = 1.0
@@ -41,6 +41,7 @@ def attempt(
     verb: Callable[[Connection], Steps[T]],
     attempts: int,
     connect_timeout: float,
+    prepare: Callable[[Connection], None] | None,
 ) -> Steps[T]:
     """Runs a verb on a connection of the pool. A second try is made only before the first byte of an answer.
 
@@ -53,22 +54,29 @@ def attempt(
         try:
             if connection is None:
                 connection = yield from _within(_transport.connect(address), connect_timeout)
+                if prepare is not None:
+                    prepare(connection)
             result = yield from verb(connection)
-        except ServerBusy:
-            # Answered in full: the connection is as good as before.
+        except ServerReply as error:
+            # Answered in full: the connection is as good as before, unless the server gave it up.
             assert connection is not None
-            pool.give(connection)
+            if error.status == Status.PROTOCOL_ERROR:
+                connection.close()
+            else:
+                pool.give(connection)
             tried += 1
-            if tried >= attempts:
+            if not isinstance(error, ServerBusy) or tried >= attempts:
                 raise
         except ConnectionFailed:
-            stale = connection is not None and connection.is_reused and connection.is_clean
-            clean = connection is None or connection.is_clean
+            answered = connection is not None and connection.answered
+            stale = connection is not None and connection.is_reused
             if connection is not None:
                 connection.close()
+            if answered:
+                raise
             # That a server closed an idle connection is no failure: the next one is new.
             tried += 0 if stale else 1
-            if not clean or tried >= attempts:
+            if tried >= attempts:
                 raise
             if stale:
                 continue
@@ -181,7 +189,10 @@ def read(connection: Connection, uri: str, mode: Mode, offset: int, length: int 
     if begun.descriptor is not None:
         with Object(begun.descriptor, uri, mode, begun.length) as found:
             return found.pread(found.size if length is None else length, offset)
-    buffer = bytearray(begun.length)
+    try:
+        buffer = bytearray(begun.length)
+    except (MemoryError, OverflowError):
+        raise no_room(begun.length) from None
     yield from fill(begun, memoryview(buffer))
     end = len(buffer) if length is None else offset + length
     return bytes(buffer) if offset == 0 and end >= len(buffer) else bytes(buffer[offset:end])

@@ -4,6 +4,7 @@ import os
 import threading
 
 from objmapper_client._transport import Connection
+from objmapper_client._waiting import is_readable
 
 
 class Pool:
@@ -22,12 +23,17 @@ class Pool:
         """The connection used last, or None where there is none; it is the caller's."""
         if self._process != os.getpid():
             self._begin_again()
-        try:
-            connection = self._idle.pop()
-        except IndexError:
-            return None
-        connection.is_reused = True
-        return connection
+        while self._idle:
+            try:
+                connection = self._idle.pop()
+            except IndexError:  # another thread was quicker
+                break
+            if not is_readable(connection.readable):
+                connection.is_reused = True
+                return connection
+            # The server closed it, or said what nobody asked for.
+            connection.close()
+        return None
 
     def give(self, connection: Connection) -> None:
         """Takes a connection back, or closes it where it is of no more use."""

@@ -50,8 +50,15 @@ class Wait:
         self.poll: Any = None
 
 
+Ancillary = list[tuple[int, int, bytes]]
+_NOTHING: tuple[Ancillary, int] = ([], 0)
+
 # Resumed with False where the time was up, else with True or with what was asked for.
 Steps = Generator[Wait, Any, T]
+
+
+# Waits for nothing; says only whether there is time left.
+_A_MOMENT = Wait(seconds=0)
 
 
 class Connection:
@@ -59,8 +66,10 @@ class Connection:
 
     __slots__ = (
         "address",
+        "answered",
         "decoder",
         "descriptors",
+        "is_blocking",
         "is_reused",
         "is_unix",
         "readable",
@@ -77,6 +86,10 @@ class Connection:
         self.readable = Wait(sock.fileno())
         self.writable = Wait(sock.fileno(), writable=True)
         self.is_reused = False
+        #: Whether a byte has come since the last request was sent.
+        self.answered = False
+        #: Whether the socket itself waits, with a time limit of its own: then a step need not be waited for first.
+        self.is_blocking = False
 
     def close(self) -> None:
         """Close the socket and every descriptor that nobody took."""
@@ -160,12 +173,13 @@ def _unreachable(address: Address, error: OSError) -> ConnectionFailed:
 
 def send(connection: Connection, data: bytes) -> Steps[None]:
     """Sends all of `data`."""
+    connection.answered = False
     left = memoryview(data)
     while left:
         try:
             sent = connection.socket.send(left, _NOSIGNAL)
         except BlockingIOError:
-            if not (yield connection.writable):
+            if connection.is_blocking or not (yield connection.writable):
                 raise _too_late(connection) from None
         except OSError as error:
             raise _broken(connection, error) from error
@@ -189,46 +203,64 @@ def receive_some(connection: Connection, most: int) -> Steps[bytes]:
 def _receive(connection: Connection, most: int) -> Steps[bytes]:
     while True:
         # Right after a request there is nothing to read: waiting first saves a call that would fail.
-        if not (yield connection.readable):
+        if not connection.is_blocking and not (yield connection.readable):
             raise _too_late(connection)
+        ancillary, flags = _NOTHING
         try:
             if connection.is_unix:
                 data, ancillary, flags, _ = connection.socket.recvmsg(most, _CONTROL, _CLOEXEC)
-                if ancillary or flags:
-                    _keep_descriptors(connection, ancillary, flags)
             else:
                 data = connection.socket.recv(most)
         except BlockingIOError:
+            yield from _not_yet(connection)
             continue
         except OSError as error:
             raise _broken(connection, error) from error
-        if not data:
-            raise ConnectionFailed(f"{connection.address}: the server closed the connection")
+        yield from _came(connection, len(data), ancillary, flags)
         return data
 
 
 def receive_into(connection: Connection, buffer: memoryview) -> Steps[int]:
     """Waits for bytes of a content and puts them into `buffer`. Returns how many."""
     while True:
-        if not (yield connection.readable):
+        if not connection.is_blocking and not (yield connection.readable):
             raise _too_late(connection)
+        ancillary, flags = _NOTHING
         try:
             if connection.is_unix:
                 length, ancillary, flags, _ = connection.socket.recvmsg_into([buffer], _CONTROL, _CLOEXEC)
-                if ancillary or flags:
-                    _keep_descriptors(connection, ancillary, flags)
             else:
                 length = connection.socket.recv_into(buffer)
         except BlockingIOError:
+            yield from _not_yet(connection)
             continue
         except OSError as error:
             raise _broken(connection, error) from error
-        if length == 0:
-            raise ConnectionFailed(f"{connection.address}: the server closed the connection in the middle of a content")
+        yield from _came(connection, length, ancillary, flags)
         return length
 
 
-def _keep_descriptors(connection: Connection, ancillary: list[tuple[int, int, bytes]], flags: int) -> None:
+def _not_yet(connection: Connection) -> Steps[None]:
+    """A call found nothing: with a socket that waits, its time limit has passed."""
+    if connection.is_blocking:
+        raise _too_late(connection)
+    yield from ()
+
+
+def _came(connection: Connection, length: int, ancillary: Ancillary, flags: int) -> Steps[None]:
+    """Takes note of what a call brought."""
+    if ancillary or flags:
+        _keep_descriptors(connection, ancillary, flags)
+    if length == 0:
+        midway = " in the middle of an answer" if connection.answered else ""
+        raise ConnectionFailed(f"{connection.address}: the server closed the connection{midway}")
+    if connection.answered and connection.is_blocking and not (yield _A_MOMENT):
+        # A server that trickles renews the socket's own limit, never that of the request.
+        raise _too_late(connection)
+    connection.answered = True
+
+
+def _keep_descriptors(connection: Connection, ancillary: Ancillary, flags: int) -> None:
     for level, kind, data in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             numbers = array.array("i")

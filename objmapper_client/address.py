@@ -102,7 +102,7 @@ def default_address(environment: Mapping[str, str] | None = None) -> Address:
     given = os.environ if environment is None else environment
     if named := given.get("OBJMAPPER_SERVER"):
         return parse(named)
-    if runtime := os.environ.get("XDG_RUNTIME_DIR"):
+    if runtime := given.get("XDG_RUNTIME_DIR"):
         return UnixAddress(f"{runtime}/objmapper/{SOCKET_NAME}")
     user = os.geteuid() if hasattr(os, "geteuid") else 0
     if user == 0:

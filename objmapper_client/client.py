@@ -1,13 +1,13 @@
 """The client for threads: one line a verb; the verbs are in `_exchange`."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, Self
 
 from objmapper_client import _exchange, _waiting
 from objmapper_client._pool import Pool
-from objmapper_client._transport import Steps
+from objmapper_client._transport import Connection, Steps
 from objmapper_client.address import Address, default_address, parse
 from objmapper_client.object import Object
 from objmapper_client.protocol import Mode, encode_request
@@ -52,7 +52,12 @@ class Settings:
         return self.mode if mode is None else Mode.of(mode)
 
     def _attempt(self, verb: Any) -> Steps[Any]:
-        return _exchange.attempt(self._pool, self.address, verb, self.attempts, self.connect_timeout)
+        return _exchange.attempt(
+            self._pool, self.address, verb, self.attempts, self.connect_timeout, self._prepare_connection
+        )
+
+    #: What is done to a new connection; None where it never waits by itself.
+    _prepare_connection: Callable[[Connection], None] | None = None
 
 
 class Client(Settings):
@@ -71,6 +76,7 @@ class Client(Settings):
         super().__init__(*arguments, **options)
         self._process = os.getpid()
         self._places = _waiting.Places(self.max_connections)
+        self._prepare_connection = lambda connection: _waiting.sleep_in_socket(connection, self.timeout)
 
     def __enter__(self) -> Self:
         return self

@@ -125,6 +125,13 @@ class Object:
         the number of bytes of each step. Raises OSError; then nothing is left behind.
         """
         target = os.fspath(path)
+        if os.path.exists(target) and not os.path.isfile(target):
+            # A device or a pipe is written to, never replaced.
+            output = os.open(target, os.O_WRONLY | getattr(os, "O_CLOEXEC", 0))
+            try:
+                return copy_to(self.fileno(), output, self.size, progress=progress)
+            finally:
+                os.close(output)
         beside = f"{target}.{os.getpid()}-{os.urandom(4).hex()}.part"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
         output = os.open(beside, flags, 0o666)
@@ -214,6 +221,11 @@ def _gather(some: Callable[[int], bytes], length: int) -> bytes:
     return b"".join(pieces)
 
 
+def no_room(size: int) -> RemoteProtocolError:
+    """The error for a promised content that this process cannot hold."""
+    return RemoteProtocolError(f"no room in memory for the promised content of {size} bytes; stream() needs none")
+
+
 @contextlib.contextmanager
 def memory_file(size: int) -> Iterator[tuple[int, memoryview]]:
     """A file in memory of this size, and its bytes to be filled. The descriptor is the caller's after a good end."""
@@ -228,9 +240,9 @@ def memory_file(size: int) -> Iterator[tuple[int, memoryview]]:
                 os.truncate(descriptor, size)
                 pages = mmap.mmap(descriptor, size)
             except (OSError, OverflowError, ValueError) as error:
-                raise RemoteProtocolError(f"no room in memory for a content of {size} bytes ({error})") from error
-            with pages, memoryview(pages) as buffer:
-                yield descriptor, buffer
+                raise no_room(size) from error
+            # Not closed: an error that is on its way may still refer to a part of it. It goes with the last reference.
+            yield descriptor, memoryview(pages)
     except BaseException:
         os.close(descriptor)
         raise

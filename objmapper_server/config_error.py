@@ -18,7 +18,7 @@ class ConfigError(ValueError):
         return f"{self.field}{where}: {self.problem}"
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
+def did_you_mean(word: str, known: Iterable[str], *, likeness: float = 0.6) -> str:
     """Return ``"; did you mean 'x'?"`` where something known looks alike, else nothing."""
-    alike = difflib.get_close_matches(word, list(known), n=1)
+    alike = difflib.get_close_matches(word, list(known), n=1, cutoff=likeness)
     return f"; did you mean {alike[0]!r}?" if alike else ""

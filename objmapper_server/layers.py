@@ -49,12 +49,12 @@ def _from_file(cls: type[BaseSettings], file: Path) -> dict[str, Any]:
 
 
 def _from_environment(cls: type[BaseSettings]) -> dict[str, Any]:
-    known = [ENVIRONMENT_PREFIX + name.upper() for name in cls.model_fields]
+    known = [name.upper() for name in cls.model_fields]
     for variable in os.environ:
         name = variable.removeprefix(ENVIRONMENT_PREFIX)
-        if name == variable or name in NOT_OURS or variable in known:
+        if name == variable or name in NOT_OURS or name in known:
             continue
         # Other programs may use the prefix too; what looks like one of ours is a slip.
-        if hint := did_you_mean(variable, known):
+        if hint := did_you_mean(name, known, likeness=0.8):
             raise ConfigError(variable, f"no such setting{hint}", "the environment")
     return EnvSettingsSource(cls)()

@@ -19,6 +19,7 @@ use crate::settings::cores;
 use crate::transport::{Bell, Patience};
 
 const STACK: usize = 256 << 10;
+const ACCEPTS_A_TURN: usize = 64;
 
 /// What the loops know of each other.
 #[derive(Debug)]
@@ -225,19 +226,23 @@ impl<'a> EventLoop<'a> {
         }
     }
 
-    /// Takes one connection: the listener stays readable for the other loops while more wait.
+    /// Takes what waits, so many at a time that newcomers do not starve behind those who are in, nor the reverse.
     fn accept(&mut self) {
         if self.obeyed != Order::Serve {
             return;
         }
-        match self.shared.listener.accept(&self.shared.service, Patience::Never) {
-            Accepted::Session(session) => self.place(session),
-            Accepted::Refused | Accepted::Nothing => {}
-            Accepted::Exhausted(rest) => {
-                // It would be reported as readable all the time.
-                let _ = self.poller.delete(&*self.shared.listener);
-                self.accepting_since = Some(Instant::now() + rest);
-                self.later.push_front((Instant::now() + rest, usize::MAX));
+        for _ in 0..ACCEPTS_A_TURN {
+            match self.shared.listener.accept(&self.shared.service, Patience::Never) {
+                Accepted::Session(session) => self.place(session),
+                Accepted::Refused => {}
+                Accepted::Nothing => return,
+                Accepted::Exhausted(rest) => {
+                    // It would be reported as readable all the time.
+                    let _ = self.poller.delete(&*self.shared.listener);
+                    self.accepting_since = Some(Instant::now() + rest);
+                    self.later.push_front((Instant::now() + rest, usize::MAX));
+                    return;
+                }
             }
         }
     }

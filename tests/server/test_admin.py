@@ -1,0 +1,145 @@
+"""The admin endpoint over real sockets."""
+
+import json
+import socket
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from objmapper_server import Config, Server
+from objmapper_server.admin import is_local
+from tests.server.test_statistics import METRICS
+
+
+@contextmanager
+def client_of(server: Server) -> Iterator[httpx.Client]:
+    assert server.admin_address is not None
+    with httpx.Client(base_url=server.admin_address, trust_env=False) as client:
+        yield client
+
+
+def test_stats_are_the_servers_figures(server: Server) -> None:
+    with client_of(server) as client:
+        answer = client.get("/stats")
+    assert answer.status_code == 200
+    document = answer.json()
+    assert set(document) == set(server.statistics().as_json())
+    assert set(METRICS) <= set(document["transports"]["unix"])
+
+
+def test_the_schema_names_every_figure(server: Server) -> None:
+    with client_of(server) as client:
+        schema = client.get("/openapi.json").json()
+    answer = schema["paths"]["/stats"]["get"]["responses"]["200"]["content"]["application/json"]["schema"]
+    described = schema["components"]["schemas"][answer["$ref"].rpartition("/")[2]]["properties"]
+    assert set(described) == set(server.statistics().as_json())
+
+
+def test_it_is_ready_until_it_drains_and_alive_all_the_time(server: Server) -> None:
+    with client_of(server) as client:
+        assert (client.get("/readyz").status_code, client.get("/readyz").json()) == (200, {"status": "ready"})
+        assert server.drain(timeout=10)
+        assert (client.get("/readyz").status_code, client.get("/readyz").json()) == (503, {"status": "draining"})
+        assert client.get("/healthz").json() == {"status": "ok"}
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Host": "evil.example"},
+        {"Host": "evil.example:9997"},
+        {"Host": "192.0.2.1"},
+        {"Host": ""},
+        {"Host": "[::1"},
+        {"Origin": "http://evil.example"},
+        {"Origin": "null"},
+        {"Origin": "http://127.0.0.1:1"},
+    ],
+)
+def test_foreigners_are_refused(server: Server, headers: dict[str, str]) -> None:
+    with client_of(server) as client:
+        for path in ("/stats", "/healthz", "/docs"):
+            assert client.get(path, headers=headers).status_code == 403
+
+
+def test_its_own_names_are_accepted(server: Server) -> None:
+    assert server.admin_address is not None
+    with client_of(server) as client:
+        assert client.get("/healthz", headers={"Host": "localhost:1234"}).status_code == 200
+        assert client.get("/healthz", headers={"Origin": server.admin_address}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "bound", "local"),
+    [
+        ("localhost", "127.0.0.1", True),
+        ("LOCALHOST:80", "127.0.0.1", True),
+        ("[::1]:80", "127.0.0.1", True),
+        ("10.0.0.7:80", "127.0.0.1", False),
+        ("10.0.0.7:80", "0.0.0.0", True),
+        ("figures.example", "0.0.0.0", False),
+        ("figures.example", "figures.example", True),
+        ("localhost.evil.example", "127.0.0.1", False),
+        ("localhost:x", "127.0.0.1", True),
+        ("", "0.0.0.0", False),
+    ],
+)
+def test_which_hosts_are_this_server(host: str, bound: str, local: bool) -> None:
+    assert is_local(host, bound) is local
+
+
+def test_a_unix_socket_is_its_owners_alone(root: Path, tmp_path: Path) -> None:
+    path = tmp_path / "admin"
+    with Server(Config(root=root, unix=tmp_path / "s", admin=f"unix:{path}")) as server:
+        assert server.admin_address == f"unix:{path}"
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        with httpx.Client(transport=httpx.HTTPTransport(uds=str(path))) as client:
+            assert client.get("http://localhost/healthz").status_code == 200
+    assert not path.exists()
+
+
+def test_a_stale_socket_is_replaced_and_a_live_one_is_not(root: Path, tmp_path: Path) -> None:
+    path = tmp_path / "admin"
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    config = Config(root=root, unix=tmp_path / "s", admin=f"unix:{path}")
+    with Server(config):
+        with pytest.raises(OSError, match="admin endpoint cannot listen"):
+            Server(Config(root=root, unix=tmp_path / "s2", admin=f"unix:{path}")).start()
+        assert path.is_socket()
+
+
+def test_a_file_in_the_sockets_place_is_left_alone(root: Path, tmp_path: Path) -> None:
+    path = tmp_path / "admin"
+    path.write_text("precious")
+    with pytest.raises(OSError, match="admin endpoint cannot listen"):
+        Server(Config(root=root, unix=tmp_path / "s", admin=f"unix:{path}")).start()
+    assert path.read_text() == "precious"
+
+
+def test_a_path_that_is_too_long_is_refused(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="admin endpoint cannot listen"):
+        Server(Config(root=root, unix=tmp_path / "s", admin=f"unix:{tmp_path}/{'x' * 200}")).start()
+
+
+def test_it_says_nothing_of_its_own(server: Server, capfd: pytest.CaptureFixture[str]) -> None:
+    with client_of(server) as client:
+        client.get("/stats")
+        client.get("/nothing-here")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_without_one_there_is_none(root: Path, tmp_path: Path) -> None:
+    with Server(Config(root=root, unix=tmp_path / "s")) as server:
+        assert server.admin_address is None
+
+
+def test_the_document_is_json_that_others_can_read(server: Server) -> None:
+    with client_of(server) as client:
+        text = client.get("/stats").text
+    assert "NaN" not in text
+    assert json.loads(text)["errors_total"] == {}

@@ -1,0 +1,29 @@
+"""Which model a transport gets."""
+
+import pytest
+
+from objmapper_server.concurrency import CHOICES, TRANSPORTS, Concurrency, Transport, choose
+
+
+def test_the_names_are_the_documented_ones() -> None:
+    assert list(Concurrency) == [
+        "auto",
+        "by-transport",
+        "thread-per-connection",
+        "thread-pool",
+        "work-stealing",
+        "epoll",
+    ]
+
+
+def test_by_transport_gives_descriptors_a_thread_each_and_bytes_a_pool() -> None:
+    assert choose(Concurrency.BY_TRANSPORT, "unix") is Concurrency.THREAD_PER_CONNECTION
+    assert choose(Concurrency.BY_TRANSPORT, "tcp") is Concurrency.THREAD_POOL
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize("model", Concurrency)
+def test_what_is_chosen_is_concrete(model: Concurrency, transport: Transport) -> None:
+    chosen = choose(model, transport)
+    assert chosen not in CHOICES
+    assert model in CHOICES or chosen is model

@@ -1,0 +1,244 @@
+"""Settings: what is taken, what is refused and how, and where each value came from."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from objmapper_server import Concurrency, Config, ConfigError
+from objmapper_server.config import Given
+from objmapper_server.listening import ListeningPoint
+
+
+def test_the_defaults_are_the_documented_ones(tmp_path: Path) -> None:
+    config = Config(root=tmp_path, unix=tmp_path / "s")
+    assert config.model_dump() == {
+        "root": tmp_path,
+        "unix": tmp_path / "s",
+        "tcp": None,
+        "admin": None,
+        "concurrency_model": Concurrency.AUTO,
+        "pool_size": 0,
+        "max_queue_depth": 100,
+        "max_threads": 1000,
+        "max_connections": 10_000,
+        "optimize_for": "throughput",
+        "async_storage": False,
+        "storage_pool_size": 4,
+        "cache_size": 1 << 30,
+        "follow_symlinks": False,
+        "idle_timeout": 60,
+        "header_timeout": 10,
+        "request_timeout": 30,
+        "shutdown_grace": 10,
+    }
+
+
+def test_what_it_takes_is_what_it_has() -> None:
+    assert set(Given.__annotations__) == set(Config.model_fields)
+
+
+def test_it_is_frozen(tmp_path: Path) -> None:
+    config = Config(root=tmp_path)
+    with pytest.raises(ValidationError):
+        config.pool_size = 3
+
+
+def test_code_does_not_read_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OBJMAPPER_POOL_SIZE", "7")
+    monkeypatch.setenv("OBJMAPPER_ADMIN", "127.0.0.1:1")
+    config = Config(root=tmp_path)
+    assert (config.pool_size, config.admin) == (0, None)
+    assert config.origins["pool_size"] == "default"
+    assert config.origins["root"] == "the program"
+
+
+def test_without_a_transport_it_is_the_users_own_socket(tmp_path: Path) -> None:
+    config = Config(root=tmp_path)
+    assert config.unix == tmp_path / "objmapper" / "objmapper.sock"
+    assert config.origins["unix"] == "default"
+    assert config.transports == ("unix",)
+    assert Config(root=tmp_path, tcp="localhost").unix is None
+
+
+def test_the_servers_own_address_may_be_named_but_must_be_a_unix_socket(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OBJMAPPER_SERVER", f"unix:{tmp_path}/mine")
+    assert Config(root=tmp_path).unix == tmp_path / "mine"
+    monkeypatch.setenv("OBJMAPPER_SERVER", "tcp://elsewhere:9999")
+    with pytest.raises(ConfigError, match="unix: .*tcp://elsewhere:9999"):
+        Config(root=tmp_path)
+
+
+def test_flags_win_then_the_environment_then_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "objmapper.toml"
+    file.write_text(f'root = "{tmp_path}"\npool_size = 1\nmax_threads = 1\nmax_queue_depth = 1\ncache_size = "1KiB"\n')
+    monkeypatch.setenv("OBJMAPPER_POOL_SIZE", "2")
+    monkeypatch.setenv("OBJMAPPER_MAX_THREADS", "2")
+    monkeypatch.setenv("OBJMAPPER_ASYNC_STORAGE", "true")
+    config = Config.load(file=file, pool_size="3", optimize_for=None)
+    assert (config.pool_size, config.max_threads, config.max_queue_depth, config.cache_size) == (3, 2, 1, 1024)
+    assert config.async_storage is True
+    assert config.origins["pool_size"] == "--pool-size"
+    assert config.origins["max_threads"] == "OBJMAPPER_MAX_THREADS"
+    assert config.origins["max_queue_depth"] == str(file)
+    assert config.origins["optimize_for"] == "default"
+    assert config.admin == "127.0.0.1:9997"
+    assert config.origins["admin"] == "default"
+
+
+@pytest.mark.parametrize("form", ["http://127.0.0.1:9000", "127.0.0.1:9000", "http://127.0.0.1:9000/"])
+def test_the_admin_variable_that_the_client_reads_serves_the_server_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    monkeypatch.setenv("OBJMAPPER_ADMIN", form)
+    monkeypatch.setenv("OBJMAPPER_SERVER", f"unix:{tmp_path}/s")
+    assert Config.load(root=tmp_path).admin == "127.0.0.1:9000"
+
+
+@pytest.mark.parametrize("word", ["none", "off", "OFF"])
+def test_what_may_be_absent_can_be_switched_off_by_a_word(tmp_path: Path, word: str) -> None:
+    config = Config.load(root=tmp_path, admin=word, unix=word, tcp="127.0.0.1:0")
+    assert (config.admin, config.unix) == (None, None)
+
+
+def test_relative_paths_are_meant_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = Config(root="data", unix="unix:o.sock", admin="unix:admin.sock")
+    assert (config.root, config.unix) == (tmp_path / "data", tmp_path / "o.sock")
+    assert config.admin == f"unix:{tmp_path}/admin.sock"
+
+
+WRONG = [
+    ("pool_size", -1, "-1 is not allowed: it takes a whole number from 0"),
+    ("pool_size", "many", "'many' is not allowed"),
+    ("max_queue_depth", 0, "0 is not allowed: it takes a whole number from 1"),
+    ("max_connections", 0, "from 1"),
+    ("max_threads", 2.5, "2.5 is not allowed"),
+    ("storage_pool_size", 0, "from 1"),
+    ("concurrency_model", "thread-pol", "'thread-pol' is none of .*; did you mean 'thread-pool'?"),
+    ("concurrency_model", "tpc=epoll", "'tpc' is no transport of unix, tcp; did you mean 'tcp'?"),
+    ("concurrency_model", {"tcp": "treads"}, "'treads' is none of"),
+    ("concurrency_model", 7, "7 is not allowed"),
+    ("optimize_for", "latncy", "none of latency, throughput; did you mean 'latency'?"),
+    ("optimize_for", 1, "latency or throughput"),
+    ("async_storage", "maybe", "'maybe' is not allowed: it takes true or false"),
+    ("cache_size", "1 XB", "'1 XB' is not allowed: .*512MB or 1GiB"),
+    ("cache_size", -1, "-1 is not allowed"),
+    ("idle_timeout", 0, "seconds, more than 0"),
+    ("request_timeout", float("nan"), "nan is not allowed"),
+    ("header_timeout", float("inf"), "inf is not allowed"),
+    ("shutdown_grace", -0.1, "seconds, 0 or more"),
+    ("tcp", "::1:99", "brackets"),
+    ("tcp", "host:99999", "'host:99999' is not HOST:PORT"),
+    ("tcp", "", "is not HOST:PORT"),
+    ("admin", "unix:", "a path is needed"),
+    ("admin", "https://x", "is not HOST:PORT"),
+    ("unix", "", "a path is needed"),
+    ("unix", "a\0b", "a path is needed"),
+    ("root", None, "the directory whose files are served"),
+    ("pol_size", 1, "no such setting; did you mean 'pool_size'?"),
+]
+
+
+@pytest.mark.parametrize(("field", "value", "says"), WRONG, ids=[f"{field}-{value!r}" for field, value, _ in WRONG])
+def test_a_wrong_value_is_refused_in_one_line(tmp_path: Path, field: str, value: object, says: str) -> None:
+    with pytest.raises(ConfigError, match=says.replace("?", r"\?")) as caught:
+        Config(**({"root": tmp_path, "unix": tmp_path / "s"} | {field: value}))  # type: ignore[arg-type]
+    assert caught.value.field == field
+    assert str(caught.value).startswith(f"{field}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_refusal_says_where_the_value_came_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "o.toml"
+    file.write_text("max_threads = 0\n")
+    with pytest.raises(ConfigError, match=rf"max_threads \(from {file}\): 0 is not allowed"):
+        Config.load(file=file, root=tmp_path)
+    with pytest.raises(ConfigError, match=r"max_threads \(from --max-threads\)"):
+        Config.load(file=file, root=tmp_path, max_threads="x")
+    monkeypatch.setenv("OBJMAPPER_IDLE_TIMEOUT", "soon")
+    with pytest.raises(ConfigError, match=r"idle_timeout \(from OBJMAPPER_IDLE_TIMEOUT\): 'soon'"):
+        Config.load(root=tmp_path)
+
+
+def test_mistyped_names_are_refused_with_the_right_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "o.toml"
+    file.write_text("max_thread = 5\n")
+    with pytest.raises(ConfigError, match=r"max_thread \(from .*\): no such setting; did you mean 'max_threads'\?"):
+        Config.load(file=file, root=tmp_path)
+    monkeypatch.setenv("OBJMAPPER_SOMETHING_ELSE_ENTIRELY", "1")
+    monkeypatch.setenv("OBJMAPPER_SERVER", f"unix:{tmp_path}/s")
+    assert Config.load(root=tmp_path).pool_size == 0
+    monkeypatch.setenv("OBJMAPPER_POOLSIZE", "1")
+    with pytest.raises(ConfigError, match=r"OBJMAPPER_POOLSIZE.*did you mean 'POOL_SIZE'\?"):
+        Config.load(root=tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"root = ", b"root = \xff", b"[root]\n"])
+def test_a_file_that_is_no_settings_file_is_named(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "o.toml"
+    file.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"o\.toml"):
+        Config.load(file=file)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--config: cannot read '.*/none.toml': No such file"):
+        Config.load(file=tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("512MB", 512_000_000), ("1GiB", 1 << 30), ("1.5 KiB", 1536), (0, 0), ("4096", 4096)],
+)
+def test_sizes_take_units(tmp_path: Path, text: str | int, size: int) -> None:
+    assert Config(root=tmp_path, cache_size=text).cache_size == size
+
+
+@pytest.mark.parametrize(
+    "given_as",
+    [
+        ["thread-pool", "tcp=epoll"],
+        "thread-pool,tcp=epoll",
+        {"tcp": "epoll", "unix": Concurrency.THREAD_POOL},
+        ("tcp=epoll", "unix=thread-pool"),
+    ],
+)
+def test_models_are_for_all_transports_or_for_one(tmp_path: Path, given_as: list[str]) -> None:
+    config = Config(root=tmp_path, unix=tmp_path / "s", tcp="127.0.0.1:0", concurrency_model=given_as)
+    assert config.models == {"unix": Concurrency.THREAD_POOL, "tcp": Concurrency.EPOLL}
+
+
+def test_the_file_and_the_environment_give_models_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "o.toml"
+    file.write_text('unix = "/tmp/s"\ntcp = "127.0.0.1:0"\n[concurrency_model]\ntcp = "epoll"\n')
+    assert Config.load(file=file, root=tmp_path).models["tcp"] is Concurrency.EPOLL
+    monkeypatch.setenv("OBJMAPPER_CONCURRENCY_MODEL", "tcp=work-stealing")
+    assert Config.load(file=file, root=tmp_path).models["tcp"] is Concurrency.WORK_STEALING
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "port"),
+    [
+        ("127.0.0.1:0", "127.0.0.1", 0),
+        ("localhost", "localhost", 9999),
+        (":80", "", 80),
+        ("[::1]", "::1", 9999),
+        ("[::1]:65535", "::1", 65535),
+    ],
+)
+def test_listening_points(text: str, host: str, port: int) -> None:
+    assert ListeningPoint.parse(text, 9999) == ListeningPoint(host, port)
+
+
+@given(st.text(max_size=30))
+def test_any_text_is_a_listening_point_that_reads_back_or_is_refused(text: str) -> None:
+    try:
+        point = ListeningPoint.parse(text, 9999)
+    except ValueError:
+        return
+    assert ListeningPoint.parse(str(point), 1) == point

@@ -1,0 +1,226 @@
+"""The rules that keep the parts apart, read from the sources themselves.
+
+``cli → objmapper_server, objmapper_client``; ``objmapper_server → objmapper_client.{protocol,address,errors}``;
+``objmapper_client →`` the standard library.
+"""
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+HOME = Path(__file__).parent.parent
+CLIENT, SERVER, CLI = HOME / "objmapper_client", HOME / "objmapper_server", HOME / "cli" / "objmapper_cli"
+PACKAGES = (CLIENT, SERVER, CLI)
+MODULES = sorted(path for package in PACKAGES for path in package.rglob("*.py"))
+RUST = sorted((HOME / "engine" / "src").rglob("*.rs"))
+#: Each wraps one native class, and re-exports nothing of it.
+ENGINE_ROOM = {"server.py", "load.py"}
+NAMELESS = re.compile(r"(^|_)(util|utils|helper|helpers|manager|base|common|misc)(_|$)")
+LONGEST = 500
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(HOME))
+
+
+def package_of(path: Path) -> tuple[str, ...]:
+    """The dotted parts of the package that a module is in."""
+    top = CLI.parent if path.is_relative_to(CLI) else HOME
+    return path.relative_to(top).parts[:-1]
+
+
+def targets(node: ast.AST, path: Path) -> list[str]:
+    """The modules that an import statement may load, dotted and in full."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        package = package_of(path)
+        here = package[: len(package) - node.level + 1] if node.level else ()
+        module = ".".join((*here, *([node.module] if node.module else [])))
+        return [f"{module}.{alias.name}" for alias in node.names]
+    return []
+
+
+def for_types_only(node: ast.AST) -> bool:
+    """Whether this is the block that only a type checker reads."""
+    return isinstance(node, ast.If) and ast.unparse(node.test).removeprefix("typing.") == "TYPE_CHECKING"
+
+
+def walk(node: ast.AST, *, run: bool = True) -> Iterator[ast.AST]:
+    """All nodes below `node`; without what is for type checkers where `run` is set."""
+    for child in ast.iter_child_nodes(node):
+        if run and for_types_only(child):
+            continue
+        yield child
+        yield from walk(child, run=run)
+
+
+def imports(path: Path) -> set[str]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return {target for node in walk(tree) for target in targets(node, path)}
+
+
+def within(target: str, *modules: str) -> bool:
+    return any(target == module or target.startswith(f"{module}.") for module in modules)
+
+
+def under(folder: Path) -> list[Path]:
+    return [path for path in MODULES if path.is_relative_to(folder)]
+
+
+def test_there_is_something_to_check() -> None:
+    assert {package.name for package in PACKAGES if under(package)} == {package.name for package in PACKAGES}
+    assert imports(SERVER / "server.py") & {"objmapper_server._engine.Engine"}
+
+
+@pytest.mark.parametrize("path", under(CLIENT), ids=name_of)
+def test_the_client_needs_the_standard_library_only(path: Path) -> None:
+    allowed = {*sys.stdlib_module_names, CLIENT.name, *(["fsspec"] if path.name == "filesystem.py" else [])}
+    assert {target for target in imports(path) if target.partition(".")[0] not in allowed} == set()
+
+
+@pytest.mark.parametrize("path", under(SERVER), ids=name_of)
+def test_the_server_uses_the_clients_words_and_none_of_its_io(path: Path) -> None:
+    words = [f"{CLIENT.name}.{module}" for module in ("protocol", "address", "errors")]
+    ours = {target for target in imports(path) if within(target, CLIENT.name, CLI.name)}
+    assert {target for target in ours if not within(target, *words)} == set()
+
+
+@pytest.mark.parametrize("path", [*under(SERVER), *under(CLI)], ids=name_of)
+def test_the_engine_has_one_door(path: Path) -> None:
+    native = {target for target in imports(path) if within(target, f"{SERVER.name}._engine")}
+    assert native == set() or (path.parent == SERVER and path.name in ENGINE_ROOM)
+
+
+def test_no_native_name_is_handed_on() -> None:
+    import objmapper_server
+
+    for name in objmapper_server.__all__:
+        assert getattr(objmapper_server, name).__module__ != "objmapper_server._engine"
+
+
+@pytest.mark.parametrize("path", under(CLIENT), ids=name_of)
+def test_one_module_knows_how_to_wait(path: Path) -> None:
+    waiting = {target for target in imports(path) if within(target, "selectors", "select", "asyncio")}
+    assert waiting == set() or path.name == "_waiting.py"
+
+
+@pytest.mark.parametrize("path", under(CLIENT), ids=name_of)
+def test_the_codec_and_the_words_touch_no_socket(path: Path) -> None:
+    if path.name in {"protocol.py", "address.py", "errors.py"}:
+        assert {target for target in imports(path) if within(target, "socket", "selectors", "asyncio")} == set()
+        allowed = {"protocol.py": ["errors"], "address.py": ["errors"], "errors.py": []}[path.name]
+        ours = {target for target in imports(path) if within(target, CLIENT.name)}
+        assert {
+            target for target in ours if not within(target, *(f"{CLIENT.name}.{each}" for each in allowed))
+        } == set()
+
+
+@pytest.mark.parametrize("path", under(CLI), ids=name_of)
+def test_one_module_of_the_command_speaks_http(path: Path) -> None:
+    assert not any(within(target, "httpx") for target in imports(path)) or path.name == "admin_client.py"
+
+
+def happens(statement: ast.stmt) -> bool:
+    """Whether a statement at the top of a module does anything but define."""
+    match statement:
+        case ast.Import() | ast.ImportFrom() | ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+            return False
+        case ast.Assign() | ast.AnnAssign() | ast.Pass():
+            return False
+        case ast.Expr(value=ast.Constant(value=str())):
+            return False  # a docstring
+        case ast.If():
+            main = ast.unparse(statement.test) == "__name__ == '__main__'"
+            return not main and any(happens(each) for each in (*statement.body, *statement.orelse))
+        case ast.Try():
+            blocks = (*statement.body, *statement.orelse, *statement.finalbody)
+            return any(happens(each) for each in (*blocks, *(each for h in statement.handlers for each in h.body)))
+        case _:
+            return True
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_nothing_happens_when_a_module_is_imported(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert [ast.unparse(statement) for statement in tree.body if happens(statement)] == []
+
+
+@pytest.mark.parametrize("source", ["print()", "for _ in (): pass", "if x:\n    f()", "with x: pass", "x += 1"])
+def test_what_happens_is_noticed(source: str) -> None:
+    assert [happens(statement) for statement in ast.parse(source).body] == [True]
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if path.name == "__init__.py"], ids=name_of)
+def test_a_packages_face_is_imports_and_all(path: Path) -> None:
+    for statement in ast.parse(path.read_text(encoding="utf-8")).body:
+        names = statement.targets if isinstance(statement, ast.Assign) else []
+        is_all = [ast.unparse(name) for name in names] == ["__all__"]
+        is_docstring = isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+        assert is_all or is_docstring or isinstance(statement, ast.Import | ast.ImportFrom), ast.unparse(statement)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_a_module_says_first_what_it_is_for(path: Path) -> None:
+    assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("path", [*MODULES, *RUST], ids=name_of)
+def test_a_file_is_named_after_its_job_and_short(path: Path) -> None:
+    assert not NAMELESS.search(path.stem), "the name says nothing"
+    if not path.stem.endswith("_tests"):
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= LONGEST, "two jobs are two files"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_a_class_is_named_after_its_job(path: Path) -> None:
+    classes = [
+        node.name for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.ClassDef)
+    ]
+    spelled = {name: re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower() for name in classes}
+    assert [name for name, words in spelled.items() if NAMELESS.search(words)] == []
+
+
+#: What a file of the engine may use, from the outside in.
+LAYERS = {
+    "protocol": {"errors"},
+    "errors": {"protocol"},
+    "mapping": {"errors"},
+    "transport": {"errors"},
+    "session": {
+        "cache",
+        "errors",
+        "in_flight",
+        "mapping",
+        "protocol",
+        "service",
+        "settings",
+        "statistics",
+        "transport",
+    },
+}
+
+
+@pytest.mark.parametrize("path", RUST, ids=name_of)
+def test_the_interpreter_is_known_at_the_engines_edge_only(path: Path) -> None:
+    source = path.read_text(encoding="utf-8")
+    behind_the_feature = re.compile(r"cfg_attr\(feature = \"python\", derive\(pyo3::\w+\)\)")
+    if path.name not in {"python.rs", "errors.rs"}:
+        assert "pyo3" not in re.sub(r"//.*", "", behind_the_feature.sub("", source))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_engines_layers_look_inward_only(name: str) -> None:
+    source = (HOME / "engine" / "src" / f"{name}.rs").read_text(encoding="utf-8")
+    used = set(re.findall(r"\bcrate::(\w+)", re.sub(r"//.*", "", source)))
+    assert used - {name, f"{name}_tests"} <= LAYERS[name]
+
+
+@pytest.mark.parametrize("path", RUST, ids=name_of)
+def test_no_session_knows_a_thread(path: Path) -> None:
+    if path.stem in {"session", "protocol", "mapping"}:
+        assert "thread::" not in re.sub(r"//.*", "", path.read_text(encoding="utf-8"))
