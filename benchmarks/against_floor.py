@@ -11,7 +11,7 @@ The yardsticks are compiled programs that speak version 1 of the wire and check 
 * ``--load``: ``PROGRAM fd|copy|connect PATH|PORT URI CONNECTIONS SECONDS [THREADS [PIPELINE]]``, the same client for
   every server; it prints ``rps=… MBps=… p50_us=… p99_us=… errors=…``
 
-A ratio over 1 means that objmapper is the better one; "floor" is the better yardstick in the same round.
+A ratio over 1 means that objmapper is the better one; "better" stands for the better yardstick of each round.
 """
 
 import argparse
@@ -26,6 +26,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -103,12 +104,12 @@ class Result:
 
 @dataclass
 class Row:
-    """One piece of work, by server: the median of each figure; by model: the median ratio to the better yardstick."""
+    """One piece of work: by server the median of each figure; by model and yardstick the median ratio, and that of p99."""
 
     work: Work
     medians: dict[str, dict[str, float]]
-    ratios: dict[str, float]
-    p99_ratios: dict[str, float]
+    ratios: dict[str, dict[str, float]]
+    p99_ratios: dict[str, dict[str, float]]
 
 
 def better(figure: str, ours: Result, other: Result) -> float:
@@ -203,19 +204,19 @@ def measure(work: Work, where: dict[str, dict[str, str]], floors: Sequence[str],
         for name, results in runs.items()
     }
 
-    def ratio(name: str, figure: str) -> float:
-        rounds = zip(*(runs[floor] for floor in floors if floor in runs), strict=True)
-        return statistics.median(
-            min(better(figure, ours, floor) for floor in beside)
-            for ours, beside in zip(runs[name], rounds, strict=True)
-        )
+    def ratios(name: str, figure: str) -> dict[str, float]:
+        beside = {
+            floor: list(map(partial(better, figure), runs[name], runs[floor])) for floor in floors if floor in runs
+        }
+        beside["better"] = [min(round) for round in zip(*beside.values(), strict=True)]
+        return {floor: statistics.median(values) for floor, values in beside.items()}
 
     ours = [name for name in names if name not in floors]
     return Row(
         work,
         medians,
-        {name: ratio(name, work.figure) for name in ours},
-        {name: ratio(name, "p99_us") for name in ours},
+        {name: ratios(name, work.figure) for name in ours},
+        {name: ratios(name, "p99_us") for name in ours},
     )
 
 
@@ -234,21 +235,32 @@ def measure_sdk(where: dict[str, str], given: argparse.Namespace) -> tuple[float
 def show(rows: list[Row], sdk: tuple[float, float, float], floors: Sequence[str]) -> None:
     """Prints the tables."""
     models = list(rows[0].ratios)
-    columns = [*floors, *models]
-    print(f"\n{'work':<33}{'figure':<8}" + "".join(f"{name:>23}" for name in columns))
+    print(
+        f"\n{'work':<33}{'figure':<7}"
+        + "".join(f"{name:>14}" for name in floors)
+        + "".join(map("{:>29}".format, models))
+    )
     for row in rows:
-        cells = []
-        for name in columns:
-            if name not in row.medians:
-                cells.append("–")
-                continue
-            value = f"{row.medians[name][row.work.figure]:,.1f}"
-            cells.append(f"{value} ({row.ratios[name]:.2f}×)" if name in row.ratios else value)
-        print(f"{row.work.name:<33}{row.work.figure:<8}" + "".join(f"{cell:>23}" for cell in cells))
-    print("\nin brackets: how many times better than the better yardstick of the same round (p50_us: less is better)")
-    print("\np99 latency, the same ratio:")
+        line = f"{row.work.name:<33}{row.work.figure:<7}"
+        for name in floors:
+            line += f"{row.medians[name][row.work.figure]:>14,.1f}" if name in row.medians else f"{'–':>14}"
+        for name in models:
+            beside = "  ".join(
+                f"{row.ratios[name][floor]:.2f}" if floor in row.ratios[name] else " –  " for floor in floors
+            )
+            line += f"{f'{row.medians[name][row.work.figure]:,.1f} ({beside})':>29}"
+        print(line)
+    print(
+        f"\nin brackets: how many times better than {' and '.join(floors)}, the median of the rounds (of p50_us, less is better)"
+    )
+    print(f"\n{'p99, the same ratios':<68}" + "".join(map("{:>29}".format, models)))
     for row in rows:
-        print(f"{row.work.name:<41}" + "".join(f"{row.p99_ratios[name]:>22.2f}×" for name in models))
+        line = f"{row.work.name:<68}"
+        for name in models:
+            line += (
+                f"{'  '.join(f'{value:.2f}' for floor, value in row.p99_ratios[name].items() if floor != 'better'):>29}"
+            )
+        print(line)
     print(
         f"\nSDK: Client.open() and close, p50 {sdk[0]:.1f} µs; the load generator on the same server {sdk[1]:.1f} µs; "
         f"ratio {sdk[2]:.2f}"

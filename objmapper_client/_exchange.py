@@ -8,7 +8,14 @@ from objmapper_client import _transport
 from objmapper_client._pool import Pool
 from objmapper_client._transport import Connection, Steps, T, Wait
 from objmapper_client.address import Address, UnixAddress
-from objmapper_client.errors import ConnectionFailed, RemoteProtocolError, ServerBusy, ServerReply, error_for
+from objmapper_client.errors import (
+    ConnectionFailed,
+    LocalProtocolError,
+    RemoteProtocolError,
+    ServerBusy,
+    ServerReply,
+    error_for,
+)
 from objmapper_client.object import Object, memory_file, no_room
 from objmapper_client.protocol import ContentReply, DescriptorReply, ErrorReply, Mode, Status, encode_request
 
@@ -67,6 +74,11 @@ def attempt(
             tried += 1
             if not isinstance(error, ServerBusy) or tried >= attempts:
                 raise
+        except LocalProtocolError:
+            # Nothing was sent.
+            if connection is not None:
+                pool.give(connection)
+            raise
         except ConnectionFailed:
             answered = connection is not None and connection.answered
             stale = connection is not None and connection.is_reused

@@ -221,7 +221,7 @@ fn only_regular_files_leave_the_house() {
 fn a_file_that_the_server_may_not_read_is_forbidden() {
     let tree = Tree::new();
     let path = tree.root().join("object");
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0)).expect("permissions");
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o000)).expect("permissions");
     // Root may read everything.
     if File::open(&path).is_err() {
         assert_eq!(tree.refusal("/object"), Error::NoPermission);

@@ -1,0 +1,107 @@
+"""An object in hand."""
+
+import gc
+import os
+import pickle
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from objmapper_client.errors import RemoteProtocolError
+from objmapper_client.object import Object, memory_file
+from objmapper_client.protocol import Mode
+
+
+def make(tmp_path: Path, content: bytes) -> Object:
+    path = tmp_path / "source"
+    path.write_bytes(content)
+    return Object(os.open(path, os.O_RDONLY), "/source", Mode.FDPASS, len(content))
+
+
+def test_reading_moves_on_and_pread_does_not(tmp_path: Path) -> None:
+    with make(tmp_path, b"abcdef") as found:
+        assert found.read(2) == b"ab"
+        assert found.pread(2, 4) == b"ef"
+        assert found.read() == b"cdef"
+        assert found.read() == b""
+        assert found.pread(10, 5) == b"f"
+        assert found.pread(10, 99) == b""
+
+
+def test_a_view_outlives_the_object_and_is_read_only(tmp_path: Path) -> None:
+    with make(tmp_path, b"abc") as found:
+        view = found.view()
+    assert bytes(view) == b"abc"
+    assert view.readonly
+    with make(tmp_path, b"") as found:
+        assert bytes(found.view()) == b""
+
+
+def test_a_detached_descriptor_is_the_callers(tmp_path: Path) -> None:
+    found = make(tmp_path, b"abc")
+    descriptor = found.detach()
+    assert found.closed
+    with pytest.raises(ValueError, match="closed"):
+        found.fileno()
+    found.close()
+    with os.fdopen(descriptor, "rb") as file:
+        assert file.read() == b"abc"
+
+
+def test_saving_shows_the_file_only_when_it_is_whole(tmp_path: Path) -> None:
+    content = os.urandom(20_000_000)
+    steps: list[int] = []
+    with make(tmp_path, content) as found:
+        assert found.save(tmp_path / "target", progress=steps.append) == len(content)
+    assert (tmp_path / "target").read_bytes() == content
+    assert sum(steps) == len(content)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source", "target"]
+
+
+def test_a_failed_save_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "directory").mkdir()
+    with make(tmp_path, b"abc") as found:
+        with pytest.raises(OSError, match="No such file"):
+            found.save(tmp_path / "none" / "target")
+        with pytest.raises(OSError, match="directory"):
+            found.save(tmp_path / "directory")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["directory", "source"]
+
+
+def test_a_pipe_is_written_to_and_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with subprocess.Popen(["cat", tmp_path / "pipe"], stdout=subprocess.PIPE) as reader:
+        with make(tmp_path, b"abc") as found:
+            found.save(tmp_path / "pipe")
+        assert reader.communicate()[0] == b"abc"
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_another_program_reads_the_descriptor(tmp_path: Path) -> None:
+    with make(tmp_path, b"b\na\n") as found:
+        sorted_lines = subprocess.run(["sort"], stdin=found.fileno(), capture_output=True, check=True).stdout
+    assert sorted_lines == b"a\nb\n"
+
+
+def test_an_object_that_is_not_closed_is_reported_and_closed(tmp_path: Path) -> None:
+    found = make(tmp_path, b"abc")
+    with pytest.warns(ResourceWarning, match="unclosed"):
+        del found
+        gc.collect()
+
+
+def test_an_object_does_not_travel(tmp_path: Path) -> None:
+    with make(tmp_path, b"") as found, pytest.raises(TypeError, match="pickle"):
+        pickle.dumps(found)
+
+
+def test_a_passed_directory_is_the_servers_fault(tmp_path: Path) -> None:
+    with pytest.raises(RemoteProtocolError, match="regular"):
+        Object(os.open(tmp_path, os.O_RDONLY), "/x", Mode.FDPASS, 0)
+
+
+@pytest.mark.parametrize("size", [1 << 62, 1 << 70])
+def test_a_content_that_no_memory_holds_is_refused(size: int) -> None:
+    with pytest.raises(RemoteProtocolError, match="bytes"), memory_file(size):
+        pass
