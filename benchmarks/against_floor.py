@@ -104,7 +104,7 @@ class Result:
 
 @dataclass
 class Row:
-    """One piece of work: by server the median of each figure; by model and yardstick the median ratio, and that of p99."""
+    """One piece of work: by server the median of each figure; by model and yardstick the median ratios."""
 
     work: Work
     medians: dict[str, dict[str, float]]
@@ -208,7 +208,7 @@ def measure(work: Work, where: dict[str, dict[str, str]], floors: Sequence[str],
         beside = {
             floor: list(map(partial(better, figure), runs[name], runs[floor])) for floor in floors if floor in runs
         }
-        beside["better"] = [min(round) for round in zip(*beside.values(), strict=True)]
+        beside["better"] = [min(of_round) for of_round in zip(*beside.values(), strict=True)]
         return {floor: statistics.median(values) for floor, values in beside.items()}
 
     ours = [name for name in names if name not in floors]
@@ -250,9 +250,7 @@ def show(rows: list[Row], sdk: tuple[float, float, float], floors: Sequence[str]
             )
             line += f"{f'{row.medians[name][row.work.figure]:,.1f} ({beside})':>29}"
         print(line)
-    print(
-        f"\nin brackets: how many times better than {' and '.join(floors)}, the median of the rounds (of p50_us, less is better)"
-    )
+    print(f"\nin brackets: how many times better than {' and '.join(floors)}; of p50_us, less is better")
     print(f"\n{'p99, the same ratios':<68}" + "".join(map("{:>29}".format, models)))
     for row in rows:
         line = f"{row.work.name:<68}"

@@ -21,6 +21,8 @@ RUST = sorted((HOME / "engine" / "src").rglob("*.rs"))
 ENGINE_ROOM = {"server.py", "load.py"}
 NAMELESS = re.compile(r"(^|_)(util|utils|helper|helpers|manager|base|common|misc)(_|$)")
 LONGEST = 500
+#: These wait to be divided. A file that has been is struck off here; none is added.
+OUTGROWN = {"load.rs", "session.rs", "statistics.rs"}
 
 
 def name_of(path: Path) -> str:
@@ -173,7 +175,8 @@ def test_a_module_says_first_what_it_is_for(path: Path) -> None:
 def test_a_file_is_named_after_its_job_and_short(path: Path) -> None:
     assert not NAMELESS.search(path.stem), "the name says nothing"
     if not path.stem.endswith("_tests"):
-        assert len(path.read_text(encoding="utf-8").splitlines()) <= LONGEST, "two jobs are two files"
+        is_long = len(path.read_text(encoding="utf-8").splitlines()) > LONGEST
+        assert is_long == (path.name in OUTGROWN), "two jobs are two files"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
@@ -185,23 +188,15 @@ def test_a_class_is_named_after_its_job(path: Path) -> None:
     assert [name for name, words in spelled.items() if NAMELESS.search(words)] == []
 
 
+#: Names and constants that say nothing of how their module works: whoever labels or compares may use them.
+PLAIN_VALUES = ("crate::concurrency::{Model, TICK}", "crate::cache::Version")
 #: What a file of the engine may use, from the outside in.
 LAYERS = {
     "protocol": {"errors"},
     "errors": {"protocol"},
     "mapping": {"errors"},
     "transport": {"errors"},
-    "session": {
-        "cache",
-        "errors",
-        "in_flight",
-        "mapping",
-        "protocol",
-        "service",
-        "settings",
-        "statistics",
-        "transport",
-    },
+    "session": {"errors", "mapping", "protocol", "service", "statistics", "transport"},
 }
 
 
@@ -216,6 +211,8 @@ def test_the_interpreter_is_known_at_the_engines_edge_only(path: Path) -> None:
 @pytest.mark.parametrize("name", LAYERS)
 def test_the_engines_layers_look_inward_only(name: str) -> None:
     source = (HOME / "engine" / "src" / f"{name}.rs").read_text(encoding="utf-8")
+    for values in PLAIN_VALUES:
+        source = source.replace(f"use {values};", "")
     used = set(re.findall(r"\bcrate::(\w+)", re.sub(r"//.*", "", source)))
     assert used - {name, f"{name}_tests"} <= LAYERS[name]
 

@@ -1,7 +1,7 @@
 """What README.md shows is what happens: its blocks are run, in order, against the server that it starts.
 
-Blocks marked sh and python are run; one marked text is what the block before it prints. Of those marked console only the
-line that serves is run. Path and port of the page are replaced by ones that nobody else uses.
+Blocks marked sh and python are run; one marked text is what the block before it prints. Of those marked console only
+the line that serves is run. Path and port of the page are replaced by ones that nobody else uses.
 """
 
 import os

@@ -1,7 +1,9 @@
 """The native data plane. Only ``objmapper_server.server`` imports it."""
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol, TypedDict, type_check_only
+from typing import Protocol, TypedDict, final, type_check_only
+
+__all__ = ["Engine", "Load", "__version__"]
 
 __version__: str
 
@@ -105,6 +107,7 @@ class Snapshot(TypedDict):
     figures: Sequence[Figures]  # the total, each transport, model and mode, and each combination that was used
     transports: Sequence[TransportState]
 
+@final
 class Engine:
     """Serves one root over the transports that the settings name. The GIL is never held to serve a request."""
 
@@ -162,6 +165,7 @@ class Outcome(TypedDict):
     refusals: Percentiles
     curve: Sequence[tuple[float, float]]  # (quantile, microseconds)
 
+@final
 class Load:
     """A load that runs in native threads from its making on."""
 

@@ -45,7 +45,9 @@ def own_server(sizes: dict[str, int], *flags: str) -> Iterator[OwnServer]:
 def started(root: Path, socket: Path, *flags: str) -> Iterator[OwnServer]:
     """`objmapper serve` in a process of its own; raises RuntimeError with its words where it does not start."""
     command = [sys.executable, "-m", "objmapper_cli", "serve", str(root), "--unix", str(socket)]
-    command += ["--tcp", "127.0.0.1:0", "--no-admin", *flags]
+    command += ["--tcp", "127.0.0.1:0", *flags]
+    if "--admin" not in flags:
+        command.append("--no-admin")
     with ExitStack() as stack:
         process = stack.enter_context(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))  # noqa: S603 - our own command
         stack.callback(_end, process)

@@ -1,0 +1,64 @@
+"""What ten thousand idle connections cost those that are active: p99 and throughput beside an unloaded server, and memory.
+
+    python benchmarks/idle_connections.py [--idle 10000] [--active 64] [--rounds 5] [--seconds 2]
+
+Each round measures a model without and with the idle connections, in turn; the medians count.
+"""
+
+import argparse
+import resource
+import socket
+import statistics
+from contextlib import ExitStack
+
+from objmapper_cli.bench.own_server import own_server
+from objmapper_server.load import LoadPlan, LoadResult, run_load
+
+MODELS = ("thread-pool", "work-stealing", "epoll")
+
+
+def connect_idle(path: str, count: int, stack: ExitStack) -> None:
+    """Opens connections that say nothing; they end with the stack."""
+    for _ in range(count):
+        idle = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        idle.connect(path)
+
+
+def main() -> None:
+    """Measures every model and prints a table."""
+    parser = argparse.ArgumentParser(description="idle connections beside active ones")
+    parser.add_argument("--idle", type=int, default=10_000)
+    parser.add_argument("--active", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=2.0)
+    options = parser.parse_args()
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    print(f"{options.idle} idle, {options.active} active, descriptors over a Unix socket, medians of {options.rounds}")
+    print(f"{'model':<15} {'req/s ratio':>12} {'p99 ratio':>10} {'p99 µs':>9} {'RSS MiB':>9}")
+    for model in MODELS:
+        flags = ["--concurrency-model", model, "--max-connections", str(options.idle + 1000), "--pool-size", "4"]
+        flags += ["--idle-timeout", "3600"]
+        alone: list[LoadResult] = []
+        beside: list[LoadResult] = []
+        memory = 0
+        with own_server({"object": 4096}, *flags) as server:
+            address = server.addresses["unix"]
+            plan = LoadPlan(
+                address=address, dialect="fdpass", uris=("/object",), clients=options.active, duration=options.seconds
+            )
+            for _ in range(options.rounds):
+                alone.append(run_load(plan))
+                with ExitStack() as stack:
+                    connect_idle(address.removeprefix("unix:"), options.idle, stack)
+                    beside.append(run_load(plan))
+                    memory = max(memory, server.memory())
+        rate = statistics.median(b.requests_per_sec / a.requests_per_sec for a, b in zip(alone, beside, strict=True))
+        tail = statistics.median(b.p99_us / a.p99_us for a, b in zip(alone, beside, strict=True))
+        p99 = statistics.median(result.p99_us for result in beside)
+        errors = sum(result.errors for result in alone + beside)
+        print(f"{model:<15} {rate:>12.2f} {tail:>10.2f} {p99:>9.0f} {memory / 2**20:>9.1f}" + f" {errors} errors" * (errors > 0))
+
+
+if __name__ == "__main__":
+    main()

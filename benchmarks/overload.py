@@ -1,0 +1,70 @@
+"""What is left of a server under ten times the load that it can serve: goodput, waits, refusals.
+
+    python benchmarks/overload.py [--factor 10] [--clients 1000] [--seconds 5]
+
+First the peak, with a closed loop; then an open loop, in which requests are due at FACTOR times the peak whatever the server
+does. The objects are large enough that the generator can ask for ten times what the server can send.
+"""
+
+import argparse
+import json
+import urllib.request
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from objmapper_cli.bench.own_server import started
+from objmapper_server.load import LoadPlan, run_load
+
+MODELS = ("thread-pool", "work-stealing", "epoll")
+
+
+def main() -> None:
+    """Measures every model and prints a table."""
+    parser = argparse.ArgumentParser(description="overload")
+    parser.add_argument("--factor", type=float, default=10)
+    parser.add_argument("--clients", type=int, default=1000)
+    parser.add_argument("--seconds", type=float, default=5)
+    parser.add_argument("--size", type=int, default=1 << 20)
+    parser.add_argument("--queue", type=int, default=16)
+    options = parser.parse_args()
+    print(f"{options.size >> 10} KiB copies over TCP, {options.clients} clients, queue of {options.queue}")
+    columns = ("peak/s", "goodput/s", "of peak", "queue p99 ms", "refusals/s", "refusal p50 ms")
+    print(f"{'model':<15}" + "".join(f"{name:>15}" for name in columns))
+    for model in MODELS:
+        with TemporaryDirectory() as scratch:
+            root = Path(scratch, "root")
+            root.mkdir()
+            (root / "object").write_bytes(bytes(options.size))
+            admin = f"127.0.0.1:{free_port()}"
+            flags = ["--concurrency-model", model, "--max-queue-depth", str(options.queue), "--admin", admin]
+            with started(root, Path(scratch, "o.sock"), *flags) as server:
+                plan = {"address": server.addresses["tcp"], "dialect": "copy", "uris": ("/object",)}
+                peak = run_load(LoadPlan(**plan, clients=options.clients, duration=options.seconds))  # type: ignore[arg-type]
+                rate = options.factor * peak.requests_per_sec
+                over = run_load(
+                    LoadPlan(**plan, clients=options.clients, duration=options.seconds, rate=rate)  # type: ignore[arg-type]
+                )
+                stats: dict[str, Any] = json.load(urllib.request.urlopen(f"http://{admin}/stats"))
+        wait = stats["transports"]["tcp"]["p99_queue_wait_us"] / 1000
+        figures = (
+            f"{peak.requests_per_sec:,.0f}",
+            f"{over.requests_per_sec:,.0f}",
+            f"{over.requests_per_sec / peak.requests_per_sec:.0%}",
+            f"{wait:.2f}",
+            f"{over.refused / over.elapsed:,.0f}",
+            f"{over.refusal_p50_us / 1000:.2f}",
+        )
+        print(f"{model:<15}" + "".join(f"{figure:>15}" for figure in figures), flush=True)
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on at this moment."""
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+if __name__ == "__main__":
+    main()

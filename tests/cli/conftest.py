@@ -1,0 +1,119 @@
+"""The command as a user runs it: a process of its own, against a real server in this one."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from objmapper_server import Config, Server
+
+HOME = Path(__file__).parent.parent.parent
+COMMAND = [sys.executable, "-m", "objmapper_cli"]
+Run = Callable[..., subprocess.CompletedProcess[bytes]]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "a").write_bytes(b"hello")
+    (root / "empty").touch()
+    (root / "big").write_bytes(os.urandom(20 << 20))
+    (root / "link").symlink_to("a")
+    return root
+
+
+@pytest.fixture
+def server(root: Path, tmp_path: Path) -> Iterator[Server]:
+    with Server(Config(root=root, unix=tmp_path / "socket", tcp="127.0.0.1:0", admin="127.0.0.1:0")) as server:
+        yield server
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """The environment of the command; what it would use of the user's own lies below tmp_path."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("OBJMAPPER_")}
+    path = os.pathsep.join([*filter(None, [kept.get("PYTHONPATH")]), str(HOME / "cli"), str(HOME)])
+    socket = f"unix:{tmp_path}/socket"
+    return kept | {"PYTHONPATH": path, "OBJMAPPER_SERVER": socket, "XDG_RUNTIME_DIR": str(tmp_path), "TERM": "xterm"}
+
+
+@pytest.fixture
+def objmapper(environment: dict[str, str], tmp_path: Path) -> Run:
+    """Runs the command to its end."""
+
+    def run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[bytes]:
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": environment, "cwd": tmp_path} | options
+        return subprocess.run([*COMMAND, *map(str, arguments)], timeout=60, check=False, **options)
+
+    return run
+
+
+@pytest.fixture
+def started(environment: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    """Starts the command; whatever still runs at the end of the test is killed."""
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def start(*arguments: object, **options: Any) -> subprocess.Popen[bytes]:
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": environment, "cwd": tmp_path} | options
+        processes.append(subprocess.Popen([*COMMAND, *map(str, arguments)], **options))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        with process:
+            process.kill()
+
+
+class Served:
+    """A server that ``objmapper serve`` runs, once it has said that it is ready."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stderr is not None
+        self.process = process
+        self.said = []
+        for line in iter(process.stderr.readline, b""):
+            self.said.append(line.decode())
+            if line.startswith(b"objmapper: ready "):
+                break
+        else:
+            pytest.fail(f"it ended: {self.said}")
+        self.ready = self.said[-1]
+
+    def address(self, transport: str) -> str:
+        found = re.search(rf"(?<!admin )\b{transport}:\S+", self.ready)
+        assert found, self.ready
+        return found[0]
+
+    @property
+    def admin(self) -> str:
+        return self.ready.split("admin ")[1].strip()
+
+
+@pytest.fixture
+def serve(started: Callable[..., subprocess.Popen[bytes]]) -> Callable[..., Served]:
+    return lambda *arguments, **options: Served(started("serve", *arguments, **options))
+
+
+def one_line(stderr: bytes) -> str:
+    """What the command said, which must be one line that begins with its name."""
+    text = stderr.decode()
+    assert text.startswith("objmapper: "), text
+    assert text.count("\n") == 1, text
+    assert text.endswith("\n")
+    return text.removeprefix("objmapper: ").rstrip("\n")
+
+
+@contextmanager
+def closing(*descriptors: int) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)

@@ -1,0 +1,72 @@
+"""Ranges of files and of streams, without a process around them."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from objmapper_cli.copying import copy_range
+from objmapper_cli.destination import destination
+from objmapper_cli.get import within
+
+
+@given(
+    pieces=st.lists(st.binary(max_size=20), max_size=8),
+    offset=st.integers(0, 200),
+    length=st.none() | st.integers(0, 200),
+)
+def test_a_range_of_a_stream_is_a_slice_of_the_whole(pieces: list[bytes], offset: int, length: int | None) -> None:
+    whole = b"".join(pieces)
+    expected = whole[offset:] if length is None else whole[offset : offset + length]
+    assert b"".join(within(iter(pieces), offset, length)) == expected
+
+
+def test_what_is_behind_the_range_is_not_asked_for() -> None:
+    def stream() -> Iterator[bytes]:
+        yield b"0123"
+        yield b"4567"
+        pytest.fail("one too many")
+
+    assert b"".join(within(stream(), 2, 6)) == b"234567"
+
+
+def test_a_range_of_a_file_and_its_progress(tmp_path: Path) -> None:
+    (tmp_path / "source").write_bytes(os.urandom(20 << 20))
+    steps: list[int] = []
+    with (tmp_path / "source").open("rb") as source, (tmp_path / "target").open("wb") as target:
+        assert copy_range(source.fileno(), target.fileno(), 5, 17 << 20, steps.append) == 17 << 20
+        assert source.tell() == 0
+    assert sum(steps) == 17 << 20
+    assert len(steps) > 1
+    assert (tmp_path / "target").read_bytes() == (tmp_path / "source").read_bytes()[5 : 5 + (17 << 20)]
+
+
+def test_a_file_that_ends_early_ends_the_copy(tmp_path: Path) -> None:
+    (tmp_path / "source").write_bytes(b"short")
+    with (tmp_path / "source").open("rb") as source, (tmp_path / "target").open("wb") as target:
+        assert copy_range(source.fileno(), target.fileno(), 2, 100, lambda _: None) == 3
+
+
+def test_a_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with destination(str(out)) as target:
+        os.write(target, b"whole")
+        assert not out.exists()
+    assert out.read_bytes() == b"whole"
+    with pytest.raises(KeyError), destination(str(out)):
+        raise KeyError
+    assert out.read_bytes() == b"whole"
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_new_file_has_the_users_permissions(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        with destination(str(tmp_path / "out")):
+            pass
+    finally:
+        os.umask(before)
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o640
