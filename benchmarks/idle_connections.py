@@ -1,4 +1,4 @@
-"""What ten thousand idle connections cost those that are active: p99 and throughput beside an unloaded server, and memory.
+"""What ten thousand idle connections cost those that are active: p99, throughput, memory.
 
     python benchmarks/idle_connections.py [--idle 10000] [--active 64] [--rounds 5] [--seconds 2]
 
@@ -57,7 +57,8 @@ def main() -> None:
         tail = statistics.median(b.p99_us / a.p99_us for a, b in zip(alone, beside, strict=True))
         p99 = statistics.median(result.p99_us for result in beside)
         errors = sum(result.errors for result in alone + beside)
-        print(f"{model:<15} {rate:>12.2f} {tail:>10.2f} {p99:>9.0f} {memory / 2**20:>9.1f}" + f" {errors} errors" * (errors > 0))
+        failed = f" {errors} errors" if errors else ""
+        print(f"{model:<15} {rate:>12.2f} {tail:>10.2f} {p99:>9.0f} {memory / 2**20:>9.1f}{failed}")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
 """What is left of a server under ten times the load that it can serve: goodput, waits, refusals.
 
-    python benchmarks/overload.py [--factor 10] [--clients 1000] [--seconds 5]
+    python benchmarks/overload.py [--factor 10] [--clients 64] [--seconds 5]
 
-First the peak, with a closed loop; then an open loop, in which requests are due at FACTOR times the peak whatever the server
-does. The objects are large enough that the generator can ask for ten times what the server can send.
+First the peak, with a closed loop; then an open loop, in which requests are due at FACTOR times the peak whatever the
+server does. Clients and server share a machine, so a request must cost the server much and the client little, or the
+generator is what is overloaded: the object lies hundreds of directories deep, which takes the kernel a while to walk.
 """
 
 import argparse
 import json
+import os
 import urllib.request
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,24 +25,27 @@ def main() -> None:
     """Measures every model and prints a table."""
     parser = argparse.ArgumentParser(description="overload")
     parser.add_argument("--factor", type=float, default=10)
-    parser.add_argument("--clients", type=int, default=1000)
+    parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=5)
-    parser.add_argument("--size", type=int, default=1 << 20)
+    parser.add_argument("--depth", type=int, default=400)
     parser.add_argument("--queue", type=int, default=16)
     options = parser.parse_args()
-    print(f"{options.size >> 10} KiB copies over TCP, {options.clients} clients, queue of {options.queue}")
+    uri = "/d" * options.depth + "/object"
+    print(
+        f"1 KiB copies over TCP, {options.depth} directories deep, {options.clients} clients, queue of {options.queue}"
+    )
     columns = ("peak/s", "goodput/s", "of peak", "queue p99 ms", "refusals/s", "refusal p50 ms")
     print(f"{'model':<15}" + "".join(f"{name:>15}" for name in columns))
     for model in MODELS:
         with TemporaryDirectory() as scratch:
             root = Path(scratch, "root")
             root.mkdir()
-            (root / "object").write_bytes(bytes(options.size))
+            make_deep(root, options.depth)
             admin = f"127.0.0.1:{free_port()}"
             flags = ["--concurrency-model", model, "--max-queue-depth", str(options.queue), "--admin", admin]
             with started(root, Path(scratch, "o.sock"), *flags) as server:
-                plan = {"address": server.addresses["tcp"], "dialect": "copy", "uris": ("/object",)}
-                peak = run_load(LoadPlan(**plan, clients=options.clients, duration=options.seconds))  # type: ignore[arg-type]
+                plan = {"address": server.addresses["tcp"], "dialect": "copy", "uris": (uri,)}
+                peak = run_load(LoadPlan(**plan, clients=8, duration=options.seconds))  # type: ignore[arg-type]
                 rate = options.factor * peak.requests_per_sec
                 over = run_load(
                     LoadPlan(**plan, clients=options.clients, duration=options.seconds, rate=rate)  # type: ignore[arg-type]
@@ -56,6 +61,20 @@ def main() -> None:
             f"{over.refusal_p50_us / 1000:.2f}",
         )
         print(f"{model:<15}" + "".join(f"{figure:>15}" for figure in figures), flush=True)
+
+
+def make_deep(root: Path, depth: int) -> None:
+    """An object below so many directories."""
+    here = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    for _ in range(depth):
+        os.mkdir("d", dir_fd=here)
+        below = os.open("d", os.O_RDONLY | os.O_DIRECTORY, dir_fd=here)
+        os.close(here)
+        here = below
+    file = os.open("object", os.O_WRONLY | os.O_CREAT, 0o644, dir_fd=here)
+    os.write(file, bytes(1024))
+    os.close(file)
+    os.close(here)
 
 
 def free_port() -> int:

@@ -1,7 +1,7 @@
 """A program: a hundred clients that never read their descriptors, and one honest one, under a small descriptor limit.
 
-``python -m tests.hoarders MODEL DIRECTORY`` runs it as a user who is not root (root is exempt from the kernel's limit on
-descriptors in flight). It prints how many requests of the honest client succeeded, of how many.
+``python -m tests.hoarders MODEL DIRECTORY`` runs it as a user who is not root (root is exempt from the kernel's limit
+on descriptors in flight). It prints how many requests of the honest client succeeded, of how many.
 """
 
 import os

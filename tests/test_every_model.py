@@ -3,9 +3,13 @@
 import fcntl
 import os
 import random
+import shutil
 import socket
 import stat
 import struct
+import subprocess
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -416,3 +420,14 @@ def test_the_model_changes_while_requests_are_under_way(root: Path, model: Concu
         assert totals.total.requests_total == served
         assert totals.total.errors_total == {}
         assert sum(state.connections_total for state in totals.transports.values()) == 8
+
+
+def test_a_hundred_hoarders_do_not_starve_an_honest_client(model: Concurrency) -> None:
+    """As a user who is not root, under RLIMIT_NOFILE 1024: see `tests/hoarders.py`."""
+    directory = Path(tempfile.mkdtemp(prefix="objmapper-hoarders-"))
+    try:
+        command = [sys.executable, "-m", "tests.hoarders", str(model), str(directory)]
+        done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, timeout=100)
+        assert done.stdout.strip() == "300 of 300", done.stderr
+    finally:
+        shutil.rmtree(directory)

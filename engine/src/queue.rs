@@ -13,13 +13,17 @@ const PATIENCE: Duration = Duration::from_millis(10);
 
 /// Controlled delay: tells a queue that is busy from one that only grows old, by the least wait of an interval.
 ///
-/// After Nichols and Jacobson, "Controlling Queue Delay", 2012, in the form for request servers: Maurer, "Fail at Scale",
+/// Refusing empties a queue of sessions in bursts, which makes the least wait of the next interval short although the load
+/// is the same; so an interval in which most waits were too long counts as overloaded too. After Nichols and Jacobson, "Controlling Queue Delay", 2012, in the form for request servers: Maurer, "Fail at Scale",
 /// 2015 (least wait over 100 ms against 5 ms).
 #[derive(Debug)]
 pub struct ControlledDelay {
     started: Instant,
     interval_ends: AtomicU64,
     least: AtomicU64,
+    /// Waits of this interval, and how many of them were too long.
+    waits: AtomicU64,
+    late: AtomicU64,
     overloaded: AtomicBool,
 }
 
@@ -29,6 +33,8 @@ impl ControlledDelay {
             started: Instant::now(),
             interval_ends: AtomicU64::new(0),
             least: AtomicU64::new(0),
+            waits: AtomicU64::new(0),
+            late: AtomicU64::new(0),
             overloaded: AtomicBool::new(false),
         }
     }
@@ -43,12 +49,16 @@ impl ControlledDelay {
             && self.interval_ends.compare_exchange(ends, next, Ordering::AcqRel, Ordering::Relaxed).is_ok()
         {
             let least = self.least.swap(wait_ns, Ordering::AcqRel);
+            let (waits, late) = (self.waits.swap(1, Ordering::AcqRel), self.late.swap(0, Ordering::AcqRel));
             // An interval that ended long ago says nothing of today.
             let recent = now - ends < INTERVAL.as_nanos() as u64;
-            self.overloaded.store(recent && least > TARGET.as_nanos() as u64, Ordering::Release);
+            let standing = least > TARGET.as_nanos() as u64 || late * 2 > waits;
+            self.overloaded.store(recent && standing, Ordering::Release);
             return false;
         }
         self.least.fetch_min(wait_ns, Ordering::AcqRel);
+        self.waits.fetch_add(1, Ordering::AcqRel);
+        self.late.fetch_add(u64::from(wait > PATIENCE), Ordering::AcqRel);
         self.overloaded.load(Ordering::Acquire) && wait > PATIENCE
     }
 }

@@ -29,7 +29,7 @@ const SMALL: u64 = 64 << 10;
 const GATHER_BYTES: usize = 256 << 10;
 const GATHER_SEGMENTS: usize = transport::MOST_AT_ONCE;
 /// One turn of a session answers so many requests, or sends so many bytes of files, before others have theirs.
-const REQUESTS_A_TURN: usize = 256;
+const REQUESTS_A_TURN: usize = 64;
 const BYTES_A_TURN: usize = 4 << 20;
 /// How long a client that has not read its descriptors is left alone before it is looked at again.
 const UNREAD_PAUSE: Duration = Duration::from_millis(2);
@@ -684,7 +684,8 @@ impl Session {
                 labels: Labels::new(self.transport, scratch.model, ending.mode.unwrap_or(Mode::FdPass)),
                 status: ending.status,
                 latency: now.saturating_duration_since(ending.complete_at) + waited,
-                queue_wait: scratch.queue_wait,
+                // Of what was served: how long a refusal had waited is nobody's wait.
+                queue_wait: scratch.queue_wait.filter(|_| ending.status != Status::Unavailable),
                 bytes: ending.content,
             },
         );
