@@ -6,12 +6,13 @@ from typing import Annotated
 
 import typer
 
-from objmapper_cli.copying import copy_range, write_all
+from objmapper_cli.copying import write_all
 from objmapper_cli.destination import destination
 from objmapper_cli.errors import ExitCode, Failure
 from objmapper_cli.progress import Progress
 from objmapper_client.address import UnixAddress, default_address, parse
 from objmapper_client.client import Client
+from objmapper_client.object import copy_to
 from objmapper_client.protocol import Mode
 
 
@@ -58,7 +59,7 @@ def _by_descriptor(client: Client, uri: str, output: str | None, offset: int, le
         if length is not None:
             wanted = min(wanted, length)
         with destination(output) as target, Progress(uri, wanted) as progress:
-            written = copy_range(found.fileno(), target, offset, wanted, progress)
+            written = copy_to(found.fileno(), target, wanted, offset, progress)
             if written < wanted:
                 raise Failure(f"{uri}: it shrank while it was copied ({written} of {wanted} bytes); try again")
 

@@ -14,7 +14,7 @@ const PATIENCE: Duration = Duration::from_millis(10);
 /// Controlled delay: tells a queue that is busy from one that only grows old, by the least wait of an interval.
 ///
 /// Refusing empties a queue of sessions in bursts, which makes the least wait of the next interval short although the load
-/// is the same; so an interval in which most waits were too long counts as overloaded too. After Nichols and Jacobson, "Controlling Queue Delay", 2012, in the form for request servers: Maurer, "Fail at Scale",
+/// is the same; so an interval in which nine of ten waits were too long counts as overloaded too. After Nichols and Jacobson, "Controlling Queue Delay", 2012, in the form for request servers: Maurer, "Fail at Scale",
 /// 2015 (least wait over 100 ms against 5 ms).
 #[derive(Debug)]
 pub struct ControlledDelay {
@@ -52,7 +52,7 @@ impl ControlledDelay {
             let (waits, late) = (self.waits.swap(1, Ordering::AcqRel), self.late.swap(0, Ordering::AcqRel));
             // An interval that ended long ago says nothing of today.
             let recent = now - ends < INTERVAL.as_nanos() as u64;
-            let standing = least > TARGET.as_nanos() as u64 || late * 2 > waits;
+            let standing = least > TARGET.as_nanos() as u64 || late * 10 > waits * 9;
             self.overloaded.store(recent && standing, Ordering::Release);
             return false;
         }

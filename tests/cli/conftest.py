@@ -44,13 +44,19 @@ def environment(tmp_path: Path) -> dict[str, str]:
     return kept | {"PYTHONPATH": path, "OBJMAPPER_SERVER": socket, "XDG_RUNTIME_DIR": str(tmp_path), "TERM": "xterm"}
 
 
+def usual(environment: dict[str, str], folder: Path) -> dict[str, Any]:
+    return {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": environment, "cwd": folder}
+
+
 @pytest.fixture
 def objmapper(environment: dict[str, str], tmp_path: Path) -> Run:
     """Runs the command to its end."""
 
     def run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[bytes]:
-        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": environment, "cwd": tmp_path} | options
-        return subprocess.run([*COMMAND, *map(str, arguments)], timeout=60, check=False, **options)
+        options = {**usual(environment, tmp_path), **options}
+        command = [*COMMAND, *map(str, arguments)]
+        ended: subprocess.CompletedProcess[bytes] = subprocess.run(command, timeout=60, check=False, **options)
+        return ended
 
     return run
 
@@ -61,7 +67,7 @@ def started(environment: dict[str, str], tmp_path: Path) -> Iterator[Callable[..
     processes: list[subprocess.Popen[bytes]] = []
 
     def start(*arguments: object, **options: Any) -> subprocess.Popen[bytes]:
-        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": environment, "cwd": tmp_path} | options
+        options = {**usual(environment, tmp_path), **options}
         processes.append(subprocess.Popen([*COMMAND, *map(str, arguments)], **options))
         return processes[-1]
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from objmapper_cli.copying import copy_range
 from objmapper_cli.destination import destination
 from objmapper_cli.get import within
+from objmapper_client.object import copy_to
 
 
 @given(
@@ -37,7 +37,7 @@ def test_a_range_of_a_file_and_its_progress(tmp_path: Path) -> None:
     (tmp_path / "source").write_bytes(os.urandom(20 << 20))
     steps: list[int] = []
     with (tmp_path / "source").open("rb") as source, (tmp_path / "target").open("wb") as target:
-        assert copy_range(source.fileno(), target.fileno(), 5, 17 << 20, steps.append) == 17 << 20
+        assert copy_to(source.fileno(), target.fileno(), 17 << 20, 5, steps.append) == 17 << 20
         assert source.tell() == 0
     assert sum(steps) == 17 << 20
     assert len(steps) > 1
@@ -47,7 +47,7 @@ def test_a_range_of_a_file_and_its_progress(tmp_path: Path) -> None:
 def test_a_file_that_ends_early_ends_the_copy(tmp_path: Path) -> None:
     (tmp_path / "source").write_bytes(b"short")
     with (tmp_path / "source").open("rb") as source, (tmp_path / "target").open("wb") as target:
-        assert copy_range(source.fileno(), target.fileno(), 2, 100, lambda _: None) == 3
+        assert copy_to(source.fileno(), target.fileno(), 100, 2, lambda _: None) == 3
 
 
 def test_a_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import select
 import signal
 import socket
 import subprocess
+import termios
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -108,13 +109,15 @@ def test_memory_is_bounded(
         sparse.truncate(size)
     process = started("get", "/sparse", "--mode", mode)
     assert process.stdout is not None
-    seen = 0
+    seen, highest = 0, 0
     while piece := process.stdout.read(1 << 20):
         seen += len(piece)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    assert (seen, process.returncode) == (size, 0)
-    assert usage.ru_maxrss < 128 << 10  # KiB
+        # What is left does not fit the pipe: the process is still there to be asked.
+        if size - seen == 64 << 20:
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            highest = int(status.partition("VmHWM:")[2].split()[0]) << 10
+    assert (seen, process.wait(30)) == (size, 0)
+    assert 0 < highest < 100 << 20
 
 
 @pytest.mark.parametrize("mode", ["fdpass", "copy"])
@@ -209,7 +212,7 @@ def test_a_server_that_says_nothing_is_waited_for_as_long_as_was_said(objmapper:
     with answering(b"", hold=True) as address:
         got = objmapper("get", "/a", "--server", address, "--timeout", "0.2")
     assert got.returncode == 5
-    assert "0.2" in one_line(got.stderr)
+    assert "no answer" in one_line(got.stderr)
 
 
 @pytest.mark.parametrize("answer", [b"\xff\xff", b"\0\0\0\0\0\0\0\0\2half", b"HTTP/1.0 400 Bad Request\r\n\r\n"])
@@ -246,6 +249,7 @@ def test_a_terminal_sees_a_bar_of_what_takes_long(server: Server, environment: d
     with (root / "long").open("wb") as long:
         long.truncate(1 << 30)
     terminal, theirs = os.openpty()
+    termios.tcsetwinsize(theirs, (24, 80))
     with closing(terminal):
         with closing(theirs):
             process = subprocess.Popen(

@@ -69,7 +69,7 @@ def test_the_servers_own_address_may_be_named_but_must_be_a_unix_socket(
     monkeypatch.setenv("OBJMAPPER_SERVER", f"unix:{tmp_path}/mine")
     assert Config(root=tmp_path).unix == tmp_path / "mine"
     monkeypatch.setenv("OBJMAPPER_SERVER", "tcp://elsewhere:9999")
-    with pytest.raises(ConfigError, match="unix: .*tcp://elsewhere:9999"):
+    with pytest.raises(ConfigError, match=r"unix: .*tcp://elsewhere:9999"):
         Config(root=tmp_path)
 
 
