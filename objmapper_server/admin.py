@@ -5,22 +5,24 @@ Rule: nothing here serves an object, and nothing in the data plane waits for any
 
 import contextlib
 import errno
+import hmac
 import ipaddress
 import os
 import socket
 import stat
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 from urllib.parse import urlsplit
 
 import uvicorn
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
+from .concurrency import Concurrency
 from .listening import ListeningPoint
 from .statistics import Statistics
 
@@ -87,6 +89,15 @@ class Admin:
         self._http.run(sockets=[self._socket])
 
 
+class Change(BaseModel):
+    """The model that each named transport is to have from now on."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    unix: Concurrency | None = None
+    tcp: Concurrency | None = None
+
+
 def application(server: "Server", listen: str = "") -> FastAPI:
     """Return the endpoint's application for `server`, which listens on `listen`."""
     app = FastAPI(title="objmapper", description="The figures and the state of one objmapper server.")
@@ -122,7 +133,27 @@ def application(server: "Server", listen: str = "") -> FastAPI:
             response.status_code = HTTPStatus.SERVICE_UNAVAILABLE
         return Readiness(status="draining" if draining else "ready")
 
+    @app.post("/concurrency", responses={401: {}, 409: {}})
+    async def concurrency(change: Change, request: Request) -> Mapping[str, str]:
+        """Give transports other models while they serve; answer with the model that each has then."""
+        authorize(request, listen, server.config.admin_token)
+        try:
+            server.set_concurrency(**{name: model for name, model in change if model is not None})
+        except ValueError as error:
+            raise HTTPException(HTTPStatus.CONFLICT, str(error)) from None
+        return server.statistics().concurrency_model
+
     return app
+
+
+def authorize(request: Request, listen: str, token: str | None) -> None:
+    """Let a write pass that comes over the Unix socket, which is its owner's alone, or that carries the token."""
+    if listen.startswith("unix:"):
+        return
+    given = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
+    if token is None or not hmac.compare_digest(given, token.encode()):
+        advice = "Authorization: Bearer TOKEN (OBJMAPPER_ADMIN_TOKEN), or the admin endpoint on a Unix socket"
+        raise HTTPException(HTTPStatus.UNAUTHORIZED, f"a write needs {advice}", {"WWW-Authenticate": "Bearer"})
 
 
 def is_local(host: str, bound_host: str) -> bool:

@@ -38,6 +38,7 @@ class Given(TypedDict, total=False):
     unix: StrPath | None
     tcp: str | None
     admin: str | None
+    admin_token: str | None
     concurrency_model: Models
     pool_size: int
     max_queue_depth: int
@@ -93,6 +94,7 @@ class Config(BaseSettings):
     unix: Path | None = Field(None, description="the path of a Unix socket, or none")
     tcp: str | None = Field(None, description="HOST:PORT (IPv6 in brackets, port 0 for a free one), or none")
     admin: str | None = Field(None, description="HOST:PORT or unix:PATH, or none")
+    admin_token: str | None = Field(None, min_length=16, repr=False, description="16 characters at least, or none")
     concurrency_model: Concurrency | Mapping[Transport, Concurrency] = Field(
         Concurrency.AUTO,
         description=f"one of {', '.join(Concurrency)}; or TRANSPORT=MODEL with a transport of {', '.join(TRANSPORTS)}",

@@ -143,3 +143,34 @@ def test_the_document_is_json_that_others_can_read(server: Server) -> None:
         text = client.get("/stats").text
     assert "NaN" not in text
     assert json.loads(text)["errors_total"] == {}
+
+
+TOKEN = "a token of sixteen characters"
+
+
+def test_a_write_over_tcp_needs_the_token(tmp_path: Path) -> None:
+    config = Config(root=tmp_path, unix=tmp_path / "s", admin="127.0.0.1:0", admin_token=TOKEN)
+    with Server(config) as server, client_of(server) as client:
+        change = {"unix": "thread-pool"}
+        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": ""}):
+            assert client.post("/concurrency", json=change, headers=headers).status_code == 401
+        assert server.statistics().transports["unix"].concurrency_model == "epoll"
+        good = {"Authorization": f"Bearer {TOKEN}"}
+        answer = client.post("/concurrency", json=change, headers=good)
+        assert (answer.status_code, answer.json()) == (200, {"unix": "thread-pool"})
+        assert client.post("/concurrency", json={"tcp": "epoll"}, headers=good).status_code == 409
+        assert client.post("/concurrency", json={"unix": "fast"}, headers=good).status_code == 422
+        assert TOKEN not in repr(config)
+
+
+def test_without_a_token_there_is_no_write_over_tcp(server: Server) -> None:
+    with client_of(server) as client:
+        assert client.post("/concurrency", json={}, headers={"Authorization": "Bearer x"}).status_code == 401
+
+
+def test_a_write_over_the_unix_socket_is_its_owners(tmp_path: Path) -> None:
+    config = Config(root=tmp_path, unix=tmp_path / "s", admin=f"unix:{tmp_path}/admin")
+    transport = httpx.HTTPTransport(uds=str(tmp_path / "admin"))
+    with Server(config) as server, httpx.Client(transport=transport, base_url="http://localhost") as client:
+        assert client.post("/concurrency", json={"unix": "work-stealing"}).json() == {"unix": "work-stealing"}
+        assert server.statistics().transports["unix"].concurrency_model == "work-stealing"

@@ -19,6 +19,7 @@ def test_the_defaults_are_the_documented_ones(tmp_path: Path) -> None:
         "unix": tmp_path / "s",
         "tcp": None,
         "admin": None,
+        "admin_token": None,
         "concurrency_model": Concurrency.AUTO,
         "pool_size": 0,
         "max_queue_depth": 100,
