@@ -1,6 +1,7 @@
 """Every setting of a server, as one frozen value that is checked once and says in one line what is wrong with it."""
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -36,6 +37,7 @@ class Given(TypedDict, total=False):
 
     root: StrPath
     unix: StrPath | None
+    unix_mode: int | str
     tcp: str | None
     admin: str | None
     admin_token: str | None
@@ -92,6 +94,7 @@ class Config(BaseSettings):
 
     root: Path = Field(description="the directory whose files are served")
     unix: Path | None = Field(None, description="the path of a Unix socket, or none")
+    unix_mode: int = Field(0o600, ge=0, le=0o777, description="who may connect, as octal permissions such as 0660")
     tcp: str | None = Field(None, description="HOST:PORT (IPv6 in brackets, port 0 for a free one), or none")
     admin: str | None = Field(None, description="HOST:PORT or unix:PATH, or none")
     admin_token: str | None = Field(None, min_length=16, repr=False, description="16 characters at least, or none")
@@ -196,6 +199,11 @@ class Config(BaseSettings):
         if not isinstance(value, str):
             return value
         return str(ListeningPoint.parse(value.removeprefix("tcp://"), DEFAULT_TCP_PORT))
+
+    @field_validator("unix_mode", mode="before")
+    @classmethod
+    def _octal(cls, value: object) -> object:
+        return int(value, 8) if isinstance(value, str) and re.fullmatch(r"(0o)?[0-7]{1,4}", value) else value
 
     @field_validator("admin", mode="before")
     @classmethod

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 STOP_SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT})
 #: The socket's file is for its owner; others come in through TCP, or through a directory that the owner opens to them.
-SOCKET_PERMISSIONS: Final = 0o600
 #: How often a drain looks whether it has been told to hurry.
 SECOND_THOUGHTS: Final = 0.05
 
@@ -174,7 +173,7 @@ class _Settings:
         return cls(
             root=str(config.root),
             unix=None if config.unix is None else str(config.unix),
-            unix_mode=SOCKET_PERMISSIONS,
+            unix_mode=config.unix_mode,
             tcp=None if tcp is None else str(tcp),
             models={str(transport): model.value for transport, model in config.models.items()},
             pool_size=config.pool_size,

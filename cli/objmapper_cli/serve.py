@@ -12,6 +12,9 @@ def serve(
     unix: Annotated[
         str | None, typer.Option(metavar="PATH", help="Serve on this Unix socket; the default without --tcp.")
     ] = None,
+    unix_mode: Annotated[
+        str | None, typer.Option(metavar="OCTAL", help="Who may connect to the Unix socket. [default: 0600]")
+    ] = None,
     tcp: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Serve on TCP; port 0 takes a free one.")] = None,
     admin: Annotated[
         str | None,

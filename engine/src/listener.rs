@@ -69,6 +69,9 @@ impl Listener {
         fs::fchmod(&socket, Permissions::from_raw_mode(mode)).map_err(fail("cannot set permissions"))?;
         let name = SocketAddrUnix::new(path).map_err(fail("not a path for a Unix socket"))?;
         net::bind(&socket, &name).map_err(fail("cannot bind"))?;
+        // The umask has narrowed them; what was asked for is what there is to be.
+        fs::chmodat(CWD, path, Permissions::from_raw_mode(mode), fs::AtFlags::empty())
+            .map_err(fail("cannot set permissions"))?;
         let claim = claim.bound()?;
         transport::refuse_descriptors(&socket).map_err(fail("cannot refuse descriptors"))?;
         net::listen(&socket, BACKLOG).map_err(fail("cannot listen"))?;

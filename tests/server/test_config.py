@@ -17,6 +17,7 @@ def test_the_defaults_are_the_documented_ones(tmp_path: Path) -> None:
     assert config.model_dump() == {
         "root": tmp_path,
         "unix": tmp_path / "s",
+        "unix_mode": 0o600,
         "tcp": None,
         "admin": None,
         "admin_token": None,
@@ -243,3 +244,13 @@ def test_any_text_is_a_listening_point_that_reads_back_or_is_refused(text: str) 
     except ValueError:
         return
     assert ListeningPoint.parse(str(point), 1) == point
+
+
+@pytest.mark.parametrize(("text", "mode"), [("0660", 0o660), ("666", 0o666), ("0o600", 0o600)])
+def test_permissions_are_octal(tmp_path: Path, text: str, mode: int) -> None:
+    assert Config(root=tmp_path, unix_mode=text).unix_mode == mode
+
+
+def test_permissions_that_are_none_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="unix_mode"):
+        Config(root=tmp_path, unix_mode="rw")

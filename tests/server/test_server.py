@@ -165,3 +165,9 @@ def test_it_ends_with_the_block_that_failed(config: Config, tmp_path: Path) -> N
     with pytest.raises(KeyError), server:
         raise KeyError
     assert not (tmp_path / "socket").exists()
+
+
+def test_who_may_connect_is_a_setting(root: Path, tmp_path: Path) -> None:
+    for mode in (0o600, 0o666):
+        with Server(Config(root=root, unix=tmp_path / "socket", unix_mode=mode)):
+            assert (tmp_path / "socket").stat().st_mode & 0o777 == mode
