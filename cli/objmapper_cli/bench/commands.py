@@ -360,11 +360,11 @@ def compare(
                     pipeline=pipeline,
                 )
                 results[number].append(run(plan, bar, name))
-    first = median(results[0]).requests_per_sec or 1.0
+    first = median(results[0]).requests_per_sec
     rows = []
     for (name, dialect, _), measured in zip(peers, results, strict=True):
         result = median(measured)
-        ratio = round(result.requests_per_sec / first, 3)
+        ratio = round(result.requests_per_sec / first, 3) if first else "none"
         rows.append(Row({"server": name, "mode": dialect, "clients": clients, "ratio": ratio}, result))
     _refuse_failure(rows)
     _finish(rows, "compare", json, lambda path: plot_curves(rows, path, title="side by side"), plot)
