@@ -164,15 +164,12 @@ impl<'a> EventLoop<'a> {
     fn run(&mut self) {
         let mut events = Events::new();
         let mut spin = Spin::new(&self.shared.service);
-        let mut next_tick = Instant::now() + TICK;
         while self.obeyed != Order::Stop && (self.obeyed == Order::Serve || !self.entries.is_empty()) {
-            let timeout = if self.again.is_empty() {
-                let due = self.later.front().map_or(next_tick, |(due, _)| next_tick.min(*due));
-                due.saturating_duration_since(Instant::now())
-            } else {
-                Duration::ZERO
+            let due = match self.again.is_empty() {
+                true => self.later.front().map(|(due, _)| *due),
+                false => Some(Instant::now()),
             };
-            self.poller.wait(&mut events, timeout, &mut spin);
+            self.poller.wait(&mut events, due, &mut spin);
             for source in events.drain() {
                 self.handle(source);
             }
@@ -181,15 +178,13 @@ impl<'a> EventLoop<'a> {
                     self.run_session(key);
                 }
             }
-            let now = Instant::now();
-            while self.later.front().is_some_and(|(due, _)| *due <= now) {
-                if let Some((_, key)) = self.later.pop_front() {
-                    self.run_session(key);
+            if !self.later.is_empty() {
+                let now = Instant::now();
+                while self.later.front().is_some_and(|(due, _)| *due <= now) {
+                    if let Some((_, key)) = self.later.pop_front() {
+                        self.run_session(key);
+                    }
                 }
-            }
-            if now >= next_tick {
-                next_tick = now + TICK;
-                self.tick(now);
             }
         }
     }
@@ -223,6 +218,10 @@ impl<'a> EventLoop<'a> {
                 }
             }
             Source::Order => self.obey(),
+            Source::Tick => {
+                self.poller.take_tick();
+                self.tick(Instant::now());
+            }
         }
     }
 

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use super::SPIN;
 use crate::service::Service;
 use crate::settings::OptimizeFor;
+use crate::transport::Ticker;
 
 const MOST_EVENTS: usize = 256;
 
@@ -26,11 +27,13 @@ pub enum Source {
     /// A session is back from the storage pool.
     Returned,
     Order,
+    /// A second has passed.
+    Tick,
 }
 
 impl Source {
-    const NAMED: [Source; 5] =
-        [Source::Listener, Source::HandedOver, Source::Mailbox, Source::Returned, Source::Order];
+    const NAMED: [Source; 6] =
+        [Source::Listener, Source::HandedOver, Source::Mailbox, Source::Returned, Source::Order, Source::Tick];
 
     fn token(self) -> u64 {
         match self {
@@ -45,38 +48,52 @@ impl Source {
     }
 }
 
+/// An epoll that ticks.
 #[derive(Debug)]
-pub struct Poller(OwnedFd);
+pub struct Poller {
+    epoll: OwnedFd,
+    ticker: Ticker,
+}
 
 impl Poller {
     pub fn new() -> io::Result<Self> {
-        epoll::create(epoll::CreateFlags::CLOEXEC).map(Poller)
+        let poller =
+            Poller { epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?, ticker: Ticker::new(super::TICK)? };
+        poller.add(&poller.ticker, Source::Tick, EventFlags::IN)?;
+        Ok(poller)
     }
 
     pub fn add(&self, descriptor: impl AsFd, source: Source, flags: EventFlags) -> io::Result<()> {
-        epoll::add(&self.0, descriptor, EventData::new_u64(source.token()), flags)
+        epoll::add(&self.epoll, descriptor, EventData::new_u64(source.token()), flags)
     }
 
     pub fn modify(&self, descriptor: impl AsFd, source: Source, flags: EventFlags) -> io::Result<()> {
-        epoll::modify(&self.0, descriptor, EventData::new_u64(source.token()), flags)
+        epoll::modify(&self.epoll, descriptor, EventData::new_u64(source.token()), flags)
     }
 
     pub fn delete(&self, descriptor: impl AsFd) -> io::Result<()> {
-        epoll::delete(&self.0, descriptor)
+        epoll::delete(&self.epoll, descriptor)
     }
 
-    /// Waits for events, at most for `timeout`.
-    pub fn wait(&self, events: &mut Events, timeout: Duration, spin: &mut Spin) {
-        if !timeout.is_zero() && spin.until_true(|| self.fill(events, Duration::ZERO)) {
+    /// Waits for events, at most until `due`; without that for as long as it takes, which is a tick at most.
+    pub fn wait(&self, events: &mut Events, due: Option<Instant>, spin: &mut Spin) {
+        let left = due.map(|due| due.saturating_duration_since(Instant::now()));
+        let may_sleep = left.is_none_or(|left| !left.is_zero());
+        if may_sleep && spin.until_true(|| self.fill(events, Some(Duration::ZERO))) {
             return;
         }
-        self.fill(events, timeout);
+        self.fill(events, left);
     }
 
-    fn fill(&self, events: &mut Events, timeout: Duration) -> bool {
-        let timeout = rustix::event::Timespec::try_from(timeout).ok();
+    /// Makes ready for the next tick.
+    pub fn take_tick(&self) {
+        self.ticker.take();
+    }
+
+    fn fill(&self, events: &mut Events, timeout: Option<Duration>) -> bool {
+        let timeout = timeout.and_then(|timeout| rustix::event::Timespec::try_from(timeout).ok());
         // EINTR is no event; other errors cannot be: the epoll and the memory are ours.
-        events.filled = match epoll::wait(&self.0, &mut events.room, timeout.as_ref()) {
+        events.filled = match epoll::wait(&self.epoll, &mut events.room, timeout.as_ref()) {
             Ok((ready, _)) => ready.len(),
             Err(_) => 0,
         };

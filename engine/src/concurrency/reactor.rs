@@ -205,14 +205,13 @@ impl Reactor {
         let mut spin = Spin::new(&self.service);
         let mut scratch = Scratch::new(&self.service, self.model);
         let mut ready = VecDeque::new();
-        let mut next_tick = Instant::now() + TICK;
         let mut accept_at: Option<Instant> = None;
         let mut obeyed = Order::Serve;
         while obeyed != Order::Stop && (obeyed == Order::Serve || !self.seats().is_empty()) {
-            let due = self.next_later().into_iter().chain(accept_at).fold(next_tick, Instant::min);
-            self.poller.wait(&mut events, due.saturating_duration_since(Instant::now()), &mut spin);
+            let due = self.next_later().into_iter().chain(accept_at).min();
+            self.poller.wait(&mut events, due, &mut spin);
             let now = Instant::now();
-            let mut ordered = false;
+            let (mut ordered, mut ticked) = (false, false);
             {
                 let seats = self.seats();
                 let mut rest = VecDeque::new();
@@ -240,6 +239,10 @@ impl Reactor {
                             }
                         }
                         Source::Order => ordered = true,
+                        Source::Tick => {
+                            self.poller.take_tick();
+                            ticked = true;
+                        }
                         Source::Mailbox => while self.bell.take() {},
                         _ => {}
                     }
@@ -254,8 +257,7 @@ impl Reactor {
                     .is_err()
                     .then(|| now + TICK);
             }
-            if now >= next_tick {
-                next_tick = now + TICK;
+            if ticked {
                 self.tick(now);
                 ordered = true;
             }
