@@ -1,103 +1,14 @@
-//! The wire, sans-IO: bytes in, values out. The Python codec is held to the same vectors (`tests/vectors`).
+//! Version 1, sans-IO: one request, one reply, in order.
 //!
-//! Version 1: a request is `mode(1) uri_len(2) uri`; a reply is one status byte (mode 1, it carries the descriptor),
+//! A request is `mode(1) uri_len(2) uri`; a reply is one status byte (mode 1, it carries the descriptor),
 //! `00 content_len(8) content` (modes 2 and 3), or `status message_len(2) message`. Integers are big-endian.
 
-/// The longest URI, in bytes.
-pub const MAX_URI: usize = 4096;
+use super::{MAX_CONTENT, MAX_URI, Mode, Status};
+
 /// Mode and length, in front of every URI.
 pub const REQUEST_HEAD: usize = 3;
 /// Status and length, in front of every content.
 pub const CONTENT_HEAD: usize = 9;
-/// A longer content than this cannot be: file offsets are signed.
-const MAX_CONTENT: u64 = i64::MAX as u64;
-
-/// How an object is delivered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[repr(u8)]
-pub enum Mode {
-    FdPass = b'1',
-    Copy = b'2',
-    Splice = b'3',
-}
-
-impl Mode {
-    pub const ALL: [Mode; 3] = [Mode::FdPass, Mode::Copy, Mode::Splice];
-
-    pub fn from_byte(byte: u8) -> Option<Mode> {
-        match byte {
-            b'1' => Some(Mode::FdPass),
-            b'2' => Some(Mode::Copy),
-            b'3' => Some(Mode::Splice),
-            _ => None,
-        }
-    }
-
-    /// A small number without gaps, for tables.
-    pub fn index(self) -> usize {
-        match self {
-            Mode::FdPass => 0,
-            Mode::Copy => 1,
-            Mode::Splice => 2,
-        }
-    }
-
-    pub fn name(self) -> &'static str {
-        ["fdpass", "copy", "splice"][self.index()]
-    }
-}
-
-/// The first byte of every reply.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[repr(u8)]
-pub enum Status {
-    Ok = 0x00,
-    NotFound = 0x01,
-    InvalidRequest = 0x02,
-    InvalidMode = 0x03,
-    UriTooLong = 0x04,
-    UnsupportedOp = 0x05,
-    Forbidden = 0x06,
-    Conflict = 0x07,
-    InternalError = 0x10,
-    StorageError = 0x11,
-    OutOfMemory = 0x12,
-    Timeout = 0x13,
-    Unavailable = 0x14,
-    ProtocolError = 0x20,
-    VersionMismatch = 0x21,
-    CapabilityError = 0x22,
-}
-
-impl Status {
-    pub const ALL: [Status; 16] = [
-        Status::Ok,
-        Status::NotFound,
-        Status::InvalidRequest,
-        Status::InvalidMode,
-        Status::UriTooLong,
-        Status::UnsupportedOp,
-        Status::Forbidden,
-        Status::Conflict,
-        Status::InternalError,
-        Status::StorageError,
-        Status::OutOfMemory,
-        Status::Timeout,
-        Status::Unavailable,
-        Status::ProtocolError,
-        Status::VersionMismatch,
-        Status::CapabilityError,
-    ];
-
-    /// The position in [`Status::ALL`], for tables.
-    pub fn index(self) -> usize {
-        match self as u8 {
-            low @ 0x00..=0x07 => low as usize,
-            middle @ 0x10..=0x14 => 8 + (middle - 0x10) as usize,
-            high => 13 + (high - 0x20) as usize,
-        }
-    }
-}
 
 /// What stood at the front of the input.
 #[derive(Debug, PartialEq, Eq)]
@@ -266,5 +177,5 @@ impl ReplyDecoder {
 }
 
 #[cfg(test)]
-#[path = "protocol_tests.rs"]
+#[path = "v1_tests.rs"]
 mod tests;

@@ -1,45 +1,12 @@
 //! The codec against the vectors that the Python codec reads too, and against whatever bytes there are.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+use super::super::vectors::{hex, in_pieces, unhex, vectors};
 use super::*;
 use proptest::prelude::*;
-use std::fmt::Write as _;
 
 const REQUESTS: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/vectors/v1_requests.txt"));
 const REPLIES: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/vectors/v1_replies.txt"));
-
-/// The lines of a vector file that hold vectors, each as its fields.
-fn vectors<const FIELDS: usize>(text: &'static str) -> Vec<[&'static str; FIELDS]> {
-    let lines = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
-    lines
-        .map(|line| {
-            let fields: Vec<_> = line.split('|').map(str::trim).collect();
-            fields.try_into().unwrap_or_else(|_| panic!("not {FIELDS} fields: {line}"))
-        })
-        .collect()
-}
-
-/// Hex with spaces, where `xx*N` repeats one byte N times.
-fn unhex(text: &str) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    for word in text.split_whitespace() {
-        let (digits, times) = word.split_once('*').unwrap_or((word, "1"));
-        assert!(digits.len().is_multiple_of(2), "half a byte: {word}");
-        for at in (0..digits.len()).step_by(2) {
-            bytes.push(u8::from_str_radix(&digits[at..at + 2], 16).expect("hex"));
-        }
-        let last = *bytes.last().expect("something to repeat");
-        bytes.resize(bytes.len() + times.parse::<usize>().expect("a number") - 1, last);
-    }
-    bytes
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
-}
 
 /// What a vector promises: the outcomes with their bytes written out, without `more`; and whether it ends inside a frame.
 fn promised(text: &str) -> (Vec<String>, bool) {
@@ -241,17 +208,6 @@ fn nearly_requests() -> impl Strategy<Value = Vec<u8>> {
             bytes.extend_from_slice(&uri);
         }
         bytes
-    })
-}
-
-/// The bytes in pieces of the given sizes, over and over.
-fn in_pieces<'a>(mut bytes: &'a [u8], sizes: &'a [usize]) -> impl Iterator<Item = &'a [u8]> {
-    let mut sizes = sizes.iter().copied().cycle();
-    std::iter::from_fn(move || {
-        let size = sizes.next().unwrap_or(1).min(bytes.len());
-        let (piece, rest) = bytes.split_at(size);
-        bytes = rest;
-        (!piece.is_empty()).then_some(piece)
     })
 }
 

@@ -1,0 +1,100 @@
+//! What a response says about its object beside the status and the content.
+
+use super::MAX_URI;
+use super::entries::{self, ENTRY_HEAD, Entries, number_u32, number_u64};
+
+const SIZE: u8 = 0x01;
+const MTIME: u8 = 0x02;
+const ETAG: u8 = 0x03;
+const MIME: u8 = 0x04;
+const BACKEND: u8 = 0x05;
+const LATENCY: u8 = 0x06;
+const CURSOR: u8 = 0x87;
+const TEXT: u8 = 0xff;
+
+/// The entries of a response, borrowed: by the server from what it knows, by a client from what came.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Metadata<'a> {
+    /// Bytes.
+    pub size: Option<u64>,
+    /// Seconds since 1970.
+    pub mtime: Option<u64>,
+    /// The object's version, see [`etag`].
+    pub etag: Option<&'a [u8]>,
+    pub mime: Option<&'a [u8]>,
+    pub backend: Option<u8>,
+    /// Microseconds.
+    pub latency: Option<u32>,
+    /// Where a list goes on, at most [`MAX_URI`] bytes.
+    pub cursor: Option<&'a [u8]>,
+    /// What went wrong, UTF-8, for people.
+    pub text: Option<&'a [u8]>,
+}
+
+impl<'a> Metadata<'a> {
+    /// None where an entry does not fit, or a known one has not its length. Of two of a kind the later counts.
+    pub(super) fn read(bytes: &'a [u8]) -> Option<Metadata<'a>> {
+        let mut found = Metadata::default();
+        for entry in Entries(bytes) {
+            let (kind, data) = entry.ok()?;
+            match kind {
+                SIZE => found.size = Some(number_u64(data)?),
+                MTIME => found.mtime = Some(number_u64(data)?),
+                ETAG => found.etag = Some(data),
+                MIME => found.mime = Some(data),
+                BACKEND => found.backend = Some(*<&[u8; 1]>::try_from(data).ok()?.first()?),
+                LATENCY => found.latency = Some(number_u32(data)?),
+                CURSOR => found.cursor = Some(data),
+                TEXT => found.text = Some(data),
+                _ => {}
+            }
+        }
+        Some(found)
+    }
+
+    /// Appends `metadata_len(2) metadata`.
+    pub(super) fn push_to(&self, out: &mut Vec<u8>) {
+        let length_at = out.len();
+        out.extend_from_slice(&[0, 0]);
+        if let Some(size) = self.size {
+            entries::push(out, SIZE, &size.to_be_bytes());
+        }
+        if let Some(mtime) = self.mtime {
+            entries::push(out, MTIME, &mtime.to_be_bytes());
+        }
+        if let Some(etag) = self.etag {
+            push_word(out, ETAG, etag);
+        }
+        if let Some(mime) = self.mime {
+            push_word(out, MIME, mime);
+        }
+        if let Some(backend) = self.backend {
+            entries::push(out, BACKEND, &[backend]);
+        }
+        if let Some(latency) = self.latency {
+            entries::push(out, LATENCY, &latency.to_be_bytes());
+        }
+        if let Some(cursor) = self.cursor {
+            push_word(out, CURSOR, cursor);
+        }
+        let start = length_at + 2;
+        if let Some(text) = self.text {
+            let room = usize::from(u16::MAX) - (out.len() - start) - ENTRY_HEAD;
+            entries::push(out, TEXT, &text[..text.len().min(room)]);
+        }
+        let length = (out.len() - start) as u16;
+        out[length_at..start].copy_from_slice(&length.to_be_bytes());
+    }
+}
+
+/// None of these is longer than a URI, so that all together fit the two bytes of their length.
+fn push_word(out: &mut Vec<u8>, kind: u8, word: &[u8]) {
+    debug_assert!(word.len() <= MAX_URI, "an entry of {} bytes", word.len());
+    entries::push(out, kind, &word[..word.len().min(MAX_URI)]);
+}
+
+/// An object's version as it stands on the wire: 16 hex digits.
+pub fn etag(version: u64) -> [u8; 16] {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    std::array::from_fn(|at| DIGITS[(version >> (60 - 4 * at)) as usize & 0xf])
+}

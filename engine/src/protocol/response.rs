@@ -1,0 +1,205 @@
+//! Responses of version 2: what the server appends to its output, and how a client takes it apart.
+
+use super::metadata::Metadata;
+use super::v2::{CLOSE, CLOSE_ACK, CloseReason};
+use super::{MAX_CONTENT, Operation, Status};
+
+/// Type, id, status, the length of the content and that of the metadata.
+pub const RESPONSE_HEAD: usize = 16;
+/// In plain version 2, the byte that carries a descriptor, in a message of its own behind the response.
+pub const MARKER: u8 = 0x58;
+pub(super) const RESPONSE: u8 = 0x02;
+
+/// Appends a response; its content is the caller's to send.
+pub fn encode_response(
+    out: &mut Vec<u8>,
+    id: u32,
+    status: Status,
+    content_len: u64,
+    metadata: &Metadata<'_>,
+) {
+    let mut head = [0; RESPONSE_HEAD - 2];
+    head[0] = RESPONSE;
+    head[1..5].copy_from_slice(&id.to_be_bytes());
+    head[5] = status as u8;
+    head[6..].copy_from_slice(&content_len.to_be_bytes());
+    out.extend_from_slice(&head);
+    metadata.push_to(out);
+}
+
+/// Appends a response that says why there is nothing.
+pub fn encode_refusal(out: &mut Vec<u8>, id: u32, status: Status, text: &str) {
+    encode_response(out, id, status, 0, &Metadata { text: Some(text.as_bytes()), ..Metadata::default() });
+}
+
+/// Appends the notice that no further request is read, or sent.
+pub fn encode_close(out: &mut Vec<u8>, reason: CloseReason) {
+    out.extend_from_slice(&[CLOSE, reason as u8]);
+}
+
+/// Appends the answer to a close: so many requests were not answered when it came.
+pub fn encode_close_ack(out: &mut Vec<u8>, outstanding: u32) {
+    out.extend_from_slice(&[CLOSE_ACK, 0]);
+    out.extend_from_slice(&outstanding.to_be_bytes());
+}
+
+/// Appends an entry of a list's content. `mtime` is in seconds since 1970; a URI has at most 4,096 bytes.
+pub fn encode_entry(out: &mut Vec<u8>, uri: &[u8], size: u64, mtime: u64) {
+    debug_assert!(uri.len() <= super::MAX_URI);
+    out.extend_from_slice(&(uri.len() as u16).to_be_bytes());
+    out.extend_from_slice(uri);
+    out.extend_from_slice(&size.to_be_bytes());
+    out.extend_from_slice(&mtime.to_be_bytes());
+}
+
+/// A response without what follows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Head<'a> {
+    pub id: u32,
+    /// As it came.
+    pub status: u8,
+    /// In the extended version the object's size, also where it comes as a descriptor.
+    pub content_len: u64,
+    pub metadata: Metadata<'a>,
+    /// Neither a content nor a marker follows.
+    pub is_whole: bool,
+}
+
+/// What stood at the front of what a server sent.
+#[derive(Debug, PartialEq, Eq)]
+pub enum DecodedResponse<'a> {
+    Head(Head<'a>),
+    /// Bytes of the content of the response before; `last` says that it is complete with them.
+    Content {
+        bytes: &'a [u8],
+        last: bool,
+    },
+    /// The byte that carries the descriptor of the response before.
+    Marker,
+    Close {
+        reason: u8,
+    },
+    CloseAck {
+        outstanding: u32,
+    },
+    /// The server broke the protocol.
+    Broken,
+    /// The input ends inside a frame.
+    More,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+enum Follows {
+    #[default]
+    Nothing,
+    Content(u64),
+    Marker,
+}
+
+/// Takes responses off the front of a byte stream.
+#[derive(Debug, Default)]
+pub struct ResponseDecoder {
+    extended: bool,
+    follows: Follows,
+}
+
+impl ResponseDecoder {
+    /// `extended` says whether that capability is in force: then a descriptor rides on its response's first byte.
+    pub fn new(extended: bool) -> Self {
+        ResponseDecoder { extended, follows: Follows::Nothing }
+    }
+
+    /// The next frame, or piece of one. `asked` tells what the request of an id wanted, None where there is none.
+    ///
+    /// After `More` the caller offers the bytes that were left again, with what came since.
+    pub fn decode<'a>(
+        &mut self,
+        asked: impl FnOnce(u32) -> Option<Operation>,
+        input: &mut &'a [u8],
+    ) -> DecodedResponse<'a> {
+        let Some(&kind) = input.first() else {
+            return DecodedResponse::More;
+        };
+        match self.follows {
+            Follows::Nothing => {}
+            Follows::Content(left) => return self.content(left, input),
+            Follows::Marker if kind == MARKER => {
+                *input = &input[1..];
+                self.follows = Follows::Nothing;
+                return DecodedResponse::Marker;
+            }
+            Follows::Marker => return DecodedResponse::Broken,
+        }
+        match kind {
+            RESPONSE => self.response(asked, input),
+            CLOSE => {
+                let &[_, reason, ref rest @ ..] = *input else {
+                    return DecodedResponse::More;
+                };
+                *input = rest;
+                DecodedResponse::Close { reason }
+            }
+            CLOSE_ACK => {
+                let &[_, _, a, b, c, d, ref rest @ ..] = *input else {
+                    return DecodedResponse::More;
+                };
+                *input = rest;
+                DecodedResponse::CloseAck { outstanding: u32::from_be_bytes([a, b, c, d]) }
+            }
+            _ => DecodedResponse::Broken,
+        }
+    }
+
+    fn response<'a>(
+        &mut self,
+        asked: impl FnOnce(u32) -> Option<Operation>,
+        input: &mut &'a [u8],
+    ) -> DecodedResponse<'a> {
+        let Some((head, rest)) = input.split_first_chunk::<RESPONSE_HEAD>() else {
+            return DecodedResponse::More;
+        };
+        let &[_, i0, i1, i2, i3, status, c0, c1, c2, c3, c4, c5, c6, c7, high, low] = head;
+        let id = u32::from_be_bytes([i0, i1, i2, i3]);
+        let content_len = u64::from_be_bytes([c0, c1, c2, c3, c4, c5, c6, c7]);
+        let length = usize::from(u16::from_be_bytes([high, low]));
+        if content_len > MAX_CONTENT {
+            return DecodedResponse::Broken;
+        }
+        let Some((metadata, rest)) = rest.split_at_checked(length) else {
+            return DecodedResponse::More;
+        };
+        let (Some(operation), Some(metadata)) = (asked(id), Metadata::read(metadata)) else {
+            return DecodedResponse::Broken;
+        };
+        let by_descriptor = operation == Operation::FdPass;
+        let is_refusal = status != Status::Ok as u8;
+        self.follows = match content_len {
+            _ if by_descriptor && !is_refusal && self.extended => Follows::Nothing,
+            0 if by_descriptor && !is_refusal => Follows::Marker,
+            0 => Follows::Nothing,
+            _ if by_descriptor || is_refusal => return DecodedResponse::Broken,
+            left => Follows::Content(left),
+        };
+        *input = rest;
+        let is_whole = matches!(self.follows, Follows::Nothing);
+        DecodedResponse::Head(Head { id, status, content_len, metadata, is_whole })
+    }
+
+    fn content<'a>(&mut self, left: u64, input: &mut &'a [u8]) -> DecodedResponse<'a> {
+        let here = usize::try_from(left).unwrap_or(usize::MAX).min(input.len());
+        let (bytes, rest) = input.split_at(here);
+        let left = left - here as u64;
+        *input = rest;
+        self.follows = if left > 0 { Follows::Content(left) } else { Follows::Nothing };
+        DecodedResponse::Content { bytes, last: left == 0 }
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_inside(&self) -> bool {
+        !matches!(self.follows, Follows::Nothing)
+    }
+}
+
+#[cfg(test)]
+#[path = "response_tests.rs"]
+mod tests;

@@ -1,0 +1,263 @@
+//! Version 2, sans-IO: pipelined, answered out of order, with metadata; and the extension of it.
+//!
+//! A request is `01 id(4) flags(1) mode(1) uri_len(2) uri`, and where flag 80 is set `params_len(2) params` behind it. How a
+//! connection begins is in `hello.rs`, what the server answers in `response.rs`; all of it is described in
+//! `docs/protocol.md`. Integers are big-endian.
+
+pub use super::Operation;
+pub use super::hello::{
+    Capabilities, DecodedHello, DecodedHelloAck, HELLO, HELLO_ACK, Hello, MAGIC, MAX_PIPELINE, VERSION,
+    decode_hello, decode_hello_ack, encode_hello, encode_hello_ack,
+};
+pub use super::metadata::{Metadata, etag};
+pub use super::parameters::{MAX_PARAMETERS, Parameters};
+pub use super::response::{
+    DecodedResponse, Head, MARKER, RESPONSE_HEAD, ResponseDecoder, encode_close, encode_close_ack,
+    encode_entry, encode_refusal, encode_response,
+};
+use super::{MAX_URI, Status};
+
+/// Type, id, flags, mode and length, in front of every URI.
+pub const REQUEST_HEAD: usize = 9;
+/// No request that is decoded has more bytes: what is longer is skipped as it comes, or fatal.
+pub const LONGEST_REQUEST: usize = REQUEST_HEAD + MAX_URI + 2 + MAX_PARAMETERS;
+
+pub(super) const REQUEST: u8 = 0x01;
+pub(super) const CLOSE: u8 = 0x03;
+pub(super) const CLOSE_ACK: u8 = 0x04;
+
+/// The request must not be answered before those that were sent earlier.
+pub const ORDERED: u8 = 0x01;
+/// The request goes before others that wait.
+pub const PRIORITY: u8 = 0x02;
+const HAS_PARAMETERS: u8 = 0x80;
+
+/// A request, borrowed from the bytes it came in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Request<'a> {
+    /// The client's name for it, which its response bears.
+    pub id: u32,
+    pub flags: u8,
+    pub operation: Operation,
+    pub uri: &'a str,
+    pub parameters: Parameters<'a>,
+}
+
+impl Request<'_> {
+    /// It must not be answered before those that were sent earlier.
+    pub fn is_ordered(&self) -> bool {
+        self.flags & ORDERED != 0
+    }
+
+    /// It goes before others that wait.
+    pub fn has_priority(&self) -> bool {
+        self.flags & PRIORITY != 0
+    }
+
+    /// Appends the request. The content of a put is the caller's to send.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        let start = out.len();
+        encode_request(out, self.id, self.operation, self.uri);
+        let has_parameters = self.flags & HAS_PARAMETERS != 0 || self.parameters != Parameters::default();
+        out[start + 5] = self.flags | if has_parameters { HAS_PARAMETERS } else { 0 };
+        if has_parameters {
+            let length_at = out.len();
+            out.extend_from_slice(&[0, 0]);
+            self.parameters.push_to(out);
+            let length = (out.len() - length_at - 2).min(usize::from(u16::MAX)) as u16;
+            out[length_at..length_at + 2].copy_from_slice(&length.to_be_bytes());
+        }
+    }
+}
+
+/// Appends a request without flags and parameters. A URI of more than [`MAX_URI`] bytes is the caller's fault.
+pub fn encode_request(out: &mut Vec<u8>, id: u32, operation: Operation, uri: &str) {
+    debug_assert!(uri.len() <= MAX_URI);
+    out.push(REQUEST);
+    out.extend_from_slice(&id.to_be_bytes());
+    out.extend_from_slice(&[0, operation as u8]);
+    out.extend_from_slice(&(uri.len() as u16).to_be_bytes());
+    out.extend_from_slice(uri.as_bytes());
+}
+
+/// What stood at the front of what a client sent.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Decoded<'a> {
+    /// The content of a put follows, `parameters.content_len` bytes; nothing follows any other request.
+    Request(Request<'a>),
+    /// The frame was read to its end; it is answered with this status, `content_len` bytes behind it are skipped, and
+    /// the connection goes on.
+    Refused { id: u32, status: Status, content_len: u64 },
+    /// The client sends no further request.
+    Close { reason: u8 },
+    /// What comes cannot be understood: answer with this status, then close.
+    Fatal(Status),
+    /// The input ends inside a frame.
+    More,
+}
+
+/// Why a connection ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum CloseReason {
+    Normal = 0,
+    IdleTimeout = 1,
+    Error = 2,
+    ShuttingDown = 3,
+}
+
+/// The part of a request in front of the URI, without its length.
+#[derive(Debug, Clone, Copy)]
+struct Front {
+    id: u32,
+    flags: u8,
+    mode: u8,
+}
+
+/// A request whose URI is too long, and how much of that is still to come.
+#[derive(Debug, Clone, Copy)]
+struct Skipping {
+    front: Front,
+    left: usize,
+}
+
+/// Takes requests off the front of a byte stream. Its only memory is how much of an over-long URI is still to come.
+#[derive(Debug, Default)]
+pub struct RequestDecoder {
+    extended: bool,
+    skipping: Option<Skipping>,
+}
+
+impl RequestDecoder {
+    /// `extended` says whether that capability is in force.
+    pub fn new(extended: bool) -> Self {
+        RequestDecoder { extended, skipping: None }
+    }
+
+    /// The next frame in `input`, which is moved behind what was understood.
+    ///
+    /// After `More` the caller offers the bytes that were left again, with what came since; never more than
+    /// [`LONGEST_REQUEST`] are left.
+    pub fn decode<'a>(&mut self, input: &mut &'a [u8]) -> Decoded<'a> {
+        if let Some(skipping) = self.skipping {
+            return self.skip(skipping, input);
+        }
+        match input.first() {
+            None => Decoded::More,
+            Some(&REQUEST) => self.request(input),
+            Some(&CLOSE) => {
+                let &[_, reason, ref rest @ ..] = *input else {
+                    return Decoded::More;
+                };
+                *input = rest;
+                Decoded::Close { reason }
+            }
+            Some(_) => Decoded::Fatal(Status::ProtocolError),
+        }
+    }
+
+    fn request<'a>(&mut self, input: &mut &'a [u8]) -> Decoded<'a> {
+        let &[_, i0, i1, i2, i3, flags, mode, high, low, ref rest @ ..] = *input else {
+            return Decoded::More;
+        };
+        if flags & HAS_PARAMETERS != 0 && !self.extended {
+            return Decoded::Fatal(Status::ProtocolError);
+        }
+        let front = Front { id: u32::from_be_bytes([i0, i1, i2, i3]), flags, mode };
+        let length = usize::from(u16::from_be_bytes([high, low]));
+        if length > MAX_URI {
+            *input = rest;
+            return self.skip(Skipping { front, left: length }, input);
+        }
+        let Some((uri, rest)) = rest.split_at_checked(length) else {
+            return Decoded::More;
+        };
+        match split_parameters(flags, rest) {
+            Split::At(parameters, rest) => {
+                *input = rest;
+                self.judge(front, Some(uri), parameters)
+            }
+            Split::More => Decoded::More,
+            Split::TooLong => Decoded::Fatal(Status::ProtocolError),
+        }
+    }
+
+    fn skip<'a>(&mut self, mut skipping: Skipping, input: &mut &'a [u8]) -> Decoded<'a> {
+        let here = skipping.left.min(input.len());
+        *input = &input[here..];
+        skipping.left -= here;
+        self.skipping = Some(skipping);
+        if skipping.left > 0 {
+            return Decoded::More;
+        }
+        match split_parameters(skipping.front.flags, input) {
+            Split::At(parameters, rest) => {
+                *input = rest;
+                self.skipping = None;
+                self.judge(skipping.front, None, parameters)
+            }
+            Split::More => Decoded::More,
+            Split::TooLong => Decoded::Fatal(Status::ProtocolError),
+        }
+    }
+
+    /// A request or a refusal, from a frame that is there as a whole. `uri` is None where it was too long.
+    fn judge<'a>(&self, front: Front, uri: Option<&'a [u8]>, parameters: &'a [u8]) -> Decoded<'a> {
+        let operation = Operation::from_byte(front.mode);
+        let operation = operation.filter(|operation| self.extended || operation.mode().is_some());
+        let read = Parameters::read(parameters);
+        let content_len = read.parameters.content_len;
+        let is_put = operation == Some(Operation::Put);
+        if is_put && !read.is_sound && content_len.is_none() {
+            // Where the content ends cannot be known, nor where the next frame begins.
+            return Decoded::Fatal(Status::ProtocolError);
+        }
+        let refused =
+            |status| Decoded::Refused { id: front.id, status, content_len: content_len.unwrap_or(0) };
+        let Some(operation) = operation else {
+            return refused(Status::InvalidMode);
+        };
+        let Some(uri) = uri else {
+            return refused(Status::UriTooLong);
+        };
+        if !read.is_sound || is_put != content_len.is_some() || uri.is_empty() || uri.contains(&0) {
+            return refused(Status::InvalidRequest);
+        }
+        match std::str::from_utf8(uri) {
+            Ok(uri) => Decoded::Request(Request {
+                id: front.id,
+                flags: front.flags,
+                operation,
+                uri,
+                parameters: read.parameters,
+            }),
+            Err(_) => refused(Status::InvalidRequest),
+        }
+    }
+}
+
+enum Split<'a> {
+    /// The parameters, and what is behind them.
+    At(&'a [u8], &'a [u8]),
+    More,
+    TooLong,
+}
+
+/// Parts what is behind a URI.
+fn split_parameters(flags: u8, rest: &[u8]) -> Split<'_> {
+    if flags & HAS_PARAMETERS == 0 {
+        return Split::At(&[], rest);
+    }
+    let &[high, low, ref rest @ ..] = rest else {
+        return Split::More;
+    };
+    let length = usize::from(u16::from_be_bytes([high, low]));
+    if length > MAX_PARAMETERS {
+        return Split::TooLong;
+    }
+    rest.split_at_checked(length).map_or(Split::More, |(parameters, rest)| Split::At(parameters, rest))
+}
+
+#[cfg(test)]
+#[path = "v2_tests.rs"]
+mod tests;
