@@ -30,6 +30,8 @@ pub enum Error {
     NotDirectory,
     /// A write into a directory that does not exist.
     NoDirectory,
+    /// A write to a URI at which a symbolic link stands.
+    WriteToLink,
     /// A write to where another file system is mounted below the root: nothing can be renamed to there.
     OtherFileSystem,
     /// The object is not, or no longer, what the request's conditions ask for.
@@ -97,7 +99,8 @@ impl Error {
             Error::Symlink | Error::Outside | Error::NotRegular | Error::NoPermission => Status::Forbidden,
             // Reading a directory is FORBIDDEN (NotRegular), so writing to one is, too.
             Error::IsDirectory | Error::NotDirectory => Status::Forbidden,
-            Error::NotWritable | Error::MayNotWrite | Error::OtherFileSystem => Status::Forbidden,
+            Error::NotWritable | Error::MayNotWrite => Status::Forbidden,
+            Error::WriteToLink | Error::OtherFileSystem => Status::Forbidden,
             Error::Conflict => Status::Conflict,
             Error::ModeNeedsUnix => Status::InvalidMode,
             Error::Busy(_) => Status::Unavailable,
@@ -123,7 +126,10 @@ impl fmt::Display for Error {
             Error::OutOfMemory => "out of memory",
             Error::NotWritable => "this server takes no writes: start it with --writable",
             Error::MayNotWrite => {
-                "the server's user may not write there: give it write permission on the directory"
+                "the server's user may not write there: give it read, write and search permission on the directory"
+            }
+            Error::WriteToLink => {
+                "a symbolic link, and writes replace regular files only: choose another URI"
             }
             Error::IsDirectory => "a directory, not an object: choose another URI",
             Error::NotDirectory => "a part of the URI is an object, not a directory: choose another URI",

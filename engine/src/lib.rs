@@ -24,6 +24,7 @@ pub mod settings;
 pub mod staging;
 pub mod statistics;
 pub mod storage_pool;
+pub mod target;
 pub mod transport;
 
 #[cfg(feature = "python")]

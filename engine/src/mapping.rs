@@ -4,7 +4,7 @@
 //! `openat2(2)` resolves the rest beneath the root (RESOLVE_BENEATH), so a rename or a link planted meanwhile cannot lead
 //! out either.
 
-use rustix::fd::OwnedFd;
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{self, AtFlags, CWD, FileType, Mode as Permissions, OFlags, ResolveFlags, Stat};
 use rustix::io::{self, Errno, IoSliceMut, ReadWriteFlags};
 use std::ffi::CStr;
@@ -80,6 +80,8 @@ impl Found {
 #[derive(Debug, Clone)]
 pub struct Mapping {
     root: Arc<OwnedFd>,
+    /// As it was named at the start; for people only.
+    name: Arc<Path>,
     resolve: ResolveFlags,
     is_remote: bool,
     /// Whether this kernel knows RESOLVE_CACHED, as far as it has been asked.
@@ -101,10 +103,21 @@ impl Mapping {
             .f_type;
         Ok(Mapping {
             root: Arc::new(directory),
+            name: root.into(),
             resolve,
             is_remote: is_remote(kind as u32),
             resolves_cached: Arc::new(AtomicBool::new(true)),
         })
+    }
+
+    /// The directory itself, held open without permission to read.
+    pub fn root(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
+    }
+
+    /// The path that it had when it was opened, for messages.
+    pub fn name(&self) -> &Path {
+        &self.name
     }
 
     /// Whether the root lies on a network file system or one in user space, where any look-up may have to wait.
