@@ -8,6 +8,7 @@
 
 pub mod cache;
 pub mod concurrency;
+pub mod directory_run;
 pub mod engine;
 pub mod errors;
 pub mod in_flight;

@@ -55,6 +55,13 @@ impl Staging {
         }
     }
 
+    /// As on a file system without O_TMPFILE.
+    #[cfg(test)]
+    pub(crate) fn with_named_files(mut self) -> Staging {
+        Arc::get_mut(&mut self.directory).map(|directory| directory.can_link = false);
+        self
+    }
+
     /// What was found and swept at the start, a line each.
     pub fn notices(&self) -> &[String] {
         &self.notices
@@ -228,9 +235,12 @@ fn sweep_one(above: &OwnedFd, name: &CStr) -> io::Result<Option<usize>> {
     if !is_own || !lock(&directory)? {
         return Ok(None);
     }
-    let files = remove_files(&directory)?;
-    fs::unlinkat(above, name, AtFlags::REMOVEDIR)?;
-    Ok(Some(files))
+    let removed = remove_files(&directory);
+    match removed.and_then(|files| fs::unlinkat(above, name, AtFlags::REMOVEDIR).map(|()| files)) {
+        // Its owner stopped between open and lock, and has removed it.
+        Err(Errno::NOENT) => Ok(None),
+        answer => answer.map(Some),
+    }
 }
 
 fn remove_files(directory: &OwnedFd) -> io::Result<usize> {
