@@ -8,7 +8,8 @@
 
 pub mod cache;
 pub mod concurrency;
-pub mod directory_run;
+mod cursor;
+mod directory_run;
 pub mod engine;
 pub mod errors;
 pub mod in_flight;
@@ -27,6 +28,7 @@ pub mod statistics;
 pub mod storage_pool;
 pub mod target;
 pub mod transport;
+mod walk;
 
 #[cfg(feature = "python")]
 mod python;
