@@ -15,6 +15,12 @@ const SETTLED: Duration = Duration::from_millis(20);
 /// What an entry costs besides its bytes.
 const OVERHEAD: u64 = 256;
 
+/// SplitMix64's increment: 2⁶⁴ divided by the golden ratio.
+const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// A version in 16 hex digits.
+pub type Etag = [u8; 16];
+
 /// What must be the same for a file to have the same content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Version {
@@ -36,6 +42,34 @@ impl Version {
         }
     }
 
+    /// Bytes.
+    pub fn size(&self) -> u64 {
+        self.size.max(0) as u64
+    }
+
+    /// Seconds since 1970 at which the content last changed; 0 for a time before that.
+    pub fn mtime(&self) -> u64 {
+        self.modified.0.max(0) as u64
+    }
+
+    /// The version as 16 hex digits, which stay the same over restarts.
+    ///
+    /// Inode, size, modification and change time are mixed one after the other with the finaliser of SplitMix64 (Steele,
+    /// Lea, Flood, "Fast splittable pseudorandom number generators", 2014, in the variant 13 of Stafford), a bijection
+    /// in which every bit of the input changes every bit of the output with a probability near one half. The device
+    /// is left out: its number may be another after a reboot.
+    pub fn etag(&self) -> Etag {
+        let (modified, changed) = (self.modified, self.changed);
+        let fields = [self.inode, self.size as u64, nanoseconds(modified), nanoseconds(changed)];
+        // The fraction of the golden ratio, SplitMix64's increment, keeps a field of 0 from being a fixed point.
+        let mixed = fields.iter().fold(0u64, |state, &field| mix(state.wrapping_add(GOLDEN) ^ field));
+        let mut digits = [0; 16];
+        for (at, digit) in digits.iter_mut().enumerate() {
+            *digit = b"0123456789abcdef"[(mixed >> (60 - 4 * at)) as usize & 15];
+        }
+        digits
+    }
+
     /// Whether a later change is sure to show.
     fn is_settled(&self, now: SystemTime) -> bool {
         let (seconds, nanoseconds) = self.changed.max(self.modified);
@@ -45,6 +79,18 @@ impl Version {
         let at = UNIX_EPOCH + Duration::new(seconds, nanoseconds);
         now.duration_since(at).is_ok_and(|age| age > SETTLED)
     }
+}
+
+/// Wraps around in 2554 and before 1678, which an etag can live with.
+fn nanoseconds((seconds, nanoseconds): (i64, i64)) -> u64 {
+    seconds.wrapping_mul(1_000_000_000).wrapping_add(nanoseconds) as u64
+}
+
+/// The finaliser of SplitMix64.
+pub(crate) fn mix(mut bits: u64) -> u64 {
+    bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    bits ^ (bits >> 31)
 }
 
 #[derive(Debug, Clone)]

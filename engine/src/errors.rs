@@ -20,6 +20,32 @@ pub enum Error {
     NotRegular,
     /// The server's own user may not read it.
     NoPermission,
+    /// This server takes no writes.
+    NotWritable,
+    /// The server's own user may not write there.
+    MayNotWrite,
+    /// A write to a URI at which a directory stands.
+    IsDirectory,
+    /// A write below a URI at which an object stands.
+    NotDirectory,
+    /// A write into a directory that does not exist.
+    NoDirectory,
+    /// A write to a URI at which a symbolic link stands.
+    WriteToLink,
+    /// A write to where another file system is mounted below the root: nothing can be renamed to there.
+    OtherFileSystem,
+    /// The object is not, or no longer, what the request's conditions ask for.
+    Conflict,
+    /// Neither 16 hex digits nor `*`.
+    BadEtag,
+    /// A put by descriptor, of one that is no regular file open for reading.
+    BadDescriptor,
+    /// A put by descriptor, of a file that became shorter meanwhile.
+    SourceShrank,
+    /// The cursor does not belong to this prefix, or is damaged.
+    BadCursor,
+    /// The directory in which writes are prepared has been removed.
+    StagingGone,
     /// Descriptors pass over Unix sockets only.
     ModeNeedsUnix,
     /// Server or machine have no descriptor left, or the queue is full: another try may succeed.
@@ -51,16 +77,35 @@ impl Error {
         }
     }
 
+    /// What an operating system's error means for the one who asked for a write.
+    pub fn from_write(errno: Errno) -> Self {
+        match errno {
+            Errno::ACCESS | Errno::PERM => Error::MayNotWrite,
+            Errno::ISDIR => Error::IsDirectory,
+            Errno::NOTDIR => Error::NotDirectory,
+            Errno::NOENT => Error::NoDirectory,
+            Errno::XDEV => Error::OtherFileSystem,
+            other => Error::from_open(other),
+        }
+    }
+
     /// The status byte that stands for it on the wire.
     pub fn status(self) -> Status {
         match self {
             Error::NotFound => Status::NotFound,
-            Error::BadPath => Status::InvalidRequest,
+            Error::NoDirectory => Status::NotFound,
+            Error::BadPath | Error::BadEtag | Error::BadCursor => Status::InvalidRequest,
+            Error::BadDescriptor | Error::SourceShrank => Status::InvalidRequest,
             Error::Symlink | Error::Outside | Error::NotRegular | Error::NoPermission => Status::Forbidden,
+            // Reading a directory is FORBIDDEN (NotRegular), so writing to one is, too.
+            Error::IsDirectory | Error::NotDirectory => Status::Forbidden,
+            Error::NotWritable | Error::MayNotWrite => Status::Forbidden,
+            Error::WriteToLink | Error::OtherFileSystem => Status::Forbidden,
+            Error::Conflict => Status::Conflict,
             Error::ModeNeedsUnix => Status::InvalidMode,
             Error::Busy(_) => Status::Unavailable,
             Error::OutOfMemory => Status::OutOfMemory,
-            Error::Storage(_) => Status::StorageError,
+            Error::Storage(_) | Error::StagingGone => Status::StorageError,
             Error::Refused(status) => status,
             Error::TooSlow => Status::Timeout,
         }
@@ -79,6 +124,55 @@ impl fmt::Display for Error {
             Error::ModeNeedsUnix => "descriptors pass over Unix sockets only: ask for copy or splice",
             Error::Busy(why) => why,
             Error::OutOfMemory => "out of memory",
+            Error::NotWritable => "this server takes no writes: start it with --writable",
+            Error::MayNotWrite => {
+                "the server's user may not write there: give it read, write and search permission on the directory"
+            }
+            Error::WriteToLink => {
+                "a symbolic link, and writes replace regular files only: choose another URI"
+            }
+            Error::IsDirectory => "a directory, not an object: choose another URI",
+            Error::NotDirectory => "a part of the URI is an object, not a directory: choose another URI",
+            Error::NoDirectory => {
+                "the directory does not exist on the server: make it there, or ask the put to make it"
+            }
+            Error::OtherFileSystem => {
+                "another file system is mounted there, and writes reach only the one that the root is on: serve that \
+                 directory as a root of its own"
+            }
+            Error::Conflict => {
+                "the object is not in the state that the request asks for: stat it, then decide whether to try again"
+            }
+            Error::BadEtag => {
+                "not an etag: it is the 16 hex digits of stat or put, or '*' for whatever is there"
+            }
+            Error::BadDescriptor => {
+                "not a descriptor that can be put: it must be a regular file that is open for reading; send anything \
+                 else as content"
+            }
+            Error::SourceShrank => {
+                "the file became shorter while it was copied: put it again when nobody writes to it"
+            }
+            Error::BadCursor => {
+                "not a cursor of this listing: send the one of the page before unchanged and with the same prefix, or \
+                 none to start again"
+            }
+            Error::StagingGone => {
+                "the server's directory .objmapper, in which writes are prepared, was removed: restart the server"
+            }
+            Error::Storage(Errno::NOSPC) => {
+                "no space left on the server's file system: make room, then put again"
+            }
+            Error::Storage(Errno::DQUOT) => {
+                "the quota of the server's user is used up: make room, then put again"
+            }
+            Error::Storage(Errno::FBIG) => {
+                "larger than the server's file system, or its limit on file sizes (ulimit -f), allows"
+            }
+            Error::Storage(Errno::ROFS) => "the server's file system is mounted read-only",
+            Error::Storage(Errno::IO) => {
+                "the server's disk failed (input/output error): see its kernel log before you trust it again"
+            }
             Error::Storage(errno) => return write!(out, "storage failed: {errno}"),
             Error::Refused(Status::InvalidRequest) => {
                 "not a URI: it must be UTF-8 of 1 to 4096 bytes without NUL"

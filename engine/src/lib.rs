@@ -8,10 +8,14 @@
 
 pub mod cache;
 pub mod concurrency;
+mod cursor;
+mod directory_run;
 pub mod engine;
 pub mod errors;
 pub mod in_flight;
+pub mod incoming;
 pub mod listener;
+pub mod listing;
 pub mod load;
 pub mod mapping;
 pub mod protocol;
@@ -19,9 +23,12 @@ pub mod queue;
 pub mod service;
 pub mod session;
 pub mod settings;
+pub mod staging;
 pub mod statistics;
 pub mod storage_pool;
+pub mod target;
 pub mod transport;
+mod walk;
 
 #[cfg(feature = "python")]
 mod python;

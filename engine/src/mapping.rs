@@ -4,19 +4,39 @@
 //! `openat2(2)` resolves the rest beneath the root (RESOLVE_BENEATH), so a rename or a link planted meanwhile cannot lead
 //! out either.
 
-use rustix::fd::{AsFd, OwnedFd};
-use rustix::fs::{self, AtFlags, CWD, FileType, Mode as Permissions, OFlags, ResolveFlags};
-use rustix::io::Errno;
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fs::{self, AtFlags, CWD, FileType, Mode as Permissions, OFlags, ResolveFlags, Stat};
+use rustix::io::{self, Errno, IoSliceMut, ReadWriteFlags};
 use std::ffi::CStr;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-use crate::cache::Version;
+use crate::cache::{Etag, Version};
 use crate::errors::{Error, StartError};
 
 /// The longest name that Linux file systems hold, in bytes.
 const MAX_SEGMENT: usize = 255;
+/// The directory at the top of the root in which writes are prepared. No URI leads into it.
+pub const RESERVED: &str = ".objmapper";
+/// File systems that may have to ask somebody else even for what is cached, by `f_type` of statfs(2); the numbers are
+/// those of linux/magic.h and of fs/smb/client.
+const REMOTE: [u32; 9] = [
+    0x6573_5546, // FUSE, virtiofs too
+    0x6969,      // NFS
+    0xff53_4d42, // CIFS
+    0xfe53_4d42, // SMB2 and later
+    0x517b,      // SMB, until Linux 5.15
+    0x0102_1997, // 9p
+    0x00c3_6400, // CEPH
+    0x5346_414f, // AFS, OpenAFS
+    0x6b41_4653, // AFS, the kernel's own
+];
 /// openat2 says EAGAIN where a rename raced with it; so many times it is asked again.
 const RENAME_RETRIES: usize = 16;
+
+// O_NONBLOCK, because opening a FIFO would wait for a writer.
+const READING: OFlags = OFlags::RDONLY.union(OFlags::CLOEXEC).union(OFlags::NONBLOCK).union(OFlags::NOCTTY);
 
 /// A regular file, opened for this request alone: offset and status flags belong to nobody else.
 #[derive(Debug)]
@@ -28,11 +48,44 @@ pub struct Opened {
     pub version: Version,
 }
 
-/// A directory whose regular files are the objects.
-#[derive(Debug)]
+impl Opened {
+    pub fn found(&self) -> Found {
+        Found { size: self.size, mtime: self.version.mtime(), version: self.version }
+    }
+}
+
+/// What is known of an object without its content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Found {
+    /// Bytes.
+    pub size: u64,
+    /// Seconds since 1970.
+    pub mtime: u64,
+    pub version: Version,
+}
+
+impl Found {
+    pub fn of(stat: &Stat) -> Self {
+        let version = Version::of(stat);
+        Found { size: version.size(), mtime: version.mtime(), version }
+    }
+
+    /// 16 hex digits that stand for this state of the object.
+    pub fn etag(&self) -> Etag {
+        self.version.etag()
+    }
+}
+
+/// A directory whose regular files are the objects. A clone shares its descriptor.
+#[derive(Debug, Clone)]
 pub struct Mapping {
-    root: OwnedFd,
+    root: Arc<OwnedFd>,
+    /// As it was named at the start; for people only.
+    name: Arc<Path>,
     resolve: ResolveFlags,
+    is_remote: bool,
+    /// Whether this kernel knows RESOLVE_CACHED, as far as it has been asked.
+    resolves_cached: Arc<AtomicBool>,
 }
 
 impl Mapping {
@@ -45,27 +98,84 @@ impl Mapping {
         if !follow_symlinks {
             resolve |= ResolveFlags::NO_SYMLINKS;
         }
-        Ok(Mapping { root: directory, resolve })
+        let kind = fs::fstatfs(&directory)
+            .map_err(|errno| StartError::new(errno, "cannot serve this root", root.display().to_string()))?
+            .f_type;
+        Ok(Mapping {
+            root: Arc::new(directory),
+            name: root.into(),
+            resolve,
+            is_remote: is_remote(kind as u32),
+            resolves_cached: Arc::new(AtomicBool::new(true)),
+        })
+    }
+
+    /// The directory itself, held open without permission to read.
+    pub fn root(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
+    }
+
+    /// The path that it had when it was opened, for messages.
+    pub fn name(&self) -> &Path {
+        &self.name
+    }
+
+    /// Whether the root lies on a network file system or one in user space, where any look-up may have to wait.
+    pub fn is_remote(&self) -> bool {
+        self.is_remote
+    }
+
+    pub fn follows_symlinks(&self) -> bool {
+        !self.resolve.contains(ResolveFlags::NO_SYMLINKS)
     }
 
     /// Opens the object for reading. `path` comes from [`relative_path`].
     pub fn open(&self, path: &CStr) -> Result<Opened, Error> {
-        // O_NONBLOCK, because opening a FIFO would wait for a writer.
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+        opened(self.resolve(path, READING).map_err(Error::from_open)?)
+    }
+
+    /// Opens the object if that needs no waiting: None where the path is not in the kernel's cache, leads to another file
+    /// system than the root's, or where none of this is known (before Linux 5.12, and [on remote roots](Self::is_remote)).
+    /// Then [`open`](Self::open) decides, on a thread that may wait.
+    pub fn open_cached(&self, path: &CStr) -> Result<Option<Opened>, Error> {
+        if self.is_remote || !self.resolves_cached.load(Relaxed) {
+            return Ok(None);
+        }
+        // Below the root something slower may be mounted.
+        let cached = self.resolve | ResolveFlags::CACHED | ResolveFlags::NO_XDEV;
+        match fs::openat2(&*self.root, path, READING, Permissions::empty(), cached) {
+            Ok(file) => opened(file).map(Some),
+            // XDEV is a mount or a way out of the root: `open` finds out which.
+            Err(Errno::AGAIN | Errno::INTR | Errno::XDEV) => Ok(None),
+            Err(Errno::INVAL | Errno::NOSYS) => {
+                self.resolves_cached.store(false, Relaxed);
+                Ok(None)
+            }
+            Err(errno) => Err(Error::from_open(errno)),
+        }
+    }
+
+    /// What [`open`](Self::open) would open, without opening it; it may be an object that the server cannot read.
+    pub fn stat(&self, path: &CStr) -> Result<Found, Error> {
+        let file = self.resolve(path, OFlags::PATH | OFlags::CLOEXEC).map_err(Error::from_open)?;
+        Ok(Found::of(&regular(&file)?))
+    }
+
+    /// Opens a directory, for reading its entries and for fsync(2); `.` is the root itself.
+    pub fn open_directory(&self, path: &CStr) -> io::Result<OwnedFd> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        self.resolve(path, flags)
+    }
+
+    fn resolve(&self, path: &CStr, flags: OFlags) -> io::Result<OwnedFd> {
         let mut tries = 0;
-        let file = loop {
-            match fs::openat2(self.root.as_fd(), path, flags, Permissions::empty(), self.resolve) {
-                Ok(file) => break file,
+        loop {
+            match fs::openat2(&*self.root, path, flags, Permissions::empty(), self.resolve) {
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) if tries < RENAME_RETRIES => tries += 1,
-                Err(errno) => return Err(Error::from_open(errno)),
+                answer => return answer,
             }
-        };
-        let stat = fs::fstat(&file).map_err(Error::Storage)?;
-        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-            return Err(Error::NotRegular);
         }
-        Ok(Opened { file, size: stat.st_size.max(0) as u64, version: Version::of(&stat) })
     }
 
     /// What lies at the path now, for comparison with what once was opened there; None where there is nothing.
@@ -73,7 +183,44 @@ impl Mapping {
     /// This follows links on the way, unlike `open`: it decides only whether bytes that were rightly read are still those
     /// of the same, unchanged file.
     pub fn version(&self, path: &CStr) -> Option<Version> {
-        fs::statat(self.root.as_fd(), path, AtFlags::SYMLINK_NOFOLLOW).ok().map(|stat| Version::of(&stat))
+        fs::statat(&*self.root, path, AtFlags::SYMLINK_NOFOLLOW).ok().map(|stat| Version::of(&stat))
+    }
+}
+
+fn opened(file: OwnedFd) -> Result<Opened, Error> {
+    let found = Found::of(&regular(&file)?);
+    Ok(Opened { file, size: found.size, version: found.version })
+}
+
+/// What fstat(2) says of it, if it is a regular file.
+fn regular(file: &OwnedFd) -> Result<Stat, Error> {
+    let stat = fs::fstat(file).map_err(Error::Storage)?;
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile => Ok(stat),
+        _ => Err(Error::NotRegular),
+    }
+}
+
+fn is_remote(file_system: u32) -> bool {
+    REMOTE.contains(&file_system)
+}
+
+/// Reads what the kernel has in memory; at the end of the file 0. None where the disk would have to be waited for.
+///
+/// Fewer bytes than asked for may mean that the rest is on the disk. On file systems that cannot tell (overlayfs, older
+/// tmpfs) it reads like pread(2), and may wait.
+pub fn read_cached(file: &OwnedFd, buffer: &mut [u8], offset: u64) -> Result<Option<usize>, Error> {
+    loop {
+        let answer = match io::preadv2(file, &mut [IoSliceMut::new(buffer)], offset, ReadWriteFlags::NOWAIT) {
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => io::pread(file, &mut *buffer, offset),
+            Err(Errno::AGAIN) => return Ok(None),
+            answer => answer,
+        };
+        match answer {
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(Error::Storage(errno)),
+            Ok(count) => return Ok(Some(count)),
+        }
     }
 }
 
@@ -88,6 +235,9 @@ pub fn relative_path<'a>(uri: &str, path: &'a mut Vec<u8>) -> Result<&'a CStr, E
     let is_name = |segment: &[u8]| !matches!(segment, b"" | b"." | b"..") && segment.len() <= MAX_SEGMENT;
     if !relative.split(|&byte| byte == b'/').all(is_name) {
         return Err(Error::BadPath);
+    }
+    if relative.split(|&byte| byte == b'/').next() == Some(RESERVED.as_bytes()) {
+        return Err(Error::NotFound);
     }
     path.clear();
     path.extend_from_slice(relative);

@@ -1,0 +1,298 @@
+//! Where writes are prepared: a directory a server, `ROOT/.objmapper/<pid>-<random>/`, swept when its owner has died.
+//!
+//! A server holds flock(2) on its directory as long as it lives, so a directory whose lock is free belongs to nobody. From
+//! making it to locking it, and for the sweep, the server holds the lock of `.objmapper` above it.
+
+use rustix::fd::{AsRawFd, OwnedFd};
+use rustix::fs::{self, AtFlags, CWD, Dir, FlockOperation, Mode as Permissions, OFlags, ResolveFlags};
+use rustix::io::{self, Errno};
+use rustix::process::{geteuid, getpid};
+use rustix::rand::{GetRandomFlags, getrandom};
+use std::ffi::{CStr, CString};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use crate::errors::{Error, StartError};
+use crate::incoming::Incoming;
+use crate::mapping::{Mapping, RESERVED};
+pub use crate::target::{Conditions, Match};
+use crate::target::{Target, no_directory};
+
+/// Another server may be starting at this moment; it sweeps, which takes no longer than to remove a few files.
+const PATIENCE: Duration = Duration::from_secs(10);
+const PAUSE: Duration = Duration::from_millis(5);
+/// As many writes as can be between check and rename at a time.
+const STRIPES: usize = 64;
+const OPEN: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+/// The writing half of a server. Its directory goes when this and the last [`Incoming`] are dropped.
+#[derive(Debug)]
+pub struct Staging {
+    mapping: Mapping,
+    directory: Arc<Directory>,
+    notices: Vec<String>,
+}
+
+impl Staging {
+    /// Makes the directory, and removes those of servers that died.
+    pub fn new(mapping: &Mapping) -> Result<Staging, StartError> {
+        let failed = |errno| {
+            let subject = mapping.name().join(RESERVED).display().to_string();
+            StartError::new(errno, why_no_staging(errno), subject)
+        };
+        let started = Instant::now();
+        loop {
+            match Directory::make(mapping).map_err(failed)? {
+                Some((directory, notices)) => {
+                    return Ok(Staging { mapping: mapping.clone(), directory: Arc::new(directory), notices });
+                }
+                None if started.elapsed() > PATIENCE => return Err(failed(Errno::AGAIN)),
+                None => sleep(PAUSE),
+            }
+        }
+    }
+
+    /// As on a file system without O_TMPFILE.
+    #[cfg(test)]
+    pub(crate) fn with_named_files(mut self) -> Staging {
+        Arc::get_mut(&mut self.directory).map(|directory| directory.can_link = false);
+        self
+    }
+
+    /// What was found and swept at the start, a line each.
+    pub fn notices(&self) -> &[String] {
+        &self.notices
+    }
+
+    /// Starts a put. `path` comes from `mapping::relative_path`; with `make_parents` the directories on the way are made.
+    pub fn begin(&self, path: &CStr, make_parents: bool) -> Result<Incoming, Error> {
+        let found = if make_parents { Target::make } else { Target::find }(&self.mapping, path);
+        let target = found.map_err(no_directory)?;
+        // Nothing else could be renamed over, and it would be a pity to learn that when all bytes have come.
+        target.existing()?;
+        if target.identity.0 != self.directory.device {
+            return Err(Error::OtherFileSystem);
+        }
+        Incoming::new(Arc::clone(&self.directory), target)
+    }
+
+    /// Removes the object, lastingly, if it is the one that `if_match` means.
+    pub fn delete(&self, path: &CStr, if_match: Option<Match>) -> Result<(), Error> {
+        let target = Target::find(&self.mapping, path).map_err(Error::from_open)?;
+        let held = self.directory.lock(&target);
+        let existing = target.existing()?.ok_or(Error::NotFound)?;
+        Conditions { if_match, if_none_match: None }.check(Some(&existing))?;
+        match fs::unlinkat(&target.directory, &target.name, AtFlags::empty()) {
+            Err(Errno::NOENT) => return Err(Error::NotFound),
+            answer => answer.map_err(Error::from_write)?,
+        }
+        drop(held);
+        target.sync()
+    }
+}
+
+/// One server's own directory.
+#[derive(Debug)]
+pub(crate) struct Directory {
+    pub file: OwnedFd,
+    /// Whether files without a name can be made and later be given one.
+    pub can_link: bool,
+    device: u64,
+    mapping: Mapping,
+    above: OwnedFd,
+    name: CString,
+    next: AtomicU64,
+    stripes: [Mutex<()>; STRIPES],
+}
+
+impl Directory {
+    /// None where another server was in the way, and a further try may succeed.
+    fn make(mapping: &Mapping) -> io::Result<Option<(Directory, Vec<String>)>> {
+        match fs::mkdirat(mapping.root(), RESERVED, Permissions::RWXU) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(errno) => return Err(errno),
+        }
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+        let above = match fs::openat2(mapping.root(), RESERVED, OPEN, Permissions::empty(), resolve) {
+            // A server that stopped has just removed it.
+            Err(Errno::NOENT | Errno::AGAIN) => return Ok(None),
+            answer => answer?,
+        };
+        if !lock(&above)? {
+            return Ok(None);
+        }
+        let name = CString::new(format!("{}-{:016x}", getpid().as_raw_nonzero(), random()?));
+        let name = name.map_err(|_| Errno::INVAL)?;
+        match fs::mkdirat(&above, &name, Permissions::RWXU) {
+            // NOENT: what was opened has been removed since.
+            Err(Errno::NOENT | Errno::EXIST) => return Ok(None),
+            answer => answer?,
+        }
+        let file = match fs::openat(&above, &name, OPEN, Permissions::empty()) {
+            Ok(file) => file,
+            Err(errno) => {
+                let _ = fs::unlinkat(&above, &name, AtFlags::REMOVEDIR);
+                return Err(errno);
+            }
+        };
+        let mut directory = Directory {
+            can_link: false,
+            device: 0,
+            mapping: mapping.clone(),
+            above,
+            name,
+            next: AtomicU64::new(0),
+            stripes: [const { Mutex::new(()) }; STRIPES],
+            file,
+        };
+        if !lock(&directory.file)? {
+            return Ok(None);
+        }
+        directory.device = fs::fstat(&directory.file)?.st_dev;
+        directory.can_link = directory.try_link();
+        let notices = sweep(&directory.above)?;
+        fs::flock(&directory.above, FlockOperation::Unlock)?;
+        Ok(Some((directory, notices)))
+    }
+
+    /// Whether the file system has O_TMPFILE, and /proc is there to give such a file a name.
+    fn try_link(&self) -> bool {
+        let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
+        let Ok(file) = fs::openat(&self.file, c".", flags, Permissions::RUSR | Permissions::WUSR) else {
+            return false;
+        };
+        let (path, name) = (format!("/proc/self/fd/{}", file.as_raw_fd()), self.next_name());
+        fs::linkat(CWD, path, &self.file, &name, AtFlags::SYMLINK_FOLLOW).is_ok()
+            && fs::unlinkat(&self.file, &name, AtFlags::empty()).is_ok()
+    }
+
+    pub fn next_name(&self) -> CString {
+        let number = self.next.fetch_add(1, Relaxed);
+        CString::new(number.to_string()).unwrap_or_default()
+    }
+
+    /// Keeps other writes to this target, and to a few more, from coming between a check and a rename.
+    pub fn lock(&self, target: &Target) -> MutexGuard<'_, ()> {
+        let mut hasher = DefaultHasher::new();
+        (target.identity, &target.name).hash(&mut hasher);
+        let stripe = &self.stripes[hasher.finish() as usize % STRIPES];
+        stripe.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        // What cannot be removed now is swept by the next start. `.objmapper` itself stays where other servers are in it.
+        let _ = remove_files(&self.file);
+        let _ = fs::unlinkat(&self.above, &self.name, AtFlags::REMOVEDIR);
+        let _ = fs::unlinkat(self.mapping.root(), RESERVED, AtFlags::REMOVEDIR);
+    }
+}
+
+/// Whether the lock was free. It is held until the descriptor is closed.
+fn lock(directory: &OwnedFd) -> io::Result<bool> {
+    match fs::flock(directory, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(true),
+        Err(Errno::WOULDBLOCK | Errno::INTR) => Ok(false),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// Removes what servers that died have left. The caller holds the lock of `above`.
+fn sweep(above: &OwnedFd) -> io::Result<Vec<String>> {
+    let mut notices = Vec::new();
+    for entry in Dir::read_from(above)? {
+        let name = entry?.file_name().to_owned();
+        if !is_ours(name.to_bytes()) {
+            continue;
+        }
+        let shown = name.to_string_lossy();
+        match sweep_one(above, &name) {
+            Ok(None) => {}
+            Ok(Some(files)) => notices.push(format!(
+                "removed {RESERVED}/{shown}, left by a server that died, with {files} unfinished objects"
+            )),
+            Err(errno) => notices.push(format!(
+                "cannot remove {RESERVED}/{shown}, left by a server that died: {errno}; remove it by hand"
+            )),
+        }
+    }
+    Ok(notices)
+}
+
+/// The number of files that were removed; None for a directory that is in use, or no server's of this user.
+fn sweep_one(above: &OwnedFd, name: &CStr) -> io::Result<Option<usize>> {
+    let directory = match fs::openat(above, name, OPEN, Permissions::empty()) {
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
+        answer => answer?,
+    };
+    let stat = fs::fstat(&directory)?;
+    // Where others may write to the root, they cannot have planted a directory of this owner and mode.
+    let is_own = stat.st_uid == geteuid().as_raw() && stat.st_mode & 0o777 == 0o700;
+    if !is_own || !lock(&directory)? {
+        return Ok(None);
+    }
+    let removed = remove_files(&directory);
+    match removed.and_then(|files| fs::unlinkat(above, name, AtFlags::REMOVEDIR).map(|()| files)) {
+        // Its owner stopped between open and lock, and has removed it.
+        Err(Errno::NOENT) => Ok(None),
+        answer => answer.map(Some),
+    }
+}
+
+fn remove_files(directory: &OwnedFd) -> io::Result<usize> {
+    let mut count = 0;
+    for entry in Dir::read_from(directory)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if name != c"." && name != c".." {
+            fs::unlinkat(directory, name, AtFlags::empty())?;
+            count += 1;
+        }
+    }
+    Ok(count)
+}
+
+/// `<pid>-<16 hex digits>`.
+fn is_ours(name: &[u8]) -> bool {
+    let mut parts = name.splitn(2, |&byte| byte == b'-');
+    let (pid, random) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+    !pid.is_empty()
+        && pid.iter().all(u8::is_ascii_digit)
+        && random.len() == 16
+        && random.iter().all(u8::is_ascii_hexdigit)
+}
+
+fn random() -> io::Result<u64> {
+    let mut bytes = [0; 8];
+    let filled = getrandom(&mut bytes, GetRandomFlags::empty())?;
+    if filled == bytes.len() { Ok(u64::from_ne_bytes(bytes)) } else { Err(Errno::IO) }
+}
+
+fn why_no_staging(errno: Errno) -> String {
+    let advice = match errno {
+        Errno::ACCESS | Errno::PERM => {
+            "the server's user may not write here, or another user's server has left it: give write permission, or \
+             remove it when no server runs on this root"
+        }
+        Errno::ROFS => "the file system is mounted read-only: serve it without --writable",
+        Errno::NOTDIR | Errno::LOOP | Errno::XDEV => {
+            "there is something else of this name, which the server needs as a directory of its own: move it away"
+        }
+        Errno::AGAIN => {
+            "another server on this root is starting and does not come to an end: see what it waits for"
+        }
+        Errno::BADF | Errno::NOLCK | Errno::OPNOTSUPP | Errno::NOSYS => {
+            "this file system cannot lock directories (NFS cannot), and writes need that: serve it without --writable"
+        }
+        _ => "writes are prepared here, which failed",
+    };
+    format!("{advice} ({errno})")
+}
+
+#[cfg(test)]
+#[path = "staging_tests.rs"]
+mod tests;

@@ -1,0 +1,229 @@
+//! The directory of a server that writes: made, locked, swept, removed; and what a delete does. On real directories.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use super::*;
+use crate::mapping::relative_path;
+use std::fs::File;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::PathBuf;
+use tempfile::TempDir;
+
+fn mapping(root: &TempDir) -> Mapping {
+    Mapping::new(root.path(), false).expect("a mapping")
+}
+
+fn staging(root: &TempDir) -> Staging {
+    Staging::new(&mapping(root)).expect("a staging directory")
+}
+
+/// The names in `.objmapper`; None where it is not there.
+fn staged(root: &TempDir) -> Option<Vec<String>> {
+    let entries = std::fs::read_dir(root.path().join(RESERVED)).ok()?;
+    Some(entries.map(|entry| entry.expect("readable").file_name().into_string().expect("UTF-8")).collect())
+}
+
+fn put(staging: &Staging, path: &CStr, content: &str) {
+    let mut incoming = staging.begin(path, false).expect("begun");
+    incoming.write(content.as_bytes()).expect("written");
+    incoming.commit(Conditions::default()).expect("committed");
+}
+
+/// What a server that was killed leaves: a directory that nobody has locked.
+fn abandoned(root: &TempDir, name: &str, files: &[&str]) -> PathBuf {
+    let directory = root.path().join(RESERVED).join(name);
+    std::fs::create_dir_all(&directory).expect("a directory");
+    std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(0o700)).expect("permissions");
+    for file in files {
+        std::fs::write(directory.join(file), "unfinished").expect("a file");
+    }
+    directory
+}
+
+#[test]
+fn the_directory_is_there_while_the_server_is_and_for_nobody_else() {
+    let root = tempfile::tempdir().expect("a directory");
+    let staging = staging(&root);
+    let names = staged(&root).expect("made");
+    assert_eq!(names.len(), 1);
+    assert!(is_ours(names[0].as_bytes()), "{names:?}");
+    for path in [root.path().join(RESERVED), root.path().join(RESERVED).join(&names[0])] {
+        assert_eq!(std::fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o700, "{path:?}");
+    }
+    assert!(staging.notices().is_empty());
+    drop(staging);
+    assert_eq!(staged(&root), None);
+}
+
+#[test]
+fn a_put_under_way_keeps_the_directory_of_a_server_that_stops() {
+    let root = tempfile::tempdir().expect("a directory");
+    let staging = staging(&root);
+    let mut incoming = staging.begin(c"object", false).expect("begun");
+    drop(staging);
+    assert!(staged(&root).is_some());
+    incoming.write(b"late").expect("written");
+    incoming.commit(Conditions::default()).expect("committed");
+    assert_eq!(std::fs::read(root.path().join("object")).expect("there"), b"late");
+    assert_eq!(staged(&root), None);
+}
+
+#[test]
+fn what_a_dead_server_left_is_swept() {
+    let root = tempfile::tempdir().expect("a directory");
+    abandoned(&root, "4711-0123456789abcdef", &["0", "1"]);
+    abandoned(&root, "4712-0123456789abcdef", &[]);
+    let staging = staging(&root);
+    assert_eq!(staged(&root).expect("made").len(), 1);
+    let notices = staging.notices().join("\n");
+    assert!(notices.contains("4711-0123456789abcdef") && notices.contains("2 unfinished"), "{notices}");
+}
+
+#[test]
+fn the_directory_of_a_living_server_is_left_alone() {
+    let root = tempfile::tempdir().expect("a directory");
+    let first = staging(&root).with_named_files();
+    let mut incoming = first.begin(c"object", false).expect("begun");
+    let second = staging(&root);
+    assert_eq!(staged(&root).expect("made").len(), 2);
+    assert!(second.notices().is_empty());
+    drop(second);
+    incoming.write(b"whole").expect("written");
+    incoming.commit(Conditions::default()).expect("committed");
+    drop(first);
+    assert_eq!(staged(&root), None);
+}
+
+#[test]
+fn nothing_is_swept_but_what_a_server_of_this_user_made() {
+    let root = tempfile::tempdir().expect("a directory");
+    let other_name = abandoned(&root, "notes", &["kept"]);
+    let other_mode = abandoned(&root, "4711-0123456789abcdef", &["kept"]);
+    std::fs::set_permissions(&other_mode, std::fs::Permissions::from_mode(0o755)).expect("permissions");
+    let elsewhere = tempfile::tempdir().expect("a directory");
+    std::fs::write(elsewhere.path().join("kept"), "").expect("a file");
+    symlink(elsewhere.path(), root.path().join(RESERVED).join("4712-0123456789abcdef")).expect("a link");
+    drop(staging(&root));
+    for directory in [&other_name, &other_mode, &elsewhere.path().to_owned()] {
+        assert!(directory.join("kept").exists(), "{directory:?}");
+    }
+}
+
+#[test]
+fn what_cannot_be_swept_is_told_and_stops_nobody() {
+    let root = tempfile::tempdir().expect("a directory");
+    let odd = abandoned(&root, "4711-0123456789abcdef", &[]);
+    std::fs::create_dir(odd.join("directory")).expect("a directory");
+    let staging = staging(&root);
+    assert!(staging.notices()[0].contains("cannot remove .objmapper/4711-0123456789abcdef"));
+    put(&staging, c"object", "whole");
+}
+
+#[test]
+fn servers_that_start_and_stop_at_the_same_time_do_not_sweep_each_other() {
+    let root = tempfile::tempdir().expect("a directory");
+    std::thread::scope(|scope| {
+        for server in 0..8 {
+            let root = &root;
+            scope.spawn(move || {
+                for _ in 0..25 {
+                    // Files with names, so that a directory that was swept would be missed.
+                    let staging = staging(root).with_named_files();
+                    let path = CString::new(format!("object-{server}")).expect("a path");
+                    put(&staging, &path, "whole");
+                    assert!(staging.notices().is_empty(), "{:?}", staging.notices());
+                }
+            });
+        }
+    });
+    assert_eq!(staged(&root), None);
+    assert_eq!(std::fs::read_dir(root.path()).expect("readable").count(), 8);
+}
+
+#[test]
+fn what_stands_in_the_way_of_the_directory_is_named() {
+    let root = tempfile::tempdir().expect("a directory");
+    std::fs::write(root.path().join(RESERVED), "a file").expect("a file");
+    let error = Staging::new(&mapping(&root)).expect_err("refused");
+    assert!(error.subject.ends_with("/.objmapper"), "{error}");
+    assert!(error.message.contains("move it away"), "{error}");
+    std::fs::remove_file(root.path().join(RESERVED)).expect("removed");
+    symlink("elsewhere", root.path().join(RESERVED)).expect("a link");
+    assert!(Staging::new(&mapping(&root)).expect_err("refused").message.contains("move it away"));
+}
+
+#[test]
+fn a_staging_directory_that_was_removed_is_named() {
+    let root = tempfile::tempdir().expect("a directory");
+    let staging = staging(&root);
+    let incoming = staging.begin(c"object", false).expect("begun");
+    std::fs::remove_dir_all(root.path().join(RESERVED)).expect("removed");
+    assert_eq!(incoming.commit(Conditions::default()), Err(Error::StagingGone));
+    let named = staging.with_named_files();
+    assert_eq!(named.begin(c"object", false).map(|_| ()), Err(Error::StagingGone));
+}
+
+#[test]
+fn no_uri_leads_into_it() {
+    let mut path = Vec::new();
+    for uri in ["/.objmapper", ".objmapper", "/.objmapper/1-0123456789abcdef/0"] {
+        assert_eq!(relative_path(uri, &mut path), Err(Error::NotFound), "{uri}");
+    }
+    for uri in ["/sub/.objmapper", "/.objmapper2", "/.objmappe"] {
+        assert!(relative_path(uri, &mut path).is_ok(), "{uri}");
+    }
+}
+
+#[test]
+fn a_deleted_object_is_gone() {
+    let root = tempfile::tempdir().expect("a directory");
+    let staging = staging(&root);
+    std::fs::create_dir(root.path().join("sub")).expect("a directory");
+    put(&staging, c"sub/object", "whole");
+    assert_eq!(staging.delete(c"sub/object", None), Ok(()));
+    assert!(!root.path().join("sub/object").exists());
+    assert_eq!(staging.delete(c"sub/object", None), Err(Error::NotFound));
+    assert_eq!(staging.delete(c"missing/object", None), Err(Error::NotFound));
+}
+
+#[test]
+fn a_delete_may_ask_for_a_version() {
+    let root = tempfile::tempdir().expect("a directory");
+    let staging = staging(&root);
+    put(&staging, c"object", "first");
+    let first = mapping(&root).stat(c"object").expect("there").etag();
+    put(&staging, c"object", "second");
+    assert_eq!(staging.delete(c"object", Some(Match::Etag(first))), Err(Error::Conflict));
+    assert!(root.path().join("object").exists());
+    let second = mapping(&root).stat(c"object").expect("there").etag();
+    assert_eq!(staging.delete(c"object", Some(Match::Etag(second))), Ok(()));
+    assert_eq!(staging.delete(c"object", Some(Match::Any)), Err(Error::NotFound));
+}
+
+#[test]
+fn only_regular_files_are_deleted() {
+    let root = tempfile::tempdir().expect("a directory");
+    let staging = staging(&root);
+    std::fs::create_dir(root.path().join("directory")).expect("a directory");
+    File::create(root.path().join("object")).expect("a file");
+    symlink("object", root.path().join("link")).expect("a link");
+    fs::mknodat(CWD, root.path().join("fifo"), fs::FileType::Fifo, Permissions::RWXU, 0).expect("a FIFO");
+    for (path, error) in [
+        (c"directory", Error::IsDirectory),
+        (c"link", Error::WriteToLink),
+        (c"fifo", Error::NotRegular),
+        (c"object/below", Error::NotFound),
+    ] {
+        assert_eq!(staging.delete(path, None), Err(error), "{path:?}");
+    }
+    assert_eq!(std::fs::read_dir(root.path()).expect("readable").count(), 5);
+}
+
+#[test]
+fn etags_of_requests_are_hex_digits_or_a_star() {
+    assert_eq!(Match::parse(b"*"), Ok(Match::Any));
+    assert_eq!(Match::parse(b"0123456789abcdef"), Ok(Match::Etag(*b"0123456789abcdef")));
+    assert_eq!(Match::parse(b"0123456789ABCDEF"), Ok(Match::Etag(*b"0123456789abcdef")));
+    for bytes in [&b""[..], b"**", b"0123456789abcde", b"0123456789abcdef0", b"0123456789abcdeg"] {
+        assert_eq!(Match::parse(bytes), Err(Error::BadEtag), "{bytes:?}");
+    }
+}

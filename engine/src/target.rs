@@ -1,0 +1,161 @@
+//! Where a write goes: a directory that is held open, a name in it, and what must hold of the object that is there.
+
+use rustix::fd::OwnedFd;
+use rustix::fs::{self, AtFlags, FileType, Mode as Permissions, Stat};
+use rustix::io::{self, Errno};
+use std::ffi::{CStr, CString};
+
+use crate::cache::{Etag, Version};
+use crate::errors::Error;
+use crate::mapping::Mapping;
+
+/// What a condition compares with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Match {
+    /// `*`: whatever is there, as long as something is.
+    Any,
+    Etag(Etag),
+}
+
+impl Match {
+    /// From what a request carries: 16 hex digits, or `*`.
+    pub fn parse(bytes: &[u8]) -> Result<Match, Error> {
+        match Etag::try_from(bytes) {
+            _ if bytes == b"*" => Ok(Match::Any),
+            Ok(etag) if etag.iter().all(u8::is_ascii_hexdigit) => {
+                Ok(Match::Etag(etag.map(|digit| digit.to_ascii_lowercase())))
+            }
+            _ => Err(Error::BadEtag),
+        }
+    }
+
+    fn fits(self, etag: Option<Etag>) -> bool {
+        match self {
+            Match::Any => etag.is_some(),
+            Match::Etag(wanted) => etag == Some(wanted),
+        }
+    }
+}
+
+/// What must hold of the object that is there for a write to take place; CONFLICT where it does not.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Conditions {
+    /// Only over this version; with [`Match::Any`] only over something.
+    pub if_match: Option<Match>,
+    /// Not over this version; with [`Match::Any`] only where nothing is.
+    pub if_none_match: Option<Match>,
+}
+
+impl Conditions {
+    pub(crate) fn check(&self, existing: Option<&Stat>) -> Result<(), Error> {
+        let etag = existing.map(|stat| Version::of(stat).etag());
+        let hold = self.if_match.is_none_or(|wanted| wanted.fits(etag))
+            && self.if_none_match.is_none_or(|unwanted| !unwanted.fits(etag));
+        if hold { Ok(()) } else { Err(Error::Conflict) }
+    }
+
+    /// Whether a write must not replace anything, which the kernel itself can see to.
+    pub(crate) fn are_exclusive(&self) -> bool {
+        self.if_none_match == Some(Match::Any)
+    }
+}
+
+/// A place in the tree. Renames of the directories above do not matter any more: what was opened beneath the root is
+/// written to.
+#[derive(Debug)]
+pub(crate) struct Target {
+    pub directory: OwnedFd,
+    pub name: CString,
+    /// Device and inode of the directory.
+    pub identity: (u64, u64),
+}
+
+impl Target {
+    /// `path` comes from `mapping::relative_path`.
+    pub fn find(mapping: &Mapping, path: &CStr) -> io::Result<Target> {
+        let (above, name) = divide(path.to_bytes());
+        Target::in_directory(open(mapping, above)?, name)
+    }
+
+    /// As [`find`](Self::find), and makes the directories that are missing, each of them lasting.
+    pub fn make(mapping: &Mapping, path: &CStr) -> io::Result<Target> {
+        let (above, name) = divide(path.to_bytes());
+        let mut there = above;
+        let mut directory = loop {
+            match open(mapping, there) {
+                Err(Errno::NOENT) if !there.is_empty() => there = divide(there).0,
+                answer => break answer?,
+            }
+        };
+        while there.len() < above.len() {
+            let from = if there.is_empty() { 0 } else { there.len() + 1 };
+            let length = above[from..].iter().position(|&byte| byte == b'/').unwrap_or(above.len() - from);
+            let segment = c_string(&above[from..from + length])?;
+            match fs::mkdirat(&directory, &segment, Permissions::from_raw_mode(0o777)) {
+                // Whoever else made it has perhaps not come to the fsync yet.
+                Ok(()) | Err(Errno::EXIST) => sync_directory(&directory)?,
+                Err(errno) => return Err(errno),
+            }
+            there = &above[..from + length];
+            directory = open(mapping, there)?;
+        }
+        Target::in_directory(directory, name)
+    }
+
+    fn in_directory(directory: OwnedFd, name: &[u8]) -> io::Result<Target> {
+        let stat = fs::fstat(&directory)?;
+        Ok(Target { directory, name: c_string(name)?, identity: (stat.st_dev, stat.st_ino) })
+    }
+
+    /// What is there now; refused where that is nothing to be replaced or removed.
+    pub fn existing(&self) -> Result<Option<Stat>, Error> {
+        let stat = match fs::statat(&self.directory, &self.name, AtFlags::SYMLINK_NOFOLLOW) {
+            Err(Errno::NOENT) => return Ok(None),
+            answer => answer.map_err(Error::from_write)?,
+        };
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile => Ok(Some(stat)),
+            FileType::Directory => Err(Error::IsDirectory),
+            FileType::Symlink => Err(Error::WriteToLink),
+            _ => Err(Error::NotRegular),
+        }
+    }
+
+    /// Makes a change in the directory last.
+    pub fn sync(&self) -> Result<(), Error> {
+        sync_directory(&self.directory).map_err(Error::Storage)
+    }
+}
+
+/// What a failed look-up of the directory means for a put.
+pub(crate) fn no_directory(errno: Errno) -> Error {
+    match errno {
+        // openat2 says so of a link that leads out of the root, not of a mount.
+        Errno::XDEV => Error::Outside,
+        other => Error::from_write(other),
+    }
+}
+
+/// The path of the directory, empty for the root, and the last name.
+fn divide(path: &[u8]) -> (&[u8], &[u8]) {
+    match path.iter().rposition(|&byte| byte == b'/') {
+        Some(at) => (&path[..at], &path[at + 1..]),
+        None => (b"", path),
+    }
+}
+
+fn open(mapping: &Mapping, path: &[u8]) -> io::Result<OwnedFd> {
+    mapping.open_directory(&c_string(if path.is_empty() { b"." } else { path })?)
+}
+
+fn c_string(bytes: &[u8]) -> io::Result<CString> {
+    CString::new(bytes).map_err(|_| Errno::INVAL)
+}
+
+/// Some file systems have no fsync for directories and say EINVAL; their changes are as lasting as they can be.
+fn sync_directory(directory: &OwnedFd) -> io::Result<()> {
+    match fs::fsync(directory) {
+        Err(Errno::INVAL) => Ok(()),
+        answer => answer,
+    }
+}

@@ -1,0 +1,227 @@
+//! A walk through a tree in the order of URIs, which can be left anywhere and gone on with later.
+//!
+//! It holds one descriptor and a bounded amount of names, however deep and wide the tree is: what does not fit is read again.
+
+use rustix::fd::OwnedFd;
+use rustix::io::Errno;
+use std::ffi::CString;
+use std::sync::Arc;
+
+use crate::directory_run::{Bound, Run, RunLimits, Wanted};
+use crate::errors::Error;
+use crate::mapping::{Mapping, RESERVED};
+use crate::protocol::MAX_URI;
+
+/// The longest path: a URI has a slash in front.
+const MAX_PATH: usize = MAX_URI - 1;
+/// Directories that one page enters; beyond that it ends, so that a tree without objects keeps no thread for long.
+const MOST_DIRECTORIES: usize = 4096;
+/// Names that are left in a run; a small directory is as quickly read again.
+const WORTH_KEEPING: usize = 512;
+/// Bytes of runs that one walk holds besides the innermost.
+const MOST_HELD: usize = 8 << 20;
+
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// [`Walk::path`] is perhaps one.
+    Object,
+    /// Enough for one page; this is where to go on.
+    Pause(Vec<u8>),
+    End,
+}
+
+#[derive(Debug)]
+pub(crate) struct Walk<'a> {
+    mapping: &'a Mapping,
+    limits: RunLimits,
+    /// What the names in the outermost directory begin with.
+    prefix: &'a [u8],
+    /// Where an earlier page ended.
+    after: &'a [u8],
+    /// The innermost directory, empty or with a slash at its end, and behind it the name of the object that was found.
+    path: Vec<u8>,
+    levels: Vec<Level>,
+    /// The innermost directory, where it is needed.
+    directory: Option<OwnedFd>,
+    entered: usize,
+}
+
+#[derive(Debug)]
+struct Level {
+    /// How much of the path is the directory.
+    length: usize,
+    /// From where the run is, or would be, needed.
+    bound: Bound,
+    run: Option<Arc<Run>>,
+    next: usize,
+}
+
+impl<'a> Walk<'a> {
+    /// Through `directory`, which is empty or ends in a slash, and all below it whose path starts with `directory` and
+    /// `prefix`, from beyond `after` on, which is empty for a new walk.
+    pub fn new(
+        mapping: &'a Mapping,
+        directory: &str,
+        prefix: &'a str,
+        after: &'a [u8],
+        limits: RunLimits,
+    ) -> Walk<'a> {
+        let mut walk = Walk {
+            mapping,
+            limits,
+            prefix: prefix.as_bytes(),
+            after,
+            path: directory.as_bytes().to_vec(),
+            levels: Vec::new(),
+            directory: None,
+            entered: 0,
+        };
+        walk.enter();
+        walk
+    }
+
+    /// The path of the object that was found, below the root.
+    pub fn path(&self) -> &[u8] {
+        &self.path
+    }
+
+    /// The next object; `kept` gives what is kept of an earlier page for a directory.
+    pub fn step(&mut self, kept: impl Fn(&[u8]) -> Option<Arc<Run>>) -> Result<Step, Error> {
+        loop {
+            let Some(level) = self.levels.last_mut() else {
+                return Ok(Step::End);
+            };
+            self.path.truncate(level.length);
+            let Some(run) = &level.run else {
+                self.fetch(&kept)?;
+                continue;
+            };
+            match run.get(level.next) {
+                Some(key) => {
+                    level.next += 1;
+                    if self.path.len() + key.len() > MAX_PATH {
+                        continue;
+                    }
+                    self.path.extend_from_slice(key);
+                    if !key.ends_with(b"/") {
+                        return Ok(Step::Object);
+                    }
+                    // On the way to where an earlier page ended, nothing is new yet; so each page gets further.
+                    if self.entered >= MOST_DIRECTORIES && !self.after.starts_with(&self.path) {
+                        return Ok(Step::Pause(self.path.clone()));
+                    }
+                    self.enter();
+                }
+                None if !run.is_last => {
+                    level.bound = run.last().map_or(Bound::START, Bound::after);
+                    level.run = None;
+                }
+                None => {
+                    self.levels.pop();
+                    self.directory = None;
+                }
+            }
+        }
+    }
+
+    /// The directory in which the object was found, and its name there; None where the directory is gone.
+    pub fn here(&mut self) -> Result<Option<(&OwnedFd, CString)>, Error> {
+        let length = self.levels.last().map_or(0, |level| level.length);
+        let name = CString::new(&self.path[length..]).map_err(|_| Error::BadPath)?;
+        if self.directory.is_none() {
+            self.directory = open(self.mapping, &self.path[..length])?;
+        }
+        Ok(self.directory.as_ref().map(|directory| (directory, name)))
+    }
+
+    /// What the next page may go on in: for each directory a name that is its own, and the run.
+    pub fn into_runs(self) -> impl Iterator<Item = (Vec<u8>, Arc<Run>)> {
+        let Walk { path, levels, prefix, .. } = self;
+        levels.into_iter().enumerate().filter_map(move |(depth, level)| {
+            let run = level.run?;
+            let is_worth_it = !run.is_last || run.len() - level.next.min(run.len()) >= WORTH_KEEPING;
+            is_worth_it.then(|| (place(&path[..level.length], prefix, depth), run))
+        })
+    }
+
+    /// Goes into the directory that is the path.
+    fn enter(&mut self) {
+        self.directory = None;
+        let bound = match self.after.strip_prefix(&*self.path) {
+            None => {
+                self.entered += 1;
+                Bound::START
+            }
+            Some(rest) => match rest.iter().position(|&byte| byte == b'/') {
+                Some(slash) => Bound::from(&rest[..=slash]),
+                None => Bound::after(rest),
+            },
+        };
+        self.levels.push(Level { length: self.path.len(), bound, run: None, next: 0 });
+        self.lighten();
+    }
+
+    /// Forgets outer runs where they have become too many; they are read again from where they were left.
+    fn lighten(&mut self) {
+        let mut held: usize = self.levels.iter().filter_map(|level| Some(level.run.as_ref()?.weight())).sum();
+        for level in &mut self.levels {
+            if held <= MOST_HELD {
+                break;
+            }
+            if let Some(run) = level.run.take() {
+                held -= run.weight();
+                let last = level.next.checked_sub(1).and_then(|last| run.get(last));
+                level.bound = last.map_or(level.bound.clone(), Bound::after);
+            }
+        }
+    }
+
+    /// Gets the innermost directory's run.
+    fn fetch(&mut self, kept: impl Fn(&[u8]) -> Option<Arc<Run>>) -> Result<(), Error> {
+        let depth = self.levels.len() - 1;
+        let Some(level) = self.levels.last_mut() else {
+            return Ok(());
+        };
+        // Only on the way to where the earlier page ended can there be anything.
+        let is_on_the_way = self.after.starts_with(&self.path);
+        let from_before = if is_on_the_way { kept(&place(&self.path, self.prefix, depth)) } else { None };
+        let run = match from_before {
+            Some(run) if run.covers(&level.bound) => run,
+            _ => {
+                let wanted = Wanted {
+                    bound: &level.bound,
+                    prefix: if depth == 0 { self.prefix } else { b"" },
+                    hidden: self.path.is_empty().then_some(RESERVED.as_bytes()),
+                    symlinks: self.mapping.follows_symlinks(),
+                };
+                // Opened anew, since what is left of a directory that was read before is its end.
+                self.directory = open(self.mapping, &self.path)?;
+                Arc::new(match &self.directory {
+                    Some(directory) => {
+                        Run::read(directory, &wanted, self.limits).map_err(Error::from_open)?
+                    }
+                    None => Run::empty(),
+                })
+            }
+        };
+        level.next = run.position(&level.bound);
+        level.run = Some(run);
+        Ok(())
+    }
+}
+
+/// Names the directory, together with what is wanted of it.
+fn place(directory: &[u8], prefix: &[u8], depth: usize) -> Vec<u8> {
+    [directory, if depth == 0 { prefix } else { b"" }].concat()
+}
+
+/// None where there is nothing that the server could list.
+fn open(mapping: &Mapping, directory: &[u8]) -> Result<Option<OwnedFd>, Error> {
+    let path = CString::new(directory.strip_suffix(b"/").unwrap_or(b".")).map_err(|_| Error::BadPath)?;
+    match mapping.open_directory(&path) {
+        Ok(directory) => Ok(Some(directory)),
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV | Errno::NAMETOOLONG) => Ok(None),
+        Err(Errno::ACCESS | Errno::PERM) => Ok(None),
+        Err(errno) => Err(Error::from_open(errno)),
+    }
+}
