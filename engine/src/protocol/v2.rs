@@ -9,7 +9,7 @@ pub use super::hello::{
     Capabilities, DecodedHello, DecodedHelloAck, HELLO, HELLO_ACK, Hello, MAGIC, MAX_PIPELINE, VERSION,
     decode_hello, decode_hello_ack, encode_hello, encode_hello_ack,
 };
-pub use super::metadata::{Metadata, etag};
+pub use super::metadata::Metadata;
 pub use super::parameters::{MAX_PARAMETERS, Parameters};
 pub use super::response::{
     CONTENT_LEN_AT, DecodedResponse, Head, MARKER, RESPONSE_HEAD, ResponseDecoder, encode_close, encode_close_ack,
