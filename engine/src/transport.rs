@@ -245,8 +245,11 @@ pub struct Ticker(OwnedFd);
 
 impl Ticker {
     pub fn new(period: Duration) -> io::Result<Self> {
-        use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime};
-        let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?;
+        use rustix::time::{
+            Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime,
+        };
+        let timer =
+            timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?;
         let period = rustix::time::Timespec::try_from(period).map_err(|_| Errno::INVAL)?;
         let each = Itimerspec { it_interval: period, it_value: period };
         timerfd_settime(&timer, TimerfdTimerFlags::empty(), &each)?;

@@ -371,9 +371,7 @@ impl<'a> EventLoop<'a> {
     }
 
     fn tick(&mut self, now: Instant) {
-        let overdue = |(key, entry): (usize, &mut Entry)| {
-            entry.session.is_overdue(now).then_some(key)
-        };
+        let overdue = |(key, entry): (usize, &mut Entry)| entry.session.is_overdue(now).then_some(key);
         let overdue: Vec<usize> = self.entries.iter_mut().filter_map(overdue).collect();
         for key in overdue {
             self.remove(key);
@@ -393,9 +391,7 @@ impl<'a> EventLoop<'a> {
         let _ = self.poller.delete(self.shared.shutdown.bell());
         if self.obeyed == Order::Serve {
             if order == Order::Drain {
-                while let Accepted::Session(session) =
-                    self.shared.listener.accept(&self.shared.service)
-                {
+                while let Accepted::Session(session) = self.shared.listener.accept(&self.shared.service) {
                     self.shared.solo.count(true);
                     self.adopt(session);
                 }

@@ -234,7 +234,10 @@ impl Reactor {
     }
 
     /// Accepts and waits until an order ends it and no session is left.
-    pub fn run_reactor(self: &Arc<Self>, dispatch: &Arc<impl Dispatch + Send + Sync + std::fmt::Debug + 'static>) {
+    pub fn run_reactor(
+        self: &Arc<Self>,
+        dispatch: &Arc<impl Dispatch + Send + Sync + std::fmt::Debug + 'static>,
+    ) {
         let mut events = Events::new();
         let mut spin = Spin::new(&self.service);
         let mut scratch = Scratch::new(&self.service, self.model);

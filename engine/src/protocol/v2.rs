@@ -12,8 +12,8 @@ pub use super::hello::{
 pub use super::metadata::Metadata;
 pub use super::parameters::{MAX_PARAMETERS, Parameters};
 pub use super::response::{
-    CONTENT_LEN_AT, DecodedResponse, Head, MARKER, RESPONSE_HEAD, ResponseDecoder, encode_close, encode_close_ack,
-    encode_entry, encode_refusal, encode_response,
+    CONTENT_LEN_AT, DecodedResponse, Head, MARKER, RESPONSE_HEAD, ResponseDecoder, encode_close,
+    encode_close_ack, encode_entry, encode_refusal, encode_response,
 };
 use super::{MAX_URI, Status};
 

@@ -112,9 +112,7 @@ impl Errand {
                 let page = service.listing.page(&service.mapping, &prefix, cursor.as_deref(), limit)?;
                 Ok(Brought::Page(page))
             }
-            (Operation::Put, Rest::Commit(incoming)) => {
-                incoming.commit(self.conditions).map(Brought::Known)
-            }
+            (Operation::Put, Rest::Commit(incoming)) => incoming.commit(self.conditions).map(Brought::Known),
             (Operation::PutDescriptor, Rest::PutDescriptor { source, make_parents }) => {
                 let mut incoming = staging?.begin(&self.path, make_parents)?;
                 incoming.copy_from(&source)?;

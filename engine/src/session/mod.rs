@@ -408,8 +408,8 @@ impl Session {
     /// Whether this thread may wait for the disk. With a thread a connection it may, unless that holds up other requests of
     /// the same connection.
     fn may_wait(&self, manner: Manner) -> bool {
-        let is_multiplexed = matches!(self.speaks, Speaks::Two(_)) && self.service.storage_pool.is_some();
-        !manner.storage_elsewhere && !(self.service.settings.async_storage && is_multiplexed)
+        let is_multiplexed = matches!(self.speaks, Speaks::Two(_)) && self.service.settings.async_storage;
+        !manner.storage_elsewhere && !is_multiplexed
     }
 
     fn must_wait_for_jobs(&self, rest: &[u8]) -> bool {

@@ -36,28 +36,13 @@ pub(super) enum Payload {
     /// So many bytes of the out buffer.
     Buffered(usize),
     /// The same, and the first of them carries a descriptor.
-    Carrying {
-        length: usize,
-        file: OwnedFd,
-    },
+    Carrying { length: usize, file: OwnedFd },
     /// One byte in a message of its own, which carries a descriptor.
-    Descriptor {
-        byte: u8,
-        file: OwnedFd,
-    },
+    Descriptor { byte: u8, file: OwnedFd },
     /// The file's bytes from `at` up to `end`; what lies before `warm` was found in memory.
-    File {
-        file: Arc<OwnedFd>,
-        at: u64,
-        end: u64,
-        warm: u64,
-    },
+    File { file: Arc<OwnedFd>, at: u64, end: u64, warm: u64 },
     /// An error that took the place of a descriptor the kernel refused, and of so many bytes of the out buffer.
-    Text {
-        bytes: Vec<u8>,
-        at: usize,
-        instead_of: usize,
-    },
+    Text { bytes: Vec<u8>, at: usize, instead_of: usize },
 }
 
 impl Session {
@@ -236,7 +221,8 @@ impl Session {
         let taken = transport::send(self.socket(), &bytes[*at..], patience, false)?;
         let now = Instant::now();
         self.moved_at = now;
-        if let Some(Segment { payload: Payload::Text { bytes, at, instead_of }, .. }) = self.outbox.front_mut()
+        if let Some(Segment { payload: Payload::Text { bytes, at, instead_of }, .. }) =
+            self.outbox.front_mut()
         {
             *at += taken;
             if *at == bytes.len() {

@@ -82,7 +82,12 @@ impl Session {
 }
 
 /// `recv`, after trying for a while without sleeping where the manner says so.
-pub(super) fn receive(socket: &OwnedFd, buffer: &mut [u8], manner: Manner, service: &Service) -> Result<usize, Errno> {
+pub(super) fn receive(
+    socket: &OwnedFd,
+    buffer: &mut [u8],
+    manner: Manner,
+    service: &Service,
+) -> Result<usize, Errno> {
     if manner.patience == Patience::Wait && !manner.spin.is_zero() {
         let spinners = service.spinners.fetch_add(1, Relaxed);
         let mut outcome = Err(Errno::AGAIN);
@@ -100,4 +105,3 @@ pub(super) fn receive(socket: &OwnedFd, buffer: &mut [u8], manner: Manner, servi
     }
     transport::receive(socket, buffer, manner.patience)
 }
-

@@ -81,7 +81,8 @@ impl Session {
         if operation == Operation::FdPass && self.transport != Transport::Unix {
             return Err(Error::ModeNeedsUnix);
         }
-        if matches!(operation, Operation::PutDescriptor | Operation::Delete) && self.service.staging.is_none() {
+        if matches!(operation, Operation::PutDescriptor | Operation::Delete) && self.service.staging.is_none()
+        {
             return Err(Error::NotWritable);
         }
         let parameters = wanted.parameters;
@@ -254,7 +255,11 @@ impl Session {
             let outcome = errand.run(&service);
             connection.finish(Done::Reply { asked, outcome });
         };
-        if has_priority { pool.submit_first(work) } else { pool.submit(work) }
+        if has_priority {
+            pool.submit_first(work)
+        } else {
+            pool.submit(work)
+        }
         Ok(())
     }
 
@@ -282,8 +287,7 @@ impl Session {
                         // Counted again by whoever pushes it.
                         self.release_held(1);
                     }
-                    let pushed =
-                        outcome.and_then(|brought| self.push_brought(scratch, asked, brought));
+                    let pushed = outcome.and_then(|brought| self.push_brought(scratch, asked, brought));
                     if let Err(error) = pushed {
                         self.push_error(scratch, asked, error);
                     }
@@ -307,8 +311,7 @@ impl Session {
             Brought::Page(page) => {
                 let Framing::Two { id, .. } = asked.framing else { return Ok(()) };
                 let before = scratch.out.len();
-                let metadata =
-                    v2::Metadata { cursor: page.cursor.as_deref(), ..v2::Metadata::default() };
+                let metadata = v2::Metadata { cursor: page.cursor.as_deref(), ..v2::Metadata::default() };
                 let content = page.entries.len() as u64;
                 v2::encode_response(&mut scratch.out, id, Status::Ok, content, &metadata);
                 scratch.out.extend_from_slice(&page.entries);

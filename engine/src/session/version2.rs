@@ -7,8 +7,8 @@ use std::ffi::CString;
 use std::time::Instant;
 
 use super::errand::{Errand, Rest};
-use super::replies::{Asked, Framing, Wanted};
 use super::reading::receive;
+use super::replies::{Asked, Framing, Wanted};
 use super::{End, Manner, Scratch, Session, Speaks, Step};
 use crate::errors::Error;
 use crate::incoming::Incoming;
@@ -45,7 +45,12 @@ struct Receiving {
 
 #[derive(Debug)]
 enum Sink {
-    Put { incoming: Incoming, asked: Asked, conditions: Conditions, deadline: Option<Instant> },
+    Put {
+        incoming: Incoming,
+        asked: Asked,
+        conditions: Conditions,
+        deadline: Option<Instant>,
+    },
     /// The request was answered already.
     Nowhere,
 }
