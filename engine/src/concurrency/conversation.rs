@@ -48,7 +48,8 @@ pub fn converse(
         OptimizeFor::Latency => SPIN,
         OptimizeFor::Throughput => Duration::ZERO,
     };
-    let manner = Manner { patience: Patience::Wait, spin, refuse: false, storage_elsewhere: false };
+    let manner =
+        Manner { patience: Patience::Wait, spin, refuse: false, storage_elsewhere: false, most: None };
     loop {
         // For an order that came before this thread's socket was known.
         match shutdown.order() {

@@ -174,6 +174,7 @@ impl<'a> EventLoop<'a> {
                 spin: Duration::ZERO,
                 refuse: false,
                 storage_elsewhere: shared.service.settings.async_storage,
+                most: None,
             },
             again: VecDeque::new(),
             later: VecDeque::new(),

@@ -19,6 +19,9 @@ use crate::service::Service;
 use crate::session::{Manner, Next, Scratch, Session, Wake};
 use crate::transport::{Bell, Patience};
 
+/// While one session is worked at, those behind it in the queue wait.
+const TURN: Duration = Duration::from_micros(500);
+
 const ARMED: u8 = 0;
 const TAKEN: u8 = 1;
 /// Taken, and to be run once more: storage had something while it was run.
@@ -149,6 +152,7 @@ impl Reactor {
             spin: Duration::ZERO,
             refuse,
             storage_elsewhere: self.service.settings.async_storage,
+            most: Some(TURN),
         }
     }
 

@@ -68,6 +68,8 @@ pub struct Manner {
     pub refuse: bool,
     /// Whoever runs this never waits for storage: the storage pool does.
     pub storage_elsewhere: bool,
+    /// After this time others have their turn, however few requests were answered.
+    pub most: Option<Duration>,
 }
 
 /// Buffers that a thread lends to whichever session it runs, so that idle sessions need none.
@@ -293,6 +295,7 @@ impl Session {
         sent: &mut usize,
     ) -> Next {
         let mut requests_left = REQUESTS_A_TURN;
+        let turn_ends = manner.most.map(|most| Instant::now() + most);
         let mut bytes_left = BYTES_A_TURN;
         // Whether the socket is known to hold nothing more.
         let mut emptied = false;
@@ -314,7 +317,7 @@ impl Session {
                 }
                 End::Lingering(_) => return self.linger(scratch, manner.patience),
             }
-            let progress = self.answer(scratch, manner, at, *have, &mut requests_left);
+            let progress = self.answer(scratch, manner, at, *have, &mut requests_left, turn_ends);
             if !self.outbox.is_empty() || self.ending != End::No {
                 continue;
             }
@@ -345,6 +348,7 @@ impl Session {
         at: &mut usize,
         have: usize,
         requests_left: &mut usize,
+        turn_ends: Option<Instant>,
     ) -> Progress {
         // The input is borrowed apart from the rest of the scratch buffers.
         let input = std::mem::take(&mut scratch.input);
@@ -396,6 +400,9 @@ impl Session {
             }
             self.frame_since = None;
             *requests_left = requests_left.saturating_sub(1);
+            if turn_ends.is_some_and(|end| Instant::now() >= end) {
+                *requests_left = 0;
+            }
         };
         *at = have - rest.len();
         if matches!(progress, Progress::All) && !rest.is_empty() && self.frame_since.is_none() {
