@@ -147,6 +147,23 @@ fn permissions_are_those_of_the_umask_or_of_what_was_there() {
 }
 
 #[test]
+fn a_directory_hands_its_group_down_as_to_any_file_made_in_it() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: needs root, to give a directory to another group");
+        return;
+    }
+    let tree = Tree::new();
+    std::fs::create_dir(tree.path("shared")).expect("a directory");
+    std::os::unix::fs::chown(tree.path("shared"), None, Some(4711)).expect("another group");
+    std::fs::set_permissions(tree.path("shared"), std::fs::Permissions::from_mode(0o2775))
+        .expect("permissions");
+    let gid = |name: &str| std::fs::metadata(tree.path(name)).expect("there").gid();
+    File::create(tree.path("shared/made")).expect("a file");
+    tree.put("/shared/object", b"x", ALWAYS).expect("put");
+    assert_eq!((gid("shared/object"), gid("shared/made")), (4711, 4711));
+}
+
+#[test]
 fn conditions_are_held_against_what_is_there() {
     Tree::each(|tree| {
         assert_eq!(tree.put("/object", b"x", ONLY_OVER_SOMETHING), Err(Error::Conflict));
