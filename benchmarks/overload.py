@@ -4,9 +4,9 @@
 
 First the peak: a closed loop in which every client keeps 16 requests under way; then an open loop, in which requests
 are due at FACTOR times the peak whatever the server does. Clients and server share a machine, so a request must cost
-the server much and the client little, or the generator is what is overloaded: the object lies hundreds of directories deep,
-which takes the kernel a while to walk. What the generator needs in the second part is missing to the server, so goodput
-beside the peak is on the low side.
+the server much and the client little, or the generator is what is overloaded: the object lies hundreds of directories
+deep, which takes the kernel a while to walk. What the generator needs in the second part is missing to the server, so
+goodput beside the peak is on the low side.
 """
 
 import argparse
