@@ -357,7 +357,8 @@ impl Session {
             if self.outbox.len() >= GATHER_SEGMENTS || scratch.out.len() >= GATHER_BYTES {
                 break Progress::Full;
             }
-            if *requests_left == 0 && !rest.is_empty() {
+            // A thread that has no other session to run does not break up what came together.
+            if *requests_left == 0 && !rest.is_empty() && manner.patience == Patience::Never {
                 break Progress::Full;
             }
             if let Speaks::Two(two) = &self.speaks
