@@ -56,8 +56,8 @@ class Status(IntEnum):
     CAPABILITY_ERROR = 0x22
 
 
-def encode_request(mode: Mode, uri: str) -> bytes:
-    """A request. Raises LocalProtocolError for a URI that the wire cannot carry."""
+def encode_uri(uri: str) -> bytes:
+    """A URI's bytes. Raises LocalProtocolError for one that the wire cannot carry."""
     try:
         raw = uri.encode()
     except UnicodeEncodeError:
@@ -66,6 +66,12 @@ def encode_request(mode: Mode, uri: str) -> bytes:
         raise LocalProtocolError(f"a URI has 1 to {MAX_URI} bytes, this one {len(raw)}")
     if 0 in raw:
         raise LocalProtocolError(f"{uri!r}: a URI has no NUL")
+    return raw
+
+
+def encode_request(mode: Mode, uri: str) -> bytes:
+    """A request. Raises LocalProtocolError for a URI that the wire cannot carry."""
+    raw = encode_uri(uri)
     return _REQUEST_HEAD.pack(mode.value, len(raw)) + raw
 
 

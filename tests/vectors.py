@@ -20,3 +20,14 @@ def load(name: str) -> list[list[str]]:
     lines = (DIRECTORY / name).read_text(encoding="ascii").splitlines()
     rows = [[column.strip() for column in line.split("|")] for line in lines if line and not line.startswith("#")]
     return [[*row, ""] if row[-1:] == [] else row for row in rows]
+
+
+def expanded(outcome: str) -> list[str]:
+    """The outcomes of a vector of version 2, with their bytes written out and without ``more``."""
+
+    def expand(word: str) -> str:
+        name, equals, value = word.rpartition("=")
+        return f"{name}{equals}{unhex(value).hex()}" if "*" in value else word
+
+    outcomes = [" ".join(map(expand, part.split())) for part in outcome.split(",")]
+    return [each for each in outcomes if each != "more"]

@@ -1,0 +1,400 @@
+"""Version 2 of the wire and its extension, sans-IO; the engine's codec is held to the same vectors.
+
+``"OBJM" 02 capabilities(2) max_pipeline(2)`` opens a connection. A request is ``01 id(4) flags(1) mode(1) uri_len(2)
+uri``, with ``params_len(2) params`` behind it where flag 80 is set; parameters are entries of ``type(1) len(2) data``.
+What a server answers is in `protocol_v2_responses`. Integers are big-endian.
+"""
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum, IntFlag
+from typing import NamedTuple
+
+from objmapper_client.errors import LocalProtocolError, RemoteProtocolError
+from objmapper_client.protocol import MAX_CONTENT, MAX_URI, ErrorReply, Mode, Status, encode_uri
+
+MAGIC = b"OBJM"
+VERSION = 2
+HELLO_SIZE = 9
+HELLO_ACK_SIZE = 10
+MAX_PARAMETERS = 8192
+#: Request flags: never answered before earlier ones; goes before others that wait; parameters follow the URI.
+ORDERED, PRIORITY, HAS_PARAMETERS = 0x01, 0x02, 0x80
+
+#: The types of frames that both sides send.
+CLOSE, CLOSE_ACK = 0x03, 0x04
+_REQUEST = 0x01
+_HELLO = struct.Struct(">4sBHH")
+_HELLO_ACK = struct.Struct(">4sBHHB")
+_REQUEST_HEAD = struct.Struct(">BIBBH")
+_ERROR_HEAD = struct.Struct(">BH")
+CLOSE_ACK_FRAME = struct.Struct(">BBI")
+_ENTRY_HEAD = struct.Struct(">BH")
+_U16 = struct.Struct(">H")
+U32 = struct.Struct(">I")
+U64 = struct.Struct(">Q")
+
+
+class Capability(IntFlag):
+    """What a side can do; in force is what both can."""
+
+    OUT_OF_ORDER = 0x0001
+    PIPELINING = 0x0002
+    EXTENDED = 0x0100
+
+
+class Operation(Enum):
+    """What a request wants done with an object; the value is its byte on the wire. The first three are the modes."""
+
+    FDPASS = 0x31
+    COPY = 0x32
+    SPLICE = 0x33
+    STAT = 0x73
+    LIST = 0x6C
+    PUT = 0x70
+    PUT_DESCRIPTOR = 0x50
+    DELETE = 0x64
+
+    @classmethod
+    def of(cls, mode: Mode) -> "Operation":
+        """To deliver an object in this mode."""
+        return cls(mode.value)
+
+
+_MODES = {mode.value for mode in Mode}
+_OPERATIONS = {operation.value for operation in Operation}
+
+
+class Hello(NamedTuple):
+    """What a client can do, and how many requests it would have under way."""
+
+    capabilities: Capability
+    max_pipeline: int
+
+
+class HelloAck(NamedTuple):
+    """What is in force, and how many requests the server works on at a time."""
+
+    capabilities: Capability
+    max_pipeline: int
+    backend_parallelism: int
+
+
+def encode_hello(capabilities: Capability, max_pipeline: int) -> bytes:
+    """A client's first message. Raises LocalProtocolError for a number that does not fit."""
+    return packed(_HELLO, MAGIC, VERSION, capabilities, max_pipeline)
+
+
+def encode_hello_ack(capabilities: Capability, max_pipeline: int, backend_parallelism: int) -> bytes:
+    """The server's answer to a hello."""
+    return packed(_HELLO_ACK, MAGIC, VERSION, capabilities, max_pipeline, backend_parallelism)
+
+
+def decode_hello(data: bytes) -> "Hello | Fatal | None":
+    """The hello in the first HELLO_SIZE bytes, None where they are not all there yet.
+
+    A `Fatal` is answered in the form of version 1.
+    """
+    found = _version(data)
+    if found is not None and found != VERSION:
+        return Fatal(Status.PROTOCOL_ERROR if found < 0 else Status.VERSION_MISMATCH)
+    if len(data) < HELLO_SIZE:
+        return None
+    _, _, capabilities, max_pipeline = _HELLO.unpack_from(data)
+    return Hello(Capability(capabilities), max_pipeline)
+
+
+def decode_hello_ack(data: bytes) -> HelloAck | ErrorReply | None:
+    """The server's answer to a hello in the first HELLO_ACK_SIZE bytes, None where they are not all there yet.
+
+    Until it has answered, a server refuses in the form of version 1; a server of version 1 alone does so with
+    PROTOCOL_ERROR. Raises RemoteProtocolError for anything else.
+    """
+    if data and data[0] != Status.OK and data[0] in Status._value2member_map_:
+        if len(data) < _ERROR_HEAD.size:
+            return None
+        status, length = _ERROR_HEAD.unpack_from(data)
+        message = data[_ERROR_HEAD.size : _ERROR_HEAD.size + length]
+        return ErrorReply(status, message.decode(errors="replace")) if len(message) == length else None
+    found = _version(data)
+    if found is not None and found < 0:
+        raise RemoteProtocolError("what answers is no objmapper server")
+    if found is not None and found != VERSION:
+        raise RemoteProtocolError(f"the server answers with version {found}, it was asked for {VERSION}")
+    if len(data) < HELLO_ACK_SIZE:
+        return None
+    _, _, capabilities, max_pipeline, parallelism = _HELLO_ACK.unpack_from(data)
+    return HelloAck(Capability(capabilities), max_pipeline, parallelism)
+
+
+def _version(data: bytes) -> int | None:
+    """The version of a hello, -1 where it is none, None where it is not there yet."""
+    if data[: len(MAGIC)] != MAGIC[: len(data)]:
+        return -1
+    return data[len(MAGIC)] if len(data) > len(MAGIC) else None
+
+
+def packed(form: struct.Struct, *values: object) -> bytes:
+    """Numbers as bytes. Raises LocalProtocolError for one that does not fit."""
+    try:
+        return form.pack(*values)
+    except struct.error as error:
+        raise LocalProtocolError(f"a number does not fit the wire: {error}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """What a request of the extended version says beside operation and URI."""
+
+    offset: int | None = None
+    length: int | None = None
+    #: Milliseconds that are left when the request is sent.
+    deadline_ms: int | None = None
+    #: So many bytes follow: a put has it, and nothing else.
+    content_len: int | None = None
+    if_none_match: str | None = None
+    limit: int | None = None
+    cursor: bytes | None = None
+    if_match: str | None = None
+    #: A put makes the directories that are missing.
+    make_parents: bool = False
+
+
+NO_PARAMETERS = Parameters()
+_CONTENT_LEN, _CURSOR, _MAKE_PARENTS = 0x84, 0x87, 0x89
+_NUMBERS = {
+    0x81: ("offset", U64),
+    0x82: ("length", U64),
+    0x83: ("deadline_ms", U32),
+    _CONTENT_LEN: ("content_len", U64),
+    0x86: ("limit", U32),
+}
+_WORDS = {0x85: "if_none_match", _CURSOR: "cursor", 0x88: "if_match"}
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request. `id` is the client's name for it, which its response bears."""
+
+    id: int
+    operation: Operation
+    uri: str
+    flags: int = 0
+    parameters: Parameters = NO_PARAMETERS
+
+    @property
+    def is_ordered(self) -> bool:
+        """Whether it must not be answered before those that were sent earlier."""
+        return bool(self.flags & ORDERED)
+
+    @property
+    def has_priority(self) -> bool:
+        """Whether it goes before others that wait."""
+        return bool(self.flags & PRIORITY)
+
+
+def encode_request(
+    request_id: int, operation: Operation, uri: str, *, flags: int = 0, parameters: Parameters = NO_PARAMETERS
+) -> bytes:
+    """A request; the content of a put is the caller's to send.
+
+    Raises LocalProtocolError for what the wire cannot carry.
+    """
+    raw = encode_uri(uri)
+    if (parameters.content_len is None) == (operation is Operation.PUT):
+        raise LocalProtocolError("a put says how long its content is, and nothing else does")
+    # `_value_` is the plain attribute behind the property `value`, which costs as much as all the rest.
+    mode = operation._value_
+    if parameters is NO_PARAMETERS and not flags & HAS_PARAMETERS:
+        return packed(_REQUEST_HEAD, _REQUEST, request_id, flags, mode, len(raw)) + raw
+    head = packed(_REQUEST_HEAD, _REQUEST, request_id, flags | HAS_PARAMETERS, mode, len(raw))
+    tail = _encode_parameters(parameters)
+    if len(tail) > MAX_PARAMETERS:
+        raise LocalProtocolError(f"parameters have at most {MAX_PARAMETERS} bytes, these {len(tail)}")
+    return head + raw + _U16.pack(len(tail)) + tail
+
+
+def _encode_parameters(parameters: Parameters) -> bytes:
+    if parameters.content_len is not None and parameters.content_len > MAX_CONTENT:
+        raise LocalProtocolError(f"a content of {parameters.content_len} bytes is more than any file can have")
+    out = bytearray()
+    for kind, (name, form) in _NUMBERS.items():
+        number = getattr(parameters, name)
+        if number is not None:
+            out += entry(kind, packed(form, number))
+    for kind, name in _WORDS.items():
+        word = getattr(parameters, name)
+        if word is not None:
+            try:
+                out += entry(kind, word.encode("latin-1") if isinstance(word, str) else word)
+            except UnicodeEncodeError:
+                raise LocalProtocolError(f"{word!r} is no etag") from None
+    if parameters.make_parents:
+        out += entry(_MAKE_PARENTS, b"")
+    return bytes(out)
+
+
+def entry(kind: int, data: bytes) -> bytes:
+    """An entry of parameters or metadata. Raises LocalProtocolError for more than 65,535 bytes of data."""
+    return packed(_ENTRY_HEAD, kind, len(data)) + data
+
+
+def entries(data: bytes) -> Iterator[tuple[int, bytes] | None]:
+    """The entries of parameters or metadata; None stands for one that does not fit, and is the last."""
+    at, end = 0, len(data)
+    while at < end:
+        if at + _ENTRY_HEAD.size > end:
+            yield None
+            return
+        kind, length = _ENTRY_HEAD.unpack_from(data, at)
+        start = at + _ENTRY_HEAD.size
+        at = start + length
+        if at > end:
+            yield None
+            return
+        yield kind, data[start:at]
+
+
+class Refused(NamedTuple):
+    """A frame that is answered with `status`; `content_len` bytes behind it belong to it and are skipped."""
+
+    id: int
+    status: Status
+    content_len: int = 0
+
+
+class Fatal(NamedTuple):
+    """What cannot be understood: it is answered with `status`, and the connection is closed."""
+
+    status: Status
+
+
+class CloseFrame(NamedTuple):
+    """The other side sends no more requests, or reads none: 0 normal, 1 idle timeout, 2 error, 3 shutting down."""
+
+    reason: int
+
+
+class CloseAck(NamedTuple):
+    """The answer to a close: so many requests are not answered yet."""
+
+    outstanding: int
+
+
+def encode_close(reason: int) -> bytes:
+    """The notice that a connection ends."""
+    return bytes((CLOSE, reason))
+
+
+def encode_close_ack(outstanding: int) -> bytes:
+    """The answer to a close."""
+    return packed(CLOSE_ACK_FRAME, CLOSE_ACK, 0, outstanding)
+
+
+class RequestDecoder:
+    """Takes requests off a byte stream, as a server does: `feed` bytes, then call `next` until it gives None.
+
+    The content of a put, or of a request that is refused and has one, is taken with `take_content`.
+    """
+
+    def __init__(self, *, extended: bool) -> None:
+        self._extended = extended
+        self._kept = bytearray()
+        self._broken = False
+
+    def feed(self, data: bytes) -> None:
+        """Take in what has come."""
+        self._kept += data
+
+    def take_content(self, most: int) -> bytes:
+        """Up to `most` bytes of a content, of those that were fed."""
+        taken = bytes(self._kept[:most])
+        del self._kept[:most]
+        return taken
+
+    def next(self) -> Request | Refused | CloseFrame | Fatal | None:
+        """The next frame, or None where the bytes end inside one. Nothing follows what is fatal."""
+        if not self._kept or self._broken:
+            return None
+        found = self._frame()
+        self._broken = isinstance(found, Fatal)
+        return found
+
+    def _frame(self) -> Request | Refused | CloseFrame | Fatal | None:
+        kept = self._kept
+        if kept[0] == CLOSE:
+            if len(kept) < 2:
+                return None
+            return CloseFrame(self.take_content(2)[1])
+        if kept[0] != _REQUEST:
+            return Fatal(Status.PROTOCOL_ERROR)
+        if len(kept) < _REQUEST_HEAD.size:
+            return None
+        _, request_id, flags, mode, uri_len = _REQUEST_HEAD.unpack_from(kept)
+        uri_end = end = _REQUEST_HEAD.size + uri_len
+        if flags & HAS_PARAMETERS:
+            if not self._extended:
+                return Fatal(Status.PROTOCOL_ERROR)
+            if len(kept) < uri_end + _U16.size:
+                return None
+            (length,) = _U16.unpack_from(kept, uri_end)
+            if length > MAX_PARAMETERS:
+                return Fatal(Status.PROTOCOL_ERROR)
+            end += _U16.size + length
+        if len(kept) < end:
+            return None
+        frame = self.take_content(end)
+        raw, entries = frame[_REQUEST_HEAD.size : uri_end], frame[uri_end + _U16.size :]
+        return self._judge(request_id, flags, mode, raw, entries)
+
+    def _judge(self, request_id: int, flags: int, mode: int, raw: bytes, entries: bytes) -> Request | Refused | Fatal:
+        is_known = mode in (_OPERATIONS if self._extended else _MODES)
+        operation = Operation(mode) if is_known else None
+        parameters, is_sound = _decode_parameters(entries) if entries else (NO_PARAMETERS, True)
+        content_len = parameters.content_len
+        if operation is Operation.PUT and not is_sound and content_len is None:
+            # Where the content ends cannot be known, nor where the next frame begins.
+            return Fatal(Status.PROTOCOL_ERROR)
+        if operation is None:
+            return Refused(request_id, Status.INVALID_MODE, content_len or 0)
+        if len(raw) > MAX_URI:
+            return Refused(request_id, Status.URI_TOO_LONG, content_len or 0)
+        has_its_content = (operation is Operation.PUT) == (content_len is not None)
+        if is_sound and has_its_content and raw and 0 not in raw:
+            try:
+                return Request(request_id, operation, raw.decode(), flags, parameters)
+            except UnicodeDecodeError:
+                pass
+        return Refused(request_id, Status.INVALID_REQUEST, content_len or 0)
+
+
+def _decode_parameters(data: bytes) -> tuple[Parameters, bool]:
+    """The parameters, and whether all is well with them. Where the length of the content is in doubt, it is None."""
+    found: dict[str, int | str | bytes | bool] = {}
+    is_sound, content_in_doubt = True, False
+    for each in entries(data):
+        if each is None:
+            is_sound = False
+            break
+        kind, raw = each
+        value: int | str | bytes | bool
+        if kind in _NUMBERS:
+            name, form = _NUMBERS[kind]
+            value = form.unpack(raw)[0] if len(raw) == form.size else -1
+            is_good = value >= 0 and name not in found and (kind != _CONTENT_LEN or value <= MAX_CONTENT)
+            content_in_doubt |= kind == _CONTENT_LEN and not is_good
+        elif kind in _WORDS:
+            name = _WORDS[kind]
+            value = raw if kind == _CURSOR else raw.decode("latin-1")
+            is_good = name not in found
+        elif kind == _MAKE_PARENTS:
+            name, value = "make_parents", True
+            is_good = not raw and name not in found
+        else:
+            continue  # of a later version: whoever sends it can do without
+        found[name] = value
+        is_sound &= is_good
+    if content_in_doubt:
+        del found["content_len"]
+    return Parameters(**found), is_sound  # type: ignore[arg-type]  # each name has got a value of its own type

@@ -1,0 +1,253 @@
+"""The responses of version 2, sans-IO: what a server says of an object, and how a client takes it apart.
+
+A response is ``02 id(4) status(1) content_len(8) metadata_len(2) metadata`` and its content. In plain version 2 a
+descriptor comes with a byte ``58`` behind the response; in the extended version it rides on the response's first byte,
+and content_len is then the object's size.
+"""
+
+import struct
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from objmapper_client.errors import LocalProtocolError, RemoteProtocolError
+from objmapper_client.protocol import MAX_CONTENT, MAX_URI, encode_uri
+from objmapper_client.protocol_v2 import (
+    CLOSE,
+    CLOSE_ACK,
+    CLOSE_ACK_FRAME,
+    U32,
+    U64,
+    CloseAck,
+    CloseFrame,
+    Operation,
+    entries,
+    entry,
+    packed,
+)
+
+_RESPONSE, _MARKER = 0x02, 0x58
+_RESPONSE_HEAD = struct.Struct(">BIBQH")
+_HEAD_SIZE = _RESPONSE_HEAD.size
+_U8 = struct.Struct(">B")
+_U16 = struct.Struct(">H")
+_SIZE_AND_MTIME = struct.Struct(">QQ")
+_CURSOR = 0x87
+_NUMBERS = {0x01: ("size", U64), 0x02: ("mtime", U64), 0x05: ("backend", _U8), 0x06: ("latency", U32)}
+_WORDS = {0x03: ("etag", "latin-1"), 0x04: ("mime", "latin-1"), 0xFF: ("message", "utf-8")}
+#: Size, modification time and an etag of 16 digits, each behind its type and length: what this project's server says of
+#: an object. Taken apart at once.
+_USUAL = struct.Struct(">3sQ3sQ3s16s")
+_USUAL_SIZE = _USUAL.size
+_SIZE_HEAD, _MTIME_HEAD, _ETAG_HEAD = b"\x01\x00\x08", b"\x02\x00\x08", b"\x03\x00\x10"
+# Half of what calling a named tuple costs.
+_new = tuple.__new__
+
+
+class Metadata(NamedTuple):
+    """What a response says beside status and content; None where it does not."""
+
+    size: int | None = None
+    #: Seconds since 1970.
+    mtime: int | None = None
+    etag: str | None = None
+    mime: str | None = None
+    backend: int | None = None
+    #: Microseconds.
+    latency: int | None = None
+    #: Where a list goes on.
+    cursor: bytes | None = None
+    #: What went wrong, for people.
+    message: str | None = None
+
+
+NO_METADATA = Metadata()
+
+
+class ResponseHead(NamedTuple):
+    """A response without its content. The status is as it came."""
+
+    id: int
+    status: int
+    content_len: int
+    metadata: Metadata
+
+
+def encode_response(request_id: int, status: int, content_len: int = 0, metadata: Metadata = NO_METADATA) -> bytes:
+    """A response; its content is the caller's to send. Raises LocalProtocolError for what the wire cannot carry."""
+    out = bytearray()
+    for kind, (name, form) in _NUMBERS.items():
+        number = getattr(metadata, name)
+        if number is not None:
+            out += entry(kind, packed(form, number))
+    for kind, (name, encoding) in _WORDS.items():
+        word = getattr(metadata, name)
+        if word is not None:
+            try:
+                out += entry(kind, word.encode(encoding))
+            except UnicodeEncodeError:
+                raise LocalProtocolError(f"{word!r} is no {name} that the wire can carry") from None
+    if metadata.cursor is not None:
+        out += entry(_CURSOR, metadata.cursor)
+    return packed(_RESPONSE_HEAD, _RESPONSE, request_id, status, content_len, len(out)) + bytes(out)
+
+
+class ResponseDecoder:
+    """Takes responses off a byte stream, as a client does; the bytes of contents pass by it.
+
+    `feed` bytes, then call `next`. What follows a head of status OK is the caller's to take before the next call: where
+    a descriptor was asked for, with `take_marker`; else the content with `take_content`, and what the decoder has not
+    got of it from the socket, straight to where it belongs.
+    """
+
+    __slots__ = ("_at", "_extended", "_kept")
+
+    def __init__(self, *, extended: bool) -> None:
+        self._extended = extended
+        # What one `recv` brought is usually taken to its end: it is copied only where it is not.
+        self._kept: bytes | bytearray = b""
+        self._at = 0
+
+    def feed(self, data: bytes) -> None:
+        """Take in what has come."""
+        kept = self._kept
+        if self._at == len(kept):
+            self._kept = data
+        elif isinstance(kept, bytearray):
+            del kept[: self._at]
+            kept += data
+        else:
+            self._kept = bytearray(kept[self._at :]) + data
+        self._at = 0
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether all that was fed has been taken."""
+        return self._at == len(self._kept)
+
+    def next(self, asked: Callable[[int], Operation | None]) -> ResponseHead | CloseFrame | CloseAck | None:
+        """The next head or close, or None where the bytes end inside one.
+
+        `asked` tells what the request of an id wanted, None where there is none: `dict.get` will do. Raises
+        RemoteProtocolError.
+        """
+        kept, at = self._kept, self._at
+        start = at + _HEAD_SIZE
+        if len(kept) < start or kept[at] != _RESPONSE:
+            return self._short(kept, at)
+        _, request_id, status, content_len, metadata_len = _RESPONSE_HEAD.unpack_from(kept, at)
+        if content_len > MAX_CONTENT:
+            raise RemoteProtocolError(f"the server promised {content_len} bytes, more than any file can have")
+        end = start + metadata_len
+        if len(kept) < end:
+            return None
+        operation = asked(request_id)
+        if operation is None:
+            raise RemoteProtocolError(f"the server sent a response to request {request_id}, which is not under way")
+        if content_len and (status or (not self._extended and operation is Operation.FDPASS)):
+            raise RemoteProtocolError(f"the server promised {content_len} bytes where none can follow")
+        metadata = NO_METADATA
+        if metadata_len == _USUAL_SIZE:
+            size_head, size, mtime_head, mtime, etag_head, etag = _USUAL.unpack_from(kept, start)
+            if size_head == _SIZE_HEAD and mtime_head == _MTIME_HEAD and etag_head == _ETAG_HEAD:
+                metadata = _new(Metadata, (size, mtime, etag.decode("latin-1"), None, None, None, None, None))
+            else:
+                metadata = _decode_metadata(bytes(kept[start:end]))
+        elif metadata_len:
+            metadata = _decode_metadata(bytes(kept[start:end]))
+        self._at = end
+        return _new(ResponseHead, (request_id, status, content_len, metadata))
+
+    def _short(self, kept: bytes | bytearray, at: int) -> CloseFrame | CloseAck | None:
+        """A close, or the beginning of a frame."""
+        left = len(kept) - at
+        if not left or kept[at] == _RESPONSE:
+            return None
+        if kept[at] == CLOSE:
+            if left < 2:
+                return None
+            self._at = at + 2
+            return CloseFrame(kept[at + 1])
+        if kept[at] == CLOSE_ACK:
+            if left < CLOSE_ACK_FRAME.size:
+                return None
+            self._at = at + CLOSE_ACK_FRAME.size
+            return CloseAck(CLOSE_ACK_FRAME.unpack_from(kept, at)[2])
+        raise RemoteProtocolError(f"the server sent a frame of the unknown type {kept[at]:02x}")
+
+    def take_marker(self) -> bool | None:
+        """Takes the byte off that carries a descriptor, behind a successful response to a request for one.
+
+        True where it was there, None where it is still to come, False in the extended version, which has none. Raises
+        RemoteProtocolError.
+        """
+        if self._extended:
+            return False
+        if self._at == len(self._kept):
+            return None
+        if self._kept[self._at] != _MARKER:
+            raise RemoteProtocolError(f"the server sent {self._kept[self._at]:02x} where a descriptor's byte belongs")
+        self._at += 1
+        return True
+
+    def take_content(self, most: int) -> bytes:
+        """Up to `most` bytes of the content, of those that were fed."""
+        taken = bytes(self._kept[self._at : self._at + most])
+        self._at += len(taken)
+        return taken
+
+
+def _decode_metadata(data: bytes) -> Metadata:
+    """Of two entries of a kind the later counts, and unknown ones do not: they are of a later version."""
+    found: dict[str, int | str | bytes] = {}
+    for each in entries(data):
+        if each is None:
+            raise RemoteProtocolError("the server sent metadata that do not fit their length")
+        kind, raw = each
+        if kind in _NUMBERS:
+            name, form = _NUMBERS[kind]
+            if len(raw) != form.size:
+                raise RemoteProtocolError(f"the server sent a {name} of {len(raw)} bytes: it has {form.size}")
+            found[name] = form.unpack(raw)[0]
+        elif kind in _WORDS:
+            name, encoding = _WORDS[kind]
+            found[name] = raw.decode(encoding, errors="replace")
+        elif kind == _CURSOR:
+            found["cursor"] = raw
+    return Metadata(**found)  # type: ignore[arg-type]  # each name has got a value of its own type
+
+
+class Entry(NamedTuple):
+    """An object in a list: its size in bytes, its modification time in seconds since 1970."""
+
+    uri: str
+    size: int
+    mtime: int
+
+
+def encode_entry(found: Entry) -> bytes:
+    """An entry of a list's content. Raises LocalProtocolError for what the wire cannot carry."""
+    raw = encode_uri(found.uri)
+    return packed(_U16, len(raw)) + raw + packed(_SIZE_AND_MTIME, found.size, found.mtime)
+
+
+def decode_entries(content: bytes) -> Iterator[Entry]:
+    """The entries of a list's whole content. Raises RemoteProtocolError at the one that is wrong."""
+    at, end = 0, len(content)
+    while at < end:
+        if at + _U16.size > end:
+            raise RemoteProtocolError("the server sent a list that ends inside an entry")
+        (length,) = _U16.unpack_from(content, at)
+        start = at + _U16.size
+        uri_end = start + length
+        at = uri_end + _SIZE_AND_MTIME.size
+        if at > end:
+            raise RemoteProtocolError("the server sent a list that ends inside an entry")
+        raw = content[start:uri_end]
+        if not 0 < length <= MAX_URI or 0 in raw:
+            raise RemoteProtocolError(f"the server listed what no object can be called: {raw[:80]!r}")
+        try:
+            uri = raw.decode()
+        except UnicodeDecodeError:
+            raise RemoteProtocolError(f"the server listed a URI that is not UTF-8: {raw[:80]!r}") from None
+        size, mtime = _SIZE_AND_MTIME.unpack_from(content, uri_end)
+        yield Entry(uri, size, mtime)
