@@ -2,8 +2,8 @@
 
     python benchmarks/overload.py [--factor 10] [--clients 64] [--seconds 5]
 
-First the peak, with a closed loop; then an open loop, in which requests are due at FACTOR times the peak whatever the
-server does. Clients and server share a machine, so a request must cost the server much and the client little, or the
+First the peak: a closed loop in which every client keeps 16 requests under way; then an open loop, in which requests are
+due at FACTOR times the peak whatever the server does. Clients and server share a machine, so a request must cost the server much and the client little, or the
 generator is what is overloaded: the object lies hundreds of directories deep, which takes the kernel a while to walk.
 """
 
@@ -29,14 +29,16 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5)
     parser.add_argument("--depth", type=int, default=400)
     parser.add_argument("--queue", type=int, default=16)
+    parser.add_argument("--ahead", type=int, default=1000, help="requests that a client sends ahead of their answers")
+    parser.add_argument("--model", action="append", choices=MODELS)
     options = parser.parse_args()
     uri = "/d" * options.depth + "/object"
     print(
         f"1 KiB copies over TCP, {options.depth} directories deep, {options.clients} clients, queue of {options.queue}"
     )
-    columns = ("peak/s", "goodput/s", "of peak", "queue p99 ms", "refusals/s", "refusal p50 ms")
+    columns = ("peak/s", "offered/s", "goodput/s", "of peak", "queue p99 ms", "refusals/s", "refusal p50 ms")
     print(f"{'model':<15}" + "".join(f"{name:>15}" for name in columns))
-    for model in MODELS:
+    for model in options.model or MODELS:
         with TemporaryDirectory() as scratch:
             root = Path(scratch, "root")
             root.mkdir()
@@ -45,15 +47,20 @@ def main() -> None:
             flags = ["--concurrency-model", model, "--max-queue-depth", str(options.queue), "--admin", admin]
             with started(root, Path(scratch, "o.sock"), *flags) as server:
                 plan = {"address": server.addresses["tcp"], "dialect": "copy", "uris": (uri,)}
-                peak = run_load(LoadPlan(**plan, clients=8, duration=options.seconds))  # type: ignore[arg-type]
+                peak = run_load(
+                    LoadPlan(**plan, clients=8, pipeline=16, duration=options.seconds)  # type: ignore[arg-type]
+                )
                 rate = options.factor * peak.requests_per_sec
                 over = run_load(
-                    LoadPlan(**plan, clients=options.clients, duration=options.seconds, rate=rate)  # type: ignore[arg-type]
+                    LoadPlan(  # type: ignore[arg-type]
+                        **plan, clients=options.clients, pipeline=options.ahead, duration=options.seconds, rate=rate
+                    )
                 )
                 stats: dict[str, Any] = json.load(urllib.request.urlopen(f"http://{admin}/stats"))
         wait = stats["transports"]["tcp"]["p99_queue_wait_us"] / 1000
         figures = (
             f"{peak.requests_per_sec:,.0f}",
+            f"{(over.requests + over.refused) / over.elapsed:,.0f}",
             f"{over.requests_per_sec:,.0f}",
             f"{over.requests_per_sec / peak.requests_per_sec:.0%}",
             f"{wait:.2f}",

@@ -206,7 +206,9 @@ def encode_request(
         raise LocalProtocolError("a put says how long its content is, and nothing else does")
     # `_value_` is the plain attribute behind the property `value`, which costs as much as all the rest.
     mode = operation._value_
-    if parameters is NO_PARAMETERS and not flags & HAS_PARAMETERS:
+    # Identity first: comparing nine fields is not free, and most requests have none.
+    has_any = parameters is not NO_PARAMETERS and parameters != NO_PARAMETERS
+    if not has_any and not flags & HAS_PARAMETERS:
         return packed(_REQUEST_HEAD, _REQUEST, request_id, flags, mode, len(raw)) + raw
     head = packed(_REQUEST_HEAD, _REQUEST, request_id, flags | HAS_PARAMETERS, mode, len(raw))
     tail = _encode_parameters(parameters)

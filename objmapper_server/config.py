@@ -51,6 +51,7 @@ class Given(TypedDict, total=False):
     storage_pool_size: int
     cache_size: int | str
     follow_symlinks: bool
+    writable: bool
     idle_timeout: float
     header_timeout: float
     request_timeout: float
@@ -107,13 +108,14 @@ class Config(BaseSettings):
     max_threads: Annotated[int, _count(1, 100_000)] = 1000
     max_connections: Count = 10_000
     optimize_for: Literal["latency", "throughput"] = Field("throughput", description="latency or throughput")
-    async_storage: bool = Field(False, description="true or false")
+    async_storage: bool = Field(True, description="true or false")
     storage_pool_size: Annotated[int, _count(1, 10_000)] = 4
     cache_size: Annotated[
         ByteSize,
         Field(ge=0, le=1 << 62, description="bytes: a number, or with a unit as in 512MB or 1GiB; 0 for none"),
     ] = ByteSize(1 << 30)
     follow_symlinks: bool = Field(False, description="true or false")
+    writable: bool = Field(False, description="true or false")
     idle_timeout: Seconds = 60.0
     header_timeout: Seconds = 10.0
     request_timeout: Seconds = 30.0

@@ -22,7 +22,7 @@ class LoadPlan:
     uris: tuple[str, ...]
     clients: int = 1
     threads: int = 1
-    pipeline: int = 1  #: requests that each client keeps under way
+    pipeline: int = 1  #: requests that each client keeps under way; with a rate: at most
     duration: float = 10.0  #: seconds
     requests: int = 0  #: end after so many; 0: only after the duration
     rate: float | None = None  #: requests a second of all clients together
@@ -44,7 +44,7 @@ class LoadResult:
     p99_us: float
     p999_us: float
     max_us: float
-    refusal_p50_us: float
+    refusal_p50_us: float  #: from when the request was sent
     curve: tuple[tuple[float, float], ...]  #: (quantile, microseconds)
 
 

@@ -162,6 +162,7 @@ class _Settings:
     storage_pool_size: int
     cache_size: int
     follow_symlinks: bool
+    writable: bool
     idle_timeout: float
     header_timeout: float
     request_timeout: float
@@ -185,6 +186,7 @@ class _Settings:
             storage_pool_size=config.storage_pool_size,
             cache_size=config.cache_size,
             follow_symlinks=config.follow_symlinks,
+            writable=config.writable,
             idle_timeout=config.idle_timeout,
             header_timeout=config.header_timeout,
             request_timeout=config.request_timeout,

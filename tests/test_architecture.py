@@ -198,12 +198,24 @@ def test_a_class_is_named_after_its_job(path: Path) -> None:
 
 
 #: Names and constants that say nothing of how their module works: whoever labels or compares may use them.
-PLAIN_VALUES = ("crate::concurrency::{Model, TICK}", "crate::cache::Version")
+PLAIN_VALUES = (
+    "crate::concurrency::{Model, TICK}",
+    "crate::cache::Version",
+    "crate::cache::{Etag, Version}",
+    "crate::cache::mix",
+)
 #: What a file of the engine may use, from the outside in.
-LAYERS = {
+LAYERS: dict[str, set[str]] = {
     "protocol": {"errors"},
     "errors": {"protocol"},
     "mapping": {"errors"},
+    "target": {"errors", "mapping"},
+    "incoming": {"errors", "mapping", "staging", "target"},
+    "staging": {"errors", "incoming", "mapping", "target"},
+    "cursor": {"errors"},
+    "directory_run": set(),
+    "walk": {"directory_run", "errors", "mapping", "protocol"},
+    "listing": {"cursor", "directory_run", "errors", "mapping", "walk"},
     "transport": {"errors"},
     "session": {"errors", "mapping", "protocol", "service", "statistics", "transport"},
 }

@@ -43,7 +43,7 @@ def serve(
     ] = None,
     async_storage: Annotated[
         bool | None,
-        typer.Option("--async-storage/--no-async-storage", help="Wait for the disk in threads of their own."),
+        typer.Option("--async-storage/--no-async-storage", help="Wait for the disk in threads of their own. [default: on]"),
     ] = None,
     storage_pool_size: Annotated[
         str | None, typer.Option(metavar="N", help="How many of those there are. [default: 4]")
@@ -54,6 +54,9 @@ def serve(
     follow_symlinks: Annotated[
         bool | None,
         typer.Option("--follow-symlinks/--no-follow-symlinks", help="Follow links that stay inside ROOT."),
+    ] = None,
+    writable: Annotated[
+        bool | None, typer.Option("--writable/--no-writable", help="Let clients put and delete objects.")
     ] = None,
     idle_timeout: Annotated[
         str | None, typer.Option(metavar="SECONDS", help="Close a connection that is silent so long. [default: 60]")

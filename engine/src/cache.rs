@@ -149,3 +149,7 @@ impl Cache {
         self.store.as_ref().map_or(0, Store::weight)
     }
 }
+
+#[cfg(test)]
+#[path = "cache_tests.rs"]
+mod tests;

@@ -140,7 +140,7 @@ impl Engine {
         let settings = &self.service.settings;
         let mut listeners = Vec::new();
         if let Some(path) = &settings.unix {
-            listeners.push(Listener::unix(path, settings.unix_mode, &mut lock(&self.notices))?);
+            listeners.push(Listener::unix(path, settings, &mut lock(&self.notices))?);
         }
         if let Some(address) = settings.tcp {
             listeners.push(Listener::tcp(address)?);
@@ -294,7 +294,7 @@ impl Clock {
                 stopped = self.stop.wait_timeout(stopped, left).unwrap_or_else(PoisonError::into_inner).0;
             }
             service.statistics.tick();
-            service.sweep_estranged();
+            service.sweep_unread();
         }
     }
 }

@@ -56,11 +56,15 @@ pub enum Error {
     Storage(Errno),
     /// The codec refused the frame.
     Refused(Status),
-    /// The request did not arrive, or could not be answered, in time.
+    /// The request did not arrive in time.
     TooSlow,
+    /// The time that the request gave has passed.
+    DeadlinePassed,
 }
 
 impl Error {
+    pub const QUEUE_FULL: Error = Error::Busy("the server's queue is full, try again");
+
     /// What an operating system's error means for the one who asked for an object.
     pub fn from_open(errno: Errno) -> Self {
         match errno {
@@ -107,7 +111,7 @@ impl Error {
             Error::OutOfMemory => Status::OutOfMemory,
             Error::Storage(_) | Error::StagingGone => Status::StorageError,
             Error::Refused(status) => status,
-            Error::TooSlow => Status::Timeout,
+            Error::TooSlow | Error::DeadlinePassed => Status::Timeout,
         }
     }
 }
@@ -179,8 +183,12 @@ impl fmt::Display for Error {
             }
             Error::Refused(Status::UriTooLong) => "the URI is longer than 4096 bytes",
             Error::Refused(Status::ProtocolError) => "not a request of this protocol",
+            Error::Refused(Status::CapabilityError) => "more requests ahead than were agreed on",
+            Error::Refused(Status::VersionMismatch) => "this server speaks versions 1 and 2",
+            Error::Refused(Status::InvalidMode) => "no mode or operation that is in force here",
             Error::Refused(_) => "refused",
             Error::TooSlow => "the request took too long to arrive",
+            Error::DeadlinePassed => "the request's deadline has passed",
         };
         out.write_str(text)
     }

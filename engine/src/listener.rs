@@ -16,6 +16,7 @@ use crate::errors::{Error, StartError};
 use crate::protocol;
 use crate::service::Service;
 use crate::session::Session;
+use crate::settings::Settings;
 use crate::transport::{self, Bell, Patience, Transport};
 
 /// Connections that the kernel keeps until they are accepted; it cuts this to net.core.somaxconn.
@@ -51,7 +52,8 @@ pub struct Listener {
 }
 
 impl Listener {
-    pub fn unix(path: &Path, mode: u32, notices: &mut Vec<String>) -> Result<Self, StartError> {
+    pub fn unix(path: &Path, settings: &Settings, notices: &mut Vec<String>) -> Result<Self, StartError> {
+        let mode = settings.unix_mode;
         let shown = path.display().to_string();
         let fail = |what: &str| {
             let (what, shown) = (what.to_owned(), shown.clone());
@@ -73,7 +75,9 @@ impl Listener {
         fs::chmodat(CWD, path, Permissions::from_raw_mode(mode), fs::AtFlags::empty())
             .map_err(fail("cannot set permissions"))?;
         let claim = claim.bound()?;
-        transport::refuse_descriptors(&socket).map_err(fail("cannot refuse descriptors"))?;
+        if !settings.writable {
+            transport::refuse_descriptors(&socket).map_err(fail("cannot refuse descriptors"))?;
+        }
         net::listen(&socket, BACKLOG).map_err(fail("cannot listen"))?;
         Self::new(Transport::Unix, format!("unix:{shown}"), socket, Some(claim))
     }
@@ -124,13 +128,9 @@ impl Listener {
     }
 
     /// Takes one connection, without waiting.
-    pub fn accept(&self, service: &Arc<Service>, patience: Patience) -> Accepted {
-        let mut flags = SocketFlags::CLOEXEC;
-        if patience == Patience::Never {
-            flags |= SocketFlags::NONBLOCK;
-        }
+    pub fn accept(&self, service: &Arc<Service>) -> Accepted {
         let gauges = service.statistics.gauges(self.transport);
-        let socket = match net::accept_with(&self.socket, flags) {
+        let socket = match net::accept_with(&self.socket, SocketFlags::CLOEXEC) {
             Ok(socket) => socket,
             Err(Errno::AGAIN) => return Accepted::Nothing,
             Err(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => {

@@ -260,6 +260,15 @@ fn an_object_that_was_put_before_a_listing_began_is_in_it() {
     assert!(listing.page(&mapping, "/", earlier.cursor.as_deref(), 10).is_ok());
 }
 
+/// Tells the other thread when this one is through, or has failed.
+struct Ends<'a>(&'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, SeqCst);
+    }
+}
+
 #[test]
 fn each_object_that_is_there_all_the_time_is_listed_once_while_others_come_and_go() {
     let objects: Vec<_> = (0..600).map(|at| format!("{}/{}/{at}", at % 3, at % 7)).collect();
@@ -279,6 +288,7 @@ fn each_object_that_is_there_all_the_time_is_listed_once_while_others_come_and_g
                 std::fs::remove_dir_all(&directory).expect("removed");
             }
         });
+        let _ends = Ends(done);
         for round in 0..30 {
             let listing = Listing::with_runs_of(1 + round * 20);
             let mut listed = all(&listing, &mapping(&root), "/", 7 + round as u32).expect("a listing");
@@ -286,7 +296,6 @@ fn each_object_that_is_there_all_the_time_is_listed_once_while_others_come_and_g
             listed.retain(|uri| !uri.contains("passing"));
             assert!(listed.iter().eq(&stable));
         }
-        done.store(true, SeqCst);
     });
 }
 

@@ -26,6 +26,7 @@ use std::time::{Duration, Instant};
 use crate::protocol::{DecodedReply, Mode, ReplyDecoder, encode_request};
 use crate::statistics::{Percentiles, percentiles};
 
+const MOST_AHEAD: usize = 1000;
 const STACK: usize = 512 << 10;
 const ROOM: usize = 256 << 10;
 const MOST_DESCRIPTORS: usize = 64;
@@ -231,7 +232,8 @@ fn frame(dialect: Dialect, uri: &str) -> Vec<u8> {
 struct Client {
     socket: Option<OwnedFd>,
     /// When each unanswered request was sent, or was due.
-    under_way: VecDeque<Instant>,
+    /// When each was due, and when it was sent.
+    under_way: VecDeque<(Instant, Instant)>,
     decoder: ReplyDecoder,
     kept: Vec<u8>,
     /// Bytes of an HTTP or Redis body still to come.
@@ -394,9 +396,11 @@ impl<'a> Worker<'a> {
     fn send_due(&mut self, now: Instant, poller: &OwnedFd) -> io::Result<Duration> {
         let Some(interval) = self.interval else { return Ok(Duration::from_millis(50)) };
         let mut nearest = Duration::from_millis(50);
+        // One is what nobody asked for: with a rate it would make the loop a closed one.
+        let ahead = if self.shared.plan.pipeline > 1 { self.shared.plan.pipeline } else { MOST_AHEAD };
         for index in 0..self.clients.len() {
             let mut sent = false;
-            while self.clients[index].due <= now && self.clients[index].under_way.len() < 1000 {
+            while self.clients[index].due <= now && self.clients[index].under_way.len() < ahead {
                 let due = self.clients[index].due;
                 self.clients[index].due += interval;
                 if self.clients[index].socket.is_some() {
@@ -425,7 +429,7 @@ impl<'a> Worker<'a> {
         let client = &mut self.clients[index];
         client.unsent.extend_from_slice(&self.shared.frames[client.next_uri]);
         client.next_uri = (client.next_uri + 1) % self.shared.frames.len();
-        client.under_way.push_back(at);
+        client.under_way.push_back((at, Instant::now()));
     }
 
     fn flush(&mut self, index: usize, poller: &OwnedFd) -> io::Result<()> {
@@ -518,7 +522,9 @@ impl<'a> Worker<'a> {
     }
 
     fn count(&mut self, index: usize, now: Instant, refused: bool, failed: bool) {
-        let Some(since) = self.clients[index].under_way.pop_front() else { return };
+        let Some((due, sent)) = self.clients[index].under_way.pop_front() else { return };
+        // A refusal tells how quick the server is to say no; that the generator itself came too late is not its doing.
+        let since = if refused { sent } else { due };
         let nanoseconds = u64::try_from(now.saturating_duration_since(since).as_nanos()).unwrap_or(u64::MAX);
         let nanoseconds = nanoseconds.min((1 << HISTOGRAM.1) - 1);
         // Fails only for a value out of range, which was cut off.

@@ -3,7 +3,7 @@
 
 use super::*;
 use std::fs::File;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
 use tempfile::TempDir;
 
@@ -289,4 +289,111 @@ fn a_version_is_the_same_until_the_file_is_another() {
     assert_ne!(mapping.version(path), longer, "replaced by a file of the same size");
     std::fs::remove_file(tree.root().join("object")).expect("removed");
     assert_eq!(mapping.version(path), None);
+}
+
+#[test]
+fn stat_tells_what_open_would_give_under_the_same_fences() {
+    let tree = Tree::new();
+    let (mapping, opened) = (tree.mapping(), tree.open("/sub/object").expect("open"));
+    let found = mapping.stat(c"sub/object").expect("there");
+    assert_eq!(found, opened.found());
+    assert_eq!((found.size, found.version), (6, opened.version));
+    let metadata = std::fs::metadata(tree.root().join("sub/object")).expect("there");
+    assert_eq!(found.mtime, metadata.mtime() as u64);
+    assert_eq!(found.etag(), opened.version.etag());
+
+    tree.link("inside", "object");
+    tree.link("outside", "../secret");
+    fs::mknodat(CWD, tree.root().join("fifo"), FileType::Fifo, Permissions::RUSR, 0).expect("a FIFO");
+    for (path, error) in [
+        (c"missing", Error::NotFound),
+        (c"object/below", Error::NotFound),
+        (c"sub", Error::NotRegular),
+        (c"fifo", Error::NotRegular),
+        (c"inside", Error::Symlink),
+        (c"outside", Error::Symlink),
+    ] {
+        assert_eq!(mapping.stat(path), Err(error), "{path:?}");
+    }
+    let following = Mapping::new(&tree.root(), true).expect("a mapping");
+    assert_eq!(following.stat(c"inside").map(|found| found.size), Ok(5));
+    assert_eq!(following.stat(c"outside"), Err(Error::Outside));
+}
+
+#[test]
+fn what_the_kernel_has_in_its_cache_is_opened_without_waiting() {
+    let tree = Tree::new();
+    let mapping = tree.mapping();
+    let opened = mapping.open_cached(c"sub/object").expect("there");
+    if !mapping.resolves_cached.load(Relaxed) {
+        eprintln!("skipped: this kernel knows no RESOLVE_CACHED");
+        return;
+    }
+    // It was written just now, so it is in the cache.
+    assert_eq!(opened.expect("cached").found(), mapping.stat(c"sub/object").expect("there"));
+    assert_eq!(mapping.open_cached(c"sub").map(|_| ()), Err(Error::NotRegular));
+    // Of a name that nobody has asked for, the kernel would have to look at the disk to know.
+    assert!(matches!(mapping.open_cached(c"never-asked-for"), Ok(None)));
+    tree.link("outside", "../secret");
+    assert!(matches!(mapping.open_cached(c"outside"), Err(Error::Symlink) | Ok(None)));
+    let following = Mapping::new(&tree.root(), true).expect("a mapping");
+    assert!(matches!(following.open_cached(c"outside"), Ok(None)), "for open to decide");
+}
+
+#[test]
+fn where_cached_lookups_are_not_to_be_had_all_are_for_open() {
+    let tree = Tree::new();
+    let old_kernel = tree.mapping();
+    old_kernel.resolves_cached.store(false, Relaxed);
+    let remote = Mapping { is_remote: true, ..tree.mapping() };
+    for mapping in [old_kernel, remote] {
+        assert!(matches!(mapping.open_cached(c"object"), Ok(None)));
+        assert!(mapping.open(c"object").is_ok());
+    }
+}
+
+#[test]
+fn another_file_system_below_the_root_is_never_taken_for_cached() {
+    // /proc is a mount in /; nothing of it needs a disk, and still it is not for open_cached to say.
+    let mapping = Mapping::new(Path::new("/"), false).expect("a mapping");
+    assert!(mapping.open(c"proc/version").is_ok());
+    assert!(matches!(mapping.open_cached(c"proc/version"), Ok(None)));
+}
+
+#[test]
+fn network_and_user_space_file_systems_are_remote() {
+    for (number, name) in [(0x6573_5546, "FUSE"), (0x6969, "NFS"), (0xfe53_4d42, "SMB2"), (0x0102_1997, "9p")]
+    {
+        assert!(is_remote(number), "{name}");
+    }
+    for (number, name) in
+        [(0xef53, "ext4"), (0x5846_5342, "XFS"), (0x0102_1994, "tmpfs"), (0x794c_7630, "overlayfs")]
+    {
+        assert!(!is_remote(number), "{name}");
+    }
+    assert!(!Mapping::new(Path::new("/proc"), false).expect("a mapping").is_remote());
+}
+
+#[test]
+fn what_is_in_memory_is_read_and_what_is_not_is_left_to_others() {
+    let tree = Tree::new();
+    let content = vec![7; 1 << 20];
+    std::fs::write(tree.root().join("large"), &content).expect("a file");
+    let file = tree.open("/large").expect("open").file;
+    let mut buffer = vec![0; 4096];
+    assert_eq!(read_cached(&file, &mut buffer, 8192), Ok(Some(4096)), "it was written just now");
+    assert_eq!(buffer, vec![7; 4096]);
+    assert_eq!(read_cached(&file, &mut buffer, 1 << 20), Ok(Some(0)), "the end");
+    assert_eq!(read_cached(&file, &mut buffer, (1 << 20) - 5), Ok(Some(5)));
+
+    // Sent to the disk and out of memory again; file systems in memory keep it.
+    fs::fsync(&file).expect("written");
+    fs::fadvise(&file, 0, None, fs::Advice::DontNeed).expect("forgotten");
+    if read_cached(&file, &mut buffer, 0) == Ok(None) {
+        assert_eq!(rustix::io::pread(&file, &mut buffer, 0), Ok(4096));
+        assert_eq!(read_cached(&file, &mut buffer, 0), Ok(Some(4096)), "now it is");
+    }
+    let directory =
+        fs::open(tree.root(), OFlags::RDONLY | OFlags::DIRECTORY, Permissions::empty()).expect("there");
+    assert_eq!(read_cached(&directory, &mut buffer, 0), Err(Error::Storage(Errno::ISDIR)));
 }

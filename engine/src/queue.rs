@@ -14,7 +14,8 @@ const PATIENCE: Duration = Duration::from_millis(10);
 /// Controlled delay: tells a queue that is busy from one that only grows old, by the least wait of an interval.
 ///
 /// Refusing empties a queue of sessions in bursts, which makes the least wait of the next interval short although the load
-/// is the same; so an interval in which nine of ten waits were too long counts as overloaded too. After Nichols and Jacobson, "Controlling Queue Delay", 2012, in the form for request servers: Maurer, "Fail at Scale",
+/// is the same. So an interval in which nine of ten waits were too long counts as overloaded too, and what is overloaded
+/// stays so until an interval has passed in which nothing waited too long. After Nichols and Jacobson, "Controlling Queue Delay", 2012, in the form for request servers: Maurer, "Fail at Scale",
 /// 2015 (least wait over 100 ms against 5 ms).
 #[derive(Debug)]
 pub struct ControlledDelay {
@@ -53,8 +54,11 @@ impl ControlledDelay {
             // An interval that ended long ago says nothing of today.
             let recent = now - ends < INTERVAL.as_nanos() as u64;
             let standing = least > TARGET.as_nanos() as u64 || late * 10 > waits * 9;
-            self.overloaded.store(recent && standing, Ordering::Release);
-            return false;
+            let persists = self.overloaded.load(Ordering::Acquire) && late > 0;
+            let is_overloaded = recent && (standing || persists);
+            self.overloaded.store(is_overloaded, Ordering::Release);
+            self.late.fetch_add(u64::from(wait > PATIENCE), Ordering::AcqRel);
+            return is_overloaded && wait > PATIENCE;
         }
         self.least.fetch_min(wait_ns, Ordering::AcqRel);
         self.waits.fetch_add(1, Ordering::AcqRel);
@@ -115,6 +119,15 @@ impl<T> Queue<T> {
         if wake {
             self.filled.notify_one();
         }
+    }
+
+    /// Puts one in front of all others, whatever the bound.
+    pub fn push_front(&self, item: T) {
+        let mut state = self.state();
+        state.items.push_front(item);
+        self.depth.store(state.items.len(), Ordering::Relaxed);
+        drop(state);
+        self.filled.notify_one();
     }
 
     /// The oldest, without waiting.

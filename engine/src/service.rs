@@ -1,18 +1,20 @@
 //! What all sessions share: settings, the mapping, statistics, and the limits that hold over all connections.
 
-use rustix::fd::OwnedFd;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::cache::Cache;
 use crate::errors::StartError;
 use crate::in_flight::InFlight;
+use crate::listing::Listing;
 use crate::mapping::Mapping;
+use crate::session::Connection;
 use crate::settings::Settings;
+use crate::staging::Staging;
 use crate::statistics::Statistics;
 use crate::storage_pool::StoragePool;
-use crate::transport;
+use crate::transport::Transport;
 
 /// Descriptors that connections never get: for the files that requests open, the listeners, the interpreter.
 pub const RESERVED_DESCRIPTORS: u64 = 32;
@@ -22,7 +24,10 @@ pub struct Service {
     pub settings: Settings,
     pub mapping: Mapping,
     pub cache: Cache,
-    /// None where storage is read by whoever serves.
+    pub listing: Listing,
+    /// None where the server takes no writes.
+    pub staging: Option<Staging>,
+    /// None where storage is read by whoever serves, and nothing is written.
     pub storage_pool: Option<StoragePool>,
     pub statistics: Statistics,
     pub in_flight: InFlight,
@@ -34,24 +39,20 @@ pub struct Service {
     /// Threads that spin at this moment instead of sleeping, and how many may.
     pub spinners: AtomicUsize,
     pub max_spinners: usize,
-    estranged: Mutex<Vec<Estranged>>,
+    /// Connections whose session is over, but whose client has not received its descriptors: they count against the user until
+    /// it reads them or closes, so the socket stays open to tell when.
+    unread: Mutex<Vec<Arc<Connection>>>,
     notices: Vec<String>,
-}
-
-/// A socket whose session is over, but whose client has not received its descriptors: they count against the user until
-/// it reads them or closes, so the socket stays open to tell when.
-#[derive(Debug)]
-struct Estranged {
-    socket: OwnedFd,
-    unread: u32,
 }
 
 impl Service {
     pub fn new(settings: Settings) -> Result<Self, StartError> {
         let mapping = Mapping::new(&settings.root, settings.follow_symlinks)?;
+        let staging = if settings.writable { Some(Staging::new(&mapping)?) } else { None };
+        let needs_pool = settings.async_storage || settings.writable;
         let storage_pool =
-            if settings.async_storage { Some(StoragePool::start(settings.storage_pool_size)?) } else { None };
-        let mut notices = Vec::new();
+            if needs_pool { Some(StoragePool::start(settings.storage_pool_size)?) } else { None };
+        let mut notices = staging.as_ref().map_or(Vec::new(), |staging| staging.notices().to_vec());
         let limit = raise_descriptor_limit(&mut notices);
         // A quarter of the limit may be in flight; as many can be open, waiting to be sent.
         let in_flight = limit / 4;
@@ -67,6 +68,8 @@ impl Service {
         Ok(Service {
             mapping,
             cache: Cache::new(settings.cache_size),
+            listing: Listing::default(),
+            staging,
             storage_pool,
             statistics: Statistics::new(),
             in_flight: InFlight::new(u32::try_from(in_flight).unwrap_or(u32::MAX)),
@@ -76,7 +79,7 @@ impl Service {
             spinners: AtomicUsize::new(0),
             // One core must stay free to do what is being spun for.
             max_spinners: crate::settings::cores().saturating_sub(1).max(1),
-            estranged: Mutex::new(Vec::new()),
+            unread: Mutex::new(Vec::new()),
             notices,
             settings,
         })
@@ -100,34 +103,29 @@ impl Service {
         self.connections.fetch_sub(1, Relaxed);
     }
 
-    /// Settles the account of a session that is over. Takes the socket where descriptors are still under way in it.
-    pub fn settle(&self, socket: OwnedFd, unread: u32) {
-        if unread == 0 {
-            return;
-        }
-        match transport::unread_by_peer(&socket) {
-            Ok(queued) if queued > 0 => {
-                // The client sees the end of the stream; what is queued in front of it stays readable.
-                let _ = rustix::net::shutdown(&socket, rustix::net::Shutdown::Both);
-                self.estranged().push(Estranged { socket, unread });
-            }
-            _ => self.in_flight.release(unread),
-        }
+    /// Whether clients may pass descriptors, to be put.
+    pub fn takes_descriptors(&self, transport: Transport) -> bool {
+        self.staging.is_some() && transport == Transport::Unix
     }
 
-    /// Closes the estranged sockets whose clients have read everything or are gone. Called once a second.
-    pub fn sweep_estranged(&self) {
-        self.estranged().retain(|estranged| {
-            let waits = matches!(transport::unread_by_peer(&estranged.socket), Ok(queued) if queued > 0);
-            if !waits {
-                self.in_flight.release(estranged.unread);
+    /// Keeps a connection without a session until its client has received its descriptors.
+    pub fn keep_until_read(&self, connection: Arc<Connection>) {
+        self.unread().push(connection);
+    }
+
+    /// Drops the kept connections whose clients have read everything or are gone. Called once a second.
+    pub fn sweep_unread(&self) {
+        self.unread().retain(|connection| {
+            let is_awaited = connection.is_awaited();
+            if !is_awaited {
+                connection.write_off(self);
             }
-            waits
+            is_awaited
         });
     }
 
-    fn estranged(&self) -> std::sync::MutexGuard<'_, Vec<Estranged>> {
-        self.estranged.lock().unwrap_or_else(PoisonError::into_inner)
+    fn unread(&self) -> std::sync::MutexGuard<'_, Vec<Arc<Connection>>> {
+        self.unread.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

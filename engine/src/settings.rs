@@ -35,6 +35,8 @@ pub struct Settings {
     /// Bytes of small objects kept in memory; 0 keeps none.
     pub cache_size: u64,
     pub follow_symlinks: bool,
+    /// Whether clients may put and delete.
+    pub writable: bool,
     pub idle_timeout: Duration,
     pub header_timeout: Duration,
     pub request_timeout: Duration,

@@ -58,7 +58,9 @@ impl Staging {
     /// As on a file system without O_TMPFILE.
     #[cfg(test)]
     pub(crate) fn with_named_files(mut self) -> Staging {
-        Arc::get_mut(&mut self.directory).map(|directory| directory.can_link = false);
+        if let Some(directory) = Arc::get_mut(&mut self.directory) {
+            directory.can_link = false;
+        }
         self
     }
 

@@ -13,7 +13,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::concurrency::Model;
-use crate::protocol::{Mode, Status};
+use crate::protocol::{Operation, Status};
 use crate::transport::Transport;
 
 /// 2^-6: 1.6 %.
@@ -24,7 +24,7 @@ const MAX_VALUE: u64 = (1 << MAX_VALUE_POWER) - 1;
 const WINDOW_SECONDS: usize = 60;
 const RATE_SECONDS: usize = 10;
 const STATUSES: usize = Status::ALL.len();
-const LABELS: usize = Transport::ALL.len() * Model::ALL.len() * Mode::ALL.len();
+const LABELS: usize = Transport::ALL.len() * Model::ALL.len() * Operation::ALL.len();
 
 /// Which requests a figure is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -34,22 +34,22 @@ pub struct Labels {
     pub mode: ModeKey,
 }
 
-/// A mode, as an ordered key.
+/// A mode or operation, as an ordered key.
 pub type ModeKey = usize;
 
 impl Labels {
-    pub fn new(transport: Transport, model: Model, mode: Mode) -> Self {
+    pub fn new(transport: Transport, model: Model, mode: Operation) -> Self {
         Labels { transport, model, mode: mode.index() }
     }
 
     fn index(self) -> usize {
-        (self.transport.index() * Model::ALL.len() + self.model.index()) * Mode::ALL.len() + self.mode
+        (self.transport.index() * Model::ALL.len() + self.model.index()) * Operation::ALL.len() + self.mode
     }
 
     fn all() -> impl Iterator<Item = Labels> {
         Transport::ALL.into_iter().flat_map(|transport| {
             Model::ALL.into_iter().flat_map(move |model| {
-                Mode::ALL.into_iter().map(move |mode| Labels::new(transport, model, mode))
+                Operation::ALL.into_iter().map(move |mode| Labels::new(transport, model, mode))
             })
         })
     }
@@ -315,7 +315,7 @@ impl Statistics {
         let mut all = vec![gather(None, None, None)];
         all.extend(Transport::ALL.map(|transport| gather(Some(transport), None, None)));
         all.extend(Model::ALL.map(|model| gather(None, Some(model), None)));
-        all.extend(Mode::ALL.map(|mode| gather(None, None, Some(mode.index()))));
+        all.extend(Operation::ALL.map(|mode| gather(None, None, Some(mode.index()))));
         all.extend(
             cells
                 .iter()
@@ -424,7 +424,7 @@ impl Sum {
         Figures {
             transport: transport.map(Transport::name),
             model: model.map(Model::name),
-            mode: mode.map(|index| Mode::ALL[index].name()),
+            mode: mode.map(|index| Operation::ALL[index].name()),
             requests_total: totals.requests(),
             bytes_total: totals.bytes,
             errors_total,

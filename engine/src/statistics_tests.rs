@@ -7,7 +7,7 @@ use super::*;
 const ERROR: f64 = 0.016;
 
 fn any_labels() -> Labels {
-    Labels::new(Transport::Unix, Model::ALL[0], Mode::FdPass)
+    Labels::new(Transport::Unix, Model::ALL[0], Operation::FdPass)
 }
 
 fn answered(labels: Labels, latency: Duration) -> Answered {
@@ -18,8 +18,8 @@ fn total(statistics: &Statistics) -> Figures {
     figures_of(statistics, None, None)
 }
 
-fn figures_of(statistics: &Statistics, transport: Option<Transport>, mode: Option<Mode>) -> Figures {
-    let wanted = (transport.map(Transport::name), None, mode.map(Mode::name));
+fn figures_of(statistics: &Statistics, transport: Option<Transport>, mode: Option<Operation>) -> Figures {
+    let wanted = (transport.map(Transport::name), None, mode.map(Operation::name));
     statistics
         .figures()
         .into_iter()
@@ -98,7 +98,7 @@ fn totals_are_kept_by_transport_and_mode() {
     let model = Model::ALL[0];
     let mut sent = 0;
     for (at, transport) in Transport::ALL.into_iter().enumerate() {
-        for (by, mode) in Mode::ALL.into_iter().enumerate() {
+        for (by, mode) in Operation::ALL.into_iter().enumerate() {
             for _ in 0..=(at * 3 + by) {
                 let labels = Labels::new(transport, model, mode);
                 let bytes = 100;
@@ -111,8 +111,8 @@ fn totals_are_kept_by_transport_and_mode() {
     assert_eq!(total(&statistics).bytes_total, sent * 100);
     assert_eq!(figures_of(&statistics, Some(Transport::Unix), None).requests_total, 1 + 2 + 3);
     assert_eq!(figures_of(&statistics, Some(Transport::Tcp), None).requests_total, 4 + 5 + 6);
-    assert_eq!(figures_of(&statistics, None, Some(Mode::Copy)).requests_total, 2 + 5);
-    assert_eq!(figures_of(&statistics, None, Some(Mode::Splice)).bytes_total, (3 + 6) * 100);
+    assert_eq!(figures_of(&statistics, None, Some(Operation::Copy)).requests_total, 2 + 5);
+    assert_eq!(figures_of(&statistics, None, Some(Operation::Splice)).bytes_total, (3 + 6) * 100);
     let exact = statistics.figures().into_iter().find(|figures| {
         (figures.transport, figures.model, figures.mode) == (Some("tcp"), Some(model.name()), Some("splice"))
     });
@@ -197,7 +197,7 @@ fn threads_that_record_at_once_lose_nothing() {
             scope.spawn(|| {
                 let shard = statistics.assign_shard();
                 for at in 0..EACH {
-                    let labels = Labels::new(Transport::ALL[at % 2], Model::ALL[0], Mode::ALL[at % 3]);
+                    let labels = Labels::new(Transport::ALL[at % 2], Model::ALL[0], Operation::ALL[at % 3]);
                     let one = Answered { bytes: 3, ..answered(labels, Duration::from_micros(at as u64)) };
                     statistics.record(shard, &one);
                 }

@@ -1,4 +1,4 @@
-//! Threads that may wait for a disk, so that those that serve need not. Used where `async_storage` is on.
+//! Threads that may wait for a disk, so that those that serve need not. Used where `async_storage` is on, and for writes.
 
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -47,10 +47,16 @@ impl StoragePool {
         Ok(StoragePool { queue, pending, threads: Mutex::new(threads) })
     }
 
-    /// Has the work done by a thread that may wait. A session has one piece of work at a time, so connections bound them.
+    /// Has the work done by a thread that may wait. A session has a bounded number under way, so connections bound them.
     pub fn submit(&self, work: impl FnOnce() + Send + 'static) {
         self.pending.fetch_add(1, Relaxed);
         self.queue.push_back_again(Box::new(work));
+    }
+
+    /// The same, before all that waits.
+    pub fn submit_first(&self, work: impl FnOnce() + Send + 'static) {
+        self.pending.fetch_add(1, Relaxed);
+        self.queue.push_front(Box::new(work));
     }
 
     /// Pieces of work that are not done.

@@ -48,7 +48,15 @@ pub struct Conditions {
 
 impl Conditions {
     pub(crate) fn check(&self, existing: Option<&Stat>) -> Result<(), Error> {
-        let etag = existing.map(|stat| Version::of(stat).etag());
+        self.check_version(existing.map(Version::of).as_ref())
+    }
+
+    /// The same for what has been read.
+    pub fn check_version(&self, existing: Option<&Version>) -> Result<(), Error> {
+        if self.if_match.is_none() && self.if_none_match.is_none() {
+            return Ok(());
+        }
+        let etag = existing.map(Version::etag);
         let hold = self.if_match.is_none_or(|wanted| wanted.fits(etag))
             && self.if_none_match.is_none_or(|unwanted| !unwanted.fits(etag));
         if hold { Ok(()) } else { Err(Error::Conflict) }

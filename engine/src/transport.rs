@@ -1,9 +1,13 @@
 //! Sockets and SCM_RIGHTS. Besides `mapping.rs` the only file near raw system calls.
 
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use rustix::io::{self, Errno, IoSlice};
+use rustix::io::{self, Errno, IoSlice, IoSliceMut};
 use rustix::net::sockopt::{self, Timeout};
-use rustix::net::{self, MMsgHdr, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+use rustix::net::{
+    self, MMsgHdr, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags,
+};
+use std::collections::VecDeque;
 use std::mem::MaybeUninit;
 use std::time::Duration;
 
@@ -32,6 +36,9 @@ impl Transport {
 
 /// Room for one SCM_RIGHTS message with one descriptor.
 const ONE_RIGHT: usize = rustix::cmsg_space!(ScmRights(1));
+const MANY_RIGHTS: usize = rustix::cmsg_space!(ScmRights(MOST_AT_ONCE));
+/// The kernel passes at most 253 in a message (SCM_MAX_FD): all that come must be taken in to be closed.
+const MOST_RIGHTS: usize = rustix::cmsg_space!(ScmRights(253));
 /// So many descriptors go out in one call.
 pub const MOST_AT_ONCE: usize = 64;
 
@@ -76,11 +83,16 @@ pub fn send_two(socket: &OwnedFd, first: &[u8], second: &[u8], patience: Patienc
     net::sendmsg(socket, &pieces, &mut SendAncillaryBuffer::default(), patience.send_flags(false))
 }
 
-/// Passes each descriptor in a message of its own whose one byte is 0, with as few calls as can be (64 descriptors a
+/// Passes each descriptor in a message of its own whose one byte is `byte`, with as few calls as can be (64 descriptors a
 /// call). Returns how many were passed; the descriptors stay the caller's to close.
-pub fn send_descriptors(socket: &OwnedFd, files: &[BorrowedFd<'_>], patience: Patience) -> io::Result<usize> {
-    let status = [0u8];
-    let bytes = [IoSlice::new(&status)];
+pub fn send_descriptors(
+    socket: &OwnedFd,
+    byte: u8,
+    files: &[BorrowedFd<'_>],
+    patience: Patience,
+) -> io::Result<usize> {
+    let byte = [byte];
+    let bytes = [IoSlice::new(&byte)];
     let flags = patience.send_flags(false);
     if let [file] = files {
         let mut space = [MaybeUninit::uninit(); ONE_RIGHT];
@@ -101,6 +113,49 @@ pub fn send_descriptors(socket: &OwnedFd, files: &[BorrowedFd<'_>], patience: Pa
         .collect();
     let mut messages: Vec<_> = controls.iter_mut().map(|control| MMsgHdr::new(&bytes, control)).collect();
     net::sendmmsg(socket, &mut messages, flags)
+}
+
+/// Sends bytes whose first one carries the descriptors, 64 at most; they stay the caller's to close. Returns how many bytes
+/// the kernel took: with one of them, all descriptors are passed.
+pub fn send_carrying(
+    socket: &OwnedFd,
+    bytes: &[u8],
+    files: &[Option<BorrowedFd<'_>>],
+    patience: Patience,
+) -> io::Result<usize> {
+    let mut space = [MaybeUninit::uninit(); MANY_RIGHTS];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let (mut given, mut count) = ([socket.as_fd(); MOST_AT_ONCE], 0);
+    for file in files.iter().flatten().take(MOST_AT_ONCE) {
+        given[count] = *file;
+        count += 1;
+    }
+    control.push(SendAncillaryMessage::ScmRights(&given[..count]));
+    net::sendmsg(socket, &[IoSlice::new(bytes)], &mut control, patience.send_flags(false))
+}
+
+/// Reads what has come, and the descriptors that came along; they are close-on-exec.
+///
+/// Fails with ENOBUFS where descriptors were lost, because this process can have no more.
+pub fn receive_carried(
+    socket: &OwnedFd,
+    buffer: &mut [u8],
+    patience: Patience,
+    files: &mut VecDeque<OwnedFd>,
+) -> io::Result<usize> {
+    let mut flags = RecvFlags::CMSG_CLOEXEC;
+    if patience == Patience::Never {
+        flags |= RecvFlags::DONTWAIT;
+    }
+    let mut space = [MaybeUninit::uninit(); MOST_RIGHTS];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let came = net::recvmsg(socket, &mut [IoSliceMut::new(buffer)], &mut control, flags)?;
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = message {
+            files.extend(rights);
+        }
+    }
+    if came.flags.contains(ReturnFlags::CTRUNC) { Err(Errno::NOBUFS) } else { Ok(came.bytes) }
 }
 
 /// Bytes that the peer of a Unix stream socket has not read yet, as the kernel accounts for them. 0: it has read all.
@@ -132,14 +187,14 @@ pub fn refuse_descriptors(socket: &OwnedFd) -> io::Result<()> {
     }
 }
 
-/// Switches between a socket that waits (at most `tick` a call) and one that never does.
-pub fn set_patience(socket: &OwnedFd, patience: Patience, tick: Duration) -> io::Result<()> {
-    io::ioctl_fionbio(socket, patience == Patience::Never)?;
-    if patience == Patience::Wait {
-        sockopt::set_socket_timeout(socket, Timeout::Recv, Some(tick))?;
-        sockopt::set_socket_timeout(socket, Timeout::Send, Some(tick))?;
-    }
-    Ok(())
+pub fn set_non_blocking(socket: &OwnedFd, never_waits: bool) -> io::Result<()> {
+    io::ioctl_fionbio(socket, never_waits)
+}
+
+/// Limits what one call that waits may take.
+pub fn set_timeouts(socket: &OwnedFd, most: Duration) -> io::Result<()> {
+    sockopt::set_socket_timeout(socket, Timeout::Recv, Some(most))?;
+    sockopt::set_socket_timeout(socket, Timeout::Send, Some(most))
 }
 
 /// Sends a file's bytes from `offset` on without copying them through this process. Returns how many the kernel took; 0
@@ -149,12 +204,12 @@ pub fn send_file(socket: &OwnedFd, file: &OwnedFd, offset: u64, most: usize) -> 
     rustix::fs::sendfile(socket, file, Some(&mut at), most)
 }
 
-/// Waits until the first `length` bytes of a file are in the page cache, by reading a byte of each page.
-pub fn touch(file: &OwnedFd, length: u64) {
+/// Waits until `length` bytes of a file from `at` on are in the page cache, by reading a byte of each page.
+pub fn touch(file: &OwnedFd, at: u64, length: u64) {
     // Asks for all of it at once; the reads below then wait in order.
-    let _ = rustix::fs::fadvise(file, 0, std::num::NonZeroU64::new(length), rustix::fs::Advice::WillNeed);
+    let _ = rustix::fs::fadvise(file, at, std::num::NonZeroU64::new(length), rustix::fs::Advice::WillNeed);
     let mut byte = [0u8];
-    for offset in (0..length).step_by(4096) {
+    for offset in (at..at + length).step_by(4096) {
         if !matches!(io::pread(file, &mut byte, offset), Ok(1)) {
             return;
         }
@@ -190,8 +245,11 @@ pub struct Ticker(OwnedFd);
 
 impl Ticker {
     pub fn new(period: Duration) -> io::Result<Self> {
-        use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime};
-        let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?;
+        use rustix::time::{
+            Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime,
+        };
+        let timer =
+            timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?;
         let period = rustix::time::Timespec::try_from(period).map_err(|_| Errno::INVAL)?;
         let each = Itimerspec { it_interval: period, it_value: period };
         timerfd_settime(&timer, TimerfdTimerFlags::empty(), &each)?;

@@ -253,7 +253,7 @@ def storage(
     clients: Annotated[int, typer.Option(min=1, max=10_000)] = 100,
     duration: Duration = "2s",
     concurrency_model: Model = "auto",
-    async_storage: Annotated[bool, typer.Option("--async-storage/--no-async-storage")] = False,
+    async_storage: Annotated[bool, typer.Option("--async-storage/--no-async-storage")] = True,
     storage_pool_size: Annotated[int, typer.Option(min=1)] = 4,
     cache_size: Annotated[str, typer.Option(metavar="BYTES")] = "1MiB",
     rounds: Rounds = 3,
@@ -265,7 +265,7 @@ def storage(
     names = [f"cold{number}" for number in range(files)]
     flags = ["--concurrency-model", concurrency_model, "--cache-size", cache_size]
     flags += ["--max-queue-depth", str(max(100, clients)), "--storage-pool-size", str(storage_pool_size)]
-    flags += ["--async-storage"] if async_storage else []
+    flags += ["--async-storage" if async_storage else "--no-async-storage"]
     rates = [float(text) for text in hit_rate.split(",")]
     seconds = parse_duration(duration)
     results: dict[float, list[Any]] = {rate: [] for rate in rates}

@@ -11,15 +11,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::poller::{Events, Poller, Source, Spin};
+use super::solo::{GiveBack, Solo};
 use super::{Model, Order, Shutdown, TICK, spawn};
 use crate::listener::{Accepted, Listener};
 use crate::service::Service;
-use crate::session::{Manner, Next, Scratch, Session};
+use crate::session::{Manner, Next, Scratch, Session, Wake};
 use crate::settings::cores;
 use crate::transport::{Bell, Patience};
 
 const STACK: usize = 256 << 10;
 const ACCEPTS_A_TURN: usize = 64;
+/// A session that was run so often has come to stay.
+const SETTLED_TURNS: u32 = 16;
 
 /// What the loops know of each other.
 #[derive(Debug)]
@@ -28,6 +31,15 @@ struct Loops {
     service: Arc<Service>,
     shutdown: Arc<Shutdown>,
     loops: Vec<Mailbox>,
+    solo: Arc<Solo>,
+}
+
+impl GiveBack for Loops {
+    fn give_back(&self, session: Box<Session>) {
+        if let Some(mailbox) = self.loops.iter().min_by_key(|mailbox| mailbox.sessions.load(Relaxed)) {
+            mailbox.put(session);
+        }
+    }
 }
 
 /// How sessions get into a loop from outside.
@@ -67,6 +79,7 @@ pub fn serve(listener: &Arc<Listener>, service: &Arc<Service>, shutdown: &Arc<Sh
         service: Arc::clone(service),
         shutdown: Arc::clone(shutdown),
         loops: mailboxes.collect(),
+        solo: Arc::new(Solo::new(listener, service, shutdown)),
     });
     let threads: Vec<_> = (1..loops.loops.len())
         .filter_map(|number| {
@@ -79,6 +92,7 @@ pub fn serve(listener: &Arc<Listener>, service: &Arc<Service>, shutdown: &Arc<Sh
         // A panic has been reported on stderr by the runtime.
         let _ = thread.join();
     }
+    loops.solo.join();
     // What came in after the last look of a loop.
     for mailbox in &loops.loops {
         while let Some(session) = mailbox.take() {
@@ -89,7 +103,7 @@ pub fn serve(listener: &Arc<Listener>, service: &Arc<Service>, shutdown: &Arc<Sh
     }
 }
 
-fn run_loop(loops: &Loops, number: usize) {
+fn run_loop(loops: &Arc<Loops>, number: usize) {
     let gauges = loops.service.statistics.gauges(loops.listener.transport);
     gauges.active_threads.fetch_add(1, Relaxed);
     match EventLoop::new(loops, number) {
@@ -101,13 +115,14 @@ fn run_loop(loops: &Loops, number: usize) {
 
 #[derive(Debug)]
 struct Entry {
-    /// None while the storage pool has it.
-    session: Option<Box<Session>>,
+    session: Box<Session>,
     interest: EventFlags,
+    /// How often it was run and had nothing more to do.
+    turns: u32,
 }
 
 struct EventLoop<'a> {
-    shared: &'a Loops,
+    shared: &'a Arc<Loops>,
     mailbox: &'a Mailbox,
     number: usize,
     poller: Poller,
@@ -117,25 +132,32 @@ struct EventLoop<'a> {
     /// To be run again without an event.
     again: VecDeque<usize>,
     later: VecDeque<(Instant, usize)>,
-    /// Sessions back from the storage pool.
-    returned: Arc<Returned>,
+    woken: Arc<Woken>,
     accepting_since: Option<Instant>,
     obeyed: Order,
 }
 
+/// Sessions for which storage has something.
 #[derive(Debug)]
-struct Returned {
-    sessions: Mutex<Vec<(usize, Box<Session>)>>,
+struct Woken {
+    keys: Mutex<Vec<usize>>,
     bell: Bell,
 }
 
+impl Wake for Woken {
+    fn wake(&self, key: usize) {
+        self.keys.lock().unwrap_or_else(PoisonError::into_inner).push(key);
+        self.bell.ring();
+    }
+}
+
 impl<'a> EventLoop<'a> {
-    fn new(shared: &'a Loops, number: usize) -> rustix::io::Result<Self> {
+    fn new(shared: &'a Arc<Loops>, number: usize) -> rustix::io::Result<Self> {
         let mailbox = &shared.loops[number];
-        let returned = Arc::new(Returned { sessions: Mutex::new(Vec::new()), bell: Bell::new()? });
+        let woken = Arc::new(Woken { keys: Mutex::new(Vec::new()), bell: Bell::new()? });
         let poller = Poller::new()?;
         poller.add(&mailbox.bell, Source::Mailbox, EventFlags::IN)?;
-        poller.add(&returned.bell, Source::Returned, EventFlags::IN)?;
+        poller.add(&woken.bell, Source::Woken, EventFlags::IN)?;
         poller.add(shared.shutdown.bell(), Source::Order, EventFlags::IN)?;
         // Of all the loops that wait, the kernel wakes one.
         poller.add(shared.listener.bell(), Source::HandedOver, EventFlags::IN | EventFlags::EXCLUSIVE)?;
@@ -151,11 +173,12 @@ impl<'a> EventLoop<'a> {
                 patience: Patience::Never,
                 spin: Duration::ZERO,
                 refuse: false,
-                storage_elsewhere: shared.service.storage_pool.is_some(),
+                storage_elsewhere: shared.service.settings.async_storage,
+                most: None,
             },
             again: VecDeque::new(),
             later: VecDeque::new(),
-            returned,
+            woken,
             accepting_since: None,
             obeyed: Order::Serve,
         })
@@ -198,15 +221,11 @@ impl<'a> EventLoop<'a> {
                     self.adopt(session);
                 }
             }
-            Source::Returned => {
-                while self.returned.bell.take() {}
-                let back = std::mem::take(
-                    &mut *self.returned.sessions.lock().unwrap_or_else(PoisonError::into_inner),
-                );
-                for (key, session) in back {
-                    if let Some(entry) = self.entries.get_mut(key) {
-                        entry.session = Some(session);
-                    }
+            Source::Woken => {
+                while self.woken.bell.take() {}
+                let keys =
+                    std::mem::take(&mut *self.woken.keys.lock().unwrap_or_else(PoisonError::into_inner));
+                for key in keys {
                     self.run_session(key);
                 }
             }
@@ -214,6 +233,7 @@ impl<'a> EventLoop<'a> {
                 if self.obeyed == Order::Serve
                     && let Some(session) = self.shared.listener.take_over()
                 {
+                    self.shared.solo.count(true);
                     self.place(session);
                 }
             }
@@ -231,8 +251,11 @@ impl<'a> EventLoop<'a> {
             return;
         }
         for _ in 0..ACCEPTS_A_TURN {
-            match self.shared.listener.accept(&self.shared.service, Patience::Never) {
-                Accepted::Session(session) => self.place(session),
+            match self.shared.listener.accept(&self.shared.service) {
+                Accepted::Session(session) => {
+                    self.shared.solo.count(true);
+                    self.place(session);
+                }
                 Accepted::Refused => {}
                 Accepted::Nothing => return,
                 Accepted::Exhausted(rest) => {
@@ -265,19 +288,21 @@ impl<'a> EventLoop<'a> {
 
     fn adopt(&mut self, session: Box<Session>) {
         if self.obeyed == Order::HandOver {
+            self.shared.solo.count(false);
             return self.shared.listener.hand_over(session);
-        }
-        if session.set_patience(Patience::Never).is_err() {
-            return;
         }
         if self.obeyed == Order::Drain {
             session.stop_reading();
         }
         let entry = self.entries.vacant_entry();
         let key = entry.key();
-        if self.poller.add(&**session.socket(), Source::Session(key), EventFlags::IN).is_ok() {
-            entry.insert(Entry { session: Some(session), interest: EventFlags::IN });
+        if self.poller.add(session.socket(), Source::Session(key), EventFlags::IN).is_ok() {
+            let wake: Arc<dyn Wake> = Arc::<Woken>::clone(&self.woken);
+            session.connection().set_wake(&wake, key);
+            entry.insert(Entry { session, interest: EventFlags::IN, turns: 0 });
             self.mailbox.sessions.fetch_add(1, Relaxed);
+        } else {
+            self.shared.solo.count(false);
         }
     }
 
@@ -285,12 +310,19 @@ impl<'a> EventLoop<'a> {
         if key == usize::MAX {
             return self.accept_again();
         }
-        let Some(Entry { session: Some(session), interest }) = self.entries.get_mut(key) else {
+        let Some(Entry { session, interest, turns }) = self.entries.get_mut(key) else {
             return;
         };
-        let mut for_storage = false;
+        // An end of the connection is reported whatever is waited for: once, then.
+        let nothing = EventFlags::ONESHOT;
         let wanted = match session.run(&mut self.scratch, self.manner) {
-            Next::Readable => EventFlags::IN,
+            Next::Readable => {
+                *turns += 1;
+                if *turns >= SETTLED_TURNS && self.shared.solo.has_room() && !session.has_jobs() {
+                    return self.give_a_thread(key);
+                }
+                EventFlags::IN
+            }
             Next::Writable => EventFlags::OUT,
             Next::Again => {
                 self.again.push_back(key);
@@ -298,32 +330,28 @@ impl<'a> EventLoop<'a> {
             }
             Next::Later(pause) => {
                 self.later.push_back((Instant::now() + pause, key));
-                EventFlags::empty()
+                nothing
             }
-            Next::Storage => {
-                for_storage = true;
-                EventFlags::empty()
-            }
+            Next::Waiting => nothing,
             Next::Closed => return self.remove(key),
         };
         if *interest != wanted {
             *interest = wanted;
-            if self.poller.modify(&**session.socket(), Source::Session(key), wanted).is_err() {
-                return self.remove(key);
+            if self.poller.modify(session.socket(), Source::Session(key), wanted).is_err() {
+                self.remove(key);
             }
-        }
-        if for_storage {
-            self.read_ahead(key);
         }
     }
 
-    fn read_ahead(&mut self, key: usize) {
-        let Some(session) = self.entries.get_mut(key).and_then(|entry| entry.session.take()) else { return };
-        let returned = Arc::clone(&self.returned);
-        super::read_ahead(&self.shared.service, session, move |session| {
-            returned.sessions.lock().unwrap_or_else(PoisonError::into_inner).push((key, session));
-            returned.bell.ring();
-        });
+    /// Moves a session that has come to stay to a thread of its own.
+    fn give_a_thread(&mut self, key: usize) {
+        let session = self.entries.remove(key).session;
+        self.mailbox.sessions.fetch_sub(1, Relaxed);
+        let _ = self.poller.delete(session.socket());
+        let origin: Arc<dyn GiveBack> = Arc::<Loops>::clone(self.shared);
+        if let Err(session) = self.shared.solo.take(session, &origin) {
+            self.adopt(session);
+        }
     }
 
     fn accept_again(&mut self) {
@@ -340,12 +368,11 @@ impl<'a> EventLoop<'a> {
     fn remove(&mut self, key: usize) {
         self.entries.remove(key);
         self.mailbox.sessions.fetch_sub(1, Relaxed);
+        self.shared.solo.count(false);
     }
 
     fn tick(&mut self, now: Instant) {
-        let overdue = |(key, entry): (usize, &mut Entry)| {
-            entry.session.as_mut().is_some_and(|session| session.is_overdue(now)).then_some(key)
-        };
+        let overdue = |(key, entry): (usize, &mut Entry)| entry.session.is_overdue(now).then_some(key);
         let overdue: Vec<usize> = self.entries.iter_mut().filter_map(overdue).collect();
         for key in overdue {
             self.remove(key);
@@ -365,9 +392,8 @@ impl<'a> EventLoop<'a> {
         let _ = self.poller.delete(self.shared.shutdown.bell());
         if self.obeyed == Order::Serve {
             if order == Order::Drain {
-                while let Accepted::Session(session) =
-                    self.shared.listener.accept(&self.shared.service, Patience::Never)
-                {
+                while let Accepted::Session(session) = self.shared.listener.accept(&self.shared.service) {
+                    self.shared.solo.count(true);
                     self.adopt(session);
                 }
                 self.shared.listener.close();
@@ -376,28 +402,24 @@ impl<'a> EventLoop<'a> {
             let _ = self.poller.delete(self.shared.listener.bell());
         }
         self.obeyed = order;
+        self.shared.solo.obey(order);
         match order {
             Order::Serve | Order::Stop => {}
             Order::HandOver => self.hand_over_all(),
             Order::Drain => {
                 for (_, entry) in &self.entries {
-                    if let Some(session) = &entry.session {
-                        session.stop_reading();
-                    }
+                    entry.session.stop_reading();
                 }
             }
         }
     }
 
     fn hand_over_all(&mut self) {
-        let here: Vec<usize> =
-            self.entries.iter().filter(|(_, entry)| entry.session.is_some()).map(|(key, _)| key).collect();
-        for key in here {
-            if let Some(session) = self.entries.remove(key).session {
-                self.mailbox.sessions.fetch_sub(1, Relaxed);
-                let _ = self.poller.delete(&**session.socket());
-                self.shared.listener.hand_over(session);
-            }
+        for entry in self.entries.drain() {
+            self.mailbox.sessions.fetch_sub(1, Relaxed);
+            self.shared.solo.count(false);
+            let _ = self.poller.delete(entry.session.socket());
+            self.shared.listener.hand_over(entry.session);
         }
     }
 }

@@ -1,8 +1,10 @@
 //! Which thread runs a session when, and nothing else. Every model is one file with one `serve` of the same shape.
 
+mod conversation;
 mod epoll;
 mod poller;
 mod reactor;
+mod solo;
 mod thread_per_connection;
 mod thread_pool;
 mod work_stealing;
@@ -14,7 +16,6 @@ use std::time::Duration;
 
 use crate::listener::Listener;
 use crate::service::Service;
-use crate::session::Session;
 use crate::transport::Bell;
 
 /// Sessions are asked about their deadlines this often.
@@ -101,23 +102,6 @@ impl Shutdown {
     /// Rings once for every order that is given.
     pub fn bell(&self) -> &Bell {
         &self.bell
-    }
-}
-
-/// Has the storage pool wait for what a session's next request needs, then gives the session back; at once where there is
-/// no pool.
-fn read_ahead(
-    service: &Service,
-    mut session: Box<Session>,
-    give_back: impl FnOnce(Box<Session>) + Send + 'static,
-) {
-    let work = move || {
-        session.read_ahead();
-        give_back(session);
-    };
-    match &service.storage_pool {
-        Some(pool) => pool.submit(work),
-        None => work(),
     }
 }
 

@@ -24,8 +24,8 @@ pub enum Source {
     HandedOver,
     /// A session came from another thread of the same model.
     Mailbox,
-    /// A session is back from the storage pool.
-    Returned,
+    /// Storage has something for sessions.
+    Woken,
     Order,
     /// A second has passed.
     Tick,
@@ -33,7 +33,7 @@ pub enum Source {
 
 impl Source {
     const NAMED: [Source; 6] =
-        [Source::Listener, Source::HandedOver, Source::Mailbox, Source::Returned, Source::Order, Source::Tick];
+        [Source::Listener, Source::HandedOver, Source::Mailbox, Source::Woken, Source::Order, Source::Tick];
 
     fn token(self) -> u64 {
         match self {

@@ -8,7 +8,7 @@ use rustix::event::epoll::EventFlags;
 use slab::Slab;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU8, Ordering, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use super::poller::{Events, Poller, Source, Spin};
@@ -16,11 +16,16 @@ use super::{Model, Order, Shutdown, TICK};
 use crate::listener::{Accepted, Listener};
 use crate::queue::ControlledDelay;
 use crate::service::Service;
-use crate::session::{Manner, Next, Scratch, Session};
+use crate::session::{Manner, Next, Scratch, Session, Wake};
 use crate::transport::{Bell, Patience};
+
+/// While one session is worked at, those behind it in the queue wait.
+const TURN: Duration = Duration::from_micros(500);
 
 const ARMED: u8 = 0;
 const TAKEN: u8 = 1;
+/// Taken, and to be run once more: storage had something while it was run.
+const WOKEN: u8 = 2;
 
 /// A session that has something to do, since when.
 #[derive(Debug)]
@@ -46,6 +51,28 @@ impl Seat {
     fn take(&self) -> bool {
         self.hands.compare_exchange(ARMED, TAKEN, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
+
+    /// Gives it out of one's hands; false where it must be run once more first.
+    fn release(&self) -> bool {
+        let released = self.hands.compare_exchange(TAKEN, ARMED, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+        if !released {
+            self.hands.store(TAKEN, Ordering::Release);
+        }
+        released
+    }
+
+    /// Whether whoever wakes it must see to it that it is run; else somebody runs it who will do so once more.
+    fn take_to_wake(&self) -> bool {
+        loop {
+            if self.take() {
+                return true;
+            }
+            match self.hands.compare_exchange(TAKEN, WOKEN, Ordering::AcqRel, Ordering::Relaxed) {
+                Ok(_) | Err(WOKEN) => return false,
+                Err(_) => {}
+            }
+        }
+    }
 }
 
 /// What the reactor and the workers share.
@@ -68,6 +95,25 @@ pub trait Dispatch {
     fn dispatch(&self, ready: &mut VecDeque<Ready>);
     /// One that was being worked at and goes on, whatever the bound.
     fn dispatch_again(&self, ready: Ready);
+}
+
+/// How storage has sessions run again.
+#[derive(Debug)]
+struct Waker<D> {
+    reactor: Weak<Reactor>,
+    dispatch: Arc<D>,
+}
+
+impl<D: Dispatch + Send + Sync + std::fmt::Debug> Wake for Waker<D> {
+    fn wake(&self, key: usize) {
+        let Some(reactor) = self.reactor.upgrade() else { return };
+        let seat = reactor.seats().get(key).map(Arc::clone);
+        if let Some(seat) = seat
+            && seat.take_to_wake()
+        {
+            self.dispatch.dispatch_again(Ready { seat, since: Instant::now() });
+        }
+    }
 }
 
 impl Reactor {
@@ -105,7 +151,8 @@ impl Reactor {
             patience: Patience::Never,
             spin: Duration::ZERO,
             refuse,
-            storage_elsewhere: self.service.storage_pool.is_some(),
+            storage_elsewhere: self.service.settings.async_storage,
+            most: Some(TURN),
         }
     }
 
@@ -114,7 +161,7 @@ impl Reactor {
         self: &Arc<Self>,
         ready: Ready,
         scratch: &mut Scratch,
-        dispatch: &Arc<impl Dispatch + Send + Sync + 'static>,
+        dispatch: &Arc<impl Dispatch + Send + Sync + std::fmt::Debug + 'static>,
     ) {
         let now = Instant::now();
         let waited = now.saturating_duration_since(ready.since);
@@ -135,23 +182,24 @@ impl Reactor {
         seat: Arc<Seat>,
         scratch: &mut Scratch,
         refuse: bool,
-        dispatch: &Arc<impl Dispatch + Send + Sync + 'static>,
+        dispatch: &Arc<impl Dispatch + Send + Sync + std::fmt::Debug + 'static>,
     ) {
         let mut held = seat.session();
         let Some(session) = held.as_mut() else { return };
         let next = session.run(scratch, self.manner(refuse));
-        if self.shutdown.order() == Order::HandOver && next != Next::Closed && next != Next::Storage {
+        if self.shutdown.order() == Order::HandOver && next != Next::Closed {
             if let Some(session) = held.take() {
                 drop(held);
                 self.leave(seat.key);
-                let _ = self.poller.delete(&**session.socket());
+                let _ = self.poller.delete(session.socket());
                 self.listener.hand_over(session);
             }
             return;
         }
         let interest = match next {
-            Next::Readable => EventFlags::IN,
-            Next::Writable => EventFlags::OUT,
+            Next::Readable => Some(EventFlags::IN),
+            Next::Writable => Some(EventFlags::OUT),
+            Next::Waiting => None,
             Next::Again => {
                 drop(held);
                 return dispatch.dispatch_again(Ready { seat, since: Instant::now() });
@@ -164,17 +212,6 @@ impl Reactor {
                 self.bell.ring();
                 return;
             }
-            Next::Storage => {
-                if let Some(session) = held.take() {
-                    drop(held);
-                    let dispatch = Arc::clone(dispatch);
-                    super::read_ahead(&self.service, session, move |session| {
-                        *seat.session() = Some(session);
-                        dispatch.dispatch_again(Ready { seat, since: Instant::now() });
-                    });
-                }
-                return;
-            }
             Next::Closed => {
                 *held = None;
                 drop(held);
@@ -182,13 +219,14 @@ impl Reactor {
             }
         };
         // Before it is armed: the event may come at once, and finds the session free only then.
-        seat.hands.store(ARMED, Ordering::Release);
-        let armed = self.poller.modify(
-            &**session.socket(),
-            Source::Session(seat.key),
-            interest | EventFlags::ONESHOT,
-        );
-        if armed.is_err() {
+        if !seat.release() {
+            drop(held);
+            return dispatch.dispatch_again(Ready { seat, since: Instant::now() });
+        }
+        // Without interest the kernel keeps silent, since it has reported once, until storage has something.
+        let Some(interest) = interest else { return };
+        let flags = interest | EventFlags::ONESHOT;
+        if self.poller.modify(session.socket(), Source::Session(seat.key), flags).is_err() {
             *held = None;
             drop(held);
             self.leave(seat.key);
@@ -200,10 +238,15 @@ impl Reactor {
     }
 
     /// Accepts and waits until an order ends it and no session is left.
-    pub fn run_reactor(self: &Arc<Self>, dispatch: &Arc<impl Dispatch + Send + Sync + 'static>) {
+    pub fn run_reactor(
+        self: &Arc<Self>,
+        dispatch: &Arc<impl Dispatch + Send + Sync + std::fmt::Debug + 'static>,
+    ) {
         let mut events = Events::new();
         let mut spin = Spin::new(&self.service);
         let mut scratch = Scratch::new(&self.service, self.model);
+        let wake: Arc<dyn Wake> =
+            Arc::new(Waker { reactor: Arc::downgrade(self), dispatch: Arc::clone(dispatch) });
         let mut ready = VecDeque::new();
         let mut accept_at: Option<Instant> = None;
         let mut obeyed = Order::Serve;
@@ -231,11 +274,11 @@ impl Reactor {
                 for source in rest {
                     match source {
                         Source::Listener if obeyed == Order::Serve => {
-                            accept_at = self.accept().map(|rest| now + rest);
+                            accept_at = self.accept(&wake).map(|rest| now + rest);
                         }
                         Source::HandedOver if obeyed == Order::Serve => {
                             if let Some(session) = self.listener.take_over() {
-                                self.adopt(session);
+                                self.adopt(session, &wake);
                             }
                         }
                         Source::Order => ordered = true,
@@ -258,11 +301,12 @@ impl Reactor {
                     .then(|| now + TICK);
             }
             if ticked {
-                self.tick(now);
+                self.tick(now, &mut ready);
+                self.hand_out(&mut ready, &mut scratch, dispatch);
                 ordered = true;
             }
             if ordered {
-                obeyed = self.obey(obeyed);
+                obeyed = self.obey(obeyed, &wake);
             }
         }
         // On a stop, what the workers still hold ends with them.
@@ -274,7 +318,7 @@ impl Reactor {
         self: &Arc<Self>,
         ready: &mut VecDeque<Ready>,
         scratch: &mut Scratch,
-        dispatch: &Arc<impl Dispatch + Send + Sync + 'static>,
+        dispatch: &Arc<impl Dispatch + Send + Sync + std::fmt::Debug + 'static>,
     ) {
         if ready.is_empty() {
             return;
@@ -302,10 +346,10 @@ impl Reactor {
     }
 
     /// Accepts what waits. Returns how long to rest where the machine has nothing left.
-    fn accept(&self) -> Option<Duration> {
+    fn accept(&self, wake: &Arc<dyn Wake>) -> Option<Duration> {
         for _ in 0..64 {
-            match self.listener.accept(&self.service, Patience::Never) {
-                Accepted::Session(session) => self.adopt(session),
+            match self.listener.accept(&self.service) {
+                Accepted::Session(session) => self.adopt(session, wake),
                 Accepted::Refused => {}
                 Accepted::Nothing => return None,
                 Accepted::Exhausted(rest) => {
@@ -318,22 +362,22 @@ impl Reactor {
         None
     }
 
-    fn adopt(&self, session: Box<Session>) {
-        if session.set_patience(Patience::Never).is_err() {
-            return;
-        }
+    fn adopt(&self, session: Box<Session>, wake: &Arc<dyn Wake>) {
         let mut seats = self.seats();
         let entry = seats.vacant_entry();
         let key = entry.key();
         let flags = EventFlags::IN | EventFlags::ONESHOT;
-        if self.poller.add(&**session.socket(), Source::Session(key), flags).is_ok() {
+        if self.poller.add(session.socket(), Source::Session(key), flags).is_ok() {
+            let connection = Arc::clone(session.connection());
             let (hands, session) = (AtomicU8::new(ARMED), Mutex::new(Some(session)));
             entry.insert(Arc::new(Seat { key, hands, session }));
+            drop(seats);
+            connection.set_wake(wake, key);
         }
     }
 
     /// Drops the sessions whose time is over, of those that nobody works at.
-    fn tick(&self, now: Instant) {
+    fn tick(&self, now: Instant, ready: &mut VecDeque<Ready>) {
         self.seats().retain(|_, seat| {
             if !seat.take() {
                 return true;
@@ -343,12 +387,15 @@ impl Reactor {
             if overdue {
                 *session = None;
             }
-            seat.hands.store(ARMED, Ordering::Release);
+            drop(session);
+            if !seat.release() && !overdue {
+                ready.push_back(Ready { seat: Arc::clone(seat), since: now });
+            }
             !overdue
         });
     }
 
-    fn obey(&self, obeyed: Order) -> Order {
+    fn obey(&self, obeyed: Order, wake: &Arc<dyn Wake>) -> Order {
         let order = self.shutdown.order();
         if order == Order::HandOver {
             self.hand_over_all();
@@ -359,8 +406,8 @@ impl Reactor {
         let _ = self.poller.delete(self.shutdown.bell());
         if obeyed == Order::Serve {
             if order == Order::Drain {
-                while let Accepted::Session(session) = self.listener.accept(&self.service, Patience::Never) {
-                    self.adopt(session);
+                while let Accepted::Session(session) = self.listener.accept(&self.service) {
+                    self.adopt(session, wake);
                 }
                 self.listener.close();
             }
@@ -389,7 +436,7 @@ impl Reactor {
             true
         });
         for session in free {
-            let _ = self.poller.delete(&**session.socket());
+            let _ = self.poller.delete(session.socket());
             self.listener.hand_over(session);
         }
     }

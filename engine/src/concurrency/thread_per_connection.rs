@@ -4,18 +4,16 @@
 //! next connection rather than end, which saves its creation where clients connect for every request.
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fd::OwnedFd;
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use super::{Model, Order, SPIN, Shutdown, spawn};
+use super::conversation::{Ear, converse};
+use super::{Model, Order, Shutdown, spawn};
 use crate::listener::{Accepted, Listener};
 use crate::service::Service;
-use crate::session::{Manner, Next, Scratch, Session};
-use crate::settings::OptimizeFor;
-use crate::transport::Patience;
+use crate::session::{Connection, Scratch, Session};
 
 const STACK: usize = 128 << 10;
 /// A thread without a connection ends after this time.
@@ -39,7 +37,7 @@ struct State {
     idle: usize,
     threads: usize,
     /// The sockets that threads may be asleep in, to wake them with shutdown(2).
-    served: HashMap<usize, Weak<OwnedFd>>,
+    served: HashMap<usize, Weak<Connection>>,
     next_number: usize,
     accepting_ended: bool,
 }
@@ -60,7 +58,7 @@ pub fn serve(listener: &Arc<Listener>, service: &Arc<Service>, shutdown: &Arc<Sh
     }
     if obeyed == Order::Drain {
         // Whoever was let in by the kernel before this moment is served.
-        while let Accepted::Session(session) = listener.accept(service, Patience::Wait) {
+        while let Accepted::Session(session) = listener.accept(service) {
             crew.add(session);
         }
         while let Some(session) = listener.take_over() {
@@ -83,7 +81,7 @@ impl Crew {
             self.add(session);
         }
         loop {
-            match self.listener.accept(&self.service, Patience::Wait) {
+            match self.listener.accept(&self.service) {
                 Accepted::Session(session) => self.add(session),
                 Accepted::Refused => {}
                 Accepted::Nothing => break,
@@ -110,9 +108,6 @@ impl Crew {
 
     /// Gives a connection to a thread: an idle one, a new one, or — at the limit — the next that is free.
     fn add(self: &Arc<Self>, session: Box<Session>) {
-        if session.set_patience(Patience::Wait).is_err() {
-            return;
-        }
         let limit = self.service.settings.max_threads;
         let mut state = self.state();
         state.waiting.push_back(session);
@@ -147,8 +142,11 @@ impl Crew {
     fn thread(&self) {
         self.gauges().active_threads.fetch_add(1, Relaxed);
         let mut scratch = Scratch::new(&self.service, Model::ThreadPerConnection);
+        let ear = Arc::new(Ear::default());
         while let Some((number, session)) = self.next_session() {
-            self.converse(session, &mut scratch);
+            if let Some(session) = converse(session, &mut scratch, &ear, &self.service, &self.shutdown) {
+                self.listener.hand_over(session);
+            }
             self.state().served.remove(&number);
         }
         self.gauges().active_threads.fetch_sub(1, Relaxed);
@@ -168,7 +166,7 @@ impl Crew {
                 self.count_waiting(&state);
                 let number = state.next_number;
                 state.next_number += 1;
-                state.served.insert(number, Arc::downgrade(session.socket()));
+                state.served.insert(number, Arc::downgrade(session.connection()));
                 return Some((number, session));
             }
             let left = until.saturating_duration_since(Instant::now());
@@ -178,40 +176,6 @@ impl Crew {
             state.idle += 1;
             state = self.work.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
             state.idle -= 1;
-        }
-    }
-
-    /// Runs one session to its end, or until it is handed over.
-    fn converse(&self, mut session: Box<Session>, scratch: &mut Scratch) {
-        let spin = match self.service.settings.optimize_for {
-            OptimizeFor::Latency => SPIN,
-            OptimizeFor::Throughput => Duration::ZERO,
-        };
-        let manner = Manner { patience: Patience::Wait, spin, refuse: false, storage_elsewhere: false };
-        loop {
-            // For an order that came before this thread's socket was known.
-            match self.shutdown.order() {
-                Order::Serve => {}
-                Order::HandOver => return self.listener.hand_over(session),
-                Order::Drain => session.stop_reading(),
-                Order::Stop => return,
-            }
-            match session.run(scratch, manner) {
-                Next::Closed => return,
-                Next::Again | Next::Storage => {}
-                // The socket's own timeout has passed.
-                Next::Readable | Next::Writable => {
-                    if session.is_overdue(Instant::now()) {
-                        return;
-                    }
-                }
-                Next::Later(pause) => {
-                    if session.is_overdue(Instant::now()) {
-                        return;
-                    }
-                    std::thread::sleep(pause);
-                }
-            }
         }
     }
 
@@ -252,7 +216,7 @@ impl Crew {
 
 /// Wakes the threads that sleep in their sockets. What has already come can still be read.
 fn wake(state: &State, how: rustix::net::Shutdown) {
-    for socket in state.served.values().filter_map(Weak::upgrade) {
-        let _ = rustix::net::shutdown(&*socket, how);
+    for connection in state.served.values().filter_map(Weak::upgrade) {
+        let _ = rustix::net::shutdown(connection.socket(), how);
     }
 }

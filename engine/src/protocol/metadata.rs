@@ -19,7 +19,7 @@ pub struct Metadata<'a> {
     pub size: Option<u64>,
     /// Seconds since 1970.
     pub mtime: Option<u64>,
-    /// The object's version, see [`etag`].
+    /// The object's version.
     pub etag: Option<&'a [u8]>,
     pub mime: Option<&'a [u8]>,
     pub backend: Option<u8>,
@@ -91,10 +91,4 @@ impl<'a> Metadata<'a> {
 fn push_word(out: &mut Vec<u8>, kind: u8, word: &[u8]) {
     debug_assert!(word.len() <= MAX_URI, "an entry of {} bytes", word.len());
     entries::push(out, kind, &word[..word.len().min(MAX_URI)]);
-}
-
-/// An object's version as it stands on the wire: 16 hex digits.
-pub fn etag(version: u64) -> [u8; 16] {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    std::array::from_fn(|at| DIGITS[(version >> (60 - 4 * at)) as usize & 0xf])
 }

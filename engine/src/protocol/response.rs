@@ -6,6 +6,8 @@ use super::{MAX_CONTENT, Operation, Status};
 
 /// Type, id, status, the length of the content and that of the metadata.
 pub const RESPONSE_HEAD: usize = 16;
+/// Where in a response the length of its content is, 8 bytes.
+pub const CONTENT_LEN_AT: usize = 6;
 /// In plain version 2, the byte that carries a descriptor, in a message of its own behind the response.
 pub const MARKER: u8 = 0x58;
 pub(super) const RESPONSE: u8 = 0x02;

@@ -1,7 +1,6 @@
 //! Responses, against the vectors that the Python codec reads too, and whatever bytes there are.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use super::super::metadata::etag;
 use super::super::vectors::{expanded, hex, in_pieces, unhex, vectors};
 use super::*;
 use proptest::prelude::*;
@@ -138,12 +137,6 @@ fn closes_are_understood() {
     encode_close_ack(&mut bytes, 70_000);
     let wanted = vec!["close 03".to_owned(), "ack 70000".to_owned()];
     assert_eq!(decode(false, Asked::new(), [&bytes[..]]), (wanted, false));
-}
-
-#[test]
-fn an_etag_is_sixteen_hex_digits() {
-    assert_eq!(&etag(0x0123_4567_89ab_cdef), b"0123456789abcdef");
-    assert_eq!(&etag(0), b"0000000000000000");
 }
 
 #[test]

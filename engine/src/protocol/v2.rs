@@ -9,11 +9,11 @@ pub use super::hello::{
     Capabilities, DecodedHello, DecodedHelloAck, HELLO, HELLO_ACK, Hello, MAGIC, MAX_PIPELINE, VERSION,
     decode_hello, decode_hello_ack, encode_hello, encode_hello_ack,
 };
-pub use super::metadata::{Metadata, etag};
+pub use super::metadata::Metadata;
 pub use super::parameters::{MAX_PARAMETERS, Parameters};
 pub use super::response::{
-    DecodedResponse, Head, MARKER, RESPONSE_HEAD, ResponseDecoder, encode_close, encode_close_ack,
-    encode_entry, encode_refusal, encode_response,
+    CONTENT_LEN_AT, DecodedResponse, Head, MARKER, RESPONSE_HEAD, ResponseDecoder, encode_close,
+    encode_close_ack, encode_entry, encode_refusal, encode_response,
 };
 use super::{MAX_URI, Status};
 
@@ -22,7 +22,12 @@ pub const REQUEST_HEAD: usize = 9;
 /// No request that is decoded has more bytes: what is longer is skipped as it comes, or fatal.
 pub const LONGEST_REQUEST: usize = REQUEST_HEAD + MAX_URI + 2 + MAX_PARAMETERS;
 
-pub(super) const REQUEST: u8 = 0x01;
+/// The first byte of a connection that speaks this version; no request of version 1 begins with it.
+pub const FIRST: u8 = MAGIC[0];
+/// The first byte of a request, and where in it flags and mode are.
+pub const REQUEST: u8 = 0x01;
+pub const FLAGS_AT: usize = 5;
+pub const MODE_AT: usize = 6;
 pub(super) const CLOSE: u8 = 0x03;
 pub(super) const CLOSE_ACK: u8 = 0x04;
 

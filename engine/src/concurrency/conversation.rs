@@ -1,0 +1,100 @@
+//! A session in the hands of a thread that sleeps in its socket.
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use super::{Order, SPIN, Shutdown, TICK};
+use crate::service::Service;
+use crate::session::{Manner, Next, Scratch, Session, Wake};
+use crate::settings::OptimizeFor;
+use crate::transport::{Bell, Patience};
+
+/// How often a thread looks after its session where it could not be told, for want of a descriptor.
+const DEAF_PAUSE: Duration = Duration::from_millis(5);
+
+/// How the storage pool wakes a thread. Most never need it, so the eventfd is made when it is first listened to or rung.
+#[derive(Debug, Default)]
+pub struct Ear(OnceLock<Option<Bell>>);
+
+impl Ear {
+    fn bell(&self) -> Option<&Bell> {
+        self.0.get_or_init(|| Bell::new().ok()).as_ref()
+    }
+}
+
+impl Wake for Ear {
+    fn wake(&self, _: usize) {
+        if let Some(bell) = self.bell() {
+            bell.ring();
+        }
+    }
+}
+
+/// Runs a session to its end: then None. Gives it back where another model takes over, or where the thread is recalled.
+pub fn converse(
+    mut session: Box<Session>,
+    scratch: &mut Scratch,
+    ear: &Arc<Ear>,
+    service: &Service,
+    shutdown: &Shutdown,
+) -> Option<Box<Session>> {
+    if session.prepare_to_sleep().is_err() {
+        return None;
+    }
+    let wake: Arc<dyn Wake> = Arc::<Ear>::clone(ear);
+    session.connection().set_wake(&wake, 0);
+    let spin = match service.settings.optimize_for {
+        OptimizeFor::Latency => SPIN,
+        OptimizeFor::Throughput => Duration::ZERO,
+    };
+    let manner =
+        Manner { patience: Patience::Wait, spin, refuse: false, storage_elsewhere: false, most: None };
+    loop {
+        // For an order that came before this thread's socket was known.
+        match shutdown.order() {
+            Order::Serve => {}
+            Order::HandOver => return Some(session),
+            Order::Drain => session.stop_reading(),
+            Order::Stop => return None,
+        }
+        let next = session.run(scratch, manner);
+        match next {
+            Next::Closed => return None,
+            Next::Again => continue,
+            Next::Later(pause) => std::thread::sleep(pause),
+            // Without jobs the socket's own timeout has passed.
+            Next::Readable | Next::Writable | Next::Waiting => {
+                if session.has_jobs() {
+                    listen(&session, ear, next);
+                } else if scratch.is_recalled() {
+                    return Some(session);
+                }
+            }
+        }
+        if session.is_overdue(Instant::now()) {
+            return None;
+        }
+    }
+}
+
+/// Sleeps until the storage pool has something for the session, or its client.
+fn listen(session: &Session, ear: &Ear, next: Next) {
+    let wanted = match next {
+        Next::Readable => PollFlags::IN,
+        Next::Writable => PollFlags::OUT,
+        _ => PollFlags::empty(),
+    };
+    let mut sources = Vec::with_capacity(2);
+    let bell = ear.bell();
+    if let Some(bell) = bell {
+        sources.push(PollFd::new(bell, PollFlags::IN));
+    }
+    if !wanted.is_empty() {
+        sources.push(PollFd::new(session.socket(), wanted));
+    }
+    let timeout = Timespec::try_from(if bell.is_some() { TICK } else { DEAF_PAUSE }).ok();
+    // EINTR and ENOMEM: go round once more.
+    let _ = poll(&mut sources, timeout.as_ref());
+    while bell.is_some_and(Bell::take) {}
+}

@@ -1,0 +1,94 @@
+//! How sessions end: time limits, last words, and being told to.
+
+use rustix::io::Errno;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
+
+use super::replies::{Asked, Framing};
+use super::{End, Next, Scratch, Session, Speaks};
+use crate::errors::Error;
+use crate::protocol::{self, Operation, Status, v2};
+use crate::transport::{self, Patience};
+
+impl Session {
+    pub(super) fn refuse_slow_frame(&mut self, scratch: &mut Scratch) {
+        self.service.statistics.gauges(self.transport).timeouts_total.fetch_add(1, Relaxed);
+        let framing = self.unasked_framing();
+        let asked = Asked { framing, operation: Operation::FdPass, complete_at: self.complete_at };
+        self.push_error(scratch, asked, Error::TooSlow);
+        self.ending = End::AfterReplies;
+    }
+
+    /// How to say what answers no request.
+    fn unasked_framing(&self) -> Framing {
+        match &self.speaks {
+            Speaks::Two(two) => Framing::Two { id: 0, extended: two.is_extended() },
+            _ => Framing::One,
+        }
+    }
+
+    /// Reads and drops what a client sends after the last word to it.
+    pub(super) fn linger(&mut self, scratch: &mut Scratch, patience: Patience) -> Next {
+        let End::Lingering(until) = self.ending else { return Next::Closed };
+        loop {
+            if Instant::now() >= until {
+                return Next::Closed;
+            }
+            match transport::receive(self.socket(), &mut scratch.input, patience) {
+                Ok(0) => return Next::Closed,
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return Next::Readable,
+                Err(_) => return Next::Closed,
+            }
+        }
+    }
+
+    /// Looks at the clock; every model calls it for each of its sessions about once a second. True: drop the session.
+    pub fn is_overdue(&mut self, now: Instant) -> bool {
+        self.connection.notice_reading(&self.service);
+        let settings = &self.service.settings;
+        let still = now.saturating_duration_since(self.moved_at);
+        let overdue = if let End::Lingering(until) = self.ending {
+            return now >= until;
+        } else if !self.outbox.is_empty() {
+            still > settings.request_timeout
+        } else if let Some(since) = self.frame_since {
+            let overdue = now.saturating_duration_since(since) > settings.header_timeout;
+            if overdue {
+                // One try: whoever does not send does not deserve to be waited for.
+                let mut bytes = Vec::new();
+                let text = Error::TooSlow.to_string();
+                match self.unasked_framing() {
+                    Framing::One => protocol::encode_error(&mut bytes, Status::Timeout, &text),
+                    Framing::Two { id, .. } => v2::encode_refusal(&mut bytes, id, Status::Timeout, &text),
+                }
+                let _ = transport::send(self.socket(), &bytes, Patience::Never, false);
+            }
+            overdue
+        } else if self.jobs > 0 {
+            false
+        } else if matches!(&self.speaks, Speaks::Two(two) if two.is_receiving()) {
+            still > settings.request_timeout
+        } else if !self.kept_input.is_empty() {
+            // Complete requests that wait for the client to read its descriptors.
+            still > settings.request_timeout
+        } else {
+            // An idle connection's end is nothing to count.
+            let is_idle = still > settings.idle_timeout;
+            if is_idle {
+                self.say_close(v2::CloseReason::IdleTimeout);
+            }
+            return is_idle;
+        };
+        if overdue {
+            self.service.statistics.gauges(self.transport).timeouts_total.fetch_add(1, Relaxed);
+        }
+        overdue
+    }
+
+    /// Lets the client send nothing more: what has come is answered, then the session closes.
+    pub fn stop_reading(&self) {
+        self.connection.is_stopped.store(true, Relaxed);
+        let _ = rustix::net::shutdown(self.socket(), rustix::net::Shutdown::Read);
+    }
+}

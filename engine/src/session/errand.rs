@@ -1,0 +1,151 @@
+//! What a request wants of storage, in a form that can be done on a thread that may wait.
+
+use rustix::fd::OwnedFd;
+use std::ffi::CString;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::replies::{Asked, BYTES_A_TURN, SMALL};
+use crate::errors::Error;
+use crate::incoming::Incoming;
+use crate::listing::Page;
+use crate::mapping::{Found, Opened};
+use crate::protocol::Operation;
+use crate::service::Service;
+use crate::target::Conditions;
+use crate::transport;
+
+#[derive(Debug)]
+pub(super) struct Errand {
+    pub operation: Operation,
+    pub path: CString,
+    pub offset: u64,
+    pub length: Option<u64>,
+    pub conditions: Conditions,
+    /// When the client gives up.
+    pub deadline: Option<Instant>,
+    pub rest: Rest,
+}
+
+/// What only some operations need.
+#[derive(Debug)]
+pub(super) enum Rest {
+    Nothing,
+    List {
+        prefix: String,
+        cursor: Option<Vec<u8>>,
+        limit: u32,
+    },
+    /// All bytes of it have come.
+    Commit(Incoming),
+    PutDescriptor {
+        source: OwnedFd,
+        make_parents: bool,
+    },
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub(super) enum Brought {
+    Descriptor(Opened),
+    /// A content, or the part of it that was asked for.
+    Bytes {
+        found: Found,
+        bytes: Arc<[u8]>,
+    },
+    /// The part of a file that was asked for; its beginning is in memory.
+    File {
+        opened: Opened,
+        at: u64,
+        end: u64,
+    },
+    Known(Found),
+    Page(Page),
+    Nothing,
+}
+
+/// What the storage pool has done, on its way back to the session.
+#[derive(Debug)]
+pub(super) enum Done {
+    Reply {
+        asked: Asked,
+        outcome: Result<Brought, Error>,
+    },
+    /// The next part of the file that is being sent is in memory.
+    Warmed,
+}
+
+impl Errand {
+    /// May wait for the disk.
+    pub fn run(self, service: &Service) -> Result<Brought, Error> {
+        if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            return Err(Error::DeadlinePassed);
+        }
+        let staging = service.staging.as_ref().ok_or(Error::NotWritable);
+        match (self.operation, self.rest) {
+            (Operation::FdPass, _) => {
+                let opened = service.mapping.open(&self.path)?;
+                self.conditions.check_version(Some(&opened.version))?;
+                Ok(Brought::Descriptor(opened))
+            }
+            (Operation::Copy | Operation::Splice, _) => {
+                let opened = service.mapping.open(&self.path)?;
+                self.conditions.check_version(Some(&opened.version))?;
+                let (at, end) = part(opened.size, self.offset, self.length);
+                if end - at > SMALL || (self.operation == Operation::Splice && end > at) {
+                    transport::touch(&opened.file, at, (end - at).min(BYTES_A_TURN as u64));
+                    return Ok(Brought::File { opened, at, end });
+                }
+                let bytes = read_part(&opened.file, at, end)?;
+                let is_whole = at == 0 && end == opened.size && bytes.len() as u64 == end;
+                if self.operation == Operation::Copy && is_whole {
+                    service.cache.put(&self.path, opened.version, &bytes);
+                }
+                Ok(Brought::Bytes { found: opened.found(), bytes: bytes.into() })
+            }
+            (Operation::Stat, _) => {
+                let found = service.mapping.stat(&self.path)?;
+                self.conditions.check_version(Some(&found.version))?;
+                Ok(Brought::Known(found))
+            }
+            (Operation::List, Rest::List { prefix, cursor, limit }) => {
+                let page = service.listing.page(&service.mapping, &prefix, cursor.as_deref(), limit)?;
+                Ok(Brought::Page(page))
+            }
+            (Operation::Put, Rest::Commit(incoming)) => incoming.commit(self.conditions).map(Brought::Known),
+            (Operation::PutDescriptor, Rest::PutDescriptor { source, make_parents }) => {
+                let mut incoming = staging?.begin(&self.path, make_parents)?;
+                incoming.copy_from(&source)?;
+                incoming.commit(self.conditions).map(Brought::Known)
+            }
+            (Operation::Delete, _) => {
+                staging?.delete(&self.path, self.conditions.if_match)?;
+                Ok(Brought::Nothing)
+            }
+            (Operation::List | Operation::Put | Operation::PutDescriptor, _) => {
+                unreachable!("an errand carries what its operation needs")
+            }
+        }
+    }
+}
+
+/// From where to where an object of this size is to be sent.
+pub(super) fn part(size: u64, offset: u64, length: Option<u64>) -> (u64, u64) {
+    let at = offset.min(size);
+    (at, length.map_or(size, |length| at.saturating_add(length).min(size)))
+}
+
+fn read_part(file: &OwnedFd, at: u64, end: u64) -> Result<Vec<u8>, Error> {
+    let mut bytes = vec![0; (end - at) as usize];
+    let mut have = 0;
+    while have < bytes.len() {
+        match rustix::io::pread(file, &mut bytes[have..], at + have as u64) {
+            Ok(0) => break,
+            Ok(read) => have += read,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(errno) => return Err(Error::Storage(errno)),
+        }
+    }
+    bytes.truncate(have);
+    Ok(bytes)
+}

@@ -1,0 +1,458 @@
+//! One connection: bytes in, replies out, no opinion about threads.
+//!
+//! A session is a state machine over steps that need not wait. [`Session::run`] does what can be done now and says what
+//! it needs next; which thread calls it, and whether the socket waits, is the business of `concurrency/`.
+//!
+//! Replies go out in the order of the requests. What one `recv` brought is answered together: small replies lie side by
+//! side in one buffer and leave in one call, descriptors in one `sendmmsg`.
+
+mod connection;
+mod endings;
+mod errand;
+mod outbox;
+mod reading;
+mod replies;
+mod version1;
+mod version2;
+
+use rustix::fd::OwnedFd;
+use rustix::io::Errno;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+pub use self::connection::{Connection, Wake};
+use self::outbox::Segment;
+use self::replies::{BYTES_A_TURN, UNREAD_PAUSE};
+use self::version2::Two;
+use crate::concurrency::{Model, TICK};
+use crate::protocol::{Mode, RequestDecoder, v2};
+use crate::service::Service;
+use crate::transport::{self, Patience, Transport};
+
+/// Room for what one `recv` brings; the longest request of either version fits.
+const INPUT: usize = 16 << 10;
+/// Replies are handed to the kernel once so many bytes or segments have gathered.
+const GATHER_BYTES: usize = 256 << 10;
+const GATHER_SEGMENTS: usize = transport::MOST_AT_ONCE;
+/// One turn of a session answers so many requests before others have theirs.
+const REQUESTS_A_TURN: usize = 64;
+/// After a last word, so long the client's further bytes are read and dropped, so that a reset does not destroy the word.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// What a session needs next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    /// Bytes from the client.
+    Readable,
+    /// Room for bytes to the client.
+    Writable,
+    /// What storage is doing for it: nothing until it is [woken](Connection::set_wake).
+    Waiting,
+    /// Nothing: others should have their turn, then run it again.
+    Again,
+    /// To be run again after this time.
+    Later(Duration),
+    /// It is over: drop it.
+    Closed,
+}
+
+/// How a model runs sessions.
+#[derive(Debug, Clone, Copy)]
+pub struct Manner {
+    pub patience: Patience,
+    /// With `Patience::Wait`: so long is tried before the thread sleeps.
+    pub spin: Duration,
+    /// Every request is answered with UNAVAILABLE, before any work.
+    pub refuse: bool,
+    /// Whoever runs this never waits for storage: the storage pool does.
+    pub storage_elsewhere: bool,
+    /// After this time others have their turn, however few requests were answered.
+    pub most: Option<Duration>,
+}
+
+/// Buffers that a thread lends to whichever session it runs, so that idle sessions need none.
+#[derive(Debug)]
+pub struct Scratch {
+    input: Box<[u8]>,
+    /// For contents that come in; empty until there is one.
+    bulk: Box<[u8]>,
+    out: Vec<u8>,
+    path: Vec<u8>,
+    segments: VecDeque<Segment>,
+    shard: usize,
+    model: Model,
+    /// How long the session that is run next has waited in a queue.
+    pub queue_wait: Option<Duration>,
+    /// Set by others: a thread that would sleep in the session's socket gives the session back instead.
+    pub recalled: Option<Arc<AtomicBool>>,
+}
+
+impl Scratch {
+    pub fn new(service: &Service, model: Model) -> Self {
+        Scratch {
+            input: vec![0; INPUT].into_boxed_slice(),
+            bulk: Box::default(),
+            out: Vec::new(),
+            path: Vec::new(),
+            segments: VecDeque::new(),
+            shard: service.statistics.assign_shard(),
+            model,
+            queue_wait: None,
+            recalled: None,
+        }
+    }
+
+    pub fn is_recalled(&self) -> bool {
+        self.recalled.as_ref().is_some_and(|recalled| recalled.load(Relaxed))
+    }
+}
+
+/// Which version the client speaks.
+#[derive(Debug)]
+enum Speaks {
+    /// It has not said anything.
+    Nothing,
+    One(RequestDecoder),
+    Two(Box<Two>),
+}
+
+#[derive(Debug)]
+pub struct Session {
+    connection: Arc<Connection>,
+    transport: Transport,
+    service: Arc<Service>,
+    speaks: Speaks,
+    /// Bytes read and not yet understood.
+    kept_input: Vec<u8>,
+    /// Replies of which the kernel has not taken everything.
+    outbox: VecDeque<Segment>,
+    kept_out: Vec<u8>,
+    /// Descriptors opened for this client, or about to be, and not passed yet.
+    held: u32,
+    /// What the storage pool is doing for this session.
+    jobs: u32,
+    /// The storage pool is reading on in the file in front.
+    is_warming: bool,
+    is_non_blocking: bool,
+    /// When the input last became complete requests.
+    complete_at: Instant,
+    /// When the frame that is still incomplete began.
+    frame_since: Option<Instant>,
+    /// When bytes last moved, either way.
+    moved_at: Instant,
+    ending: End,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    No,
+    /// Close once everything is answered.
+    AfterReplies,
+    /// The last word is out: read and drop until then.
+    Lingering(Instant),
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.outbox.clear();
+        self.service.connection_ended();
+        self.service.statistics.gauges(self.transport).connections.fetch_sub(1, Relaxed);
+        self.service.in_flight.release(self.held);
+        let is_awaited = self.connection.is_awaited();
+        if is_awaited || self.jobs > 0 {
+            // The client sees the end of the stream, whoever else still holds the socket; what is queued in front of it stays
+            // readable.
+            let _ = rustix::net::shutdown(self.socket(), rustix::net::Shutdown::Both);
+        }
+        if is_awaited {
+            self.service.keep_until_read(Arc::clone(&self.connection));
+        } else {
+            self.connection.write_off(&self.service);
+        }
+    }
+}
+
+/// What became of the frame in front of the input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    /// It is answered, or being worked at.
+    Done,
+    /// The input ends inside it.
+    More,
+    /// It was the client's last.
+    Last,
+    /// It broke the protocol.
+    Fatal,
+}
+
+enum Progress {
+    /// Nothing complete is left in the input.
+    All,
+    /// Enough has gathered: hand it over first.
+    Full,
+    /// The client must read descriptors first.
+    Unread,
+    /// What is under way must be answered first.
+    Held,
+}
+
+impl Session {
+    /// Takes a connection that was counted by [`Service::admit_connection`].
+    pub fn new(socket: OwnedFd, transport: Transport, service: &Arc<Service>) -> Self {
+        let gauges = service.statistics.gauges(transport);
+        gauges.connections.fetch_add(1, Relaxed);
+        gauges.connections_total.fetch_add(1, Relaxed);
+        let now = Instant::now();
+        Session {
+            connection: Arc::new(Connection::new(socket)),
+            transport,
+            service: Arc::clone(service),
+            speaks: Speaks::Nothing,
+            kept_input: Vec::new(),
+            outbox: VecDeque::new(),
+            kept_out: Vec::new(),
+            held: 0,
+            jobs: 0,
+            is_warming: false,
+            is_non_blocking: false,
+            complete_at: now,
+            frame_since: None,
+            moved_at: now,
+            ending: End::No,
+        }
+    }
+
+    pub fn connection(&self) -> &Arc<Connection> {
+        &self.connection
+    }
+
+    /// The socket, lent.
+    pub fn socket(&self) -> &OwnedFd {
+        &self.connection.socket
+    }
+
+    /// Whether the storage pool does something for it: then a thread must not sleep in its socket.
+    pub fn has_jobs(&self) -> bool {
+        self.jobs > 0
+    }
+
+    /// Fits the socket to a thread that sleeps in it, a second at most a call.
+    pub fn prepare_to_sleep(&mut self) -> Result<(), Errno> {
+        if self.is_non_blocking {
+            transport::set_non_blocking(self.socket(), false)?;
+            self.is_non_blocking = false;
+        }
+        transport::set_timeouts(self.socket(), TICK)
+    }
+
+    /// For sendfile, which cannot be told otherwise not to wait.
+    fn make_non_blocking(&mut self) -> Result<(), Errno> {
+        if !self.is_non_blocking {
+            transport::set_non_blocking(self.socket(), true)?;
+            self.is_non_blocking = true;
+        }
+        Ok(())
+    }
+
+    pub fn transport(&self) -> Transport {
+        self.transport
+    }
+
+    /// Does what can be done now.
+    pub fn run(&mut self, scratch: &mut Scratch, manner: Manner) -> Next {
+        let mut have = self.kept_input.len();
+        scratch.input[..have].copy_from_slice(&self.kept_input);
+        self.kept_input.clear();
+        std::mem::swap(&mut scratch.out, &mut self.kept_out);
+        if self.outbox.is_empty() {
+            std::mem::swap(&mut scratch.segments, &mut self.outbox);
+        }
+        let mut at = 0;
+        let mut sent = 0;
+        let next = self.turn(scratch, manner, &mut at, &mut have, &mut sent);
+        self.kept_input.extend_from_slice(&scratch.input[at..have]);
+        if at == have && self.kept_input.capacity() > 0 {
+            self.kept_input = Vec::new();
+        }
+        if sent < scratch.out.len() {
+            self.kept_out.extend_from_slice(&scratch.out[sent..]);
+        }
+        scratch.out.clear();
+        if self.outbox.is_empty() {
+            std::mem::swap(&mut scratch.segments, &mut self.outbox);
+        }
+        next
+    }
+
+    fn turn(
+        &mut self,
+        scratch: &mut Scratch,
+        manner: Manner,
+        at: &mut usize,
+        have: &mut usize,
+        sent: &mut usize,
+    ) -> Next {
+        let mut requests_left = REQUESTS_A_TURN;
+        let turn_ends = manner.most.map(|most| Instant::now() + most);
+        let mut bytes_left = BYTES_A_TURN;
+        // Whether the socket is known to hold nothing more.
+        let mut emptied = false;
+        loop {
+            if self.jobs > 0 {
+                self.collect(scratch);
+            }
+            if let Some(next) = self.flush(scratch, manner, sent, &mut bytes_left) {
+                return next;
+            }
+            match self.ending {
+                End::No => {}
+                End::AfterReplies if self.jobs > 0 => return Next::Waiting,
+                End::AfterReplies => {
+                    let _ = rustix::net::shutdown(self.socket(), rustix::net::Shutdown::Write);
+                    self.ending = End::Lingering(Instant::now() + LINGER);
+                    *at = *have;
+                    continue;
+                }
+                End::Lingering(_) => return self.linger(scratch, manner.patience),
+            }
+            let progress = self.answer(scratch, manner, at, *have, &mut requests_left, turn_ends);
+            if !self.outbox.is_empty() || self.ending != End::No {
+                continue;
+            }
+            match progress {
+                Progress::Unread => return Next::Later(UNREAD_PAUSE),
+                Progress::Held => return Next::Waiting,
+                Progress::Full => return Next::Again,
+                Progress::All => {}
+            }
+            if requests_left == 0 {
+                return Next::Again;
+            }
+            if emptied && manner.patience == Patience::Never {
+                return Next::Readable;
+            }
+            match self.read(scratch, manner, at, have) {
+                Ok(filled) => emptied = !filled,
+                Err(next) => return next,
+            }
+        }
+    }
+
+    /// Answers the complete requests in the input, into the outbox.
+    fn answer(
+        &mut self,
+        scratch: &mut Scratch,
+        manner: Manner,
+        at: &mut usize,
+        have: usize,
+        requests_left: &mut usize,
+        turn_ends: Option<Instant>,
+    ) -> Progress {
+        // The input is borrowed apart from the rest of the scratch buffers.
+        let input = std::mem::take(&mut scratch.input);
+        let mut rest = &input[*at..have];
+        let progress = loop {
+            if self.outbox.len() >= GATHER_SEGMENTS || scratch.out.len() >= GATHER_BYTES {
+                break Progress::Full;
+            }
+            if *requests_left == 0 && !rest.is_empty() {
+                break Progress::Full;
+            }
+            if let Speaks::Two(two) = &self.speaks
+                && two.is_receiving()
+            {
+                self.take_content(scratch, manner, &mut rest);
+                if rest.is_empty() {
+                    break Progress::All;
+                }
+                continue;
+            }
+            if self.jobs > 0 && self.must_wait_for_jobs(rest) {
+                break if self.outbox.is_empty() { Progress::Held } else { Progress::Full };
+            }
+            if self.wants_descriptor(rest) && !self.may_pass() {
+                break if self.outbox.is_empty() { Progress::Unread } else { Progress::Full };
+            }
+            let step = match (&self.speaks, rest.first()) {
+                (_, None) => Step::More,
+                (Speaks::Nothing, Some(&v2::FIRST)) => self.greet(scratch, &mut rest),
+                (Speaks::Nothing, Some(_)) => {
+                    self.speaks = Speaks::One(RequestDecoder::default());
+                    self.step_one(scratch, manner, &mut rest)
+                }
+                (Speaks::One(_), _) => self.step_one(scratch, manner, &mut rest),
+                (Speaks::Two(_), _) => self.step_two(scratch, manner, &mut rest),
+            };
+            match step {
+                Step::Done => {}
+                Step::More => break Progress::All,
+                Step::Last | Step::Fatal => {
+                    if step == Step::Fatal {
+                        let gauges = self.service.statistics.gauges(self.transport);
+                        gauges.protocol_errors_total.fetch_add(1, Relaxed);
+                    }
+                    self.ending = End::AfterReplies;
+                    rest = &[];
+                    break Progress::All;
+                }
+            }
+            self.frame_since = None;
+            *requests_left = requests_left.saturating_sub(1);
+            if turn_ends.is_some_and(|end| Instant::now() >= end) {
+                *requests_left = 0;
+            }
+        };
+        *at = have - rest.len();
+        if matches!(progress, Progress::All) && !rest.is_empty() && self.frame_since.is_none() {
+            self.frame_since = Some(self.complete_at);
+        }
+        scratch.input = input;
+        progress
+    }
+
+    /// Whether this thread may wait for the disk. With a thread a connection it may, unless that holds up other requests of
+    /// the same connection.
+    fn may_wait(&self, manner: Manner) -> bool {
+        let is_multiplexed = matches!(self.speaks, Speaks::Two(_)) && self.service.settings.async_storage;
+        !manner.storage_elsewhere && !is_multiplexed
+    }
+
+    fn must_wait_for_jobs(&self, rest: &[u8]) -> bool {
+        match &self.speaks {
+            Speaks::Two(two) => two.must_wait(self.jobs, rest),
+            _ => true,
+        }
+    }
+
+    fn wants_descriptor(&self, rest: &[u8]) -> bool {
+        self.transport == Transport::Unix
+            && match &self.speaks {
+                Speaks::Two(_) => Two::wants_descriptor(rest),
+                _ => rest.first() == Some(&(Mode::FdPass as u8)),
+            }
+    }
+
+    /// Whether one more descriptor may be opened for this client.
+    fn may_pass(&mut self) -> bool {
+        let allowance = self.service.in_flight.allowance();
+        if self.held + self.connection.unread() < allowance {
+            return true;
+        }
+        if self.outbox.is_empty() {
+            self.connection.notice_reading(&self.service);
+        }
+        self.held + self.connection.unread() < allowance
+    }
+
+    fn count_passed(&mut self, count: u32) {
+        self.held -= count;
+        self.connection.count_passed(count);
+    }
+
+    fn release_held(&mut self, count: u32) {
+        self.held -= count;
+        self.service.in_flight.release(count);
+    }
+}

@@ -1,0 +1,339 @@
+//! Replies on their way out: what has been put together and not yet been handed to the kernel, and the handing over.
+//!
+//! Small replies lie side by side in one buffer and leave in one call; descriptors of version 1 leave in one `sendmmsg`,
+//! those of version 2 ride on the message of their replies, up to 64 in one.
+
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::io::Errno;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::replies::{Asked, BYTES_A_TURN, Framing, SMALL, UNREAD_PAUSE};
+use super::{Manner, Next, Scratch, Session};
+use crate::errors::Error;
+use crate::mapping;
+use crate::protocol::{self, Status, v2};
+use crate::statistics::{Answered, Labels};
+use crate::transport::{self, Patience};
+
+/// A piece of a reply that has not been handed to the kernel.
+#[derive(Debug)]
+pub(super) struct Segment {
+    pub payload: Payload,
+    /// What is counted when the last byte is gone; None where more of the same reply follows.
+    pub ends: Option<Ending>,
+}
+
+#[derive(Debug)]
+pub(super) struct Ending {
+    pub asked: Asked,
+    pub status: Status,
+    pub content: u64,
+}
+
+#[derive(Debug)]
+pub(super) enum Payload {
+    /// So many bytes of the out buffer.
+    Buffered(usize),
+    /// The same, and the first of them carries a descriptor.
+    Carrying { length: usize, file: OwnedFd },
+    /// One byte in a message of its own, which carries a descriptor.
+    Descriptor { byte: u8, file: OwnedFd },
+    /// The file's bytes from `at` up to `end`; what lies before `warm` was found in memory.
+    File { file: Arc<OwnedFd>, at: u64, end: u64, warm: u64 },
+    /// An error that took the place of a descriptor the kernel refused, and of so many bytes of the out buffer.
+    Text { bytes: Vec<u8>, at: usize, instead_of: usize },
+}
+
+impl Session {
+    /// Hands the outbox to the kernel. None: all of it.
+    pub(super) fn flush(
+        &mut self,
+        scratch: &mut Scratch,
+        manner: Manner,
+        sent: &mut usize,
+        bytes_left: &mut usize,
+    ) -> Option<Next> {
+        while let Some(front) = self.outbox.front() {
+            if *bytes_left == 0 && manner.patience == Patience::Never {
+                return Some(Next::Again);
+            }
+            let outcome = match front.payload {
+                Payload::Buffered(_) | Payload::Carrying { .. } => {
+                    self.flush_buffered(scratch, manner.patience, sent)
+                }
+                Payload::Descriptor { .. } => self.flush_descriptors(scratch, manner.patience),
+                Payload::File { .. } => {
+                    if self.file_is_cold(manner) {
+                        return Some(Next::Waiting);
+                    }
+                    self.flush_file(scratch, manner.patience, bytes_left)
+                }
+                Payload::Text { .. } => self.flush_text(scratch, manner.patience, sent),
+            };
+            match outcome {
+                Ok(()) | Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return Some(Next::Writable),
+                // The head of this reply is out already: it can only wait.
+                Err(Errno::TOOMANYREFS) => return Some(Next::Later(UNREAD_PAUSE)),
+                Err(_) => return Some(Next::Closed),
+            }
+        }
+        if *sent > 0 {
+            scratch.out.clear();
+            *sent = 0;
+        }
+        None
+    }
+
+    fn flush_buffered(
+        &mut self,
+        scratch: &mut Scratch,
+        patience: Patience,
+        sent: &mut usize,
+    ) -> Result<(), Errno> {
+        let mut total = 0;
+        let mut more = false;
+        let mut files: [Option<BorrowedFd<'_>>; transport::MOST_AT_ONCE] = [None; transport::MOST_AT_ONCE];
+        let mut count = 0;
+        for segment in &self.outbox {
+            match &segment.payload {
+                Payload::Buffered(length) => total += length,
+                Payload::Carrying { length, file } if count < files.len() => {
+                    files[count] = Some(file.as_fd());
+                    count += 1;
+                    total += length;
+                }
+                other => {
+                    more = matches!(other, Payload::File { .. });
+                    break;
+                }
+            }
+        }
+        let bytes = &scratch.out[*sent..*sent + total];
+        let passed = if count == 0 {
+            transport::send(self.socket(), bytes, patience, more)
+        } else {
+            transport::send_carrying(self.socket(), bytes, &files[..count], patience)
+        };
+        let mut taken = match passed {
+            Ok(taken) => taken,
+            Err(Errno::TOOMANYREFS) => {
+                self.refuse_first_carried();
+                return Ok(());
+            }
+            Err(errno) => return Err(errno),
+        };
+        *sent += taken;
+        let now = Instant::now();
+        self.moved_at = now;
+        if count > 0 {
+            // All went with the first byte.
+            self.count_passed(count as u32);
+            for segment in self.outbox.iter_mut() {
+                if count == 0 {
+                    break;
+                }
+                if let Payload::Carrying { length, .. } = segment.payload {
+                    segment.payload = Payload::Buffered(length);
+                    count -= 1;
+                }
+            }
+        }
+        while let Some(Segment { payload: Payload::Buffered(length), .. }) = self.outbox.front_mut() {
+            if *length > taken {
+                *length -= taken;
+                break;
+            }
+            taken -= *length;
+            self.finish_front(scratch, now);
+        }
+        Ok(())
+    }
+
+    /// Too many in flight for this user: one request less is answered, so that there is progress; the connection goes on.
+    fn refuse_first_carried(&mut self) {
+        let error = Error::Busy("too many unread file descriptors of this user, try again");
+        for segment in self.outbox.iter_mut() {
+            let Payload::Carrying { length, .. } = segment.payload else { continue };
+            let mut bytes = Vec::new();
+            if let Some(ending) = &mut segment.ends
+                && let Framing::Two { id, .. } = ending.asked.framing
+            {
+                ending.status = error.status();
+                v2::encode_refusal(&mut bytes, id, error.status(), &error.to_string());
+            }
+            segment.payload = Payload::Text { bytes, at: 0, instead_of: length };
+            break;
+        }
+        self.release_held(1);
+    }
+
+    fn flush_descriptors(&mut self, scratch: &mut Scratch, patience: Patience) -> Result<(), Errno> {
+        let Some(Segment { payload: Payload::Descriptor { byte, file }, .. }) = self.outbox.front() else {
+            return Ok(());
+        };
+        let byte = *byte;
+        let passed = if self.outbox.len() == 1 {
+            transport::send_descriptors(self.socket(), byte, &[file.as_fd()], patience)
+        } else {
+            let alike = |segment| as_descriptor(segment, byte);
+            let files: Vec<BorrowedFd<'_>> = self.outbox.iter().map_while(alike).collect();
+            transport::send_descriptors(self.socket(), byte, &files, patience)
+        };
+        match passed {
+            Ok(passed) => {
+                let now = Instant::now();
+                self.moved_at = now;
+                self.count_passed(passed as u32);
+                for _ in 0..passed {
+                    self.finish_front(scratch, now);
+                }
+                Ok(())
+            }
+            Err(Errno::TOOMANYREFS) if byte == Status::Ok as u8 => {
+                // Too many in flight for this user: this request is refused, the connection goes on.
+                self.release_held(1);
+                let error = Error::Busy("too many unread file descriptors of this user, try again");
+                let mut bytes = Vec::new();
+                protocol::encode_error(&mut bytes, error.status(), &error.to_string());
+                if let Some(front) = self.outbox.front_mut() {
+                    front.payload = Payload::Text { bytes, at: 0, instead_of: 0 };
+                    if let Some(ending) = &mut front.ends {
+                        ending.status = error.status();
+                    }
+                }
+                Ok(())
+            }
+            Err(errno) => Err(errno),
+        }
+    }
+
+    fn flush_text(
+        &mut self,
+        scratch: &mut Scratch,
+        patience: Patience,
+        sent: &mut usize,
+    ) -> Result<(), Errno> {
+        let Some(Segment { payload: Payload::Text { bytes, at, .. }, .. }) = self.outbox.front() else {
+            return Ok(());
+        };
+        let taken = transport::send(self.socket(), &bytes[*at..], patience, false)?;
+        let now = Instant::now();
+        self.moved_at = now;
+        if let Some(Segment { payload: Payload::Text { bytes, at, instead_of }, .. }) =
+            self.outbox.front_mut()
+        {
+            *at += taken;
+            if *at == bytes.len() {
+                *sent += *instead_of;
+                self.finish_front(scratch, now);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the next bytes of the file in front have to come from the disk. Then they are being fetched.
+    fn file_is_cold(&mut self, manner: Manner) -> bool {
+        if self.may_wait(manner) {
+            return false;
+        }
+        if self.is_warming {
+            return true;
+        }
+        let Some(Segment { payload: Payload::File { file, at, end, warm }, .. }) = self.outbox.front_mut()
+        else {
+            return false;
+        };
+        if *at < *warm {
+            return false;
+        }
+        let next = (*at + BYTES_A_TURN as u64).min(*end);
+        // Of what is read ahead the end comes last.
+        let mut byte = [0u8];
+        *warm = next;
+        if !matches!(mapping::read_cached(file, &mut byte, next - 1), Ok(None)) {
+            return false;
+        }
+        let (file, at) = (Arc::clone(file), *at);
+        self.warm(file, at, next - at);
+        true
+    }
+
+    fn flush_file(
+        &mut self,
+        scratch: &mut Scratch,
+        patience: Patience,
+        bytes_left: &mut usize,
+    ) -> Result<(), Errno> {
+        if patience == Patience::Never {
+            self.make_non_blocking()?;
+        }
+        let Some(Segment { payload: Payload::File { file, at, end, .. }, .. }) = self.outbox.front() else {
+            return Ok(());
+        };
+        let (offset, end) = (*at, *end);
+        let mut most = usize::try_from(end - offset).unwrap_or(usize::MAX).min(BYTES_A_TURN);
+        if patience == Patience::Never {
+            most = most.min(*bytes_left);
+        }
+        let taken = match transport::send_file(self.socket(), file, offset, most) {
+            // The file system cannot do it: copy through this process.
+            Err(Errno::INVAL | Errno::NOSYS) => self.send_by_copy(file, offset, most, patience)?,
+            other => other?,
+        };
+        if taken == 0 {
+            // The file shrank, and the length was promised: only closing tells the client.
+            return Err(Errno::IO);
+        }
+        *bytes_left = bytes_left.saturating_sub(taken);
+        let now = Instant::now();
+        self.moved_at = now;
+        if let Some(Segment { payload: Payload::File { at, .. }, .. }) = self.outbox.front_mut() {
+            *at += taken as u64;
+            if *at == end {
+                self.finish_front(scratch, now);
+            }
+        }
+        Ok(())
+    }
+
+    fn send_by_copy(
+        &self,
+        file: &OwnedFd,
+        offset: u64,
+        most: usize,
+        patience: Patience,
+    ) -> Result<usize, Errno> {
+        let mut bytes = vec![0; most.min(SMALL as usize)];
+        let length = rustix::io::pread(file, &mut bytes[..], offset)?;
+        if length == 0 { Ok(0) } else { transport::send(self.socket(), &bytes[..length], patience, false) }
+    }
+
+    /// Drops the front segment, whose last byte is gone, and counts the reply that ends with it.
+    fn finish_front(&mut self, scratch: &Scratch, now: Instant) {
+        let Some(Segment { ends: Some(ending), .. }) = self.outbox.pop_front() else {
+            return;
+        };
+        let waited = scratch.queue_wait.unwrap_or_default();
+        self.service.statistics.record(
+            scratch.shard,
+            &Answered {
+                labels: Labels::new(self.transport, scratch.model, ending.asked.operation),
+                status: ending.status,
+                latency: now.saturating_duration_since(ending.asked.complete_at) + waited,
+                // Of what was served: how long a refusal had waited is nobody's wait.
+                queue_wait: scratch.queue_wait.filter(|_| ending.status != Status::Unavailable),
+                bytes: ending.content,
+            },
+        );
+    }
+}
+
+/// The descriptor that a segment passes with this byte, lent.
+fn as_descriptor(segment: &Segment, wanted: u8) -> Option<BorrowedFd<'_>> {
+    match &segment.payload {
+        Payload::Descriptor { byte, file } if *byte == wanted => Some(file.as_fd()),
+        _ => None,
+    }
+}

@@ -1,0 +1,107 @@
+//! Bytes in: what one call brings, of requests, of contents, of descriptors.
+
+use rustix::fd::OwnedFd;
+use rustix::io::Errno;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
+
+use super::{End, INPUT, Manner, Next, Scratch, Session, Speaks};
+use crate::protocol::v2;
+use crate::service::Service;
+use crate::transport::{self, Patience};
+
+impl Session {
+    /// Reads what has come. Returns whether there may be more.
+    pub(super) fn read(
+        &mut self,
+        scratch: &mut Scratch,
+        manner: Manner,
+        at: &mut usize,
+        have: &mut usize,
+    ) -> Result<bool, Next> {
+        if *at > 0 {
+            scratch.input.copy_within(*at..*have, 0);
+            *have -= *at;
+            *at = 0;
+        }
+        let may_sleep = manner.patience == Patience::Wait && self.jobs == 0 && !scratch.is_recalled();
+        let manner = Manner { patience: if may_sleep { Patience::Wait } else { Patience::Never }, ..manner };
+        let is_content = *have == 0 && matches!(&self.speaks, Speaks::Two(two) if two.is_receiving());
+        let room = INPUT - *have;
+        let came = if is_content {
+            self.receive_content(scratch, manner)
+        } else if let Speaks::Two(two) = &mut self.speaks
+            && self.service.takes_descriptors(self.transport)
+        {
+            let input = &mut scratch.input[*have..];
+            transport::receive_carried(&self.connection.socket, input, manner.patience, &mut two.received)
+        } else {
+            receive(&self.connection.socket, &mut scratch.input[*have..], manner, &self.service)
+        };
+        match came {
+            Ok(0) => Err(self.at_end()),
+            Ok(length) => {
+                self.complete_at = Instant::now();
+                self.moved_at = self.complete_at;
+                if is_content {
+                    return Ok(true);
+                }
+                *have += length;
+                let unanswered = self.jobs;
+                if let Speaks::Two(two) = &mut self.speaks {
+                    two.begin_window(unanswered);
+                }
+                if self.has_spare_descriptors() {
+                    return Err(Next::Closed);
+                }
+                if self
+                    .frame_since
+                    .is_some_and(|since| self.complete_at - since > self.service.settings.header_timeout)
+                {
+                    self.refuse_slow_frame(scratch);
+                }
+                Ok(length == room)
+            }
+            Err(Errno::INTR) => Ok(true),
+            Err(Errno::AGAIN) => Err(Next::Readable),
+            Err(_) => Err(Next::Closed),
+        }
+    }
+
+    /// The client sends nothing more, or has been kept from it: what it asked for is still answered.
+    fn at_end(&mut self) -> Next {
+        if self.jobs > 0 {
+            self.ending = End::AfterReplies;
+            return Next::Waiting;
+        }
+        if self.connection.is_stopped.load(Relaxed) {
+            self.say_close(v2::CloseReason::ShuttingDown);
+        }
+        Next::Closed
+    }
+}
+
+/// `recv`, after trying for a while without sleeping where the manner says so.
+pub(super) fn receive(
+    socket: &OwnedFd,
+    buffer: &mut [u8],
+    manner: Manner,
+    service: &Service,
+) -> Result<usize, Errno> {
+    if manner.patience == Patience::Wait && !manner.spin.is_zero() {
+        let spinners = service.spinners.fetch_add(1, Relaxed);
+        let mut outcome = Err(Errno::AGAIN);
+        if spinners < service.max_spinners {
+            let until = Instant::now() + manner.spin;
+            while outcome == Err(Errno::AGAIN) && Instant::now() < until {
+                outcome = transport::receive(socket, buffer, Patience::Never);
+                std::hint::spin_loop();
+            }
+        }
+        service.spinners.fetch_sub(1, Relaxed);
+        if outcome != Err(Errno::AGAIN) {
+            return outcome;
+        }
+    }
+    transport::receive(socket, buffer, manner.patience)
+}

@@ -1,0 +1,444 @@
+//! From what is asked to a reply in the outbox: at once where nothing has to be waited for, else by way of the storage pool.
+
+use rustix::fd::OwnedFd;
+use std::ffi::CStr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::connection::Connection;
+use super::errand::{Brought, Done, Errand, Rest, part};
+use super::outbox::{Ending, Payload, Segment};
+use super::{Manner, Scratch, Session};
+use crate::cache::Cached;
+use crate::errors::Error;
+use crate::mapping::{self, Found, Opened};
+use crate::protocol::{self, Operation, Status, v2};
+use crate::target::{Conditions, Match};
+use crate::transport::{self, Transport};
+
+/// Contents up to this size are copied beside their head; larger ones go by sendfile.
+pub(super) const SMALL: u64 = 64 << 10;
+/// One turn of a session sends so many bytes of files before others have theirs.
+pub(super) const BYTES_A_TURN: usize = 4 << 20;
+/// How long a client that has not read its descriptors is left alone before it is looked at again.
+pub(super) const UNREAD_PAUSE: Duration = Duration::from_millis(2);
+
+/// How a reply is framed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Framing {
+    One,
+    Two { id: u32, extended: bool },
+}
+
+/// What a reply must know of its request.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Asked {
+    pub framing: Framing,
+    pub operation: Operation,
+    /// When the request was there as a whole.
+    pub complete_at: Instant,
+}
+
+/// A request of either version.
+#[derive(Debug)]
+pub(super) struct Wanted<'a> {
+    pub asked: Asked,
+    pub uri: &'a str,
+    pub parameters: v2::Parameters<'a>,
+    pub has_priority: bool,
+    /// What came along with a put by descriptor.
+    pub source: Option<OwnedFd>,
+}
+
+impl Wanted<'_> {
+    fn conditions(&self) -> Result<Conditions, Error> {
+        Ok(Conditions {
+            if_match: self.parameters.if_match.map(Match::parse).transpose()?,
+            if_none_match: self.parameters.if_none_match.map(Match::parse).transpose()?,
+        })
+    }
+
+    fn deadline(&self, scratch: &Scratch) -> Option<Instant> {
+        let left = self.parameters.deadline?.saturating_sub(scratch.queue_wait.unwrap_or_default());
+        Some(self.asked.complete_at + left)
+    }
+}
+
+impl Session {
+    /// Answers a request, or sends an errand for it. An error is the answer, and the caller's to push.
+    pub(super) fn attend(
+        &mut self,
+        scratch: &mut Scratch,
+        manner: Manner,
+        mut wanted: Wanted<'_>,
+    ) -> Result<(), Error> {
+        let operation = wanted.asked.operation;
+        let deadline = wanted.deadline(scratch);
+        if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            return Err(Error::DeadlinePassed);
+        }
+        let conditions = wanted.conditions()?;
+        if operation == Operation::FdPass && self.transport != Transport::Unix {
+            return Err(Error::ModeNeedsUnix);
+        }
+        if matches!(operation, Operation::PutDescriptor | Operation::Delete) && self.service.staging.is_none()
+        {
+            return Err(Error::NotWritable);
+        }
+        let parameters = wanted.parameters;
+        let rest = match operation {
+            Operation::List => {
+                let cursor = parameters.cursor.map(<[u8]>::to_vec);
+                Rest::List { prefix: wanted.uri.to_owned(), cursor, limit: parameters.limit.unwrap_or(0) }
+            }
+            Operation::PutDescriptor => {
+                let source = wanted.source.take().ok_or(Error::BadDescriptor)?;
+                Rest::PutDescriptor { source, make_parents: parameters.make_parents }
+            }
+            _ => Rest::Nothing,
+        };
+        let mut path = std::mem::take(&mut scratch.path);
+        let outcome = (|| {
+            let path = match operation {
+                Operation::List => c"",
+                _ => mapping::relative_path(wanted.uri, &mut path)?,
+            };
+            if self.attend_at_once(scratch, manner, &wanted, path, conditions)? {
+                return Ok(());
+            }
+            let errand = Errand {
+                operation,
+                path: path.to_owned(),
+                offset: parameters.offset.unwrap_or(0),
+                length: parameters.length,
+                conditions,
+                deadline,
+                rest,
+            };
+            self.send_errand(scratch, manner, wanted.asked, errand, wanted.has_priority)
+        })();
+        scratch.path = path;
+        outcome
+    }
+
+    /// Answers what needs no waiting, or where this thread may wait; false where an errand must be sent.
+    fn attend_at_once(
+        &mut self,
+        scratch: &mut Scratch,
+        manner: Manner,
+        wanted: &Wanted<'_>,
+        path: &CStr,
+        conditions: Conditions,
+    ) -> Result<bool, Error> {
+        let may_wait = self.may_wait(manner);
+        let asked = wanted.asked;
+        match asked.operation {
+            Operation::FdPass => {
+                let Some(opened) = self.open(path, may_wait)? else { return Ok(false) };
+                conditions.check_version(Some(&opened.version))?;
+                self.push_descriptor(scratch, asked, opened)?;
+            }
+            Operation::Copy | Operation::Splice => {
+                return self.copy_at_once(scratch, wanted, path, conditions, may_wait);
+            }
+            Operation::Stat => {
+                let found = match may_wait {
+                    true => self.service.mapping.stat(path)?,
+                    // What cannot be opened may still be looked at.
+                    false => match self.service.mapping.open_cached(path) {
+                        Ok(Some(opened)) => opened.found(),
+                        Ok(None) | Err(Error::NoPermission) => return Ok(false),
+                        Err(error) => return Err(error),
+                    },
+                };
+                conditions.check_version(Some(&found.version))?;
+                self.push_known(scratch, asked, Some(&found));
+            }
+            Operation::List | Operation::Put | Operation::PutDescriptor | Operation::Delete => {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn open(&self, path: &CStr, may_wait: bool) -> Result<Option<Opened>, Error> {
+        match may_wait {
+            true => self.service.mapping.open(path).map(Some),
+            false => self.service.mapping.open_cached(path),
+        }
+    }
+
+    fn copy_at_once(
+        &mut self,
+        scratch: &mut Scratch,
+        wanted: &Wanted<'_>,
+        path: &CStr,
+        conditions: Conditions,
+        may_wait: bool,
+    ) -> Result<bool, Error> {
+        let (asked, offset, length) =
+            (wanted.asked, wanted.parameters.offset.unwrap_or(0), wanted.parameters.length);
+        let is_cached = asked.operation == Operation::Copy && self.service.cache.is_on();
+        if is_cached
+            && (may_wait || !self.service.mapping.is_remote())
+            && let Some(Cached { version, bytes }) = self.service.cache.get(path)
+            && self.service.mapping.version(path) == Some(version)
+        {
+            self.service.statistics.record_cache(scratch.shard, true);
+            conditions.check_version(Some(&version))?;
+            let (at, end) = part(bytes.len() as u64, offset, length);
+            let found = Found { size: bytes.len() as u64, mtime: version.mtime(), version };
+            self.push_bytes(scratch, asked, &found, &bytes[at as usize..end as usize]);
+            return Ok(true);
+        }
+        let Some(opened) = self.open(path, may_wait)? else { return Ok(false) };
+        conditions.check_version(Some(&opened.version))?;
+        let (at, end) = part(opened.size, offset, length);
+        if end > at && (end - at > SMALL || asked.operation == Operation::Splice) {
+            self.push_file(scratch, asked, opened, at, end);
+            return Ok(true);
+        }
+        let before = scratch.out.len();
+        push_head(&mut scratch.out, asked, end - at, Some(&opened.found()));
+        let start = scratch.out.len();
+        match append_part(&opened.file, at, end, &mut scratch.out, may_wait) {
+            Ok(true) => {}
+            Ok(false) => {
+                scratch.out.truncate(before);
+                return Ok(false);
+            }
+            Err(error) => {
+                scratch.out.truncate(before);
+                return Err(error);
+            }
+        }
+        let content = (scratch.out.len() - start) as u64;
+        if content != end - at {
+            // The file became shorter meanwhile.
+            correct_length(&mut scratch.out[before..], asked.framing, content);
+        }
+        if is_cached {
+            self.service.statistics.record_cache(scratch.shard, false);
+            if content == opened.size {
+                self.service.cache.put(path, opened.version, &scratch.out[start..]);
+            }
+        }
+        let length = scratch.out.len() - before;
+        self.push_buffered(length, Some(Ending { asked, status: Status::Ok, content }));
+        Ok(true)
+    }
+
+    /// Has an errand run by the storage pool; at once where there is none.
+    pub(super) fn send_errand(
+        &mut self,
+        scratch: &mut Scratch,
+        manner: Manner,
+        asked: Asked,
+        errand: Errand,
+        has_priority: bool,
+    ) -> Result<(), Error> {
+        // Writes wait for the disk as long as they take, so they always go to the pool where there is one.
+        let is_write = matches!(errand.rest, Rest::Commit(_) | Rest::PutDescriptor { .. })
+            || errand.operation == Operation::Delete;
+        let pool = self.service.storage_pool.as_ref().filter(|_| is_write || !self.may_wait(manner));
+        let Some(pool) = pool else {
+            let brought = errand.run(&self.service)?;
+            return self.push_brought(scratch, asked, brought);
+        };
+        if errand.operation == Operation::FdPass {
+            self.held += 1;
+            self.service.in_flight.take(1);
+        }
+        self.jobs += 1;
+        let (connection, service) = (Arc::clone(&self.connection), Arc::clone(&self.service));
+        let work = move || {
+            let outcome = errand.run(&service);
+            connection.finish(Done::Reply { asked, outcome });
+        };
+        if has_priority {
+            pool.submit_first(work)
+        } else {
+            pool.submit(work)
+        }
+        Ok(())
+    }
+
+    /// Has the storage pool bring a part of a file into memory.
+    pub(super) fn warm(&mut self, file: Arc<OwnedFd>, at: u64, length: u64) {
+        let Some(pool) = &self.service.storage_pool else { return };
+        self.is_warming = true;
+        self.jobs += 1;
+        let connection: Arc<Connection> = Arc::clone(&self.connection);
+        pool.submit(move || {
+            transport::touch(&file, at, length);
+            drop(file);
+            connection.finish(Done::Warmed);
+        });
+    }
+
+    /// Takes back what errands brought.
+    pub(super) fn collect(&mut self, scratch: &mut Scratch) {
+        for done in self.connection.take_done() {
+            self.jobs -= 1;
+            match done {
+                Done::Warmed => self.is_warming = false,
+                Done::Reply { asked, outcome } => {
+                    if asked.operation == Operation::FdPass {
+                        // Counted again by whoever pushes it.
+                        self.release_held(1);
+                    }
+                    let pushed = outcome.and_then(|brought| self.push_brought(scratch, asked, brought));
+                    if let Err(error) = pushed {
+                        self.push_error(scratch, asked, error);
+                    }
+                }
+            }
+        }
+    }
+
+    fn push_brought(&mut self, scratch: &mut Scratch, asked: Asked, brought: Brought) -> Result<(), Error> {
+        match brought {
+            Brought::Descriptor(opened) => self.push_descriptor(scratch, asked, opened)?,
+            Brought::Bytes { found, bytes } => {
+                if asked.operation == Operation::Copy && self.service.cache.is_on() {
+                    self.service.statistics.record_cache(scratch.shard, false);
+                }
+                self.push_bytes(scratch, asked, &found, &bytes);
+            }
+            Brought::File { opened, at, end } => self.push_file(scratch, asked, opened, at, end),
+            Brought::Known(found) => self.push_known(scratch, asked, Some(&found)),
+            Brought::Nothing => self.push_known(scratch, asked, None),
+            Brought::Page(page) => {
+                let Framing::Two { id, .. } = asked.framing else { return Ok(()) };
+                let before = scratch.out.len();
+                let metadata = v2::Metadata { cursor: page.cursor.as_deref(), ..v2::Metadata::default() };
+                let content = page.entries.len() as u64;
+                v2::encode_response(&mut scratch.out, id, Status::Ok, content, &metadata);
+                scratch.out.extend_from_slice(&page.entries);
+                let length = scratch.out.len() - before;
+                self.push_buffered(length, Some(Ending { asked, status: Status::Ok, content }));
+            }
+        }
+        Ok(())
+    }
+
+    fn push_descriptor(&mut self, scratch: &mut Scratch, asked: Asked, opened: Opened) -> Result<(), Error> {
+        mapping::clear_status_flags(&opened.file)?;
+        self.held += 1;
+        self.service.in_flight.take(1);
+        let ends = Some(Ending { asked, status: Status::Ok, content: 0 });
+        let found = opened.found();
+        let payload = match asked.framing {
+            Framing::One => Payload::Descriptor { byte: Status::Ok as u8, file: opened.file },
+            Framing::Two { extended, .. } => {
+                let before = scratch.out.len();
+                push_head(&mut scratch.out, asked, if extended { found.size } else { 0 }, Some(&found));
+                let length = scratch.out.len() - before;
+                if extended {
+                    Payload::Carrying { length, file: opened.file }
+                } else {
+                    self.push_buffered(length, None);
+                    Payload::Descriptor { byte: v2::MARKER, file: opened.file }
+                }
+            }
+        };
+        self.outbox.push_back(Segment { payload, ends });
+        Ok(())
+    }
+
+    fn push_bytes(&mut self, scratch: &mut Scratch, asked: Asked, found: &Found, bytes: &[u8]) {
+        let before = scratch.out.len();
+        push_head(&mut scratch.out, asked, bytes.len() as u64, Some(found));
+        scratch.out.extend_from_slice(bytes);
+        let ending = Ending { asked, status: Status::Ok, content: bytes.len() as u64 };
+        let length = scratch.out.len() - before;
+        self.push_buffered(length, Some(ending));
+    }
+
+    fn push_file(&mut self, scratch: &mut Scratch, asked: Asked, opened: Opened, at: u64, end: u64) {
+        let before = scratch.out.len();
+        push_head(&mut scratch.out, asked, end - at, Some(&opened.found()));
+        let length = scratch.out.len() - before;
+        self.push_buffered(length, None);
+        let ends = Some(Ending { asked, status: Status::Ok, content: end - at });
+        let payload = Payload::File { file: Arc::new(opened.file), at, end, warm: at };
+        self.outbox.push_back(Segment { payload, ends });
+    }
+
+    /// A response that is its metadata.
+    fn push_known(&mut self, scratch: &mut Scratch, asked: Asked, found: Option<&Found>) {
+        let before = scratch.out.len();
+        push_head(&mut scratch.out, asked, 0, found);
+        let length = scratch.out.len() - before;
+        self.push_buffered(length, Some(Ending { asked, status: Status::Ok, content: 0 }));
+    }
+
+    pub(super) fn push_buffered(&mut self, length: usize, ends: Option<Ending>) {
+        self.outbox.push_back(Segment { payload: Payload::Buffered(length), ends });
+    }
+
+    pub(super) fn push_error(&mut self, scratch: &mut Scratch, asked: Asked, error: Error) {
+        let before = scratch.out.len();
+        let (status, text) = (error.status(), error.to_string());
+        match asked.framing {
+            Framing::One => protocol::encode_error(&mut scratch.out, status, &text),
+            Framing::Two { id, .. } => v2::encode_refusal(&mut scratch.out, id, status, &text),
+        }
+        let length = scratch.out.len() - before;
+        self.push_buffered(length, Some(Ending { asked, status, content: 0 }));
+    }
+}
+
+/// What precedes a content, or stands alone. In version 1 only contents have a head.
+fn push_head(out: &mut Vec<u8>, asked: Asked, content: u64, found: Option<&Found>) {
+    match asked.framing {
+        Framing::One => out.extend_from_slice(&protocol::content_head(content)),
+        Framing::Two { id, .. } => {
+            let etag = found.map(Found::etag);
+            let metadata = v2::Metadata {
+                size: found.map(|found| found.size),
+                mtime: found.map(|found| found.mtime),
+                etag: etag.as_ref().map(<[u8; 16]>::as_slice),
+                ..v2::Metadata::default()
+            };
+            v2::encode_response(out, id, Status::Ok, content, &metadata);
+        }
+    }
+}
+
+/// Puts another length into a head that was pushed.
+fn correct_length(head: &mut [u8], framing: Framing, content: u64) {
+    let at = match framing {
+        Framing::One => 1,
+        Framing::Two { .. } => v2::CONTENT_LEN_AT,
+    };
+    head[at..at + 8].copy_from_slice(&content.to_be_bytes());
+}
+
+/// Appends what the file has between two offsets; fewer bytes where it ends before. False where the disk would have to be
+/// waited for, and this thread may not.
+fn append_part(file: &OwnedFd, at: u64, end: u64, out: &mut Vec<u8>, may_wait: bool) -> Result<bool, Error> {
+    let start = out.len();
+    let length = (end - at) as usize;
+    out.resize(start + length, 0);
+    let mut have = 0;
+    while have < length {
+        let (room, offset) = (&mut out[start + have..], at + have as u64);
+        let read = match may_wait {
+            false => match mapping::read_cached(file, room, offset)? {
+                Some(read) => read,
+                None => return Ok(false),
+            },
+            true => match rustix::io::pread(file, room, offset) {
+                Err(rustix::io::Errno::INTR) => continue,
+                answer => answer.map_err(Error::Storage)?,
+            },
+        };
+        if read == 0 {
+            break;
+        }
+        have += read;
+    }
+    out.truncate(start + have);
+    Ok(true)
+}

@@ -1,0 +1,285 @@
+//! Version 2 in a session: the greeting, requests with ids that are answered as they get ready, contents that come in.
+
+use rustix::fd::OwnedFd;
+use rustix::io::Errno;
+use std::collections::VecDeque;
+use std::ffi::CString;
+use std::time::Instant;
+
+use super::errand::{Errand, Rest};
+use super::reading::receive;
+use super::replies::{Asked, Framing, Wanted};
+use super::{End, Manner, Scratch, Session, Speaks, Step};
+use crate::errors::Error;
+use crate::incoming::Incoming;
+use crate::mapping;
+use crate::protocol::v2::{self, Capabilities, Decoded, DecodedHello, Hello, Request};
+use crate::protocol::{Operation, Status};
+use crate::target::{Conditions, Match};
+
+/// Requests that one client may have waiting for storage; each may hold a descriptor or a content.
+const JOBS_A_SESSION: u32 = 64;
+/// Descriptors that may have come and belong to no put yet: as many as one message brings.
+const MOST_RECEIVED: usize = 253;
+/// What one call reads of a content that comes in.
+const BULK: usize = 256 << 10;
+
+/// What a session knows once a client has greeted.
+#[derive(Debug)]
+pub(super) struct Two {
+    decoder: v2::RequestDecoder,
+    agreed: Hello,
+    /// Requests without an answer, as of what was read last.
+    window: u32,
+    /// Descriptors that came, for puts.
+    pub received: VecDeque<OwnedFd>,
+    receiving: Option<Receiving>,
+}
+
+/// The content of a put, on its way in.
+#[derive(Debug)]
+struct Receiving {
+    left: u64,
+    sink: Sink,
+}
+
+#[derive(Debug)]
+enum Sink {
+    Put {
+        incoming: Incoming,
+        asked: Asked,
+        conditions: Conditions,
+        deadline: Option<Instant>,
+    },
+    /// The request was answered already.
+    Nowhere,
+}
+
+impl Two {
+    pub fn is_receiving(&self) -> bool {
+        self.receiving.is_some()
+    }
+
+    pub fn is_extended(&self) -> bool {
+        self.agreed.capabilities.contains(Capabilities::EXTENDED)
+    }
+
+    /// Takes note that bytes have come: whatever they ask was sent before any answer from now on.
+    pub fn begin_window(&mut self, unanswered: u32) {
+        self.window = unanswered;
+    }
+
+    /// Whether the request in front must wait for those that are under way.
+    pub fn must_wait(&self, jobs: u32, rest: &[u8]) -> bool {
+        let is_ordered = !self.agreed.capabilities.contains(Capabilities::OUT_OF_ORDER)
+            || rest.get(v2::FLAGS_AT).is_some_and(|flags| flags & v2::ORDERED != 0);
+        jobs >= JOBS_A_SESSION || (jobs > 0 && is_ordered)
+    }
+
+    /// Whether a descriptor is asked for in front.
+    pub fn wants_descriptor(rest: &[u8]) -> bool {
+        rest.first() == Some(&v2::REQUEST) && rest.get(v2::MODE_AT) == Some(&(Operation::FdPass as u8))
+    }
+}
+
+impl Session {
+    /// Answers the greeting in front of `rest`.
+    pub(super) fn greet(&mut self, scratch: &mut Scratch, rest: &mut &[u8]) -> Step {
+        let hello = match v2::decode_hello(rest) {
+            DecodedHello::More => return Step::More,
+            DecodedHello::Hello(hello) => hello,
+            // In the form of version 1, which whoever speaks neither may know.
+            DecodedHello::WrongVersion => return self.refuse_greeting(scratch, Status::VersionMismatch),
+            DecodedHello::Broken => return self.refuse_greeting(scratch, Status::ProtocolError),
+        };
+        let ours = Capabilities::OUT_OF_ORDER | Capabilities::PIPELINING | Capabilities::EXTENDED;
+        let agreed = hello.agree(ours, v2::MAX_PIPELINE);
+        let before = scratch.out.len();
+        let workers = u8::try_from(self.service.settings.workers()).unwrap_or(u8::MAX);
+        v2::encode_hello_ack(&mut scratch.out, agreed.capabilities, agreed.max_pipeline, workers);
+        let length = scratch.out.len() - before;
+        self.push_buffered(length, None);
+        self.speaks = Speaks::Two(Box::new(Two {
+            decoder: v2::RequestDecoder::new(agreed.capabilities.contains(Capabilities::EXTENDED)),
+            agreed,
+            window: 0,
+            received: VecDeque::new(),
+            receiving: None,
+        }));
+        Step::Done
+    }
+
+    fn refuse_greeting(&mut self, scratch: &mut Scratch, status: Status) -> Step {
+        let complete_at = self.complete_at;
+        let asked = Asked { framing: Framing::One, operation: Operation::FdPass, complete_at };
+        self.push_error(scratch, asked, Error::Refused(status));
+        Step::Fatal
+    }
+
+    /// Answers the frame in front of `rest`, or sends an errand for it.
+    pub(super) fn step_two(&mut self, scratch: &mut Scratch, manner: Manner, rest: &mut &[u8]) -> Step {
+        let Speaks::Two(two) = &mut self.speaks else { return Step::More };
+        let complete_at = self.complete_at;
+        let extended = two.is_extended();
+        let asked = |id, operation| {
+            let framing = Framing::Two { id, extended };
+            Asked { framing, operation, complete_at }
+        };
+        let decoded = two.decoder.decode(rest);
+        if matches!(decoded, Decoded::Request(_) | Decoded::Refused { .. }) {
+            two.window += 1;
+            if two.window > u32::from(two.agreed.max_pipeline) {
+                let error = Error::Refused(Status::CapabilityError);
+                self.push_error(scratch, asked(0, Operation::FdPass), error);
+                return Step::Fatal;
+            }
+        }
+        match decoded {
+            Decoded::More => Step::More,
+            Decoded::Request(request) => {
+                let asked = asked(request.id, request.operation);
+                if request.operation == Operation::Put {
+                    self.begin_put(scratch, manner, asked, &request);
+                } else if let Err(error) = self.attend_two(scratch, manner, asked, request) {
+                    self.push_error(scratch, asked, error);
+                }
+                Step::Done
+            }
+            Decoded::Refused { id, status, content_len } => {
+                if content_len > 0 {
+                    two.receiving = Some(Receiving { left: content_len, sink: Sink::Nowhere });
+                }
+                self.push_error(scratch, asked(id, Operation::FdPass), Error::Refused(status));
+                Step::Done
+            }
+            Decoded::Close { .. } => {
+                let before = scratch.out.len();
+                v2::encode_close_ack(&mut scratch.out, self.jobs);
+                let length = scratch.out.len() - before;
+                self.push_buffered(length, None);
+                Step::Last
+            }
+            Decoded::Fatal(status) => {
+                self.push_error(scratch, asked(0, Operation::FdPass), Error::Refused(status));
+                Step::Fatal
+            }
+        }
+    }
+
+    fn attend_two(
+        &mut self,
+        scratch: &mut Scratch,
+        manner: Manner,
+        asked: Asked,
+        request: Request<'_>,
+    ) -> Result<(), Error> {
+        let source = match &mut self.speaks {
+            // Taken whether or not it comes to a put: the next one is the next put's.
+            Speaks::Two(two) if asked.operation == Operation::PutDescriptor => two.received.pop_front(),
+            _ => None,
+        };
+        if manner.refuse {
+            return Err(Error::QUEUE_FULL);
+        }
+        let has_priority = request.has_priority();
+        let wanted = Wanted { asked, uri: request.uri, parameters: request.parameters, has_priority, source };
+        self.attend(scratch, manner, wanted)
+    }
+
+    fn begin_put(&mut self, scratch: &mut Scratch, manner: Manner, asked: Asked, request: &Request<'_>) {
+        let parameters = &request.parameters;
+        let left = parameters.content_len.unwrap_or(0);
+        let begun = (|| {
+            if manner.refuse {
+                return Err(Error::QUEUE_FULL);
+            }
+            let staging = self.service.staging.as_ref().ok_or(Error::NotWritable)?;
+            let conditions = Conditions {
+                if_match: parameters.if_match.map(Match::parse).transpose()?,
+                if_none_match: parameters.if_none_match.map(Match::parse).transpose()?,
+            };
+            let path = mapping::relative_path(request.uri, &mut scratch.path)?;
+            let mut incoming = staging.begin(path, parameters.make_parents)?;
+            incoming.reserve(left)?;
+            let deadline = parameters.deadline.map(|left| asked.complete_at + left);
+            Ok(Sink::Put { incoming, asked, conditions, deadline })
+        })();
+        let sink = begun.unwrap_or_else(|error| {
+            // Said at once; what the client still sends is dropped.
+            self.push_error(scratch, asked, error);
+            Sink::Nowhere
+        });
+        if let Speaks::Two(two) = &mut self.speaks {
+            two.receiving = Some(Receiving { left, sink });
+        }
+        self.take_content(scratch, manner, &mut &[][..]);
+    }
+
+    /// Takes bytes of the content that is coming in off the front of `rest`.
+    pub(super) fn take_content(&mut self, scratch: &mut Scratch, manner: Manner, rest: &mut &[u8]) {
+        let Speaks::Two(two) = &mut self.speaks else { return };
+        let Some(receiving) = &mut two.receiving else { return };
+        let here = usize::try_from(receiving.left).unwrap_or(usize::MAX).min(rest.len());
+        let (content, behind) = rest.split_at(here);
+        *rest = behind;
+        receiving.left -= here as u64;
+        let is_whole = receiving.left == 0;
+        let mut failed = None;
+        if let Sink::Put { incoming, asked, .. } = &mut receiving.sink
+            && let Err(error) = incoming.write(content)
+        {
+            failed = Some((*asked, error));
+            receiving.sink = Sink::Nowhere;
+        }
+        let sink = if is_whole { two.receiving.take().map(|receiving| receiving.sink) } else { None };
+        if let Some(Sink::Put { incoming, asked, conditions, deadline }) = sink {
+            let errand = Errand {
+                operation: Operation::Put,
+                path: CString::default(),
+                offset: 0,
+                length: None,
+                conditions,
+                deadline,
+                rest: Rest::Commit(incoming),
+            };
+            if let Err(error) = self.send_errand(scratch, manner, asked, errand, false) {
+                failed = Some((asked, error));
+            }
+        }
+        if let Some((asked, error)) = failed {
+            self.push_error(scratch, asked, error);
+        }
+    }
+
+    /// Reads the content that is coming in, and nothing behind it, in larger pieces than requests need.
+    pub(super) fn receive_content(&mut self, scratch: &mut Scratch, manner: Manner) -> Result<usize, Errno> {
+        let Speaks::Two(two) = &self.speaks else { return Ok(0) };
+        let left = two.receiving.as_ref().map_or(0, |receiving| receiving.left);
+        let mut bulk = std::mem::take(&mut scratch.bulk);
+        if bulk.is_empty() {
+            bulk = vec![0; BULK].into_boxed_slice();
+        }
+        let room = usize::try_from(left).unwrap_or(BULK).min(BULK);
+        let came = receive(&self.connection.socket, &mut bulk[..room], manner, &self.service);
+        if let Ok(length) = came {
+            self.take_content(scratch, manner, &mut &bulk[..length]);
+        }
+        scratch.bulk = bulk;
+        came
+    }
+
+    /// Whether more descriptors came than any put could want.
+    pub(super) fn has_spare_descriptors(&self) -> bool {
+        matches!(&self.speaks, Speaks::Two(two) if two.received.len() > MOST_RECEIVED)
+    }
+
+    /// Tells a client of version 2 why the connection ends, if its socket has room for that.
+    pub(super) fn say_close(&mut self, reason: v2::CloseReason) {
+        if matches!(self.speaks, Speaks::Two(_)) && self.outbox.is_empty() && self.ending == End::No {
+            let mut bytes = Vec::new();
+            v2::encode_close(&mut bytes, reason);
+            // Whoever is gone misses nothing.
+            let _ = crate::transport::send(self.socket(), &bytes, crate::transport::Patience::Never, false);
+        }
+    }
+}
