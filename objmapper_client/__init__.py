@@ -1,5 +1,6 @@
 """objmapper's client: objects by URI, as open file descriptors or as bytes. Standard library only."""
 
+from objmapper_client._exchange import Stat
 from objmapper_client.address import Address, TcpAddress, UdpAddress, UnixAddress, default_address, parse
 from objmapper_client.async_client import AsyncClient
 from objmapper_client.client import Client
@@ -21,9 +22,11 @@ from objmapper_client.errors import (
     ServerReply,
     ServerTimeout,
     UnsupportedMode,
+    UnsupportedOperation,
 )
 from objmapper_client.object import Object
 from objmapper_client.protocol import Mode, Status
+from objmapper_client.protocol_v2_responses import Entry
 
 __all__ = [
     "Address",
@@ -33,6 +36,7 @@ __all__ = [
     "Conflict",
     "ConnectionFailed",
     "DescriptorLimit",
+    "Entry",
     "InvalidRequest",
     "LocalProtocolError",
     "Mode",
@@ -47,11 +51,13 @@ __all__ = [
     "ServerFailed",
     "ServerReply",
     "ServerTimeout",
+    "Stat",
     "Status",
     "TcpAddress",
     "UdpAddress",
     "UnixAddress",
     "UnsupportedMode",
+    "UnsupportedOperation",
     "default_address",
     "parse",
 ]

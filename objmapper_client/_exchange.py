@@ -1,40 +1,37 @@
-"""One generator for each verb: what is sent, what may come back, and when a second try is allowed."""
+"""One generator for each verb: what is asked, and what is made of the answer."""
 
-import os
-import random
-from collections.abc import Callable
+import io
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
-from objmapper_client import _transport
+from objmapper_client._ask import NO_DETAILS, Ask, details
+from objmapper_client._lines import answered, lacking
 from objmapper_client._pool import Pool
-from objmapper_client._transport import Connection, Steps, T, Wait
+from objmapper_client._steps import Call, Steps
+from objmapper_client._transfer import Begun, begin, fill, finish, give_up
 from objmapper_client.address import Address, UnixAddress
-from objmapper_client.errors import (
-    ConnectionFailed,
-    LocalProtocolError,
-    RemoteProtocolError,
-    ServerBusy,
-    ServerReply,
-    error_for,
-)
-from objmapper_client.object import Object, memory_file, no_room
-from objmapper_client.protocol import ContentReply, DescriptorReply, ErrorReply, Mode, Status, encode_request
+from objmapper_client.errors import Conflict, LocalProtocolError
+from objmapper_client.object import MemoryFile, Object, no_room
+from objmapper_client.protocol import Mode
+from objmapper_client.protocol_v2 import Operation
+from objmapper_client.protocol_v2_responses import Entry, decode_entries
 
-_FIRST_PAUSE = 0.01
-_LONGEST_PAUSE = 1.0
+#: A content up to this length shares a connection with other answers; what is longer would hold them up.
+SHARED_MOST = 1 << 18
+#: A page of a list has at most so many bytes: servers end it at 1 MiB.
+_PAGE_MOST = 1 << 24
+#: Reading more than this from a file is left to a thread by an event loop.
+_QUICK = 1 << 18
+_OPERATIONS = {mode: Operation.of(mode) for mode in Mode}
 
 
-class Begun:
-    """An answer that has begun: a descriptor, or the length of a content that follows on the connection."""
+class Stat(NamedTuple):
+    """What a server says of an object: size in bytes, modification time in seconds since 1970, version."""
 
-    __slots__ = ("connection", "descriptor", "left", "length", "mode", "uri")
-
-    def __init__(self, connection: Connection, uri: str, mode: Mode, descriptor: int | None, length: int) -> None:
-        self.connection = connection
-        self.uri = uri
-        self.mode = mode
-        self.descriptor = descriptor
-        self.length = length
-        self.left = length
+    uri: str
+    size: int
+    mtime: int
+    etag: str
 
 
 def best_mode(address: Address) -> Mode:
@@ -42,186 +39,217 @@ def best_mode(address: Address) -> Mode:
     return Mode.FDPASS if isinstance(address, UnixAddress) else Mode.COPY
 
 
-def attempt(
-    pool: Pool,
-    address: Address,
-    verb: Callable[[Connection], Steps[T]],
-    attempts: int,
-    connect_timeout: float,
-    prepare: Callable[[Connection], None] | None,
-) -> Steps[T]:
-    """Runs a verb on a connection of the pool. A second try is made only before the first byte of an answer.
-
-    Pauses between tries are drawn from the whole range up to the bound, which doubles ("full jitter": Brooker,
-    "Exponential Backoff And Jitter", 2015).
-    """
-    tried = 0
-    while True:
-        connection = pool.take()
-        try:
-            if connection is None:
-                connection = yield from _within(_transport.connect(address), connect_timeout)
-                if prepare is not None:
-                    prepare(connection)
-            result = yield from verb(connection)
-        except ServerReply as error:
-            # Answered in full: the connection is as good as before, unless the server gave it up.
-            assert connection is not None
-            if error.status == Status.PROTOCOL_ERROR:
-                connection.close()
-            else:
-                pool.give(connection)
-            tried += 1
-            if not isinstance(error, ServerBusy) or tried >= attempts:
-                raise
-        except LocalProtocolError:
-            # Nothing was sent.
-            if connection is not None:
-                pool.give(connection)
-            raise
-        except ConnectionFailed:
-            answered = connection is not None and connection.answered
-            stale = connection is not None and connection.is_reused
-            if connection is not None:
-                connection.close()
-            if answered:
-                raise
-            # That a server closed an idle connection is no failure: the next one is new.
-            tried += 0 if stale else 1
-            if tried >= attempts:
-                raise
-            if stale:
-                continue
-        except BaseException:
-            if connection is not None:
-                connection.close()
-            raise
-        else:
-            if not isinstance(result, Begun) or result.descriptor is not None or result.left == 0:
-                pool.give(connection)
-            return result
-        bound = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**tried)
-        if not (yield Wait(seconds=random.uniform(0, bound))):  # noqa: S311 - jitter
-            raise ConnectionFailed(f"{address}: no time left for another try")
-
-
-def _within(steps: Steps[T], timeout: float) -> Steps[T]:
-    """Steps with a time limit of their own."""
-    import time
-
-    deadline = time.monotonic() + timeout
-    try:
-        wait = next(steps)
-        while True:
-            came = yield wait
-            wait = steps.send(came if time.monotonic() < deadline else False)
-    except StopIteration as done:
-        result: T = done.value
-        return result
-    finally:
-        steps.close()
-
-
-def begin(connection: Connection, request: bytes, uri: str, mode: Mode) -> Steps[Begun]:
-    """Asks for an object and waits for the head of the answer. Raises what the server answered."""
-    yield from _transport.send(connection, request)
-    decoder = connection.decoder
-    while True:
-        yield from _transport.receive(connection)
-        reply = decoder.next(mode)
-        if reply is not None:
-            break
-    match reply:
-        case DescriptorReply():
-            if not decoder.is_empty:
-                raise RemoteProtocolError(f"{connection.address}: the server sent more than it was asked for")
-            descriptor = _transport.take_descriptor(connection)
-            try:
-                size = os.fstat(descriptor).st_size
-            except BaseException:
-                os.close(descriptor)
-                raise
-            return Begun(connection, uri, mode, descriptor, size)
-        case ContentReply(length):
-            _transport.refuse_descriptors(connection)
-            return Begun(connection, uri, mode, None, length)
-        case ErrorReply(status, message):
-            _transport.refuse_descriptors(connection)
-            raise error_for(status, message, uri)
-
-
-def next_chunk(begun: Begun, most: int) -> Steps[bytes]:
-    """The next 1 to `most` bytes of a content; nothing at its end."""
-    most = min(most, begun.left)
-    if most == 0:
-        return b""
-    chunk = begun.connection.decoder.take_content(most)
-    if not chunk:
-        chunk = yield from _transport.receive_some(begun.connection, most)
-    _transport.refuse_descriptors(begun.connection)
-    begun.left -= len(chunk)
-    _at_end(begun)
-    return chunk
-
-
-def fill(begun: Begun, buffer: memoryview) -> Steps[None]:
-    """The whole content, into `buffer`, which must have its length."""
-    at = 0
-    while begun.left:
-        chunk = begun.connection.decoder.take_content(begun.left)
-        if chunk:
-            buffer[at : at + len(chunk)] = chunk
-            length = len(chunk)
-        else:
-            length = yield from _transport.receive_into(begun.connection, buffer[at : at + begun.left])
-        _transport.refuse_descriptors(begun.connection)
-        at += length
-        begun.left -= length
-    _at_end(begun)
-
-
-def _at_end(begun: Begun) -> None:
-    if begun.left == 0 and not begun.connection.decoder.is_empty:
-        raise RemoteProtocolError(f"{begun.connection.address}: the server sent more content than it promised")
-
-
-def open_object(connection: Connection, uri: str, mode: Mode) -> Steps[Object]:
+def open_object(pool: Pool, uri: str, mode: Mode) -> Steps[Object]:
     """An object: its own descriptor, or a memory file that holds the bytes."""
-    begun = yield from begin(connection, encode_request(mode, uri), uri, mode)
-    if begun.descriptor is not None:
-        return Object(begun.descriptor, uri, mode, begun.length)
-    with memory_file(begun.length) as (descriptor, buffer):
-        yield from fill(begun, buffer)
-    return Object(descriptor, uri, mode, begun.length)
-
-
-def read(connection: Connection, uri: str, mode: Mode, offset: int, length: int | None) -> Steps[bytes]:
-    """An object's bytes, or a range of them. Without a descriptor what is before the range is received and dropped."""
-    begun = yield from begin(connection, encode_request(mode, uri), uri, mode)
-    if begun.descriptor is not None:
-        with Object(begun.descriptor, uri, mode, begun.length) as found:
-            return found.pread(found.size if length is None else length, offset)
+    if mode is Mode.FDPASS:
+        ask = Ask(Operation.FDPASS, uri)
+        if (yield from answered(pool, ask)):
+            return object_of(ask)
+        begun = yield from begin(pool, Operation.FDPASS, uri)
+        pool.give(begun.connection)
+        return Object(begun.descriptor, uri, mode)
+    memory = MemoryFile()
     try:
-        buffer = bytearray(begun.length)
-    except (MemoryError, OverflowError):
-        raise no_room(begun.length) from None
-    yield from fill(begun, memoryview(buffer))
-    end = len(buffer) if length is None else offset + length
-    return bytes(buffer) if offset == 0 and end >= len(buffer) else bytes(buffer[offset:end])
+        got = yield from _copy(pool, uri, mode, 0, None, memory.make_room)
+        if got.content is not None:
+            memory.write(got.content)
+        return Object(memory.detach(), uri, mode, got.length, etag=got.etag, mtime=got.mtime)
+    except BaseException:
+        memory.close()
+        raise
 
 
-def readinto(connection: Connection, uri: str, mode: Mode, buffer: memoryview) -> Steps[int]:
-    """An object's bytes, into the front of `buffer`. Raises ValueError where it is too small."""
-    begun = yield from begin(connection, encode_request(mode, uri), uri, mode)
-    if begun.descriptor is not None:
-        with Object(begun.descriptor, uri, mode, begun.length) as found:
-            _check_room(uri, found.size, buffer)
-            return found.readinto(buffer)
-    _check_room(uri, begun.length, buffer)
-    yield from fill(begun, buffer[: begun.length])
-    return begun.length
+def object_of(ask: Ask) -> Object:
+    """The object that came by descriptor."""
+    metadata = ask.metadata
+    return Object(ask.take(), ask.uri, Mode.FDPASS, etag=metadata.etag, mtime=metadata.mtime)
 
 
-def _check_room(uri: str, size: int, buffer: memoryview) -> None:
-    if size > len(buffer):
-        raise ValueError(f"{uri}: the object has {size} bytes, the buffer {len(buffer)}")
+def read(pool: Pool, uri: str, mode: Mode, offset: int, length: int | None) -> Steps[bytes]:
+    """An object's bytes, or a range of them."""
+    _check_range(offset, length)
+    if mode is Mode.FDPASS:
+        with (yield from open_object(pool, uri, mode)) as found:
+            wanted = max(0, found.size - offset)
+            wanted = wanted if length is None else min(wanted, length)
+            if wanted <= _QUICK:
+                return found.pread(wanted, offset)
+            data: bytes = yield Call(lambda: found.pread(wanted, offset))
+            return data
+    room = _BytesRoom()
+    got = yield from _copy(pool, uri, mode, offset, length, room.make)
+    return room.take() if got.content is None else got.content
+
+
+def readinto(pool: Pool, uri: str, mode: Mode, buffer: memoryview, offset: int) -> Steps[int]:
+    """An object's bytes from `offset` on, into the front of `buffer`, as many as it takes."""
+    _check_range(offset, None)
+    if mode is Mode.FDPASS:
+        with (yield from open_object(pool, uri, mode)) as found:
+            if len(buffer) <= _QUICK:
+                return found.readinto(buffer, offset)
+            count: int = yield Call(lambda: found.readinto(buffer, offset))
+            return count
+    got = yield from _copy(pool, uri, mode, offset, len(buffer), lambda length: buffer[:length])
+    if got.content is not None:
+        buffer[: got.length] = got.content
+    return got.length
+
+
+def begin_stream(pool: Pool, uri: str, mode: Mode, offset: int, length: int | None) -> Steps[Begun | Object]:
+    """What a stream is taken from: an object by descriptor, or an answer that has begun."""
+    _check_range(offset, length)
+    if mode is Mode.FDPASS:
+        return (yield from open_object(pool, uri, mode))
+    return (yield from begin(pool, _OPERATIONS[mode], uri, _range(offset, length)))
+
+
+def stat(pool: Pool, uri: str) -> Steps[Stat]:
+    """What the server says of an object."""
+    ask = Ask(Operation.STAT, uri)
+    if not (yield from answered(pool, ask)):
+        raise lacking(pool, "stat")
+    return stat_of(ask)
+
+
+def stat_of(ask: Ask) -> Stat:
+    """What the answer says of the object."""
+    metadata = ask.metadata
+    return Stat(ask.uri, metadata.size or 0, metadata.mtime or 0, metadata.etag or "")
+
+
+def delete(pool: Pool, uri: str, if_match: str | None) -> Steps[None]:
+    """Removes an object."""
+    said = NO_DETAILS if if_match is None else details(if_match=if_match)
+    ask = Ask(Operation.DELETE, uri, said, repeatable=if_match is not None)
+    if not (yield from answered(pool, ask)):
+        raise lacking(pool, "delete")
+
+
+def list_page(pool: Pool, prefix: str, page_size: int, cursor: bytes | None) -> Steps[tuple[list[Entry], bytes | None]]:
+    """A page of a list, and where the next one begins: None where there is none."""
+    if page_size < 1:
+        raise LocalProtocolError(f"a page has at least 1 entry, not {page_size}")
+    ask = Ask(Operation.LIST, prefix, details(limit=min(page_size, 0xFFFFFFFF), cursor=cursor), most=_PAGE_MOST)
+    if not (yield from answered(pool, ask)):
+        raise lacking(pool, "list")
+    return list(decode_entries(ask.content)), ask.metadata.cursor or None
+
+
+class _Got(NamedTuple):
+    """How a copy ended: its length, what the server said of the object, and the bytes where no room was made."""
+
+    length: int
+    etag: str | None
+    mtime: int | None
+    content: bytes | None = None
+
+
+def _copy(
+    pool: Pool, uri: str, mode: Mode, offset: int, length: int | None, make_room: Callable[[int], memoryview]
+) -> Steps[_Got]:
+    """The bytes of an object, or of a range of it.
+
+    The first part is asked for on the shared connection. What is longer goes on with a connection of its own, provided
+    that the object is still the same; else all of it comes from there.
+    """
+    operation = _OPERATIONS[mode]
+    if length is None or length <= SHARED_MOST:
+        first = Ask(operation, uri, _range(offset, SHARED_MOST if length is None else length), most=SHARED_MOST)
+        if (yield from answered(pool, first)):
+            _, mtime, etag = first.metadata[:3]
+            if is_whole(first, offset, length):
+                return _Got(len(first.content), etag, mtime, first.content)
+            got = yield from rest_of(pool, first, offset, make_room)
+            if got is not None:
+                return got
+    begun = yield from begin(pool, operation, uri, _range(offset, length))
+    yield from _receive(pool, begun, make_room, b"")
+    return _Got(begun.length, begun.metadata.etag, begun.metadata.mtime)
+
+
+def is_whole(first: Ask, offset: int, length: int | None) -> bool:
+    """Whether a first part is all that was asked for."""
+    have, size = len(first.content), first.metadata.size
+    if have < SHARED_MOST or have == length:
+        return True
+    return size is not None and offset + have >= size
+
+
+def rest_of(pool: Pool, first: Ask, offset: int, make_room: Callable[[int], memoryview]) -> Steps[_Got | None]:
+    """All that a first part is the beginning of. None where the object has changed since."""
+    size, mtime, etag = first.metadata[:3]
+    if size is None or etag is None:
+        return None
+    start, have = offset + len(first.content), first.content
+    asked = details(offset=start, length=size - start, if_match=etag)
+    try:
+        begun = yield from begin(pool, first.operation, first.uri, asked)
+    except Conflict:
+        return None
+    if begun.metadata.etag not in (None, etag) or begun.length != size - start:
+        give_up(pool, begun)
+        return None
+    yield from _receive(pool, begun, make_room, have)
+    return _Got(size - offset, etag, mtime)
+
+
+def _receive(pool: Pool, begun: Begun, make_room: Callable[[int], memoryview], have: bytes) -> Steps[None]:
+    try:
+        room = make_room(len(have) + begun.length)
+        room[: len(have)] = have
+        yield from fill(begun, room[len(have) :])
+    except BaseException:
+        give_up(pool, begun)
+        raise
+    yield from finish(pool, begun)
+
+
+class _BytesRoom:
+    """Room for bytes that are received in place and never copied."""
+
+    def __init__(self) -> None:
+        self._file = io.BytesIO()
+        self._view: memoryview | None = None
+
+    def make(self, length: int) -> memoryview:
+        try:
+            # The only reference to these bytes is the file's: it lets them be written to, and gives them out as they are.
+            self._file = io.BytesIO(bytes(length))
+        except (MemoryError, OverflowError):
+            raise no_room(length) from None
+        self._view = self._file.getbuffer()
+        return self._view
+
+    def take(self) -> bytes:
+        if self._view is not None:
+            self._view.release()
+        return self._file.getvalue()
+
+
+def _range(offset: int, length: int | None) -> tuple[object, ...]:
+    if offset == 0 and length is None:
+        return NO_DETAILS
+    return details(offset=offset or None, length=length)
+
+
+def _check_range(offset: int, length: int | None) -> None:
+    if offset < 0 or (length is not None and length < 0):
+        raise LocalProtocolError(f"a range has an offset and a length from 0 on, not {offset} and {length}")
+
+
+def close_all(found: Iterable[object]) -> None:
+    """Closes what are objects among these."""
+    for each in found:
+        if isinstance(each, Object):
+            each.close()
+
+
+def chunks_of(found: Object, chunk_size: int, offset: int, length: int | None) -> Iterator[bytes]:
+    """The bytes of an object, or of a range of it, in pieces."""
+    if chunk_size < 1:
+        raise LocalProtocolError(f"a piece has at least 1 byte, not {chunk_size}")
+    end = found.size if length is None else min(found.size, offset + length)
+    while offset < end and (chunk := found.pread(min(chunk_size, end - offset), offset)):
+        offset += len(chunk)
+        yield chunk

@@ -3,62 +3,26 @@
 import array
 import os
 import socket
-from collections.abc import Generator
-from typing import Any, TypeVar
+import struct
+from collections import deque
 
-from objmapper_client.address import Address, TcpAddress, UnixAddress
-from objmapper_client.errors import (
-    ConnectionFailed,
-    DescriptorLimit,
-    LocalProtocolError,
-    RemoteProtocolError,
-    RequestTimeout,
-)
+from objmapper_client._steps import STRIDE, Progress, Steps, Wait
+from objmapper_client.address import Address, UnixAddress
+from objmapper_client.errors import ConnectionFailed, DescriptorLimit, RemoteProtocolError, RequestTimeout
 from objmapper_client.protocol import ReplyDecoder
-
-T = TypeVar("T")
+from objmapper_client.protocol_v2_responses import ResponseDecoder
 
 # The kernel passes at most 253 descriptors in a message: what was not asked for must be received to be closed.
 MOST_DESCRIPTORS = 253
-_CLOEXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
-_NOSIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)
-_CONTROL = socket.CMSG_SPACE(MOST_DESCRIPTORS * array.array("i").itemsize) if hasattr(socket, "CMSG_SPACE") else 0
-_CHUNK = 1 << 16
-_BACKLOG_PAUSE = 0.002
-
-
-class Wait:
-    """What a step waits for: a descriptor to become readable or writable, a time to pass, or a host's address."""
-
-    __slots__ = ("descriptor", "host", "poll", "port", "seconds", "writable")
-
-    def __init__(
-        self,
-        descriptor: int = -1,
-        *,
-        writable: bool = False,
-        seconds: float | None = None,
-        host: str | None = None,
-        port: int = 0,
-    ) -> None:
-        self.descriptor = descriptor
-        self.writable = writable
-        self.seconds = seconds
-        self.host = host
-        self.port = port
-        # Where a waiter keeps what it made for this descriptor.
-        self.poll: Any = None
-
+CLOEXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+NOSIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)
+AT_ONCE = NOSIGNAL | getattr(socket, "MSG_DONTWAIT", 0)
+CONTROL = socket.CMSG_SPACE(MOST_DESCRIPTORS * array.array("i").itemsize) if hasattr(socket, "CMSG_SPACE") else 0
+CHUNK = 1 << 16
+_NUMBER = struct.Struct("@i")
 
 Ancillary = list[tuple[int, int, bytes]]
-_NOTHING: tuple[Ancillary, int] = ([], 0)
-
-# Resumed with False where the time was up, else with True or with what was asked for.
-Steps = Generator[Wait, Any, T]
-
-
-# Waits for nothing; says only whether there is time left.
-_A_MOMENT = Wait(seconds=0)
+NOTHING: tuple[Ancillary, int] = ([], 0)
 
 
 class Connection:
@@ -67,13 +31,19 @@ class Connection:
     __slots__ = (
         "address",
         "answered",
-        "decoder",
         "descriptors",
-        "is_blocking",
+        "is_closing",
         "is_reused",
+        "is_sent",
         "is_unix",
+        "last_id",
+        "max_pipeline",
+        "moved",
         "readable",
+        "replies",
+        "responses",
         "socket",
+        "version",
         "writable",
     )
 
@@ -81,141 +51,114 @@ class Connection:
         self.socket = sock
         self.address = address
         self.is_unix = isinstance(address, UnixAddress)
-        self.decoder = ReplyDecoder()
-        self.descriptors: list[int] = []
+        #: What was agreed on: 1, or 2 with its extension.
+        self.version = 1
+        self.max_pipeline = 1
+        self.replies = ReplyDecoder()
+        self.responses = ResponseDecoder(extended=True)
+        self.last_id = 0
+        #: In the order of their arrival, which is that of the answers that take them.
+        self.descriptors: deque[int] = deque()
         self.readable = Wait(sock.fileno())
         self.writable = Wait(sock.fileno(), writable=True)
         self.is_reused = False
-        #: Whether a byte has come since the last request was sent.
+        #: Whether a byte of a request may have been sent, and whether one has come since.
+        self.is_sent = False
         self.answered = False
-        #: Whether the socket itself waits, with a time limit of its own: then a step need not be waited for first.
-        self.is_blocking = False
+        #: Whether the server reads no further requests.
+        self.is_closing = False
+        #: Bytes since the time limit last began.
+        self.moved = 0
 
     def close(self) -> None:
         """Close the socket and every descriptor that nobody took."""
-        for descriptor in self.descriptors:
-            os.close(descriptor)
-        self.descriptors.clear()
+        while self.descriptors:
+            os.close(self.descriptors.popleft())
         self.socket.close()
 
     @property
     def is_clean(self) -> bool:
         """Whether the last exchange left nothing behind, so that the connection can be used again."""
-        return self.decoder.is_empty and not self.descriptors
+        return self.replies.is_empty and self.responses.is_empty and not self.descriptors and not self.is_closing
+
+    def keep(self, ancillary: Ancillary, flags: int) -> None:
+        """Takes the descriptors of a message in. Raises DescriptorLimit where some were lost."""
+        for level, kind, data in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                if len(data) == _NUMBER.size:
+                    self.descriptors.append(_NUMBER.unpack(data)[0])
+                    continue
+                numbers = array.array("i")
+                numbers.frombytes(data[: len(data) - len(data) % numbers.itemsize])
+                self.descriptors.extend(numbers)
+        if flags & socket.MSG_CTRUNC:
+            raise DescriptorLimit(
+                "a passed descriptor did not fit into this process: raise its limit (ulimit -n) or close descriptors"
+            )
 
 
-def connect(address: Address) -> Steps[Connection]:
-    """A new connection. Raises ConnectionFailed, RequestTimeout."""
-    if isinstance(address, UnixAddress):
-        return (yield from _connect_unix(address))
-    if isinstance(address, TcpAddress):
-        return (yield from _connect_tcp(address))
-    raise LocalProtocolError(f"{address}: this client does not speak over UDP; use unix: or tcp://")
-
-
-def _connect_unix(address: UnixAddress) -> Steps[Connection]:
-    if not hasattr(socket, "AF_UNIX"):
-        raise LocalProtocolError(f"{address}: this platform has no Unix sockets; use tcp://")
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        sock.setblocking(False)
-        while True:
-            try:
-                sock.connect(address.path)
-                return Connection(sock, address)
-            except BlockingIOError:
-                # The server's backlog is full, and nothing tells when it no longer is.
-                if not (yield Wait(seconds=_BACKLOG_PAUSE)):
-                    raise RequestTimeout(f"{address}: no connection in time; the server's backlog is full") from None
-            except OSError as error:
-                raise _unreachable(address, error) from error
-    except BaseException:
-        sock.close()
-        raise
-
-
-def _connect_tcp(address: TcpAddress) -> Steps[Connection]:
-    found = yield Wait(host=address.host, port=address.port)
-    if found is False:
-        raise RequestTimeout(f"{address}: the host's address was not found in time")
-    if isinstance(found, OSError):
-        raise ConnectionFailed(f"{address}: unknown host ({found.strerror})") from found
-    last: ConnectionFailed | None = None
-    for family, kind, number, _, target in found:
-        sock = socket.socket(family, kind, number)
-        try:
-            sock.setblocking(False)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            try:
-                sock.connect(target)
-            except (BlockingIOError, InterruptedError):
-                if not (yield Wait(sock.fileno(), writable=True)):
-                    raise RequestTimeout(f"{address}: no connection in time") from None
-            code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            if code == 0:
-                return Connection(sock, address)
-            last = _unreachable(address, OSError(code, os.strerror(code)))
-            sock.close()
-        except OSError as error:
-            sock.close()
-            if isinstance(error, RequestTimeout):
-                raise
-            last = _unreachable(address, error)
-        except BaseException:
-            sock.close()
-            raise
-    raise last or ConnectionFailed(f"{address}: the host has no address")
-
-
-def _unreachable(address: Address, error: OSError) -> ConnectionFailed:
-    return ConnectionFailed(f"{address}: server not reached ({error.strerror}); is it running?")
-
-
-def send(connection: Connection, data: bytes) -> Steps[None]:
-    """Sends all of `data`."""
-    connection.answered = False
+def send(connection: Connection, data: bytes | memoryview, passed: int | None = None) -> Steps[None]:
+    """Sends all of `data`, and the descriptor `passed` with its first byte."""
+    connection.is_sent = True
     left = memoryview(data)
     while left:
         try:
-            sent = connection.socket.send(left, _NOSIGNAL)
+            if passed is None:
+                sent = connection.socket.send(left, AT_ONCE)
+            else:
+                sent = send_with(connection.socket, left, passed, AT_ONCE)
         except BlockingIOError:
-            if connection.is_blocking or not (yield connection.writable):
-                raise _too_late(connection) from None
+            if not (yield connection.writable):
+                raise too_late(connection.address) from None
         except OSError as error:
-            raise _broken(connection, error) from error
+            raise broken(connection.address, error) from error
         else:
             if sent == len(left):
                 return
+            passed = None
             left = left[sent:]
+            yield from moved(connection, sent)
 
 
-def receive(connection: Connection) -> Steps[None]:
-    """Waits for bytes and feeds them to the connection's decoder; descriptors go to its list."""
-    data = yield from _receive(connection, _CHUNK)
-    connection.decoder.feed(data)
+def send_with(sock: socket.socket, data: bytes | memoryview, passed: int, flags: int) -> int:
+    """Sends bytes with a descriptor on the first one. Returns how many went."""
+    return sock.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [passed]))], flags)
+
+
+def moved(connection: Connection, length: int) -> Steps[None]:
+    """Takes note of so many bytes of a content: with every STRIDE the time limit begins anew."""
+    connection.moved += length
+    if connection.moved >= STRIDE:
+        connection.moved = 0
+        yield _PROGRESS
+
+
+_PROGRESS = Progress()
+
+
+def receive(connection: Connection) -> Steps[bytes]:
+    """Waits for bytes; descriptors go to the connection's list."""
+    return (yield from receive_some(connection, CHUNK))
 
 
 def receive_some(connection: Connection, most: int) -> Steps[bytes]:
-    """Waits for 1 to `most` bytes of a content."""
-    return (yield from _receive(connection, most))
-
-
-def _receive(connection: Connection, most: int) -> Steps[bytes]:
+    """Waits for 1 to `most` bytes."""
+    # Right after a request there is nothing to read: waiting first saves a call that would fail.
+    must_wait = not connection.answered
     while True:
-        # Right after a request there is nothing to read: waiting first saves a call that would fail.
-        if not connection.is_blocking and not (yield connection.readable):
-            raise _too_late(connection)
-        ancillary, flags = _NOTHING
+        if must_wait and not (yield connection.readable):
+            raise too_late(connection.address)
+        ancillary, flags = NOTHING
         try:
             if connection.is_unix:
-                data, ancillary, flags, _ = connection.socket.recvmsg(most, _CONTROL, _CLOEXEC)
+                data, ancillary, flags, _ = connection.socket.recvmsg(most, CONTROL, CLOEXEC | AT_ONCE)
             else:
-                data = connection.socket.recv(most)
+                data = connection.socket.recv(most, AT_ONCE)
         except BlockingIOError:
-            yield from _not_yet(connection)
+            must_wait = True
             continue
         except OSError as error:
-            raise _broken(connection, error) from error
+            raise broken(connection.address, error) from error
         yield from _came(connection, len(data), ancillary, flags)
         return data
 
@@ -223,53 +166,30 @@ def _receive(connection: Connection, most: int) -> Steps[bytes]:
 def receive_into(connection: Connection, buffer: memoryview) -> Steps[int]:
     """Waits for bytes of a content and puts them into `buffer`. Returns how many."""
     while True:
-        if not connection.is_blocking and not (yield connection.readable):
-            raise _too_late(connection)
-        ancillary, flags = _NOTHING
+        ancillary, flags = NOTHING
         try:
             if connection.is_unix:
-                length, ancillary, flags, _ = connection.socket.recvmsg_into([buffer], _CONTROL, _CLOEXEC)
+                length, ancillary, flags, _ = connection.socket.recvmsg_into([buffer], CONTROL, CLOEXEC | AT_ONCE)
             else:
-                length = connection.socket.recv_into(buffer)
+                length = connection.socket.recv_into(buffer, 0, AT_ONCE)
         except BlockingIOError:
-            yield from _not_yet(connection)
+            if not (yield connection.readable):
+                raise too_late(connection.address) from None
             continue
         except OSError as error:
-            raise _broken(connection, error) from error
+            raise broken(connection.address, error) from error
         yield from _came(connection, length, ancillary, flags)
         return length
 
 
-def _not_yet(connection: Connection) -> Steps[None]:
-    """A call found nothing: with a socket that waits, its time limit has passed."""
-    if connection.is_blocking:
-        raise _too_late(connection)
-    yield from ()
-
-
 def _came(connection: Connection, length: int, ancillary: Ancillary, flags: int) -> Steps[None]:
     """Takes note of what a call brought."""
-    if ancillary or flags:
-        _keep_descriptors(connection, ancillary, flags)
+    if ancillary or flags & socket.MSG_CTRUNC:
+        connection.keep(ancillary, flags)
     if length == 0:
-        midway = " in the middle of an answer" if connection.answered else ""
-        raise ConnectionFailed(f"{connection.address}: the server closed the connection{midway}")
-    if connection.answered and connection.is_blocking and not (yield _A_MOMENT):
-        # A server that trickles renews the socket's own limit, never that of the request.
-        raise _too_late(connection)
+        raise ended(connection.address, midway=connection.answered)
     connection.answered = True
-
-
-def _keep_descriptors(connection: Connection, ancillary: Ancillary, flags: int) -> None:
-    for level, kind, data in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            numbers = array.array("i")
-            numbers.frombytes(data[: len(data) - len(data) % numbers.itemsize])
-            connection.descriptors.extend(numbers)
-    if flags & socket.MSG_CTRUNC:
-        raise DescriptorLimit(
-            "a passed descriptor did not fit into this process: raise its limit (ulimit -n) or close descriptors"
-        )
+    yield from moved(connection, length)
 
 
 def take_descriptor(connection: Connection) -> int:
@@ -287,9 +207,17 @@ def refuse_descriptors(connection: Connection) -> None:
         raise RemoteProtocolError(f"{connection.address}: the server passed a descriptor that was not asked for")
 
 
-def _too_late(connection: Connection) -> RequestTimeout:
-    return RequestTimeout(f"{connection.address}: no answer in time")
+def too_late(address: Address) -> RequestTimeout:
+    """The error for an answer that did not come in time."""
+    return RequestTimeout(f"{address}: no answer in time")
 
 
-def _broken(connection: Connection, error: OSError) -> ConnectionFailed:
-    return ConnectionFailed(f"{connection.address}: the connection broke ({error.strerror})")
+def broken(address: Address, error: OSError) -> ConnectionFailed:
+    """The error for a connection that the system has given up."""
+    return ConnectionFailed(f"{address}: the connection broke ({error.strerror})")
+
+
+def ended(address: Address, *, midway: bool) -> ConnectionFailed:
+    """The error for a connection that the server has closed."""
+    where = " in the middle of an answer" if midway else ""
+    return ConnectionFailed(f"{address}: the server closed the connection{where}")

@@ -1,25 +1,57 @@
 """The client for asyncio: the same verbs as `Client`, with ``await``."""
 
-from collections.abc import AsyncIterator
+import os
+from collections.abc import AsyncIterator, Callable, Iterable
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Self
 
-from objmapper_client import _exchange, _waiting
+from objmapper_client import _exchange, _forks
+from objmapper_client._exchange import Stat
 from objmapper_client._pool import Pool
-from objmapper_client.client import CHUNK, Settings
+from objmapper_client._settings import CHUNK, PAGE, Results, Settings
+from objmapper_client._steps import Steps, T
+from objmapper_client._transfer import finish, give_up, next_chunk
+from objmapper_client.address import Address
 from objmapper_client.object import Object
-from objmapper_client.protocol import Mode, encode_request
+from objmapper_client.protocol import Mode
+from objmapper_client.protocol_v2_responses import Entry
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from _typeshed import WriteableBuffer
+
+    from objmapper_client._sources import AsyncData
 
 
 class AsyncClient(Settings):
     """Objects from one server, for any number of tasks of one event loop at a time.
 
-    Arguments and errors are those of `Client`. A cancelled request closes its connection and leaves nothing behind.
+    Arguments and errors are those of `Client`. A cancelled request leaves nothing behind: its answer, if it still comes,
+    is thrown away.
     """
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self._places = _waiting.AsyncPlaces(self.max_connections)
+    def __init__(
+        self,
+        address: str | os.PathLike[str] | Address | None = None,
+        *,
+        timeout: float = 30.0,
+        connect_timeout: float = 5.0,
+        max_connections: int = 8,
+        attempts: int = 3,
+        mode: Mode | str | None = None,
+    ) -> None:
+        super().__init__(
+            address,
+            timeout=timeout,
+            connect_timeout=connect_timeout,
+            max_connections=max_connections,
+            attempts=attempts,
+            mode=mode,
+        )
+        self._forks = _forks.count()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._pool: Pool | None = None
 
     async def __aenter__(self) -> Self:
         return self
@@ -31,59 +63,133 @@ class AsyncClient(Settings):
 
     async def close(self) -> None:
         """Close the idle connections. The client can be used again; it connects anew."""
-        self._pool.close()
-        self._pool = Pool()
+        self._begin_anew()
 
-    async def _run(self, verb: Any) -> Any:
-        async with self._places.place(self.timeout):
-            return await _waiting.run_async(self._attempt(verb), self.timeout)
+    def _begin_anew(self) -> None:
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            if self._forks == _forks.made:
+                pool.close()
+            else:
+                pool.abandon()
+        self._forks = _forks.made
+
+    async def _run(self, steps: Steps[T]) -> T:
+        from objmapper_client import _tasks
+
+        return await _tasks.run(steps, self.timeout)
+
+    @property
+    def _line(self) -> Pool:
+        """The connections of the running loop, and of this process: with another one they begin anew."""
+        from objmapper_client import _tasks
+
+        loop = _tasks.running_loop()
+        if self._pool is None or self._loop is not loop or self._forks != _forks.made:
+            self._begin_anew()
+            self._loop = loop
+            self._pool = self._make_pool(_tasks.Tasks())
+        return self._pool
 
     async def open(self, uri: str, *, mode: Mode | str | None = None) -> Object:
         """The object, as an owned descriptor: close it, or use it in a ``with`` statement."""
-        chosen = self._mode(mode)
-        found: Object = await self._run(lambda connection: _exchange.open_object(connection, uri, chosen))
-        return found
+        return await self._run(_exchange.open_object(self._line, uri, self._mode(mode)))
+
+    async def open_many(self, uris: Iterable[str], *, mode: Mode | str | None = None) -> Results:
+        """An object or an error for each URI, in their order, in as few round trips as the server allows.
+
+        The objects are the caller's to close. Where this raises, none is left open.
+        """
+        from objmapper_client import _many
+
+        return await self._run(_many.open_many(self._line, [*uris], self._mode(mode)))
 
     async def read(
         self, uri: str, *, offset: int = 0, length: int | None = None, mode: Mode | str | None = None
     ) -> bytes:
-        """The object's bytes, or `length` of them from `offset` on (fewer at its end).
+        """The object's bytes, or `length` of them from `offset` on (fewer at its end)."""
+        return await self._run(_exchange.read(self._line, uri, self._mode(mode), offset, length))
 
-        Over TCP the whole object travels and is held for a moment even where a range is asked for.
+    async def readinto(
+        self, uri: str, buffer: "WriteableBuffer", *, offset: int = 0, mode: Mode | str | None = None
+    ) -> int:
+        """Fills `buffer` with the object's bytes from `offset` on. Returns how many that were.
+
+        Fewer than the buffer takes only at the object's end; what is beyond its room is not read.
         """
-        chosen = self._mode(mode)
-        data: bytes = await self._run(lambda connection: _exchange.read(connection, uri, chosen, offset, length))
-        return data
-
-    async def readinto(self, uri: str, buffer: bytearray | memoryview, *, mode: Mode | str | None = None) -> int:
-        """Reads the object into the front of `buffer`. Returns its size. Raises ValueError where it does not fit."""
-        chosen, view = self._mode(mode), memoryview(buffer).cast("B")
-        size: int = await self._run(lambda connection: _exchange.readinto(connection, uri, chosen, view))
-        return size
+        view = memoryview(buffer).cast("B")
+        return await self._run(_exchange.readinto(self._line, uri, self._mode(mode), view, offset))
 
     async def stream(
-        self, uri: str, *, chunk_size: int = CHUNK, mode: Mode | str | None = None
+        self,
+        uri: str,
+        *,
+        chunk_size: int = CHUNK,
+        offset: int = 0,
+        length: int | None = None,
+        mode: Mode | str | None = None,
     ) -> AsyncIterator[bytes]:
-        """The object's bytes in pieces of at most `chunk_size`; memory is bounded by one piece.
+        """The object's bytes, or a range of them, in pieces of at most `chunk_size`; memory is bounded by one piece.
 
-        Leaving the loop early closes the connection. `timeout` holds for each piece.
+        Leaving the loop early may cost the connection. `timeout` holds for each piece.
         """
-        chosen = self._mode(mode)
-        request = encode_request(chosen, uri)
-        async with self._places.place(self.timeout):
-            verb = lambda connection: _exchange.begin(connection, request, uri, chosen)  # noqa: E731
-            begun: _exchange.Begun = await _waiting.run_async(self._attempt(verb), self.timeout)
-            if begun.descriptor is not None:
-                with Object(begun.descriptor, uri, chosen, begun.length) as found:
-                    while chunk := found.read(chunk_size):
-                        yield chunk
-                return
-            if begun.left == 0:
-                return
-            try:
-                while chunk := await _waiting.run_async(_exchange.next_chunk(begun, chunk_size), self.timeout):
+        pool = self._line
+        begun = await self._run(_exchange.begin_stream(pool, uri, self._mode(mode), offset, length))
+        if isinstance(begun, Object):
+            with begun:
+                for chunk in _exchange.chunks_of(begun, chunk_size, offset, length):
                     yield chunk
-            except BaseException:
-                begun.connection.close()
-                raise
-            self._pool.give(begun.connection)
+            return
+        try:
+            while chunk := await self._run(next_chunk(begun, chunk_size)):
+                yield chunk
+        except GeneratorExit:
+            await self._run(finish(pool, begun))
+            raise
+        except BaseException:
+            give_up(pool, begun)
+            raise
+        await self._run(finish(pool, begun))
+
+    async def stat(self, uri: str) -> Stat:
+        """What the server says of an object."""
+        return await self._run(_exchange.stat(self._line, uri))
+
+    async def list(self, prefix: str = "/", *, page_size: int = PAGE) -> AsyncIterator[Entry]:
+        """The objects whose URIs begin with `prefix`, in the order of their URIs; memory is bounded by one page."""
+        cursor: bytes | None = None
+        while True:
+            entries, cursor = await self._run(_exchange.list_page(self._line, prefix, page_size, cursor))
+            for entry in entries:
+                yield entry
+            if cursor is None:
+                return
+
+    async def put(
+        self,
+        uri: str,
+        data: "AsyncData",
+        *,
+        length: int | None = None,
+        if_match: str | None = None,
+        if_none_match: str | None = None,
+        make_parents: bool = False,
+        progress: Callable[[int], None] | None = None,
+    ) -> Stat:
+        """Stores an object, whole or not at all, and returns what the server says of it then.
+
+        `data`: bytes, a path, a binary file (from its position on), or an iterable of bytes, of which `length` may say how
+        many they are in all; else they are collected first. Over a Unix socket a file goes by descriptor: nothing is
+        copied here. `if_match`: only over this version (an etag). `if_none_match="*"`: only where there is no object yet.
+        Else Conflict is raised. `make_parents` makes directories that are missing. `progress` is called with the bytes so
+        far.
+        """
+        from objmapper_client import _upload
+
+        return await self._run(
+            _upload.put(self._line, uri, data, length, if_match, if_none_match, make_parents, progress)
+        )
+
+    async def delete(self, uri: str, *, if_match: str | None = None) -> None:
+        """Removes an object; with `if_match` only this version (an etag), else Conflict is raised."""
+        return await self._run(_exchange.delete(self._line, uri, if_match))

@@ -1,22 +1,41 @@
-"""The client for threads: one line a verb; the verbs are in `_exchange`."""
+"""The client for threads: one line a verb; the verbs are in `_exchange`, `_many` and `_upload`."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Self
 
-from objmapper_client import _exchange, _waiting
+from objmapper_client import _exchange, _forks, _threads
+from objmapper_client._exchange import Stat
 from objmapper_client._pool import Pool
-from objmapper_client._transport import Connection, Steps
-from objmapper_client.address import Address, default_address, parse
+from objmapper_client._settings import CHUNK, PAGE, Results, Settings
+from objmapper_client._steps import Steps, T
+from objmapper_client._transfer import finish, give_up, next_chunk
+from objmapper_client.address import Address
 from objmapper_client.object import Object
-from objmapper_client.protocol import Mode, encode_request
+from objmapper_client.protocol import Mode
+from objmapper_client.protocol_v2_responses import Entry
 
-CHUNK = 1 << 20
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+    from objmapper_client._sources import Data
 
 
-class Settings:
-    """What both clients are made of: an address, time limits, a pool of connections."""
+class Client(Settings):
+    """Objects from one server, for any number of threads.
+
+    `address` is ``unix:/path`` or ``tcp://host:port``, by default the server of this user. `timeout` is for one request
+    with all its tries, and for each MiB of a content; `connect_timeout` for one connection; both in seconds. Of at most
+    `max_connections` one is shared by all requests, each of the others carries one large content at a time; who needs one
+    waits for it, `timeout` seconds at most. A request is tried `attempts` times at most, again only before the first byte
+    of an answer; a put or a delete only where the first try cannot have been executed, or with a condition. Safe after a
+    fork; pickled by its arguments.
+
+    Raises, from every verb: ObjectNotFound, PermissionDenied, InvalidRequest, UnsupportedMode, Conflict, ServerBusy,
+    ServerFailed (what the server answered), UnsupportedOperation (it speaks an older version), ConnectionFailed,
+    RequestTimeout, RemoteProtocolError, LocalProtocolError.
+    """
 
     def __init__(
         self,
@@ -28,55 +47,16 @@ class Settings:
         attempts: int = 3,
         mode: Mode | str | None = None,
     ) -> None:
-        if max_connections < 1 or attempts < 1:
-            raise ValueError("max_connections and attempts must be at least 1")
-        self.address = default_address() if address is None else parse(address)
-        self.timeout = timeout
-        self.connect_timeout = connect_timeout
-        self.max_connections = max_connections
-        self.attempts = attempts
-        self.mode = _exchange.best_mode(self.address) if mode is None else Mode.of(mode)
-        self._pool = Pool()
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({str(self.address)!r}, timeout={self.timeout}, mode={self.mode.name.lower()!r})"
-
-    def __getstate__(self) -> dict[str, Any]:
-        names = ("address", "timeout", "connect_timeout", "max_connections", "attempts", "mode")
-        return {name: getattr(self, name) for name in names}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)  # type: ignore[misc]
-
-    def _mode(self, mode: Mode | str | None) -> Mode:
-        return self.mode if mode is None else Mode.of(mode)
-
-    def _attempt(self, verb: Any) -> Steps[Any]:
-        return _exchange.attempt(
-            self._pool, self.address, verb, self.attempts, self.connect_timeout, self._prepare_connection
+        super().__init__(
+            address,
+            timeout=timeout,
+            connect_timeout=connect_timeout,
+            max_connections=max_connections,
+            attempts=attempts,
+            mode=mode,
         )
-
-    #: What is done to a new connection; None where it never waits by itself.
-    _prepare_connection: Callable[[Connection], None] | None = None
-
-
-class Client(Settings):
-    """Objects from one server, for any number of threads.
-
-    `address` is ``unix:/path`` or ``tcp://host:port``, by default the server of this user. `timeout` is for one
-    request with all its tries, `connect_timeout` for one connection, both in seconds. At most `max_connections` are in
-    use at once; further requests wait for one, `timeout` seconds at most. A request is tried `attempts` times at most,
-    again only before the first byte of an answer. Safe after a fork; pickled by its address.
-
-    Raises, from every verb: ObjectNotFound, PermissionDenied, InvalidRequest, UnsupportedMode, ServerBusy, ServerFailed
-    (what the server answered), ConnectionFailed, RequestTimeout, RemoteProtocolError, LocalProtocolError.
-    """
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self._process = os.getpid()
-        self._places = _waiting.Places(self.max_connections)
-        self._prepare_connection = lambda connection: _waiting.sleep_in_socket(connection, self.timeout)
+        self._forks = _forks.count()
+        self._pool = self._make_pool(_threads.Threads(self.timeout))
 
     def __enter__(self) -> Self:
         return self
@@ -88,62 +68,117 @@ class Client(Settings):
 
     def close(self) -> None:
         """Close the idle connections. The client can be used again; it connects anew."""
-        self._pool.close()
-        self._pool = Pool()
+        if self._forks == _forks.count():
+            self._pool.close()
+        self._begin_anew()
 
-    def _run(self, verb: Any) -> Any:
-        if self._process != os.getpid():
-            # Places that the parent's threads took would never come free here.
-            self._process, self._places = os.getpid(), _waiting.Places(self.max_connections)
-        with self._places.place(self.timeout):
-            return _waiting.run(self._attempt(verb), self.timeout)
+    def _begin_anew(self) -> None:
+        if self._forks != _forks.count():
+            self._pool.abandon()
+            self._forks = _forks.count()
+        self._pool = self._make_pool(_threads.Threads(self.timeout))
+
+    def _run(self, steps: Steps[T]) -> T:
+        return _threads.run(steps, self.timeout)
+
+    @property
+    def _line(self) -> Pool:
+        """This process's connections: a child after a fork begins anew."""
+        if self._forks != _forks.made:
+            self._begin_anew()
+        return self._pool
 
     def open(self, uri: str, *, mode: Mode | str | None = None) -> Object:
         """The object, as an owned descriptor: close it, or use it in a ``with`` statement."""
-        chosen = self._mode(mode)
-        found: Object = self._run(lambda connection: _exchange.open_object(connection, uri, chosen))
-        return found
+        return self._run(_exchange.open_object(self._line, uri, self._mode(mode)))
+
+    def open_many(self, uris: Iterable[str], *, mode: Mode | str | None = None) -> Results:
+        """An object or an error for each URI, in their order, in as few round trips as the server allows.
+
+        The objects are the caller's to close. Where this raises, none is left open.
+        """
+        from objmapper_client import _many
+
+        return self._run(_many.open_many(self._line, [*uris], self._mode(mode)))
 
     def read(self, uri: str, *, offset: int = 0, length: int | None = None, mode: Mode | str | None = None) -> bytes:
-        """The object's bytes, or `length` of them from `offset` on (fewer at its end).
+        """The object's bytes, or `length` of them from `offset` on (fewer at its end)."""
+        return self._run(_exchange.read(self._line, uri, self._mode(mode), offset, length))
 
-        Over TCP the whole object travels and is held for a moment even where a range is asked for.
+    def readinto(self, uri: str, buffer: "WriteableBuffer", *, offset: int = 0, mode: Mode | str | None = None) -> int:
+        """Fills `buffer` with the object's bytes from `offset` on. Returns how many that were.
+
+        Fewer than the buffer takes only at the object's end; what is beyond its room is not read.
         """
-        chosen = self._mode(mode)
-        data: bytes = self._run(lambda connection: _exchange.read(connection, uri, chosen, offset, length))
-        return data
+        view = memoryview(buffer).cast("B")
+        return self._run(_exchange.readinto(self._line, uri, self._mode(mode), view, offset))
 
-    def readinto(self, uri: str, buffer: bytearray | memoryview, *, mode: Mode | str | None = None) -> int:
-        """Reads the object into the front of `buffer`. Returns its size. Raises ValueError where it does not fit."""
-        chosen, view = self._mode(mode), memoryview(buffer).cast("B")
-        size: int = self._run(lambda connection: _exchange.readinto(connection, uri, chosen, view))
-        return size
+    def stream(
+        self,
+        uri: str,
+        *,
+        chunk_size: int = CHUNK,
+        offset: int = 0,
+        length: int | None = None,
+        mode: Mode | str | None = None,
+    ) -> Iterator[bytes]:
+        """The object's bytes, or a range of them, in pieces of at most `chunk_size`; memory is bounded by one piece.
 
-    def stream(self, uri: str, *, chunk_size: int = CHUNK, mode: Mode | str | None = None) -> Iterator[bytes]:
-        """The object's bytes in pieces of at most `chunk_size`; memory is bounded by one piece.
-
-        Leaving the loop early closes the connection. `timeout` holds for each piece.
+        Leaving the loop early may cost the connection. `timeout` holds for each piece.
         """
-        chosen = self._mode(mode)
-        request = encode_request(chosen, uri)
-        with self._places.place(self.timeout):
-            verb = lambda connection: _exchange.begin(connection, request, uri, chosen)  # noqa: E731
-            begun: _exchange.Begun = _waiting.run(self._attempt(verb), self.timeout)
-            if begun.descriptor is not None:
-                with Object(begun.descriptor, uri, chosen, begun.length) as found:
-                    while chunk := found.read(chunk_size):
-                        yield chunk
-                return
-            if begun.left == 0:
-                return
-            try:
-                while chunk := _run_chunk(begun, chunk_size, self.timeout):
-                    yield chunk
-            except BaseException:
-                begun.connection.close()
-                raise
-            self._pool.give(begun.connection)
+        pool = self._line
+        begun = self._run(_exchange.begin_stream(pool, uri, self._mode(mode), offset, length))
+        if isinstance(begun, Object):
+            with begun:
+                yield from _exchange.chunks_of(begun, chunk_size, offset, length)
+            return
+        try:
+            while chunk := self._run(next_chunk(begun, chunk_size)):
+                yield chunk
+        except GeneratorExit:
+            self._run(finish(pool, begun))
+            raise
+        except BaseException:
+            give_up(pool, begun)
+            raise
+        self._run(finish(pool, begun))
 
+    def stat(self, uri: str) -> Stat:
+        """What the server says of an object."""
+        return self._run(_exchange.stat(self._line, uri))
 
-def _run_chunk(begun: _exchange.Begun, most: int, timeout: float) -> bytes:
-    return _waiting.run(_exchange.next_chunk(begun, most), timeout)
+    def list(self, prefix: str = "/", *, page_size: int = PAGE) -> Iterator[Entry]:
+        """The objects whose URIs begin with `prefix`, in the order of their URIs; memory is bounded by one page."""
+        cursor: bytes | None = None
+        while True:
+            entries, cursor = self._run(_exchange.list_page(self._line, prefix, page_size, cursor))
+            yield from entries
+            if cursor is None:
+                return
+
+    def put(
+        self,
+        uri: str,
+        data: "Data",
+        *,
+        length: int | None = None,
+        if_match: str | None = None,
+        if_none_match: str | None = None,
+        make_parents: bool = False,
+        progress: Callable[[int], None] | None = None,
+    ) -> Stat:
+        """Stores an object, whole or not at all, and returns what the server says of it then.
+
+        `data`: bytes, a path, a binary file (from its position on), or an iterable of bytes, of which `length` may say how
+        many they are in all; else they are collected first. Over a Unix socket a file goes by descriptor: nothing is
+        copied here. `if_match`: only over this version (an etag). `if_none_match="*"`: only where there is no object yet.
+        Else Conflict is raised. `make_parents` makes directories that are missing. `progress` is called with the bytes so
+        far.
+        """
+        from objmapper_client import _upload
+
+        return self._run(_upload.put(self._line, uri, data, length, if_match, if_none_match, make_parents, progress))
+
+    def delete(self, uri: str, *, if_match: str | None = None) -> None:
+        """Removes an object; with `if_match` only this version (an etag), else Conflict is raised."""
+        return self._run(_exchange.delete(self._line, uri, if_match))

@@ -31,6 +31,10 @@ class RemoteProtocolError(ProtocolError):
     """The server broke the protocol; the message names the rule. The connection was closed."""
 
 
+class UnsupportedOperation(ObjmapperError):
+    """The server, or the transport, has no such operation: a server of version 1 hands out objects and no more."""
+
+
 class DescriptorLimit(ObjmapperError, OSError):
     """This process has no file descriptor left for the one that the server passed."""
 

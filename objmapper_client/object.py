@@ -5,7 +5,7 @@ import mmap
 import os
 import stat
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -24,16 +24,35 @@ class Object:
     came over the wire it is a file in memory. Not safe for use by several threads at once, except `pread` and `view`.
     """
 
-    def __init__(self, descriptor: int, uri: str, mode: Mode, size: int) -> None:
+    __slots__ = ("__weakref__", "_descriptor", "etag", "mode", "mtime", "size", "uri")
+
+    def __init__(
+        self,
+        descriptor: int,
+        uri: str,
+        mode: Mode,
+        size: int | None = None,
+        *,
+        etag: str | None = None,
+        mtime: int | None = None,
+    ) -> None:
         self._descriptor = descriptor
         self.uri = uri
         #: How it really came.
         self.mode = mode
+        #: The object's version, where the server said it.
+        self.etag = etag
+        #: When it was last modified, in seconds since 1970, where the server said it.
+        self.mtime = mtime
+        if mode is Mode.FDPASS or size is None:
+            found = os.fstat(descriptor)
+            size = found.st_size
+            if not stat.S_ISREG(found.st_mode):
+                self.size = size
+                self.close()
+                raise RemoteProtocolError(f"{uri}: the server passed a descriptor that is no regular file")
         #: Bytes, when it came.
         self.size = size
-        if mode is Mode.FDPASS and not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            self.close()
-            raise RemoteProtocolError(f"{uri}: the server passed a descriptor that is no regular file")
 
     def __repr__(self) -> str:
         state = "closed" if self._descriptor < 0 else f"fd={self._descriptor}"
@@ -99,11 +118,11 @@ class Object:
         left = max(0, os.fstat(descriptor).st_size - offset)
         return _gather(some, min(length, left))
 
-    def readinto(self, buffer: memoryview | bytearray) -> int:
-        """Fills `buffer` from the object's start. Returns how many bytes there were."""
+    def readinto(self, buffer: memoryview | bytearray, offset: int = 0) -> int:
+        """Fills `buffer` with what there is from `offset` on. Returns how many bytes that were."""
         descriptor, view, at = self.fileno(), memoryview(buffer).cast("B"), 0
         while at < len(view):
-            length = os.preadv(descriptor, [view[at:]], at)
+            length = os.preadv(descriptor, [view[at:]], offset + at)
             if length == 0:
                 break
             at += length
@@ -226,26 +245,45 @@ def no_room(size: int) -> RemoteProtocolError:
     return RemoteProtocolError(f"no room in memory for the promised content of {size} bytes; stream() needs none")
 
 
-@contextlib.contextmanager
-def memory_file(size: int) -> Iterator[tuple[int, memoryview]]:
-    """A file in memory of this size, and its bytes to be filled. The descriptor is the caller's after a good end."""
-    if size > MAX_CONTENT:
-        raise RemoteProtocolError(f"a content of {size} bytes fits no file")
-    descriptor = _make_memory_file()
-    try:
+class MemoryFile:
+    """A file in memory, to be filled. It owns its descriptor until `detach` gives it away."""
+
+    def __init__(self) -> None:
+        self._descriptor = -1
+
+    def make_room(self, size: int) -> memoryview:
+        """So many bytes, to be written to. Can be called again, and begins anew then. Raises RemoteProtocolError."""
+        if size > MAX_CONTENT:
+            raise RemoteProtocolError(f"a content of {size} bytes fits no file")
+        self.close()
+        self._descriptor = _make_memory_file()
         if size == 0:
-            yield descriptor, memoryview(b"")
-        else:
-            try:
-                os.truncate(descriptor, size)
-                pages = mmap.mmap(descriptor, size)
-            except (OSError, OverflowError, ValueError) as error:
-                raise no_room(size) from error
+            return memoryview(bytearray())
+        try:
+            os.truncate(self._descriptor, size)
             # Not closed: an error that is on its way may still refer to a part of it. It goes with the last reference.
-            yield descriptor, memoryview(pages)
-    except BaseException:
-        os.close(descriptor)
-        raise
+            return memoryview(mmap.mmap(self._descriptor, size))
+        except (OSError, OverflowError, ValueError) as error:
+            raise no_room(size) from error
+
+    def write(self, content: bytes) -> None:
+        """Begins anew with this content."""
+        self.close()
+        self._descriptor = _make_memory_file()
+        left = memoryview(content)
+        while left:
+            left = left[os.pwrite(self._descriptor, left, len(content) - len(left)) :]
+
+    def detach(self) -> int:
+        """The descriptor, given away."""
+        descriptor, self._descriptor = self._descriptor, -1
+        return descriptor
+
+    def close(self) -> None:
+        """Closes the file, if there is one."""
+        descriptor = self.detach()
+        if descriptor >= 0:
+            os.close(descriptor)
 
 
 def _make_memory_file() -> int:

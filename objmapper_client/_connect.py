@@ -1,0 +1,121 @@
+"""A new connection, and what both sides agree on: version 2 with its extension, or version 1."""
+
+import contextlib
+import os
+import socket
+
+from objmapper_client._steps import Steps, Wait
+from objmapper_client._transport import Connection, receive, send
+from objmapper_client.address import Address, TcpAddress, UnixAddress
+from objmapper_client.errors import ConnectionFailed, LocalProtocolError, RemoteProtocolError, RequestTimeout, error_for
+from objmapper_client.protocol import ErrorReply, Status
+from objmapper_client.protocol_v2 import HELLO_ACK_SIZE, Capability, HelloAck, decode_hello_ack, encode_hello
+
+#: Requests under way on one connection. Each may hold a descriptor here and one in the server.
+PIPELINE = 256
+CAPABILITIES = Capability.OUT_OF_ORDER | Capability.PIPELINING | Capability.EXTENDED
+_BACKLOG_PAUSE = 0.002
+
+
+def connect(address: Address) -> Steps[Connection]:
+    """A new connection. Raises ConnectionFailed, RequestTimeout."""
+    if isinstance(address, UnixAddress):
+        return (yield from _connect_unix(address))
+    if isinstance(address, TcpAddress):
+        return (yield from _connect_tcp(address))
+    raise LocalProtocolError(f"{address}: this client does not speak over UDP; use unix: or tcp://")
+
+
+def negotiate(connection: Connection) -> Steps[bool]:
+    """Agrees on version 2 with its extension. False where the server has none: then this connection is of no more use.
+
+    Raises what a server answers that has no room, RemoteProtocolError, ConnectionFailed, RequestTimeout.
+    """
+    data = b""
+    # A server that refuses the connection may have closed it already; its word is still there to be read.
+    with contextlib.suppress(ConnectionFailed):
+        yield from send(connection, encode_hello(CAPABILITIES, PIPELINE))
+    while True:
+        try:
+            data += yield from receive(connection)
+        except ConnectionFailed:
+            if data:
+                raise
+            # Whoever knows no version but the first may also say so by closing.
+            return False
+        found = decode_hello_ack(data)
+        if found is not None:
+            break
+    if connection.descriptors or (isinstance(found, HelloAck) and len(data) > HELLO_ACK_SIZE):
+        raise RemoteProtocolError(f"{connection.address}: the server sent more than it was asked for")
+    match found:
+        case HelloAck(capabilities, max_pipeline):
+            if Capability.EXTENDED not in capabilities:
+                return False
+            connection.version = 2
+            connection.max_pipeline = max(1, min(PIPELINE, max_pipeline))
+            return True
+        case ErrorReply(Status.PROTOCOL_ERROR | Status.VERSION_MISMATCH | Status.CAPABILITY_ERROR):
+            return False
+        case ErrorReply(status, message):
+            raise error_for(status, message, str(connection.address))
+
+
+def _connect_unix(address: UnixAddress) -> Steps[Connection]:
+    if not hasattr(socket, "AF_UNIX"):
+        raise LocalProtocolError(f"{address}: this platform has no Unix sockets; use tcp://")
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        while True:
+            try:
+                sock.connect(address.path)
+                return Connection(sock, address)
+            except BlockingIOError:
+                # The server's backlog is full, and nothing tells when it no longer is.
+                if not (yield Wait(seconds=_BACKLOG_PAUSE)):
+                    raise RequestTimeout(f"{address}: no connection in time; the server's backlog is full") from None
+            except OSError as error:
+                raise _unreachable(address, error) from error
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _connect_tcp(address: TcpAddress) -> Steps[Connection]:
+    found = yield Wait(host=address.host, port=address.port)
+    if found is False:
+        raise RequestTimeout(f"{address}: the host's address was not found in time")
+    if isinstance(found, OSError):
+        raise ConnectionFailed(f"{address}: unknown host ({found.strerror})") from found
+    last: ConnectionFailed | None = None
+    for family, kind, number, _, target in found:
+        sock = socket.socket(family, kind, number)
+        try:
+            sock.setblocking(False)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            # A host that has vanished is noticed also by those who only wait.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            try:
+                sock.connect(target)
+            except (BlockingIOError, InterruptedError):
+                if not (yield Wait(sock.fileno(), writable=True)):
+                    raise RequestTimeout(f"{address}: no connection in time") from None
+            code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if code == 0:
+                return Connection(sock, address)
+            last = _unreachable(address, OSError(code, os.strerror(code)))
+            sock.close()
+        except OSError as error:
+            sock.close()
+            if isinstance(error, RequestTimeout):
+                raise
+            last = _unreachable(address, error)
+        except BaseException:
+            sock.close()
+            raise
+    raise last or ConnectionFailed(f"{address}: the host has no address")
+
+
+def _unreachable(address: Address, error: OSError) -> ConnectionFailed:
+    return ConnectionFailed(f"{address}: server not reached ({error.strerror}); is it running?")

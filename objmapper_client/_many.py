@@ -1,0 +1,136 @@
+"""Opening many objects at once: requests sent ahead, answered in batches; a result or an error for each."""
+
+from collections import deque
+from collections.abc import Sequence
+
+from objmapper_client._ask import Ask, details
+from objmapper_client._exchange import SHARED_MOST, is_whole, object_of, open_object, rest_of
+from objmapper_client._lines import pause_after, refusal, rest, shared_connection
+from objmapper_client._multiplex import NoRoom
+from objmapper_client._pool import Pool
+from objmapper_client._retry import Tries
+from objmapper_client._steps import Steps
+from objmapper_client.errors import ConnectionFailed, ObjmapperError, ServerBusy
+from objmapper_client.object import MemoryFile, Object
+from objmapper_client.protocol import Mode
+from objmapper_client.protocol_v2 import Operation
+
+#: Contents that are asked for ahead are held until their turn comes: so many at most.
+_CONTENTS_AHEAD = 16
+Result = Object | ObjmapperError
+
+
+def open_many(pool: Pool, uris: Sequence[str], mode: Mode) -> Steps[list[Result]]:
+    """An object or an error for each URI, in their order. Whatever is raised, no object is left open."""
+    if mode is Mode.FDPASS:
+        asks = [Ask(Operation.FDPASS, uri) for uri in uris]
+    else:
+        asks = [Ask(Operation.of(mode), uri, details(length=SHARED_MOST), most=SHARED_MOST) for uri in uris]
+    results: list[Result | None] = [None] * len(asks)
+    try:
+        if (yield from _ask_all(pool, asks, mode, results)):
+            for at, ask in enumerate(asks):
+                if results[at] is None:
+                    results[at] = yield from _opened(pool, ask, mode)
+        else:
+            for at, uri in enumerate(uris):
+                results[at] = yield from _one(pool, uri, mode)
+        return [result for result in results if result is not None]
+    except BaseException:
+        for ask in asks:
+            ask.discard()
+        for result in results:
+            if isinstance(result, Object):
+                result.close()
+        raise
+
+
+def _one(pool: Pool, uri: str, mode: Mode) -> Steps[Result]:
+    try:
+        return (yield from open_object(pool, uri, mode))
+    except ObjmapperError as error:
+        return error
+
+
+def _ask_all(pool: Pool, asks: list[Ask], mode: Mode, results: list[Result | None]) -> Steps[bool]:
+    """Has all of them answered or failed. False where the server speaks version 1 only: then nothing was sent."""
+    waiting = deque(enumerate(asks))
+    tries: dict[int, Tries] = {}
+    while waiting:
+        try:
+            shared = yield from shared_connection(pool)
+        except ConnectionFailed as error:
+            at, ask = waiting[0]
+            pause = _pause(pool, ask, error, tries.setdefault(at, Tries(pool.attempts, pool.budget)))
+            if pause is None:
+                for at, _ in waiting:
+                    results[at] = type(error)(*error.args)
+                return True
+            yield from rest(pool, pause)
+            continue
+        if shared is None:
+            return False
+        room = shared.limit - len(shared.under_way)
+        if mode is not Mode.FDPASS:
+            room = min(room, _CONTENTS_AHEAD)
+        batch = [waiting.popleft() for _ in range(min(max(1, room), len(waiting)))]
+        for _, ask in batch:
+            ask.multiplex = shared
+            pool.budget.earn()
+        yield [ask for _, ask in batch]
+        if pool.is_waited_for:
+            pool.answered()
+        longest = 0.0
+        for at, ask in batch:
+            error_found = ask.failure
+            if error_found is None and ask.status:
+                error_found = refusal(ask)
+            if error_found is None:
+                if mode is not Mode.FDPASS:
+                    results[at] = yield from _opened(pool, ask, mode)
+                continue
+            if isinstance(error_found, NoRoom):
+                waiting.append((at, ask))
+                continue
+            assert isinstance(error_found, ObjmapperError)
+            if isinstance(error_found, ConnectionFailed | ServerBusy):
+                pause = _pause(pool, ask, error_found, tries.setdefault(at, Tries(pool.attempts, pool.budget)))
+                if pause is not None:
+                    longest = max(longest, pause)
+                    waiting.append((at, ask))
+                    continue
+            results[at] = error_found
+        yield from rest(pool, longest)
+    return True
+
+
+def _pause(pool: Pool, ask: Ask, error: ConnectionFailed | ServerBusy, tries: Tries) -> float | None:
+    try:
+        return pause_after(ask, error, tries)
+    except (ConnectionFailed, ServerBusy):
+        return None
+
+
+def _opened(pool: Pool, ask: Ask, mode: Mode) -> Steps[Result]:
+    """The object that an answer brought, all of it."""
+    try:
+        if mode is Mode.FDPASS:
+            return object_of(ask)
+        memory = MemoryFile()
+        try:
+            _, mtime, etag = ask.metadata[:3]
+            length = len(ask.content)
+            if is_whole(ask, 0, None):
+                memory.write(ask.content)
+            else:
+                got = yield from rest_of(pool, ask, 0, memory.make_room)
+                if got is None:
+                    memory.close()
+                    return (yield from open_object(pool, ask.uri, mode))
+                length = got.length
+            return Object(memory.detach(), ask.uri, mode, length, etag=etag, mtime=mtime)
+        except BaseException:
+            memory.close()
+            raise
+    except ObjmapperError as error:
+        return error

@@ -1,0 +1,61 @@
+"""When a request is tried again, and after which pause."""
+
+import random
+
+from objmapper_client.errors import ConnectionFailed, ServerBusy
+
+_FIRST_PAUSE = 0.01
+_LONGEST_PAUSE = 1.0
+_SHARE = 0.1
+_SAVED = 10.0
+
+
+class Budget:
+    """Of ten requests of a client one may be a repetition, in the long run; ten repetitions are saved up at the most.
+
+    Without it clients multiply the load of a server that fails under load: with three tries, by three (Beyer et al.,
+    "Site Reliability Engineering", 2016, chapter 21: a budget of 10 % a client; kept as a token bucket as in gRPC's A6).
+    """
+
+    __slots__ = ("_saved",)
+
+    def __init__(self) -> None:
+        self._saved = _SAVED
+
+    def earn(self) -> None:
+        """For each request."""
+        saved = self._saved + _SHARE
+        self._saved = min(_SAVED, saved)
+
+    def spend(self) -> bool:
+        """For each repetition: whether there is enough for it."""
+        if self._saved < 1:
+            return False
+        self._saved -= 1
+        return True
+
+
+class Tries:
+    """The tries of one request."""
+
+    __slots__ = ("_attempts", "_budget", "_had_stale", "_made")
+
+    def __init__(self, attempts: int, budget: Budget) -> None:
+        self._attempts = attempts
+        self._budget = budget
+        self._made = 0
+        self._had_stale = False
+
+    def pause_after(self, error: ConnectionFailed | ServerBusy, *, may_repeat: bool, is_stale: bool = False) -> float:
+        """The seconds until the next try. Raises the error where there is none.
+
+        `is_stale`: the connection had been idle, and the server closed it, which is no failure. Pauses are drawn from the
+        whole range up to a bound that doubles ("full jitter": Brooker, "Exponential Backoff And Jitter", 2015).
+        """
+        if may_repeat and is_stale and not self._had_stale:
+            self._had_stale = True
+            return 0.0
+        self._made += 1
+        if not may_repeat or self._made >= self._attempts or not self._budget.spend():
+            raise error
+        return random.uniform(0, min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**self._made))  # noqa: S311 - jitter

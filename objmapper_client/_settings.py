@@ -1,0 +1,64 @@
+"""What both clients are made of: an address, time limits, and the pool that goes with them."""
+
+import os
+
+from objmapper_client._exchange import best_mode
+from objmapper_client._pool import Pool, Waiting
+from objmapper_client.address import Address, default_address, parse
+from objmapper_client.errors import ObjmapperError
+from objmapper_client.object import Object
+from objmapper_client.protocol import Mode
+
+CHUNK = 1 << 20
+#: Entries of a page of a list.
+PAGE = 1000
+# Spelled here, where `list` is not yet the name of a verb.
+Results = list[Object | ObjmapperError]
+
+
+class Settings:
+    """The arguments of a client. It travels by them: a copy in another process makes connections of its own."""
+
+    def __init__(
+        self,
+        address: str | os.PathLike[str] | Address | None = None,
+        *,
+        timeout: float = 30.0,
+        connect_timeout: float = 5.0,
+        max_connections: int = 8,
+        attempts: int = 3,
+        mode: Mode | str | None = None,
+    ) -> None:
+        if max_connections < 1 or attempts < 1:
+            raise ValueError("max_connections and attempts must be at least 1")
+        if timeout <= 0 or connect_timeout <= 0:
+            raise ValueError("timeout and connect_timeout are seconds, more than 0")
+        self.address = default_address() if address is None else parse(address)
+        self.timeout = timeout
+        self.connect_timeout = connect_timeout
+        self.max_connections = max_connections
+        self.attempts = attempts
+        self.mode = best_mode(self.address) if mode is None else Mode.of(mode)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.address)!r}, timeout={self.timeout}, mode={self.mode.name.lower()!r})"
+
+    def __getstate__(self) -> dict[str, object]:
+        names = ("address", "timeout", "connect_timeout", "max_connections", "attempts", "mode")
+        return {name: getattr(self, name) for name in names}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    def _mode(self, mode: Mode | str | None) -> Mode:
+        return self.mode if mode is None else Mode.of(mode)
+
+    def _make_pool(self, waiting: Waiting) -> Pool:
+        return Pool(
+            self.address,
+            waiting,
+            most=self.max_connections,
+            attempts=self.attempts,
+            timeout=self.timeout,
+            connect_timeout=self.connect_timeout,
+        )

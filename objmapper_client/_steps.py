@@ -1,0 +1,69 @@
+"""What a verb may wait for. Verbs are generators that yield one of these; whoever runs them waits, and resumes them.
+
+A `Wait` is resumed with whether it came in time (with what was asked for, where it was a host's address); a `Call` and a
+`Pull` with a result; a `Progress` at once. There are two more: a `_pool.Gate` and a `_multiplex.Ask`.
+"""
+
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class Wait:
+    """What a step waits for: a descriptor to become readable or writable, a time to pass, or a host's address."""
+
+    __slots__ = ("descriptor", "host", "most", "poll", "port", "seconds", "writable")
+
+    def __init__(
+        self,
+        descriptor: int = -1,
+        *,
+        writable: bool = False,
+        seconds: float | None = None,
+        host: str | None = None,
+        port: int = 0,
+    ) -> None:
+        self.descriptor = descriptor
+        self.writable = writable
+        self.seconds = seconds
+        self.host = host
+        self.port = port
+        #: Seconds after which the time is up, whatever is left of the whole request's.
+        self.most: float | None = None
+        # Where a waiter keeps what it made for this descriptor.
+        self.poll: Any = None
+
+
+class Call:
+    """A function that may wait for a disk: an event loop has it done by another thread."""
+
+    __slots__ = ("function",)
+
+    def __init__(self, function: Callable[[], object]) -> None:
+        self.function = function
+
+
+class Pull:
+    """The next piece of what a caller handed over, None at its end."""
+
+    __slots__ = ("source",)
+
+    def __init__(self, source: Iterator[bytes] | AsyncIterator[bytes]) -> None:
+        self.source = source
+
+
+class Progress:
+    """So much of a content has moved that the time limit begins anew, with so many seconds more."""
+
+    __slots__ = ("seconds",)
+
+    def __init__(self, seconds: float = 0) -> None:
+        self.seconds = seconds
+
+
+#: Bytes of a content for which the time limit holds.
+STRIDE = 1 << 20
+
+# Resumed with what the wish came to; an error of the wish is thrown in.
+Steps = Generator[object, Any, T]

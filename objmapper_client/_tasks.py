@@ -1,0 +1,269 @@
+"""How tasks wait: for futures that an event loop's callbacks resolve. The only module that knows asyncio.
+
+A shared connection has one callback for what comes, and one for what is to be sent: the requests of one turn of the loop
+leave in one call.
+"""
+
+import asyncio
+import contextlib
+import select
+import socket
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+from objmapper_client._ask import Ask
+from objmapper_client._multiplex import Multiplex, NoRoom
+from objmapper_client._steps import Call, Progress, Pull, Steps, T, Wait
+from objmapper_client._transport import CHUNK, CLOEXEC, CONTROL, NOTHING, Connection, broken, too_late
+from objmapper_client.errors import ConnectionFailed, LocalProtocolError, ObjmapperError
+
+running_loop = asyncio.get_running_loop
+
+
+class Gate:
+    """What a task waits at until another opens it."""
+
+    __slots__ = ("_future", "_is_open", "_loop")
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._future: asyncio.Future[bool] | None = None
+        self._is_open = False
+
+    def open(self) -> None:
+        """Lets the one who waits go on. Can be called twice."""
+        self._is_open = True
+        if self._future is not None:
+            _resolve(self._future, True)
+
+    async def wait(self, loop: asyncio.AbstractEventLoop, seconds: float) -> bool:
+        """Whether it was opened in time."""
+        if self._is_open:
+            return True
+        self._future = loop.create_future()
+        timer = loop.call_later(seconds, _resolve, self._future, False)
+        try:
+            return await self._future
+        finally:
+            timer.cancel()
+
+
+async def run(steps: Steps[T], timeout: float) -> T:
+    """Runs the steps as part of this task; after `timeout` seconds they are told that the time is up.
+
+    A cancellation is thrown into them, so that they leave nothing behind.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout
+    try:
+        wish = next(steps)
+        while True:
+            try:
+                if type(wish) is Ask:
+                    came: Any = await wish.multiplex.exchange(wish, deadline)
+                elif type(wish) is Progress:
+                    deadline = loop.time() + timeout + wish.seconds
+                    came = True
+                else:
+                    came = await _grant(loop, wish, deadline)
+            except BaseException as error:
+                wish = steps.throw(error)
+            else:
+                wish = steps.send(came)
+    except StopIteration as done:
+        result: T = done.value
+        return result
+    finally:
+        steps.close()
+
+
+async def _grant(loop: asyncio.AbstractEventLoop, wish: object, deadline: float) -> Any:
+    match wish:
+        case Wait():
+            return await _wait(loop, wish, deadline)
+        case Gate():
+            return await wish.wait(loop, deadline - loop.time())
+        case list():
+            return await _exchange_all(wish, deadline)
+        case Call():
+            return await loop.run_in_executor(None, wish.function)
+        case Pull(source=AsyncIterator() as pieces):
+            return await anext(pieces, None)
+        case Pull(source=Iterator() as pieces):
+            return next(pieces, None)
+    raise AssertionError(wish)
+
+
+async def _wait(loop: asyncio.AbstractEventLoop, wait: Wait, deadline: float) -> Any:
+    left = deadline - loop.time()
+    if wait.most is not None:
+        left = min(left, wait.most)
+    if left <= 0:
+        return False
+    if wait.seconds is not None:
+        await asyncio.sleep(min(left, wait.seconds))
+        return True
+    if wait.host is not None:
+        try:
+            return await asyncio.wait_for(loop.getaddrinfo(wait.host, wait.port, type=socket.SOCK_STREAM), left)
+        except TimeoutError:
+            return False
+        except OSError as error:
+            return error
+    ready: asyncio.Future[bool] = loop.create_future()
+    timer = loop.call_later(left, _resolve, ready, False)
+    add, remove = (loop.add_writer, loop.remove_writer) if wait.writable else (loop.add_reader, loop.remove_reader)
+    add(wait.descriptor, _resolve, ready, True)
+    try:
+        return await ready
+    finally:
+        timer.cancel()
+        remove(wait.descriptor)
+
+
+def _resolve(future: "asyncio.Future[bool]", value: bool) -> None:
+    if not future.done():
+        future.set_result(value)
+
+
+class TaskMultiplex(Multiplex):
+    """A connection that tasks of one event loop share."""
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__(connection, contextlib.nullcontext())
+        self._loop = asyncio.get_running_loop()
+        self._descriptor = connection.socket.fileno()
+        self._is_unix = connection.is_unix
+        self._will_send = False
+        self._is_full = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._loop.add_reader(self._descriptor, self._read)
+
+    async def exchange(self, ask: Ask, deadline: float) -> None:
+        """Sends a request and waits for its answer. Raises ConnectionFailed, RequestTimeout, RemoteProtocolError."""
+        self.start(ask, deadline)
+        await self.wait(ask)
+
+    def start(self, ask: Ask, deadline: float) -> None:
+        """Has a request sent at the end of this turn of the loop. Raises NoRoom, LocalProtocolError."""
+        loop = self._loop
+        self.queue(ask, self.add(ask, deadline - loop.time()))
+        ask.deadline = deadline
+        ask.gate = loop.create_future()
+        if not self._will_send:
+            self._will_send = True
+            loop.call_soon(self._send)
+        timer = self._timer
+        if timer is None or deadline < timer.when():
+            if timer is not None:
+                timer.cancel()
+            self._timer = loop.call_at(deadline, self._expire)
+
+    async def wait(self, ask: Ask) -> None:
+        """Waits for the answer of a request that was started."""
+        try:
+            await ask.gate
+        except BaseException:
+            ask.discard()
+            raise
+        if ask.failure is not None:
+            raise ask.failure
+
+    def _send(self) -> None:
+        self._will_send = False
+        try:
+            is_full = not self.flush()
+        except ConnectionFailed as error:
+            self._wake(self.fail(error))
+            return
+        if is_full != self._is_full and not self.is_closed:
+            self._is_full = is_full
+            if is_full:
+                self._loop.add_writer(self._descriptor, self._send)
+            else:
+                self._loop.remove_writer(self._descriptor)
+
+    def _read(self) -> None:
+        ancillary, flags = NOTHING
+        sock = self.connection.socket
+        try:
+            if self._is_unix:
+                data, ancillary, flags, _ = sock.recvmsg(CHUNK, CONTROL, CLOEXEC)
+            else:
+                data = sock.recv(CHUNK)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self._wake(self.fail(broken(self.connection.address, error)))
+            return
+        self._wake(self.arrived(data, ancillary, flags))
+
+    def _wake(self, finished: list[Ask]) -> None:
+        for ask in finished:
+            if not ask.gate.done():
+                ask.gate.set_result(None)
+            else:
+                ask.discard()
+
+    def _expire(self) -> None:
+        """Fails those whose time is up; their answers, if any come, are thrown away. One timer serves all."""
+        self._timer = None
+        now = self._loop.time() + 1e-3
+        soonest: float | None = None
+        for ask in list(self.under_way.values()):
+            if ask.is_abandoned:
+                continue
+            if ask.deadline <= now:
+                ask.is_abandoned = True
+                ask.failure = too_late(self.connection.address)
+                _resolve(ask.gate, True)
+            elif soonest is None or ask.deadline < soonest:
+                soonest = ask.deadline
+        if soonest is not None:
+            self._timer = self._loop.call_at(soonest, self._expire)
+
+    def close(self) -> None:
+        """Closes the connection, whatever is under way."""
+        if not self.is_closed:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+            if not self._loop.is_closed():
+                self._loop.remove_reader(self._descriptor)
+                if self._is_full:
+                    self._loop.remove_writer(self._descriptor)
+        super().close()
+
+
+class Tasks:
+    """What a pool of connections needs to know of those who wait."""
+
+    def gate(self) -> Gate:
+        """What one waits at until another opens it."""
+        return Gate()
+
+    def share(self, connection: Connection) -> Multiplex:
+        """Has requests share a connection."""
+        return TaskMultiplex(connection)
+
+    def is_readable(self, connection: Connection) -> bool:
+        """Whether there is something to read at this moment."""
+        poll = select.poll()
+        poll.register(connection.socket, select.POLLIN)
+        return bool(poll.poll(0))
+
+
+async def _exchange_all(asks: list[Ask], deadline: float) -> None:
+    """Sends requests of one connection ahead, and waits for all. Errors are left with those that they concern."""
+    multiplex: TaskMultiplex = asks[0].multiplex
+    for ask in asks:
+        try:
+            multiplex.start(ask, deadline)
+        except (NoRoom, LocalProtocolError) as error:
+            ask.fail(error)
+    for ask in asks:
+        try:
+            if ask.failure is None:
+                await multiplex.wait(ask)
+        except ObjmapperError as error:
+            ask.failure = error

@@ -1,0 +1,183 @@
+"""A content on a connection of its own: an answer that has begun, and what is received of it."""
+
+from objmapper_client import _transport
+from objmapper_client._ask import NO_DETAILS, Details, encode
+from objmapper_client._lines import on_own
+from objmapper_client._pool import Pool
+from objmapper_client._steps import Steps
+from objmapper_client._transport import CHUNK, Connection
+from objmapper_client.errors import ConnectionFailed, RemoteProtocolError, RequestTimeout, error_for
+from objmapper_client.protocol import ContentReply, DescriptorReply, ErrorReply, Mode, encode_request
+from objmapper_client.protocol_v2 import CloseAck, CloseFrame, Operation
+from objmapper_client.protocol_v2_responses import NO_METADATA, Metadata, ResponseHead
+
+# What is left of a content is received and dropped, up to so many bytes, to keep the connection.
+_WORTH_DROPPING = 1 << 18
+
+
+class Begun:
+    """An answer that has begun: a descriptor, or the length of a content that follows on the connection.
+
+    `length` are the bytes that were asked for and are there, `left` those of them still to come, `size` is the object's.
+    """
+
+    __slots__ = ("before", "behind", "connection", "descriptor", "left", "length", "metadata", "size")
+
+    def __init__(
+        self, connection: Connection, content_len: int, metadata: Metadata, asked: Details, descriptor: int = -1
+    ) -> None:
+        self.connection = connection
+        self.descriptor = descriptor
+        self.metadata = metadata
+        self.before = self.behind = 0
+        self.length = self.left = content_len
+        self.size: int | None = metadata.size
+        if connection.version == 1:
+            # Version 1 has no ranges: everything comes.
+            self.size = content_len
+            if asked:
+                self._cut(content_len, *asked[:2])
+
+    def _cut(self, content_len: int, offset: int | None, length: int | None) -> None:
+        self.before = min(offset or 0, content_len)
+        rest = content_len - self.before
+        self.length = self.left = rest if length is None else min(rest, length)
+        self.behind = rest - self.length
+
+
+def begin(pool: Pool, operation: Operation, uri: str, asked: Details = NO_DETAILS) -> Steps[Begun]:
+    """Asks for an object on a connection of its own, and waits for the head of the answer.
+
+    Raises what the server answered. The connection stays with what has begun: see `finish` and `give_up`.
+    """
+    return (
+        yield from on_own(pool, lambda connection: _begin(pool, connection, operation, uri, asked), repeatable=True)
+    )
+
+
+def _begin(pool: Pool, connection: Connection, operation: Operation, uri: str, asked: Details) -> Steps[Begun]:
+    if connection.version == 1:
+        return (yield from _begin_v1(connection, operation, uri, asked))
+    connection.last_id = number = connection.last_id + 1 & 0xFFFFFFFF
+    yield from _transport.send(connection, encode(number, operation, uri, asked, pool.timeout))
+    head = yield from head_of(connection, number, operation, uri)
+    most = asked[1] if asked else None
+    if most is not None and head.content_len > most:
+        raise RemoteProtocolError(
+            f"{connection.address}: the server sends {head.content_len} bytes, more than it was asked for"
+        )
+    return Begun(connection, head.content_len, head.metadata, asked)
+
+
+def head_of(connection: Connection, number: int, operation: Operation, uri: str) -> Steps[ResponseHead]:
+    """The head of the answer to the only request on a connection. Raises what the server answered."""
+    decoder = connection.responses
+    while True:
+        decoder.feed((yield from _transport.receive(connection)))
+        while (head := decoder.next({number: operation}.get)) is not None:
+            if isinstance(head, ResponseHead):
+                _transport.refuse_descriptors(connection)
+                if head.status:
+                    raise error_for(head.status, head.metadata.message or "", uri)
+                return head
+            if isinstance(head, CloseAck):
+                raise RemoteProtocolError(f"{connection.address}: the server confirmed a close that was not")
+            assert isinstance(head, CloseFrame)
+            # It answers what it has read, and no more is sent on this connection.
+            connection.is_closing = True
+
+
+def _begin_v1(connection: Connection, operation: Operation, uri: str, asked: Details) -> Steps[Begun]:
+    mode = Mode(operation.value)
+    yield from _transport.send(connection, encode_request(mode, uri))
+    decoder = connection.replies
+    while (reply := decoder.next(mode)) is None:
+        decoder.feed((yield from _transport.receive(connection)))
+    match reply:
+        case DescriptorReply():
+            if not decoder.is_empty:
+                raise RemoteProtocolError(f"{connection.address}: the server sent more than it was asked for")
+            return Begun(connection, 0, NO_METADATA, NO_DETAILS, _transport.take_descriptor(connection))
+        case ContentReply(length):
+            _transport.refuse_descriptors(connection)
+            return Begun(connection, length, NO_METADATA, asked)
+        case ErrorReply(status, message):
+            _transport.refuse_descriptors(connection)
+            raise error_for(status, message, uri)
+
+
+def next_chunk(begun: Begun, most: int) -> Steps[bytes]:
+    """The next 1 to `most` bytes of a content; nothing at its end."""
+    while begun.before:
+        begun.before -= len((yield from _some(begun.connection, min(begun.before, CHUNK))))
+    if begun.left == 0:
+        return b""
+    chunk = yield from _some(begun.connection, min(most, begun.left))
+    begun.left -= len(chunk)
+    return chunk
+
+
+def _some(connection: Connection, most: int) -> Steps[bytes]:
+    decoder = connection.replies if connection.version == 1 else connection.responses
+    chunk = decoder.take_content(most)
+    if not chunk:
+        chunk = yield from _transport.receive_some(connection, most)
+    _transport.refuse_descriptors(connection)
+    return chunk
+
+
+def fill(begun: Begun, buffer: memoryview) -> Steps[None]:
+    """The whole content, into `buffer`, which must have its length."""
+    connection, at = begun.connection, 0
+    decoder = connection.replies if connection.version == 1 else connection.responses
+    while begun.left:
+        if begun.before or not decoder.is_empty:
+            chunk = yield from next_chunk(begun, begun.left)
+            buffer[at : at + len(chunk)] = chunk
+            at += len(chunk)
+        else:
+            length = yield from _transport.receive_into(connection, buffer[at : at + begun.left])
+            _transport.refuse_descriptors(connection)
+            at += length
+            begun.left -= length
+
+
+def finish(pool: Pool, begun: Begun) -> Steps[None]:
+    """Gives the connection back. What is left of the content is dropped if it is little, and else the connection is."""
+    behind = begun.before + begun.left + begun.behind
+    if behind > _WORTH_DROPPING:
+        pool.drop(begun.connection)
+        return
+    try:
+        while behind:
+            behind -= len((yield from _some(begun.connection, min(behind, CHUNK))))
+    except (ConnectionFailed, RequestTimeout):
+        # Nobody wanted these bytes.
+        pool.drop(begun.connection)
+        return
+    except BaseException:
+        pool.drop(begun.connection)
+        raise
+    try:
+        nothing_behind(begun.connection)
+    except BaseException:
+        pool.drop(begun.connection)
+        raise
+    pool.give(begun.connection)
+
+
+def nothing_behind(connection: Connection) -> None:
+    """Raises RemoteProtocolError where the server sent more than it was asked for."""
+    if connection.version == 1:
+        is_more = not connection.replies.is_empty
+    else:
+        found = connection.responses.next(lambda _: None)
+        connection.is_closing |= isinstance(found, CloseFrame)
+        is_more = not connection.responses.is_empty
+    if is_more:
+        raise RemoteProtocolError(f"{connection.address}: the server sent more content than it promised")
+
+
+def give_up(pool: Pool, begun: Begun) -> None:
+    """Has the connection closed, whatever is still to come."""
+    pool.drop(begun.connection)
