@@ -4,7 +4,7 @@ import os
 import signal
 import stat
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,16 +12,17 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
 from ._engine import Engine
+from ._engine import __version__ as engine_version
 from .concurrency import TRANSPORTS, Concurrency, choose
 from .config import Config
 from .listening import ListeningPoint
-from .statistics import Statistics
+from .not_running import NotRunning
+from .statistics import Statistics, Times
 
 if TYPE_CHECKING:
     from .admin import Admin
 
 STOP_SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT})
-#: The socket's file is for its owner; others come in through TCP, or through a directory that the owner opens to them.
 #: How often a drain looks whether it has been told to hurry.
 SECOND_THOUGHTS: Final = 0.05
 
@@ -33,6 +34,7 @@ class Server:
         self.config = config
         self._engine: Engine | None = None
         self._admin: Admin | None = None
+        self._draining = False
 
     def __repr__(self) -> str:
         listening = ", ".join(self.addresses.values()) if self._engine else "not started"
@@ -55,6 +57,7 @@ class Server:
         if self.config.unix is not None and self.config.origins["unix"] == "default":
             make_private_directory(self.config.unix.parent)
         engine = Engine(_Settings.of(self.config))
+        self._draining = False
         try:
             engine.start()
             self._engine = engine
@@ -73,7 +76,9 @@ class Server:
 
         Returns False where that took longer. The admin endpoint stays, and says that the server is not ready.
         """
-        return self._started().drain(self.config.shutdown_grace if timeout is None else timeout)
+        engine = self._started()
+        self._draining = True
+        return engine.drain(self.config.shutdown_grace if timeout is None else timeout)
 
     def stop(self) -> None:
         """End what is left, close every socket and remove the Unix socket. Can be called twice."""
@@ -123,12 +128,29 @@ class Server:
         """Return the figures of this moment."""
         return Statistics.read(self._started().statistics())
 
+    def times(self, bounds_us: Sequence[float]) -> tuple[Times, ...]:
+        """Return how many requests since start took at most so long, for each bound (microseconds, ascending)."""
+        return tuple(Times.read(each) for each in self._started().counted_up_to(bounds_us))
+
+    @property
+    def draining(self) -> bool:
+        """Whether it accepts nothing more."""
+        return self._draining
+
+    @property
+    def version(self) -> str:
+        """The version of the engine, which is that of the whole."""
+        return engine_version
+
     def set_concurrency(self, **models: Concurrency) -> None:
         """Give transports other models while they serve: no connection is dropped.
 
-        Raises ValueError for a transport that is not served or a model that there is not; then nothing has changed.
+        Raises ValueError for a transport that is not served or a model that there is not, and while the server drains;
+        then nothing has changed.
         """
         engine = self._started()
+        if self._draining:
+            raise ValueError("the server drains: its models stay as they are")
         wanted = {}
         for name, model in models.items():
             transport = next((known for known in TRANSPORTS if known == name and known in engine.addresses), None)
@@ -140,7 +162,7 @@ class Server:
 
     def _started(self) -> Engine:
         if self._engine is None:
-            raise RuntimeError("this server is not running")
+            raise NotRunning
         return self._engine
 
 

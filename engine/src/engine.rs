@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
+use crate::buckets::CountedUpTo;
 use crate::concurrency::{Model, Order, Shutdown, spawn};
 use crate::errors::StartError;
 use crate::listener::Listener;
@@ -213,6 +214,11 @@ impl Engine {
             figures: self.service.statistics.figures(),
             transports,
         }
+    }
+
+    /// The times since start, counted up to each bound; see `Statistics::counted_up_to`.
+    pub fn counted_up_to(&self, bounds_us: &[f64]) -> Vec<CountedUpTo> {
+        self.service.statistics.counted_up_to(bounds_us)
     }
 
     /// Changes the model of a transport; false where the transport is not served.

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use crate::buckets::CountedUpTo;
 use crate::concurrency::Model;
 use crate::engine::{Engine as NativeEngine, Snapshot};
 use crate::load::{Dialect, Load as NativeLoad, Outcome, Plan, Target};
@@ -122,6 +123,10 @@ impl Engine {
 
     fn statistics(&self, py: Python<'_>) -> Snapshot {
         py.detach(|| self.0.snapshot())
+    }
+
+    fn counted_up_to(&self, py: Python<'_>, bounds_us: Vec<f64>) -> Vec<CountedUpTo> {
+        py.detach(|| self.0.counted_up_to(&bounds_us))
     }
 
     fn notices(&self) -> Vec<String> {
