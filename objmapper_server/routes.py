@@ -165,7 +165,11 @@ def _add_writes(app: FastAPI, server: "Server") -> None:
 
 
 def _add_pages(app: FastAPI) -> None:
-    reference = Page.load("reference.html")
+    dashboard, reference = Page.load("dashboard.html"), Page.load("reference.html")
+
+    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
+    async def root() -> HTMLResponse:
+        return HTMLResponse(dashboard.content, headers=dashboard.headers)
 
     @app.get("/docs", response_class=HTMLResponse, include_in_schema=False)
     async def docs() -> HTMLResponse:
