@@ -39,6 +39,7 @@ class LimitedHttp(H11Protocol):
         self._heard_at = self.loop.time()
         # What a client does wrong is no news; what goes wrong here is logged by the application.
         self.logger = logging.Logger("objmapper_server.http", logging.CRITICAL)
+        self.access_log = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         """Begin, and make room."""

@@ -3,16 +3,18 @@
 import logging
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.security import HTTPBearer
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, create_model
 
-from .concurrency import Concurrency
+from .concurrency import TRANSPORTS, Concurrency
+from .config_error import ConfigError
 from .gate import Gate
+from .in_force import Setting, settings_in_force
 from .listening import ListeningPoint
 from .metrics import Exposition
 from .not_running import NotRunning
@@ -52,15 +54,6 @@ class Draining(BaseModel):
     finished: bool
 
 
-class Change(BaseModel):
-    """The model that each named transport is to have from now on."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    unix: Concurrency | None = None
-    tcp: Concurrency | None = None
-
-
 class Latencies(BaseModel):
     """How many requests since start took at most so long; each list ends with the number of all."""
 
@@ -68,6 +61,21 @@ class Latencies(BaseModel):
     total: list[int]
     transports: dict[str, list[int]]
 
+
+class Changes(BaseModel):
+    """Which settings changed, and which of those that differ need a restart."""
+
+    changed: list[str]
+    needs_restart: list[str]
+
+
+#: The model that each named transport is to have from now on.
+Change: Final = create_model(
+    "Change",
+    __config__=ConfigDict(extra="forbid"),
+    __doc__="The model that each named transport is to have from now on.",
+    **cast("dict[str, Any]", dict.fromkeys(TRANSPORTS, (Concurrency | None, None))),
+)
 
 REFUSED: Final[dict[int | str, dict[str, Any]]] = {
     403: {"model": Problem, "description": "Host or Origin is not this server"},
@@ -126,6 +134,11 @@ def _add_reads(app: FastAPI, server: "Server") -> None:
         content, content_type = exposition.render(request.headers.get("accept", ""))
         return Response(content, headers={"Content-Type": content_type})
 
+    @app.get("/config")
+    async def config() -> dict[str, Setting]:
+        """The settings in force, and where each came from; secrets are masked."""
+        return settings_in_force(server.config)
+
     @app.get("/healthz")
     async def healthz() -> Health:
         """Answer as long as the process lives."""
@@ -150,10 +163,11 @@ def _add_writes(app: FastAPI, server: "Server") -> None:
             422: {"model": Problem, "description": "No such transport or model"},
         },
     )
-    async def concurrency(change: Change) -> Mapping[str, str]:
+    async def concurrency(change: Change) -> Mapping[str, str]:  # type: ignore[valid-type]  # a model made above
         """Give transports other models while they serve; answer with the model that each has then."""
+        wanted = cast("BaseModel", change).model_dump(exclude_none=True)
         try:
-            server.set_concurrency(**{name: model for name, model in change if model is not None})
+            server.set_concurrency(**wanted)
         except ValueError as error:
             raise HTTPException(HTTPStatus.CONFLICT, str(error)) from None
         return server.statistics().concurrency_model
@@ -162,6 +176,25 @@ def _add_writes(app: FastAPI, server: "Server") -> None:
     async def drain() -> Draining:
         """Accept nothing more, finish what is under way. The process lives on, and says that it is not ready."""
         return Draining(finished=server.drain(timeout=0))
+
+    @app.post(
+        "/reload",
+        dependencies=BEARER,
+        responses={
+            **NOT_ALLOWED,
+            409: {"model": Problem, "description": "There is no file, or the server drains"},
+            422: {"model": Problem, "description": "What is written is wrong; everything stays as it was"},
+        },
+    )
+    async def reload() -> Changes:
+        """Read file and environment again. What can change without a restart does; what cannot is named."""
+        try:
+            found = server.reload()
+        except ConfigError as error:
+            raise HTTPException(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)) from None
+        except ValueError as error:
+            raise HTTPException(HTTPStatus.CONFLICT, str(error)) from None
+        return Changes(changed=list(found.changed), needs_restart=list(found.needs_restart))
 
 
 def _add_pages(app: FastAPI) -> None:

@@ -49,6 +49,19 @@ class Settings(Protocol):
     def request_timeout(self) -> float: ...
 
 @type_check_only
+class Limits(Protocol):
+    """What `Engine.set_limits` reads, as attributes, from the value that it is given."""
+
+    @property
+    def max_connections(self) -> int: ...
+    @property
+    def idle_timeout(self) -> float: ...
+    @property
+    def header_timeout(self) -> float: ...
+    @property
+    def request_timeout(self) -> float: ...
+
+@type_check_only
 class Percentiles(TypedDict):
     """Microseconds; all are 0 where nothing was counted."""
 
@@ -143,6 +156,8 @@ class Engine:
         """The times of each combination that was used, counted up to each bound: microseconds, ascending."""
     def notices(self) -> list[str]:
         """What was fitted or found at start, a line each: limits lowered, stale sockets removed."""
+    def set_limits(self, limits: Limits) -> None:
+        """Change what may change while connections live; who is connected stays, also over a lower cap."""
     def set_concurrency(self, transport: str, model: str) -> None:
         """Change the model of a transport while it serves. Raises ValueError for a name that is not served."""
     def drain(self, timeout: float) -> bool:
