@@ -125,7 +125,7 @@ class Config(BaseSettings):
 
     _origins: Mapping[str, str] = PrivateAttr()
     #: What `load` was given; None where a program made the value itself.
-    _sources: tuple[StrPath | None, Mapping[str, object]] | None = PrivateAttr(None)
+    _sources: tuple[StrPath | None, Mapping[str, Any]] | None = PrivateAttr(None)
 
     def __init__(self, **given: Unpack[Given]) -> None:
         values: dict[str, Any] = dict(given)
@@ -140,9 +140,9 @@ class Config(BaseSettings):
         )
 
     @classmethod
-    def load(cls, file: StrPath | None = None, **flags: object) -> Self:
-        """Read flags, environment and `file`; a flag of None was not given."""
-        values, origins = layered(cls, file, flags)
+    def load(cls, file: StrPath | None = None, *, environment: bool = True, **flags: object) -> Self:
+        """Read flags, environment (unless told not to) and `file`; a flag of None was not given."""
+        values, origins = layered(cls, file, flags, environment=environment)
         try:
             config = cls(**values)
         except ConfigError as error:

@@ -5,6 +5,7 @@ from typing import Any, Final
 from pydantic import BaseModel
 
 from .config import Config
+from .config_error import ConfigError
 from .reload import CHANGEABLE
 
 MASK: Final = "********"
@@ -18,11 +19,22 @@ class Setting(BaseModel):
     changeable: bool  #: by a reload, without a restart
 
 
-def settings_in_force(config: Config) -> dict[str, Setting]:
+def settings_without_root(file: str | None, *, environment: bool = True, **flags: object) -> tuple[Config, bool]:
+    """Return what `Config.load` does, and whether a root was given: without one there are settings, but no server."""
+    try:
+        return Config.load(file, environment=environment, **flags), True
+    except ConfigError as error:
+        # Without an origin there was no value.
+        if error.field != "root" or error.origin:
+            raise
+    return Config.load(file, environment=environment, **(flags | {"root": "/"})), False
+
+
+def settings_in_force(config: Config, *, has_root: bool = True) -> dict[str, Setting]:
     """Return every setting by its name; what is secret is masked."""
     values = config.model_dump(mode="json")
     values["unix_mode"] = f"{config.unix_mode:04o}"
-    return {
+    document = {
         name: Setting(
             # A secret is what the configuration itself does not show.
             value=values[name] if field.repr or values[name] is None else MASK,
@@ -31,3 +43,6 @@ def settings_in_force(config: Config) -> dict[str, Setting]:
         )
         for name, field in Config.model_fields.items()
     }
+    if not has_root:
+        document["root"] = Setting(value=None, origin="not given", changeable=False)
+    return document

@@ -3,7 +3,6 @@
 import base64
 import hashlib
 import json
-import os
 import re
 import socket
 import stat
@@ -20,6 +19,7 @@ import pytest
 
 from objmapper_server import Config, Server
 from objmapper_server.gate import is_local
+from tests import nobody
 from tests.server.test_statistics import METRICS
 from tests.wire import COPY, NOT_FOUND, OK, Wire
 
@@ -236,7 +236,7 @@ def test_times_are_counted_for_pictures(server: Server) -> None:
     assert document["bounds_us"] == sorted(set(document["bounds_us"]))
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+@pytest.mark.skipif(nobody.why_not() != "", reason=nobody.why_not())
 def test_who_else_gets_at_the_unix_socket_needs_the_token() -> None:
     ask = f"""
 import socket
@@ -253,9 +253,12 @@ for header in ("", "Authorization: Bearer {TOKEN}"):
         with Server(config):
             Path(folder).chmod(0o755)
             path.chmod(0o666)
-            stranger = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", sys.executable, "-c"]
             told = subprocess.run(
-                [*stranger, ask.replace("PATH", str(path))], capture_output=True, text=True, timeout=30, check=True
+                [*nobody.COMMAND, sys.executable, "-c", ask.replace("PATH", str(path))],
+                capture_output=True,
+                text=True,
+                timeout=30,
+                check=True,
             )
     assert told.stdout.split("\n") == ["HTTP/1.1 401", "HTTP/1.1 200", ""]
 
