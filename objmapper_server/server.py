@@ -1,29 +1,29 @@
 """The life of one server: start, drain, stop. The only module that touches the native engine."""
 
+import logging
 import os
-import signal
 import stat
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
 from ._engine import Engine
+from ._engine import __version__ as engine_version
 from .concurrency import TRANSPORTS, Concurrency, choose
 from .config import Config
+from .foreground import serve_until_told
 from .listening import ListeningPoint
-from .statistics import Statistics
+from .not_running import NotRunning
+from .reload import Reloaded
+from .statistics import Statistics, Times
 
 if TYPE_CHECKING:
     from .admin import Admin
 
-STOP_SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT})
-#: The socket's file is for its owner; others come in through TCP, or through a directory that the owner opens to them.
-#: How often a drain looks whether it has been told to hurry.
-SECOND_THOUGHTS: Final = 0.05
+LOG: Final = logging.getLogger(__name__)
 
 
 class Server:
@@ -33,6 +33,8 @@ class Server:
         self.config = config
         self._engine: Engine | None = None
         self._admin: Admin | None = None
+        self._draining = False
+        self._changing = threading.RLock()
 
     def __repr__(self) -> str:
         listening = ", ".join(self.addresses.values()) if self._engine else "not started"
@@ -55,6 +57,7 @@ class Server:
         if self.config.unix is not None and self.config.origins["unix"] == "default":
             make_private_directory(self.config.unix.parent)
         engine = Engine(_Settings.of(self.config))
+        self._draining = False
         try:
             engine.start()
             self._engine = engine
@@ -73,7 +76,9 @@ class Server:
 
         Returns False where that took longer. The admin endpoint stays, and says that the server is not ready.
         """
-        return self._started().drain(self.config.shutdown_grace if timeout is None else timeout)
+        engine = self._started()
+        self._draining = True
+        return engine.drain(self.config.shutdown_grace if timeout is None else timeout)
 
     def stop(self) -> None:
         """End what is left, close every socket and remove the Unix socket. Can be called twice."""
@@ -89,19 +94,10 @@ class Server:
     def serve_forever(self, ready: Callable[[], None] = lambda: None) -> bool:
         """Start, call `ready`, serve until SIGTERM or SIGINT, drain, stop; a second signal cuts the drain short.
 
-        Returns whether everything under way was finished. Only for the main thread, before there are more: signals
-        are taken by waiting for them, so that no handler runs anywhere.
+        SIGHUP reads the settings again. Returns whether everything under way was finished. Only for the main thread,
+        before there are more: signals are taken by waiting for them, so that no handler runs anywhere.
         """
-        with _held_back(STOP_SIGNALS), self:
-            ready()
-            signal.sigwait(STOP_SIGNALS)
-            finished: list[bool] = []
-            draining = threading.Thread(target=lambda: finished.append(self.drain()), name="drain", daemon=True)
-            draining.start()
-            while draining.is_alive():
-                if signal.sigtimedwait(STOP_SIGNALS, SECOND_THOUGHTS) is not None:
-                    return False
-            return finished == [True]
+        return serve_until_told(self, ready)
 
     @property
     def addresses(self) -> Mapping[str, str]:
@@ -123,24 +119,70 @@ class Server:
         """Return the figures of this moment."""
         return Statistics.read(self._started().statistics())
 
+    def times(self, bounds_us: Sequence[float]) -> tuple[Times, ...]:
+        """Return how many requests since start took at most so long, for each bound (microseconds, ascending)."""
+        return tuple(Times.read(each) for each in self._started().counted_up_to(bounds_us))
+
+    @property
+    def draining(self) -> bool:
+        """Whether it accepts nothing more."""
+        return self._draining
+
+    @property
+    def version(self) -> str:
+        """The version of the engine, which is that of the whole."""
+        return engine_version
+
     def set_concurrency(self, **models: Concurrency) -> None:
         """Give transports other models while they serve: no connection is dropped.
 
-        Raises ValueError for a transport that is not served or a model that there is not; then nothing has changed.
+        Raises ValueError for a transport that is not served or a model that there is not, and while the server drains;
+        then nothing has changed.
         """
-        engine = self._started()
-        wanted = {}
-        for name, model in models.items():
-            transport = next((known for known in TRANSPORTS if known == name and known in engine.addresses), None)
-            if transport is None:
-                raise ValueError(f"{name!r} is not served here: {', '.join(engine.addresses)} can be changed")
-            wanted[transport] = choose(Concurrency(model), transport)
-        for transport, chosen in wanted.items():
-            engine.set_concurrency(transport, chosen)
+        with self._changing:
+            engine = self._started()
+            if self._draining:
+                raise ValueError("the server drains: its models stay as they are")
+            wanted = {}
+            for name, model in models.items():
+                transport = next((known for known in TRANSPORTS if known == name and known in engine.addresses), None)
+                if transport is None:
+                    raise ValueError(f"{name!r} is not served here: {', '.join(engine.addresses)} can be changed")
+                wanted[transport] = choose(Concurrency(model), transport)
+            for transport, chosen in wanted.items():
+                engine.set_concurrency(transport, chosen)
+                LOG.info("%s is served by %s now", transport, chosen)
+            self.config = self.config.replaced("set while it runs", concurrency_model={**self.config.models, **wanted})
+
+    def reload(self) -> Reloaded:
+        """Read the file and the environment again, and let what can change without a restart do so.
+
+        The flags stay what they were. What was set while the server runs gives way to what is written. Raises
+        `ConfigError` where something is wrong, and ValueError where there is nothing to read or the server drains; then
+        nothing has changed.
+        """
+        with self._changing:
+            try:
+                self._started()
+                if self._draining:
+                    raise ValueError("the server drains: its settings stay as they are")
+                fresh = self.config.read_again()
+                found = Reloaded.compare(self.config, fresh)
+                if "concurrency_model" in found.changed:
+                    # Transports that are new need a restart.
+                    served = self.addresses
+                    self.set_concurrency(**{name: model for name, model in fresh.models.items() if name in served})
+                self.config = self.config.with_those_of(fresh, found.changed)
+                self._started().set_limits(self.config)
+            except ValueError as error:
+                LOG.error("the settings stay as they were: %s", error)
+                raise
+            LOG.info("settings read again, %s", found)
+            return found
 
     def _started(self) -> Engine:
         if self._engine is None:
-            raise RuntimeError("this server is not running")
+            raise NotRunning
         return self._engine
 
 
@@ -204,13 +246,3 @@ def make_private_directory(path: Path) -> None:
         raise PermissionError(1, "the socket's directory belongs to somebody else", str(path))
     if found.st_mode & 0o022:
         raise PermissionError(1, "others may write to the socket's directory (chmod 700 it)", str(path))
-
-
-@contextmanager
-def _held_back(signals: frozenset[signal.Signals]) -> Iterator[None]:
-    """Hold signals back in this thread and those that it starts: they stay pending until somebody waits for them."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from objmapper_cli.errors import ExitCode, say
+from objmapper_cli.errors import ExitCode, explain
 
 
 def serve(
@@ -72,9 +72,12 @@ def serve(
     shutdown_grace: Annotated[
         str | None, typer.Option(metavar="SECONDS", help="What is under way gets so long at the end. [default: 10]")
     ] = None,
+    log_format: Annotated[
+        str | None, typer.Option(metavar="text|json", help="How messages are written. [default: text]")
+    ] = None,
     config: Annotated[str | None, typer.Option(metavar="FILE", help="Read settings from a TOML file.")] = None,
 ) -> int:
-    """Serve the files under ROOT until SIGTERM or Ctrl-C.
+    """Serve the files under ROOT until SIGTERM or Ctrl-C; SIGHUP reads the settings again.
 
     Every setting can also be given in the file, under its name, and in the environment, as OBJMAPPER_ and its name.
     """
@@ -85,16 +88,25 @@ def serve(
         flags["admin"] = "none"
 
     from objmapper_server import Config, Server
+    from objmapper_server.logs import LOG, log_to_stderr
 
     server = Server(Config.load(file=config, **flags))
+    log_to_stderr(server.config.log_format)
 
     def ready() -> None:
         for notice in server.notices:
-            say(notice)
+            LOG.info(notice)
         admin_at = () if server.admin_address is None else ("admin", server.admin_address)
-        say(" ".join(("ready", *server.addresses.values(), *admin_at)))
+        facts = {"event": "ready", "addresses": dict(server.addresses), "admin": server.admin_address}
+        LOG.info(" ".join(("ready", *server.addresses.values(), *admin_at)), extra={"facts": facts})
 
-    if server.serve_forever(ready):
+    try:
+        finished = server.serve_forever(ready)
+    except OSError as error:
+        code, line = explain(error)
+        LOG.error(line)
+        return code
+    if finished:
         return ExitCode.DONE
-    say("stopped before everything under way was finished")
+    LOG.error("stopped before everything under way was finished")
     return ExitCode.FAILED

@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
+use crate::buckets::CountedUpTo;
 use crate::concurrency::{Model, Order, Shutdown, spawn};
 use crate::errors::StartError;
 use crate::listener::Listener;
 use crate::service::Service;
-use crate::settings::Settings;
+use crate::settings::{Limits, Settings};
 use crate::storage_pool::StoragePool;
 use crate::transport::Transport;
 
@@ -204,7 +205,7 @@ impl Engine {
         Snapshot {
             uptime: self.service.statistics.uptime().as_secs_f64(),
             draining: self.draining.load(Relaxed),
-            max_connections: self.service.max_connections,
+            max_connections: self.service.max_connections(),
             descriptors_in_flight: self.service.in_flight.taken(),
             cache_hits_total: cache.hits,
             cache_misses_total: cache.misses,
@@ -213,6 +214,15 @@ impl Engine {
             figures: self.service.statistics.figures(),
             transports,
         }
+    }
+
+    /// The times since start, counted up to each bound; see `Statistics::counted_up_to`.
+    pub fn counted_up_to(&self, bounds_us: &[f64]) -> Vec<CountedUpTo> {
+        self.service.statistics.counted_up_to(bounds_us)
+    }
+
+    pub fn set_limits(&self, limits: &Limits) {
+        self.service.set_limits(limits);
     }
 
     /// Changes the model of a transport; false where the transport is not served.

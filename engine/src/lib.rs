@@ -6,6 +6,7 @@
 // The names of documented items say what they are; not every field of a plain value needs prose.
 #![allow(missing_docs)]
 
+pub mod buckets;
 pub mod cache;
 pub mod concurrency;
 mod cursor;

@@ -7,11 +7,12 @@ use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use crate::buckets::CountedUpTo;
 use crate::concurrency::Model;
 use crate::engine::{Engine as NativeEngine, Snapshot};
 use crate::load::{Dialect, Load as NativeLoad, Outcome, Plan, Target};
 use crate::protocol::Mode;
-use crate::settings::{OptimizeFor, Settings};
+use crate::settings::{Limits, OptimizeFor, Settings};
 use crate::transport::Transport;
 
 /// The attributes that are read from the settings value.
@@ -77,6 +78,28 @@ impl TryFrom<PySettings> for Settings {
             cache_size: given.cache_size,
             follow_symlinks: given.follow_symlinks,
             writable: given.writable,
+            idle_timeout: seconds("idle_timeout", given.idle_timeout)?.into(),
+            header_timeout: seconds("header_timeout", given.header_timeout)?.into(),
+            request_timeout: seconds("request_timeout", given.request_timeout)?.into(),
+        })
+    }
+}
+
+/// The attributes that are read from the settings value when they have changed.
+#[derive(FromPyObject)]
+struct PyLimits {
+    max_connections: usize,
+    idle_timeout: f64,
+    header_timeout: f64,
+    request_timeout: f64,
+}
+
+impl TryFrom<PyLimits> for Limits {
+    type Error = PyErr;
+
+    fn try_from(given: PyLimits) -> PyResult<Limits> {
+        Ok(Limits {
+            max_connections: given.max_connections,
             idle_timeout: seconds("idle_timeout", given.idle_timeout)?,
             header_timeout: seconds("header_timeout", given.header_timeout)?,
             request_timeout: seconds("request_timeout", given.request_timeout)?,
@@ -124,8 +147,17 @@ impl Engine {
         py.detach(|| self.0.snapshot())
     }
 
+    fn counted_up_to(&self, py: Python<'_>, bounds_us: Vec<f64>) -> Vec<CountedUpTo> {
+        py.detach(|| self.0.counted_up_to(&bounds_us))
+    }
+
     fn notices(&self) -> Vec<String> {
         self.0.notices()
+    }
+
+    fn set_limits(&self, limits: PyLimits) -> PyResult<()> {
+        self.0.set_limits(&limits.try_into()?);
+        Ok(())
     }
 
     fn set_concurrency(&self, py: Python<'_>, transport: &str, model: &str) -> PyResult<()> {

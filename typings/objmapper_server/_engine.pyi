@@ -49,6 +49,19 @@ class Settings(Protocol):
     def request_timeout(self) -> float: ...
 
 @type_check_only
+class Limits(Protocol):
+    """What `Engine.set_limits` reads, as attributes, from the value that it is given."""
+
+    @property
+    def max_connections(self) -> int: ...
+    @property
+    def idle_timeout(self) -> float: ...
+    @property
+    def header_timeout(self) -> float: ...
+    @property
+    def request_timeout(self) -> float: ...
+
+@type_check_only
 class Percentiles(TypedDict):
     """Microseconds; all are 0 where nothing was counted."""
 
@@ -109,6 +122,25 @@ class Snapshot(TypedDict):
     figures: Sequence[Figures]  # the total, each transport, model and mode, and each combination that was used
     transports: Sequence[TransportState]
 
+@type_check_only
+class Cumulative(TypedDict):
+    """How many times were at most as long as each bound; the last of the counts is of all."""
+
+    counts: list[int]  # one more than there are bounds
+    sum_us: float
+
+@type_check_only
+class CountedUpTo(TypedDict):
+    """The times of one combination of labels and status since start."""
+
+    transport: str
+    model: str
+    mode: str
+    status: int
+    bytes: int  # of content
+    latency: Cumulative
+    queue_wait: Cumulative  # nothing where the model has no queue
+
 @final
 class Engine:
     """Serves one root over the transports that the settings name. The GIL is never held to serve a request."""
@@ -120,8 +152,12 @@ class Engine:
     def addresses(self) -> dict[str, str]:
         """Transport -> the address really bound ("unix:/…", "tcp://127.0.0.1:40123"); empty before start()."""
     def statistics(self) -> Snapshot: ...
+    def counted_up_to(self, bounds_us: Sequence[float]) -> Sequence[CountedUpTo]:
+        """The times of each combination that was used, counted up to each bound: microseconds, ascending."""
     def notices(self) -> list[str]:
         """What was fitted or found at start, a line each: limits lowered, stale sockets removed."""
+    def set_limits(self, limits: Limits) -> None:
+        """Change what may change while connections live; who is connected stays, also over a lower cap."""
     def set_concurrency(self, transport: str, model: str) -> None:
         """Change the model of a transport while it serves. Raises ValueError for a name that is not served."""
     def drain(self, timeout: float) -> bool:
