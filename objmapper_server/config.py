@@ -57,6 +57,8 @@ class Given(TypedDict, total=False):
     request_timeout: float
     shutdown_grace: float
     log_format: Literal["text", "json"]
+    access_log: StrPath | None
+    access_log_sample: int
 
 
 def _default_socket() -> Path:
@@ -122,6 +124,8 @@ class Config(BaseSettings):
     request_timeout: Seconds = 30.0
     shutdown_grace: Grace = 10.0
     log_format: Literal["text", "json"] = Field("text", description="text or json")
+    access_log: Path | None = Field(None, description="the file that a sample of the requests is written to, or none")
+    access_log_sample: Annotated[int, _count(1, 1_000_000_000)] = 100
 
     _origins: Mapping[str, str] = PrivateAttr()
     #: What `load` was given; None where a program made the value itself.

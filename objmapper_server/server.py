@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Final, Self
 
 from ._engine import Engine
 from ._engine import __version__ as engine_version
+from .access_log import AccessLog
 from .concurrency import TRANSPORTS, Concurrency, choose
 from .config import Config
 from .foreground import serve_until_told
 from .listening import ListeningPoint
 from .not_running import NotRunning
+from .recorded import Recorded, RecordedRequest
 from .reload import Reloaded
 from .statistics import Statistics, Times
 
@@ -33,6 +35,7 @@ class Server:
         self.config = config
         self._engine: Engine | None = None
         self._admin: Admin | None = None
+        self._access_log: AccessLog | None = None
         self._draining = False
         self._changing = threading.RLock()
 
@@ -66,8 +69,13 @@ class Server:
 
                 self._admin = Admin(self, self.config.admin)
                 self._admin.start()
+            if self.config.access_log is not None:
+                engine.sample_requests(self.config.access_log_sample)
+                self._access_log = AccessLog(self, self.config.access_log)
         except BaseException:
-            self._engine = self._admin = None
+            admin, self._engine, self._admin = self._admin, None, None
+            if admin is not None:
+                admin.stop()
             engine.stop()
             raise
 
@@ -82,6 +90,9 @@ class Server:
 
     def stop(self) -> None:
         """End what is left, close every socket and remove the Unix socket. Can be called twice."""
+        access_log, self._access_log = self._access_log, None
+        if access_log is not None:
+            access_log.stop()
         engine, admin = self._engine, self._admin
         self._engine = self._admin = None
         try:
@@ -122,6 +133,19 @@ class Server:
     def times(self, bounds_us: Sequence[float]) -> tuple[Times, ...]:
         """Return how many requests since start took at most so long, for each bound (microseconds, ascending)."""
         return tuple(Times.read(each) for each in self._started().counted_up_to(bounds_us))
+
+    def slow_requests(self) -> tuple[RecordedRequest, ...]:
+        """Return the slowest requests of the last minute, slowest first; 32 at most."""
+        return tuple(RecordedRequest.read(each) for each in self._started().slow_requests())
+
+    def watch_requests(self, slower_than: float, for_seconds: float = 5.0) -> None:
+        """Record requests that take longer than so many seconds, for a while; several watchers get the quickest's."""
+        self._started().watch_requests(slower_than, for_seconds)
+
+    def recorded_requests(self, after: int = 0) -> Recorded:
+        """Return what was recorded behind the number `after`: for watchers, and the sample of the access log."""
+        last, native = self._started().recorded_requests(after)
+        return Recorded(last=last, requests=tuple(RecordedRequest.read(each) for each in native))
 
     @property
     def draining(self) -> bool:

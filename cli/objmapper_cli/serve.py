@@ -75,6 +75,12 @@ def serve(
     log_format: Annotated[
         str | None, typer.Option(metavar="text|json", help="How messages are written. [default: text]")
     ] = None,
+    access_log: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Append a sample of the requests, a line of JSON each.")
+    ] = None,
+    access_log_sample: Annotated[
+        str | None, typer.Option(metavar="N", help="One request of so many. [default: 100]")
+    ] = None,
     config: Annotated[str | None, typer.Option(metavar="FILE", help="Read settings from a TOML file.")] = None,
 ) -> int:
     """Serve the files under ROOT until SIGTERM or Ctrl-C; SIGHUP reads the settings again.

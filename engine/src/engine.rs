@@ -10,6 +10,7 @@ use rustix::io::Errno;
 use crate::buckets::CountedUpTo;
 use crate::concurrency::{Model, Order, Shutdown, spawn};
 use crate::errors::StartError;
+use crate::journal::Journal;
 use crate::listener::Listener;
 use crate::service::Service;
 use crate::settings::{Limits, Settings};
@@ -170,6 +171,10 @@ impl Engine {
             .collect()
     }
 
+    pub fn journal(&self) -> &Journal {
+        &self.service.journal
+    }
+
     pub fn notices(&self) -> Vec<String> {
         lock(&self.notices).clone()
     }
@@ -305,6 +310,7 @@ impl Clock {
             }
             service.statistics.tick();
             service.sweep_unread();
+            service.journal.tick();
         }
     }
 }

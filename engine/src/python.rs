@@ -10,6 +10,7 @@ use std::time::Duration;
 use crate::buckets::CountedUpTo;
 use crate::concurrency::Model;
 use crate::engine::{Engine as NativeEngine, Snapshot};
+use crate::journal::Record;
 use crate::load::{Dialect, Load as NativeLoad, Outcome, Plan, Target};
 use crate::protocol::Mode;
 use crate::settings::{Limits, OptimizeFor, Settings};
@@ -149,6 +150,24 @@ impl Engine {
 
     fn counted_up_to(&self, py: Python<'_>, bounds_us: Vec<f64>) -> Vec<CountedUpTo> {
         py.detach(|| self.0.counted_up_to(&bounds_us))
+    }
+
+    fn slow_requests(&self) -> Vec<Record> {
+        self.0.journal().slowest()
+    }
+
+    fn watch_requests(&self, slower_than: f64, for_seconds: f64) -> PyResult<()> {
+        let (floor, time) = (seconds("slower_than", slower_than)?, seconds("for_seconds", for_seconds)?);
+        self.0.journal().watch(floor, time);
+        Ok(())
+    }
+
+    fn sample_requests(&self, one_of: u64) {
+        self.0.journal().sample(one_of);
+    }
+
+    fn recorded_requests(&self, after: u64) -> (u64, Vec<Record>) {
+        self.0.journal().records(after)
     }
 
     fn notices(&self) -> Vec<String> {

@@ -187,6 +187,21 @@ pub fn refuse_descriptors(socket: &OwnedFd) -> io::Result<()> {
     }
 }
 
+/// Who is at the other end, for people: process and user of a Unix socket, else the address.
+pub fn peer(socket: &OwnedFd, transport: Transport) -> String {
+    match transport {
+        Transport::Unix => match sockopt::socket_peercred(socket) {
+            Ok(peer) => format!("pid {} uid {}", peer.pid.as_raw_nonzero(), peer.uid.as_raw()),
+            Err(_) => "unknown".to_owned(),
+        },
+        _ => match net::getpeername(socket) {
+            Ok(Some(address)) => std::net::SocketAddr::try_from(address)
+                .map_or_else(|_| "unknown".to_owned(), |address| address.to_string()),
+            _ => "gone".to_owned(),
+        },
+    }
+}
+
 pub fn set_non_blocking(socket: &OwnedFd, never_waits: bool) -> io::Result<()> {
     io::ioctl_fionbio(socket, never_waits)
 }

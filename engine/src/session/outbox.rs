@@ -11,6 +11,7 @@ use std::time::Instant;
 use super::replies::{Asked, BYTES_A_TURN, Framing, SMALL, UNREAD_PAUSE};
 use super::{Manner, Next, Scratch, Session};
 use crate::errors::Error;
+use crate::journal::Passed;
 use crate::mapping;
 use crate::protocol::{self, Status, v2};
 use crate::statistics::{Answered, Labels};
@@ -54,6 +55,9 @@ impl Session {
         sent: &mut usize,
         bytes_left: &mut usize,
     ) -> Option<Next> {
+        if !self.outbox.is_empty() {
+            scratch.flush_began = Instant::now();
+        }
         while let Some(front) = self.outbox.front() {
             if *bytes_left == 0 && manner.patience == Patience::Never {
                 return Some(Next::Again);
@@ -316,6 +320,19 @@ impl Session {
             return;
         };
         let waited = scratch.queue_wait.unwrap_or_default();
+        let answered_at = ending.asked.answered_at.unwrap_or(scratch.flush_began);
+        self.service.journal.note(&Passed {
+            uri: &ending.asked.uri,
+            socket: &self.connection.socket,
+            transport: self.transport,
+            operation: ending.asked.operation.name(),
+            model: scratch.model.name(),
+            status: ending.status as u8,
+            bytes: ending.content,
+            queue: waited,
+            storage: answered_at.saturating_duration_since(ending.asked.complete_at),
+            send: now.saturating_duration_since(answered_at.max(ending.asked.complete_at)),
+        });
         self.service.statistics.record(
             scratch.shard,
             &Answered {

@@ -11,6 +11,7 @@ use super::outbox::{Ending, Payload, Segment};
 use super::{Manner, Scratch, Session};
 use crate::cache::Cached;
 use crate::errors::Error;
+use crate::journal::Note;
 use crate::mapping::{self, Found, Opened};
 use crate::protocol::{self, Operation, Status, v2};
 use crate::target::{Conditions, Match};
@@ -37,6 +38,9 @@ pub(super) struct Asked {
     pub operation: Operation,
     /// When the request was there as a whole.
     pub complete_at: Instant,
+    /// When storage had found what is answered, where it was waited for.
+    pub answered_at: Option<Instant>,
+    pub uri: Note,
 }
 
 /// A request of either version.
@@ -253,6 +257,7 @@ impl Session {
         let (connection, service) = (Arc::clone(&self.connection), Arc::clone(&self.service));
         let work = move || {
             let outcome = errand.run(&service);
+            let asked = Asked { answered_at: Some(Instant::now()), ..asked };
             connection.finish(Done::Reply { asked, outcome });
         };
         if has_priority {
