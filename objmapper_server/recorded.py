@@ -1,4 +1,4 @@
-"""Single requests that the engine recorded: the slowest of the last minute, those that are watched for, and a sample."""
+"""Single requests that the engine recorded: the slowest of the last minute, those watched for, and a sample."""
 
 from collections.abc import Mapping
 from typing import Any, Self

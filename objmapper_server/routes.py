@@ -147,8 +147,8 @@ def _add_reads(app: FastAPI, server: "Server") -> None:
     ) -> Recorded:
         """What was recorded behind a number; without one, only where to begin.
 
-        With a time, requests that take longer are recorded for the next five seconds, so whoever asks again sooner misses
-        none.
+        With a time, requests that take longer are recorded for the next five seconds, so whoever asks again sooner
+        misses none.
         """
         if slower_than_ms is not None:
             server.watch_requests(slower_than_ms / 1000)

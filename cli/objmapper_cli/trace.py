@@ -63,7 +63,8 @@ def line(request: dict[str, Any]) -> str:
         f"{micros(request[f'{part}_us']):>8}" for part in ("total", "queue", "storage", "send")
     )
     status = "ok" if request["status"] == 0 else f"{request['status']:02x}"
-    return f"{at} {total} ={queue} +{storage} +{send}  {request['mode']:<9} {status:<6}  {request['uri']}  ({request['peer']})"
+    what = f"{request['mode']:<9} {status:<6}  {request['uri']}  ({request['peer']})"
+    return f"{at} {total} ={queue} +{storage} +{send}  {what}"
 
 
 def milliseconds(text: str) -> float:
