@@ -32,8 +32,9 @@ GRACE: Final = 2
 class Admin:
     """The endpoint of one server, in a thread of its own."""
 
-    def __init__(self, server: "Server", listen: str) -> None:
+    def __init__(self, server: "Server", listen: str, given: socket.socket | None = None) -> None:
         self._listen = listen
+        self._given = given
         self._socket: socket.socket | None = None
         self._http = uvicorn.Server(
             uvicorn.Config(
@@ -55,7 +56,12 @@ class Admin:
 
     def start(self) -> None:
         """Listen and serve; raises OSError with the address where that cannot be."""
-        self._socket, self.address = listen_on(self._listen)
+        if self._given is None:
+            self._socket, self.address = listen_on(self._listen)
+        else:
+            # One of our own for uvicorn to close.
+            self._socket = self._given.dup()
+            self.address = self._listen if self._listen.startswith("unix:") else f"http://{self._listen}"
         self._thread.start()
 
     def stop(self) -> None:
@@ -66,7 +72,7 @@ class Admin:
         self._thread.join()
         self._socket.close()
         self._socket = None
-        if self.address.startswith("unix:"):
+        if self._given is None and self.address.startswith("unix:"):
             Path(self.address.removeprefix("unix:")).unlink(missing_ok=True)
 
     def _serve(self) -> None:

@@ -192,13 +192,12 @@ class Config(BaseSettings):
     @property
     def models(self) -> dict[Transport, Concurrency]:
         """The concrete model of each transport that is served."""
+        return {transport: self.model_of(transport) for transport in self.transports}
+
+    def model_of(self, transport: Transport) -> Concurrency:
+        """Return the concrete model that a transport gets, served or not."""
         asked = self.concurrency_model
-        return {
-            transport: choose(
-                asked if isinstance(asked, Concurrency) else asked.get(transport, Concurrency.AUTO), transport
-            )
-            for transport in self.transports
-        }
+        return choose(asked if isinstance(asked, Concurrency) else asked.get(transport, Concurrency.AUTO), transport)
 
     @classmethod
     def settings_customise_sources(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, Self
 from ._engine import Engine
 from ._engine import __version__ as engine_version
 from .access_log import AccessLog
+from .activation import ADMIN, NO_SOCKETS, Sockets, address_of
 from .concurrency import TRANSPORTS, Concurrency, choose
 from .config import Config
 from .foreground import serve_until_told
@@ -29,10 +30,16 @@ LOG: Final = logging.getLogger(__name__)
 
 
 class Server:
-    """Serves one root as its `Config` says; in a ``with`` block from start to stop."""
+    """Serves one root as its `Config` says; in a ``with`` block from start to stop.
 
-    def __init__(self, config: Config) -> None:
-        self.config = config
+    `sockets` are listening sockets that are open already (`activation.handed_over`): they take the places of those that
+    the settings name, and stay the caller's to close.
+    """
+
+    def __init__(self, config: Config, sockets: Sockets = NO_SOCKETS) -> None:
+        self._sockets = sockets
+        self._given = _settings_of(sockets, config)
+        self.config = config.replaced("the service manager", **self._given)
         self._engine: Engine | None = None
         self._admin: Admin | None = None
         self._access_log: AccessLog | None = None
@@ -59,7 +66,7 @@ class Server:
             raise RuntimeError("this server was started already")
         if self.config.unix is not None and self.config.origins["unix"] == "default":
             make_private_directory(self.config.unix.parent)
-        engine = Engine(_Settings.of(self.config))
+        engine = Engine(_Settings.of(self.config, self._sockets))
         self._draining = False
         try:
             engine.start()
@@ -67,7 +74,7 @@ class Server:
             if self.config.admin is not None:
                 from .admin import Admin
 
-                self._admin = Admin(self, self.config.admin)
+                self._admin = Admin(self, self.config.admin, self._sockets.get(ADMIN))
                 self._admin.start()
             if self.config.access_log is not None:
                 engine.sample_requests(self.config.access_log_sample)
@@ -190,7 +197,8 @@ class Server:
                 self._started()
                 if self._draining:
                     raise ValueError("the server drains: its settings stay as they are")
-                fresh = self.config.read_again()
+                # What a service manager has opened stays as it is.
+                fresh = self.config.read_again().with_those_of(self.config, self._given)
                 found = Reloaded.compare(self.config, fresh)
                 if "concurrency_model" in found.changed:
                     # Transports that are new need a restart.
@@ -218,6 +226,7 @@ class _Settings:
     unix: str | None
     unix_mode: int
     tcp: str | None
+    inherited: Sequence[int]
     models: Mapping[str, str]
     pool_size: int
     max_queue_depth: int
@@ -234,14 +243,16 @@ class _Settings:
     request_timeout: float
 
     @classmethod
-    def of(cls, config: Config) -> Self:
+    def of(cls, config: Config, sockets: Sockets) -> Self:
         """Return them with every host name resolved; raises OSError for one that is unknown."""
-        tcp = None if config.tcp is None else ListeningPoint.parse(config.tcp, 0).resolved()
+        inherited = {name: given.fileno() for name, given in sockets.items() if name != ADMIN}
+        tcp = None if config.tcp is None or "tcp" in inherited else ListeningPoint.parse(config.tcp, 0).resolved()
         return cls(
             root=str(config.root),
-            unix=None if config.unix is None else str(config.unix),
+            unix=None if config.unix is None or "unix" in inherited else str(config.unix),
             unix_mode=config.unix_mode,
             tcp=None if tcp is None else str(tcp),
+            inherited=tuple(inherited.values()),
             models={str(transport): model.value for transport, model in config.models.items()},
             pool_size=config.pool_size,
             max_queue_depth=config.max_queue_depth,
@@ -257,6 +268,17 @@ class _Settings:
             header_timeout=config.header_timeout,
             request_timeout=config.request_timeout,
         )
+
+
+def _settings_of(sockets: Sockets, config: Config) -> dict[str, object]:
+    """Return the settings whose places the sockets take."""
+    values: dict[str, object] = {name: address_of(given) for name, given in sockets.items()}
+    if "unix" in values:
+        values["unix"] = Path(str(values["unix"]).removeprefix("unix:"))
+    elif values.keys() - {ADMIN} and config.origins["unix"] == "default":
+        # There is something to serve on: the default is not needed.
+        values["unix"] = None
+    return values
 
 
 def make_private_directory(path: Path) -> None:

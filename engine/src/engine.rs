@@ -147,6 +147,9 @@ impl Engine {
         if let Some(address) = settings.tcp {
             listeners.push(Listener::tcp(address)?);
         }
+        for socket in &settings.inherited {
+            listeners.push(Listener::inherited(socket, settings)?);
+        }
         let (service, clock) = (Arc::clone(&self.service), Arc::clone(&self.clock));
         let ticking = spawn("objmapper-clock", STACK, move || clock.run(&service)).map_err(|error| {
             let errno = Errno::from_io_error(&error).unwrap_or(Errno::AGAIN);

@@ -2,9 +2,10 @@
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
+use rustix::fd::{BorrowedFd, OwnedFd};
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::buckets::CountedUpTo;
@@ -23,6 +24,7 @@ struct PySettings {
     unix: Option<PathBuf>,
     unix_mode: u32,
     tcp: Option<String>,
+    inherited: Vec<i32>,
     models: HashMap<String, String>,
     pool_size: usize,
     max_queue_depth: usize,
@@ -68,6 +70,7 @@ impl TryFrom<PySettings> for Settings {
             unix: given.unix,
             unix_mode: given.unix_mode,
             tcp,
+            inherited: given.inherited.into_iter().map(borrowed).collect::<PyResult<_>>()?,
             models,
             pool_size: given.pool_size,
             max_queue_depth: given.max_queue_depth,
@@ -84,6 +87,17 @@ impl TryFrom<PySettings> for Settings {
             request_timeout: seconds("request_timeout", given.request_timeout)?.into(),
         })
     }
+}
+
+/// A descriptor of our own for one that Python keeps.
+fn borrowed(number: i32) -> PyResult<Arc<OwnedFd>> {
+    if number < 0 {
+        return Err(PyValueError::new_err(format!("no descriptor: {number}")));
+    }
+    // SAFETY: it is only borrowed for the call; where the number is not open, the call says so.
+    let theirs = unsafe { BorrowedFd::borrow_raw(number) };
+    let own = rustix::io::fcntl_dupfd_cloexec(theirs, 0).map_err(std::io::Error::from)?;
+    Ok(Arc::new(own))
 }
 
 /// The attributes that are read from the settings value when they have changed.

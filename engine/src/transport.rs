@@ -166,18 +166,18 @@ pub fn unread_by_peer(socket: &OwnedFd) -> io::Result<usize> {
     if answer < 0 { Err(last_error()) } else { Ok(usize::try_from(queued).unwrap_or(0)) }
 }
 
-/// Makes the kernel refuse descriptors that clients send (Linux 6.16); older kernels do not know the option, and there
-/// `receive` has them dropped.
-pub fn refuse_descriptors(socket: &OwnedFd) -> io::Result<()> {
+/// Makes the kernel refuse descriptors that clients send, or let them pass (Linux 6.16); older kernels do not know the
+/// option, and there `receive` has them dropped.
+pub fn pass_descriptors(socket: &OwnedFd, wanted: bool) -> io::Result<()> {
     const SO_PASSRIGHTS: libc::c_int = 83;
-    let off: libc::c_int = 0;
+    let value = libc::c_int::from(wanted);
     // SAFETY: the option's value is one int, whose size is told.
     let answer = unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),
             libc::SOL_SOCKET,
             SO_PASSRIGHTS,
-            (&raw const off).cast(),
+            (&raw const value).cast(),
             size_of::<libc::c_int>() as libc::socklen_t,
         )
     };

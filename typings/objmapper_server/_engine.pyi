@@ -20,6 +20,8 @@ class Settings(Protocol):
     @property
     def tcp(self) -> str | None: ...  # "ADDRESS:PORT", numeric; IPv6 in brackets
     @property
+    def inherited(self) -> Sequence[int]: ...  # listening sockets that are open already; they stay the caller's
+    @property
     def models(self) -> Mapping[str, str]: ...  # transport -> a concrete model's name
     @property
     def pool_size(self) -> int: ...  # 0: cores × 2
