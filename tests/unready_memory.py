@@ -1,7 +1,7 @@
 """Runs ``objmapper`` where nothing is ever in memory: a program, ``python -m tests.unready_memory ARGUMENTS…``.
 
-With preadv2(2) the server looks whether it would have to wait for the disk; a seccomp(2) filter answers that with EAGAIN:
-it would. The threads that may wait read with other calls, and are let.
+With preadv2(2) the server looks whether it would have to wait for the disk. A seccomp(2) filter answers that with
+EAGAIN: it would. The threads that may wait read with other calls, and are let.
 """
 
 import ctypes
