@@ -185,16 +185,19 @@ def test_without_the_capability_everything_comes_in_order(
 
 def test_a_request_with_priority_goes_before_those_that_wait(root: Path, model: Concurrency, tmp_path: Path) -> None:
     flags = ["--writable", "--concurrency-model", model, "--storage-pool-size", "1"]
-    with ServerProcess(root, tmp_path / "o.sock", *flags) as served, Two(served.addresses["unix"]) as two:
-        with Brake(served.threads("objmapper-storage"[:15], 1)) as storage:
-            for _ in range(40):
-                two.ask(LIST, "/many/")
-            urgent = two.ask(STAT, unasked(), flags=PRIORITY)
-            behind = two.ask(COPY, "/a")
-            assert two.answer().id == behind
-            storage.release()
-            # The thread may have taken one before it was held.
-            assert list(two.answers(41)).index(urgent) <= 1
+    with (
+        ServerProcess(root, tmp_path / "o.sock", *flags) as served,
+        Two(served.addresses["unix"]) as two,
+        Brake(served.threads("objmapper-storage"[:15], 1)) as storage,
+    ):
+        for _ in range(40):
+            two.ask(LIST, "/many/")
+        urgent = two.ask(STAT, unasked(), flags=PRIORITY)
+        behind = two.ask(COPY, "/a")
+        assert two.answer().id == behind
+        storage.release()
+        # The thread may have taken one before it was held.
+        assert list(two.answers(41)).index(urgent) <= 1
 
 
 @pytest.mark.parametrize("most", [1, 2, 8, 1000])
