@@ -252,11 +252,9 @@ impl Session {
         if *at < *warm {
             return false;
         }
-        let next = (*at + BYTES_A_TURN as u64).min(*end);
-        // Of what is read ahead the end comes last.
-        let mut byte = [0u8];
+        let next = next_turn(*at, *end);
         *warm = next;
-        if !matches!(mapping::read_cached(file, &mut byte, next - 1), Ok(None)) {
+        if !self.service.mapping.is_remote() && is_in_memory(file, next) {
             return false;
         }
         let (file, at) = (Arc::clone(file), *at);
@@ -345,6 +343,17 @@ impl Session {
             },
         );
     }
+}
+
+/// Up to where the file is sent before others have their turn.
+pub(super) fn next_turn(at: u64, end: u64) -> u64 {
+    (at + BYTES_A_TURN as u64).min(end)
+}
+
+/// Whether what lies before `next` can be sent without waiting for the disk.
+pub(super) fn is_in_memory(file: &OwnedFd, next: u64) -> bool {
+    // Of what is read ahead the end comes last.
+    !matches!(mapping::read_cached(file, &mut [0], next - 1), Ok(None))
 }
 
 /// The descriptor that a segment passes with this byte, lent.
