@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 LOG: Final = logging.getLogger(__name__)
 SOCKET_PERMISSIONS: Final = 0o600
+#: How much it stands back behind the data plane's threads (setpriority(2), from 0 to 19).
+NICE: Final = 10
 #: Seconds until the end does not wait any more; its connections have less (`http_limits.GRACE`).
 GRACE: Final = 2
 
@@ -76,6 +78,10 @@ class Admin:
             Path(self.address.removeprefix("unix:")).unlink(missing_ok=True)
 
     def _serve(self) -> None:
+        # Who looks at a server is not to slow those whom it serves. In Linux this is a thread's own; a sandbox may
+        # forbid it, and then it is as every other.
+        with contextlib.suppress(PermissionError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
         asyncio.run(self._serve_here())
 
     async def _serve_here(self) -> None:

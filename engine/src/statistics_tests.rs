@@ -98,7 +98,7 @@ fn totals_are_kept_by_transport_and_mode() {
     let model = Model::ALL[0];
     let mut sent = 0;
     for (at, transport) in Transport::ALL.into_iter().enumerate() {
-        for (by, mode) in Operation::ALL.into_iter().enumerate() {
+        for (by, mode) in [Operation::FdPass, Operation::Copy, Operation::Splice].into_iter().enumerate() {
             for _ in 0..=(at * 3 + by) {
                 let labels = Labels::new(transport, model, mode);
                 let bytes = 100;
