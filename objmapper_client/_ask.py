@@ -2,8 +2,9 @@
 
 import os
 from functools import lru_cache
-from typing import Any, Self
+from typing import Any, Generic, Self
 
+from objmapper_client._steps import Steps, T
 from objmapper_client.protocol_v2 import HAS_PARAMETERS, Operation, Parameters, encode_request
 from objmapper_client.protocol_v2_responses import NO_METADATA, Metadata
 
@@ -55,7 +56,7 @@ def encode(number: int, operation: Operation, uri: str, said: Details, seconds: 
 
 def with_tail(frame: bytes, tail: bytes) -> bytes:
     """A request that was encoded without parameters, with these behind it."""
-    return b"%b%b%b%b" % (frame[:_FLAGS_AT], _HAS_PARAMETERS, frame[_FLAGS_AT + 1 :], tail)
+    return frame[:_FLAGS_AT] + _HAS_PARAMETERS + frame[_FLAGS_AT + 1 :] + tail
 
 
 class Ask:
@@ -72,10 +73,10 @@ class Ask:
     repeatable = True
     #: The shared connection that it runs on.
     multiplex: Any = None
+    #: Its id on that connection, 0 where it was not sent.
     number = 0
-    #: Whether nothing else was under way, so that a server may just have closed the connection for idleness.
+    #: Whether it was alone and not the first, so that a server may just have closed the connection for idleness.
     found_idle = False
-    is_sent = False
     #: Whether the first byte of its answer has come.
     is_begun = False
     is_done = False
@@ -106,7 +107,7 @@ class Ask:
         self.metadata = NO_METADATA
         self.content = b""
         self.failure = None
-        self.is_sent = self.is_begun = self.is_done = self.is_abandoned = self.found_idle = False
+        self.is_begun = self.is_done = self.is_abandoned = self.found_idle = False
 
     def take(self) -> int:
         """The descriptor, given away."""
@@ -127,3 +128,18 @@ class Ask:
         descriptor = self.take()
         if descriptor >= 0:
             os.close(descriptor)
+
+
+class Single(Ask, Generic[T]):
+    """A verb that is one request and no more: its result is made of the answer."""
+
+    def result(self) -> T:
+        """What the caller gets, once there is an answer."""
+        raise NotImplementedError
+
+    def otherwise(self, pool: Any) -> Steps[T]:
+        """What is done instead where the server speaks version 1 only."""
+        raise NotImplementedError
+
+
+Verb = Single[T] | Steps[T]

@@ -71,7 +71,7 @@ def refusal(ask: Ask) -> ServerReply:
 
 def pause_after(ask: Ask, error: ConnectionFailed | ServerBusy, tries: Tries) -> float:
     """The seconds until a request's next try. Raises the error where there is none."""
-    was_executed_perhaps = ask.is_sent and not (ask.multiplex is not None and ask.multiplex.is_refusing)
+    was_executed_perhaps = ask.number > 0 and not (ask.multiplex is not None and ask.multiplex.is_refusing)
     may_repeat = isinstance(error, ServerBusy) or (not ask.is_begun and (ask.repeatable or not was_executed_perhaps))
     is_stale = ask.found_idle and isinstance(error, ConnectionFailed)
     return tries.pause_after(error, may_repeat=may_repeat, is_stale=is_stale)

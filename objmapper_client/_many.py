@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from objmapper_client._ask import Ask, details
-from objmapper_client._exchange import SHARED_MOST, is_whole, object_of, open_object, rest_of
+from objmapper_client._exchange import SHARED_MOST, Opening, Result, is_whole, opened, rest_of
 from objmapper_client._lines import pause_after, refusal, rest, shared_connection
 from objmapper_client._multiplex import NoRoom
 from objmapper_client._pool import Pool
@@ -17,13 +17,12 @@ from objmapper_client.protocol_v2 import Operation
 
 #: Contents that are asked for ahead are held until their turn comes: so many at most.
 _CONTENTS_AHEAD = 16
-Result = Object | ObjmapperError
 
 
 def open_many(pool: Pool, uris: Sequence[str], mode: Mode) -> Steps[list[Result]]:
     """An object or an error for each URI, in their order. Whatever is raised, no object is left open."""
     if mode is Mode.FDPASS:
-        asks = [Ask(Operation.FDPASS, uri) for uri in uris]
+        asks: list[Ask] = [Opening(Operation.FDPASS, uri) for uri in uris]
     else:
         said = details(length=SHARED_MOST)
         asks = [Ask(Operation.of(mode), uri).saying(said, most=SHARED_MOST) for uri in uris]
@@ -48,7 +47,7 @@ def open_many(pool: Pool, uris: Sequence[str], mode: Mode) -> Steps[list[Result]
 
 def _one(pool: Pool, uri: str, mode: Mode) -> Steps[Result]:
     try:
-        return (yield from open_object(pool, uri, mode))
+        return (yield from opened(pool, uri, mode))
     except ObjmapperError as error:
         return error
 
@@ -117,8 +116,8 @@ def _pause(ask: Ask, error: ConnectionFailed | ServerBusy, tries: Tries) -> floa
 def _opened(pool: Pool, ask: Ask, mode: Mode) -> Steps[Result]:
     """The object that an answer brought, all of it."""
     try:
-        if mode is Mode.FDPASS:
-            return object_of(ask)
+        if isinstance(ask, Opening):
+            return ask.result()
         memory = MemoryFile()
         try:
             _, mtime, etag = ask.metadata[:3]
@@ -129,7 +128,7 @@ def _opened(pool: Pool, ask: Ask, mode: Mode) -> Steps[Result]:
                 got = yield from rest_of(pool, ask, 0, memory.make_room)
                 if got is None:
                     memory.close()
-                    return (yield from open_object(pool, ask.uri, mode))
+                    return (yield from opened(pool, ask.uri, mode))
                 length = got.length
             return Object(memory.detach(), ask.uri, mode, length, etag=etag, mtime=mtime)
         except BaseException:

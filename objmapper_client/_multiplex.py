@@ -4,20 +4,18 @@ Descriptors are queued in the order of their arrival; each successful answer to 
 """
 
 import os
-import socket
 from collections import deque
 from contextlib import AbstractContextManager
 from typing import Any, NoReturn
 
 from objmapper_client._ask import NO_DETAILS, Ask, encode, tail_of, with_tail
-from objmapper_client._transport import AT_ONCE, Ancillary, Connection, broken, ended, send_with
+from objmapper_client._transport import AT_ONCE, LOST, Ancillary, Connection, broken, ended, only_descriptor, send_with
 from objmapper_client.errors import ConnectionFailed, DescriptorLimit, ObjmapperError, RemoteProtocolError
 from objmapper_client.protocol_v2 import CloseFrame, Operation, encode_request
-from objmapper_client.protocol_v2_responses import ResponseHead
+from objmapper_client.protocol_v2_responses import USUAL_RESPONSE_SIZE, ResponseHead, decode_usual
 
 _FDPASS = Operation.FDPASS
 _LAST_ID = 0xFFFFFFFF
-_LOST = getattr(socket, "MSG_CTRUNC", 0)
 
 
 class NoRoom(Exception):
@@ -37,6 +35,7 @@ class Multiplex:
         #: Those whose answer has not begun.
         self.under_way: dict[int, Ask] = {}
         self._operations: dict[int, Operation] = {}
+        self._asked = self._operations.get
         self._next = connection.responses.next
         #: Requests under way that a descriptor may come for.
         self._due = 0
@@ -45,8 +44,6 @@ class Multiplex:
         self._pieces: list[bytes] = []
         #: What could not be sent yet, each with the descriptor that goes along, which is its own.
         self.outgoing: deque[tuple[bytes, int]] = deque()
-        #: Whether the server has answered anything.
-        self.is_used = False
         #: Whether the server has said that it reads no further requests.
         self.is_refusing = False
         #: No further requests are sent; it is closed when nobody waits for an answer.
@@ -69,35 +66,38 @@ class Multiplex:
         first = [] if self._receiving is None else [self._receiving]
         return [*first, *self.under_way.values()]
 
-    def enter(self, ask: Ask, seconds: float) -> bytes:
-        """Enters a request. Returns its bytes, to be sent. Raises LocalProtocolError, NoRoom."""
+    def number(self, ask: Ask, seconds: float) -> bytes:
+        """The bytes of a request, with a number of its own; `enter` is to follow. Raises LocalProtocolError, NoRoom."""
         operations = self._operations
         if self.is_closing or len(operations) >= self.limit:
             raise NoRoom
-        connection = self.connection
-        number = connection.last_id + 1
-        while number in operations or number > _LAST_ID:
-            number = number + 1 if number < _LAST_ID else 1
-        operation = ask.operation
-        if seconds == self._timeout and ask.details is NO_DETAILS:
-            frame = with_tail(encode_request(number, operation, ask.uri), self._tail)
-        else:
-            frame = encode(number, operation, ask.uri, ask.details, seconds)
-            if ask.payload is not None:
-                frame += ask.payload
-        if self.is_used and not operations:
-            ask.found_idle = True
-        connection.last_id = ask.number = number
+        number = self.connection.last_id + 1
+        if number in operations or number > _LAST_ID:
+            number = self._free_number(number)
+        self.connection.last_id = ask.number = number
+        if ask.details is NO_DETAILS and seconds == self._timeout:
+            return with_tail(encode_request(number, ask.operation, ask.uri), self._tail)
+        frame = encode(number, ask.operation, ask.uri, ask.details, seconds)
+        return frame if ask.payload is None else frame + ask.payload
+
+    def enter(self, ask: Ask) -> None:
+        """Knows a request as under way."""
+        number, operation = ask.number, ask.operation
         ask.multiplex = self
-        ask.is_sent = True
         self.under_way[number] = ask
-        operations[number] = operation
+        self._operations[number] = operation
         if operation is _FDPASS:
             self._due += 1
-        return frame
 
-    def queue(self, ask: Ask, frame: bytes) -> None:
-        """Has it sent by the next `flush`."""
+    def _free_number(self, number: int) -> int:
+        while number in self._operations or number > _LAST_ID:
+            number = number + 1 if number < _LAST_ID else 1
+        return number
+
+    def queue(self, ask: Ask, seconds: float) -> None:
+        """Enters a request, and has it sent by the next `flush`. Raises LocalProtocolError, NoRoom."""
+        frame = self.number(ask, seconds)
+        self.enter(ask)
         self.outgoing.append((frame, -1 if ask.passed is None else os.dup(ask.passed)))
 
     def flush(self) -> bool:
@@ -131,25 +131,83 @@ class Multiplex:
                 outgoing.appendleft((data[sent:], -1))
         return True
 
+    def arrived_alone(self, ask: Ask, data: bytes, ancillary: Ancillary, flags: int) -> bool:
+        """Does as `arrived` for an answer that is nothing out of the ordinary, to the only request under way.
+
+        Whether that is what came; else nothing was touched.
+        """
+        if flags & LOST or self.is_closing or len(self.under_way) > 1 or self._receiving is not None:
+            return False
+        if not self.connection.responses.is_empty:
+            return False
+        found = decode_usual(data, ask.number)
+        if found is None:
+            return False
+        content_len, metadata = found
+        if ask.operation is _FDPASS:
+            if len(data) != USUAL_RESPONSE_SIZE or not ancillary:
+                return False
+            descriptor = only_descriptor(ancillary)
+            if descriptor is None:
+                return False
+            ask.descriptor = descriptor
+            self._due = 0
+        else:
+            if ancillary or content_len > ask.most or len(data) != USUAL_RESPONSE_SIZE + content_len:
+                return False
+            ask.content = data[USUAL_RESPONSE_SIZE:]
+        self.under_way.clear()
+        self._operations.clear()
+        ask.metadata = metadata
+        ask.is_done = True
+        return True
+
     def arrived(self, data: bytes, ancillary: Ancillary, flags: int) -> list[Ask]:
         """Takes in what one call brought. Returns the requests that are done; those that were abandoned are left out.
 
         What breaks the protocol closes the connection: it fails the requests that were answered in this very message,
         or the oldest one; all others fail as on a connection that broke.
         """
+        connection = self.connection
+        descriptors = connection.descriptors
         finished: list[Ask] = []
         try:
-            if ancillary or flags & _LOST:
-                self.connection.keep(ancillary, flags)
+            if ancillary or flags & LOST:
+                connection.keep(ancillary, flags)
             if not data:
                 return self.fail(None)
-            self.connection.responses.feed(data)
-            self._decode(finished)
+            connection.responses.feed(data)
+            while self._receiving is None or self._take_content(finished):
+                head = self._next(self._asked)
+                if type(head) is not ResponseHead:
+                    if head is None:
+                        break
+                    self._take_close(head)
+                    continue
+                number, status, content_len, metadata = head
+                ask = self.under_way.pop(number)
+                del self._operations[number]
+                ask.status = status
+                ask.metadata = metadata
+                if ask.operation is _FDPASS:
+                    self._due -= 1
+                    if status == 0:
+                        if not descriptors:
+                            self._accuse(finished, ask)
+                        ask.descriptor = descriptors.popleft()
+                elif content_len:
+                    self._expect(ask, content_len)
+                    continue
+                ask.is_done = True
+                finished.append(ask)
+                if connection.responses.is_empty:
+                    break
+            if descriptors and len(descriptors) > self._due:
+                self._accuse(finished)
         except RemoteProtocolError as error:
             return self._blame(error, finished)
         except DescriptorLimit as error:
             return self._blame(error, [ask for ask in self.under_way.values() if ask.operation is _FDPASS])
-        self.is_used = True
         for ask in finished:
             if ask.is_abandoned:
                 finished = self._drop_abandoned(finished)
@@ -158,40 +216,19 @@ class Multiplex:
             self.close()
         return finished
 
-    def _decode(self, finished: list[Ask]) -> None:
-        descriptors = self.connection.descriptors
-        while self._receiving is None or self._take_content(finished):
-            head = self._next(self._operations.get)
-            if head is None:
-                break
-            if not isinstance(head, ResponseHead):
-                if not isinstance(head, CloseFrame):
-                    raise RemoteProtocolError(f"{self.connection.address}: the server confirmed a close that was not")
-                self.is_closing = self.is_refusing = True
-                continue
-            number, status, content_len, metadata = head
-            ask = self.under_way.pop(number)
-            del self._operations[number]
-            ask.status = status
-            ask.metadata = metadata
-            if ask.operation is _FDPASS:
-                self._due -= 1
-                if status == 0:
-                    if not descriptors:
-                        self._accuse(finished, ask)
-                    ask.descriptor = descriptors.popleft()
-            elif content_len:
-                ask.content_len = content_len
-                self._receiving = ask
-                if content_len > ask.most:
-                    raise RemoteProtocolError(
-                        f"{self.connection.address}: the server sends {content_len} bytes, more than it was asked for"
-                    )
-                continue
-            ask.is_done = True
-            finished.append(ask)
-        if len(descriptors) > self._due:
-            self._accuse(finished)
+    def _take_close(self, frame: object) -> None:
+        if not isinstance(frame, CloseFrame):
+            raise RemoteProtocolError(f"{self.connection.address}: the server confirmed a close that was not")
+        self.is_closing = self.is_refusing = True
+
+    def _expect(self, ask: Ask, content_len: int) -> None:
+        """What follows is this request's content."""
+        ask.content_len = content_len
+        self._receiving = ask
+        if content_len > ask.most:
+            raise RemoteProtocolError(
+                f"{self.connection.address}: the server sends {content_len} bytes, more than it was asked for"
+            )
 
     def _accuse(self, finished: list[Ask], wanting: Ask | None = None) -> NoReturn:
         """Raises the error for too many descriptors, or for one too few."""
@@ -240,6 +277,8 @@ class Multiplex:
     def fail(self, error: ConnectionFailed | None) -> list[Ask]:
         """Closes the connection; without an error, because the server did. Returns the requests that failed with it."""
         failed = self._unanswered()
+        if len(failed) == 1 and failed[0].number > 1:
+            failed[0].found_idle = True
         if failed and (self._receiving is not None or not self.connection.responses.is_empty):
             # The first bytes of an answer do not say whose it is; the oldest request is the likeliest.
             failed[0].is_begun = True

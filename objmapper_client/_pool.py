@@ -24,6 +24,10 @@ class Gate(Protocol):
 class Waiting(Protocol):
     """What a pool needs to know of those who wait: threads, or tasks."""
 
+    @property
+    def loop(self) -> object:
+        """The event loop that they wait in, if they do."""
+
     def gate(self) -> Gate:
         """What one waits at until another opens it."""
 

@@ -6,13 +6,12 @@ leave in one call.
 
 import asyncio
 import contextlib
-import os
 import select
 import socket
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
-from objmapper_client._ask import Ask
+from objmapper_client._ask import Ask, Single, Verb
 from objmapper_client._lines import answered
 from objmapper_client._multiplex import Multiplex, NoRoom
 from objmapper_client._pool import Pool
@@ -51,13 +50,18 @@ class Gate:
             timer.cancel()
 
 
-async def run(pool: Pool, steps: Steps[T]) -> T:
-    """Runs the steps as part of this task; after the pool's timeout they are told that the time is up.
+async def run(pool: Pool, verb: Verb[T]) -> T:
+    """Runs a verb as part of this task; after the pool's timeout it is told that the time is up.
 
-    A cancellation is thrown into them, so that they leave nothing behind.
+    A cancellation is thrown into its steps, so that they leave nothing behind.
     """
     loop = asyncio.get_running_loop()
-    return await _run(loop, pool, steps, loop.time() + pool.timeout)
+    deadline = loop.time() + pool.timeout
+    if isinstance(verb, Single):
+        if await _answer(loop, pool, verb, deadline):
+            return verb.result()
+        verb = verb.otherwise(pool)
+    return await _run(loop, pool, verb, deadline)
 
 
 async def _run(loop: asyncio.AbstractEventLoop, pool: Pool, steps: Steps[T], deadline: float) -> T:
@@ -65,9 +69,9 @@ async def _run(loop: asyncio.AbstractEventLoop, pool: Pool, steps: Steps[T], dea
         wish = next(steps)
         while True:
             try:
-                if type(wish) is Ask:
+                if isinstance(wish, Ask):
                     came: Any = await _answer(loop, pool, wish, deadline)
-                elif type(wish) is Progress:
+                elif isinstance(wish, Progress):
                     deadline = loop.time() + pool.timeout + wish.seconds
                     came = True
                 else:
@@ -171,6 +175,10 @@ def _resolve(future: "asyncio.Future[bool]", value: bool) -> None:
 class Tasks:
     """What a pool of connections needs to know of those who wait."""
 
+    def __init__(self) -> None:
+        #: Nothing of the pool is of use in another one.
+        self.loop: object = running_loop()
+
     def gate(self) -> Gate:
         """What one waits at until another opens it."""
         return Gate()
@@ -202,8 +210,7 @@ class TaskMultiplex(Multiplex):
     def start(self, ask: Ask, seconds: float, deadline: float) -> None:
         """Has a request sent at the end of this turn of the loop. Raises NoRoom, LocalProtocolError."""
         loop = self._loop
-        frame = self.enter(ask, seconds)
-        self.outgoing.append((frame, -1 if ask.passed is None else os.dup(ask.passed)))
+        self.queue(ask, seconds)
         ask.deadline = deadline
         ask.gate = loop.create_future()
         if not self._will_send:

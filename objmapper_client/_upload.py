@@ -55,11 +55,11 @@ def put(
                 ask.payload = source.memory
             if not (yield ask):
                 raise lacking(pool, "put")
-            stored = stat_of(ask)
+            stored = stat_of(uri, ask.metadata)
         else:
             sending = _Sending(pool, operation, uri, said, source, progress)
             metadata = yield from on_own(pool, sending.exchange, repeatable=repeatable)
-            stored = Stat(uri, metadata.size or 0, metadata.mtime or 0, metadata.etag or "")
+            stored = stat_of(uri, metadata)
             if not by_descriptor:
                 return stored
         if progress is not None:

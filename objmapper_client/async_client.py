@@ -3,13 +3,14 @@
 import os
 from collections.abc import AsyncIterator, Callable, Iterable
 from types import TracebackType
-from typing import TYPE_CHECKING, Concatenate, Self
+from typing import TYPE_CHECKING, Self
 
-from objmapper_client import _exchange, _forks
-from objmapper_client._exchange import Stat
+from objmapper_client._ask import Verb
+from objmapper_client._exchange import Stat, chunks_of
+from objmapper_client._forks import forks
 from objmapper_client._pool import Pool
 from objmapper_client._settings import CHUNK, PAGE, Results, Settings
-from objmapper_client._steps import P, Steps, T
+from objmapper_client._steps import T
 from objmapper_client._transfer import finish, give_up, next_chunk
 from objmapper_client.address import Address
 from objmapper_client.object import Object
@@ -17,8 +18,6 @@ from objmapper_client.protocol import Mode
 from objmapper_client.protocol_v2_responses import Entry
 
 if TYPE_CHECKING:
-    import asyncio
-
     from _typeshed import WriteableBuffer
 
     from objmapper_client._sources import AsyncData
@@ -49,8 +48,7 @@ class AsyncClient(Settings):
             attempts=attempts,
             mode=mode,
         )
-        self._forks = _forks.count()
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._forks = forks.made
         self._pool: Pool | None = None
 
     async def __aenter__(self) -> Self:
@@ -65,57 +63,51 @@ class AsyncClient(Settings):
         """Close the idle connections. The client can be used again; it connects anew."""
         self._leave()
 
-    def _begin_anew(self) -> Pool:
-        from objmapper_client import _tasks
-
-        self._leave()
-        self._loop = _tasks.running_loop()
-        self._pool = pool = self._make_pool(_tasks.Tasks())
-        return pool
-
     def _leave(self) -> None:
         pool, self._pool = self._pool, None
         if pool is not None:
-            if self._forks == _forks.made:
+            if self._forks == forks.made:
                 pool.close()
             else:
                 pool.abandon()
-        self._forks = _forks.made
+        self._forks = forks.made
 
     @property
     def _line(self) -> Pool:
         """The connections of the running loop, and of this process: with another one they begin anew."""
-        from objmapper_client import _tasks
+        # asyncio takes longer to be imported than all the rest, and who has a loop has it already.
+        from objmapper_client._tasks import Tasks, running_loop
 
         pool = self._pool
-        if pool is None or self._loop is not _tasks.running_loop() or self._forks != _forks.made:
-            return self._begin_anew()
+        if pool is None or self._forks != forks.made or pool.waiting.loop is not running_loop():
+            self._leave()
+            self._pool = pool = self._make_pool(Tasks())
         return pool
 
-    async def _run(self, verb: Callable[Concatenate[Pool, P], Steps[T]], *given: P.args, **named: P.kwargs) -> T:
-        from objmapper_client import _tasks
+    async def _run(self, pool: Pool, verb: Verb[T]) -> T:
+        from objmapper_client._tasks import run
 
-        pool = self._line
-        return await _tasks.run(pool, verb(pool, *given, **named))
+        return await run(pool, verb)
 
     async def open(self, uri: str, *, mode: Mode | str | None = None) -> Object:
         """The object, as an owned descriptor: close it, or use it in a ``with`` statement."""
-        return await self._run(_exchange.open_object, uri, self._mode(mode))
+        pool = self._line
+        return await self._run(pool, self._verbs.open_object(pool, uri, self._mode(mode)))
 
     async def open_many(self, uris: Iterable[str], *, mode: Mode | str | None = None) -> Results:
         """An object or an error for each URI, in their order, in as few round trips as the server allows.
 
         The objects are the caller's to close. Where this raises, none is left open.
         """
-        from objmapper_client import _many
-
-        return await self._run(_many.open_many, [*uris], self._mode(mode))
+        pool = self._line
+        return await self._run(pool, self._verbs.open_many(pool, [*uris], self._mode(mode)))
 
     async def read(
         self, uri: str, *, offset: int = 0, length: int | None = None, mode: Mode | str | None = None
     ) -> bytes:
         """The object's bytes, or `length` of them from `offset` on (fewer at its end)."""
-        return await self._run(_exchange.read, uri, self._mode(mode), offset, length)
+        pool = self._line
+        return await self._run(pool, self._verbs.read(pool, uri, self._mode(mode), offset, length))
 
     async def readinto(
         self, uri: str, buffer: "WriteableBuffer", *, offset: int = 0, mode: Mode | str | None = None
@@ -125,7 +117,8 @@ class AsyncClient(Settings):
         Fewer than the buffer takes only at the object's end; what is beyond its room is not read.
         """
         view = memoryview(buffer).cast("B")
-        return await self._run(_exchange.readinto, uri, self._mode(mode), view, offset)
+        pool = self._line
+        return await self._run(pool, self._verbs.readinto(pool, uri, self._mode(mode), view, offset))
 
     async def stream(
         self,
@@ -141,32 +134,34 @@ class AsyncClient(Settings):
         Leaving the loop early may cost the connection. `timeout` holds for each piece.
         """
         pool = self._line
-        begun = await self._run(_exchange.begin_stream, uri, self._mode(mode), offset, length)
+        begun = await self._run(pool, self._verbs.begin_stream(pool, uri, self._mode(mode), offset, length))
         if isinstance(begun, Object):
             with begun:
-                for chunk in _exchange.chunks_of(begun, chunk_size, offset, length):
+                for chunk in chunks_of(begun, chunk_size, offset, length):
                     yield chunk
             return
         try:
-            while chunk := await self._run(next_chunk, begun, chunk_size):
+            while chunk := await self._run(pool, next_chunk(pool, begun, chunk_size)):
                 yield chunk
         except GeneratorExit:
-            await self._run(finish, begun)
+            await self._run(pool, finish(pool, begun))
             raise
         except BaseException:
             give_up(pool, begun)
             raise
-        await self._run(finish, begun)
+        await self._run(pool, finish(pool, begun))
 
     async def stat(self, uri: str) -> Stat:
         """What the server says of an object."""
-        return await self._run(_exchange.stat, uri)
+        pool = self._line
+        return await self._run(pool, self._verbs.stat(pool, uri))
 
     async def list(self, prefix: str = "/", *, page_size: int = PAGE) -> AsyncIterator[Entry]:
         """The objects whose URIs begin with `prefix`, in the order of their URIs; memory is bounded by one page."""
         cursor: bytes | None = None
         while True:
-            entries, cursor = await self._run(_exchange.list_page, prefix, page_size, cursor)
+            pool = self._line
+            entries, cursor = await self._run(pool, self._verbs.list_page(pool, prefix, page_size, cursor))
             for entry in entries:
                 yield entry
             if cursor is None:
@@ -191,10 +186,12 @@ class AsyncClient(Settings):
         Else Conflict is raised. `make_parents` makes directories that are missing. `progress` is called with the bytes so
         far.
         """
-        from objmapper_client import _upload
-
-        return await self._run(_upload.put, uri, data, length, if_match, if_none_match, make_parents, progress)
+        pool = self._line
+        return await self._run(
+            pool, self._verbs.put(pool, uri, data, length, if_match, if_none_match, make_parents, progress)
+        )
 
     async def delete(self, uri: str, *, if_match: str | None = None) -> None:
         """Removes an object; with `if_match` only this version (an etag), else Conflict is raised."""
-        return await self._run(_exchange.delete, uri, if_match)
+        pool = self._line
+        return await self._run(pool, self._verbs.delete(pool, uri, if_match))

@@ -3,13 +3,13 @@
 import os
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Concatenate, Self
+from typing import TYPE_CHECKING, Self
 
-from objmapper_client import _exchange, _forks, _threads
-from objmapper_client._exchange import Stat
+from objmapper_client._exchange import Stat, chunks_of
+from objmapper_client._forks import forks
 from objmapper_client._pool import Pool
 from objmapper_client._settings import CHUNK, PAGE, Results, Settings
-from objmapper_client._steps import P, Steps, T
+from objmapper_client._threads import Threads, run
 from objmapper_client._transfer import finish, give_up, next_chunk
 from objmapper_client.address import Address
 from objmapper_client.object import Object
@@ -55,8 +55,8 @@ class Client(Settings):
             attempts=attempts,
             mode=mode,
         )
-        self._forks = _forks.count()
-        self._pool = self._make_pool(_threads.Threads())
+        self._forks = forks.made
+        self._pool = self._make_pool(Threads())
 
     def __enter__(self) -> Self:
         return self
@@ -68,42 +68,39 @@ class Client(Settings):
 
     def close(self) -> None:
         """Close the idle connections. The client can be used again; it connects anew."""
-        if self._forks == _forks.made:
+        if self._forks == forks.made:
             self._pool.close()
         self._begin_anew()
 
     def _begin_anew(self) -> Pool:
-        if self._forks != _forks.made:
+        if self._forks != forks.made:
             self._pool.abandon()
-            self._forks = _forks.made
-        self._pool = pool = self._make_pool(_threads.Threads())
+            self._forks = forks.made
+        self._pool = pool = self._make_pool(Threads())
         return pool
 
     @property
     def _line(self) -> Pool:
         """The connections of this process: a child after a fork begins anew."""
-        return self._pool if self._forks == _forks.made else self._begin_anew()
-
-    def _run(self, verb: Callable[Concatenate[Pool, P], Steps[T]], *given: P.args, **named: P.kwargs) -> T:
-        pool = self._pool if self._forks == _forks.made else self._begin_anew()
-        return _threads.run(pool, verb(pool, *given, **named))
+        return self._pool if self._forks == forks.made else self._begin_anew()
 
     def open(self, uri: str, *, mode: Mode | str | None = None) -> Object:
         """The object, as an owned descriptor: close it, or use it in a ``with`` statement."""
-        return self._run(_exchange.open_object, uri, self._mode(mode))
+        pool = self._line
+        return run(pool, self._verbs.open_object(pool, uri, self._mode(mode)))
 
     def open_many(self, uris: Iterable[str], *, mode: Mode | str | None = None) -> Results:
         """An object or an error for each URI, in their order, in as few round trips as the server allows.
 
         The objects are the caller's to close. Where this raises, none is left open.
         """
-        from objmapper_client import _many
-
-        return self._run(_many.open_many, [*uris], self._mode(mode))
+        pool = self._line
+        return run(pool, self._verbs.open_many(pool, [*uris], self._mode(mode)))
 
     def read(self, uri: str, *, offset: int = 0, length: int | None = None, mode: Mode | str | None = None) -> bytes:
         """The object's bytes, or `length` of them from `offset` on (fewer at its end)."""
-        return self._run(_exchange.read, uri, self._mode(mode), offset, length)
+        pool = self._line
+        return run(pool, self._verbs.read(pool, uri, self._mode(mode), offset, length))
 
     def readinto(self, uri: str, buffer: "WriteableBuffer", *, offset: int = 0, mode: Mode | str | None = None) -> int:
         """Fills `buffer` with the object's bytes from `offset` on. Returns how many that were.
@@ -111,7 +108,8 @@ class Client(Settings):
         Fewer than the buffer takes only at the object's end; what is beyond its room is not read.
         """
         view = memoryview(buffer).cast("B")
-        return self._run(_exchange.readinto, uri, self._mode(mode), view, offset)
+        pool = self._line
+        return run(pool, self._verbs.readinto(pool, uri, self._mode(mode), view, offset))
 
     def stream(
         self,
@@ -127,31 +125,33 @@ class Client(Settings):
         Leaving the loop early may cost the connection. `timeout` holds for each piece.
         """
         pool = self._line
-        begun = self._run(_exchange.begin_stream, uri, self._mode(mode), offset, length)
+        begun = run(pool, self._verbs.begin_stream(pool, uri, self._mode(mode), offset, length))
         if isinstance(begun, Object):
             with begun:
-                yield from _exchange.chunks_of(begun, chunk_size, offset, length)
+                yield from chunks_of(begun, chunk_size, offset, length)
             return
         try:
-            while chunk := self._run(next_chunk, begun, chunk_size):
+            while chunk := run(pool, next_chunk(pool, begun, chunk_size)):
                 yield chunk
         except GeneratorExit:
-            self._run(finish, begun)
+            run(pool, finish(pool, begun))
             raise
         except BaseException:
             give_up(pool, begun)
             raise
-        self._run(finish, begun)
+        run(pool, finish(pool, begun))
 
     def stat(self, uri: str) -> Stat:
         """What the server says of an object."""
-        return self._run(_exchange.stat, uri)
+        pool = self._line
+        return run(pool, self._verbs.stat(pool, uri))
 
     def list(self, prefix: str = "/", *, page_size: int = PAGE) -> Iterator[Entry]:
         """The objects whose URIs begin with `prefix`, in the order of their URIs; memory is bounded by one page."""
         cursor: bytes | None = None
         while True:
-            entries, cursor = self._run(_exchange.list_page, prefix, page_size, cursor)
+            pool = self._line
+            entries, cursor = run(pool, self._verbs.list_page(pool, prefix, page_size, cursor))
             yield from entries
             if cursor is None:
                 return
@@ -175,10 +175,10 @@ class Client(Settings):
         Else Conflict is raised. `make_parents` makes directories that are missing. `progress` is called with the bytes so
         far.
         """
-        from objmapper_client import _upload
-
-        return self._run(_upload.put, uri, data, length, if_match, if_none_match, make_parents, progress)
+        pool = self._line
+        return run(pool, self._verbs.put(pool, uri, data, length, if_match, if_none_match, make_parents, progress))
 
     def delete(self, uri: str, *, if_match: str | None = None) -> None:
         """Removes an object; with `if_match` only this version (an etag), else Conflict is raised."""
-        return self._run(_exchange.delete, uri, if_match)
+        pool = self._line
+        return run(pool, self._verbs.delete(pool, uri, if_match))

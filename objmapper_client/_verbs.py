@@ -1,0 +1,72 @@
+"""Which verbs a transport has: the one place where clients tell addresses apart."""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from objmapper_client import _exchange
+from objmapper_client._ask import Verb
+from objmapper_client._exchange import Result, Stat
+from objmapper_client._pool import Pool
+from objmapper_client._steps import Steps
+from objmapper_client._transfer import Begun
+from objmapper_client.address import Address, UdpAddress
+from objmapper_client.errors import LocalProtocolError
+from objmapper_client.object import Object
+from objmapper_client.protocol import Mode
+from objmapper_client.protocol_v2_responses import Entry
+
+
+class Verbs(Protocol):
+    """What a module for a transport has. None of it waits; what is yielded is in `_steps`."""
+
+    def best_mode(self, address: Address, /) -> Mode:
+        """The cheapest way that the transport has."""
+
+    def open_object(self, pool: Pool, uri: str, mode: Mode, /) -> Verb[Object]:
+        """An object."""
+
+    def open_many(self, pool: Pool, uris: Sequence[str], mode: Mode, /) -> Steps[list[Result]]:
+        """An object or an error for each URI."""
+
+    def read(self, pool: Pool, uri: str, mode: Mode, offset: int, length: int | None, /) -> Steps[bytes]:
+        """An object's bytes, or a range of them."""
+
+    def readinto(self, pool: Pool, uri: str, mode: Mode, buffer: memoryview, offset: int, /) -> Steps[int]:
+        """An object's bytes, into a buffer."""
+
+    def begin_stream(
+        self, pool: Pool, uri: str, mode: Mode, offset: int, length: int | None, /
+    ) -> Steps[Begun | Object]:
+        """What a stream is taken from."""
+
+    def stat(self, pool: Pool, uri: str, /) -> Verb[Stat]:
+        """What the server says of an object."""
+
+    def list_page(
+        self, pool: Pool, prefix: str, page_size: int, cursor: bytes | None, /
+    ) -> Verb[tuple[list[Entry], bytes | None]]:
+        """A page of a list, and where the next one begins."""
+
+    def put(
+        self,
+        pool: Pool,
+        uri: str,
+        data: object,
+        length: int | None,
+        if_match: str | None,
+        if_none_match: str | None,
+        make_parents: bool,
+        progress: Callable[[int], None] | None,
+        /,
+    ) -> Steps[Stat]:
+        """Stores an object."""
+
+    def delete(self, pool: Pool, uri: str, if_match: str | None, /) -> Verb[None]:
+        """Removes an object."""
+
+
+def verbs_for(address: Address) -> Verbs:
+    """The verbs of the transport that leads to this address. Raises LocalProtocolError where there is none."""
+    if isinstance(address, UdpAddress):
+        raise LocalProtocolError(f"{address}: this client does not speak over UDP; use unix: or tcp://")
+    return _exchange
