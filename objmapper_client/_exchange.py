@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from objmapper_client._ask import NO_DETAILS, Ask, details
-from objmapper_client._lines import answered, lacking
+from objmapper_client._lines import lacking
 from objmapper_client._pool import Pool
 from objmapper_client._steps import Call, Steps
 from objmapper_client._transfer import Begun, begin, fill, finish, give_up
@@ -43,7 +43,7 @@ def open_object(pool: Pool, uri: str, mode: Mode) -> Steps[Object]:
     """An object: its own descriptor, or a memory file that holds the bytes."""
     if mode is Mode.FDPASS:
         ask = Ask(Operation.FDPASS, uri)
-        if (yield from answered(pool, ask)):
+        if (yield ask):
             return object_of(ask)
         begun = yield from begin(pool, Operation.FDPASS, uri)
         pool.give(begun.connection)
@@ -107,7 +107,7 @@ def begin_stream(pool: Pool, uri: str, mode: Mode, offset: int, length: int | No
 def stat(pool: Pool, uri: str) -> Steps[Stat]:
     """What the server says of an object."""
     ask = Ask(Operation.STAT, uri)
-    if not (yield from answered(pool, ask)):
+    if not (yield ask):
         raise lacking(pool, "stat")
     return stat_of(ask)
 
@@ -120,9 +120,11 @@ def stat_of(ask: Ask) -> Stat:
 
 def delete(pool: Pool, uri: str, if_match: str | None) -> Steps[None]:
     """Removes an object."""
-    said = NO_DETAILS if if_match is None else details(if_match=if_match)
-    ask = Ask(Operation.DELETE, uri, said, repeatable=if_match is not None)
-    if not (yield from answered(pool, ask)):
+    ask = Ask(Operation.DELETE, uri)
+    ask.repeatable = False
+    if if_match is not None:
+        ask.saying(details(if_match=if_match))
+    if not (yield ask):
         raise lacking(pool, "delete")
 
 
@@ -130,8 +132,9 @@ def list_page(pool: Pool, prefix: str, page_size: int, cursor: bytes | None) -> 
     """A page of a list, and where the next one begins: None where there is none."""
     if page_size < 1:
         raise LocalProtocolError(f"a page has at least 1 entry, not {page_size}")
-    ask = Ask(Operation.LIST, prefix, details(limit=min(page_size, 0xFFFFFFFF), cursor=cursor), most=_PAGE_MOST)
-    if not (yield from answered(pool, ask)):
+    said = details(limit=min(page_size, 0xFFFFFFFF), cursor=cursor)
+    ask = Ask(Operation.LIST, prefix).saying(said, most=_PAGE_MOST)
+    if not (yield ask):
         raise lacking(pool, "list")
     return list(decode_entries(ask.content)), ask.metadata.cursor or None
 
@@ -155,8 +158,9 @@ def _copy(
     """
     operation = _OPERATIONS[mode]
     if length is None or length <= SHARED_MOST:
-        first = Ask(operation, uri, _range(offset, SHARED_MOST if length is None else length), most=SHARED_MOST)
-        if (yield from answered(pool, first)):
+        said = _range(offset, SHARED_MOST if length is None else length)
+        first = Ask(operation, uri).saying(said, most=SHARED_MOST)
+        if (yield first):
             _, mtime, etag = first.metadata[:3]
             if is_whole(first, offset, length):
                 return _Got(len(first.content), etag, mtime, first.content)

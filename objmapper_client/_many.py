@@ -25,7 +25,8 @@ def open_many(pool: Pool, uris: Sequence[str], mode: Mode) -> Steps[list[Result]
     if mode is Mode.FDPASS:
         asks = [Ask(Operation.FDPASS, uri) for uri in uris]
     else:
-        asks = [Ask(Operation.of(mode), uri, details(length=SHARED_MOST), most=SHARED_MOST) for uri in uris]
+        said = details(length=SHARED_MOST)
+        asks = [Ask(Operation.of(mode), uri).saying(said, most=SHARED_MOST) for uri in uris]
     results: list[Result | None] = [None] * len(asks)
     try:
         if (yield from _ask_all(pool, asks, mode, results)):
@@ -61,7 +62,7 @@ def _ask_all(pool: Pool, asks: list[Ask], mode: Mode, results: list[Result | Non
             shared = yield from shared_connection(pool)
         except ConnectionFailed as error:
             at, ask = waiting[0]
-            pause = _pause(pool, ask, error, tries.setdefault(at, Tries(pool.attempts, pool.budget)))
+            pause = _pause(ask, error, tries.setdefault(at, Tries(pool)))
             if pause is None:
                 for at, _ in waiting:
                     results[at] = type(error)(*error.args)
@@ -76,7 +77,7 @@ def _ask_all(pool: Pool, asks: list[Ask], mode: Mode, results: list[Result | Non
         batch = [waiting.popleft() for _ in range(min(max(1, room), len(waiting)))]
         for _, ask in batch:
             ask.multiplex = shared
-            pool.budget.earn()
+        pool.requests += len(batch)
         yield [ask for _, ask in batch]
         if pool.is_waited_for:
             pool.answered()
@@ -90,13 +91,15 @@ def _ask_all(pool: Pool, asks: list[Ask], mode: Mode, results: list[Result | Non
                     results[at] = yield from _opened(pool, ask, mode)
                 continue
             if isinstance(error_found, NoRoom):
+                ask.renew()
                 waiting.append((at, ask))
                 continue
             assert isinstance(error_found, ObjmapperError)
             if isinstance(error_found, ConnectionFailed | ServerBusy):
-                pause = _pause(pool, ask, error_found, tries.setdefault(at, Tries(pool.attempts, pool.budget)))
+                pause = _pause(ask, error_found, tries.setdefault(at, Tries(pool)))
                 if pause is not None:
                     longest = max(longest, pause)
+                    ask.renew()
                     waiting.append((at, ask))
                     continue
             results[at] = error_found
@@ -104,7 +107,7 @@ def _ask_all(pool: Pool, asks: list[Ask], mode: Mode, results: list[Result | Non
     return True
 
 
-def _pause(pool: Pool, ask: Ask, error: ConnectionFailed | ServerBusy, tries: Tries) -> float | None:
+def _pause(ask: Ask, error: ConnectionFailed | ServerBusy, tries: Tries) -> float | None:
     try:
         return pause_after(ask, error, tries)
     except (ConnectionFailed, ServerBusy):

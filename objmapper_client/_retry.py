@@ -1,8 +1,12 @@
 """When a request is tried again, and after which pause."""
 
 import random
+from typing import TYPE_CHECKING
 
 from objmapper_client.errors import ConnectionFailed, ServerBusy
+
+if TYPE_CHECKING:
+    from objmapper_client._pool import Pool
 
 _FIRST_PAUSE = 0.01
 _LONGEST_PAUSE = 1.0
@@ -17,18 +21,16 @@ class Budget:
     "Site Reliability Engineering", 2016, chapter 21: a budget of 10 % a client; kept as a token bucket as in gRPC's A6).
     """
 
-    __slots__ = ("_saved",)
+    __slots__ = ("_requests", "_saved")
 
     def __init__(self) -> None:
         self._saved = _SAVED
+        self._requests = 0
 
-    def earn(self) -> None:
-        """For each request."""
-        saved = self._saved + _SHARE
-        self._saved = min(_SAVED, saved)
-
-    def spend(self) -> bool:
-        """For each repetition: whether there is enough for it."""
+    def spend(self, requests: int) -> bool:
+        """For a repetition, when so many requests have been made in all: whether there is enough for it."""
+        self._saved = min(_SAVED, self._saved + _SHARE * (requests - self._requests))
+        self._requests = requests
         if self._saved < 1:
             return False
         self._saved -= 1
@@ -38,11 +40,10 @@ class Budget:
 class Tries:
     """The tries of one request."""
 
-    __slots__ = ("_attempts", "_budget", "_had_stale", "_made")
+    __slots__ = ("_had_stale", "_made", "_pool")
 
-    def __init__(self, attempts: int, budget: Budget) -> None:
-        self._attempts = attempts
-        self._budget = budget
+    def __init__(self, pool: "Pool") -> None:
+        self._pool = pool
         self._made = 0
         self._had_stale = False
 
@@ -56,6 +57,7 @@ class Tries:
             self._had_stale = True
             return 0.0
         self._made += 1
-        if not may_repeat or self._made >= self._attempts or not self._budget.spend():
+        pool = self._pool
+        if not may_repeat or self._made >= pool.attempts or not pool.budget.spend(pool.requests):
             raise error
         return random.uniform(0, min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**self._made))  # noqa: S311 - jitter

@@ -5,9 +5,10 @@ A `Wait` is resumed with whether it came in time (with what was asked for, where
 """
 
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 
 class Wait:

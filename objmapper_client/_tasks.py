@@ -6,13 +6,16 @@ leave in one call.
 
 import asyncio
 import contextlib
+import os
 import select
 import socket
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 from objmapper_client._ask import Ask
+from objmapper_client._lines import answered
 from objmapper_client._multiplex import Multiplex, NoRoom
+from objmapper_client._pool import Pool
 from objmapper_client._steps import Call, Progress, Pull, Steps, T, Wait
 from objmapper_client._transport import CHUNK, CLOEXEC, CONTROL, NOTHING, Connection, broken, too_late
 from objmapper_client.errors import ConnectionFailed, LocalProtocolError, ObjmapperError
@@ -48,21 +51,24 @@ class Gate:
             timer.cancel()
 
 
-async def run(steps: Steps[T], timeout: float) -> T:
-    """Runs the steps as part of this task; after `timeout` seconds they are told that the time is up.
+async def run(pool: Pool, steps: Steps[T]) -> T:
+    """Runs the steps as part of this task; after the pool's timeout they are told that the time is up.
 
     A cancellation is thrown into them, so that they leave nothing behind.
     """
     loop = asyncio.get_running_loop()
-    deadline = loop.time() + timeout
+    return await _run(loop, pool, steps, loop.time() + pool.timeout)
+
+
+async def _run(loop: asyncio.AbstractEventLoop, pool: Pool, steps: Steps[T], deadline: float) -> T:
     try:
         wish = next(steps)
         while True:
             try:
                 if type(wish) is Ask:
-                    came: Any = await wish.multiplex.exchange(wish, deadline)
+                    came: Any = await _answer(loop, pool, wish, deadline)
                 elif type(wish) is Progress:
-                    deadline = loop.time() + timeout + wish.seconds
+                    deadline = loop.time() + pool.timeout + wish.seconds
                     came = True
                 else:
                     came = await _grant(loop, wish, deadline)
@@ -75,6 +81,25 @@ async def run(steps: Steps[T], timeout: float) -> T:
         return result
     finally:
         steps.close()
+
+
+async def _answer(loop: asyncio.AbstractEventLoop, pool: Pool, ask: Ask, deadline: float) -> bool:
+    """Has a request answered: at once where nothing stands in the way, which is what is fast here."""
+    shared = pool.shared
+    trouble: Exception | None = None
+    if isinstance(shared, TaskMultiplex) and not pool.is_waited_for:
+        try:
+            shared.start(ask, pool.timeout, deadline)
+            await shared.wait(ask)
+            if ask.status == 0:
+                pool.requests += 1
+                return True
+        except (NoRoom, ConnectionFailed) as error:
+            trouble = error
+        finally:
+            if pool.is_waited_for:
+                pool.answered()
+    return await _run(loop, pool, answered(pool, ask, trouble), deadline)
 
 
 async def _grant(loop: asyncio.AbstractEventLoop, wish: object, deadline: float) -> Any:
@@ -92,6 +117,23 @@ async def _grant(loop: asyncio.AbstractEventLoop, wish: object, deadline: float)
         case Pull(source=Iterator() as pieces):
             return next(pieces, None)
     raise AssertionError(wish)
+
+
+async def _exchange_all(asks: list[Ask], deadline: float) -> None:
+    """Sends requests of one connection ahead, and waits for all. Errors are left with those that they concern."""
+    multiplex: TaskMultiplex = asks[0].multiplex
+    left = deadline - asyncio.get_running_loop().time()
+    for ask in asks:
+        try:
+            multiplex.start(ask, left, deadline)
+        except (NoRoom, LocalProtocolError) as error:
+            ask.failure, ask.is_done = error, True
+    for ask in asks:
+        try:
+            if ask.failure is None:
+                await multiplex.wait(ask)
+        except ObjmapperError as error:
+            ask.failure = error
 
 
 async def _wait(loop: asyncio.AbstractEventLoop, wait: Wait, deadline: float) -> Any:
@@ -126,11 +168,29 @@ def _resolve(future: "asyncio.Future[bool]", value: bool) -> None:
         future.set_result(value)
 
 
+class Tasks:
+    """What a pool of connections needs to know of those who wait."""
+
+    def gate(self) -> Gate:
+        """What one waits at until another opens it."""
+        return Gate()
+
+    def share(self, connection: Connection, timeout: float) -> "TaskMultiplex":
+        """Has requests share a connection."""
+        return TaskMultiplex(connection, timeout)
+
+    def is_readable(self, connection: Connection) -> bool:
+        """Whether there is something to read at this moment."""
+        poll = select.poll()
+        poll.register(connection.socket, select.POLLIN)
+        return bool(poll.poll(0))
+
+
 class TaskMultiplex(Multiplex):
     """A connection that tasks of one event loop share."""
 
-    def __init__(self, connection: Connection) -> None:
-        super().__init__(connection, contextlib.nullcontext())
+    def __init__(self, connection: Connection, timeout: float) -> None:
+        super().__init__(connection, contextlib.nullcontext(), timeout)
         self._loop = asyncio.get_running_loop()
         self._descriptor = connection.socket.fileno()
         self._is_unix = connection.is_unix
@@ -139,15 +199,11 @@ class TaskMultiplex(Multiplex):
         self._timer: asyncio.TimerHandle | None = None
         self._loop.add_reader(self._descriptor, self._read)
 
-    async def exchange(self, ask: Ask, deadline: float) -> None:
-        """Sends a request and waits for its answer. Raises ConnectionFailed, RequestTimeout, RemoteProtocolError."""
-        self.start(ask, deadline)
-        await self.wait(ask)
-
-    def start(self, ask: Ask, deadline: float) -> None:
+    def start(self, ask: Ask, seconds: float, deadline: float) -> None:
         """Has a request sent at the end of this turn of the loop. Raises NoRoom, LocalProtocolError."""
         loop = self._loop
-        self.queue(ask, self.add(ask, deadline - loop.time()))
+        frame = self.enter(ask, seconds)
+        self.outgoing.append((frame, -1 if ask.passed is None else os.dup(ask.passed)))
         ask.deadline = deadline
         ask.gate = loop.create_future()
         if not self._will_send:
@@ -222,48 +278,24 @@ class TaskMultiplex(Multiplex):
         if soonest is not None:
             self._timer = self._loop.call_at(soonest, self._expire)
 
+    def lay_down(self) -> Connection | None:
+        """Gives the connection away, if nobody waits for an answer; closes it where one is still to come."""
+        connection = super().lay_down()
+        if connection is not None and not self.is_closed:
+            self._leave_loop()
+        return connection
+
     def close(self) -> None:
         """Closes the connection, whatever is under way."""
         if not self.is_closed:
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
-            if not self._loop.is_closed():
-                self._loop.remove_reader(self._descriptor)
-                if self._is_full:
-                    self._loop.remove_writer(self._descriptor)
+            self._leave_loop()
         super().close()
 
-
-class Tasks:
-    """What a pool of connections needs to know of those who wait."""
-
-    def gate(self) -> Gate:
-        """What one waits at until another opens it."""
-        return Gate()
-
-    def share(self, connection: Connection) -> Multiplex:
-        """Has requests share a connection."""
-        return TaskMultiplex(connection)
-
-    def is_readable(self, connection: Connection) -> bool:
-        """Whether there is something to read at this moment."""
-        poll = select.poll()
-        poll.register(connection.socket, select.POLLIN)
-        return bool(poll.poll(0))
-
-
-async def _exchange_all(asks: list[Ask], deadline: float) -> None:
-    """Sends requests of one connection ahead, and waits for all. Errors are left with those that they concern."""
-    multiplex: TaskMultiplex = asks[0].multiplex
-    for ask in asks:
-        try:
-            multiplex.start(ask, deadline)
-        except (NoRoom, LocalProtocolError) as error:
-            ask.fail(error)
-    for ask in asks:
-        try:
-            if ask.failure is None:
-                await multiplex.wait(ask)
-        except ObjmapperError as error:
-            ask.failure = error
+    def _leave_loop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if not self._loop.is_closed():
+            self._loop.remove_reader(self._descriptor)
+            if self._is_full:
+                self._loop.remove_writer(self._descriptor)

@@ -106,8 +106,12 @@ def _begin_v1(connection: Connection, operation: Operation, uri: str, asked: Det
             raise error_for(status, message, uri)
 
 
-def next_chunk(begun: Begun, most: int) -> Steps[bytes]:
+def next_chunk(_: Pool, begun: Begun, most: int) -> Steps[bytes]:
     """The next 1 to `most` bytes of a content; nothing at its end."""
+    return (yield from _next(begun, most))
+
+
+def _next(begun: Begun, most: int) -> Steps[bytes]:
     while begun.before:
         begun.before -= len((yield from _some(begun.connection, min(begun.before, CHUNK))))
     if begun.left == 0:
@@ -132,7 +136,7 @@ def fill(begun: Begun, buffer: memoryview) -> Steps[None]:
     decoder = connection.replies if connection.version == 1 else connection.responses
     while begun.left:
         if begun.before or not decoder.is_empty:
-            chunk = yield from next_chunk(begun, begun.left)
+            chunk = yield from _next(begun, begun.left)
             buffer[at : at + len(chunk)] = chunk
             at += len(chunk)
         else:

@@ -77,6 +77,11 @@ class Connection:
         self.socket.close()
 
     @property
+    def is_closed(self) -> bool:
+        """Whether the socket was closed."""
+        return self.socket.fileno() < 0
+
+    @property
     def is_clean(self) -> bool:
         """Whether the last exchange left nothing behind, so that the connection can be used again."""
         return self.replies.is_empty and self.responses.is_empty and not self.descriptors and not self.is_closing

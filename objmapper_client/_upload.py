@@ -6,7 +6,7 @@ from collections.abc import Callable
 from objmapper_client import _transport
 from objmapper_client._ask import Ask, details, encode
 from objmapper_client._exchange import Stat, stat_of
-from objmapper_client._lines import answered, lacking, on_own
+from objmapper_client._lines import lacking, on_own
 from objmapper_client._pool import Pool
 from objmapper_client._sources import Source, source_of
 from objmapper_client._steps import Call, Progress, Pull, Steps
@@ -47,15 +47,13 @@ def put(
         repeatable = if_match is not None or if_none_match is not None
         operation = Operation.PUT_DESCRIPTOR if by_descriptor else Operation.PUT
         if source.length <= _SHARED_MOST and (by_descriptor or source.memory is not None):
-            ask = Ask(
-                operation,
-                uri,
-                said,
-                payload=None if by_descriptor else source.memory,
-                passed=source.descriptor if by_descriptor else None,
-                repeatable=repeatable,
-            )
-            if not (yield from answered(pool, ask)):
+            ask = Ask(operation, uri).saying(said)
+            ask.repeatable = repeatable
+            if by_descriptor:
+                ask.passed = source.descriptor
+            else:
+                ask.payload = source.memory
+            if not (yield ask):
                 raise lacking(pool, "put")
             stored = stat_of(ask)
         else:

@@ -3,13 +3,13 @@
 import os
 from collections.abc import AsyncIterator, Callable, Iterable
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Concatenate, Self
 
 from objmapper_client import _exchange, _forks
 from objmapper_client._exchange import Stat
 from objmapper_client._pool import Pool
 from objmapper_client._settings import CHUNK, PAGE, Results, Settings
-from objmapper_client._steps import Steps, T
+from objmapper_client._steps import P, Steps, T
 from objmapper_client._transfer import finish, give_up, next_chunk
 from objmapper_client.address import Address
 from objmapper_client.object import Object
@@ -63,9 +63,17 @@ class AsyncClient(Settings):
 
     async def close(self) -> None:
         """Close the idle connections. The client can be used again; it connects anew."""
-        self._begin_anew()
+        self._leave()
 
-    def _begin_anew(self) -> None:
+    def _begin_anew(self) -> Pool:
+        from objmapper_client import _tasks
+
+        self._leave()
+        self._loop = _tasks.running_loop()
+        self._pool = pool = self._make_pool(_tasks.Tasks())
+        return pool
+
+    def _leave(self) -> None:
         pool, self._pool = self._pool, None
         if pool is not None:
             if self._forks == _forks.made:
@@ -74,26 +82,25 @@ class AsyncClient(Settings):
                 pool.abandon()
         self._forks = _forks.made
 
-    async def _run(self, steps: Steps[T]) -> T:
-        from objmapper_client import _tasks
-
-        return await _tasks.run(steps, self.timeout)
-
     @property
     def _line(self) -> Pool:
         """The connections of the running loop, and of this process: with another one they begin anew."""
         from objmapper_client import _tasks
 
-        loop = _tasks.running_loop()
-        if self._pool is None or self._loop is not loop or self._forks != _forks.made:
-            self._begin_anew()
-            self._loop = loop
-            self._pool = self._make_pool(_tasks.Tasks())
-        return self._pool
+        pool = self._pool
+        if pool is None or self._loop is not _tasks.running_loop() or self._forks != _forks.made:
+            return self._begin_anew()
+        return pool
+
+    async def _run(self, verb: Callable[Concatenate[Pool, P], Steps[T]], *given: P.args, **named: P.kwargs) -> T:
+        from objmapper_client import _tasks
+
+        pool = self._line
+        return await _tasks.run(pool, verb(pool, *given, **named))
 
     async def open(self, uri: str, *, mode: Mode | str | None = None) -> Object:
         """The object, as an owned descriptor: close it, or use it in a ``with`` statement."""
-        return await self._run(_exchange.open_object(self._line, uri, self._mode(mode)))
+        return await self._run(_exchange.open_object, uri, self._mode(mode))
 
     async def open_many(self, uris: Iterable[str], *, mode: Mode | str | None = None) -> Results:
         """An object or an error for each URI, in their order, in as few round trips as the server allows.
@@ -102,13 +109,13 @@ class AsyncClient(Settings):
         """
         from objmapper_client import _many
 
-        return await self._run(_many.open_many(self._line, [*uris], self._mode(mode)))
+        return await self._run(_many.open_many, [*uris], self._mode(mode))
 
     async def read(
         self, uri: str, *, offset: int = 0, length: int | None = None, mode: Mode | str | None = None
     ) -> bytes:
         """The object's bytes, or `length` of them from `offset` on (fewer at its end)."""
-        return await self._run(_exchange.read(self._line, uri, self._mode(mode), offset, length))
+        return await self._run(_exchange.read, uri, self._mode(mode), offset, length)
 
     async def readinto(
         self, uri: str, buffer: "WriteableBuffer", *, offset: int = 0, mode: Mode | str | None = None
@@ -118,7 +125,7 @@ class AsyncClient(Settings):
         Fewer than the buffer takes only at the object's end; what is beyond its room is not read.
         """
         view = memoryview(buffer).cast("B")
-        return await self._run(_exchange.readinto(self._line, uri, self._mode(mode), view, offset))
+        return await self._run(_exchange.readinto, uri, self._mode(mode), view, offset)
 
     async def stream(
         self,
@@ -134,32 +141,32 @@ class AsyncClient(Settings):
         Leaving the loop early may cost the connection. `timeout` holds for each piece.
         """
         pool = self._line
-        begun = await self._run(_exchange.begin_stream(pool, uri, self._mode(mode), offset, length))
+        begun = await self._run(_exchange.begin_stream, uri, self._mode(mode), offset, length)
         if isinstance(begun, Object):
             with begun:
                 for chunk in _exchange.chunks_of(begun, chunk_size, offset, length):
                     yield chunk
             return
         try:
-            while chunk := await self._run(next_chunk(begun, chunk_size)):
+            while chunk := await self._run(next_chunk, begun, chunk_size):
                 yield chunk
         except GeneratorExit:
-            await self._run(finish(pool, begun))
+            await self._run(finish, begun)
             raise
         except BaseException:
             give_up(pool, begun)
             raise
-        await self._run(finish(pool, begun))
+        await self._run(finish, begun)
 
     async def stat(self, uri: str) -> Stat:
         """What the server says of an object."""
-        return await self._run(_exchange.stat(self._line, uri))
+        return await self._run(_exchange.stat, uri)
 
     async def list(self, prefix: str = "/", *, page_size: int = PAGE) -> AsyncIterator[Entry]:
         """The objects whose URIs begin with `prefix`, in the order of their URIs; memory is bounded by one page."""
         cursor: bytes | None = None
         while True:
-            entries, cursor = await self._run(_exchange.list_page(self._line, prefix, page_size, cursor))
+            entries, cursor = await self._run(_exchange.list_page, prefix, page_size, cursor)
             for entry in entries:
                 yield entry
             if cursor is None:
@@ -186,10 +193,8 @@ class AsyncClient(Settings):
         """
         from objmapper_client import _upload
 
-        return await self._run(
-            _upload.put(self._line, uri, data, length, if_match, if_none_match, make_parents, progress)
-        )
+        return await self._run(_upload.put, uri, data, length, if_match, if_none_match, make_parents, progress)
 
     async def delete(self, uri: str, *, if_match: str | None = None) -> None:
         """Removes an object; with `if_match` only this version (an etag), else Conflict is raised."""
-        return await self._run(_exchange.delete(self._line, uri, if_match))
+        return await self._run(_exchange.delete, uri, if_match)

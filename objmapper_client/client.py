@@ -3,13 +3,13 @@
 import os
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Concatenate, Self
 
 from objmapper_client import _exchange, _forks, _threads
 from objmapper_client._exchange import Stat
 from objmapper_client._pool import Pool
 from objmapper_client._settings import CHUNK, PAGE, Results, Settings
-from objmapper_client._steps import Steps, T
+from objmapper_client._steps import P, Steps, T
 from objmapper_client._transfer import finish, give_up, next_chunk
 from objmapper_client.address import Address
 from objmapper_client.object import Object
@@ -56,7 +56,7 @@ class Client(Settings):
             mode=mode,
         )
         self._forks = _forks.count()
-        self._pool = self._make_pool(_threads.Threads(self.timeout))
+        self._pool = self._make_pool(_threads.Threads())
 
     def __enter__(self) -> Self:
         return self
@@ -68,29 +68,29 @@ class Client(Settings):
 
     def close(self) -> None:
         """Close the idle connections. The client can be used again; it connects anew."""
-        if self._forks == _forks.count():
+        if self._forks == _forks.made:
             self._pool.close()
         self._begin_anew()
 
-    def _begin_anew(self) -> None:
-        if self._forks != _forks.count():
+    def _begin_anew(self) -> Pool:
+        if self._forks != _forks.made:
             self._pool.abandon()
-            self._forks = _forks.count()
-        self._pool = self._make_pool(_threads.Threads(self.timeout))
-
-    def _run(self, steps: Steps[T]) -> T:
-        return _threads.run(steps, self.timeout)
+            self._forks = _forks.made
+        self._pool = pool = self._make_pool(_threads.Threads())
+        return pool
 
     @property
     def _line(self) -> Pool:
-        """This process's connections: a child after a fork begins anew."""
-        if self._forks != _forks.made:
-            self._begin_anew()
-        return self._pool
+        """The connections of this process: a child after a fork begins anew."""
+        return self._pool if self._forks == _forks.made else self._begin_anew()
+
+    def _run(self, verb: Callable[Concatenate[Pool, P], Steps[T]], *given: P.args, **named: P.kwargs) -> T:
+        pool = self._pool if self._forks == _forks.made else self._begin_anew()
+        return _threads.run(pool, verb(pool, *given, **named))
 
     def open(self, uri: str, *, mode: Mode | str | None = None) -> Object:
         """The object, as an owned descriptor: close it, or use it in a ``with`` statement."""
-        return self._run(_exchange.open_object(self._line, uri, self._mode(mode)))
+        return self._run(_exchange.open_object, uri, self._mode(mode))
 
     def open_many(self, uris: Iterable[str], *, mode: Mode | str | None = None) -> Results:
         """An object or an error for each URI, in their order, in as few round trips as the server allows.
@@ -99,11 +99,11 @@ class Client(Settings):
         """
         from objmapper_client import _many
 
-        return self._run(_many.open_many(self._line, [*uris], self._mode(mode)))
+        return self._run(_many.open_many, [*uris], self._mode(mode))
 
     def read(self, uri: str, *, offset: int = 0, length: int | None = None, mode: Mode | str | None = None) -> bytes:
         """The object's bytes, or `length` of them from `offset` on (fewer at its end)."""
-        return self._run(_exchange.read(self._line, uri, self._mode(mode), offset, length))
+        return self._run(_exchange.read, uri, self._mode(mode), offset, length)
 
     def readinto(self, uri: str, buffer: "WriteableBuffer", *, offset: int = 0, mode: Mode | str | None = None) -> int:
         """Fills `buffer` with the object's bytes from `offset` on. Returns how many that were.
@@ -111,7 +111,7 @@ class Client(Settings):
         Fewer than the buffer takes only at the object's end; what is beyond its room is not read.
         """
         view = memoryview(buffer).cast("B")
-        return self._run(_exchange.readinto(self._line, uri, self._mode(mode), view, offset))
+        return self._run(_exchange.readinto, uri, self._mode(mode), view, offset)
 
     def stream(
         self,
@@ -127,31 +127,31 @@ class Client(Settings):
         Leaving the loop early may cost the connection. `timeout` holds for each piece.
         """
         pool = self._line
-        begun = self._run(_exchange.begin_stream(pool, uri, self._mode(mode), offset, length))
+        begun = self._run(_exchange.begin_stream, uri, self._mode(mode), offset, length)
         if isinstance(begun, Object):
             with begun:
                 yield from _exchange.chunks_of(begun, chunk_size, offset, length)
             return
         try:
-            while chunk := self._run(next_chunk(begun, chunk_size)):
+            while chunk := self._run(next_chunk, begun, chunk_size):
                 yield chunk
         except GeneratorExit:
-            self._run(finish(pool, begun))
+            self._run(finish, begun)
             raise
         except BaseException:
             give_up(pool, begun)
             raise
-        self._run(finish(pool, begun))
+        self._run(finish, begun)
 
     def stat(self, uri: str) -> Stat:
         """What the server says of an object."""
-        return self._run(_exchange.stat(self._line, uri))
+        return self._run(_exchange.stat, uri)
 
     def list(self, prefix: str = "/", *, page_size: int = PAGE) -> Iterator[Entry]:
         """The objects whose URIs begin with `prefix`, in the order of their URIs; memory is bounded by one page."""
         cursor: bytes | None = None
         while True:
-            entries, cursor = self._run(_exchange.list_page(self._line, prefix, page_size, cursor))
+            entries, cursor = self._run(_exchange.list_page, prefix, page_size, cursor)
             yield from entries
             if cursor is None:
                 return
@@ -177,8 +177,8 @@ class Client(Settings):
         """
         from objmapper_client import _upload
 
-        return self._run(_upload.put(self._line, uri, data, length, if_match, if_none_match, make_parents, progress))
+        return self._run(_upload.put, uri, data, length, if_match, if_none_match, make_parents, progress)
 
     def delete(self, uri: str, *, if_match: str | None = None) -> None:
         """Removes an object; with `if_match` only this version (an etag), else Conflict is raised."""
-        return self._run(_exchange.delete(self._line, uri, if_match))
+        return self._run(_exchange.delete, uri, if_match)
