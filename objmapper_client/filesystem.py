@@ -1,8 +1,8 @@
 """The fsspec file system: ``fsspec.open("objmapper:///a.parquet")``. The only module that knows fsspec.
 
 ``objmapper:///a`` is on the default server, or on the one of the option `server`; ``objmapper://host:port/a`` is on a
-TCP server. Directories are there as long as objects are below them; making one does nothing. Nothing is cached: an object
-is what the server has now.
+TCP server. Directories are there as long as objects are below them; making one does nothing. Nothing is cached: an
+object is what the server has now.
 """
 
 import errno
@@ -35,8 +35,8 @@ class ObjmapperFileSystem(AbstractFileSystem):  # type: ignore[misc] # fsspec ha
 
     `server` is an address (``unix:/path``, ``tcp://host:port``), by default the server of this user; the other options
     are those of `Client`. Over a Unix socket a file that is opened for reading is a local one (`fileno` works). What is
-    written becomes an object when the file is closed, whole or not at all; missing directories are made. Errors are those
-    of `Client`, and the usual ones of files where they fit: FileNotFoundError, FileExistsError, IsADirectoryError.
+    written becomes an object when the file is closed, whole or not at all; missing directories are made. Errors are
+    those of `Client`, and those of files where they fit: FileNotFoundError, FileExistsError, IsADirectoryError.
     """
 
     protocol = "objmapper"
