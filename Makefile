@@ -77,8 +77,10 @@ $(engine): $(rust) .venv/.tools
 	$(rust_env); $(bin)/python -W ignore -c 'import setuptools; setuptools.setup()' -q build_rust --inplace
 	touch $@
 
-# setuptools remarks on every editable install that it is one.
+# setuptools remarks on every editable install that it is one. Any other install compiles what it installs: so does this one,
+# or commands would start slowly where bytecode is not written (PYTHONDONTWRITEBYTECODE).
 .venv/.installed: pyproject.toml .venv/.tools $(engine)
 	$(rust_env); PYTHONWARNINGS=ignore $(bin)/python -m pip install --quiet --no-build-isolation --editable .
+	$(bin)/python -m compileall -q objmapper_client objmapper_server cli/objmapper_cli
 	touch $@ $(engine)
 	touch $@
