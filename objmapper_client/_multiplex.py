@@ -302,7 +302,7 @@ class Multiplex:
                 self.close()
 
     def give_up_unwanted(self) -> bool:
-        """Closes the connection if it is full of requests whose answers nobody wants: whether it was. Takes the lock."""
+        """Closes the connection if it is full of requests whose answers nobody wants: whether it was. It locks."""
         with self.lock:
             is_stuck = not self.has_room and not self.is_wanted
             if is_stuck:

@@ -240,6 +240,7 @@ LAYERS: dict[str, set[str]] = {
         "cache",
         "errors",
         "incoming",
+        "journal",
         "listing",
         "mapping",
         "protocol",
