@@ -81,6 +81,8 @@ class Ask:
     is_begun = False
     is_done = False
     is_abandoned = False
+    #: Whether it was abandoned because its time was up.
+    is_late = False
     status = 0
     metadata: Metadata = NO_METADATA
     content_len = 0
@@ -107,7 +109,7 @@ class Ask:
         self.metadata = NO_METADATA
         self.content = b""
         self.failure = None
-        self.is_begun = self.is_done = self.is_abandoned = self.found_idle = False
+        self.is_begun = self.is_done = self.is_abandoned = self.is_late = self.found_idle = False
 
     def take(self) -> int:
         """The descriptor, given away."""

@@ -60,9 +60,10 @@ class Multiplex:
     @property
     def is_wanted(self) -> bool:
         """Whether somebody waits for an answer."""
-        return any(not ask.is_abandoned for ask in self._unanswered())
+        return any(not ask.is_abandoned for ask in self.unanswered())
 
-    def _unanswered(self) -> list[Ask]:
+    def unanswered(self) -> list[Ask]:
+        """Those whose answer is not whole, the oldest first."""
         first = [] if self._receiving is None else [self._receiving]
         return [*first, *self.under_way.values()]
 
@@ -268,7 +269,7 @@ class Multiplex:
 
     def _blame(self, error: ObjmapperError, culprits: list[Ask]) -> list[Ask]:
         """Fails these requests, or the oldest, with the error, and all others with the connection."""
-        for ask in culprits or self._unanswered()[:1]:
+        for ask in culprits or self.unanswered()[:1]:
             ask.is_begun = True
             ask.failure = type(error)(*error.args)
             self.under_way[ask.number] = ask
@@ -276,7 +277,7 @@ class Multiplex:
 
     def fail(self, error: ConnectionFailed | None) -> list[Ask]:
         """Closes the connection; without an error, because the server did. Returns the requests that failed with it."""
-        failed = self._unanswered()
+        failed = self.unanswered()
         if len(failed) == 1 and failed[0].number > 1:
             failed[0].found_idle = True
         if failed and (self._receiving is not None or not self.connection.responses.is_empty):
@@ -301,13 +302,13 @@ class Multiplex:
             if not self.is_wanted:
                 self.close()
 
-    def give_up_unwanted(self) -> bool:
-        """Closes the connection if it is full of requests whose answers nobody wants: whether it was. It locks."""
+    def give_up_hung(self) -> bool:
+        """Closes the connection if it is full of requests whose time was up: whether it was. Takes the lock."""
         with self.lock:
-            is_stuck = not self.has_room and not self.is_wanted
-            if is_stuck:
+            is_hung = not self.has_room and all(ask.is_late for ask in self.unanswered())
+            if is_hung:
                 self.close()
-            return is_stuck
+            return is_hung
 
     def lay_down(self) -> Connection | None:
         """Gives the connection away, unless somebody waits for an answer. Takes the lock.
@@ -317,7 +318,7 @@ class Multiplex:
         with self.lock:
             if self.is_wanted:
                 return None
-            if self.is_closing or self._unanswered():
+            if self.is_closing or self.unanswered():
                 self.close()
             self.is_closing = True
             return self.connection

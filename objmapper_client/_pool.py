@@ -6,6 +6,7 @@ only one it is both, in turn. A server of version 1 has no shared one.
 
 import threading
 from collections import deque
+from collections.abc import Callable
 from typing import Protocol
 
 from objmapper_client._multiplex import Multiplex
@@ -31,8 +32,8 @@ class Waiting(Protocol):
     def gate(self) -> Gate:
         """What one waits at until another opens it."""
 
-    def share(self, connection: Connection, timeout: float) -> Multiplex:
-        """Has requests share a connection."""
+    def share(self, connection: Connection, timeout: float, note_room: Callable[[], None]) -> Multiplex:
+        """Has requests share a connection. `note_room` is to be called where an answer came that nobody wanted."""
 
     def is_readable(self, connection: Connection) -> bool:
         """Whether there is something to read at this moment."""
@@ -86,14 +87,13 @@ class Pool:
                 may_pass = has_waited or not self._wanting_shared
                 if shared.has_room and may_pass and not (self.most == 1 and self._wanting):
                     return shared
-                if shared.give_up_unwanted():
-                    # This server hangs, or the connection does.
+                if shared.give_up_hung():
                     shared = self.shared = None
             if shared is not None or self._is_connecting or (self.most == 1 and (self._in_use or self._promised)):
                 return self._queue(self._wanting_shared)
             connection = self._usable() if self.most == 1 else None
             if connection is not None and connection.version == 2:
-                self.shared = self.waiting.share(connection, self.timeout)
+                self.shared = self.waiting.share(connection, self.timeout, self.note_room)
                 return self.shared
             if connection is not None:
                 connection.close()
@@ -106,7 +106,7 @@ class Pool:
             self._is_connecting = False
             if connection is not None:
                 self.version = 2
-                self.shared = self.waiting.share(connection, self.timeout)
+                self.shared = self.waiting.share(connection, self.timeout, self.note_room)
             self._open(self._wanting_shared, len(self._wanting_shared))
             self._open(self._wanting, 1 if self.most == 1 else 0)
             return self.shared
@@ -123,7 +123,6 @@ class Pool:
                 if connection.is_closed:
                     connection = None
             if connection is not None:
-                connection.is_reused = True
                 self._in_use.add(connection)
                 return connection
             room = self.most - (1 if self.version != 1 and self.most > 1 else 0)
@@ -149,6 +148,7 @@ class Pool:
             if self._closed or not connection.is_clean or connection.version != (self.version or connection.version):
                 connection.close()
             else:
+                connection.is_reused = True
                 self._idle.append(connection)
             self._open_next()
 
@@ -177,6 +177,11 @@ class Pool:
             if self.most == 1:
                 self._open(self._wanting, 1)
 
+    def note_room(self) -> None:
+        """`answered`, where somebody waits for it."""
+        if self.is_waited_for:
+            self.answered()
+
     def adopt(self, connection: Connection) -> None:
         """Takes in a connection that was made to be shared, and cannot be."""
         with self._lock:
@@ -204,8 +209,10 @@ class Pool:
             connection = self._idle.pop()
             if not self.waiting.is_readable(connection):
                 return connection
-            # The server closed it, or said what nobody asked for.
+            # The server closed it, or said what nobody asked for. There may be another one now, which knows more.
             connection.close()
+            if self.version == 1:
+                self.version = None
         return None
 
     def _queue(self, line: deque[Gate]) -> Gate:

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import select
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 from objmapper_client._ask import Ask, Single, Verb
@@ -183,9 +183,9 @@ class Tasks:
         """What one waits at until another opens it."""
         return Gate()
 
-    def share(self, connection: Connection, timeout: float) -> "TaskMultiplex":
-        """Has requests share a connection."""
-        return TaskMultiplex(connection, timeout)
+    def share(self, connection: Connection, timeout: float, note_room: Callable[[], None]) -> "TaskMultiplex":
+        """Has requests share a connection. `note_room` is called where an answer came that nobody wanted."""
+        return TaskMultiplex(connection, timeout, note_room)
 
     def is_readable(self, connection: Connection) -> bool:
         """Whether there is something to read at this moment."""
@@ -197,8 +197,9 @@ class Tasks:
 class TaskMultiplex(Multiplex):
     """A connection that tasks of one event loop share."""
 
-    def __init__(self, connection: Connection, timeout: float) -> None:
+    def __init__(self, connection: Connection, timeout: float, note_room: Callable[[], None]) -> None:
         super().__init__(connection, contextlib.nullcontext(), timeout)
+        self._note_room = note_room
         self._loop = asyncio.get_running_loop()
         self._descriptor = connection.socket.fileno()
         self._is_unix = connection.is_unix
@@ -259,7 +260,11 @@ class TaskMultiplex(Multiplex):
         except OSError as error:
             self._wake(self.fail(broken(self.connection.address, error)))
             return
-        self._wake(self.arrived(data, ancillary, flags))
+        before = len(self.under_way)
+        finished = self.arrived(data, ancillary, flags)
+        self._wake(finished)
+        for _ in range(before - len(self.under_way) - len(finished)):
+            self._note_room()
 
     def _wake(self, finished: list[Ask]) -> None:
         for ask in finished:
@@ -273,11 +278,11 @@ class TaskMultiplex(Multiplex):
         self._timer = None
         now = self._loop.time() + 1e-3
         soonest: float | None = None
-        for ask in list(self.under_way.values()):
+        for ask in self.unanswered():
             if ask.is_abandoned:
                 continue
             if ask.deadline <= now:
-                ask.is_abandoned = True
+                ask.is_abandoned = ask.is_late = True
                 ask.failure = too_late(self.connection.address)
                 _resolve(ask.gate, True)
             elif soonest is None or ask.deadline < soonest:

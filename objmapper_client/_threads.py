@@ -9,7 +9,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from objmapper_client._ask import Ask, Single, Verb
@@ -157,8 +157,8 @@ class Threads:
         """What one waits at until another opens it."""
         return Gate()
 
-    def share(self, connection: Connection, timeout: float) -> "ThreadMultiplex":
-        """Has requests share a connection."""
+    def share(self, connection: Connection, timeout: float, _: Callable[[], None]) -> "ThreadMultiplex":
+        """Has requests share a connection. Whoever reads tells the pool itself."""
         return ThreadMultiplex(connection, timeout)
 
     def is_readable(self, connection: Connection) -> bool:
@@ -277,6 +277,7 @@ class ThreadMultiplex(Multiplex):
         with self.lock:
             self._leave(ask)
             ask.drop()
+            ask.is_late = True
 
     def _wait(self, ask: Ask, deadline: float) -> None:
         """Waits while another reads, or does the reading."""

@@ -20,7 +20,7 @@ AT_ONCE = int(getattr(socket, "MSG_NOSIGNAL", 0)) | int(getattr(socket, "MSG_DON
 LOST = int(getattr(socket, "MSG_CTRUNC", 0))
 _SOCKET, _RIGHTS = int(socket.SOL_SOCKET), int(getattr(socket, "SCM_RIGHTS", -1))
 CONTROL = socket.CMSG_SPACE(MOST_DESCRIPTORS * array.array("i").itemsize) if hasattr(socket, "CMSG_SPACE") else 0
-CHUNK = 1 << 13
+CHUNK = 1 << 16
 _NUMBER = struct.Struct("@i")
 
 Ancillary = list[tuple[int, int, bytes]]
