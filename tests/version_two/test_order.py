@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from objmapper_client.protocol_v2 import CLOSE, ORDERED, PRIORITY, Capability, CloseAck, encode_close
+from objmapper_client.protocol_v2 import CLOSE, ORDERED, PRIORITY, Capability, CloseAck, Operation, encode_close
 from objmapper_server import Concurrency
 from tests.brake import Brake
 from tests.eventually import eventually
@@ -30,7 +30,6 @@ from tests.version_two.client import (
     PUT_DESCRIPTOR,
     SPLICE,
     STAT,
-    Operation,
     Two,
 )
 from tests.wire import COPY as COPY_ONE
@@ -51,7 +50,7 @@ def served(root: Path, model: Concurrency, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture
 def address(served: ServerProcess, transport: str) -> str:
-    return served.addresses[transport]
+    return str(served.addresses[transport])
 
 
 def slow_storage(served: ServerProcess) -> Brake:
@@ -73,7 +72,7 @@ def is_silent(wire: Wire) -> bool:
 
 @pytest.mark.parametrize("operation", [COPY, SPLICE, FDPASS, STAT, LIST, PUT, PUT_DESCRIPTOR, DELETE])
 def test_a_hundred_fast_objects_overtake_a_slow_one(
-    served: ServerProcess, address: str, transport: str, root: Path, operation
+    served: ServerProcess, address: str, transport: str, root: Path, operation: Operation
 ) -> None:
     if operation in {FDPASS, PUT_DESCRIPTOR} and transport != "unix":
         pytest.skip("descriptors pass over Unix sockets only")
