@@ -141,7 +141,8 @@ class _Upload:
 
     def _piece(self, sent: int) -> Steps[bytes | memoryview]:
         """What comes next. Raises LocalProtocolError where that is not what was promised."""
-        source, piece = self._source, None
+        source = self._source
+        piece: bytes | memoryview | None = None
         if source.memory is not None:
             piece = source.memory[sent : sent + _PIECE]
         elif source.descriptor is not None:
@@ -149,8 +150,7 @@ class _Upload:
             piece = yield Call(lambda: os.pread(descriptor, length, source.offset + sent))
         elif source.pieces is not None:
             piece = yield Pull(source.pieces)
-        is_end = piece is None or (not piece and source.pieces is None)
-        if is_end or sent + len(piece) > source.length:
+        if piece is None or (not piece and source.pieces is None) or sent + len(piece) > source.length:
             raise LocalProtocolError(f"{self._uri}: the data has not the {source.length} bytes that were promised")
         return piece
 

@@ -190,6 +190,7 @@ def test_tasks_share_a_client(address: str, root: Path) -> None:
         async with AsyncClient(address, max_connections=4) as client:
             results = await asyncio.gather(*(client.read("/small") for _ in range(400)))
             assert all(result == content for result in results)
+            assert client._pool is not None
             assert len(client._pool) <= 4
 
     asyncio.run(use())
@@ -201,7 +202,7 @@ def test_a_pool_that_is_used_up_waits_and_then_says_so(address: str) -> None:
         next(chunks)
         with pytest.raises(RequestTimeout, match="max_connections"):
             client.read("/small")
-        chunks.close()  # type: ignore[attr-defined]
+        chunks.close()
         assert client.read("/small")
 
 
