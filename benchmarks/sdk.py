@@ -1,8 +1,9 @@
-"""What the Python SDK costs: the same server, asked by the native generator, by `Client` and by `AsyncClient`, in turns.
+"""What the Python SDK costs: one server, asked by the native generator, by `Client` and by `AsyncClient`, in turns.
 
-``python benchmarks/sdk.py [--rounds 5] [--json]``. Every round measures all of it once, one after the other; shown are the
-medians of the rounds, and how the SDK compares within them. "against native" is what one request of the SDK takes, divided
-by what it takes the native generator. 64 threads share a `Client`, 64 tasks an `AsyncClient`: one connection each.
+``python benchmarks/sdk.py [--rounds 5] [--json]``. Every round measures all of it once, one after the other; shown are
+the medians of the rounds, and how the SDK compares within them. "against native" is what one request of the SDK takes,
+divided by what it takes the native generator. 64 threads share a `Client`, 64 tasks an `AsyncClient`: one connection
+each.
 """
 
 import argparse

@@ -34,7 +34,7 @@ def details(
 
 @lru_cache(maxsize=64)
 def tail_of(seconds: float, said: Details = NO_DETAILS) -> bytes:
-    """What stands behind the URI. Most requests of a client have the same, and making it costs more than all the rest."""
+    """What stands behind the URI. Most requests of a client have the same, and making it costs more than the rest."""
     operation = Operation.STAT if not said or said[2] is None else Operation.PUT
     return encode_request(0, operation, "/", parameters=_parameters(seconds, said))[len(_BARE) :]
 

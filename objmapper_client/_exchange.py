@@ -290,7 +290,8 @@ class _BytesRoom:
 
     def make(self, length: int) -> memoryview:
         try:
-            # The only reference to these bytes is the file's: it lets them be written to, and gives them out as they are.
+            # The only reference to these bytes is the file's: it lets them be written to, and gives them out as they
+            # are.
             self._file = io.BytesIO(bytes(length))
         except (MemoryError, OverflowError):
             raise no_room(length) from None

@@ -1,7 +1,7 @@
 """Which connection a request runs on: the one that requests share, or one of its own for a content. It never waits.
 
-Of the connections that a client may have, one is shared; the others carry one content at a time. Where there may be only
-one it is both, in turn. A server of version 1 has no shared one.
+Of the connections that a client may have, one is shared; the others carry one content at a time. Where there may be
+only one it is both, in turn. A server of version 1 has no shared one.
 """
 
 import threading

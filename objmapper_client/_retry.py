@@ -18,7 +18,8 @@ class Budget:
     """Of ten requests of a client one may be a repetition, in the long run; ten repetitions are saved up at the most.
 
     Without it clients multiply the load of a server that fails under load: with three tries, by three (Beyer et al.,
-    "Site Reliability Engineering", 2016, chapter 21: a budget of 10 % a client; kept as a token bucket as in gRPC's A6).
+    "Site Reliability Engineering", 2016, chapter 21: a budget of 10 % a client; kept as a token bucket as in gRPC's
+    A6).
     """
 
     __slots__ = ("_requests", "_saved")
@@ -50,8 +51,8 @@ class Tries:
     def pause_after(self, error: ConnectionFailed | ServerBusy, *, may_repeat: bool, is_stale: bool = False) -> float:
         """The seconds until the next try. Raises the error where there is none.
 
-        `is_stale`: the connection had been idle, and the server closed it, which is no failure. Pauses are drawn from the
-        whole range up to a bound that doubles ("full jitter": Brooker, "Exponential Backoff And Jitter", 2015).
+        `is_stale`: the connection had been idle, and the server closed it, which is no failure. Pauses are drawn from
+        the whole range up to a bound that doubles ("full jitter": Brooker, "Exponential Backoff And Jitter", 2015).
         """
         if may_repeat and is_stale and not self._had_stale:
             self._had_stale = True

@@ -1,7 +1,7 @@
 """How tasks wait: for futures that an event loop's callbacks resolve. The only module that knows asyncio.
 
-A shared connection has one callback for what comes, and one for what is to be sent: the requests of one turn of the loop
-leave in one call.
+A shared connection has one callback for what comes, and one for what is to be sent: the requests of one turn of the
+loop leave in one call.
 """
 
 import asyncio

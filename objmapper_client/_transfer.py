@@ -18,7 +18,8 @@ _WORTH_DROPPING = 1 << 18
 class Begun:
     """An answer that has begun: a descriptor, or the length of a content that follows on the connection.
 
-    `length` are the bytes that were asked for and are there, `left` those of them still to come, `size` is the object's.
+    `length` are the bytes that were asked for and are there, `left` those of them still to come, `size` is the
+    object's.
     """
 
     __slots__ = ("before", "behind", "connection", "descriptor", "left", "length", "metadata", "size")

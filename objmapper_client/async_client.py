@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 class AsyncClient(Settings):
     """Objects from one server, for any number of tasks of one event loop at a time.
 
-    Arguments and errors are those of `Client`. A cancelled request leaves nothing behind: its answer, if it still comes,
-    is thrown away.
+    Arguments and errors are those of `Client`. A cancelled request leaves nothing behind: its answer, if it still
+    comes, is thrown away.
     """
 
     def __init__(
@@ -180,11 +180,11 @@ class AsyncClient(Settings):
     ) -> Stat:
         """Stores an object, whole or not at all, and returns what the server says of it then.
 
-        `data`: bytes, a path, a binary file (from its position on), or an iterable of bytes, of which `length` may say how
-        many they are in all; else they are collected first. Over a Unix socket a file goes by descriptor: nothing is
-        copied here. `if_match`: only over this version (an etag). `if_none_match="*"`: only where there is no object yet.
-        Else Conflict is raised. `make_parents` makes directories that are missing. `progress` is called with the bytes so
-        far.
+        `data`: bytes, a path, a binary file (from its position on), or an iterable of bytes, of which `length` may say
+        how many they are in all; else they are collected first. Over a Unix socket a file goes by descriptor: nothing
+        is copied here. `if_match`: only over this version (an etag). `if_none_match="*"`: only where there is no object
+        yet. Else Conflict is raised. `make_parents` makes directories that are missing. `progress` is called with the
+        bytes so far.
         """
         pool = self._line
         return await self._run(

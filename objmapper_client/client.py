@@ -27,10 +27,10 @@ class Client(Settings):
 
     `address` is ``unix:/path`` or ``tcp://host:port``, by default the server of this user. `timeout` is for one request
     with all its tries, and for each MiB of a content; `connect_timeout` for one connection; both in seconds. Of at most
-    `max_connections` one is shared by all requests, each of the others carries one large content at a time; who needs one
-    waits for it, `timeout` seconds at most. A request is tried `attempts` times at most, again only before the first byte
-    of an answer; a put or a delete only where the first try cannot have been executed, or with a condition. Safe after a
-    fork; pickled by its arguments.
+    `max_connections` one is shared by all requests, each of the others carries one large content at a time; who needs
+    one waits for it, `timeout` seconds at most. A request is tried `attempts` times at most, again only before the
+    first byte of an answer; a put or a delete only where the first try cannot have been executed, or with a condition.
+    Safe after a fork; pickled by its arguments.
 
     Raises, from every verb: ObjectNotFound, PermissionDenied, InvalidRequest, UnsupportedMode, Conflict, ServerBusy,
     ServerFailed (what the server answered), UnsupportedOperation (it speaks an older version), ConnectionFailed,
@@ -169,11 +169,11 @@ class Client(Settings):
     ) -> Stat:
         """Stores an object, whole or not at all, and returns what the server says of it then.
 
-        `data`: bytes, a path, a binary file (from its position on), or an iterable of bytes, of which `length` may say how
-        many they are in all; else they are collected first. Over a Unix socket a file goes by descriptor: nothing is
-        copied here. `if_match`: only over this version (an etag). `if_none_match="*"`: only where there is no object yet.
-        Else Conflict is raised. `make_parents` makes directories that are missing. `progress` is called with the bytes so
-        far.
+        `data`: bytes, a path, a binary file (from its position on), or an iterable of bytes, of which `length` may say
+        how many they are in all; else they are collected first. Over a Unix socket a file goes by descriptor: nothing
+        is copied here. `if_match`: only over this version (an etag). `if_none_match="*"`: only where there is no object
+        yet. Else Conflict is raised. `make_parents` makes directories that are missing. `progress` is called with the
+        bytes so far.
         """
         pool = self._line
         return run(pool, self._verbs.put(pool, uri, data, length, if_match, if_none_match, make_parents, progress))

@@ -95,9 +95,10 @@ def encode_response(request_id: int, status: int, content_len: int = 0, metadata
 
 
 def decode_usual(data: bytes, request_id: int) -> tuple[int, Metadata] | None:
-    """The length of the content, and the metadata, where `data` begins with a response as this project's servers send it.
+    """The length of the content, and the metadata, where `data` begins with a response as our servers send it.
 
-    None for anything else: another request's response, an error, other metadata. They are a `ResponseDecoder`'s to judge.
+    None for anything else: another request's response, an error, other metadata. They are a `ResponseDecoder`'s to
+    judge.
     """
     if len(data) < USUAL_RESPONSE_SIZE:
         return None

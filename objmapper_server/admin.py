@@ -1,67 +1,55 @@
-"""The admin endpoint: HTTP for people and for monitoring. It reads `Server.statistics` and owns no state.
+"""The life of the admin endpoint: HTTP for people and for monitoring, in a thread of its own.
 
 Rule: nothing here serves an object, and nothing in the data plane waits for anything here.
 """
 
+import asyncio
 import contextlib
 import errno
-import hmac
-import ipaddress
+import logging
 import os
 import socket
 import stat
 import threading
-from collections.abc import Awaitable, Callable, Mapping
-from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any, Final
 
 import uvicorn
-from fastapi import FastAPI, HTTPException, Request, Response
-from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict
 
-from .concurrency import Concurrency
+from .http_limits import BACKLOG, HEADERS, IDLE_TIME, LimitedHttp
 from .listening import ListeningPoint
-from .statistics import Statistics
+from .routes import application
 
 if TYPE_CHECKING:
     from .server import Server
 
-LOCAL_NAMES: Final = frozenset({"localhost", "localhost.localdomain", "ip6-localhost"})
+LOG: Final = logging.getLogger(__name__)
 SOCKET_PERMISSIONS: Final = 0o600
-BACKLOG: Final = 128
-#: Seconds that requests under way get when the endpoint ends.
-GRACE: Final = 1
-
-
-class Health(BaseModel):
-    """The process is alive."""
-
-    status: Literal["ok"] = "ok"
-
-
-class Readiness(BaseModel):
-    """Whether new connections are accepted."""
-
-    status: Literal["ready", "draining"]
+#: How much it stands back behind the data plane's threads (setpriority(2), from 0 to 19).
+NICE: Final = 10
+#: Seconds until the end does not wait any more; its connections have less (`http_limits.GRACE`).
+GRACE: Final = 2
 
 
 class Admin:
     """The endpoint of one server, in a thread of its own."""
 
-    def __init__(self, server: "Server", listen: str) -> None:
+    def __init__(self, server: "Server", listen: str, given: socket.socket | None = None) -> None:
         self._listen = listen
+        self._given = given
         self._socket: socket.socket | None = None
         self._http = uvicorn.Server(
             uvicorn.Config(
                 application(server, listen),
+                http=LimitedHttp,
+                ws="none",
                 log_config=None,
-                log_level="warning",
                 access_log=False,
                 lifespan="off",
                 server_header=False,
+                backlog=BACKLOG,
+                h11_max_incomplete_event_size=HEADERS,
+                timeout_keep_alive=IDLE_TIME,
                 timeout_graceful_shutdown=GRACE,
             )
         )
@@ -70,7 +58,12 @@ class Admin:
 
     def start(self) -> None:
         """Listen and serve; raises OSError with the address where that cannot be."""
-        self._socket, self.address = listen_on(self._listen)
+        if self._given is None:
+            self._socket, self.address = listen_on(self._listen)
+        else:
+            # One of our own for uvicorn to close.
+            self._socket = self._given.dup()
+            self.address = self._listen if self._listen.startswith("unix:") else f"http://{self._listen}"
         self._thread.start()
 
     def stop(self) -> None:
@@ -81,102 +74,26 @@ class Admin:
         self._thread.join()
         self._socket.close()
         self._socket = None
-        if self.address.startswith("unix:"):
+        if self._given is None and self.address.startswith("unix:"):
             Path(self.address.removeprefix("unix:")).unlink(missing_ok=True)
 
     def _serve(self) -> None:
+        # Who looks at a server is not to slow those whom it serves. In Linux this is a thread's own; a sandbox may
+        # forbid it, and then it is as every other.
+        with contextlib.suppress(PermissionError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+        asyncio.run(self._serve_here())
+
+    async def _serve_here(self) -> None:
         assert self._socket is not None
-        self._http.run(sockets=[self._socket])
+        asyncio.get_running_loop().set_exception_handler(_log_failure)
+        await self._http.serve(sockets=[self._socket])
 
 
-class Change(BaseModel):
-    """The model that each named transport is to have from now on."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    unix: Concurrency | None = None
-    tcp: Concurrency | None = None
-
-
-def application(server: "Server", listen: str = "") -> FastAPI:
-    """Return the endpoint's application for `server`, which listens on `listen`."""
-    app = FastAPI(title="objmapper", description="The figures and the state of one objmapper server.")
-    bound_host = "" if listen.startswith("unix:") or not listen else ListeningPoint.parse(listen, 0).host
-
-    @app.middleware("http")
-    async def refuse_foreigners(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
-        # A page from elsewhere can make a browser call a loopback port: across origins, or under its own name
-        # (DNS rebinding).
-        host = request.headers.get("host", "")
-        origin = request.headers.get("origin")
-        if not is_local(host, bound_host):
-            return JSONResponse({"detail": f"Host {host!r} is not this server"}, HTTPStatus.FORBIDDEN)
-        if origin is not None and urlsplit(origin).netloc != host:
-            return JSONResponse({"detail": f"Origin {origin!r} is not this server"}, HTTPStatus.FORBIDDEN)
-        return await answer(request)
-
-    @app.get("/stats")
-    async def stats() -> Statistics:
-        """Figures in total, by transport, by model and by mode; times over the last minute and since start."""
-        return server.statistics()
-
-    @app.get("/healthz")
-    async def healthz() -> Health:
-        """Answer as long as the process lives."""
-        return Health()
-
-    @app.get("/readyz", responses={503: {"model": Readiness}})
-    async def readyz(response: Response) -> Readiness:
-        """Answer 200 while connections are accepted, 503 while the server drains."""
-        draining = server.statistics().draining
-        if draining:
-            response.status_code = HTTPStatus.SERVICE_UNAVAILABLE
-        return Readiness(status="draining" if draining else "ready")
-
-    @app.post("/concurrency", responses={401: {}, 409: {}})
-    async def concurrency(change: Change, request: Request) -> Mapping[str, str]:
-        """Give transports other models while they serve; answer with the model that each has then."""
-        authorize(request, listen, server.config.admin_token)
-        try:
-            server.set_concurrency(**{name: model for name, model in change if model is not None})
-        except ValueError as error:
-            raise HTTPException(HTTPStatus.CONFLICT, str(error)) from None
-        return server.statistics().concurrency_model
-
-    return app
-
-
-def authorize(request: Request, listen: str, token: str | None) -> None:
-    """Let a write pass that comes over the Unix socket, which is its owner's alone, or that carries the token."""
-    if listen.startswith("unix:"):
-        return
-    given = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
-    if token is None or not hmac.compare_digest(given, token.encode()):
-        advice = "Authorization: Bearer TOKEN (OBJMAPPER_ADMIN_TOKEN), or the admin endpoint on a Unix socket"
-        raise HTTPException(HTTPStatus.UNAUTHORIZED, f"a write needs {advice}", {"WWW-Authenticate": "Bearer"})
-
-
-def is_local(host: str, bound_host: str) -> bool:
-    """Return whether a Host header names this server: a number or a name of this machine, not a name from elsewhere."""
-    try:
-        name = urlsplit(f"//{host}").hostname or ""
-    except ValueError:
-        return False
-    if name in LOCAL_NAMES or (bound_host and name == bound_host.lower()):
-        return True
-    try:
-        number = ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    # Numbers cannot be rebound. On loopback only loopback numbers lead here.
-    return number.is_loopback or bool(bound_host and bound_host not in LOCAL_NAMES and not _is_loopback(bound_host))
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+def _log_failure(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log in one line what no request can be told: above all that there is no descriptor left to accept with."""
+    error = context.get("exception")
+    LOG.error("the admin endpoint: %s%s", context["message"], f" ({error})" if error else "")
 
 
 def listen_on(listen: str) -> tuple[socket.socket, str]:

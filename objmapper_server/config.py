@@ -56,6 +56,9 @@ class Given(TypedDict, total=False):
     header_timeout: float
     request_timeout: float
     shutdown_grace: float
+    log_format: Literal["text", "json"]
+    access_log: StrPath | None
+    access_log_sample: int
 
 
 def _default_socket() -> Path:
@@ -120,8 +123,13 @@ class Config(BaseSettings):
     header_timeout: Seconds = 10.0
     request_timeout: Seconds = 30.0
     shutdown_grace: Grace = 10.0
+    log_format: Literal["text", "json"] = Field("text", description="text or json")
+    access_log: Path | None = Field(None, description="the file that a sample of the requests is written to, or none")
+    access_log_sample: Annotated[int, _count(1, 1_000_000_000)] = 100
 
     _origins: Mapping[str, str] = PrivateAttr()
+    #: What `load` was given; None where a program made the value itself.
+    _sources: tuple[StrPath | None, Mapping[str, Any]] | None = PrivateAttr(None)
 
     def __init__(self, **given: Unpack[Given]) -> None:
         values: dict[str, Any] = dict(given)
@@ -136,16 +144,40 @@ class Config(BaseSettings):
         )
 
     @classmethod
-    def load(cls, file: StrPath | None = None, **flags: object) -> Self:
-        """Read flags, environment and `file`; a flag of None was not given."""
-        values, origins = layered(cls, file, flags)
+    def load(cls, file: StrPath | None = None, *, environment: bool = True, **flags: object) -> Self:
+        """Read flags, environment (unless told not to) and `file`; a flag of None was not given."""
+        values, origins = layered(cls, file, flags, environment=environment)
         try:
             config = cls(**values)
         except ConfigError as error:
             origin = origins.get(error.field, "")
             raise ConfigError(error.field, error.problem, origin) from None
         config._origins = MappingProxyType({**config._origins, **origins})
+        config._sources = file, MappingProxyType(flags)
         return config
+
+    def read_again(self) -> Self:
+        """Return what `load` comes to now, from the same file and flags.
+
+        Raises `ConfigError` as it does, and ValueError where it was never called.
+        """
+        if self._sources is None:
+            raise ValueError("these settings are the program's own: there is nothing to read again")
+        file, flags = self._sources
+        return self.load(file, **flags)
+
+    def with_those_of(self, other: Self, names: Iterable[str]) -> Self:
+        """Return these settings, but those named from `other`, with their origins."""
+        names = tuple(names)
+        copy = self.model_copy(update={name: getattr(other, name) for name in names})
+        copy._origins = MappingProxyType({**self._origins, **{name: other.origins[name] for name in names}})
+        return copy
+
+    def replaced(self, origin: str, **values: object) -> Self:
+        """Return these settings with other values, which must be valid ones, and where those came from."""
+        copy = self.model_copy(update=values)
+        copy._origins = MappingProxyType({**self._origins, **dict.fromkeys(values, origin)})
+        return copy
 
     @property
     def origins(self) -> Mapping[str, str]:
@@ -160,13 +192,12 @@ class Config(BaseSettings):
     @property
     def models(self) -> dict[Transport, Concurrency]:
         """The concrete model of each transport that is served."""
+        return {transport: self.model_of(transport) for transport in self.transports}
+
+    def model_of(self, transport: Transport) -> Concurrency:
+        """Return the concrete model that a transport gets, served or not."""
         asked = self.concurrency_model
-        return {
-            transport: choose(
-                asked if isinstance(asked, Concurrency) else asked.get(transport, Concurrency.AUTO), transport
-            )
-            for transport in self.transports
-        }
+        return choose(asked if isinstance(asked, Concurrency) else asked.get(transport, Concurrency.AUTO), transport)
 
     @classmethod
     def settings_customise_sources(

@@ -18,7 +18,11 @@ NOT_OURS = frozenset({"SERVER"})
 
 
 def layered(
-    cls: type[BaseSettings], file: str | os.PathLike[str] | None, flags: Mapping[str, object]
+    cls: type[BaseSettings],
+    file: str | os.PathLike[str] | None,
+    flags: Mapping[str, object],
+    *,
+    environment: bool = True,
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Return the values in force, and where each came from; raises `ConfigError` for a name that is no setting."""
     values: dict[str, Any] = {"admin": DEFAULT_ADMIN}
@@ -26,8 +30,9 @@ def layered(
     if file is not None:
         values |= (found := _from_file(cls, Path(file)))
         origins |= dict.fromkeys(found, str(file))
-    values |= (found := _from_environment(cls))
-    origins |= {name: ENVIRONMENT_PREFIX + name.upper() for name in found}
+    if environment:
+        values |= (found := _from_environment(cls))
+        origins |= {name: ENVIRONMENT_PREFIX + name.upper() for name in found}
     given = {name: value for name, value in flags.items() if value is not None}
     values |= given
     origins |= {name: f"--{name.replace('_', '-')}" if name != "root" else "ROOT" for name in given}

@@ -10,7 +10,8 @@ from objmapper_client.address import TcpAddress, UnixAddress, parse
 
 from . import _engine
 
-Dialect = Literal["fdpass", "copy", "splice", "http", "redis"]
+#: How objects are asked for; with a 2 over version 2 of the protocol with its extension.
+Dialect = Literal["fdpass", "copy", "splice", "fdpass2", "copy2", "splice2", "http", "redis"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

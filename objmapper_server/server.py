@@ -1,38 +1,50 @@
 """The life of one server: start, drain, stop. The only module that touches the native engine."""
 
+import logging
 import os
-import signal
 import stat
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
 from ._engine import Engine
+from ._engine import __version__ as engine_version
+from .access_log import AccessLog
+from .activation import ADMIN, NO_SOCKETS, Sockets, address_of
 from .concurrency import TRANSPORTS, Concurrency, choose
 from .config import Config
+from .foreground import serve_until_told
 from .listening import ListeningPoint
-from .statistics import Statistics
+from .not_running import NotRunning
+from .recorded import Recorded, RecordedRequest
+from .reload import Reloaded
+from .statistics import Statistics, Times
 
 if TYPE_CHECKING:
     from .admin import Admin
 
-STOP_SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT})
-#: The socket's file is for its owner; others come in through TCP, or through a directory that the owner opens to them.
-#: How often a drain looks whether it has been told to hurry.
-SECOND_THOUGHTS: Final = 0.05
+LOG: Final = logging.getLogger(__name__)
 
 
 class Server:
-    """Serves one root as its `Config` says; in a ``with`` block from start to stop."""
+    """Serves one root as its `Config` says; in a ``with`` block from start to stop.
 
-    def __init__(self, config: Config) -> None:
-        self.config = config
+    `sockets` are listening sockets that are open already (`activation.handed_over`): they take the places of those that
+    the settings name, and stay the caller's to close.
+    """
+
+    def __init__(self, config: Config, sockets: Sockets = NO_SOCKETS) -> None:
+        self._sockets = sockets
+        self._given = _settings_of(sockets, config)
+        self.config = config.replaced("the service manager", **self._given)
         self._engine: Engine | None = None
         self._admin: Admin | None = None
+        self._access_log: AccessLog | None = None
+        self._draining = False
+        self._changing = threading.RLock()
 
     def __repr__(self) -> str:
         listening = ", ".join(self.addresses.values()) if self._engine else "not started"
@@ -54,17 +66,23 @@ class Server:
             raise RuntimeError("this server was started already")
         if self.config.unix is not None and self.config.origins["unix"] == "default":
             make_private_directory(self.config.unix.parent)
-        engine = Engine(_Settings.of(self.config))
+        engine = Engine(_Settings.of(self.config, self._sockets))
+        self._draining = False
         try:
             engine.start()
             self._engine = engine
             if self.config.admin is not None:
                 from .admin import Admin
 
-                self._admin = Admin(self, self.config.admin)
+                self._admin = Admin(self, self.config.admin, self._sockets.get(ADMIN))
                 self._admin.start()
+            if self.config.access_log is not None:
+                engine.sample_requests(self.config.access_log_sample)
+                self._access_log = AccessLog(self, self.config.access_log)
         except BaseException:
-            self._engine = self._admin = None
+            admin, self._engine, self._admin = self._admin, None, None
+            if admin is not None:
+                admin.stop()
             engine.stop()
             raise
 
@@ -73,10 +91,15 @@ class Server:
 
         Returns False where that took longer. The admin endpoint stays, and says that the server is not ready.
         """
-        return self._started().drain(self.config.shutdown_grace if timeout is None else timeout)
+        engine = self._started()
+        self._draining = True
+        return engine.drain(self.config.shutdown_grace if timeout is None else timeout)
 
     def stop(self) -> None:
         """End what is left, close every socket and remove the Unix socket. Can be called twice."""
+        access_log, self._access_log = self._access_log, None
+        if access_log is not None:
+            access_log.stop()
         engine, admin = self._engine, self._admin
         self._engine = self._admin = None
         try:
@@ -89,19 +112,10 @@ class Server:
     def serve_forever(self, ready: Callable[[], None] = lambda: None) -> bool:
         """Start, call `ready`, serve until SIGTERM or SIGINT, drain, stop; a second signal cuts the drain short.
 
-        Returns whether everything under way was finished. Only for the main thread, before there are more: signals
-        are taken by waiting for them, so that no handler runs anywhere.
+        SIGHUP reads the settings again. Returns whether everything under way was finished. Only for the main thread,
+        before there are more: signals are taken by waiting for them, so that no handler runs anywhere.
         """
-        with _held_back(STOP_SIGNALS), self:
-            ready()
-            signal.sigwait(STOP_SIGNALS)
-            finished: list[bool] = []
-            draining = threading.Thread(target=lambda: finished.append(self.drain()), name="drain", daemon=True)
-            draining.start()
-            while draining.is_alive():
-                if signal.sigtimedwait(STOP_SIGNALS, SECOND_THOUGHTS) is not None:
-                    return False
-            return finished == [True]
+        return serve_until_told(self, ready)
 
     @property
     def addresses(self) -> Mapping[str, str]:
@@ -123,24 +137,84 @@ class Server:
         """Return the figures of this moment."""
         return Statistics.read(self._started().statistics())
 
+    def times(self, bounds_us: Sequence[float]) -> tuple[Times, ...]:
+        """Return how many requests since start took at most so long, for each bound (microseconds, ascending)."""
+        return tuple(Times.read(each) for each in self._started().counted_up_to(bounds_us))
+
+    def slow_requests(self) -> tuple[RecordedRequest, ...]:
+        """Return the slowest requests of the last minute, slowest first; 32 at most."""
+        return tuple(RecordedRequest.read(each) for each in self._started().slow_requests())
+
+    def watch_requests(self, slower_than: float, for_seconds: float = 5.0) -> None:
+        """Record requests that take longer than so many seconds, for a while; several watchers get the quickest's."""
+        self._started().watch_requests(slower_than, for_seconds)
+
+    def recorded_requests(self, after: int = 0) -> Recorded:
+        """Return what was recorded behind the number `after`: for watchers, and the sample of the access log."""
+        last, native = self._started().recorded_requests(after)
+        return Recorded(last=last, requests=tuple(RecordedRequest.read(each) for each in native))
+
+    @property
+    def draining(self) -> bool:
+        """Whether it accepts nothing more."""
+        return self._draining
+
+    @property
+    def version(self) -> str:
+        """The version of the engine, which is that of the whole."""
+        return engine_version
+
     def set_concurrency(self, **models: Concurrency) -> None:
         """Give transports other models while they serve: no connection is dropped.
 
-        Raises ValueError for a transport that is not served or a model that there is not; then nothing has changed.
+        Raises ValueError for a transport that is not served or a model that there is not, and while the server drains;
+        then nothing has changed.
         """
-        engine = self._started()
-        wanted = {}
-        for name, model in models.items():
-            transport = next((known for known in TRANSPORTS if known == name and known in engine.addresses), None)
-            if transport is None:
-                raise ValueError(f"{name!r} is not served here: {', '.join(engine.addresses)} can be changed")
-            wanted[transport] = choose(Concurrency(model), transport)
-        for transport, chosen in wanted.items():
-            engine.set_concurrency(transport, chosen)
+        with self._changing:
+            engine = self._started()
+            if self._draining:
+                raise ValueError("the server drains: its models stay as they are")
+            wanted = {}
+            for name, model in models.items():
+                transport = next((known for known in TRANSPORTS if known == name and known in engine.addresses), None)
+                if transport is None:
+                    raise ValueError(f"{name!r} is not served here: {', '.join(engine.addresses)} can be changed")
+                wanted[transport] = choose(Concurrency(model), transport)
+            for transport, chosen in wanted.items():
+                engine.set_concurrency(transport, chosen)
+                LOG.info("%s is served by %s now", transport, chosen)
+            self.config = self.config.replaced("set while it runs", concurrency_model={**self.config.models, **wanted})
+
+    def reload(self) -> Reloaded:
+        """Read the file and the environment again, and let what can change without a restart do so.
+
+        The flags stay what they were. What was set while the server runs gives way to what is written. Raises
+        `ConfigError` where something is wrong, and ValueError where there is nothing to read or the server drains; then
+        nothing has changed.
+        """
+        with self._changing:
+            try:
+                self._started()
+                if self._draining:
+                    raise ValueError("the server drains: its settings stay as they are")
+                # What a service manager has opened stays as it is.
+                fresh = self.config.read_again().with_those_of(self.config, self._given)
+                found = Reloaded.compare(self.config, fresh)
+                if "concurrency_model" in found.changed:
+                    # Transports that are new need a restart.
+                    served = self.addresses
+                    self.set_concurrency(**{name: model for name, model in fresh.models.items() if name in served})
+                self.config = self.config.with_those_of(fresh, found.changed)
+                self._started().set_limits(self.config)
+            except ValueError as error:
+                LOG.error("the settings stay as they were: %s", error)
+                raise
+            LOG.info("settings read again, %s", found)
+            return found
 
     def _started(self) -> Engine:
         if self._engine is None:
-            raise RuntimeError("this server is not running")
+            raise NotRunning
         return self._engine
 
 
@@ -152,6 +226,7 @@ class _Settings:
     unix: str | None
     unix_mode: int
     tcp: str | None
+    inherited: Sequence[int]
     models: Mapping[str, str]
     pool_size: int
     max_queue_depth: int
@@ -168,14 +243,16 @@ class _Settings:
     request_timeout: float
 
     @classmethod
-    def of(cls, config: Config) -> Self:
+    def of(cls, config: Config, sockets: Sockets) -> Self:
         """Return them with every host name resolved; raises OSError for one that is unknown."""
-        tcp = None if config.tcp is None else ListeningPoint.parse(config.tcp, 0).resolved()
+        inherited = {name: given.fileno() for name, given in sockets.items() if name != ADMIN}
+        tcp = None if config.tcp is None or "tcp" in inherited else ListeningPoint.parse(config.tcp, 0).resolved()
         return cls(
             root=str(config.root),
-            unix=None if config.unix is None else str(config.unix),
+            unix=None if config.unix is None or "unix" in inherited else str(config.unix),
             unix_mode=config.unix_mode,
             tcp=None if tcp is None else str(tcp),
+            inherited=tuple(inherited.values()),
             models={str(transport): model.value for transport, model in config.models.items()},
             pool_size=config.pool_size,
             max_queue_depth=config.max_queue_depth,
@@ -193,6 +270,17 @@ class _Settings:
         )
 
 
+def _settings_of(sockets: Sockets, config: Config) -> dict[str, object]:
+    """Return the settings whose places the sockets take."""
+    values: dict[str, object] = {name: address_of(given) for name, given in sockets.items()}
+    if "unix" in values:
+        values["unix"] = Path(str(values["unix"]).removeprefix("unix:"))
+    elif values.keys() - {ADMIN} and config.origins["unix"] == "default":
+        # There is something to serve on: the default is not needed.
+        values["unix"] = None
+    return values
+
+
 def make_private_directory(path: Path) -> None:
     """Make the directory of the default socket; raises PermissionError where it belongs to somebody else."""
     path.mkdir(mode=0o700, exist_ok=True)
@@ -204,13 +292,3 @@ def make_private_directory(path: Path) -> None:
         raise PermissionError(1, "the socket's directory belongs to somebody else", str(path))
     if found.st_mode & 0o022:
         raise PermissionError(1, "others may write to the socket's directory (chmod 700 it)", str(path))
-
-
-@contextmanager
-def _held_back(signals: frozenset[signal.Signals]) -> Iterator[None]:
-    """Hold signals back in this thread and those that it starts: they stay pending until somebody waits for them."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

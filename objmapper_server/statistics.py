@@ -1,6 +1,6 @@
 """What the server has counted, as one frozen value. Its fields are those of the ``/stats`` document, name by name."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Self
 
@@ -155,6 +155,51 @@ class Statistics(Load):
     def as_json(self) -> dict[str, Any]:
         """Return the ``/stats`` document."""
         return asdict(self)
+
+
+def bounds_us(steps: Sequence[float], least: float) -> tuple[float, ...]:
+    """Return the microseconds from `least` to 10 s that are one of `steps` (from 1 to 10) times a power of ten."""
+    all_of_them = (round(step * 10.0**decade, 3) for decade in range(7) for step in steps)
+    return (*(bound for bound in all_of_them if bound >= least), 1e7)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cumulative:
+    """How many times were at most as long as each bound; `counts` ends with the number of all."""
+
+    counts: tuple[int, ...]
+    sum_us: float
+
+    @classmethod
+    def read(cls, native: "_engine.Cumulative") -> Self:
+        """Return the engine's counts as a value."""
+        return cls(counts=tuple(native["counts"]), sum_us=native["sum_us"])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Times:
+    """The times since start of the requests of one transport, model and mode that ended in one status."""
+
+    transport: str
+    model: str
+    mode: str
+    status: str
+    bytes_total: int
+    latency: Cumulative
+    queue_wait: Cumulative
+
+    @classmethod
+    def read(cls, native: "_engine.CountedUpTo") -> Self:
+        """Return what the engine counted as a value."""
+        return cls(
+            transport=native["transport"],
+            model=native["model"],
+            mode=native["mode"],
+            status=status_name(native["status"]),
+            bytes_total=native["bytes"],
+            latency=Cumulative.read(native["latency"]),
+            queue_wait=Cumulative.read(native["queue_wait"]),
+        )
 
 
 def status_name(status: int) -> str:

@@ -11,6 +11,7 @@ import typer
 
 from objmapper_cli.admin_client import AdminClient
 from objmapper_cli.errors import ExitCode, Failure
+from objmapper_cli.units import amount, micros
 
 Document = Mapping[str, Any]
 Row = tuple[str, ...]
@@ -32,8 +33,12 @@ def stats(
     client = AdminClient(admin)
     if as_json:
         _repeat(watch, lambda: print(client.get("/stats"), flush=True))
+    elif sys.stdout.isatty() and watch is not None:
+        from objmapper_cli.live import watch_on_terminal
+
+        watch_on_terminal(lambda: read(client), title, watch)
     elif sys.stdout.isatty():
-        _on_terminal(client, watch)
+        _draw(read(client))
     else:
         _repeat(watch, lambda: print(*_plain(read(client)), sep="\n", flush=True))
 
@@ -55,22 +60,6 @@ def _repeat(pause: float | None, show: Callable[[], None]) -> None:
     while pause is not None:
         time.sleep(pause)
         show()
-
-
-def micros(value: float) -> str:
-    """Return a time in the unit that suits it."""
-    if value < 1000:
-        return f"{value:.1f} µs"
-    return f"{value / 1000:.1f} ms" if value < 1e6 else f"{value / 1e6:.2f} s"
-
-
-def amount(value: float) -> str:
-    """Return a number of bytes in the unit that suits it."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.1f} TiB"
 
 
 def _model(document: Document) -> str:
@@ -145,30 +134,18 @@ def _plain(document: Document) -> Iterable[str]:
                 yield "  ".join((first.ljust(widths[0]), *cells)).rstrip()
 
 
-def _on_terminal(client: AdminClient, watch: float | None) -> None:
+def _draw(document: Document) -> None:
     from rich.console import Console, Group
-    from rich.live import Live
     from rich.table import Table
     from rich.text import Text
 
-    def draw() -> Group:
-        document = read(client)
-        parts: list[Table | Text] = [Text(title(document), style="bold")]
-        for rows in (by_transport(document), by_kind(document)):
-            if len(rows) > 1:
-                table = Table()
-                for place, name in enumerate(rows[0]):
-                    table.add_column(name, justify="right" if place else "left", no_wrap=not place)
-                for row in rows[1:]:
-                    table.add_row(*row)
-                parts.append(table)
-        return Group(*parts)
-
-    console = Console(no_color=bool(os.environ.get("NO_COLOR")), highlight=False)
-    if watch is None:
-        console.print(draw())
-        return
-    with Live(draw(), console=console, auto_refresh=False, screen=False) as live:
-        while True:
-            time.sleep(watch)
-            live.update(draw(), refresh=True)
+    parts: list[Table | Text] = [Text(title(document), style="bold")]
+    for rows in (by_transport(document), by_kind(document)):
+        if len(rows) > 1:
+            table = Table()
+            for place, name in enumerate(rows[0]):
+                table.add_column(name, justify="right" if place else "left", no_wrap=not place)
+            for row in rows[1:]:
+                table.add_row(*row)
+            parts.append(table)
+    Console(no_color=bool(os.environ.get("NO_COLOR")), highlight=False).print(Group(*parts))

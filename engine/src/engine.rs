@@ -7,11 +7,13 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
+use crate::buckets::CountedUpTo;
 use crate::concurrency::{Model, Order, Shutdown, spawn};
 use crate::errors::StartError;
+use crate::journal::Journal;
 use crate::listener::Listener;
 use crate::service::Service;
-use crate::settings::Settings;
+use crate::settings::{Limits, Settings};
 use crate::storage_pool::StoragePool;
 use crate::transport::Transport;
 
@@ -145,6 +147,9 @@ impl Engine {
         if let Some(address) = settings.tcp {
             listeners.push(Listener::tcp(address)?);
         }
+        for socket in &settings.inherited {
+            listeners.push(Listener::inherited(socket, settings)?);
+        }
         let (service, clock) = (Arc::clone(&self.service), Arc::clone(&self.clock));
         let ticking = spawn("objmapper-clock", STACK, move || clock.run(&service)).map_err(|error| {
             let errno = Errno::from_io_error(&error).unwrap_or(Errno::AGAIN);
@@ -167,6 +172,10 @@ impl Engine {
             .iter()
             .map(|lane| (lane.listener.transport.name(), lane.listener.address.clone()))
             .collect()
+    }
+
+    pub fn journal(&self) -> &Journal {
+        &self.service.journal
     }
 
     pub fn notices(&self) -> Vec<String> {
@@ -204,7 +213,7 @@ impl Engine {
         Snapshot {
             uptime: self.service.statistics.uptime().as_secs_f64(),
             draining: self.draining.load(Relaxed),
-            max_connections: self.service.max_connections,
+            max_connections: self.service.max_connections(),
             descriptors_in_flight: self.service.in_flight.taken(),
             cache_hits_total: cache.hits,
             cache_misses_total: cache.misses,
@@ -213,6 +222,15 @@ impl Engine {
             figures: self.service.statistics.figures(),
             transports,
         }
+    }
+
+    /// The times since start, counted up to each bound; see `Statistics::counted_up_to`.
+    pub fn counted_up_to(&self, bounds_us: &[f64]) -> Vec<CountedUpTo> {
+        self.service.statistics.counted_up_to(bounds_us)
+    }
+
+    pub fn set_limits(&self, limits: &Limits) {
+        self.service.set_limits(limits);
     }
 
     /// Changes the model of a transport; false where the transport is not served.
@@ -295,6 +313,7 @@ impl Clock {
             }
             service.statistics.tick();
             service.sweep_unread();
+            service.journal.tick();
         }
     }
 }

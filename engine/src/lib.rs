@@ -6,6 +6,7 @@
 // The names of documented items say what they are; not every field of a plain value needs prose.
 #![allow(missing_docs)]
 
+pub mod buckets;
 pub mod cache;
 pub mod concurrency;
 mod cursor;
@@ -14,6 +15,7 @@ pub mod engine;
 pub mod errors;
 pub mod in_flight;
 pub mod incoming;
+pub mod journal;
 pub mod listener;
 pub mod listing;
 pub mod load;

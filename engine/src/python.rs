@@ -2,16 +2,19 @@
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
+use rustix::fd::{BorrowedFd, OwnedFd};
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use crate::buckets::CountedUpTo;
 use crate::concurrency::Model;
 use crate::engine::{Engine as NativeEngine, Snapshot};
+use crate::journal::Record;
 use crate::load::{Dialect, Load as NativeLoad, Outcome, Plan, Target};
 use crate::protocol::Mode;
-use crate::settings::{OptimizeFor, Settings};
+use crate::settings::{Limits, OptimizeFor, Settings};
 use crate::transport::Transport;
 
 /// The attributes that are read from the settings value.
@@ -21,6 +24,7 @@ struct PySettings {
     unix: Option<PathBuf>,
     unix_mode: u32,
     tcp: Option<String>,
+    inherited: Vec<i32>,
     models: HashMap<String, String>,
     pool_size: usize,
     max_queue_depth: usize,
@@ -66,6 +70,7 @@ impl TryFrom<PySettings> for Settings {
             unix: given.unix,
             unix_mode: given.unix_mode,
             tcp,
+            inherited: given.inherited.into_iter().map(borrowed).collect::<PyResult<_>>()?,
             models,
             pool_size: given.pool_size,
             max_queue_depth: given.max_queue_depth,
@@ -77,6 +82,39 @@ impl TryFrom<PySettings> for Settings {
             cache_size: given.cache_size,
             follow_symlinks: given.follow_symlinks,
             writable: given.writable,
+            idle_timeout: seconds("idle_timeout", given.idle_timeout)?.into(),
+            header_timeout: seconds("header_timeout", given.header_timeout)?.into(),
+            request_timeout: seconds("request_timeout", given.request_timeout)?.into(),
+        })
+    }
+}
+
+/// A descriptor of our own for one that Python keeps.
+fn borrowed(number: i32) -> PyResult<Arc<OwnedFd>> {
+    if number < 0 {
+        return Err(PyValueError::new_err(format!("no descriptor: {number}")));
+    }
+    // SAFETY: it is only borrowed for the call; where the number is not open, the call says so.
+    let theirs = unsafe { BorrowedFd::borrow_raw(number) };
+    let own = rustix::io::fcntl_dupfd_cloexec(theirs, 0).map_err(std::io::Error::from)?;
+    Ok(Arc::new(own))
+}
+
+/// The attributes that are read from the settings value when they have changed.
+#[derive(FromPyObject)]
+struct PyLimits {
+    max_connections: usize,
+    idle_timeout: f64,
+    header_timeout: f64,
+    request_timeout: f64,
+}
+
+impl TryFrom<PyLimits> for Limits {
+    type Error = PyErr;
+
+    fn try_from(given: PyLimits) -> PyResult<Limits> {
+        Ok(Limits {
+            max_connections: given.max_connections,
             idle_timeout: seconds("idle_timeout", given.idle_timeout)?,
             header_timeout: seconds("header_timeout", given.header_timeout)?,
             request_timeout: seconds("request_timeout", given.request_timeout)?,
@@ -124,8 +162,35 @@ impl Engine {
         py.detach(|| self.0.snapshot())
     }
 
+    fn counted_up_to(&self, py: Python<'_>, bounds_us: Vec<f64>) -> Vec<CountedUpTo> {
+        py.detach(|| self.0.counted_up_to(&bounds_us))
+    }
+
+    fn slow_requests(&self) -> Vec<Record> {
+        self.0.journal().slowest()
+    }
+
+    fn watch_requests(&self, slower_than: f64, for_seconds: f64) -> PyResult<()> {
+        let (floor, time) = (seconds("slower_than", slower_than)?, seconds("for_seconds", for_seconds)?);
+        self.0.journal().watch(floor, time);
+        Ok(())
+    }
+
+    fn sample_requests(&self, one_of: u64) {
+        self.0.journal().sample(one_of);
+    }
+
+    fn recorded_requests(&self, after: u64) -> (u64, Vec<Record>) {
+        self.0.journal().records(after)
+    }
+
     fn notices(&self) -> Vec<String> {
         self.0.notices()
+    }
+
+    fn set_limits(&self, limits: PyLimits) -> PyResult<()> {
+        self.0.set_limits(&limits.try_into()?);
+        Ok(())
     }
 
     fn set_concurrency(&self, py: Python<'_>, transport: &str, model: &str) -> PyResult<()> {
@@ -179,6 +244,9 @@ impl TryFrom<PyPlan> for Plan {
             "fdpass" => Dialect::Objmapper(Mode::FdPass),
             "copy" => Dialect::Objmapper(Mode::Copy),
             "splice" => Dialect::Objmapper(Mode::Splice),
+            "fdpass2" => Dialect::Extended(Mode::FdPass),
+            "copy2" => Dialect::Extended(Mode::Copy),
+            "splice2" => Dialect::Extended(Mode::Splice),
             "http" => Dialect::Http,
             "redis" => Dialect::Redis,
             other => return Err(PyValueError::new_err(format!("no such dialect: {other:?}"))),

@@ -7,10 +7,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::cache::Cache;
 use crate::errors::StartError;
 use crate::in_flight::InFlight;
+use crate::journal::Journal;
 use crate::listing::Listing;
 use crate::mapping::Mapping;
 use crate::session::Connection;
-use crate::settings::Settings;
+use crate::settings::{Limits, Settings};
 use crate::staging::Staging;
 use crate::statistics::Statistics;
 use crate::storage_pool::StoragePool;
@@ -30,9 +31,12 @@ pub struct Service {
     /// None where storage is read by whoever serves, and nothing is written.
     pub storage_pool: Option<StoragePool>,
     pub statistics: Statistics,
+    pub journal: Journal,
     pub in_flight: InFlight,
     /// The cap on connections, fitted to RLIMIT_NOFILE.
-    pub max_connections: usize,
+    max_connections: AtomicUsize,
+    /// Connections that RLIMIT_NOFILE has room for.
+    room: usize,
     /// A descriptor with this number or a higher one means that the reserve has been reached.
     pub descriptor_limit: u64,
     pub connections: AtomicUsize,
@@ -57,7 +61,8 @@ impl Service {
         // A quarter of the limit may be in flight; as many can be open, waiting to be sent.
         let in_flight = limit / 4;
         let room = limit.saturating_sub(RESERVED_DESCRIPTORS + in_flight).max(1);
-        let max_connections = settings.max_connections.min(usize::try_from(room).unwrap_or(usize::MAX));
+        let room = usize::try_from(room).unwrap_or(usize::MAX);
+        let max_connections = settings.max_connections.min(room);
         if max_connections < settings.max_connections {
             notices.push(format!(
                 "max_connections lowered from {} to {max_connections}: RLIMIT_NOFILE is {limit} (raise it with ulimit -n \
@@ -72,8 +77,10 @@ impl Service {
             staging,
             storage_pool,
             statistics: Statistics::new(),
+            journal: Journal::default(),
             in_flight: InFlight::new(u32::try_from(in_flight).unwrap_or(u32::MAX)),
-            max_connections,
+            max_connections: max_connections.into(),
+            room,
             descriptor_limit: limit.saturating_sub(RESERVED_DESCRIPTORS),
             connections: AtomicUsize::new(0),
             spinners: AtomicUsize::new(0),
@@ -90,9 +97,22 @@ impl Service {
         &self.notices
     }
 
+    /// The cap on connections that is in force.
+    pub fn max_connections(&self) -> usize {
+        self.max_connections.load(Relaxed)
+    }
+
+    /// Changes what may change while sessions live. Who is connected stays, also over a lower cap.
+    pub fn set_limits(&self, limits: &Limits) {
+        self.max_connections.store(limits.max_connections.min(self.room), Relaxed);
+        self.settings.idle_timeout.set(limits.idle_timeout);
+        self.settings.header_timeout.set(limits.header_timeout);
+        self.settings.request_timeout.set(limits.request_timeout);
+    }
+
     /// Counts one connection more; false where the cap is reached (and then nothing is counted).
     pub fn admit_connection(&self) -> bool {
-        if self.connections.fetch_add(1, Relaxed) < self.max_connections {
+        if self.connections.fetch_add(1, Relaxed) < self.max_connections() {
             return true;
         }
         self.connections.fetch_sub(1, Relaxed);

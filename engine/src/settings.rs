@@ -1,7 +1,11 @@
-//! The settings, as one frozen value. Python validates them; see `objmapper_server/config.py` for what each means.
+//! The settings, as one value. Python validates them; see `objmapper_server/config.py` for what each means. All are frozen
+//! but the time limits, which can change while the server runs.
 
+use rustix::fd::OwnedFd;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use crate::concurrency::Model;
@@ -23,6 +27,8 @@ pub struct Settings {
     pub unix_mode: u32,
     /// Numeric address and port.
     pub tcp: Option<std::net::SocketAddr>,
+    /// Listening sockets that were open already, besides those above; each is borrowed from whoever made it.
+    pub inherited: Vec<Arc<OwnedFd>>,
     pub models: BTreeMap<Transport, Model>,
     /// 0: twice the cores.
     pub pool_size: usize,
@@ -37,6 +43,55 @@ pub struct Settings {
     pub follow_symlinks: bool,
     /// Whether clients may put and delete.
     pub writable: bool,
+    pub idle_timeout: TimeLimit,
+    pub header_timeout: TimeLimit,
+    pub request_timeout: TimeLimit,
+}
+
+/// A time limit that can change while others compare with it.
+#[derive(Debug)]
+pub struct TimeLimit(AtomicU64);
+
+impl TimeLimit {
+    pub fn set(&self, limit: Duration) {
+        self.0.store(u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX), Relaxed);
+    }
+
+    pub fn get(&self) -> Duration {
+        Duration::from_nanos(self.0.load(Relaxed))
+    }
+}
+
+impl From<Duration> for TimeLimit {
+    fn from(limit: Duration) -> Self {
+        let new = TimeLimit(AtomicU64::new(0));
+        new.set(limit);
+        new
+    }
+}
+
+impl Clone for TimeLimit {
+    fn clone(&self) -> Self {
+        self.get().into()
+    }
+}
+
+impl PartialEq<TimeLimit> for Duration {
+    fn eq(&self, limit: &TimeLimit) -> bool {
+        *self == limit.get()
+    }
+}
+
+impl PartialOrd<TimeLimit> for Duration {
+    fn partial_cmp(&self, limit: &TimeLimit) -> Option<std::cmp::Ordering> {
+        self.partial_cmp(&limit.get())
+    }
+}
+
+/// What may change while the server runs.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    pub max_connections: usize,
     pub idle_timeout: Duration,
     pub header_timeout: Duration,
     pub request_timeout: Duration,

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::buckets::{CountedUpTo, Cumulative};
 use crate::concurrency::Model;
 use crate::protocol::{Operation, Status};
 use crate::transport::Transport;
@@ -25,6 +26,7 @@ const WINDOW_SECONDS: usize = 60;
 const RATE_SECONDS: usize = 10;
 const STATUSES: usize = Status::ALL.len();
 const LABELS: usize = Transport::ALL.len() * Model::ALL.len() * Operation::ALL.len();
+const CELLS: usize = LABELS * STATUSES;
 
 /// Which requests a figure is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -68,13 +70,12 @@ pub struct Answered {
     pub bytes: u64,
 }
 
-/// The figures of one combination of labels, in one shard.
+/// The figures of one combination of labels and one status, in one shard. How many there were is how many times there are.
 #[derive(Debug)]
 struct Cell {
     latency: AtomicHistogram,
     queue_wait: AtomicHistogram,
     bytes: AtomicU64,
-    statuses: [AtomicU64; STATUSES],
 }
 
 impl Cell {
@@ -83,7 +84,6 @@ impl Cell {
             latency: AtomicHistogram::with_config(config()),
             queue_wait: AtomicHistogram::with_config(config()),
             bytes: AtomicU64::new(0),
-            statuses: [const { AtomicU64::new(0) }; STATUSES],
         })
     }
 }
@@ -94,7 +94,8 @@ impl Cell {
 struct Shard {
     cache_hits: AtomicU64,
     cache_misses: AtomicU64,
-    cells: [OnceLock<Box<Cell>>; LABELS],
+    // Those of one combination of labels lie together, a place for each status.
+    cells: [OnceLock<Box<Cell>>; CELLS],
 }
 
 /// Gauges and counters of one transport that are not about single requests.
@@ -219,7 +220,7 @@ impl Statistics {
                 .map(|_| Shard {
                     cache_hits: AtomicU64::new(0),
                     cache_misses: AtomicU64::new(0),
-                    cells: [const { OnceLock::new() }; LABELS],
+                    cells: [const { OnceLock::new() }; CELLS],
                 })
                 .collect(),
             next_shard: AtomicUsize::new(0),
@@ -243,13 +244,13 @@ impl Statistics {
 
     /// Counts one answered request. Lock-free.
     pub fn record(&self, shard: usize, answered: &Answered) {
-        let cell = self.shards[shard].cells[answered.labels.index()].get_or_init(Cell::new);
+        let at = answered.labels.index() * STATUSES + answered.status.index();
+        let cell = self.shards[shard].cells[at].get_or_init(Cell::new);
         // Adding to a histogram fails only for a value over its range, and that is cut off first.
         let _ = cell.latency.increment(nanoseconds(answered.latency));
         if let Some(wait) = answered.queue_wait {
             let _ = cell.queue_wait.increment(nanoseconds(wait));
         }
-        cell.statuses[answered.status.index()].fetch_add(1, Relaxed);
         if answered.bytes > 0 {
             cell.bytes.fetch_add(answered.bytes, Relaxed);
         }
@@ -324,16 +325,47 @@ impl Statistics {
         all
     }
 
+    /// The times of every combination of labels and status that was used, since start, counted up to each bound (in
+    /// microseconds, ascending).
+    pub fn counted_up_to(&self, bounds_us: &[f64]) -> Vec<CountedUpTo> {
+        let all =
+            Labels::all().flat_map(|labels| Status::ALL.into_iter().map(move |status| (labels, status)));
+        all.filter_map(|(labels, status)| {
+            let totals = self.totals_with(labels, status)?;
+            Some(CountedUpTo {
+                transport: labels.transport.name(),
+                model: labels.model.name(),
+                mode: Operation::ALL[labels.mode].name(),
+                status: status as u8,
+                bytes: totals.bytes,
+                latency: Cumulative::of(&totals.latency, bounds_us),
+                queue_wait: Cumulative::of(&totals.queue_wait, bounds_us),
+            })
+        })
+        .collect()
+    }
+
     /// The merged figures since start; None where no such request was ever answered.
     fn totals(&self, labels: Labels) -> Option<Totals> {
+        let mut found = Status::ALL.into_iter().filter_map(|status| self.totals_with(labels, status));
+        let first = found.next()?;
+        Some(found.fold(first, |mut sum, each| {
+            sum.add(&each);
+            sum
+        }))
+    }
+
+    fn totals_with(&self, labels: Labels, status: Status) -> Option<Totals> {
+        let at = labels.index() * STATUSES + status.index();
         let mut sum: Option<Totals> = None;
-        for cell in self.shards.iter().filter_map(|shard| shard.cells[labels.index()].get()) {
-            let here = Totals {
+        for cell in self.shards.iter().filter_map(|shard| shard.cells[at].get()) {
+            let mut here = Totals {
                 latency: cell.latency.load(),
                 queue_wait: cell.queue_wait.load(),
                 bytes: cell.bytes.load(Relaxed),
-                statuses: std::array::from_fn(|at| cell.statuses[at].load(Relaxed)),
+                statuses: [0; STATUSES],
             };
+            here.statuses[status.index()] = here.latency.as_slice().iter().sum();
             match &mut sum {
                 Some(sum) => sum.add(&here),
                 None => sum = Some(here),

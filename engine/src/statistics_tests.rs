@@ -98,7 +98,7 @@ fn totals_are_kept_by_transport_and_mode() {
     let model = Model::ALL[0];
     let mut sent = 0;
     for (at, transport) in Transport::ALL.into_iter().enumerate() {
-        for (by, mode) in Operation::ALL.into_iter().enumerate() {
+        for (by, mode) in [Operation::FdPass, Operation::Copy, Operation::Splice].into_iter().enumerate() {
             for _ in 0..=(at * 3 + by) {
                 let labels = Labels::new(transport, model, mode);
                 let bytes = 100;
@@ -224,4 +224,28 @@ fn the_shards_are_shared_out_in_turn_and_are_few() {
     seen.dedup();
     assert_eq!(seen.len(), statistics.shards.len());
     assert!(seen.len() <= 16);
+}
+
+#[test]
+fn times_are_counted_apart_by_status_and_together_over_shards() {
+    let statistics = Statistics::new();
+    let refused =
+        Answered { status: Status::Unavailable, ..answered(any_labels(), Duration::from_micros(2)) };
+    let waited = Some(Duration::from_micros(30));
+    statistics.record(0, &answered(any_labels(), Duration::from_micros(50)));
+    statistics.record(
+        1 % statistics.shards.len(),
+        &Answered { queue_wait: waited, ..answered(any_labels(), Duration::from_micros(500)) },
+    );
+    statistics.record(0, &refused);
+    let counted = statistics.counted_up_to(&[10.0, 100.0]);
+    let of =
+        |status: Status| counted.iter().find(|each| each.status == status as u8).expect("it was counted");
+    assert_eq!(counted.len(), 2);
+    assert_eq!(of(Status::Ok).latency.counts, [0, 1, 2]);
+    assert_eq!(of(Status::Ok).queue_wait.counts, [0, 1, 1]);
+    assert_eq!(of(Status::Unavailable).latency.counts, [1, 1, 1]);
+    assert_eq!(of(Status::Unavailable).queue_wait.counts, [0, 0, 0]);
+    assert_eq!(total(&statistics).requests_total, 3);
+    assert_eq!(total(&statistics).errors_total.values().sum::<u64>(), 1);
 }

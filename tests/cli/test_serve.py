@@ -1,10 +1,13 @@
 """``objmapper serve`` as a process: what it says, and how it ends."""
 
+import json
 import re
 import signal
 import socket
+import subprocess
 import time
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 
 import httpx
@@ -138,3 +141,47 @@ def test_a_taken_port_is_said_in_one_line(objmapper: Run, root: Path, tmp_path: 
     assert got.returncode == 1
     assert re.search(rf"{address}: .*\(Address already in use\); choose another", one_line(got.stderr))
     assert not (tmp_path / "s").exists()
+
+
+def said_next(served: Served) -> str:
+    assert served.process.stderr is not None
+    return served.process.stderr.readline().decode()
+
+
+def test_a_hangup_reads_the_settings_again(serve: Serve, root: Path, tmp_path: Path) -> None:
+    file = tmp_path / "o.toml"
+    file.write_text("idle_timeout = 60\n")
+    served = serve(root, "--unix", "socket", "--admin", "127.0.0.1:0", "--config", "o.toml")
+    with Wire(served.address("unix")) as wire:
+        assert wire.ask(COPY, "/a").status == OK
+        file.write_text("idle_timeout = 0.2\ncache_size = 5\n")
+        served.process.send_signal(signal.SIGHUP)
+        assert said_next(served) == (
+            "objmapper: settings read again, changed: idle_timeout; needs a restart: cache_size\n"
+        )
+        assert wire.at_end()
+    file.write_text("idle_timeout = soon\n")
+    served.process.send_signal(signal.SIGHUP)
+    assert said_next(served).startswith("objmapper: the settings stay as they were: --config: 'o.toml' is not TOML")
+    served.process.send_signal(signal.SIGTERM)
+    _, errors = served.process.communicate(timeout=30)
+    assert (served.process.returncode, errors) == (0, b"")
+
+
+def test_messages_can_be_json(started: Callable[..., subprocess.Popen[bytes]], root: Path, tmp_path: Path) -> None:
+    process = started(
+        "serve", root, "--unix", "s", "--no-admin", "--log-format", "json", "--max-connections", "1000000"
+    )
+    assert process.stderr is not None
+    fitted, ready = (json.loads(process.stderr.readline()) for _ in range(2))
+    assert fitted["level"] == "info"
+    assert fitted["message"].startswith("max_connections lowered")
+    assert ready["event"] == "ready"
+    assert ready["addresses"] == {"unix": f"unix:{tmp_path}/s"}
+    assert datetime.fromisoformat(ready["time"]).tzinfo is not None
+    failed = started("serve", root, "--unix", "s", "--no-admin", "--log-format", "json")
+    _, errors = failed.communicate(timeout=30)
+    assert failed.returncode == 1
+    assert (json.loads(errors)["level"], errors.count(b"\n")) == ("error", 1)
+    process.terminate()
+    assert process.communicate(timeout=30)[1] == b""

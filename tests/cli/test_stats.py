@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from objmapper_cli.stats import amount, micros
+from objmapper_cli.live import History, sparkline
+from objmapper_cli.units import amount, micros, number
 from objmapper_server import Config, Server
 from tests.cli.conftest import Run, closing, one_line
 from tests.wire import COPY, FDPASS, NOT_FOUND, Wire
@@ -95,6 +96,84 @@ def test_watching_shows_it_again_until_it_is_interrupted(
     assert (process.returncode, errors) == (130, b"")
 
 
+def drawn_on_a_terminal(
+    started: Callable[..., subprocess.Popen[bytes]], until: Callable[[str], bool], *arguments: str
+) -> tuple[str, int]:
+    """What the command draws on a terminal of its own until that is enough, and how it ends when it is interrupted."""
+    terminal, theirs = os.openpty()
+    with closing(terminal):
+        with closing(theirs):
+            process = started(*arguments, stdout=theirs)
+        drawn = b""
+        while not until(drawn.decode(errors="ignore")):
+            drawn += os.read(terminal, 65536)
+        process.send_signal(signal.SIGINT)
+        try:
+            while os.read(terminal, 65536):
+                pass
+        except OSError:  # the other side is closed: EIO
+            pass
+        return drawn.decode(), process.wait(30)
+
+
+def test_watching_on_a_terminal_draws_what_it_was(
+    admin: str, server: Server, environment: dict[str, str], started: Callable[..., subprocess.Popen[bytes]]
+) -> None:
+    environment |= {"COLUMNS": "120", "LINES": "40", "PYTHONIOENCODING": "utf-8"}
+    with Wire(server.addresses["unix"]) as wire:
+
+        def enough(drawn: str) -> bool:
+            assert wire.ask(COPY, "/a").content == b"hello"
+            return "last 5 ×" in drawn and "█" in drawn
+
+        drawn, code = drawn_on_a_terminal(started, enough, "stats", "--watch", "0.1")
+    assert code == 130
+    for name in ("requests/s", "p99 latency", "cache hit rate", "unix", "tcp", "epoll"):
+        assert name in drawn
+
+
+def test_watching_waits_for_a_server_that_is_away(
+    root: Path, tmp_path: Path, environment: dict[str, str], started: Callable[..., subprocess.Popen[bytes]]
+) -> None:
+    environment |= {"COLUMNS": "120", "LINES": "40", "PYTHONIOENCODING": "utf-8"}
+    config = Config(root=root, unix=tmp_path / "socket", admin=f"unix:{tmp_path}/admin")
+    server = Server(config)
+    server.start()
+
+    def enough(drawn: str) -> bool:
+        if "last 1 ×" in drawn and server.addresses and "no admin endpoint" not in drawn:
+            server.stop()
+        if "no admin endpoint" in drawn and not server.addresses:
+            server.start()
+        return "last 3 ×" in drawn
+
+    try:
+        _, code = drawn_on_a_terminal(started, enough, "stats", "--watch", "0.1", "--admin", f"unix:{tmp_path}/admin")
+    finally:
+        server.stop()
+    assert code == 130
+
+
+def test_a_line_goes_from_nothing_to_the_highest() -> None:
+    assert sparkline([]) == ""
+    assert sparkline([0, 0]) == "▁▁"
+    assert sparkline([0, 1, 4, 8]) == "▁▂▅█"
+
+
+def test_a_history_counts_what_grew_and_begins_again_with_the_server(server: Server) -> None:
+    document = server.statistics().as_json()
+    history = History()
+    history.add({**document, "uptime": 10.0, "requests_total": 100})
+    assert list(history.lines["requests/s"]) == []
+    history.add({**document, "uptime": 12.0, "requests_total": 300})
+    assert list(history.lines["requests/s"]) == [100.0]
+    history.add({**document, "uptime": 1.0, "requests_total": 5})
+    assert list(history.lines["requests/s"]) == [100.0]
+    history.add({**document, "uptime": 2.0, "requests_total": 15})
+    assert list(history.lines["requests/s"]) == [100.0, 10.0]
+    assert set(history.columns) == {"total", "unix", "tcp"}
+
+
 def test_nobody_there(objmapper: Run, tmp_path: Path) -> None:
     for address in ("http://127.0.0.1:1", f"unix:{tmp_path}/none", "no.such.host.invalid:80"):
         got = objmapper("stats", "--admin", address)
@@ -134,6 +213,10 @@ def test_wrong_usage(admin: str, objmapper: Run) -> None:
     got = objmapper("stats", "--watch", "0")
     assert got.returncode == 2
     assert "--watch" in one_line(got.stderr)
+
+
+def test_a_number_is_whole_or_short() -> None:
+    assert [number(value) for value in (0, 0.26, 3, 12345.6)] == ["0", "0.3", "3", "12,346"]
 
 
 @pytest.mark.parametrize(

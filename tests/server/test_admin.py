@@ -1,8 +1,16 @@
 """The admin endpoint over real sockets."""
 
+import base64
+import hashlib
 import json
+import os
+import re
 import socket
 import stat
+import subprocess
+import sys
+import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,8 +19,10 @@ import httpx
 import pytest
 
 from objmapper_server import Config, Server
-from objmapper_server.admin import is_local
+from objmapper_server.gate import is_local
+from tests import nobody
 from tests.server.test_statistics import METRICS
+from tests.wire import COPY, NOT_FOUND, OK, Wire
 
 
 @contextmanager
@@ -64,6 +74,27 @@ def test_foreigners_are_refused(server: Server, headers: dict[str, str]) -> None
     with client_of(server) as client:
         for path in ("/stats", "/healthz", "/docs"):
             assert client.get(path, headers=headers).status_code == 403
+
+
+def test_every_answer_forbids_what_it_does_not_need(server: Server) -> None:
+    with client_of(server) as client:
+        for path in ("/stats", "/nothing-here", "/metrics"):
+            headers = client.get(path).headers
+            assert headers["content-security-policy"] == "default-src 'none'; frame-ancestors 'none'"
+            assert headers["x-content-type-options"] == "nosniff"
+            assert headers["cache-control"] == "no-store"
+        assert client.get("/stats", headers={"Host": "evil.example"}).headers["x-content-type-options"] == "nosniff"
+
+
+def test_the_reference_needs_nothing_from_elsewhere(server: Server) -> None:
+    with client_of(server) as client:
+        page = client.get("/docs")
+    assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    assert "//" not in page.text.replace("https://", "//").split("<script>")[0]
+    for kind, source in re.findall(r"<(script|style)>(.*?)</", page.text, re.DOTALL):
+        digest = base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
+        assert f"{kind}-src 'sha256-{digest}';" in page.headers["content-security-policy"]
+    assert "unsafe" not in page.headers["content-security-policy"]
 
 
 def test_its_own_names_are_accepted(server: Server) -> None:
@@ -126,6 +157,13 @@ def test_a_path_that_is_too_long_is_refused(root: Path, tmp_path: Path) -> None:
         Server(Config(root=root, unix=tmp_path / "s", admin=f"unix:{tmp_path}/{'x' * 200}")).start()
 
 
+def test_it_stands_back_behind_the_data_plane(server: Server) -> None:
+    with client_of(server) as client:
+        assert client.get("/healthz").status_code == 200
+        threads = [int(path.name) for path in Path("/proc/self/task").iterdir()]
+        assert sorted(os.getpriority(os.PRIO_PROCESS, thread) for thread in threads)[-2:] == [0, 10]
+
+
 def test_it_says_nothing_of_its_own(server: Server, capfd: pytest.CaptureFixture[str]) -> None:
     with client_of(server) as client:
         client.get("/stats")
@@ -166,6 +204,71 @@ def test_a_write_over_tcp_needs_the_token(tmp_path: Path) -> None:
 def test_without_a_token_there_is_no_write_over_tcp(server: Server) -> None:
     with client_of(server) as client:
         assert client.post("/concurrency", json={}, headers={"Authorization": "Bearer x"}).status_code == 401
+
+
+@pytest.mark.parametrize("path", ["/concurrency", "/drain", "/nothing-here"])
+def test_no_write_is_forgotten(server: Server, path: str) -> None:
+    with client_of(server) as client:
+        for method in ("POST", "PUT", "DELETE", "PATCH"):
+            assert client.request(method, path, json={}).status_code == 401
+    assert not server.draining
+
+
+def test_a_drain_can_be_asked_for(tmp_path: Path) -> None:
+    config = Config(root=tmp_path, unix=tmp_path / "s", admin="127.0.0.1:0", admin_token=TOKEN)
+    with Server(config) as server, client_of(server) as client, Wire(server.addresses["unix"]) as wire:
+        assert wire.ask(COPY, "/none").status == NOT_FOUND
+        good = {"Authorization": f"Bearer {TOKEN}"}
+        assert client.post("/drain", headers=good).json()["status"] == "draining"
+        assert client.get("/readyz").status_code == 503
+        assert wire.at_end()
+        while not client.post("/drain", headers=good).json()["finished"]:
+            pass
+        answer = client.post("/concurrency", json={"unix": "thread-pool"}, headers=good)
+        assert (answer.status_code, answer.json()) == (
+            409,
+            {"detail": "the server drains: its models stay as they are"},
+        )
+
+
+def test_times_are_counted_for_pictures(server: Server) -> None:
+    with client_of(server) as client, Wire(server.addresses["unix"]) as wire:
+        for _ in range(3):
+            assert wire.ask(COPY, "/a").status == OK
+        deadline = time.monotonic() + 10
+        while (document := client.get("/latency").json())["total"][-1] < 3:
+            assert time.monotonic() < deadline
+    assert len(document["total"]) == len(document["bounds_us"]) + 1
+    assert document["transports"]["unix"] == document["total"]
+    assert document["transports"]["tcp"] == [0] * len(document["total"])
+    assert document["bounds_us"] == sorted(set(document["bounds_us"]))
+
+
+@pytest.mark.skipif(nobody.why_not() != "", reason=nobody.why_not())
+def test_who_else_gets_at_the_unix_socket_needs_the_token() -> None:
+    ask = f"""
+import socket
+for header in ("", "Authorization: Bearer {TOKEN}"):
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect("PATH")
+        head = ["POST /concurrency HTTP/1.1", "Host: localhost", "Content-Type: application/json", "Content-Length: 2"]
+        connection.sendall("\\r\\n".join([*head, *([header] if header else []), "", "{{}}"]).encode())
+        print(connection.recv(12).decode())
+"""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "admin")
+        config = Config(root=folder, unix=Path(folder, "s"), admin=f"unix:{path}", admin_token=TOKEN)
+        with Server(config):
+            Path(folder).chmod(0o755)
+            path.chmod(0o666)
+            told = subprocess.run(
+                [*nobody.COMMAND, sys.executable, "-c", ask.replace("PATH", str(path))],
+                capture_output=True,
+                text=True,
+                timeout=30,
+                check=True,
+            )
+    assert told.stdout.split("\n") == ["HTTP/1.1 401", "HTTP/1.1 200", ""]
 
 
 def test_a_write_over_the_unix_socket_is_its_owners(tmp_path: Path) -> None:

@@ -36,6 +36,9 @@ def test_the_defaults_are_the_documented_ones(tmp_path: Path) -> None:
         "header_timeout": 10,
         "request_timeout": 30,
         "shutdown_grace": 10,
+        "log_format": "text",
+        "access_log": None,
+        "access_log_sample": 100,
     }
 
 

@@ -20,6 +20,8 @@ class Settings(Protocol):
     @property
     def tcp(self) -> str | None: ...  # "ADDRESS:PORT", numeric; IPv6 in brackets
     @property
+    def inherited(self) -> Sequence[int]: ...  # listening sockets that are open already; they stay the caller's
+    @property
     def models(self) -> Mapping[str, str]: ...  # transport -> a concrete model's name
     @property
     def pool_size(self) -> int: ...  # 0: cores × 2
@@ -41,6 +43,19 @@ class Settings(Protocol):
     def follow_symlinks(self) -> bool: ...
     @property
     def writable(self) -> bool: ...
+    @property
+    def idle_timeout(self) -> float: ...
+    @property
+    def header_timeout(self) -> float: ...
+    @property
+    def request_timeout(self) -> float: ...
+
+@type_check_only
+class Limits(Protocol):
+    """What `Engine.set_limits` reads, as attributes, from the value that it is given."""
+
+    @property
+    def max_connections(self) -> int: ...
     @property
     def idle_timeout(self) -> float: ...
     @property
@@ -109,6 +124,41 @@ class Snapshot(TypedDict):
     figures: Sequence[Figures]  # the total, each transport, model and mode, and each combination that was used
     transports: Sequence[TransportState]
 
+@type_check_only
+class Cumulative(TypedDict):
+    """How many times were at most as long as each bound; the last of the counts is of all."""
+
+    counts: list[int]  # one more than there are bounds
+    sum_us: float
+
+@type_check_only
+class CountedUpTo(TypedDict):
+    """The times of one combination of labels and status since start."""
+
+    transport: str
+    model: str
+    mode: str
+    status: int
+    bytes: int  # of content
+    latency: Cumulative
+    queue_wait: Cumulative  # nothing where the model has no queue
+
+@type_check_only
+class Record(TypedDict):
+    number: int
+    at: float
+    uri: str
+    peer: str
+    transport: str
+    mode: str
+    model: str
+    status: int
+    bytes: int
+    total_us: float
+    queue_us: float
+    storage_us: float
+    send_us: float
+
 @final
 class Engine:
     """Serves one root over the transports that the settings name. The GIL is never held to serve a request."""
@@ -120,8 +170,20 @@ class Engine:
     def addresses(self) -> dict[str, str]:
         """Transport -> the address really bound ("unix:/…", "tcp://127.0.0.1:40123"); empty before start()."""
     def statistics(self) -> Snapshot: ...
+    def counted_up_to(self, bounds_us: Sequence[float]) -> Sequence[CountedUpTo]:
+        """The times of each combination that was used, counted up to each bound: microseconds, ascending."""
+    def slow_requests(self) -> list[Record]:
+        """The slowest of the last minute, slowest first."""
+    def watch_requests(self, slower_than: float, for_seconds: float) -> None:
+        """Record what takes longer, in seconds, for so many seconds."""
+    def sample_requests(self, one_of: int) -> None:
+        """Record one request of so many; 0: none."""
+    def recorded_requests(self, after: int) -> tuple[int, list[Record]]:
+        """The number of the last record, and those behind `after`, oldest first."""
     def notices(self) -> list[str]:
         """What was fitted or found at start, a line each: limits lowered, stale sockets removed."""
+    def set_limits(self, limits: Limits) -> None:
+        """Change what may change while connections live; who is connected stays, also over a lower cap."""
     def set_concurrency(self, transport: str, model: str) -> None:
         """Change the model of a transport while it serves. Raises ValueError for a name that is not served."""
     def drain(self, timeout: float) -> bool:

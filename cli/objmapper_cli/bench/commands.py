@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -65,14 +65,19 @@ def parse_size(text: str) -> int:
         raise Failure(f"--file-size {text}: a size is a number of bytes, or 64KiB, 1MB, …", ExitCode.USAGE) from None
 
 
+#: Modes over version 1 and over version 2.
+OWN_DIALECTS: tuple[Dialect, ...] = ("fdpass", "copy", "splice", "fdpass2", "copy2", "splice2")
+
+
 def dialect_for(mode: str | None, transport: str) -> Dialect:
     """The mode, or the transport's best. Raises Failure for one that it cannot do."""
     chosen = mode or ("fdpass" if transport == "unix" else "copy")
-    for known in ("fdpass", "copy", "splice"):
-        if chosen == known and not (known == "fdpass" and transport != "unix"):
+    for known in OWN_DIALECTS:
+        if chosen == known and (transport == "unix" or not known.startswith("fdpass")):
             return known
     raise Failure(
-        f"--mode {chosen}: over {transport} there are {'fdpass, ' * (transport == 'unix')}copy and splice",
+        f"--mode {chosen}: over {transport} there are {'fdpass, ' * (transport == 'unix')}copy and splice, each "
+        "with a 2 for version 2 of the protocol",
         ExitCode.USAGE,
     )
 
@@ -385,9 +390,8 @@ def parse_peer(text: str) -> tuple[str, Dialect, str]:
     """Name, protocol and address of ``nginx=http@tcp://127.0.0.1:80``. Raises Failure."""
     name, _, rest = text.partition("=")
     dialect, _, address = rest.partition("@")
-    for known in ("fdpass", "copy", "splice", "http", "redis"):
+    for known in get_args(Dialect):
         if dialect == known and name and address:
             return name, known, address
-    raise Failure(
-        f"--peer {text}: write NAME=PROTOCOL@ADDRESS, the protocol fdpass, copy, splice, http or redis", ExitCode.USAGE
-    )
+    known = ", ".join(get_args(Dialect))
+    raise Failure(f"--peer {text}: write NAME=PROTOCOL@ADDRESS, the protocol one of {known}", ExitCode.USAGE)

@@ -15,7 +15,7 @@ const DEAF_PAUSE: Duration = Duration::from_millis(5);
 
 /// How the storage pool wakes a thread. Most never need it, so the eventfd is made when it is first listened to or rung.
 #[derive(Debug, Default)]
-pub struct Ear(OnceLock<Option<Bell>>);
+struct Ear(OnceLock<Option<Bell>>);
 
 impl Ear {
     fn bell(&self) -> Option<&Bell> {
@@ -35,14 +35,15 @@ impl Wake for Ear {
 pub fn converse(
     mut session: Box<Session>,
     scratch: &mut Scratch,
-    ear: &Arc<Ear>,
     service: &Service,
     shutdown: &Shutdown,
 ) -> Option<Box<Session>> {
     if session.prepare_to_sleep().is_err() {
         return None;
     }
-    let wake: Arc<dyn Wake> = Arc::<Ear>::clone(ear);
+    // The conversation's own, so that its descriptor goes with it: threads that wait for work would keep theirs.
+    let ear = Arc::new(Ear::default());
+    let wake: Arc<dyn Wake> = Arc::<Ear>::clone(&ear);
     session.connection().set_wake(&wake, 0);
     let spin = match service.settings.optimize_for {
         OptimizeFor::Latency => SPIN,
@@ -66,7 +67,7 @@ pub fn converse(
             // Without jobs the socket's own timeout has passed.
             Next::Readable | Next::Writable | Next::Waiting => {
                 if session.has_jobs() {
-                    listen(&session, ear, next);
+                    listen(&session, &ear, next);
                 } else if scratch.is_recalled() {
                     return Some(session);
                 }

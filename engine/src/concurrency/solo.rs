@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 
-use super::conversation::{Ear, converse};
+use super::conversation::converse;
 use super::{Model, Order, Shutdown, spawn};
 use crate::listener::Listener;
 use crate::service::Service;
@@ -101,9 +101,8 @@ impl Solo {
         gauges.active_threads.fetch_add(1, Relaxed);
         let mut scratch = Scratch::new(&self.service, Model::Epoll);
         scratch.recalled = Some(Arc::clone(&self.crowded));
-        let ear = Arc::new(Ear::default());
         while let Some(session) = self.next_session() {
-            match converse(session, &mut scratch, &ear, &self.service, &self.shutdown) {
+            match converse(session, &mut scratch, &self.service, &self.shutdown) {
                 None => self.count(false),
                 Some(session) if self.shutdown.order() == Order::HandOver => {
                     self.count(false);

@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use super::conversation::{Ear, converse};
+use super::conversation::converse;
 use super::{Model, Order, Shutdown, spawn};
 use crate::listener::{Accepted, Listener};
 use crate::service::Service;
@@ -142,9 +142,8 @@ impl Crew {
     fn thread(&self) {
         self.gauges().active_threads.fetch_add(1, Relaxed);
         let mut scratch = Scratch::new(&self.service, Model::ThreadPerConnection);
-        let ear = Arc::new(Ear::default());
         while let Some((number, session)) = self.next_session() {
-            if let Some(session) = converse(session, &mut scratch, &ear, &self.service, &self.shutdown) {
+            if let Some(session) = converse(session, &mut scratch, &self.service, &self.shutdown) {
                 self.listener.hand_over(session);
             }
             self.state().served.remove(&number);

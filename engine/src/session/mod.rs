@@ -83,6 +83,8 @@ pub struct Scratch {
     segments: VecDeque<Segment>,
     shard: usize,
     model: Model,
+    /// When the replies that are being handed over had been put together.
+    flush_began: Instant,
     /// How long the session that is run next has waited in a queue.
     pub queue_wait: Option<Duration>,
     /// Set by others: a thread that would sleep in the session's socket gives the session back instead.
@@ -99,6 +101,7 @@ impl Scratch {
             segments: VecDeque::new(),
             shard: service.statistics.assign_shard(),
             model,
+            flush_began: Instant::now(),
             queue_wait: None,
             recalled: None,
         }
@@ -357,7 +360,8 @@ impl Session {
             if self.outbox.len() >= GATHER_SEGMENTS || scratch.out.len() >= GATHER_BYTES {
                 break Progress::Full;
             }
-            if *requests_left == 0 && !rest.is_empty() {
+            // A thread that has no other session to run does not break up what came together.
+            if *requests_left == 0 && !rest.is_empty() && manner.patience == Patience::Never {
                 break Progress::Full;
             }
             if let Speaks::Two(two) = &self.speaks

@@ -1,12 +1,5 @@
-//! The load generator behind `objmapper bench`: many clients in a few threads, closed loop or open loop.
-//!
-//! Closed loop: every client sends its next request when the last is answered. Open loop: requests have times at which they
-//! are due, whatever the server does, and latency counts from then, so a server that stalls is charged for all that it kept
-//! waiting ("coordinated omission": Tene, "How NOT to Measure Latency", 2015).
-//!
-//! Besides objmapper it speaks HTTP/1.1 and Redis's protocol, so that peers are measured by the same client.
+//! The connections of one thread of a load.
 
-use histogram::Histogram;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::{self, Errno, IoSliceMut};
@@ -16,235 +9,44 @@ use rustix::net::{
 };
 use std::collections::VecDeque;
 use std::mem::MaybeUninit;
-use std::net::SocketAddr;
-use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::thread::JoinHandle;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use crate::protocol::{DecodedReply, Mode, ReplyDecoder, encode_request};
-use crate::statistics::{Percentiles, percentiles};
+use super::dialects::{Answer, AnswerDecoder};
+use super::{HISTOGRAM, Plan, Shared, Tally, Target};
+use crate::protocol::v2::{self, DecodedHelloAck};
 
+/// With a rate, and where nothing else was asked for: a client that is further behind stops sending.
 const MOST_AHEAD: usize = 1000;
-const STACK: usize = 512 << 10;
 const ROOM: usize = 256 << 10;
-const MOST_DESCRIPTORS: usize = 64;
-/// 2^-7: 0.8 %, up to 2^40 ns: 18 min.
-const HISTOGRAM: (u8, u8) = (7, 40);
+/// As many as the kernel passes in a message.
+const MOST_DESCRIPTORS: usize = 253;
 
-/// Whom to load.
-#[derive(Debug, Clone)]
-pub enum Target {
-    Unix(PathBuf),
-    Tcp(SocketAddr),
-}
-
-/// What to speak.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Dialect {
-    Objmapper(Mode),
-    Http,
-    Redis,
-}
-
-#[derive(Debug, Clone)]
-pub struct Plan {
-    pub target: Target,
-    pub dialect: Dialect,
-    /// Asked for in turn, each client beginning at another.
-    pub uris: Vec<String>,
-    pub clients: usize,
-    pub threads: usize,
-    /// Requests that each client keeps under way.
-    pub pipeline: usize,
-    pub duration: Duration,
-    /// End after so many requests, 0: only after the duration.
-    pub requests: u64,
-    /// Requests a second of all clients together; None: closed loop.
-    pub rate: Option<f64>,
-    /// A new connection for every request.
-    pub reconnect: bool,
-}
-
-/// What came of it.
-#[derive(Debug)]
-#[cfg_attr(feature = "python", derive(pyo3::IntoPyObject))]
-pub struct Outcome {
-    pub requests: u64,
-    pub bytes: u64,
-    /// Answers that refused for want of room.
-    pub refused: u64,
-    /// Other errors, and connections that broke.
-    pub errors: u64,
-    pub elapsed: f64,
-    pub latency: Percentiles,
-    /// Latency of refusals alone.
-    pub refusals: Percentiles,
-    /// (quantile, microseconds) pairs, for a curve.
-    pub curve: Vec<(f64, f64)>,
-}
-
-/// A load that is running.
-#[derive(Debug)]
-pub struct Load {
-    shared: Arc<Shared>,
-    threads: Vec<JoinHandle<Tally>>,
-    started: Instant,
-}
-
-#[derive(Debug)]
-struct Shared {
-    plan: Plan,
-    frames: Vec<Vec<u8>>,
-    answered: AtomicU64,
-    stop: AtomicBool,
-}
-
-#[derive(Debug)]
-struct Tally {
-    latency: Histogram,
-    refusals: Histogram,
-    requests: u64,
-    bytes: u64,
-    refused: u64,
-    errors: u64,
-    ended: Instant,
-}
-
-impl Tally {
-    fn new() -> Self {
-        Tally {
-            latency: new_histogram(),
-            refusals: new_histogram(),
-            requests: 0,
-            bytes: 0,
-            refused: 0,
-            errors: 0,
-            ended: Instant::now(),
-        }
-    }
-}
-
-fn new_histogram() -> Histogram {
-    match Histogram::new(HISTOGRAM.0, HISTOGRAM.1) {
-        Ok(histogram) => histogram,
-        Err(error) => unreachable!("the constants are in range: {error}"),
-    }
-}
-
-impl Load {
-    pub fn start(plan: Plan) -> std::io::Result<Self> {
-        let frames = plan.uris.iter().map(|uri| frame(plan.dialect, uri)).collect();
-        let threads = plan.threads.clamp(1, plan.clients.max(1));
-        let shared =
-            Arc::new(Shared { plan, frames, answered: AtomicU64::new(0), stop: AtomicBool::new(false) });
-        let started = Instant::now();
-        let threads = (0..threads)
-            .map(|number| {
-                let shared = Arc::clone(&shared);
-                std::thread::Builder::new()
-                    .name("objmapper-load".into())
-                    .stack_size(STACK)
-                    .spawn(move || Worker::new(&shared, number, threads).run())
-            })
-            .collect::<Result<_, _>>()?;
-        Ok(Load { shared, threads, started })
-    }
-
-    /// Requests answered so far.
-    pub fn answered(&self) -> u64 {
-        self.shared.answered.load(Relaxed)
-    }
-
-    pub fn is_running(&self) -> bool {
-        self.threads.iter().any(|thread| !thread.is_finished())
-    }
-
-    /// Ends it early.
-    pub fn stop(&self) {
-        self.shared.stop.store(true, Relaxed);
-    }
-
-    /// Waits for the end.
-    pub fn finish(&mut self) -> Outcome {
-        let mut sum = Tally::new();
-        let mut ended = self.started;
-        for thread in self.threads.drain(..) {
-            match thread.join() {
-                Ok(tally) => {
-                    add(&mut sum.latency, &tally.latency);
-                    add(&mut sum.refusals, &tally.refusals);
-                    sum.requests += tally.requests;
-                    sum.bytes += tally.bytes;
-                    sum.refused += tally.refused;
-                    sum.errors += tally.errors;
-                    ended = ended.max(tally.ended);
-                }
-                Err(_) => sum.errors += 1,
-            }
-        }
-        Outcome {
-            requests: sum.requests,
-            bytes: sum.bytes,
-            refused: sum.refused,
-            errors: sum.errors,
-            elapsed: ended.duration_since(self.started).as_secs_f64(),
-            latency: percentiles(&sum.latency),
-            refusals: percentiles(&sum.refusals),
-            curve: curve(&sum.latency),
-        }
-    }
-}
-
-fn add(sum: &mut Histogram, other: &Histogram) {
-    for (mine, theirs) in sum.as_mut_slice().iter_mut().zip(other.as_slice()) {
-        *mine += theirs;
-    }
-}
-
-/// Latency by quantile, denser towards 1.
-fn curve(histogram: &Histogram) -> Vec<(f64, f64)> {
-    let total: u64 = histogram.as_slice().iter().sum();
-    let mut points = Vec::new();
-    let mut seen = 0;
-    for bucket in histogram.iter().filter(|bucket| bucket.count() > 0) {
-        seen += bucket.count();
-        points.push((seen as f64 / total as f64, (bucket.start() + bucket.end()) as f64 / 2000.0));
-    }
-    points
-}
-
-fn frame(dialect: Dialect, uri: &str) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    match dialect {
-        Dialect::Objmapper(mode) => encode_request(&mut bytes, mode, uri),
-        Dialect::Http => bytes.extend(format!("GET {uri} HTTP/1.1\r\nHost: bench\r\n\r\n").into_bytes()),
-        Dialect::Redis => {
-            bytes.extend(format!("*2\r\n$3\r\nGET\r\n${}\r\n{uri}\r\n", uri.len()).into_bytes());
-        }
-    }
-    bytes
+/// A request without an answer.
+#[derive(Debug, Clone, Copy)]
+struct UnderWay {
+    id: u32,
+    due: Instant,
+    sent: Instant,
 }
 
 /// One connection.
 #[derive(Debug)]
 struct Client {
     socket: Option<OwnedFd>,
-    /// When each unanswered request was sent, or was due.
-    /// When each was due, and when it was sent.
-    under_way: VecDeque<(Instant, Instant)>,
-    decoder: ReplyDecoder,
+    under_way: VecDeque<UnderWay>,
+    decoder: AnswerDecoder,
+    next_id: u32,
+    /// Descriptors that came and belong to no answer yet.
+    spare: usize,
     kept: Vec<u8>,
-    /// Bytes of an HTTP or Redis body still to come.
-    body: u64,
     unsent: Vec<u8>,
     interest: EventFlags,
     next_uri: usize,
     due: Instant,
 }
 
-struct Worker<'a> {
+pub(super) struct Worker<'a> {
     shared: &'a Shared,
     clients: Vec<Client>,
     tally: Tally,
@@ -253,14 +55,8 @@ struct Worker<'a> {
     until: Instant,
 }
 
-/// What the front of the input says.
-enum Answer {
-    Done { refused: bool, failed: bool },
-    More,
-}
-
 impl<'a> Worker<'a> {
-    fn new(shared: &'a Shared, number: usize, threads: usize) -> Self {
+    pub fn new(shared: &'a Shared, number: usize, threads: usize) -> Self {
         let plan = &shared.plan;
         let mine = plan.clients / threads + usize::from(number < plan.clients % threads);
         let interval = plan.rate.map(|rate| Duration::from_secs_f64(plan.clients as f64 / rate));
@@ -269,9 +65,10 @@ impl<'a> Worker<'a> {
             .map(|index| Client {
                 socket: None,
                 under_way: VecDeque::new(),
-                decoder: ReplyDecoder::default(),
+                decoder: AnswerDecoder::new(plan.dialect),
+                next_id: 0,
+                spare: 0,
                 kept: Vec::new(),
-                body: 0,
                 unsent: Vec::new(),
                 interest: EventFlags::IN,
                 next_uri: (number + index * threads) % shared.frames.len().max(1),
@@ -292,7 +89,7 @@ impl<'a> Worker<'a> {
         }
     }
 
-    fn run(mut self) -> Tally {
+    pub fn run(mut self) -> Tally {
         let one_at_a_time =
             self.clients.len() == 1 && self.shared.plan.pipeline == 1 && self.interval.is_none();
         let outcome =
@@ -320,7 +117,7 @@ impl<'a> Worker<'a> {
                 break;
             }
             if self.clients[index].socket.is_none() {
-                let socket = connect(&self.shared.plan.target)?;
+                let socket = connect(&self.shared.plan)?;
                 sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(patience))?;
                 self.clients[index].socket = Some(socket);
             }
@@ -339,7 +136,7 @@ impl<'a> Worker<'a> {
     fn run_many(&mut self) -> io::Result<()> {
         let poller = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         for index in 0..self.clients.len() {
-            let socket = connect(&self.shared.plan.target)?;
+            let socket = connect(&self.shared.plan)?;
             io::ioctl_fionbio(&socket, true)?;
             epoll::add(&poller, &socket, EventData::new_u64(index as u64), EventFlags::IN)?;
             self.clients[index].socket = Some(socket);
@@ -427,9 +224,13 @@ impl<'a> Worker<'a> {
 
     fn begin_request(&mut self, index: usize, at: Instant) {
         let client = &mut self.clients[index];
+        let start = client.unsent.len();
         client.unsent.extend_from_slice(&self.shared.frames[client.next_uri]);
+        let id = client.next_id;
+        client.next_id = id.wrapping_add(1);
+        self.shared.plan.dialect.number(&mut client.unsent[start..], id);
         client.next_uri = (client.next_uri + 1) % self.shared.frames.len();
-        client.under_way.push_back((at, Instant::now()));
+        client.under_way.push_back(UnderWay { id, due: at, sent: Instant::now() });
     }
 
     fn flush(&mut self, index: usize, poller: &OwnedFd) -> io::Result<()> {
@@ -479,7 +280,7 @@ impl<'a> Worker<'a> {
         let kept = self.clients[index].kept.len();
         self.room[..kept].copy_from_slice(&self.clients[index].kept);
         self.clients[index].kept.clear();
-        let passes = self.shared.plan.dialect == Dialect::Objmapper(Mode::FdPass);
+        let passes = self.shared.plan.dialect.passes_descriptors();
         let Some(socket) = &self.clients[index].socket else { return Err(Errno::NOTCONN) };
         let received = if passes {
             receive_and_close(socket, &mut self.room[kept..], flags)
@@ -505,24 +306,38 @@ impl<'a> Worker<'a> {
         let mut opened = 0;
         while !self.clients[index].under_way.is_empty() {
             let before = input.len();
-            match self.next_answer(index, &mut input)? {
+            match self.clients[index].decoder.next(&mut input)? {
                 Answer::More => break,
-                Answer::Done { refused, failed } => {
+                Answer::Done { id, refused, failed } => {
                     opened += usize::from(passes && !refused && !failed && before > input.len());
-                    self.count(index, now, refused, failed);
+                    self.count(index, id, now, refused, failed)?;
                 }
             }
         }
         self.clients[index].kept.extend_from_slice(input);
         self.room = room;
-        if passes && opened != descriptors {
+        // A descriptor may come before the rest of its answer, never after it.
+        let came = self.clients[index].spare + descriptors;
+        if passes && opened > came {
             self.tally.errors += 1;
         }
+        self.clients[index].spare = came.saturating_sub(opened);
         Ok(())
     }
 
-    fn count(&mut self, index: usize, now: Instant, refused: bool, failed: bool) {
-        let Some((due, sent)) = self.clients[index].under_way.pop_front() else { return };
+    fn count(
+        &mut self,
+        index: usize,
+        id: Option<u32>,
+        now: Instant,
+        refused: bool,
+        failed: bool,
+    ) -> io::Result<()> {
+        let under_way = &mut self.clients[index].under_way;
+        let at = id.map_or(Some(0), |id| under_way.iter().position(|request| request.id == id));
+        let Some(UnderWay { due, sent, .. }) = at.and_then(|at| under_way.remove(at)) else {
+            return Err(Errno::PROTO);
+        };
         // A refusal tells how quick the server is to say no; that the generator itself came too late is not its doing.
         let since = if refused { sent } else { due };
         let nanoseconds = u64::try_from(now.saturating_duration_since(since).as_nanos()).unwrap_or(u64::MAX);
@@ -537,88 +352,16 @@ impl<'a> Worker<'a> {
             let _ = self.tally.latency.increment(nanoseconds);
         }
         self.shared.answered.fetch_add(1, Relaxed);
+        Ok(())
     }
-
-    fn next_answer(&mut self, index: usize, input: &mut &[u8]) -> io::Result<Answer> {
-        let client = &mut self.clients[index];
-        match self.shared.plan.dialect {
-            Dialect::Objmapper(mode) => loop {
-                return match client.decoder.decode(Some(mode), input) {
-                    DecodedReply::Descriptor | DecodedReply::Content { last: true, .. } => {
-                        Ok(Answer::Done { refused: false, failed: false })
-                    }
-                    DecodedReply::Content { .. } => continue,
-                    DecodedReply::Error { status, .. } => {
-                        let refused = status == crate::protocol::Status::Unavailable as u8;
-                        Ok(Answer::Done { refused, failed: !refused })
-                    }
-                    DecodedReply::Broken => Err(Errno::PROTO),
-                    DecodedReply::More => Ok(Answer::More),
-                };
-            },
-            Dialect::Http => {
-                if client.body == 0 {
-                    let Some(end) = find(input, b"\r\n\r\n") else { return Ok(Answer::More) };
-                    let head = &input[..end];
-                    let length = find(head, b"ength: ").map_or(0, |at| digits(&head[at..]));
-                    let failed = head.get(9..12) != Some(b"200");
-                    *input = &input[end..];
-                    client.body = length;
-                    if failed || length == 0 {
-                        client.body = 0;
-                        let here = usize::try_from(length).unwrap_or(usize::MAX).min(input.len());
-                        *input = &input[here..];
-                        return Ok(Answer::Done { refused: false, failed });
-                    }
-                }
-                Ok(take_body(client, input))
-            }
-            Dialect::Redis => {
-                if client.body == 0 {
-                    let Some(end) = find(input, b"\r\n") else { return Ok(Answer::More) };
-                    let missing = input.starts_with(b"$-") || !input.starts_with(b"$");
-                    client.body = digits(&input[1..end]) + 2;
-                    *input = &input[end..];
-                    if missing {
-                        client.body = 0;
-                        return Ok(Answer::Done { refused: false, failed: true });
-                    }
-                }
-                Ok(take_body(client, input))
-            }
-        }
-    }
-}
-
-fn take_body(client: &mut Client, input: &mut &[u8]) -> Answer {
-    let here = usize::try_from(client.body).unwrap_or(usize::MAX).min(input.len());
-    *input = &input[here..];
-    client.body -= here as u64;
-    if client.body == 0 { Answer::Done { refused: false, failed: false } } else { Answer::More }
-}
-
-/// The position behind the first occurrence.
-fn find(input: &[u8], wanted: &[u8]) -> Option<usize> {
-    input.windows(wanted.len()).position(|window| window == wanted).map(|at| at + wanted.len())
-}
-
-fn digits(text: &[u8]) -> u64 {
-    text.iter()
-        .take_while(|byte| byte.is_ascii_digit())
-        .fold(0, |number: u64, byte| number.saturating_mul(10).saturating_add(u64::from(byte - b'0')))
 }
 
 /// Receives status bytes and the descriptors that came with them, which are closed. Returns how many of each.
 fn receive_and_close(socket: &OwnedFd, room: &mut [u8], flags: RecvFlags) -> io::Result<(usize, usize)> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
-    let length = room.len().min(4096);
-    let received = net::recvmsg(
-        socket,
-        &mut [IoSliceMut::new(&mut room[..length])],
-        &mut control,
-        flags | RecvFlags::CMSG_CLOEXEC,
-    )?;
+    let received =
+        net::recvmsg(socket, &mut [IoSliceMut::new(room)], &mut control, flags | RecvFlags::CMSG_CLOEXEC)?;
     let mut descriptors = 0;
     for message in control.drain() {
         if let RecvAncillaryMessage::ScmRights(rights) = message {
@@ -628,7 +371,22 @@ fn receive_and_close(socket: &OwnedFd, room: &mut [u8], flags: RecvFlags) -> io:
     Ok((received.bytes, descriptors))
 }
 
-fn connect(target: &Target) -> io::Result<OwnedFd> {
+/// A connection that has been greeted.
+fn connect(plan: &Plan) -> io::Result<OwnedFd> {
+    let socket = connect_to(&plan.target)?;
+    let greeting = plan.dialect.greeting();
+    if !greeting.is_empty() {
+        net::send(&socket, &greeting, SendFlags::NOSIGNAL)?;
+        let mut answer = [0; v2::HELLO_ACK];
+        let (length, _) = net::recv(&socket, &mut answer, RecvFlags::WAITALL)?;
+        let DecodedHelloAck::Ack { .. } = v2::decode_hello_ack(&mut &answer[..length]) else {
+            return Err(Errno::PROTO);
+        };
+    }
+    Ok(socket)
+}
+
+fn connect_to(target: &Target) -> io::Result<OwnedFd> {
     let flags = net::SocketFlags::CLOEXEC;
     match target {
         Target::Unix(path) => {

@@ -1,0 +1,40 @@
+"""``objmapper completion``: what a shell needs to complete this command, its options and their values."""
+
+import os
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from objmapper_cli.errors import ExitCode, Failure
+
+
+class Shell(StrEnum):
+    """The shells that typer knows and Linux has."""
+
+    BASH = "bash"
+    ZSH = "zsh"
+    FISH = "fish"
+
+
+def completion(
+    context: typer.Context,
+    shell: Annotated[Shell | None, typer.Argument(help="By default the shell that $SHELL names.")] = None,
+) -> int:
+    """Print the completion script of a shell.
+
+    bash: eval "$(objmapper completion bash)" in ~/.bashrc; zsh: the same in ~/.zshrc, after compinit; fish: objmapper
+    completion fish > ~/.config/fish/completions/objmapper.fish.
+    """
+    from typer.completion import shell_complete
+
+    if shell is None:
+        named = Path(os.environ.get("SHELL", "")).name
+        try:
+            shell = Shell(named)
+        except ValueError:
+            known = ", ".join(Shell)
+            raise Failure(f"$SHELL names {named or 'no shell'}: say which of {known}", ExitCode.USAGE) from None
+    # The machinery prints; it asks the command itself, by this variable, when Tab is pressed.
+    return shell_complete(context.find_root().command, {}, "objmapper", "_OBJMAPPER_COMPLETE", f"source_{shell}")

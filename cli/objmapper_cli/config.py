@@ -1,0 +1,79 @@
+"""``objmapper config``: the settings in force and where each came from; or whether a file is right."""
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+
+from objmapper_cli.admin_client import AdminClient
+from objmapper_cli.errors import ExitCode, Failure, say
+
+Document = Mapping[str, Mapping[str, Any]]
+
+
+def config(
+    admin: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="A server's http://HOST:PORT or unix:/PATH. [default: $OBJMAPPER_ADMIN]"),
+    ] = None,
+    check: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Only say whether this settings file is right.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As one document: name → value, origin, changeable.")] = False,
+) -> None:
+    """Show the settings of a running server, and where each came from; secrets are masked.
+
+    Where no server is named and none runs: those that one started here and now would have.
+    """
+    document = _in_force(admin) if check is None else _of(check, environment=False)
+    if as_json:
+        print(json.dumps(document, indent=2))
+    else:
+        _print_table(document)
+    if check is not None:
+        say(f"{check} is right")
+
+
+def _of(file: str | None, *, environment: bool) -> Document:
+    """Return what they come to. A file is looked at by itself: the environment could hide what is wrong with it."""
+    from objmapper_server.in_force import settings_in_force, settings_without_root
+
+    loaded, has_root = settings_without_root(file, environment=environment)
+    return {name: setting.model_dump() for name, setting in settings_in_force(loaded, has_root=has_root).items()}
+
+
+def _in_force(admin: str | None) -> Document:
+    client = AdminClient(admin)
+    try:
+        text = client.get("/config")
+    except Failure as failure:
+        if failure.code != ExitCode.NOT_REACHED or admin is not None or os.environ.get("OBJMAPPER_ADMIN"):
+            raise
+        say(f"no server answers at {client.address}; one that is started here and now would have these")
+        return _of(None, environment=True)
+    try:
+        document = json.loads(text)
+        if all({"value", "origin"} <= set(setting) for setting in document.values()):
+            return dict(document)
+    except (ValueError, TypeError, AttributeError):
+        pass
+    raise Failure(f"{client.address}: something answers there, but it is no objmapper: {text[:60]!r}")
+
+
+def _print_table(document: Document) -> None:
+    rows = [(name, _as_text(setting["value"]), str(setting["origin"])) for name, setting in document.items()]
+    widths = [max(len(row[place]) for row in rows) for place in (0, 1)]
+    for name, value, origin in rows:
+        print(f"{name:{widths[0]}}  {value:{widths[1]}}  {origin}")
+
+
+def _as_text(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ",".join(f"{name}={each}" for name, each in value.items())
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "none" if value is None else str(value)

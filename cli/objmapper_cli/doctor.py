@@ -1,0 +1,70 @@
+"""``objmapper doctor``: what is wrong with this machine for a server, and what to do."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from objmapper_cli.errors import ExitCode
+
+if TYPE_CHECKING:
+    from objmapper_cli.machine import Finding
+
+MARKS: Final = {"ok": "ok      ", "note": "note    ", "problem": "problem "}
+COLOURS: Final = {"ok": "32", "note": "33", "problem": "1;31"}
+
+
+def doctor(
+    root: Annotated[str | None, typer.Argument(metavar="ROOT", help="The directory that is to be served.")] = None,
+    unix: Annotated[str | None, typer.Option(metavar="PATH", help="The Unix socket that is to be served.")] = None,
+    tcp: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="The TCP address.")] = None,
+    admin: Annotated[str | None, typer.Option(metavar="HOST:PORT|unix:PATH", help="The admin endpoint.")] = None,
+    max_connections: Annotated[str | None, typer.Option(metavar="N", help="Connections at once.")] = None,
+    config: Annotated[str | None, typer.Option(metavar="FILE", help="The settings file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="A list of check, level, finding and cure.")] = False,
+) -> int:
+    """Look for what would keep a server from working well: a finding a line, with its cure.
+
+    Takes its settings where `objmapper serve` does. The exit code is 1 where there is a problem.
+    """
+    from objmapper_cli.machine import problem
+    from objmapper_server import ConfigError
+
+    flags = {"root": root, "unix": unix, "tcp": tcp, "admin": admin, "max_connections": max_connections}
+    try:
+        findings = list(_findings(config, flags))
+    except ConfigError as error:
+        findings = [problem("settings", str(error), "correct it; objmapper config --check FILE looks at a file alone")]
+    if as_json:
+        print(json.dumps([asdict(finding) for finding in findings], indent=2))
+    else:
+        for finding in findings:
+            print(_line(finding))
+    return ExitCode.FAILED if any(finding.level == "problem" for finding in findings) else ExitCode.DONE
+
+
+def _findings(file: str | None, flags: dict[str, Any]) -> Iterator["Finding"]:
+    from objmapper_cli import machine
+    from objmapper_server.in_force import settings_without_root
+
+    config, has_root = settings_without_root(file, **flags)
+    yield machine.ok("settings", f"read{f' from {file}' if file else ''}, without a slip")
+    yield from machine.kernel()
+    yield from machine.descriptors(config)
+    yield from machine.backlog()
+    yield from machine.root_directory(Path(config.root) if has_root else None)
+    yield from machine.unix_socket(config)
+    yield from machine.ports(config)
+
+
+def _line(finding: "Finding") -> str:
+    mark = MARKS[finding.level]
+    if sys.stdout.isatty() and not os.environ.get("NO_COLOR"):
+        mark = f"\x1b[{COLOURS[finding.level]}m{mark}\x1b[0m"
+    cure = f": {finding.cure}" if finding.cure else ""
+    return f"{mark}{finding.check}: {finding.finding}{cure}"

@@ -1,0 +1,125 @@
+"""``objmapper stats --watch`` on a terminal: the figures as they move, each with a line of what it was."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+from objmapper_cli.errors import ExitCode, Failure
+from objmapper_cli.units import amount, micros, number
+
+Document = Mapping[str, Any]
+BARS: Final = "▁▂▃▄▅▆▇█"
+PLAIN_BARS: Final = "_.-=+*#@"
+#: Samples that are kept; a line shows as many as there is room for.
+KEPT: Final = 240
+#: Columns that the other cells of a row need.
+OTHER_COLUMNS: Final = 34
+OUTAGES: Final = (ExitCode.NOT_REACHED, ExitCode.TIMEOUT)
+
+
+def rate_of(field: str) -> Callable[[Document, Document, float], float]:
+    """Return how much a counter grew a second."""
+    return lambda now, before, seconds: max(0, now[field] - before[field]) / seconds
+
+
+def now_of(field: str) -> Callable[[Document, Document, float], float]:
+    """Return what a figure is."""
+    return lambda now, _before, _seconds: float(now[field])
+
+
+#: Name, how a value is written, and how it is read from this document and the one before.
+ROWS: Final[tuple[tuple[str, Callable[[float], str], Callable[[Document, Document, float], float]], ...]] = (
+    ("requests/s", number, rate_of("requests_total")),
+    ("bytes/s", amount, rate_of("bytes_total")),
+    ("p50 latency", micros, now_of("p50_latency_us")),
+    ("p99 latency", micros, now_of("p99_latency_us")),
+    ("p99.9 latency", micros, now_of("p999_latency_us")),
+    ("queue wait", micros, now_of("queue_wait_time_us")),
+    ("queue depth", number, now_of("queue_depth")),
+    ("connections", number, now_of("connections")),
+    ("active threads", number, now_of("active_threads")),
+    ("cache hit rate", lambda value: f"{value:.1%}", now_of("cache_hit_rate")),
+    ("refused/s", number, rate_of("rejected_total")),
+    ("errors/s", number, lambda now, before, seconds: max(0, _errors(now) - _errors(before)) / seconds),
+)
+
+
+def _errors(document: Document) -> int:
+    return sum(document["errors_total"].values())
+
+
+def sparkline(values: Sequence[float], bars: str = BARS) -> str:
+    """Return a bar for each value, from 0 to the highest."""
+    highest = max(values, default=0.0)
+    if highest <= 0:
+        return bars[0] * len(values)
+    return "".join(bars[min(len(bars) - 1, int(value / highest * len(bars)))] for value in values)
+
+
+class History:
+    """What each row of each column was, the newest last."""
+
+    def __init__(self) -> None:
+        self.lines: dict[str, deque[float]] = {name: deque(maxlen=KEPT) for name, _, _ in ROWS}
+        self.columns: dict[str, dict[str, float]] = {}
+        self._before: Document | None = None
+
+    def add(self, now: Document) -> None:
+        """Take in one document. A server that has begun again counts from 0, and so does its history."""
+        before = self._before
+        self._before = now
+        if before is None or now["uptime"] < before["uptime"]:
+            before = now
+        seconds = max(now["uptime"] - before["uptime"], 1e-3)
+        self.columns = {}
+        for column, one in {"total": now, **now["transports"]}.items():
+            # One that was not there before has grown by nothing yet.
+            earlier = before if column == "total" else before["transports"].get(column, one)
+            self.columns[column] = {name: read(one, earlier, seconds) for name, _, read in ROWS}
+        if before is not now:
+            for name, value in self.columns["total"].items():
+                self.lines[name].append(value)
+
+
+def watch_on_terminal(read: Callable[[], Document], title: Callable[[Document], str], pause: float) -> None:
+    """Redraw until interrupted. Once it was there, a server that is not reached is waited for."""
+    from rich.console import Console, Group
+    from rich.live import Live
+    from rich.table import Table
+    from rich.text import Text
+
+    # NO_COLOR is rich's own affair; so is a terminal without it.
+    console = Console(highlight=False)
+    bars = BARS if (console.encoding or "").lower().startswith("utf") else PLAIN_BARS
+    history = History()
+    document = read()
+    history.add(document)
+
+    def draw(trouble: str = "") -> Group:
+        table = Table(expand=True)
+        seen = len(history.lines["requests/s"])
+        width = max(8, console.width - OTHER_COLUMNS - 14 * len(history.columns))
+        table.add_column("", no_wrap=True)
+        for column in history.columns:
+            table.add_column(column, justify="right", no_wrap=True)
+        table.add_column(f"last {seen} × {pause:g} s", ratio=1, no_wrap=True, overflow="crop")
+        for name, write, _ in ROWS:
+            line = sparkline(list(history.lines[name])[-width:], bars)
+            table.add_row(name, *(write(values[name]) for values in history.columns.values()), Text(line, style="cyan"))
+        models = ", ".join(f"{name}: {model}" for name, model in document["concurrency_model"].items())
+        head = Text(trouble, style="bold red") if trouble else Text(title(document), style="bold")
+        return Group(head, Text(models), table)
+
+    with Live(draw(), console=console, auto_refresh=False, screen=False) as live:
+        while True:
+            time.sleep(pause)
+            try:
+                document = read()
+            except Failure as failure:
+                if failure.code not in OUTAGES:
+                    raise
+                live.update(draw(str(failure)), refresh=True)
+                continue
+            history.add(document)
+            live.update(draw(), refresh=True)

@@ -1,0 +1,233 @@
+"""What a server needs of its machine: one check each, which finds and says what to do."""
+
+import ctypes
+import errno
+import os
+import resource
+import socket
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal
+
+if TYPE_CHECKING:
+    from objmapper_server import Config
+
+SYS_OPENAT2: Final = 437
+SO_PASSRIGHTS: Final = 83
+AT_FDCWD: Final = -100
+MAX_UNIX_PATH: Final = 107
+BACKLOG: Final = 4096
+#: Descriptors that connections never get, and the share of all that may be in flight (engine/src/service.rs).
+RESERVED: Final = 32
+IN_FLIGHT: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one check found. ``note``: worth knowing, nothing is wrong; ``problem``: a server would suffer."""
+
+    check: str
+    level: Literal["ok", "note", "problem"]
+    finding: str
+    cure: str = ""
+
+
+def ok(check: str, finding: str) -> Finding:
+    """All is well."""
+    return Finding(check, "ok", finding)
+
+
+def note(check: str, finding: str, cure: str) -> Finding:
+    """Nothing is wrong, but."""
+    return Finding(check, "note", finding, cure)
+
+
+def problem(check: str, finding: str, cure: str) -> Finding:
+    """Something is wrong."""
+    return Finding(check, "problem", finding, cure)
+
+
+def kernel() -> Iterator[Finding]:
+    """Look for the system calls and the socket option that the engine uses."""
+    yield _openat2()
+    try:
+        os.close(os.memfd_create("objmapper-doctor", os.MFD_CLOEXEC))
+        yield ok("memfd", "memfd_create works")
+    except OSError as error:
+        yield problem("memfd", f"memfd_create fails: {error.strerror}", "allow it in the container's seccomp profile")
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.setsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS, 0)
+            yield ok("SO_PASSRIGHTS", "the kernel can refuse descriptors that clients send")
+        except OSError as error:
+            why = "needs Linux 6.16" if error.errno == errno.ENOPROTOOPT else error.strerror
+            yield note("SO_PASSRIGHTS", f"not there ({why})", "nothing to do: descriptors that come are dropped")
+
+
+def _openat2() -> Finding:
+    # struct open_how: flags, mode, resolve (RESOLVE_BENEATH).
+    how = (ctypes.c_uint64 * 3)(os.O_PATH | os.O_CLOEXEC, 0, 0x08)
+    libc = ctypes.CDLL(None, use_errno=True)
+    got = libc.syscall(SYS_OPENAT2, AT_FDCWD, b".", ctypes.byref(how), ctypes.sizeof(how))
+    if got >= 0:
+        os.close(got)
+        return ok("openat2", "openat2 works")
+    number = ctypes.get_errno()
+    if number == errno.ENOSYS:
+        return problem("openat2", f"no openat2 in Linux {os.uname().release}", "use Linux 5.6 or newer")
+    return problem(
+        "openat2", f"openat2 fails: {os.strerror(number)}", "allow openat2 in the container's seccomp profile"
+    )
+
+
+def descriptors(config: "Config") -> Iterator[Finding]:
+    """Compare RLIMIT_NOFILE with the connections that are asked for."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit = hard if hard != resource.RLIM_INFINITY else 1 << 20
+    room = max(1, limit - RESERVED - limit // IN_FLIGHT)
+    wanted = config.max_connections
+    if room >= wanted:
+        raised = f" (the soft limit, {soft}, is raised)" if soft != hard else ""
+        yield ok("RLIMIT_NOFILE", f"{limit} descriptors are room for {wanted} connections{raised}")
+    else:
+        need = -(-(wanted + RESERVED) * IN_FLIGHT // (IN_FLIGHT - 1))
+        cure = (
+            f"raise it to {need} (LimitNOFILE={need} under systemd, ulimit -Hn {need}), or set max_connections={room}"
+        )
+        yield problem("RLIMIT_NOFILE", f"{limit} descriptors are room for {room} of {wanted} connections", cure)
+
+
+def backlog() -> Iterator[Finding]:
+    """Look at the kernel's cap on connections that wait to be accepted."""
+    path = Path("/proc/sys/net/core/somaxconn")
+    try:
+        most = int(path.read_text(encoding="ascii"))
+    except (OSError, ValueError) as error:
+        yield note("somaxconn", f"cannot be read: {error}", "nothing to do")
+        return
+    if most >= BACKLOG:
+        yield ok("somaxconn", f"{most} connections may wait to be accepted")
+    else:
+        cure = f"sysctl net.core.somaxconn={BACKLOG}, where thousands of clients connect at once"
+        yield note("somaxconn", f"only {most} connections may wait to be accepted", cure)
+
+
+def root_directory(root: Path | None) -> Iterator[Finding]:
+    """Look whether the root can be read, and who could write to what is handed out."""
+    if root is None:
+        yield note("root", "no root was named", "objmapper doctor ROOT looks at it, too")
+        return
+    try:
+        with os.scandir(root) as entries:
+            next(iter(entries), None)
+    except OSError as error:
+        cure = {
+            errno.ENOENT: "make it, or name another",
+            errno.ENOTDIR: "name a directory",
+        }.get(error.errno or 0, f"let user {os.geteuid()} read and search it, and search those above it")
+        yield problem("root", f"{root}: {error.strerror}", cure)
+        return
+    yield ok("root", f"{root} can be read")
+    if os.statvfs(root).f_flag & os.ST_RDONLY:
+        yield ok("read-only", f"{root} is mounted read-only: nobody writes through a descriptor")
+    else:
+        yield note(
+            "read-only",
+            f"clients of the same user ({os.geteuid()}) can open what they get again for writing, "
+            "where the file's permissions let them",
+            "run the server as a user of its own, or serve a read-only bind mount",
+        )
+
+
+def unix_socket(config: "Config") -> Iterator[Finding]:
+    """Look at the socket's directory and at what is in its place."""
+    path = config.unix
+    if path is None:
+        return
+    if len(os.fsencode(path)) > MAX_UNIX_PATH:
+        yield problem("socket", f"{path} has more than {MAX_UNIX_PATH} bytes", "choose a shorter path")
+        return
+    yield from _directory(path.parent, is_default=config.origins["unix"] == "default")
+    yield from _socket_file(path)
+
+
+def _directory(directory: Path, *, is_default: bool) -> Iterator[Finding]:
+    check = "socket directory"
+    try:
+        found = directory.lstat() if is_default else directory.stat()
+    except FileNotFoundError:
+        if is_default and os.access(directory.parent, os.W_OK | os.X_OK):
+            yield ok(check, f"{directory} will be made")
+        else:
+            yield problem(check, f"{directory} is not there", f"mkdir -p {directory}, or choose another path")
+        return
+    except OSError as error:
+        yield problem(
+            check, f"{directory}: {error.strerror}", f"let user {os.geteuid()} search the directories above it"
+        )
+        return
+    mode = stat.S_IMODE(found.st_mode)
+    if not stat.S_ISDIR(found.st_mode):
+        yield problem(check, f"{directory} is no directory", "remove it, or choose another path")
+    elif found.st_uid not in {os.geteuid(), 0} or (is_default and found.st_uid != os.geteuid()):
+        cure = f"chown {os.geteuid()} {directory}, or choose a path below a directory of your own"
+        yield problem(check, f"{directory} belongs to user {found.st_uid}, who could put another socket there", cure)
+    elif mode & 0o022 and (is_default or not mode & stat.S_ISVTX):
+        cure = f"chmod go-w {directory}"
+        yield problem(check, f"others may write to {directory} and put another socket there ({mode:04o})", cure)
+    elif not os.access(directory, os.W_OK | os.X_OK):
+        yield problem(
+            check, f"user {os.geteuid()} may not write to {directory}", "choose another path, or change its owner"
+        )
+    else:
+        yield ok(check, f"{directory} is fit ({mode:04o}, user {found.st_uid})")
+
+
+def _socket_file(path: Path) -> Iterator[Finding]:
+    try:
+        is_socket = stat.S_ISSOCK(path.lstat().st_mode)
+    except OSError:
+        # Not there, or in a directory that has a finding of its own.
+        return
+    if not is_socket:
+        yield problem("socket", f"{path} is there, and no socket", "remove it, or choose another path")
+        return
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1)
+        code = probe.connect_ex(os.fspath(path))
+    if code == 0:
+        yield ok("socket", f"a server listens on {path}")
+    elif code == errno.ECONNREFUSED:
+        cure = f"start a server, which removes it, or rm {path}"
+        yield problem("socket", f"{path} is stale: nobody listens, clients are refused", cure)
+    else:
+        yield problem("socket", f"{path}: {os.strerror(code)}", "see who may connect to it (unix_mode)")
+
+
+def ports(config: "Config") -> Iterator[Finding]:
+    """Look whether the addresses on the network can be had."""
+    if config.tcp is not None:
+        yield _port("tcp", config.tcp)
+    if config.admin is not None and not config.admin.startswith("unix:"):
+        yield _port("admin", config.admin)
+
+
+def _port(setting: str, listen: str) -> Finding:
+    from objmapper_server.listening import ListeningPoint
+
+    try:
+        point = ListeningPoint.parse(listen, 0).resolved()
+        family = socket.AF_INET6 if ":" in point.host else socket.AF_INET
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((point.host, point.port))
+    except OSError as error:
+        cure = {
+            errno.EADDRINUSE: f"end who has it (ss -ltnp), or set {setting} to another, or to none",
+            errno.EADDRNOTAVAIL: "name an address that this machine has (ip address)",
+            errno.EACCES: "take a port from 1024 on, or grant CAP_NET_BIND_SERVICE",
+        }.get(error.errno or 0, f"set {setting} to an address that this machine has")
+        return problem(f"{setting} port", f"{listen}: {error.strerror or error}", cure)
+    return ok(f"{setting} port", f"{listen} can be had")

@@ -1,0 +1,182 @@
+//! What is spoken to a server under load: requests as bytes, and answers taken off the front of what came.
+
+use rustix::io::{self, Errno};
+
+use crate::protocol::v2::{self, DecodedResponse, ResponseDecoder};
+use crate::protocol::{DecodedReply, Mode, Operation, ReplyDecoder, Status, encode_request};
+
+/// What to speak.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dialect {
+    /// Version 1.
+    Objmapper(Mode),
+    /// Version 2 with the extension.
+    Extended(Mode),
+    Http,
+    Redis,
+}
+
+impl Dialect {
+    /// Whether answers carry descriptors.
+    pub fn passes_descriptors(self) -> bool {
+        matches!(self, Dialect::Objmapper(Mode::FdPass) | Dialect::Extended(Mode::FdPass))
+    }
+
+    /// A request for `uri`; in version 2 its id is still to be set, see [`number`](Self::number).
+    pub fn frame(self, uri: &str) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        match self {
+            Dialect::Objmapper(mode) => encode_request(&mut bytes, mode, uri),
+            Dialect::Extended(mode) => v2::encode_request(&mut bytes, 0, mode.into(), uri),
+            Dialect::Http => bytes.extend(format!("GET {uri} HTTP/1.1\r\nHost: bench\r\n\r\n").into_bytes()),
+            Dialect::Redis => {
+                bytes.extend(format!("*2\r\n$3\r\nGET\r\n${}\r\n{uri}\r\n", uri.len()).into_bytes());
+            }
+        }
+        bytes
+    }
+
+    /// Puts its id into a request.
+    pub fn number(self, frame: &mut [u8], id: u32) {
+        if matches!(self, Dialect::Extended(_)) {
+            frame[1..5].copy_from_slice(&id.to_be_bytes());
+        }
+    }
+
+    /// What a client says first.
+    pub fn greeting(self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        if matches!(self, Dialect::Extended(_)) {
+            let wanted =
+                v2::Capabilities::OUT_OF_ORDER | v2::Capabilities::PIPELINING | v2::Capabilities::EXTENDED;
+            v2::encode_hello(&mut bytes, wanted, v2::MAX_PIPELINE);
+        }
+        bytes
+    }
+}
+
+/// What the front of the input says.
+#[derive(Debug)]
+pub enum Answer {
+    /// `id` where the dialect has one; else it is the oldest request's.
+    Done {
+        id: Option<u32>,
+        refused: bool,
+        failed: bool,
+    },
+    More,
+}
+
+impl Answer {
+    fn of_status(id: Option<u32>, status: u8) -> Self {
+        let refused = status == Status::Unavailable as u8;
+        Answer::Done { id, refused, failed: !refused && status != Status::Ok as u8 }
+    }
+}
+
+/// Takes the answers of one connection apart.
+#[derive(Debug)]
+pub enum AnswerDecoder {
+    One(Mode, ReplyDecoder),
+    Two {
+        operation: Operation,
+        decoder: ResponseDecoder,
+        /// The response whose content is coming.
+        id: u32,
+    },
+    /// How many bytes of a body are still to come.
+    Http(u64),
+    Redis(u64),
+}
+
+impl AnswerDecoder {
+    pub fn new(dialect: Dialect) -> Self {
+        match dialect {
+            Dialect::Objmapper(mode) => AnswerDecoder::One(mode, ReplyDecoder::default()),
+            Dialect::Extended(mode) => {
+                AnswerDecoder::Two { operation: mode.into(), decoder: ResponseDecoder::new(true), id: 0 }
+            }
+            Dialect::Http => AnswerDecoder::Http(0),
+            Dialect::Redis => AnswerDecoder::Redis(0),
+        }
+    }
+
+    /// The next answer in `input`. Fails with EPROTO where the server broke the protocol.
+    pub fn next(&mut self, input: &mut &[u8]) -> io::Result<Answer> {
+        match self {
+            AnswerDecoder::One(mode, decoder) => loop {
+                return match decoder.decode(Some(*mode), input) {
+                    DecodedReply::Descriptor | DecodedReply::Content { last: true, .. } => {
+                        Ok(Answer::of_status(None, 0))
+                    }
+                    DecodedReply::Content { .. } => continue,
+                    DecodedReply::Error { status, .. } => Ok(Answer::of_status(None, status)),
+                    DecodedReply::Broken => Err(Errno::PROTO),
+                    DecodedReply::More => Ok(Answer::More),
+                };
+            },
+            AnswerDecoder::Two { operation, decoder, id } => loop {
+                return match decoder.decode(|_| Some(*operation), input) {
+                    DecodedResponse::Head(head) if head.is_whole => {
+                        Ok(Answer::of_status(Some(head.id), head.status))
+                    }
+                    DecodedResponse::Head(head) => {
+                        *id = head.id;
+                        continue;
+                    }
+                    DecodedResponse::Content { last: false, .. } => continue,
+                    DecodedResponse::Content { last: true, .. } => Ok(Answer::of_status(Some(*id), 0)),
+                    DecodedResponse::More => Ok(Answer::More),
+                    _ => Err(Errno::PROTO),
+                };
+            },
+            AnswerDecoder::Http(body) => {
+                if *body == 0 {
+                    let Some(end) = find(input, b"\r\n\r\n") else { return Ok(Answer::More) };
+                    let head = &input[..end];
+                    let length = find(head, b"ength: ").map_or(0, |at| digits(&head[at..]));
+                    let failed = head.get(9..12) != Some(b"200");
+                    *input = &input[end..];
+                    if failed || length == 0 {
+                        let here = usize::try_from(length).unwrap_or(usize::MAX).min(input.len());
+                        *input = &input[here..];
+                        return Ok(Answer::Done { id: None, refused: false, failed });
+                    }
+                    *body = length;
+                }
+                Ok(take_body(body, input))
+            }
+            AnswerDecoder::Redis(body) => {
+                if *body == 0 {
+                    let Some(end) = find(input, b"\r\n") else { return Ok(Answer::More) };
+                    let missing = input.starts_with(b"$-") || !input.starts_with(b"$");
+                    let length = digits(&input[1..end]) + 2;
+                    *input = &input[end..];
+                    if missing {
+                        return Ok(Answer::Done { id: None, refused: false, failed: true });
+                    }
+                    *body = length;
+                }
+                Ok(take_body(body, input))
+            }
+        }
+    }
+}
+
+fn take_body(body: &mut u64, input: &mut &[u8]) -> Answer {
+    let here = usize::try_from(*body).unwrap_or(usize::MAX).min(input.len());
+    *input = &input[here..];
+    *body -= here as u64;
+    if *body == 0 { Answer::of_status(None, 0) } else { Answer::More }
+}
+
+/// The position behind the first occurrence.
+fn find(input: &[u8], wanted: &[u8]) -> Option<usize> {
+    input.windows(wanted.len()).position(|window| window == wanted).map(|at| at + wanted.len())
+}
+
+fn digits(text: &[u8]) -> u64 {
+    text.iter()
+        .take_while(|byte| byte.is_ascii_digit())
+        .fold(0, |number: u64, byte| number.saturating_mul(10).saturating_add(u64::from(byte - b'0')))
+}

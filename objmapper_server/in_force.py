@@ -1,0 +1,48 @@
+"""The settings in force as a document: each value, where it came from, and whether a reload can change it."""
+
+from typing import Any, Final
+
+from pydantic import BaseModel
+
+from .config import Config
+from .config_error import ConfigError
+from .reload import CHANGEABLE
+
+MASK: Final = "********"
+
+
+class Setting(BaseModel):
+    """One setting."""
+
+    value: Any
+    origin: str  #: ``default``, ``the program``, a flag, a variable, a file, or what changed it since
+    changeable: bool  #: by a reload, without a restart
+
+
+def settings_without_root(file: str | None, *, environment: bool = True, **flags: object) -> tuple[Config, bool]:
+    """Return what `Config.load` does, and whether a root was given: without one there are settings, but no server."""
+    try:
+        return Config.load(file, environment=environment, **flags), True
+    except ConfigError as error:
+        # Without an origin there was no value.
+        if error.field != "root" or error.origin:
+            raise
+    return Config.load(file, environment=environment, **(flags | {"root": "/"})), False
+
+
+def settings_in_force(config: Config, *, has_root: bool = True) -> dict[str, Setting]:
+    """Return every setting by its name; what is secret is masked."""
+    values = config.model_dump(mode="json")
+    values["unix_mode"] = f"{config.unix_mode:04o}"
+    document = {
+        name: Setting(
+            # A secret is what the configuration itself does not show.
+            value=values[name] if field.repr or values[name] is None else MASK,
+            origin=config.origins[name],
+            changeable=name in CHANGEABLE,
+        )
+        for name, field in Config.model_fields.items()
+    }
+    if not has_root:
+        document["root"] = Setting(value=None, origin="not given", changeable=False)
+    return document

@@ -1,0 +1,48 @@
+"""What a server says while it runs: a line each on standard error, for people or for a program that collects them."""
+
+import json
+import logging
+import os
+import sys
+from datetime import UTC, datetime
+from typing import Final, Literal
+
+LOG: Final = logging.getLogger(__package__)
+
+Format = Literal["text", "json"]
+
+
+def log_to_stderr(form: Format) -> None:
+    """Show this package's messages from INFO on; to be called by a program's entry, once."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines() if form == "json" else TextLines())
+    LOG.handlers[:] = [handler]
+    LOG.setLevel(logging.INFO)
+    LOG.propagate = False
+
+
+class TextLines(logging.Formatter):
+    """``objmapper: what happened``; where it was a failure of our own, OBJMAPPER_DEBUG=1 adds where."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        line = f"objmapper: {' '.join(record.getMessage().split())}"
+        if record.exc_info and os.environ.get("OBJMAPPER_DEBUG"):
+            line += f"\n{self.formatException(record.exc_info)}"
+        return line
+
+
+class JsonLines(logging.Formatter):
+    """One object a line: time, level, message, and the facts that the message was given as ``extra={"facts": …}``."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        document = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "message": record.getMessage(),
+            **getattr(record, "facts", {}),
+        }
+        if record.exc_info:
+            document["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(document, ensure_ascii=False, default=str)

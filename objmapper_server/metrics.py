@@ -1,0 +1,139 @@
+"""The figures in the text format of Prometheus, made anew from the engine's counts for every scrape."""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Final
+
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+
+from .statistics import Cumulative, Statistics, Times, TransportLoad, bounds_us
+
+if TYPE_CHECKING:
+    from prometheus_client import Metric
+
+    from .server import Server
+
+#: Microseconds. Six to a decade: two neighbours differ by half, which is how far a percentile can be off.
+BOUNDS_US: Final = bounds_us((1.0, 1.5, 2.0, 3.0, 5.0, 7.0), least=5.0)
+LABELS: Final = ("transport", "model", "mode", "status")
+
+#: Field of a transport's figures → name and help.
+GAUGES: Final = {
+    "connections": "Connections that are open.",
+    "connections_waiting": "Connections that were accepted and wait for a thread.",
+    "active_threads": "Threads that serve.",
+    "queue_depth": "Requests that wait in the queue.",
+    "queue_depth_max": "The deepest that the queue has been since start.",
+}
+COUNTERS: Final = {
+    "connections_total": ("connections_accepted", "Connections that were accepted."),
+    "rejected_total": ("rejected", "Connections and requests that were refused for want of room."),
+    "accept_failures_total": ("accept_failures", "Attempts to accept that failed for want of a descriptor or memory."),
+    "timeouts_total": ("timeouts", "Connections that were closed because the client was too slow."),
+    "protocol_errors_total": ("protocol_errors", "Connections that were closed because the client broke the protocol."),
+    "steals_total": ("steals", "Sessions that one worker took from another (work-stealing)."),
+    "parks_total": ("parks", "Times that a worker went to sleep (work-stealing)."),
+}
+
+
+class EngineCollector(Collector):
+    """Reads a server when it is scraped; holds nothing between two scrapes."""
+
+    def __init__(self, server: "Server") -> None:
+        self._server = server
+
+    def collect(self) -> "Iterator[Metric]":
+        """Yield every family."""
+        statistics, times = self._server.statistics(), self._server.times(BOUNDS_US)
+        yield from _of_requests(times)
+        yield from _of_transports(list(statistics.transports.items()))
+        yield from _of_the_whole(statistics)
+        yield _one("build_info", "The version that runs.", 1, version=self._server.version)
+
+
+class Exposition:
+    """The ``/metrics`` of one server."""
+
+    def __init__(self, server: "Server") -> None:
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(EngineCollector(server))
+        ProcessCollector(registry=self._registry)
+
+    def render(self, accept: str) -> tuple[bytes, str]:
+        """Return the text and its content type, in the newest form that the scraper accepts."""
+        encode, content_type = choose_encoder(accept)
+        return encode(self._registry), content_type
+
+
+def _of_requests(times: Sequence[Times]) -> "Iterator[Metric]":
+    answered = CounterMetricFamily("objmapper_requests", "Requests that were answered.", labels=LABELS)
+    content = CounterMetricFamily(
+        "objmapper_content_bytes", "Bytes of content that were sent; a descriptor counts as none.", labels=LABELS
+    )
+    latency = HistogramMetricFamily(
+        "objmapper_request_duration_seconds",
+        "Time from a request's complete arrival to the last byte of its answer, the wait in a queue included.",
+        labels=LABELS,
+    )
+    waits = HistogramMetricFamily(
+        "objmapper_queue_wait_seconds", "Time that requests waited in a queue.", labels=LABELS
+    )
+    for each in times:
+        labels = [each.transport, each.model, each.mode, each.status]
+        answered.add_metric(labels, each.latency.counts[-1])
+        content.add_metric(labels, each.bytes_total)
+        latency.add_metric(labels, _buckets(each.latency), each.latency.sum_us / 1e6)
+        if each.queue_wait.counts[-1]:
+            waits.add_metric(labels, _buckets(each.queue_wait), each.queue_wait.sum_us / 1e6)
+    yield from (answered, content, latency, waits)
+
+
+def _buckets(counted: Cumulative) -> list[tuple[str, float]]:
+    names = [*(repr(bound / 1e6) for bound in BOUNDS_US), "+Inf"]
+    return [(name, float(count)) for name, count in zip(names, counted.counts, strict=True)]
+
+
+def _of_transports(transports: Sequence[tuple[str, TransportLoad]]) -> "Iterator[Metric]":
+    for field, text in GAUGES.items():
+        gauge = GaugeMetricFamily(f"objmapper_{field}", text, labels=("transport",))
+        for name, load in transports:
+            gauge.add_metric([name], getattr(load, field))
+        yield gauge
+    for field, (family, text) in COUNTERS.items():
+        counter = CounterMetricFamily(f"objmapper_{family}", text, labels=("transport",))
+        for name, load in transports:
+            counter.add_metric([name], getattr(load, field))
+        yield counter
+    model = GaugeMetricFamily(
+        "objmapper_concurrency_model", "1 for the model that serves a transport now.", labels=("transport", "model")
+    )
+    for name, load in transports:
+        model.add_metric([name, load.concurrency_model], 1)
+    yield model
+
+
+def _of_the_whole(statistics: Statistics) -> "Iterator[Metric]":
+    yield _one("connections_limit", "Connections that there may be.", statistics.max_connections)
+    yield _one(
+        "descriptors_in_flight",
+        "Descriptors that were passed and, as far as is known, not yet received.",
+        statistics.descriptors_in_flight,
+    )
+    yield _one("cache_bytes", "Bytes of objects that are kept in memory.", statistics.cache_bytes)
+    yield _one("disk_io_pending", "Requests that wait for the disk.", statistics.disk_io_pending)
+    yield _one("draining", "1 while nothing more is accepted.", int(statistics.draining))
+    yield _one("uptime_seconds", "Time since start.", statistics.uptime)
+    for field, text in (("hits", "was in memory"), ("misses", "had to be read")):
+        yield CounterMetricFamily(
+            f"objmapper_cache_{field}",
+            f"Requests whose object {text}.",
+            value=getattr(statistics, f"cache_{field}_total"),
+        )
+
+
+def _one(name: str, text: str, value: float, **labels: str) -> GaugeMetricFamily:
+    gauge = GaugeMetricFamily(f"objmapper_{name}", text, labels=list(labels))
+    gauge.add_metric(list(labels.values()), value)
+    return gauge

@@ -1,0 +1,249 @@
+"""What the admin endpoint answers: each path of it, and its description for the OpenAPI document."""
+
+import logging
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, cast
+
+from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.security import HTTPBearer
+from pydantic import BaseModel, ConfigDict, create_model
+
+from .concurrency import TRANSPORTS, Concurrency
+from .config_error import ConfigError
+from .gate import Gate
+from .in_force import Setting, settings_in_force
+from .listening import ListeningPoint
+from .metrics import Exposition
+from .not_running import NotRunning
+from .pages import Page
+from .recorded import Recorded, RecordedRequest
+from .statistics import Statistics, bounds_us
+
+if TYPE_CHECKING:
+    from .server import Server
+
+LOG: Final = logging.getLogger(__name__)
+#: Microseconds: twelve to a decade, from 1 µs to 10 s, for pictures.
+PICTURE_BOUNDS_US: Final = bounds_us((1.0, 1.2, 1.5, 1.8, 2.2, 2.7, 3.3, 3.9, 4.7, 5.6, 6.8, 8.2), least=1.0)
+
+
+class Problem(BaseModel):
+    """Why a request was refused."""
+
+    detail: str
+
+
+class Health(BaseModel):
+    """The process is alive."""
+
+    status: Literal["ok"] = "ok"
+
+
+class Readiness(BaseModel):
+    """Whether new connections are accepted."""
+
+    status: Literal["ready", "draining"]
+
+
+class Draining(BaseModel):
+    """Nothing more is accepted; whether everything under way is finished."""
+
+    status: Literal["draining"] = "draining"
+    finished: bool
+
+
+class Latencies(BaseModel):
+    """How many requests since start took at most so long; each list ends with the number of all."""
+
+    bounds_us: list[float]
+    total: list[int]
+    transports: dict[str, list[int]]
+
+
+class Changes(BaseModel):
+    """Which settings changed, and which of those that differ need a restart."""
+
+    changed: list[str]
+    needs_restart: list[str]
+
+
+#: The model that each named transport is to have from now on.
+Change: Final = create_model(
+    "Change",
+    __config__=ConfigDict(extra="forbid"),
+    __doc__="The model that each named transport is to have from now on.",
+    **cast("dict[str, Any]", dict.fromkeys(TRANSPORTS, (Concurrency | None, None))),
+)
+
+REFUSED: Final[dict[int | str, dict[str, Any]]] = {
+    403: {"model": Problem, "description": "Host or Origin is not this server"},
+    503: {"model": Problem, "description": "The server is ending"},
+}
+NOT_ALLOWED: Final[dict[int | str, dict[str, Any]]] = {
+    401: {"model": Problem, "description": "The token is missing or wrong"},
+    413: {"model": Problem, "description": "More content than a request here can have"},
+}
+BEARER: Final = [Depends(HTTPBearer(auto_error=False, description="`admin_token`; not needed over the Unix socket."))]
+
+
+def application(server: "Server", listen: str = "") -> FastAPI:
+    """Return the endpoint's application for `server`, which listens on `listen`."""
+    app = FastAPI(
+        title="objmapper",
+        version=server.version,
+        description="The figures and the state of one objmapper server, and the few things that change while it runs.",
+        docs_url=None,
+        redoc_url=None,
+        responses=REFUSED,
+    )
+    bound_host = "" if listen.startswith("unix:") or not listen else ListeningPoint.parse(listen, 0).host
+    app.add_middleware(Gate, bound_host=bound_host, token=lambda: server.config.admin_token)
+    _add_reads(app, server)
+    _add_writes(app, server)
+    _add_pages(app)
+    _add_failures(app)
+    return app
+
+
+def _add_reads(app: FastAPI, server: "Server") -> None:
+    exposition = Exposition(server)
+
+    @app.get("/stats")
+    async def stats() -> Statistics:
+        """Figures in total, by transport, by model and by mode; times over the last minute and since start."""
+        return server.statistics()
+
+    @app.get("/latency")
+    async def latency() -> Latencies:
+        """Count the requests since start up to each of many times: two of these make a picture of what lies between."""
+        times = server.times(PICTURE_BOUNDS_US)
+        transports = {name: [0] * (len(PICTURE_BOUNDS_US) + 1) for name in server.addresses}
+        for each in times:
+            # One that was served and is not any more has no name here, but was counted.
+            sums = transports.setdefault(each.transport, [0] * (len(PICTURE_BOUNDS_US) + 1))
+            for at, count in enumerate(each.latency.counts):
+                sums[at] += count
+        total = [sum(column) for column in zip(*transports.values(), strict=True)]
+        return Latencies(bounds_us=list(PICTURE_BOUNDS_US), total=total, transports=transports)
+
+    @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+    async def metrics(request: Request) -> Response:
+        """Answer in the text format of Prometheus, or as OpenMetrics where that is asked for."""
+        content, content_type = exposition.render(request.headers.get("accept", ""))
+        return Response(content, headers={"Content-Type": content_type})
+
+    @app.get("/slow")
+    async def slow() -> tuple[RecordedRequest, ...]:
+        """The slowest requests of the last minute, slowest first, and where their time went."""
+        return server.slow_requests()
+
+    @app.get("/requests")
+    async def requests(
+        slower_than_ms: Annotated[float | None, Query(ge=0, le=1e9)] = None,
+        after: Annotated[int | None, Query(ge=0, lt=1 << 63)] = None,
+    ) -> Recorded:
+        """What was recorded behind a number; without one, only where to begin.
+
+        With a time, requests that take longer are recorded for the next five seconds, so whoever asks again sooner
+        misses none.
+        """
+        if slower_than_ms is not None:
+            server.watch_requests(slower_than_ms / 1000)
+        recorded = server.recorded_requests((1 << 63) - 1 if after is None else after)
+        # A server that has begun again counts from 0.
+        return recorded if after is None or after <= recorded.last else server.recorded_requests(0)
+
+    @app.get("/config")
+    async def config() -> dict[str, Setting]:
+        """The settings in force, and where each came from; secrets are masked."""
+        return settings_in_force(server.config)
+
+    @app.get("/healthz")
+    async def healthz() -> Health:
+        """Answer as long as the process lives."""
+        return Health()
+
+    @app.get("/readyz", responses={503: {"model": Readiness, "description": "It drains"}})
+    async def readyz(response: Response) -> Readiness:
+        """Answer 200 while connections are accepted, 503 while the server drains."""
+        if server.draining:
+            response.status_code = HTTPStatus.SERVICE_UNAVAILABLE
+        return Readiness(status="draining" if server.draining else "ready")
+
+
+def _add_writes(app: FastAPI, server: "Server") -> None:
+    @app.post(
+        "/concurrency",
+        dependencies=BEARER,
+        responses={
+            **NOT_ALLOWED,
+            400: {"model": Problem, "description": "The content is no JSON"},
+            409: {"model": Problem, "description": "That transport is not served, or the server drains"},
+            422: {"model": Problem, "description": "No such transport or model"},
+        },
+    )
+    async def concurrency(change: Change) -> Mapping[str, str]:  # type: ignore[valid-type]  # a model made above
+        """Give transports other models while they serve; answer with the model that each has then."""
+        wanted = cast("BaseModel", change).model_dump(exclude_none=True)
+        try:
+            server.set_concurrency(**wanted)
+        except ValueError as error:
+            raise HTTPException(HTTPStatus.CONFLICT, str(error)) from None
+        return server.statistics().concurrency_model
+
+    @app.post("/drain", dependencies=BEARER, responses=NOT_ALLOWED)
+    async def drain() -> Draining:
+        """Accept nothing more, finish what is under way. The process lives on, and says that it is not ready."""
+        return Draining(finished=server.drain(timeout=0))
+
+    @app.post(
+        "/reload",
+        dependencies=BEARER,
+        responses={
+            **NOT_ALLOWED,
+            409: {"model": Problem, "description": "There is no file, or the server drains"},
+            422: {"model": Problem, "description": "What is written is wrong; everything stays as it was"},
+        },
+    )
+    async def reload() -> Changes:
+        """Read file and environment again. What can change without a restart does; what cannot is named."""
+        try:
+            found = server.reload()
+        except ConfigError as error:
+            raise HTTPException(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)) from None
+        except ValueError as error:
+            raise HTTPException(HTTPStatus.CONFLICT, str(error)) from None
+        return Changes(changed=list(found.changed), needs_restart=list(found.needs_restart))
+
+
+def _add_pages(app: FastAPI) -> None:
+    dashboard, reference = Page.load("dashboard.html"), Page.load("reference.html")
+
+    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
+    async def root() -> HTMLResponse:
+        return HTMLResponse(dashboard.content, headers=dashboard.headers)
+
+    @app.get("/docs", response_class=HTMLResponse, include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return HTMLResponse(reference.content, headers=reference.headers)
+
+
+def _add_failures(app: FastAPI) -> None:
+    @app.exception_handler(RequestValidationError)
+    async def misunderstood(_: Request, error: RequestValidationError) -> JSONResponse:
+        # The framework's own answer repeats the input, and fails on one that is no JSON (NaN).
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"][1:])
+        return JSONResponse({"detail": f"{place}: {first['msg']}" if place else first["msg"]}, 422)
+
+    @app.exception_handler(NotRunning)
+    async def ending(_: Request, error: NotRunning) -> JSONResponse:
+        return JSONResponse({"detail": str(error)}, HTTPStatus.SERVICE_UNAVAILABLE)
+
+    @app.exception_handler(Exception)
+    async def failed(request: Request, error: Exception) -> JSONResponse:
+        LOG.error("the admin endpoint failed at %s: %r", request.url.path, error, exc_info=error)
+        return JSONResponse({"detail": "internal error; the server's log has more"}, HTTPStatus.INTERNAL_SERVER_ERROR)

@@ -1,0 +1,131 @@
+"""The figures as a scraper reads them: real requests, the real text, the format's own tools."""
+
+import os
+import shutil
+import subprocess
+import time
+
+import httpx
+import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse
+
+from objmapper_server import Server
+from objmapper_server.metrics import BOUNDS_US
+from tests.wire import COPY, FDPASS, NOT_FOUND, Wire
+
+ASKED = 20
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+def text_of(server: Server, accept: str = "text/plain") -> str:
+    assert server.admin_address is not None
+    answer = httpx.get(f"{server.admin_address}/metrics", headers={"Accept": accept}, trust_env=False)
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith(accept.partition(";")[0])
+    return answer.text
+
+
+def samples_of(text: str) -> Samples:
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in parse(text)
+        for sample in family.samples
+    }
+
+
+def labelled(**labels: str) -> frozenset[tuple[str, str]]:
+    return frozenset(labels.items())
+
+
+@pytest.fixture
+def used(server: Server) -> Server:
+    """A server that has answered some requests of each kind, and has counted them."""
+    with Wire(server.addresses["unix"]) as unix, Wire(server.addresses["tcp"]) as tcp:
+        for _ in range(ASKED):
+            os.close(unix.ask(FDPASS, "/a").descriptor or 0)
+        assert tcp.ask(COPY, "/a").content == b"hello"
+        assert tcp.ask(COPY, "/none").status == NOT_FOUND
+        deadline = time.monotonic() + 10
+        while server.statistics().requests_total < ASKED + 2:
+            assert time.monotonic() < deadline
+    return server
+
+
+def test_requests_are_counted_by_transport_model_mode_and_status(used: Server) -> None:
+    samples = samples_of(text_of(used))
+    tcp = {"transport": "tcp", "model": "epoll", "mode": "copy"}
+    assert samples["objmapper_requests_total", labelled(**tcp, status="OK")] == 1
+    assert samples["objmapper_requests_total", labelled(**tcp, status="NOT_FOUND")] == 1
+    assert samples["objmapper_content_bytes_total", labelled(**tcp, status="OK")] == len(b"hello")
+    unix = {"transport": "unix", "model": "epoll", "mode": "fdpass", "status": "OK"}
+    assert samples["objmapper_requests_total", labelled(**unix)] == ASKED
+    assert samples["objmapper_content_bytes_total", labelled(**unix)] == 0
+
+
+def test_buckets_begin_at_five_microseconds_and_add_up(used: Server) -> None:
+    assert (BOUNDS_US[0], BOUNDS_US[-1]) == (5.0, 1e7)
+    assert list(BOUNDS_US) == sorted(set(BOUNDS_US))
+    name = "objmapper_request_duration_seconds"
+    unix = {"transport": "unix", "model": "epoll", "mode": "fdpass", "status": "OK"}
+    samples = samples_of(text_of(used))
+    counts = [samples[f"{name}_bucket", labelled(**unix, le=repr(bound / 1e6))] for bound in BOUNDS_US]
+    counts.append(samples[f"{name}_bucket", labelled(**unix, le="+Inf")])
+    assert counts == sorted(counts)
+    assert counts[-1] == samples[f"{name}_count", labelled(**unix)] == ASKED
+    mean = samples[f"{name}_sum", labelled(**unix)] / ASKED
+    assert mean == pytest.approx(used.statistics().transports["unix"].since_start.mean_latency_us / 1e6, rel=0.02)
+
+
+def test_the_p99_of_the_buckets_is_that_of_the_statistics_within_a_bucket(used: Server) -> None:
+    samples = samples_of(text_of(used))
+    unix = {"transport": "unix", "model": "epoll", "mode": "fdpass", "status": "OK"}
+    name = "objmapper_request_duration_seconds_bucket"
+    reached = [bound for bound in BOUNDS_US if samples[name, labelled(**unix, le=repr(bound / 1e6))] >= 0.99 * ASKED]
+    p99 = used.statistics().transports["unix"].since_start.p99_latency_us
+    below = [0.0, *BOUNDS_US][BOUNDS_US.index(reached[0])]
+    assert below * 0.98 <= p99 <= reached[0] * 1.02
+
+
+def test_waiting_in_a_queue_is_told_where_there_is_one(used: Server) -> None:
+    assert "objmapper_queue_wait_seconds_count" not in text_of(used)
+    from objmapper_server import Concurrency
+
+    used.set_concurrency(tcp=Concurrency.THREAD_POOL)
+    with Wire(used.addresses["tcp"]) as wire:
+        assert wire.ask(COPY, "/a").content == b"hello"
+        deadline = time.monotonic() + 10
+        labels = labelled(transport="tcp", model="thread-pool", mode="copy", status="OK")
+        while samples_of(text_of(used)).get(("objmapper_queue_wait_seconds_count", labels)) != 1:
+            assert time.monotonic() < deadline
+    assert samples_of(text_of(used))["objmapper_concurrency_model", labelled(transport="tcp", model="thread-pool")] == 1
+
+
+def test_gauges_and_counters_are_those_of_the_statistics(used: Server) -> None:
+    with Wire(used.addresses["unix"]) as wire:
+        assert wire.ask(COPY, "/a").content == b"hello"
+        samples, statistics = samples_of(text_of(used)), used.statistics()
+    load = statistics.transports["unix"]
+    assert samples["objmapper_connections", labelled(transport="unix")] == load.connections == 1
+    assert samples["objmapper_connections_accepted_total", labelled(transport="unix")] == load.connections_total
+    assert samples["objmapper_active_threads", labelled(transport="unix")] == load.active_threads
+    assert samples["objmapper_connections_limit", frozenset()] == statistics.max_connections
+    assert samples["objmapper_cache_misses_total", frozenset()] == statistics.cache_misses_total
+    assert samples["objmapper_draining", frozenset()] == 0
+    assert samples["objmapper_build_info", labelled(version=used.version)] == 1
+    assert samples["process_open_fds", frozenset()] > 0
+
+
+def test_who_asks_for_openmetrics_gets_it(used: Server) -> None:
+    text = text_of(used, "application/openmetrics-text; version=1.0.0")
+    assert text.endswith("# EOF\n")
+    types = {family.name: family.type for family in parse_openmetrics(text)}  # type: ignore[no-untyped-call]  # theirs
+    assert types["objmapper_requests"] == "counter"
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool (Debian: prometheus) is not installed")
+def test_promtool_has_no_complaint(used: Server) -> None:
+    checked = subprocess.run(
+        ["promtool", "check", "metrics"], input=text_of(used), capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")

@@ -1,0 +1,190 @@
+"""Settings that are read again while a server runs: what changes, what waits for a restart, and what a slip does."""
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from objmapper_server import Concurrency, Config, ConfigError, Server
+from objmapper_server.reload import CHANGEABLE, Reloaded
+from tests.wire import COPY, OK, UNAVAILABLE, Wire
+
+TOKEN = "a token of sixteen characters"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "o.toml"
+    write(path)
+    return path
+
+
+def write(path: Path, **settings: object) -> None:
+    values = {"tcp": '"127.0.0.1:0"', "admin_token": f'"{TOKEN}"', **settings}
+    path.write_text("".join(f"{name} = {value}\n" for name, value in values.items()))
+
+
+@pytest.fixture
+def server(file: Path, root: Path, tmp_path: Path) -> Iterator[Server]:
+    with Server(Config.load(file=file, root=root, unix=tmp_path / "s", admin="127.0.0.1:0")) as server:
+        yield server
+
+
+def client_of(server: Server, token: str = TOKEN) -> httpx.Client:
+    headers = {"Authorization": f"Bearer {token}"}
+    return httpx.Client(base_url=server.admin_address or "", headers=headers, trust_env=False)
+
+
+def test_what_was_not_changed_does_not_change(server: Server) -> None:
+    assert server.reload() == Reloaded((), ())
+    assert str(server.reload()) == "nothing changed"
+
+
+def test_limits_change_for_connections_that_are_open(server: Server, file: Path) -> None:
+    with Wire(server.addresses["unix"]) as idle:
+        assert idle.ask(COPY, "/a").status == OK
+        write(file, idle_timeout=0.2)
+        assert server.reload().changed == ("idle_timeout",)
+        assert idle.at_end()
+    assert server.config.origins["idle_timeout"] == str(file)
+
+
+def test_a_slow_request_is_timed_by_the_new_limit(server: Server, file: Path) -> None:
+    write(file, header_timeout=0.2)
+    server.reload()
+    with Wire(server.addresses["tcp"]) as slow:
+        slow.send(b"2\0")
+        assert slow.take(1) == b"\x13"
+
+
+def test_the_cap_on_connections_changes_and_drops_nobody(server: Server, file: Path) -> None:
+    with Wire(server.addresses["unix"]) as first, Wire(server.addresses["unix"]) as second:
+        assert first.ask(COPY, "/a").status == second.ask(COPY, "/a").status == OK
+        write(file, max_connections=1)
+        assert server.reload().changed == ("max_connections",)
+        assert server.statistics().max_connections == 1
+        with Wire(server.addresses["unix"]) as third:
+            assert third.reply(COPY).status == UNAVAILABLE
+        assert first.ask(COPY, "/a").status == second.ask(COPY, "/a").status == OK
+
+
+def test_models_follow_the_file_also_where_they_were_set_meanwhile(server: Server, file: Path) -> None:
+    server.set_concurrency(unix=Concurrency.WORK_STEALING)
+    assert server.config.origins["concurrency_model"] == "set while it runs"
+    write(file, concurrency_model='"tcp=thread-pool"')
+    assert server.reload().changed == ("concurrency_model",)
+    assert server.statistics().concurrency_model == {"unix": "epoll", "tcp": "thread-pool"}
+    assert server.config.origins["concurrency_model"] == str(file)
+
+
+def test_what_needs_a_restart_is_named_and_stays(server: Server, file: Path, tmp_path: Path) -> None:
+    write(file, tcp='"127.0.0.1:1"', cache_size=5, idle_timeout=30)
+    assert server.reload() == Reloaded(("idle_timeout",), ("tcp", "cache_size"))
+    assert str(server.reload()) == "nothing changed; needs a restart: tcp, cache_size"
+    assert server.config.tcp == "127.0.0.1:0"
+
+
+def test_flags_and_environment_go_on_winning(
+    server: Server, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(file, unix='"/elsewhere"', idle_timeout=30)
+    monkeypatch.setenv("OBJMAPPER_IDLE_TIMEOUT", "40")
+    assert server.reload() == Reloaded(("idle_timeout",), ())
+    assert server.config.idle_timeout == 40
+    assert server.config.origins["idle_timeout"] == "OBJMAPPER_IDLE_TIMEOUT"
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("idle_timeout = 0", r"idle_timeout \(from .*o\.toml\): 0 is not allowed"),
+        ("idle_timeuot = 5", r"no such setting; did you mean 'idle_timeout'"),
+        ("idle_timeout = ", "is not TOML"),
+        (None, "cannot read"),
+    ],
+)
+def test_a_slip_changes_nothing_and_is_named(
+    server: Server, file: Path, content: str | None, says: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = server.config
+    if content is None:
+        file.unlink()
+    else:
+        file.write_text(f"request_timeout = 3\n{content}\n")
+    with pytest.raises(ConfigError, match=says):
+        server.reload()
+    assert server.config is before
+    with client_of(server) as client:
+        answer = client.post("/reload")
+    assert answer.status_code == 422
+    assert "\n" not in answer.json()["detail"]
+    assert [record.levelname for record in caplog.records] == ["ERROR", "ERROR"]
+    assert caplog.records[0].getMessage().startswith("the settings stay as they were: ")
+
+
+def test_the_token_changes_at_once(server: Server, file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    other = "another token, as long"
+    write(file, admin_token=f'"{other}"', idle_timeout=7)
+    with client_of(server) as client:
+        answer = client.post("/reload")
+        assert answer.json() == {"changed": ["admin_token", "idle_timeout"], "needs_restart": []}
+        assert client.post("/reload").status_code == 401
+    with client_of(server, other) as client:
+        assert client.post("/reload").status_code == 200
+    ours = [record.getMessage() for record in caplog.records if record.name.startswith("objmapper_server")]
+    assert ours[0] == "settings read again, changed: admin_token, idle_timeout"
+    assert TOKEN not in caplog.text
+
+
+def test_a_programs_own_settings_are_not_read_again(config: Config) -> None:
+    with Server(config) as server, pytest.raises(ValueError, match="the program's own"):
+        server.reload()
+
+
+def test_a_server_that_drains_changes_nothing_any_more(server: Server, file: Path) -> None:
+    server.drain(timeout=10)
+    write(file, idle_timeout=3)
+    with client_of(server) as client:
+        assert client.post("/reload").status_code == 409
+    assert server.config.idle_timeout == 60
+
+
+def test_what_can_change_is_a_setting() -> None:
+    assert set(Config.model_fields) >= CHANGEABLE
+
+
+def test_the_settings_in_force_say_where_they_came_from(server: Server, file: Path, root: Path) -> None:
+    with client_of(server) as client:
+        document = client.get("/config").json()
+        assert list(document) == list(Config.model_fields)
+        assert document["root"] == {"value": str(root), "origin": "ROOT", "changeable": False}
+        assert document["tcp"] == {"value": "127.0.0.1:0", "origin": str(file), "changeable": False}
+        assert document["idle_timeout"] == {"value": 60.0, "origin": "default", "changeable": True}
+        assert document["unix_mode"]["value"] == "0600"
+        assert document["admin_token"] == {"value": "********", "origin": str(file), "changeable": True}
+        assert TOKEN not in client.get("/config").text
+        server.set_concurrency(tcp=Concurrency.THREAD_POOL)
+        assert client.get("/config").json()["concurrency_model"] == {
+            "value": {"unix": "epoll", "tcp": "thread-pool"},
+            "origin": "set while it runs",
+            "changeable": True,
+        }
+
+
+def test_it_is_read_again_while_it_is_asked(server: Server, file: Path) -> None:
+    with Wire(server.addresses["unix"]) as unix, socket.socket(socket.AF_UNIX) as silent:
+        silent.connect(server.addresses["unix"].removeprefix("unix:"))
+        deadline = time.monotonic() + 1
+        while time.monotonic() < deadline:
+            write(file, idle_timeout=50 + os.urandom(1)[0], concurrency_model='"work-stealing"')
+            server.reload()
+            assert unix.ask(COPY, "/a").status == OK
+            write(file, concurrency_model='"epoll"')
+            server.reload()
+            assert unix.ask(COPY, "/a").status == OK
