@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -142,8 +143,8 @@ def measures(unix: str, tcp: str, requests: int, client: Client, over_tcp: Clien
         "opens/s, open_many": lambda: open_together(unix, requests),
     }
     for loop in ("asyncio", *(["uvloop"] if importlib.util.find_spec("uvloop") else [])):
-        found[f"open, AsyncClient, {loop}"] = lambda loop=loop: under(loop, lambda: open_alone(unix, requests))
-        found[f"opens/s, {MANY} tasks, {loop}"] = lambda loop=loop: under(loop, lambda: open_in_tasks(unix, requests))
+        found[f"open, AsyncClient, {loop}"] = partial(under, loop, partial(open_alone, unix, requests))
+        found[f"opens/s, {MANY} tasks, {loop}"] = partial(under, loop, partial(open_in_tasks, unix, requests))
     return found
 
 

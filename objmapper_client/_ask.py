@@ -66,9 +66,7 @@ class Ask:
     details: Details = NO_DETAILS
     #: A content that is longer than this breaks the protocol.
     most = 0
-    payload: bytes | memoryview | None = None
-    #: A descriptor that goes along, lent.
-    passed: int | None = None
+    payload: bytes | None = None
     #: Whether a second request does no harm where the first one may have been executed.
     repeatable = True
     #: The shared connection that it runs on.

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from typing import Any, NoReturn
 
 from objmapper_client._ask import NO_DETAILS, Ask, encode, tail_of, with_tail
-from objmapper_client._transport import AT_ONCE, LOST, Ancillary, Connection, broken, ended, only_descriptor, send_with
+from objmapper_client._transport import AT_ONCE, LOST, Ancillary, Connection, broken, ended, only_descriptor
 from objmapper_client.errors import ConnectionFailed, DescriptorLimit, ObjmapperError, RemoteProtocolError
 from objmapper_client.protocol_v2 import CloseFrame, Operation, encode_request
 from objmapper_client.protocol_v2_responses import USUAL_RESPONSE_SIZE, ResponseHead, decode_usual
@@ -42,8 +42,8 @@ class Multiplex:
         #: Whose content is being received, and what has come of it.
         self._receiving: Ask | None = None
         self._pieces: list[bytes] = []
-        #: What could not be sent yet, each with the descriptor that goes along, which is its own.
-        self.outgoing: deque[tuple[bytes, int]] = deque()
+        #: What is still to be sent.
+        self.outgoing: deque[bytes] = deque()
         #: Whether the server has said that it reads no further requests.
         self.is_refusing = False
         #: No further requests are sent; it is closed when nobody waits for an answer.
@@ -97,39 +97,28 @@ class Multiplex:
 
     def queue(self, ask: Ask, seconds: float) -> None:
         """Enters a request, and has it sent by the next `flush`. Raises LocalProtocolError, NoRoom."""
-        frame = self.number(ask, seconds)
+        self.outgoing.append(self.number(ask, seconds))
         self.enter(ask)
-        self.outgoing.append((frame, -1 if ask.passed is None else os.dup(ask.passed)))
 
     def flush(self) -> bool:
         """Sends what is queued, as far as the socket takes it now. Whether all went. Raises ConnectionFailed."""
         outgoing = self.outgoing
         while outgoing:
-            data, passed = outgoing.popleft()
-            if passed < 0 and outgoing and outgoing[0][1] < 0:
-                pieces = [data]
-                while outgoing and outgoing[0][1] < 0:
-                    pieces.append(outgoing.popleft()[0])
-                data = b"".join(pieces)
+            data = outgoing.popleft() if len(outgoing) == 1 else b"".join(outgoing)
+            outgoing.clear()
             try:
-                if passed < 0:
-                    sent = self.connection.socket.send(data, AT_ONCE)
-                else:
-                    sent = send_with(self.connection.socket, data, passed, AT_ONCE)
-                    os.close(passed)
+                sent = self.connection.socket.send(data, AT_ONCE)
             except BlockingIOError:
-                outgoing.appendleft((data, passed))
+                outgoing.append(data)
                 return False
             except (BrokenPipeError, ConnectionResetError):
                 # What the server said before it closed is still to be read, and then the end.
-                outgoing.appendleft((data, passed))
-                self._send_no_more()
+                self.is_closing = True
                 return True
             except OSError as error:
-                outgoing.appendleft((data, passed))
                 raise broken(self.connection.address, error) from error
             if sent < len(data):
-                outgoing.appendleft((data[sent:], -1))
+                outgoing.append(data[sent:])
         return True
 
     def arrived_alone(self, ask: Ask, data: bytes, ancillary: Ancillary, flags: int) -> bool:
@@ -330,12 +319,6 @@ class Multiplex:
         self._operations.clear()
         self._receiving = None
         self._due = 0
-        self._send_no_more()
-        self.connection.close()
-
-    def _send_no_more(self) -> None:
         self.is_closing = True
-        while self.outgoing:
-            _, passed = self.outgoing.popleft()
-            if passed >= 0:
-                os.close(passed)
+        self.outgoing.clear()
+        self.connection.close()

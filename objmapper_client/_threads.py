@@ -200,7 +200,7 @@ class ThreadMultiplex(Multiplex):
         must_look = deadline - _now() < self._patience
         try:
             with self.lock:
-                if self.outgoing or ask.passed is not None:
+                if self.outgoing:
                     self.queue(ask, self._timeout)
                     frame = b""
                 else:
@@ -218,7 +218,7 @@ class ThreadMultiplex(Multiplex):
                 # runs on this core as soon as this one sleeps, and else has another core woken up: 20 µs instead of 2.
                 if sent != len(frame):
                     if frame:
-                        self.outgoing.append((frame[sent:], -1))
+                        self.outgoing.append(frame[sent:])
                     self._send_queued()
                     must_look = True
         except (NoRoom, LocalProtocolError):

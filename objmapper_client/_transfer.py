@@ -72,20 +72,27 @@ def _begin(pool: Pool, connection: Connection, operation: Operation, uri: str, a
 
 def head_of(connection: Connection, number: int, operation: Operation, uri: str) -> Steps[ResponseHead]:
     """The head of the answer to the only request on a connection. Raises what the server answered."""
-    decoder = connection.responses
-    while True:
-        decoder.feed((yield from _transport.receive(connection)))
-        while (head := decoder.next({number: operation}.get)) is not None:
-            if isinstance(head, ResponseHead):
-                _transport.refuse_descriptors(connection)
-                if head.status:
-                    raise error_for(head.status, head.metadata.message or "", uri)
-                return head
-            if isinstance(head, CloseAck):
-                raise RemoteProtocolError(f"{connection.address}: the server confirmed a close that was not")
-            assert isinstance(head, CloseFrame)
-            # It answers what it has read, and no more is sent on this connection.
-            connection.is_closing = True
+    while (head := next_head(connection, number, operation, uri)) is None:
+        connection.responses.feed((yield from _transport.receive(connection)))
+    return head
+
+
+def next_head(
+    connection: Connection, number: int, operation: Operation, uri: str, *, is_spent: bool = False
+) -> ResponseHead | None:
+    """The same, of what has come so far. Where `is_spent`, an answer leaves the connection of no more use."""
+    while (head := connection.responses.next({number: operation}.get)) is not None:
+        if isinstance(head, ResponseHead):
+            connection.is_closing |= is_spent
+            _transport.refuse_descriptors(connection)
+            if head.status:
+                raise error_for(head.status, head.metadata.message or "", uri)
+            return head
+        if isinstance(head, CloseAck):
+            raise RemoteProtocolError(f"{connection.address}: the server confirmed a close that was not")
+        # It answers what it has read, and no more is sent on this connection.
+        connection.is_closing = True
+    return None
 
 
 def _begin_v1(connection: Connection, operation: Operation, uri: str, asked: Details) -> Steps[Begun]:

@@ -27,6 +27,10 @@ Ancillary = list[tuple[int, int, bytes]]
 NOTHING: tuple[Ancillary, int] = ([], 0)
 
 
+class NotPassed(Exception):
+    """The server's socket takes no descriptors; nothing was sent."""
+
+
 class Connection:
     """A connected socket, what has been read from it, and the descriptors that came along. It owns all of them."""
 
@@ -112,7 +116,7 @@ def only_descriptor(ancillary: Ancillary) -> int | None:
 
 
 def send(connection: Connection, data: bytes | memoryview, passed: int | None = None) -> Steps[None]:
-    """Sends all of `data`, and the descriptor `passed` with its first byte."""
+    """Sends all of `data`, and the descriptor `passed` with its first byte. Raises NotPassed, ConnectionFailed."""
     connection.is_sent = True
     left = memoryview(data)
     while left:
@@ -124,6 +128,10 @@ def send(connection: Connection, data: bytes | memoryview, passed: int | None = 
         except BlockingIOError:
             if not (yield connection.writable):
                 raise too_late(connection.address) from None
+        except PermissionError as error:
+            if passed is None:
+                raise broken(connection.address, error) from error
+            raise NotPassed from error
         except OSError as error:
             raise broken(connection.address, error) from error
         else:
@@ -175,6 +183,21 @@ def receive_some(connection: Connection, most: int) -> Steps[bytes]:
             raise broken(connection.address, error) from error
         yield from _came(connection, len(data), ancillary, flags)
         return data
+
+
+def receive_now(connection: Connection) -> bytes:
+    """What has come by now, if anything; the end counts as nothing."""
+    try:
+        if connection.is_unix:
+            data, ancillary, flags, _ = connection.socket.recvmsg(CHUNK, CONTROL, CLOEXEC | AT_ONCE)
+            connection.keep(ancillary, flags)
+        else:
+            data = connection.socket.recv(CHUNK, AT_ONCE)
+    except OSError:
+        # Nothing yet, or nothing any more: whoever sends or waits next is told.
+        return b""
+    connection.answered |= bool(data)
+    return data
 
 
 def receive_into(connection: Connection, buffer: memoryview) -> Steps[int]:

@@ -1,7 +1,7 @@
 """The client for asyncio: the same verbs as `Client`, with ``await``."""
 
 import os
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -128,7 +128,7 @@ class AsyncClient(Settings):
         offset: int = 0,
         length: int | None = None,
         mode: Mode | str | None = None,
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         """The object's bytes, or a range of them, in pieces of at most `chunk_size`; memory is bounded by one piece.
 
         Leaving the loop early may cost the connection. `timeout` holds for each piece.
@@ -156,7 +156,7 @@ class AsyncClient(Settings):
         pool = self._line
         return await self._run(pool, self._verbs.stat(pool, uri))
 
-    async def list(self, prefix: str = "/", *, page_size: int = PAGE) -> AsyncIterator[Entry]:
+    async def list(self, prefix: str = "/", *, page_size: int = PAGE) -> AsyncGenerator[Entry, None]:
         """The objects whose URIs begin with `prefix`, in the order of their URIs; memory is bounded by one page."""
         cursor: bytes | None = None
         while True:

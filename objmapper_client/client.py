@@ -1,7 +1,7 @@
 """The client for threads: one line a verb; the verbs are in `_exchange`, `_many` and `_upload`."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -119,7 +119,7 @@ class Client(Settings):
         offset: int = 0,
         length: int | None = None,
         mode: Mode | str | None = None,
-    ) -> Iterator[bytes]:
+    ) -> Generator[bytes, None, None]:
         """The object's bytes, or a range of them, in pieces of at most `chunk_size`; memory is bounded by one piece.
 
         Leaving the loop early may cost the connection. `timeout` holds for each piece.
@@ -146,7 +146,7 @@ class Client(Settings):
         pool = self._line
         return run(pool, self._verbs.stat(pool, uri))
 
-    def list(self, prefix: str = "/", *, page_size: int = PAGE) -> Iterator[Entry]:
+    def list(self, prefix: str = "/", *, page_size: int = PAGE) -> Generator[Entry, None, None]:
         """The objects whose URIs begin with `prefix`, in the order of their URIs; memory is bounded by one page."""
         cursor: bytes | None = None
         while True:

@@ -1,7 +1,8 @@
 """Servers that do as the test says, and not as they should.
 
-`lying_server` knows version 1 only: it refuses a hello, as a server of then does; else it reads one request of each connection
-and plays a script on it. `pretend_server` agrees on version 2 with its extension; its scripts talk to a `Peer`.
+`lying_server` knows version 1 only: it refuses a hello, as a server of then does; else it reads one request of each
+connection and plays a script on it. `pretend_server` agrees on version 2 with its extension; its scripts talk to a
+`Peer`.
 """
 
 import contextlib

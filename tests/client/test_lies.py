@@ -1,4 +1,5 @@
-"""A server of version 1 that lies: the error says which rule was broken, the connection is closed, no descriptor is left."""
+"""A server of version 1 that lies: the error says which rule was broken, the connection is closed, no descriptor is
+left."""
 
 import time
 from collections.abc import Callable

@@ -256,7 +256,7 @@ def test_a_server_that_stops_midway_costs_the_timeout(call: Caller, tmp_path: Pa
 
 
 def test_an_object_that_changes_between_its_parts_is_read_anew(call: Caller, tmp_path: Path) -> None:
-    """The first part is of an object of 300,000 bytes; the rest is refused with a conflict, and all of it comes then."""
+    """The first part is of an object of 300,000 bytes; the rest is refused with a conflict, then all of it comes."""
     seen: list[tuple[int | None, int | None, str | None]] = []
 
     def script(peer: Peer) -> None:

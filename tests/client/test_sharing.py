@@ -1,4 +1,5 @@
-"""One connection for many threads, or many tasks: nobody waits for somebody else's answer, and nothing is left behind."""
+"""One connection for many threads, or many tasks: nobody waits for somebody else's answer, and nothing is left
+behind."""
 
 import asyncio
 import contextlib
@@ -164,7 +165,7 @@ def test_a_late_answer_to_a_task_is_thrown_away(tmp_path: Path, mode: str, run: 
             with pytest.raises(RequestTimeout):
                 await client.open("/slow")
             held.go.set()
-            while not held.is_answered.is_set():
+            while not held.is_answered.is_set():  # noqa: ASYNC110 - another thread sets it
                 await asyncio.sleep(0.01)
             for _ in range(3):
                 (await client.open("/x")).close()
@@ -309,13 +310,13 @@ def test_open_many_that_is_cancelled_leaves_nothing_open(tmp_path: Path, run: Ca
     async def use(address: str) -> None:
         async with AsyncClient(address) as client:
             task = asyncio.create_task(client.open_many(["/a", "/b", "/slow", "/c"]))
-            while not held.has_slow.is_set():
+            while not held.has_slow.is_set():  # noqa: ASYNC110 - another thread sets it
                 await asyncio.sleep(0.01)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
             held.go.set()
-            while not held.is_answered.is_set():
+            while not held.is_answered.is_set():  # noqa: ASYNC110 - another thread sets it
                 await asyncio.sleep(0.01)
             (await client.open("/d")).close()
 
