@@ -96,6 +96,7 @@ class Change(BaseModel):
 
     unix: Concurrency | None = None
     tcp: Concurrency | None = None
+    udp: Concurrency | None = None
 
 
 def application(server: "Server", listen: str = "") -> FastAPI:
