@@ -28,9 +28,12 @@ _BACKLOG_PAUSE = 0.002
 
 
 class Wait:
-    """What a step waits for: a descriptor to become readable or writable, a time to pass, or a host's address."""
+    """What a step waits for: a descriptor to become readable or writable, a time to pass, or a host's address.
 
-    __slots__ = ("descriptor", "host", "poll", "port", "seconds", "writable")
+    A wait for a descriptor may have a `limit`, in seconds: a step whose wait it ends is resumed with None.
+    """
+
+    __slots__ = ("descriptor", "host", "limit", "poll", "port", "seconds", "writable")
 
     def __init__(
         self,
@@ -46,6 +49,7 @@ class Wait:
         self.seconds = seconds
         self.host = host
         self.port = port
+        self.limit: float | None = None
         # Where a waiter keeps what it made for this descriptor.
         self.poll: Any = None
 
@@ -110,7 +114,7 @@ def connect(address: Address) -> Steps[Connection]:
         return (yield from _connect_unix(address))
     if isinstance(address, TcpAddress):
         return (yield from _connect_tcp(address))
-    raise LocalProtocolError(f"{address}: this client does not speak over UDP; use unix: or tcp://")
+    raise LocalProtocolError(f"{address}: there are no connections over UDP")
 
 
 def _connect_unix(address: UnixAddress) -> Steps[Connection]:

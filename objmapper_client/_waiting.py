@@ -47,8 +47,9 @@ def _wait(wait: Wait, deadline: float) -> Any:
         if wait.seconds:
             time.sleep(min(left, wait.seconds))
         return True
+    limit = left if wait.limit is None else min(left, wait.limit)
     # Rounded up: waking too early would be one more round.
-    return bool(_poll(wait).poll(left * 1000 + 1))
+    return bool(_poll(wait).poll(limit * 1000 + 1)) or (None if limit < left else False)
 
 
 def _look_up(host: str, port: int) -> Any:
@@ -136,8 +137,9 @@ async def _wait_async(loop: "asyncio.AbstractEventLoop", wait: Wait, deadline: f
             return False
         except OSError as error:
             return error
-    ready: asyncio.Future[bool] = loop.create_future()
-    timer = loop.call_later(left, _resolve, ready, False)
+    ready: asyncio.Future[bool | None] = loop.create_future()
+    limit = left if wait.limit is None else min(left, wait.limit)
+    timer = loop.call_later(limit, _resolve, ready, None if limit < left else False)
     add, remove = (loop.add_writer, loop.remove_writer) if wait.writable else (loop.add_reader, loop.remove_reader)
     add(wait.descriptor, _resolve, ready, True)
     try:
@@ -147,7 +149,7 @@ async def _wait_async(loop: "asyncio.AbstractEventLoop", wait: Wait, deadline: f
         remove(wait.descriptor)
 
 
-def _resolve(future: "asyncio.Future[bool]", value: bool) -> None:
+def _resolve(future: "asyncio.Future[bool | None]", value: bool | None) -> None:
     if not future.done():
         future.set_result(value)
 

@@ -5,7 +5,6 @@ from types import TracebackType
 from typing import Any, Self
 
 from objmapper_client import _exchange, _waiting
-from objmapper_client._pool import Pool
 from objmapper_client.client import CHUNK, Settings
 from objmapper_client.object import Object
 from objmapper_client.protocol import Mode, encode_request
@@ -32,7 +31,7 @@ class AsyncClient(Settings):
     async def close(self) -> None:
         """Close the idle connections. The client can be used again; it connects anew."""
         self._pool.close()
-        self._pool = Pool()
+        self._pool = self._verbs.Pool()
 
     async def _run(self, verb: Any) -> Any:
         async with self._places.place(self.timeout):
@@ -41,7 +40,7 @@ class AsyncClient(Settings):
     async def open(self, uri: str, *, mode: Mode | str | None = None) -> Object:
         """The object, as an owned descriptor: close it, or use it in a ``with`` statement."""
         chosen = self._mode(mode)
-        found: Object = await self._run(lambda connection: _exchange.open_object(connection, uri, chosen))
+        found: Object = await self._run(lambda connection: self._verbs.open_object(connection, uri, chosen))
         return found
 
     async def read(
@@ -52,13 +51,13 @@ class AsyncClient(Settings):
         Over TCP the whole object travels and is held for a moment even where a range is asked for.
         """
         chosen = self._mode(mode)
-        data: bytes = await self._run(lambda connection: _exchange.read(connection, uri, chosen, offset, length))
+        data: bytes = await self._run(lambda connection: self._verbs.read(connection, uri, chosen, offset, length))
         return data
 
     async def readinto(self, uri: str, buffer: bytearray | memoryview, *, mode: Mode | str | None = None) -> int:
         """Reads the object into the front of `buffer`. Returns its size. Raises ValueError where it does not fit."""
         chosen, view = self._mode(mode), memoryview(buffer).cast("B")
-        size: int = await self._run(lambda connection: _exchange.readinto(connection, uri, chosen, view))
+        size: int = await self._run(lambda connection: self._verbs.readinto(connection, uri, chosen, view))
         return size
 
     async def stream(
@@ -71,7 +70,7 @@ class AsyncClient(Settings):
         chosen = self._mode(mode)
         request = encode_request(chosen, uri)
         async with self._places.place(self.timeout):
-            verb = lambda connection: _exchange.begin(connection, request, uri, chosen)  # noqa: E731
+            verb = lambda connection: self._verbs.begin(connection, request, uri, chosen)  # noqa: E731
             begun: _exchange.Begun = await _waiting.run_async(self._attempt(verb), self.timeout)
             if begun.descriptor is not None:
                 with Object(begun.descriptor, uri, chosen, begun.length) as found:
@@ -81,7 +80,7 @@ class AsyncClient(Settings):
             if begun.left == 0:
                 return
             try:
-                while chunk := await _waiting.run_async(_exchange.next_chunk(begun, chunk_size), self.timeout):
+                while chunk := await _waiting.run_async(self._verbs.next_chunk(begun, chunk_size), self.timeout):
                     yield chunk
             except BaseException:
                 begun.connection.close()

@@ -6,13 +6,21 @@ from types import TracebackType
 from typing import Any, Self
 
 from objmapper_client import _exchange, _waiting
-from objmapper_client._pool import Pool
 from objmapper_client._transport import Connection, Steps
-from objmapper_client.address import Address, default_address, parse
+from objmapper_client.address import Address, UdpAddress, default_address, parse
 from objmapper_client.object import Object
 from objmapper_client.protocol import Mode, encode_request
 
 CHUNK = 1 << 20
+
+
+def _verbs_for(address: Address) -> Any:
+    """The module of the verbs: over UDP there are no connections, and all of them are done in other ways."""
+    if not isinstance(address, UdpAddress):
+        return _exchange
+    from objmapper_client import _udp_exchange
+
+    return _udp_exchange
 
 
 class Settings:
@@ -36,7 +44,8 @@ class Settings:
         self.max_connections = max_connections
         self.attempts = attempts
         self.mode = _exchange.best_mode(self.address) if mode is None else Mode.of(mode)
-        self._pool = Pool()
+        self._verbs = _verbs_for(self.address)
+        self._pool = self._verbs.Pool()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.address)!r}, timeout={self.timeout}, mode={self.mode.name.lower()!r})"
@@ -52,7 +61,7 @@ class Settings:
         return self.mode if mode is None else Mode.of(mode)
 
     def _attempt(self, verb: Any) -> Steps[Any]:
-        return _exchange.attempt(
+        return self._verbs.attempt(  # type: ignore[no-any-return]
             self._pool, self.address, verb, self.attempts, self.connect_timeout, self._prepare_connection
         )
 
@@ -89,7 +98,7 @@ class Client(Settings):
     def close(self) -> None:
         """Close the idle connections. The client can be used again; it connects anew."""
         self._pool.close()
-        self._pool = Pool()
+        self._pool = self._verbs.Pool()
 
     def _run(self, verb: Any) -> Any:
         if self._process != os.getpid():
@@ -101,7 +110,7 @@ class Client(Settings):
     def open(self, uri: str, *, mode: Mode | str | None = None) -> Object:
         """The object, as an owned descriptor: close it, or use it in a ``with`` statement."""
         chosen = self._mode(mode)
-        found: Object = self._run(lambda connection: _exchange.open_object(connection, uri, chosen))
+        found: Object = self._run(lambda connection: self._verbs.open_object(connection, uri, chosen))
         return found
 
     def read(self, uri: str, *, offset: int = 0, length: int | None = None, mode: Mode | str | None = None) -> bytes:
@@ -110,13 +119,13 @@ class Client(Settings):
         Over TCP the whole object travels and is held for a moment even where a range is asked for.
         """
         chosen = self._mode(mode)
-        data: bytes = self._run(lambda connection: _exchange.read(connection, uri, chosen, offset, length))
+        data: bytes = self._run(lambda connection: self._verbs.read(connection, uri, chosen, offset, length))
         return data
 
     def readinto(self, uri: str, buffer: bytearray | memoryview, *, mode: Mode | str | None = None) -> int:
         """Reads the object into the front of `buffer`. Returns its size. Raises ValueError where it does not fit."""
         chosen, view = self._mode(mode), memoryview(buffer).cast("B")
-        size: int = self._run(lambda connection: _exchange.readinto(connection, uri, chosen, view))
+        size: int = self._run(lambda connection: self._verbs.readinto(connection, uri, chosen, view))
         return size
 
     def stream(self, uri: str, *, chunk_size: int = CHUNK, mode: Mode | str | None = None) -> Iterator[bytes]:
@@ -127,7 +136,7 @@ class Client(Settings):
         chosen = self._mode(mode)
         request = encode_request(chosen, uri)
         with self._places.place(self.timeout):
-            verb = lambda connection: _exchange.begin(connection, request, uri, chosen)  # noqa: E731
+            verb = lambda connection: self._verbs.begin(connection, request, uri, chosen)  # noqa: E731
             begun: _exchange.Begun = _waiting.run(self._attempt(verb), self.timeout)
             if begun.descriptor is not None:
                 with Object(begun.descriptor, uri, chosen, begun.length) as found:
@@ -137,13 +146,9 @@ class Client(Settings):
             if begun.left == 0:
                 return
             try:
-                while chunk := _run_chunk(begun, chunk_size, self.timeout):
+                while chunk := _waiting.run(self._verbs.next_chunk(begun, chunk_size), self.timeout):
                     yield chunk
             except BaseException:
                 begun.connection.close()
                 raise
             self._pool.give(begun.connection)
-
-
-def _run_chunk(begun: _exchange.Begun, most: int, timeout: float) -> bytes:
-    return _waiting.run(_exchange.next_chunk(begun, most), timeout)
