@@ -1,4 +1,4 @@
-"""Objects over UDP, with real sockets: through good weather and bad, from servers that die, that lie, that are pelted."""
+"""Objects over UDP, with real sockets: through good weather and bad, from servers that die, lie, or are pelted."""
 
 import asyncio
 import os
