@@ -1,6 +1,5 @@
 //! One question in, its datagrams out. Every answer is made from the file as it is now; nothing is remembered but the cache.
 
-use rustix::io::{Errno, IoSliceMut};
 use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -8,14 +7,13 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use super::batch::{Outbox, Peer};
+use super::content::{Content, Reader, Stop, Storage, TRIES, being_written, payloads, read_pieces};
 use super::gate::Gate;
 use super::limits::canonical;
 use super::socket::UdpSocket;
 use super::wire::{self, DATA_HEAD, DataHead, Pull, Question};
-use crate::cache::Version;
 use crate::concurrency::Model;
 use crate::errors::Error;
-use crate::mapping::{self, Opened};
 use crate::protocol::{self, CONTENT_HEAD, Mode, Operation, Status};
 use crate::service::Service;
 use crate::statistics::{Answered, Labels};
@@ -33,10 +31,6 @@ const NEAR_DATAGRAM_V6: usize = 65_488;
 const FAR_PIECE: usize = 1_152;
 /// IP and UDP headers, for the account of what is sent to an address.
 const HEADERS: usize = 48;
-/// Objects up to this size are read whole, and kept in memory.
-const SMALL: u64 = 64 << 10;
-/// An object that is written to while it is read is read again so often.
-const TRIES: usize = 4;
 /// An outbox with so many bytes is sent before more is put into it.
 const FULL: usize = 512 << 10;
 
@@ -56,6 +50,34 @@ enum Outcome {
     Content(u64),
     /// The address had its bytes for this moment: silence, so that it asks more slowly.
     Limited,
+    Refused(Refusal),
+    /// A disk may have to be waited for first.
+    Storage,
+}
+
+impl From<Stop> for Outcome {
+    fn from(stop: Stop) -> Self {
+        match stop {
+            Stop::Failed(error) => Outcome::Refused(error.into()),
+            Stop::Storage => Outcome::Storage,
+        }
+    }
+}
+
+impl From<Refusal> for Outcome {
+    fn from(refusal: Refusal) -> Self {
+        Outcome::Refused(refusal)
+    }
+}
+
+/// When and whence a question came, and how it is to be answered.
+#[derive(Debug, Clone, Copy)]
+pub struct Turn {
+    pub from: Peer,
+    pub arrived: Instant,
+    /// How long it lay in a queue; None where there is none.
+    pub waited: Option<Duration>,
+    pub storage: Storage,
 }
 
 /// An answer that is in the outbox, to be counted when it is gone.
@@ -76,21 +98,20 @@ pub struct Answerer {
     shard: usize,
     outbox: Outbox,
     endings: Vec<Ending>,
-    path: Vec<u8>,
-    small: Vec<u8>,
+    reader: Reader,
 }
 
 impl Answerer {
     pub fn new(socket: &Arc<UdpSocket>, service: &Arc<Service>, model: Model) -> Self {
+        let shard = service.statistics.assign_shard();
         Answerer {
             socket: Arc::clone(socket),
             service: Arc::clone(service),
             model,
-            shard: service.statistics.assign_shard(),
+            shard,
             outbox: Outbox::default(),
             endings: Vec::new(),
-            path: Vec::new(),
-            small: Vec::new(),
+            reader: Reader::new(service, shard),
         }
     }
 
@@ -108,48 +129,50 @@ impl Answerer {
         }
     }
 
-    /// Answers a question that the gate let in. `waited` is how long it lay in a queue.
-    pub fn answer(&mut self, question: &Question<'_>, to: Peer, arrived: Instant, waited: Option<Duration>) {
+    /// Answers a question that the gate let in; false where a disk would have to be waited for, and may not be.
+    #[must_use]
+    pub fn answer(&mut self, question: &Question<'_>, turn: Turn) -> bool {
         let mark = self.outbox.bytes.len();
         let outcome = match question {
             Question::Pull(pull) => match pull.uri {
-                Ok(uri) => self.pull(pull, uri, to, arrived),
-                Err(status) => Err(Error::Refused(status).into()),
+                Ok(uri) => self.pull(pull, uri, turn),
+                Err(status) => Err(Refusal::from(Error::Refused(status)).into()),
             },
-            Question::Plain(Ok((mode, uri))) => self.plain(*mode, uri, to, arrived),
-            Question::Plain(Err(status)) => Err(Error::Refused(*status).into()),
-            Question::Noise => return,
+            Question::Plain(Ok((mode, uri))) => self.plain(*mode, uri, turn),
+            Question::Plain(Err(status)) => Err(Refusal::from(Error::Refused(*status)).into()),
+            Question::Noise => return true,
         };
-        match outcome {
-            Ok(Outcome::Content(content)) => {
+        match outcome.unwrap_or_else(|outcome| outcome) {
+            Outcome::Content(content) => {
+                let Turn { arrived, waited, .. } = turn;
                 self.endings.push(Ending { status: Status::Ok, content, arrived, waited });
             }
-            Ok(Outcome::Limited) => self.outbox.bytes.truncate(mark),
-            Err(refusal) => {
+            Outcome::Limited => self.outbox.bytes.truncate(mark),
+            Outcome::Storage => {
                 self.outbox.bytes.truncate(mark);
-                self.push_refusal(question, &refusal, to, arrived, waited);
+                return false;
+            }
+            Outcome::Refused(refusal) => {
+                self.outbox.bytes.truncate(mark);
+                self.push_refusal(question, &refusal, turn);
             }
         }
         if self.outbox.bytes.len() >= FULL {
             self.flush();
         }
+        true
     }
 
     /// Answers that there is no room, before any work.
-    pub fn refuse(&mut self, question: &Question<'_>, to: Peer, arrived: Instant) {
+    pub fn refuse(&mut self, question: &Question<'_>, from: Peer, arrived: Instant) {
         self.service.statistics.gauges(Transport::Udp).rejected_total.fetch_add(1, Relaxed);
         let refusal = Refusal::from(Error::Busy("the server's queue is full, try again"));
-        self.push_refusal(question, &refusal, to, arrived, None);
+        let turn = Turn { from, arrived, waited: None, storage: Storage::Never };
+        self.push_refusal(question, &refusal, turn);
     }
 
-    fn push_refusal(
-        &mut self,
-        question: &Question<'_>,
-        refusal: &Refusal,
-        to: Peer,
-        arrived: Instant,
-        waited: Option<Duration>,
-    ) {
+    fn push_refusal(&mut self, question: &Question<'_>, refusal: &Refusal, turn: Turn) {
+        let Turn { from: to, arrived, waited, .. } = turn;
         let Refusal(status, message) = refusal;
         if *status == Status::ProtocolError {
             self.service.statistics.gauges(Transport::Udp).protocol_errors_total.fetch_add(1, Relaxed);
@@ -196,76 +219,61 @@ impl Answerer {
         }
     }
 
-    /// Whether the question can be answered without waiting for a disk: its object is in memory, or there is none.
-    pub fn is_warm(&mut self, question: &Question<'_>) -> bool {
-        let (Question::Pull(Pull { uri: Ok(uri), .. }) | Question::Plain(Ok((_, uri)))) = question else {
-            return true;
-        };
-        match mapping::relative_path(uri, &mut self.path) {
-            Ok(path) => self.service.cache.get(path).is_some(),
-            Err(_) => true,
-        }
+    /// Whether the asker may be sent so many bytes. What was begun elsewhere was counted there.
+    fn may_send(&self, bytes: usize, turn: Turn) -> bool {
+        turn.storage == Storage::Waited || self.gate().may_send(turn.from.address, bytes, turn.arrived)
     }
 
     /// A version 1 request: its reply in one datagram, or not at all.
-    fn plain(&mut self, mode: Mode, uri: &str, to: Peer, now: Instant) -> Result<Outcome, Refusal> {
+    fn plain(&mut self, mode: Mode, uri: &str, turn: Turn) -> Result<Outcome, Outcome> {
         if mode != Mode::Copy {
             let words = "over UDP objects come by copy: descriptors and splices need a stream";
-            return Err(Refusal(Status::InvalidMode, words.into()));
+            return Err(Refusal(Status::InvalidMode, words.into()).into());
         }
-        let room = longest_datagram(to.address) - CONTENT_HEAD;
-        let too_large = |size: u64| {
-            let words = format!("{size} bytes do not fit one datagram of {room}: pull ranges, or use TCP");
-            Refusal(Status::UnsupportedOp, words.into())
+        let room = longest_datagram(turn.from.address) - CONTENT_HEAD;
+        let content = self.reader.find(uri, turn.storage)?;
+        let total = content.total();
+        let Some(bytes) = self.reader.small(&content).filter(|bytes| bytes.len() <= room) else {
+            let words = format!("{total} bytes do not fit one datagram of {room}: pull ranges, or use TCP");
+            return Err(Refusal(Status::UnsupportedOp, words.into()).into());
         };
-        match self.content(uri)? {
-            Content::Small { total, .. } if total > room as u64 => Err(too_large(total)),
-            Content::Open(opened) => Err(too_large(opened.size)),
-            Content::Small { total, bytes, .. } => {
-                let start = self.outbox.bytes.len();
-                if !self.socket.gate.may_send(to.address, total as usize + CONTENT_HEAD + HEADERS, now) {
-                    return Ok(Outcome::Limited);
-                }
-                self.outbox.bytes.extend_from_slice(&protocol::content_head(total));
-                self.outbox.bytes.extend_from_slice(bytes.of(&self.small));
-                self.outbox.push_one(start, to);
-                self.socket.gate.counts.reply_sent.fetch_add(1, Relaxed);
-                Ok(Outcome::Content(total))
-            }
+        if !self.may_send(bytes.len() + CONTENT_HEAD + HEADERS, turn) {
+            return Ok(Outcome::Limited);
         }
+        let start = self.outbox.bytes.len();
+        self.outbox.bytes.extend_from_slice(&protocol::content_head(total));
+        self.outbox.bytes.extend_from_slice(bytes);
+        self.outbox.push_one(start, turn.from);
+        self.gate().counts.reply_sent.fetch_add(1, Relaxed);
+        Ok(Outcome::Content(total))
     }
 
     /// A range in pieces. A range of nothing, and one behind the end, is answered with an empty piece: it tells version and
     /// size.
-    fn pull(&mut self, pull: &Pull<'_>, uri: &str, to: Peer, now: Instant) -> Result<Outcome, Refusal> {
-        for _ in 0..TRIES {
-            let content = self.content(uri)?;
-            let range = Range::new(pull, content.total(), to.address);
+    fn pull(&mut self, pull: &Pull<'_>, uri: &str, turn: Turn) -> Result<Outcome, Outcome> {
+        for attempt in 0..TRIES {
+            let content = self.reader.find(uri, turn.storage)?;
+            let range = Range::new(pull, content.total(), turn.from.address);
             let datagrams = range.length.div_ceil(range.piece).max(1);
-            let bytes = range.length + datagrams * (DATA_HEAD + HEADERS);
-            if !self.socket.gate.may_send(to.address, bytes, now) {
+            let bytes = range.length + datagrams * DATA_HEAD;
+            if attempt == 0 && !self.may_send(bytes + datagrams * HEADERS, turn) {
                 return Ok(Outcome::Limited);
             }
             let start = self.outbox.bytes.len();
-            self.outbox.bytes.resize(start + range.length + datagrams * DATA_HEAD, 0);
+            self.outbox.bytes.resize(start + bytes, 0);
             let room = &mut self.outbox.bytes[start..];
-            let is_whole = match &content {
-                Content::Small { bytes, .. } => {
-                    let mut rest = bytes.of(&self.small).get(range.start..).unwrap_or_default();
-                    for payload in payloads(room, range.piece) {
-                        let (here, after) = rest.split_at(payload.len());
-                        payload.copy_from_slice(here);
-                        rest = after;
-                    }
-                    true
+            if let Content::Open(opened) = &content {
+                if !read_pieces(opened, room, range.piece, range.offset, turn.storage)? {
+                    self.outbox.bytes.truncate(start);
+                    continue;
                 }
-                Content::Open(opened) => {
-                    read_pieces(opened, room, range.piece, range.offset)? && opened.is_unchanged()
+            } else if let Some(small) = self.reader.small(&content) {
+                let mut rest = small.get(range.start..).unwrap_or_default();
+                for payload in payloads(room, range.piece) {
+                    let (here, after) = rest.split_at(payload.len());
+                    payload.copy_from_slice(here);
+                    rest = after;
                 }
-            };
-            if !is_whole {
-                self.outbox.bytes.truncate(start);
-                continue;
             }
             let head = DataHead {
                 request_id: pull.request_id,
@@ -273,82 +281,15 @@ impl Answerer {
                 total: content.total(),
                 seed: wire::checksum_of_uri(uri),
             };
-            for (number, datagram) in room.chunks_mut(DATA_HEAD + range.piece).enumerate() {
+            let datagram = DATA_HEAD + range.piece;
+            for (number, datagram) in room.chunks_mut(datagram).enumerate() {
                 wire::seal_data(datagram, &head, pull.offset.saturating_add((number * range.piece) as u64));
             }
-            let datagram = DATA_HEAD + range.piece;
-            self.outbox.push(start, datagram, self.socket.segmented(datagram), to);
-            self.socket.gate.counts.data_sent.fetch_add(datagrams as u64, Relaxed);
+            self.outbox.push(start, datagram, self.socket.segmented(datagram), turn.from);
+            self.gate().counts.data_sent.fetch_add(datagrams as u64, Relaxed);
             return Ok(Outcome::Content(range.length as u64));
         }
-        Err(Error::Busy("the object is being written to, try again").into())
-    }
-
-    /// The object as it is now: its bytes where it is small, else the open file.
-    fn content(&mut self, uri: &str) -> Result<Content, Refusal> {
-        let Answerer { service, path, small, shard, .. } = self;
-        let path = mapping::relative_path(uri, path)?;
-        if let Some(kept) = service.cache.get(path)
-            && service.mapping.version(path) == Some(kept.version)
-        {
-            service.statistics.record_cache(*shard, true);
-            let total = kept.bytes.len() as u64;
-            return Ok(Content::Small { version: kept.version, total, bytes: Bytes::Kept(kept.bytes) });
-        }
-        for _ in 0..TRIES {
-            let opened = service.mapping.open(path)?;
-            if opened.size > SMALL {
-                return Ok(Content::Open(opened));
-            }
-            small.resize(opened.size as usize, 0);
-            if read_pieces(&opened, small, 0, 0)? && opened.is_unchanged() {
-                if service.cache.is_on() {
-                    service.statistics.record_cache(*shard, false);
-                    service.cache.put(path, opened.version, small);
-                }
-                let total = opened.size;
-                return Ok(Content::Small { version: opened.version, total, bytes: Bytes::Scratch });
-            }
-        }
-        Err(Error::Busy("the object is being written to, try again").into())
-    }
-}
-
-#[derive(Debug)]
-enum Content {
-    Small { version: Version, total: u64, bytes: Bytes },
-    Open(Opened),
-}
-
-/// Bytes of a small object: from the cache, or read just now.
-#[derive(Debug)]
-enum Bytes {
-    Kept(Arc<[u8]>),
-    Scratch,
-}
-
-impl Bytes {
-    fn of<'a>(&'a self, scratch: &'a [u8]) -> &'a [u8] {
-        match self {
-            Bytes::Kept(bytes) => bytes,
-            Bytes::Scratch => scratch,
-        }
-    }
-}
-
-impl Content {
-    fn total(&self) -> u64 {
-        match self {
-            Content::Small { total, .. } => *total,
-            Content::Open(opened) => opened.size,
-        }
-    }
-
-    fn version(&self) -> Version {
-        match self {
-            Content::Small { version, .. } => *version,
-            Content::Open(opened) => opened.version,
-        }
+        Err(Refusal::from(being_written()).into())
     }
 }
 
@@ -384,29 +325,4 @@ fn longest_datagram(to: SocketAddr) -> usize {
         ip if ip.is_ipv4() => NEAR_DATAGRAM_V4,
         _ => NEAR_DATAGRAM_V6,
     }
-}
-
-/// Where the contents go in a room for datagrams; a piece of 0 means that there are no heads between them.
-fn payloads(room: &mut [u8], piece: usize) -> impl Iterator<Item = &mut [u8]> {
-    let (head, step) = if piece == 0 { (0, room.len().max(1)) } else { (DATA_HEAD, DATA_HEAD + piece) };
-    room.chunks_mut(step).map(move |datagram| &mut datagram[head..])
-}
-
-/// Reads a file from `offset` on into the datagrams' payloads. False where it ends before they are full.
-fn read_pieces(opened: &Opened, room: &mut [u8], piece: usize, offset: u64) -> Result<bool, Error> {
-    let mut slices: Vec<IoSliceMut<'_>> = payloads(room, piece).map(IoSliceMut::new).collect();
-    let (mut left, mut at) = (&mut slices[..], offset);
-    IoSliceMut::advance_slices(&mut left, 0);
-    while !left.is_empty() {
-        match rustix::io::preadv(&opened.file, left, at) {
-            Ok(0) => return Ok(false),
-            Ok(read) => {
-                IoSliceMut::advance_slices(&mut left, read);
-                at += read as u64;
-            }
-            Err(Errno::INTR) => {}
-            Err(errno) => return Err(Error::Storage(errno)),
-        }
-    }
-    Ok(true)
 }

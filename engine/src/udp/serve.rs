@@ -4,12 +4,13 @@
 use rustix::event::epoll::EventFlags;
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::answer::Answerer;
+use super::answer::{Answerer, Turn};
 use super::batch::{BATCH, Inbox, Peer};
+use super::content::Storage;
 use super::gate::Verdict;
 use super::socket::UdpSocket;
 use super::wire::Question;
@@ -37,6 +38,8 @@ struct Serving {
     socket: Arc<UdpSocket>,
     service: Arc<Service>,
     shutdown: Arc<Shutdown>,
+    /// Questions that the storage pool has.
+    deferred: AtomicUsize,
 }
 
 /// A question on its way to a worker.
@@ -54,12 +57,16 @@ pub fn serve(model: Model, socket: &Arc<UdpSocket>, service: &Arc<Service>, shut
         socket: Arc::clone(socket),
         service: Arc::clone(service),
         shutdown: Arc::clone(shutdown),
+        deferred: AtomicUsize::new(0),
     });
     match model {
         Model::ThreadPool => serve_by_pool(&serving),
         Model::WorkStealing => serve_by_stealing(&serving),
         // The engine refuses the first of these before it comes here.
         Model::ThreadPerConnection | Model::Epoll => serve_by_loops(&serving),
+    }
+    while serving.deferred.load(Relaxed) > 0 && shutdown.order() != Order::Stop {
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 
@@ -154,27 +161,32 @@ impl Serving {
         }
     }
 
-    /// Answers here, or has the storage pool answer where the disk may have to be waited for.
+    /// Answers here, or has the storage pool answer where the disk would have to be waited for.
     fn answer(
         self: &Arc<Self>,
         answerer: &mut Answerer,
         question: &Question<'_>,
-        task: impl FnOnce() -> Task,
-        from: Peer,
-        arrived: Instant,
-        waited: Option<Duration>,
+        datagram: &[u8],
+        (from, arrived, waited): (Peer, Instant, Option<Duration>),
     ) {
-        let Some(pool) = self.service.storage_pool.as_ref().filter(|_| !answerer.is_warm(question)) else {
-            return answerer.answer(question, from, arrived, waited);
-        };
-        if pool.pending() >= self.service.settings.max_queue_depth {
-            return answerer.refuse(question, from, arrived);
+        let settings = &self.service.settings;
+        let elsewhere = self.service.storage_pool.as_ref().filter(|_| settings.async_storage);
+        let storage = if elsewhere.is_some() { Storage::Never } else { Storage::Wait };
+        if answerer.answer(question, Turn { from, arrived, waited, storage }) {
+            return;
         }
-        let (serving, task) = (Arc::clone(self), task());
+        let Some(pool) = elsewhere.filter(|pool| pool.pending() < settings.max_queue_depth) else {
+            return answerer.refuse(question, from, arrived);
+        };
+        self.deferred.fetch_add(1, Relaxed);
+        let (serving, datagram) = (Arc::clone(self), Box::<[u8]>::from(datagram));
         pool.submit(move || {
             let mut answerer = serving.answerer();
-            answerer.answer(&Question::decode(&task.datagram), task.from, task.arrived, waited);
+            let turn = Turn { from, arrived, waited, storage: Storage::Waited };
+            // It says no only where it may not wait.
+            let _ = answerer.answer(&Question::decode(&datagram), turn);
             answerer.flush();
+            serving.deferred.fetch_sub(1, Relaxed);
         });
     }
 
@@ -194,8 +206,7 @@ impl Serving {
             if delay.is_too_late(waited, now) {
                 answerer.refuse(&question, from, now);
             } else {
-                let again = || Task { datagram: task.datagram.clone(), from, arrived: now };
-                self.answer(answerer, &question, again, from, now, Some(waited));
+                self.answer(answerer, &question, &task.datagram, (from, now, Some(waited)));
             }
             next = if taken < ANSWERS_A_TURN { more() } else { None };
             taken += 1;
@@ -214,8 +225,7 @@ fn serve_by_loops(serving: &Arc<Serving>) {
         let mut answerer = serving.answerer();
         serving.receive(|inbox, received| {
             serving.admit(inbox, received, &mut answerer, |answerer, question, bytes, from, arrived| {
-                let task = || Task { datagram: bytes.into(), from, arrived };
-                serving.answer(answerer, question, task, from, arrived, None);
+                serving.answer(answerer, question, bytes, (from, arrived, None));
             });
             answerer.flush();
         });
