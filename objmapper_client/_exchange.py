@@ -26,7 +26,7 @@ _OPERATIONS = {mode: Operation.of(mode) for mode in Mode}
 
 
 class Stat(NamedTuple):
-    """What a server says of an object: size in bytes, modification time in seconds since 1970, version."""
+    """What a server says of an object: size in bytes, modification time in seconds since 1970 (0 over UDP), version."""
 
     uri: str
     size: int

@@ -4,6 +4,7 @@ import os
 
 from objmapper_client._exchange import best_mode
 from objmapper_client._pool import Pool, Waiting
+from objmapper_client._verbs import verbs_for
 from objmapper_client.address import Address, default_address, parse
 from objmapper_client.errors import ObjmapperError
 from objmapper_client.object import Object
@@ -39,6 +40,7 @@ class Settings:
         self.max_connections = max_connections
         self.attempts = attempts
         self.mode = best_mode(self.address) if mode is None else Mode.of(mode)
+        self._verbs = verbs_for(self.address)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.address)!r}, timeout={self.timeout}, mode={self.mode.name.lower()!r})"
@@ -54,7 +56,7 @@ class Settings:
         return self.mode if mode is None else Mode.of(mode)
 
     def _make_pool(self, waiting: Waiting) -> Pool:
-        return Pool(
+        return self._verbs.make_pool(
             self.address,
             waiting,
             most=self.max_connections,

@@ -10,7 +10,6 @@ from objmapper_client._exchange import Stat
 from objmapper_client._pool import Pool
 from objmapper_client._settings import CHUNK, PAGE, Results, Settings
 from objmapper_client._steps import Steps, T
-from objmapper_client._transfer import finish, give_up, next_chunk
 from objmapper_client.address import Address
 from objmapper_client.object import Object
 from objmapper_client.protocol import Mode
@@ -93,22 +92,20 @@ class AsyncClient(Settings):
 
     async def open(self, uri: str, *, mode: Mode | str | None = None) -> Object:
         """The object, as an owned descriptor: close it, or use it in a ``with`` statement."""
-        return await self._run(_exchange.open_object(self._line, uri, self._mode(mode)))
+        return await self._run(self._verbs.open_object(self._line, uri, self._mode(mode)))
 
     async def open_many(self, uris: Iterable[str], *, mode: Mode | str | None = None) -> Results:
         """An object or an error for each URI, in their order, in as few round trips as the server allows.
 
         The objects are the caller's to close. Where this raises, none is left open.
         """
-        from objmapper_client import _many
-
-        return await self._run(_many.open_many(self._line, [*uris], self._mode(mode)))
+        return await self._run(self._verbs.open_many(self._line, [*uris], self._mode(mode)))
 
     async def read(
         self, uri: str, *, offset: int = 0, length: int | None = None, mode: Mode | str | None = None
     ) -> bytes:
         """The object's bytes, or `length` of them from `offset` on (fewer at its end)."""
-        return await self._run(_exchange.read(self._line, uri, self._mode(mode), offset, length))
+        return await self._run(self._verbs.read(self._line, uri, self._mode(mode), offset, length))
 
     async def readinto(
         self, uri: str, buffer: "WriteableBuffer", *, offset: int = 0, mode: Mode | str | None = None
@@ -118,7 +115,7 @@ class AsyncClient(Settings):
         Fewer than the buffer takes only at the object's end; what is beyond its room is not read.
         """
         view = memoryview(buffer).cast("B")
-        return await self._run(_exchange.readinto(self._line, uri, self._mode(mode), view, offset))
+        return await self._run(self._verbs.readinto(self._line, uri, self._mode(mode), view, offset))
 
     async def stream(
         self,
@@ -134,32 +131,32 @@ class AsyncClient(Settings):
         Leaving the loop early may cost the connection. `timeout` holds for each piece.
         """
         pool = self._line
-        begun = await self._run(_exchange.begin_stream(pool, uri, self._mode(mode), offset, length))
+        begun = await self._run(self._verbs.begin_stream(pool, uri, self._mode(mode), offset, length))
         if isinstance(begun, Object):
             with begun:
                 for chunk in _exchange.chunks_of(begun, chunk_size, offset, length):
                     yield chunk
             return
         try:
-            while chunk := await self._run(next_chunk(begun, chunk_size)):
+            while chunk := await self._run(self._verbs.next_chunk(begun, chunk_size)):
                 yield chunk
         except GeneratorExit:
-            await self._run(finish(pool, begun))
+            await self._run(self._verbs.finish(pool, begun))
             raise
         except BaseException:
-            give_up(pool, begun)
+            self._verbs.give_up(pool, begun)
             raise
-        await self._run(finish(pool, begun))
+        await self._run(self._verbs.finish(pool, begun))
 
     async def stat(self, uri: str) -> Stat:
         """What the server says of an object."""
-        return await self._run(_exchange.stat(self._line, uri))
+        return await self._run(self._verbs.stat(self._line, uri))
 
     async def list(self, prefix: str = "/", *, page_size: int = PAGE) -> AsyncIterator[Entry]:
         """The objects whose URIs begin with `prefix`, in the order of their URIs; memory is bounded by one page."""
         cursor: bytes | None = None
         while True:
-            entries, cursor = await self._run(_exchange.list_page(self._line, prefix, page_size, cursor))
+            entries, cursor = await self._run(self._verbs.list_page(self._line, prefix, page_size, cursor))
             for entry in entries:
                 yield entry
             if cursor is None:
@@ -184,12 +181,10 @@ class AsyncClient(Settings):
         Else Conflict is raised. `make_parents` makes directories that are missing. `progress` is called with the bytes so
         far.
         """
-        from objmapper_client import _upload
-
         return await self._run(
-            _upload.put(self._line, uri, data, length, if_match, if_none_match, make_parents, progress)
+            self._verbs.put(self._line, uri, data, length, if_match, if_none_match, make_parents, progress)
         )
 
     async def delete(self, uri: str, *, if_match: str | None = None) -> None:
         """Removes an object; with `if_match` only this version (an etag), else Conflict is raised."""
-        return await self._run(_exchange.delete(self._line, uri, if_match))
+        return await self._run(self._verbs.delete(self._line, uri, if_match))

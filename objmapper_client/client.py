@@ -1,4 +1,4 @@
-"""The client for threads: one line a verb; the verbs are in `_exchange`, `_many` and `_upload`."""
+"""The client for threads: one line a verb; what goes with which address, `_verbs` knows."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -10,7 +10,6 @@ from objmapper_client._exchange import Stat
 from objmapper_client._pool import Pool
 from objmapper_client._settings import CHUNK, PAGE, Results, Settings
 from objmapper_client._steps import Steps, T
-from objmapper_client._transfer import finish, give_up, next_chunk
 from objmapper_client.address import Address
 from objmapper_client.object import Object
 from objmapper_client.protocol import Mode
@@ -25,8 +24,8 @@ if TYPE_CHECKING:
 class Client(Settings):
     """Objects from one server, for any number of threads.
 
-    `address` is ``unix:/path`` or ``tcp://host:port``, by default the server of this user. `timeout` is for one request
-    with all its tries, and for each MiB of a content; `connect_timeout` for one connection; both in seconds. Of at most
+    `address` is ``unix:/path``, ``tcp://host:port`` or ``udp://host:port`` (which only fetches, objects of 64 MiB at
+    most), by default the server of this user. `timeout` is for one request with all its tries, and for each MiB of a content; `connect_timeout` for one connection; both in seconds. Of at most
     `max_connections` one is shared by all requests, each of the others carries one large content at a time; who needs one
     waits for it, `timeout` seconds at most. A request is tried `attempts` times at most, again only before the first byte
     of an answer; a put or a delete only where the first try cannot have been executed, or with a condition. Safe after a
@@ -90,20 +89,18 @@ class Client(Settings):
 
     def open(self, uri: str, *, mode: Mode | str | None = None) -> Object:
         """The object, as an owned descriptor: close it, or use it in a ``with`` statement."""
-        return self._run(_exchange.open_object(self._line, uri, self._mode(mode)))
+        return self._run(self._verbs.open_object(self._line, uri, self._mode(mode)))
 
     def open_many(self, uris: Iterable[str], *, mode: Mode | str | None = None) -> Results:
         """An object or an error for each URI, in their order, in as few round trips as the server allows.
 
         The objects are the caller's to close. Where this raises, none is left open.
         """
-        from objmapper_client import _many
-
-        return self._run(_many.open_many(self._line, [*uris], self._mode(mode)))
+        return self._run(self._verbs.open_many(self._line, [*uris], self._mode(mode)))
 
     def read(self, uri: str, *, offset: int = 0, length: int | None = None, mode: Mode | str | None = None) -> bytes:
         """The object's bytes, or `length` of them from `offset` on (fewer at its end)."""
-        return self._run(_exchange.read(self._line, uri, self._mode(mode), offset, length))
+        return self._run(self._verbs.read(self._line, uri, self._mode(mode), offset, length))
 
     def readinto(self, uri: str, buffer: "WriteableBuffer", *, offset: int = 0, mode: Mode | str | None = None) -> int:
         """Fills `buffer` with the object's bytes from `offset` on. Returns how many that were.
@@ -111,7 +108,7 @@ class Client(Settings):
         Fewer than the buffer takes only at the object's end; what is beyond its room is not read.
         """
         view = memoryview(buffer).cast("B")
-        return self._run(_exchange.readinto(self._line, uri, self._mode(mode), view, offset))
+        return self._run(self._verbs.readinto(self._line, uri, self._mode(mode), view, offset))
 
     def stream(
         self,
@@ -127,31 +124,31 @@ class Client(Settings):
         Leaving the loop early may cost the connection. `timeout` holds for each piece.
         """
         pool = self._line
-        begun = self._run(_exchange.begin_stream(pool, uri, self._mode(mode), offset, length))
+        begun = self._run(self._verbs.begin_stream(pool, uri, self._mode(mode), offset, length))
         if isinstance(begun, Object):
             with begun:
                 yield from _exchange.chunks_of(begun, chunk_size, offset, length)
             return
         try:
-            while chunk := self._run(next_chunk(begun, chunk_size)):
+            while chunk := self._run(self._verbs.next_chunk(begun, chunk_size)):
                 yield chunk
         except GeneratorExit:
-            self._run(finish(pool, begun))
+            self._run(self._verbs.finish(pool, begun))
             raise
         except BaseException:
-            give_up(pool, begun)
+            self._verbs.give_up(pool, begun)
             raise
-        self._run(finish(pool, begun))
+        self._run(self._verbs.finish(pool, begun))
 
     def stat(self, uri: str) -> Stat:
         """What the server says of an object."""
-        return self._run(_exchange.stat(self._line, uri))
+        return self._run(self._verbs.stat(self._line, uri))
 
     def list(self, prefix: str = "/", *, page_size: int = PAGE) -> Iterator[Entry]:
         """The objects whose URIs begin with `prefix`, in the order of their URIs; memory is bounded by one page."""
         cursor: bytes | None = None
         while True:
-            entries, cursor = self._run(_exchange.list_page(self._line, prefix, page_size, cursor))
+            entries, cursor = self._run(self._verbs.list_page(self._line, prefix, page_size, cursor))
             yield from entries
             if cursor is None:
                 return
@@ -175,10 +172,10 @@ class Client(Settings):
         Else Conflict is raised. `make_parents` makes directories that are missing. `progress` is called with the bytes so
         far.
         """
-        from objmapper_client import _upload
-
-        return self._run(_upload.put(self._line, uri, data, length, if_match, if_none_match, make_parents, progress))
+        return self._run(
+            self._verbs.put(self._line, uri, data, length, if_match, if_none_match, make_parents, progress)
+        )
 
     def delete(self, uri: str, *, if_match: str | None = None) -> None:
         """Removes an object; with `if_match` only this version (an etag), else Conflict is raised."""
-        return self._run(_exchange.delete(self._line, uri, if_match))
+        return self._run(self._verbs.delete(self._line, uri, if_match))

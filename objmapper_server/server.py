@@ -194,6 +194,9 @@ class _Settings:
     unix: str | None
     unix_mode: int
     tcp: str | None
+    udp: str | None
+    udp_trusted: tuple[str, ...]
+    udp_rate_limit: int
     models: Mapping[str, str]
     pool_size: int
     max_queue_depth: int
@@ -212,12 +215,14 @@ class _Settings:
     @classmethod
     def of(cls, config: Config) -> Self:
         """Return them with every host name resolved; raises OSError for one that is unknown."""
-        tcp = None if config.tcp is None else ListeningPoint.parse(config.tcp, 0).resolved()
         return cls(
             root=str(config.root),
             unix=None if config.unix is None else str(config.unix),
             unix_mode=config.unix_mode,
-            tcp=None if tcp is None else str(tcp),
+            tcp=_numeric(config.tcp),
+            udp=_numeric(config.udp),
+            udp_trusted=config.udp_trusted,
+            udp_rate_limit=config.udp_rate_limit,
             models={str(transport): model.value for transport, model in config.models.items()},
             pool_size=config.pool_size,
             max_queue_depth=config.max_queue_depth,
@@ -233,6 +238,10 @@ class _Settings:
             header_timeout=config.header_timeout,
             request_timeout=config.request_timeout,
         )
+
+
+def _numeric(listen: str | None) -> str | None:
+    return None if listen is None else str(ListeningPoint.parse(listen, 0).resolved())
 
 
 def make_private_directory(path: Path) -> None:

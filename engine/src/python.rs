@@ -22,6 +22,9 @@ struct PySettings {
     unix: Option<PathBuf>,
     unix_mode: u32,
     tcp: Option<String>,
+    udp: Option<String>,
+    udp_trusted: Vec<String>,
+    udp_rate_limit: u64,
     models: HashMap<String, String>,
     pool_size: usize,
     max_queue_depth: usize,
@@ -55,18 +58,22 @@ impl TryFrom<PySettings> for Settings {
                 )));
             }
         };
-        let tcp = given
-            .tcp
-            .map(|text| {
+        let numeric = |text: Option<String>| {
+            text.map(|text| {
                 text.parse()
                     .map_err(|_| PyValueError::new_err(format!("not a numeric ADDRESS:PORT: {text:?}")))
             })
-            .transpose()?;
+            .transpose()
+        };
+        let trusted = given.udp_trusted.iter().map(|text| text.parse().map_err(PyValueError::new_err));
         Ok(Settings {
             root: given.root,
             unix: given.unix,
             unix_mode: given.unix_mode,
-            tcp,
+            tcp: numeric(given.tcp)?,
+            udp: numeric(given.udp)?,
+            udp_trusted: trusted.collect::<PyResult<_>>()?,
+            udp_rate_limit: given.udp_rate_limit,
             models,
             pool_size: given.pool_size,
             max_queue_depth: given.max_queue_depth,

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::concurrency::Model;
 use crate::transport::Transport;
+use crate::udp::Network;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OptimizeFor {
@@ -25,6 +26,12 @@ pub struct Settings {
     pub unix_mode: u32,
     /// Numeric address and port.
     pub tcp: Option<std::net::SocketAddr>,
+    /// Numeric address and port.
+    pub udp: Option<std::net::SocketAddr>,
+    /// Networks, besides loopback, that may ask for plain replies.
+    pub udp_trusted: Vec<Network>,
+    /// Bytes a second over UDP towards one address that is not loopback; 0: no limit.
+    pub udp_rate_limit: u64,
     pub models: BTreeMap<Transport, Model>,
     /// 0: twice the cores.
     pub pool_size: usize,
