@@ -54,7 +54,9 @@ def serve(
     ] = None,
     async_storage: Annotated[
         bool | None,
-        typer.Option("--async-storage/--no-async-storage", help="Wait for the disk in threads of their own. [default: on]"),
+        typer.Option(
+            "--async-storage/--no-async-storage", help="Wait for the disk in threads of their own. [default: on]"
+        ),
     ] = None,
     storage_pool_size: Annotated[
         str | None, typer.Option(metavar="N", help="How many of those there are. [default: 4]")
