@@ -72,11 +72,11 @@ class Settings:
 class Client(Settings):
     """Objects from one server, for any number of threads.
 
-    `address` is ``unix:/path``, ``tcp://host:port`` or ``udp://host:port`` (where objects have 64 MiB at most), by default
-    the server of this user. `timeout` is for one request with all its tries, `connect_timeout` for one connection, both
-    in seconds. At most `max_connections` are in use at once; further requests wait for one, `timeout` seconds at most. A
-    request is tried `attempts` times at most, again only before the first byte of an answer. Safe after a fork; pickled
-    by its address.
+    `address` is ``unix:/path``, ``tcp://host:port`` or ``udp://host:port`` (where objects have 64 MiB at most), by
+    default the server of this user. `timeout` is for one request with all its tries, `connect_timeout` for one
+    connection, both in seconds. At most `max_connections` are in use at once; further requests wait for one, `timeout`
+    seconds at most. A request is tried `attempts` times at most, again only before the first byte of an answer. Safe
+    after a fork; pickled by its address.
 
     Raises, from every verb: ObjectNotFound, PermissionDenied, InvalidRequest, UnsupportedMode, ServerBusy, ServerFailed
     (what the server answered), ConnectionFailed, RequestTimeout, RemoteProtocolError, LocalProtocolError.
