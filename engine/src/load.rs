@@ -38,6 +38,8 @@ const HISTOGRAM: (u8, u8) = (7, 40);
 pub enum Target {
     Unix(PathBuf),
     Tcp(SocketAddr),
+    /// Asked by datagrams: see `udp/load.rs`.
+    Udp(SocketAddr),
 }
 
 /// What to speak.
@@ -46,6 +48,10 @@ pub enum Dialect {
     Objmapper(Mode),
     Http,
     Redis,
+    /// Ranges over UDP.
+    Pull,
+    /// Over UDP as well.
+    Memcached,
 }
 
 #[derive(Debug, Clone)]
@@ -94,26 +100,26 @@ pub struct Load {
 }
 
 #[derive(Debug)]
-struct Shared {
-    plan: Plan,
+pub(crate) struct Shared {
+    pub(crate) plan: Plan,
     frames: Vec<Vec<u8>>,
     answered: AtomicU64,
     stop: AtomicBool,
 }
 
 #[derive(Debug)]
-struct Tally {
+pub(crate) struct Tally {
     latency: Histogram,
     refusals: Histogram,
     requests: u64,
-    bytes: u64,
+    pub(crate) bytes: u64,
     refused: u64,
-    errors: u64,
-    ended: Instant,
+    pub(crate) errors: u64,
+    pub(crate) ended: Instant,
 }
 
 impl Tally {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Tally {
             latency: new_histogram(),
             refusals: new_histogram(),
@@ -123,6 +129,35 @@ impl Tally {
             errors: 0,
             ended: Instant::now(),
         }
+    }
+}
+
+impl Tally {
+    /// Counts one answer.
+    pub(crate) fn count(&mut self, latency: Duration, refused: bool, failed: bool) {
+        let nanoseconds = u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX);
+        let nanoseconds = nanoseconds.min((1 << HISTOGRAM.1) - 1);
+        // Fails only for a value out of range, which was cut off.
+        if refused {
+            self.refused += 1;
+            let _ = self.refusals.increment(nanoseconds);
+        } else {
+            self.requests += 1;
+            self.errors += u64::from(failed);
+            let _ = self.latency.increment(nanoseconds);
+        }
+    }
+}
+
+impl Shared {
+    /// Whether the load was stopped, or has come to its number of requests.
+    pub(crate) fn is_over(&self) -> bool {
+        let enough = self.plan.requests > 0 && self.answered.load(Relaxed) >= self.plan.requests;
+        enough || self.stop.load(Relaxed)
+    }
+
+    pub(crate) fn count(&self, answers: u64) {
+        self.answered.fetch_add(answers, Relaxed);
     }
 }
 
@@ -143,10 +178,12 @@ impl Load {
         let threads = (0..threads)
             .map(|number| {
                 let shared = Arc::clone(&shared);
-                std::thread::Builder::new()
-                    .name("objmapper-load".into())
-                    .stack_size(STACK)
-                    .spawn(move || Worker::new(&shared, number, threads).run())
+                std::thread::Builder::new().name("objmapper-load".into()).stack_size(STACK).spawn(move || {
+                    match shared.plan.target {
+                        Target::Udp(address) => crate::udp::load::run(&shared, address, number, threads),
+                        _ => Worker::new(&shared, number, threads).run(),
+                    }
+                })
             })
             .collect::<Result<_, _>>()?;
         Ok(Load { shared, threads, started })
@@ -223,6 +260,8 @@ fn frame(dialect: Dialect, uri: &str) -> Vec<u8> {
         Dialect::Redis => {
             bytes.extend(format!("*2\r\n$3\r\nGET\r\n${}\r\n{uri}\r\n", uri.len()).into_bytes());
         }
+        // Datagrams are made one by one.
+        Dialect::Pull | Dialect::Memcached => {}
     }
     bytes
 }
@@ -305,10 +344,7 @@ impl<'a> Worker<'a> {
     }
 
     fn is_over(&self, now: Instant) -> bool {
-        let plan = &self.shared.plan;
-        now >= self.until
-            || self.shared.stop.load(Relaxed)
-            || (plan.requests > 0 && self.shared.answered.load(Relaxed) >= plan.requests)
+        now >= self.until || self.shared.is_over()
     }
 
     /// One client that sleeps in its socket: how latency is read, without an epoll in between.
@@ -525,17 +561,7 @@ impl<'a> Worker<'a> {
         let Some((due, sent)) = self.clients[index].under_way.pop_front() else { return };
         // A refusal tells how quick the server is to say no; that the generator itself came too late is not its doing.
         let since = if refused { sent } else { due };
-        let nanoseconds = u64::try_from(now.saturating_duration_since(since).as_nanos()).unwrap_or(u64::MAX);
-        let nanoseconds = nanoseconds.min((1 << HISTOGRAM.1) - 1);
-        // Fails only for a value out of range, which was cut off.
-        if refused {
-            self.tally.refused += 1;
-            let _ = self.tally.refusals.increment(nanoseconds);
-        } else {
-            self.tally.requests += 1;
-            self.tally.errors += u64::from(failed);
-            let _ = self.tally.latency.increment(nanoseconds);
-        }
+        self.tally.count(now.saturating_duration_since(since), refused, failed);
         self.shared.answered.fetch_add(1, Relaxed);
     }
 
@@ -573,6 +599,7 @@ impl<'a> Worker<'a> {
                 }
                 Ok(take_body(client, input))
             }
+            Dialect::Pull | Dialect::Memcached => Err(Errno::PROTO),
             Dialect::Redis => {
                 if client.body == 0 {
                     let Some(end) = find(input, b"\r\n") else { return Ok(Answer::More) };
@@ -649,5 +676,6 @@ fn connect(target: &Target) -> io::Result<OwnedFd> {
             net::connect(socket.as_fd(), address)?;
             Ok(socket)
         }
+        Target::Udp(_) => Err(Errno::PROTOTYPE),
     }
 }
