@@ -26,7 +26,10 @@ def get(
         typer.Option(metavar="fdpass|copy|splice", help="How it is delivered; by default the best that there is."),
     ] = None,
     server: Annotated[
-        str | None, typer.Option(metavar="ADDRESS", help="unix:/PATH or tcp://HOST:PORT.", envvar="OBJMAPPER_SERVER")
+        str | None,
+        typer.Option(
+            metavar="ADDRESS", help="unix:/PATH, tcp://HOST:PORT or udp://HOST:PORT.", envvar="OBJMAPPER_SERVER"
+        ),
     ] = None,
     offset: Annotated[int, typer.Option(metavar="BYTES", help="Begin here.", min=0)] = 0,
     length: Annotated[int | None, typer.Option(metavar="BYTES", help="So many at most.", min=0)] = None,

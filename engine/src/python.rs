@@ -191,6 +191,7 @@ impl Engine {
 struct PyPlan {
     unix: Option<PathBuf>,
     tcp: Option<String>,
+    udp: Option<String>,
     dialect: String,
     uris: Vec<String>,
     clients: usize,
@@ -206,13 +207,14 @@ impl TryFrom<PyPlan> for Plan {
     type Error = PyErr;
 
     fn try_from(given: PyPlan) -> PyResult<Plan> {
-        let target = match (given.unix, given.tcp) {
-            (Some(path), None) => Target::Unix(path),
-            (None, Some(text)) => Target::Tcp(
-                text.parse()
-                    .map_err(|_| PyValueError::new_err(format!("not a numeric ADDRESS:PORT: {text:?}")))?,
-            ),
-            _ => return Err(PyValueError::new_err("a load has one target: unix or tcp")),
+        let numeric = |text: String| {
+            text.parse().map_err(|_| PyValueError::new_err(format!("not a numeric ADDRESS:PORT: {text:?}")))
+        };
+        let target = match (given.unix, given.tcp, given.udp) {
+            (Some(path), None, None) => Target::Unix(path),
+            (None, Some(text), None) => Target::Tcp(numeric(text)?),
+            (None, None, Some(text)) => Target::Udp(numeric(text)?),
+            _ => return Err(PyValueError::new_err("a load has one target: unix, tcp or udp")),
         };
         let dialect = match given.dialect.as_str() {
             "fdpass" => Dialect::Objmapper(Mode::FdPass),
@@ -223,8 +225,21 @@ impl TryFrom<PyPlan> for Plan {
             "splice2" => Dialect::Extended(Mode::Splice),
             "http" => Dialect::Http,
             "redis" => Dialect::Redis,
+            "pull" => Dialect::Pull,
+            "memcached" => Dialect::Memcached,
             other => return Err(PyValueError::new_err(format!("no such dialect: {other:?}"))),
         };
+        let by_datagrams = matches!(target, Target::Udp(_));
+        let speaks = match dialect {
+            Dialect::Pull | Dialect::Memcached => by_datagrams,
+            Dialect::Objmapper(Mode::Copy) => true,
+            _ => !by_datagrams,
+        };
+        if !speaks || (by_datagrams && (given.pipeline > 1 || given.rate.is_some() || given.reconnect)) {
+            return Err(PyValueError::new_err(
+                "over UDP a load is copy, pull or memcached, in a closed loop of one request at a time",
+            ));
+        }
         let rate = given.rate.filter(|rate| rate.is_finite() && *rate > 0.0);
         if given.uris.is_empty() || given.clients == 0 || given.pipeline == 0 || rate != given.rate {
             return Err(PyValueError::new_err("a load needs a URI, a client, a pipeline and a rate above 0"));

@@ -192,14 +192,16 @@ class Engine:
 
 @type_check_only
 class LoadPlan(Protocol):
-    """What `Load` reads, as attributes. Exactly one of unix and tcp is given."""
+    """What `Load` reads, as attributes. Exactly one of unix, tcp and udp is given."""
 
     @property
     def unix(self) -> str | None: ...
     @property
     def tcp(self) -> str | None: ...  # "ADDRESS:PORT", numeric
     @property
-    def dialect(self) -> str: ...  # fdpass, copy, splice, http or redis
+    def udp(self) -> str | None: ...  # likewise
+    @property
+    def dialect(self) -> str: ...  # fdpass, copy, splice, http or redis; over UDP copy, pull or memcached
     @property
     def uris(self) -> Sequence[str]: ...
     @property

@@ -14,6 +14,7 @@ mod cookie;
 mod counts;
 mod gate;
 mod limits;
+pub(crate) mod load;
 mod serve;
 mod socket;
 pub mod wire;
