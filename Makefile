@@ -16,7 +16,7 @@ rust := engine/Cargo.toml engine/Cargo.lock $(shell find engine/src -name '*.rs'
 rust_env := . setup/rust.sh
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup build demo test test-python test-rust lint check bench verify screenshots clean
+.PHONY: help setup build demo test test-python test-rust lint check bench verify contract screenshots clean
 
 help: ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -53,6 +53,9 @@ verify: setup ## fetches every file under ROOT in every way and compares (ROOT=/
 bench: setup ## every model at several loads; with YARDSTICKS="--load … --floor-server … --floor-epoll …" beside those
 	$(if $(YARDSTICKS),$(bin)/python benchmarks/against_floor.py $(YARDSTICKS),$(bin)/objmapper bench models)
 
+contract: setup ## the admin endpoint against its own OpenAPI document, with schemathesis in a throw-away environment
+	tests/contract.sh $(bin)/python
+
 screenshots: setup ## the pictures of the dashboard in docs/, from a server under load; needs chromium
 	$(bin)/python benchmarks/screenshots.py
 
@@ -74,8 +77,10 @@ $(engine): $(rust) .venv/.tools
 	$(rust_env); $(bin)/python -W ignore -c 'import setuptools; setuptools.setup()' -q build_rust --inplace
 	touch $@
 
-# setuptools remarks on every editable install that it is one.
+# setuptools remarks on every editable install that it is one. Any other install compiles what it installs: so does this one,
+# or commands would start slowly where bytecode is not written (PYTHONDONTWRITEBYTECODE).
 .venv/.installed: pyproject.toml .venv/.tools $(engine)
 	$(rust_env); PYTHONWARNINGS=ignore $(bin)/python -m pip install --quiet --no-build-isolation --editable .
+	$(bin)/python -m compileall -q objmapper_client objmapper_server cli/objmapper_cli
 	touch $@ $(engine)
 	touch $@

@@ -39,7 +39,7 @@ def main() -> int:
     with environment(), own_server(SIZES, *flags) as server, sync_playwright() as playwright:
         admin = server.addresses["http"]
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1400, "height": 1395}, color_scheme="light")
+        page = browser.new_page(viewport={"width": 1400, "height": 1790}, color_scheme="light")
         page.goto(admin)
         with loaded(server.addresses["unix"], server.addresses["tcp"]):
             page.wait_for_timeout(given.seconds * 0.6 * 1000)

@@ -2,14 +2,15 @@
 
 import os
 from functools import lru_cache
-from typing import Any
+from typing import Any, Generic, Self
 
-from objmapper_client.errors import LocalProtocolError
+from objmapper_client._steps import Steps, T
 from objmapper_client.protocol_v2 import HAS_PARAMETERS, Operation, Parameters, encode_request
 from objmapper_client.protocol_v2_responses import NO_METADATA, Metadata
 
 _LONGEST_DEADLINE = 0xFFFFFFFF
 _FLAGS_AT = 5
+_HAS_PARAMETERS = bytes((HAS_PARAMETERS,))
 # Also the bytes of any request that has no parameters, but for its flags.
 _BARE = encode_request(0, Operation.STAT, "/")
 Details = tuple[Any, ...]
@@ -32,114 +33,85 @@ def details(
 
 
 @lru_cache(maxsize=64)
-def _tail(milliseconds: int, said: Details) -> bytes:
-    """What stands behind the URI. Most requests of a client have the same, and making it costs more than all the rest."""
-    offset, length, content_len, if_none_match, limit, cursor, if_match, make_parents = said or (None,) * 7 + (False,)
-    parameters = Parameters(
-        offset, length, milliseconds, content_len, if_none_match, limit, cursor, if_match, make_parents
-    )
-    operation = Operation.STAT if content_len is None else Operation.PUT
-    return encode_request(0, operation, "/", parameters=parameters)[len(_BARE) :]
+def tail_of(seconds: float, said: Details = NO_DETAILS) -> bytes:
+    """What stands behind the URI. Most requests of a client have the same, and making it costs more than the rest."""
+    operation = Operation.STAT if not said or said[2] is None else Operation.PUT
+    return encode_request(0, operation, "/", parameters=_parameters(seconds, said))[len(_BARE) :]
+
+
+def _parameters(seconds: float, said: Details) -> Parameters:
+    milliseconds = max(1, min(int(seconds * 1000), _LONGEST_DEADLINE))
+    if not said:
+        return Parameters(deadline_ms=milliseconds)
+    offset, length, content_len, if_none_match, limit, cursor, if_match, make_parents = said
+    return Parameters(offset, length, milliseconds, content_len, if_none_match, limit, cursor, if_match, make_parents)
 
 
 def encode(number: int, operation: Operation, uri: str, said: Details, seconds: float) -> bytes:
     """A request that must be answered within so many seconds. Raises LocalProtocolError."""
-    milliseconds = int(seconds * 1000)
-    if milliseconds > _LONGEST_DEADLINE:
-        milliseconds = _LONGEST_DEADLINE
-    elif milliseconds < 1:
-        milliseconds = 1
     if operation is Operation.PUT:
-        parameters = Parameters(said[0], said[1], milliseconds, *said[2:])
-        return encode_request(number, operation, uri, parameters=parameters)
-    frame = encode_request(number, operation, uri)
-    return b"%b%c%b%b" % (frame[:_FLAGS_AT], HAS_PARAMETERS, frame[_FLAGS_AT + 1 :], _tail(milliseconds, said))
+        return encode_request(number, operation, uri, parameters=_parameters(seconds, said))
+    return with_tail(encode_request(number, operation, uri), tail_of(seconds, said))
+
+
+def with_tail(frame: bytes, tail: bytes) -> bytes:
+    """A request that was encoded without parameters, with these behind it."""
+    return frame[:_FLAGS_AT] + _HAS_PARAMETERS + frame[_FLAGS_AT + 1 :] + tail
 
 
 class Ask:
     """It owns the descriptor that it was answered with, until `take` gives it away."""
 
-    __slots__ = (
-        "content",
-        "content_len",
-        "deadline",
-        "descriptor",
-        "details",
-        "failure",
-        "found_idle",
-        "gate",
-        "is_abandoned",
-        "is_begun",
-        "is_done",
-        "is_sent",
-        "metadata",
-        "most",
-        "multiplex",
-        "number",
-        "operation",
-        "passed",
-        "payload",
-        "repeatable",
-        "status",
-        "uri",
-    )
+    # Most of these stay as they are with most requests: as attributes of the class they cost nothing.
+    details: Details = NO_DETAILS
+    #: A content that is longer than this breaks the protocol.
+    most = 0
+    payload: bytes | None = None
+    #: Whether a second request does no harm where the first one may have been executed.
+    repeatable = True
+    #: The shared connection that it runs on.
+    multiplex: Any = None
+    #: Its id on that connection, 0 where it was not sent.
+    number = 0
+    #: Whether it was alone and not the first, so that a server may just have closed the connection for idleness.
+    found_idle = False
+    #: Whether the first byte of its answer has come.
+    is_begun = False
+    is_done = False
+    is_abandoned = False
+    #: Whether it was abandoned because its time was up.
+    is_late = False
+    status = 0
+    metadata: Metadata = NO_METADATA
+    content_len = 0
+    content = b""
+    descriptor = -1
+    failure: Exception | None = None
+    #: What its owner waits for, and until when, where an event loop waits.
+    gate: Any = None
+    deadline = 0.0
 
-    def __init__(
-        self,
-        operation: Operation,
-        uri: str,
-        said: Details = NO_DETAILS,
-        *,
-        most: int = 0,
-        payload: bytes | memoryview | None = None,
-        passed: int | None = None,
-        repeatable: bool = True,
-    ) -> None:
+    def __init__(self, operation: Operation, uri: str) -> None:
         self.operation = operation
         self.uri = uri
+
+    def saying(self, said: Details, *, most: int = 0) -> Self:
+        """The same with parameters, and a content of so many bytes at the most."""
         self.details = said
-        #: A content that is longer than this breaks the protocol.
         self.most = most
-        self.payload = payload
-        #: A descriptor that goes along, lent.
-        self.passed = passed
-        #: Whether a second request does no harm where the first one may have been executed.
-        self.repeatable = repeatable
-        #: The shared connection that it runs on: set by whoever yields it.
-        self.multiplex: Any = None
-        self.number = 0
-        self.descriptor = -1
-        self.is_sent = self.is_begun = self.is_done = self.is_abandoned = self.found_idle = False
-        self.failure: Exception | None = None
-        #: What its owner waits for, and until when, where an event loop waits.
-        self.gate: Any = None
-        self.deadline = 0.0
+        return self
 
-    def begin(self, number: int, *, found_idle: bool) -> None:
+    def renew(self) -> None:
         """Forgets an earlier try."""
-        self.number = number
-        #: Whether nothing else was under way, so that a server may just have closed the connection for idleness.
-        self.found_idle = found_idle
-        self.status = 0
-        self.metadata: Metadata = NO_METADATA
-        self.content: bytes = b""
-        self.content_len = 0
+        self.number = self.status = self.content_len = 0
+        self.metadata = NO_METADATA
+        self.content = b""
         self.failure = None
-        self.is_sent = self.is_done = False
-        #: Whether the first byte of its answer has come.
-        self.is_begun = False
-
-    def fail(self, error: Exception) -> None:
-        """It could not even be sent."""
-        self.begin(0, found_idle=False)
-        self.failure = error
-        self.is_done = True
+        self.is_begun = self.is_done = self.is_abandoned = self.is_late = self.found_idle = False
 
     def take(self) -> int:
         """The descriptor, given away."""
         descriptor, self.descriptor = self.descriptor, -1
-        if descriptor < 0:
-            raise LocalProtocolError(f"{self.uri}: the answer's descriptor was taken before")
         return descriptor
 
     def discard(self) -> None:
@@ -153,6 +125,21 @@ class Ask:
     def drop(self) -> None:
         """`discard`, for whoever has the connection's lock."""
         self.is_abandoned = True
-        descriptor, self.descriptor = self.descriptor, -1
+        descriptor = self.take()
         if descriptor >= 0:
             os.close(descriptor)
+
+
+class Single(Ask, Generic[T]):
+    """A verb that is one request and no more: its result is made of the answer."""
+
+    def result(self) -> T:
+        """What the caller gets, once there is an answer."""
+        raise NotImplementedError
+
+    def otherwise(self, pool: Any) -> Steps[T]:
+        """What is done instead where the server speaks version 1 only."""
+        raise NotImplementedError
+
+
+Verb = Single[T] | Steps[T]

@@ -1,20 +1,20 @@
 """One generator for each verb: what is asked, and what is made of the answer."""
 
 import io
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from objmapper_client._ask import NO_DETAILS, Ask, details
-from objmapper_client._lines import answered, lacking
+from objmapper_client._ask import NO_DETAILS, Ask, Single, Verb, details
+from objmapper_client._lines import lacking
 from objmapper_client._pool import Pool
 from objmapper_client._steps import Call, Steps
-from objmapper_client._transfer import Begun, begin, fill, finish, give_up
+from objmapper_client._transfer import Begun, begin, fill, finish, give_up, next_chunk
 from objmapper_client.address import Address, UnixAddress
-from objmapper_client.errors import Conflict, LocalProtocolError
+from objmapper_client.errors import Conflict, LocalProtocolError, ObjmapperError
 from objmapper_client.object import MemoryFile, Object, no_room
 from objmapper_client.protocol import Mode
 from objmapper_client.protocol_v2 import Operation
-from objmapper_client.protocol_v2_responses import Entry, decode_entries
+from objmapper_client.protocol_v2_responses import Entry, Metadata, decode_entries
 
 #: A content up to this length shares a connection with other answers; what is longer would hold them up.
 SHARED_MOST = 1 << 18
@@ -22,7 +22,28 @@ SHARED_MOST = 1 << 18
 _PAGE_MOST = 1 << 24
 #: Reading more than this from a file is left to a thread by an event loop.
 _QUICK = 1 << 18
+_FDPASS = Operation.FDPASS
 _OPERATIONS = {mode: Operation.of(mode) for mode in Mode}
+
+__all__ = [
+    "begin_stream",
+    "best_mode",
+    "delete",
+    "finish",
+    "give_up",
+    "list_page",
+    "make_pool",
+    "next_chunk",
+    "open_many",
+    "open_object",
+    "put",
+    "read",
+    "readinto",
+    "stat",
+]
+
+Result = Object | ObjmapperError
+make_pool = Pool
 
 
 class Stat(NamedTuple):
@@ -39,15 +60,35 @@ def best_mode(address: Address) -> Mode:
     return Mode.FDPASS if isinstance(address, UnixAddress) else Mode.COPY
 
 
-def open_object(pool: Pool, uri: str, mode: Mode) -> Steps[Object]:
-    """An object: its own descriptor, or a memory file that holds the bytes."""
-    if mode is Mode.FDPASS:
-        ask = Ask(Operation.FDPASS, uri)
-        if (yield from answered(pool, ask)):
-            return object_of(ask)
-        begun = yield from begin(pool, Operation.FDPASS, uri)
+class Opening(Single[Object]):
+    """An object by descriptor."""
+
+    def result(self) -> Object:
+        """The object that came."""
+        metadata, descriptor, self.descriptor = self.metadata, self.descriptor, -1
+        return Object(descriptor, self.uri, Mode.FDPASS, None, metadata.etag, metadata.mtime)
+
+    def otherwise(self, pool: Pool) -> Steps[Object]:
+        """The same in version 1, on a connection of its own."""
+        begun = yield from begin(pool, Operation.FDPASS, self.uri)
         pool.give(begun.connection)
-        return Object(begun.descriptor, uri, mode)
+        return Object(begun.descriptor, self.uri, Mode.FDPASS)
+
+
+def open_object(pool: Pool, uri: str, mode: Mode) -> Verb[Object]:
+    """An object: its own descriptor, or a memory file that holds the bytes."""
+    return Opening(_FDPASS, uri) if mode is Mode.FDPASS else _open_copy(pool, uri, mode)
+
+
+def opened(pool: Pool, uri: str, mode: Mode) -> Steps[Object]:
+    """`open_object` as a step of something else."""
+    verb = open_object(pool, uri, mode)
+    if not isinstance(verb, Single):
+        return (yield from verb)
+    return verb.result() if (yield verb) else (yield from verb.otherwise(pool))
+
+
+def _open_copy(pool: Pool, uri: str, mode: Mode) -> Steps[Object]:
     memory = MemoryFile()
     try:
         got = yield from _copy(pool, uri, mode, 0, None, memory.make_room)
@@ -59,17 +100,18 @@ def open_object(pool: Pool, uri: str, mode: Mode) -> Steps[Object]:
         raise
 
 
-def object_of(ask: Ask) -> Object:
-    """The object that came by descriptor."""
-    metadata = ask.metadata
-    return Object(ask.take(), ask.uri, Mode.FDPASS, etag=metadata.etag, mtime=metadata.mtime)
+def open_many(pool: Pool, uris: Sequence[str], mode: Mode) -> Steps[list[Result]]:
+    """An object or an error for each URI, in their order."""
+    from objmapper_client import _many
+
+    return _many.open_many(pool, uris, mode)
 
 
 def read(pool: Pool, uri: str, mode: Mode, offset: int, length: int | None) -> Steps[bytes]:
     """An object's bytes, or a range of them."""
     _check_range(offset, length)
     if mode is Mode.FDPASS:
-        with (yield from open_object(pool, uri, mode)) as found:
+        with (yield from opened(pool, uri, mode)) as found:
             wanted = max(0, found.size - offset)
             wanted = wanted if length is None else min(wanted, length)
             if wanted <= _QUICK:
@@ -85,7 +127,7 @@ def readinto(pool: Pool, uri: str, mode: Mode, buffer: memoryview, offset: int) 
     """An object's bytes from `offset` on, into the front of `buffer`, as many as it takes."""
     _check_range(offset, None)
     if mode is Mode.FDPASS:
-        with (yield from open_object(pool, uri, mode)) as found:
+        with (yield from opened(pool, uri, mode)) as found:
             if len(buffer) <= _QUICK:
                 return found.readinto(buffer, offset)
             count: int = yield Call(lambda: found.readinto(buffer, offset))
@@ -100,40 +142,90 @@ def begin_stream(pool: Pool, uri: str, mode: Mode, offset: int, length: int | No
     """What a stream is taken from: an object by descriptor, or an answer that has begun."""
     _check_range(offset, length)
     if mode is Mode.FDPASS:
-        return (yield from open_object(pool, uri, mode))
+        return (yield from opened(pool, uri, mode))
     return (yield from begin(pool, _OPERATIONS[mode], uri, _range(offset, length)))
 
 
-def stat(pool: Pool, uri: str) -> Steps[Stat]:
-    """What the server says of an object."""
-    ask = Ask(Operation.STAT, uri)
-    if not (yield from answered(pool, ask)):
+class Stating(Single[Stat]):
+    """What the server says of an object; also after a put."""
+
+    def result(self) -> Stat:
+        """What it said."""
+        return stat_of(self.uri, self.metadata)
+
+    def otherwise(self, pool: Pool) -> Steps[Stat]:
+        """Version 1 has no such request."""
         raise lacking(pool, "stat")
-    return stat_of(ask)
 
 
-def stat_of(ask: Ask) -> Stat:
-    """What the answer says of the object."""
-    metadata = ask.metadata
-    return Stat(ask.uri, metadata.size or 0, metadata.mtime or 0, metadata.etag or "")
+def stat(_: Pool, uri: str) -> Verb[Stat]:
+    """What the server says of an object."""
+    return Stating(Operation.STAT, uri)
 
 
-def delete(pool: Pool, uri: str, if_match: str | None) -> Steps[None]:
-    """Removes an object."""
-    said = NO_DETAILS if if_match is None else details(if_match=if_match)
-    ask = Ask(Operation.DELETE, uri, said, repeatable=if_match is not None)
-    if not (yield from answered(pool, ask)):
+def stat_of(uri: str, metadata: Metadata) -> Stat:
+    """What an answer says of its object."""
+    return Stat(uri, metadata.size or 0, metadata.mtime or 0, metadata.etag or "")
+
+
+class Deleting(Single[None]):
+    """An object's removal."""
+
+    repeatable = False
+
+    def result(self) -> None:
+        """Nothing."""
+
+    def otherwise(self, pool: Pool) -> Steps[None]:
+        """Version 1 has no such request."""
         raise lacking(pool, "delete")
 
 
-def list_page(pool: Pool, prefix: str, page_size: int, cursor: bytes | None) -> Steps[tuple[list[Entry], bytes | None]]:
+def delete(_: Pool, uri: str, if_match: str | None) -> Verb[None]:
+    """Removes an object."""
+    ask = Deleting(Operation.DELETE, uri)
+    if if_match is not None:
+        ask.saying(details(if_match=if_match)).repeatable = True
+    return ask
+
+
+def put(
+    pool: Pool,
+    uri: str,
+    data: object,
+    length: int | None,
+    if_match: str | None,
+    if_none_match: str | None,
+    make_parents: bool,
+    progress: Callable[[int], None] | None,
+) -> Steps[Stat]:
+    """Stores an object, whole or not at all."""
+    from objmapper_client import _upload
+
+    return _upload.put(pool, uri, data, length, if_match, if_none_match, make_parents, progress)
+
+
+Page = tuple[list[Entry], bytes | None]
+
+
+class Listing(Single[Page]):
+    """A page of a list."""
+
+    def result(self) -> Page:
+        """The entries, and where the next page begins: None where there is none."""
+        return list(decode_entries(self.content)), self.metadata.cursor or None
+
+    def otherwise(self, pool: Pool) -> Steps[Page]:
+        """Version 1 has no such request."""
+        raise lacking(pool, "list")
+
+
+def list_page(_: Pool, prefix: str, page_size: int, cursor: bytes | None) -> Verb[Page]:
     """A page of a list, and where the next one begins: None where there is none."""
     if page_size < 1:
         raise LocalProtocolError(f"a page has at least 1 entry, not {page_size}")
-    ask = Ask(Operation.LIST, prefix, details(limit=min(page_size, 0xFFFFFFFF), cursor=cursor), most=_PAGE_MOST)
-    if not (yield from answered(pool, ask)):
-        raise lacking(pool, "list")
-    return list(decode_entries(ask.content)), ask.metadata.cursor or None
+    said = details(limit=min(page_size, 0xFFFFFFFF), cursor=cursor)
+    return Listing(Operation.LIST, prefix).saying(said, most=_PAGE_MOST)
 
 
 class _Got(NamedTuple):
@@ -155,8 +247,9 @@ def _copy(
     """
     operation = _OPERATIONS[mode]
     if length is None or length <= SHARED_MOST:
-        first = Ask(operation, uri, _range(offset, SHARED_MOST if length is None else length), most=SHARED_MOST)
-        if (yield from answered(pool, first)):
+        said = _range(offset, SHARED_MOST if length is None else length)
+        first = Ask(operation, uri).saying(said, most=SHARED_MOST)
+        if (yield first):
             _, mtime, etag = first.metadata[:3]
             if is_whole(first, offset, length):
                 return _Got(len(first.content), etag, mtime, first.content)
@@ -214,7 +307,8 @@ class _BytesRoom:
 
     def make(self, length: int) -> memoryview:
         try:
-            # The only reference to these bytes is the file's: it lets them be written to, and gives them out as they are.
+            # The only reference to these bytes is the file's: it lets them be written to, and gives them out as they
+            # are.
             self._file = io.BytesIO(bytes(length))
         except (MemoryError, OverflowError):
             raise no_room(length) from None
@@ -236,13 +330,6 @@ def _range(offset: int, length: int | None) -> tuple[object, ...]:
 def _check_range(offset: int, length: int | None) -> None:
     if offset < 0 or (length is not None and length < 0):
         raise LocalProtocolError(f"a range has an offset and a length from 0 on, not {offset} and {length}")
-
-
-def close_all(found: Iterable[object]) -> None:
-    """Closes what are objects among these."""
-    for each in found:
-        if isinstance(each, Object):
-            each.close()
 
 
 def chunks_of(found: Object, chunk_size: int, offset: int, length: int | None) -> Iterator[bytes]:

@@ -2,20 +2,23 @@
 
 import os
 
-made = 0
-_is_watching = False
+
+class _Count:
+    """Of the forks that led here, since somebody asked for it."""
+
+    made = 0
+    is_kept = False
 
 
-def count() -> int:
-    """The number of forks that led here, from the first call on."""
-    global _is_watching
-    if not _is_watching:
-        _is_watching = True
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=_note)
-    return made
+def watch() -> None:
+    """Counts from now on."""
+    if not _Count.is_kept and hasattr(os, "register_at_fork"):
+        _Count.is_kept = True
+        os.register_at_fork(after_in_child=_note)
 
 
 def _note() -> None:
-    global made
-    made += 1
+    _Count.made += 1
+
+
+forks = _Count

@@ -24,37 +24,44 @@ from objmapper_client.protocol import Status
 _NO_PLACE = "all of the client's connections are in use: wait longer, or allow more (max_connections)"
 
 
-def answered(pool: Pool, ask: Ask) -> Steps[bool]:
-    """Sends a request on the shared connection and waits for its answer, which is in `ask` then.
+def answered(pool: Pool, ask: Ask, trouble: Exception | None = None) -> Steps[bool]:
+    """Has a request answered on the shared connection; the answer is in `ask` then. `trouble` is what a first try met.
 
     False where the server speaks version 1 only: then nothing was sent. Raises what the server answered, and the errors
     of connections; a further try is made only before the first byte of an answer.
     """
-    pool.budget.earn()
-    tries: Tries | None = None
-    while True:
-        try:
-            shared = pool.shared
-            if shared is None or not shared.has_room:
-                shared = yield from _shared(pool)
+    pool.requests += 1
+    tries = Tries(pool)
+    try:
+        while True:
+            pause = 0.0
+            try:
+                if trouble is not None:
+                    raise trouble
+                if ask.is_done:
+                    if ask.status == 0:
+                        return True
+                    raise refusal(ask)
+                shared = yield from shared_connection(pool)
                 if shared is None:
                     return False
-            ask.multiplex = shared
-            yield ask
-            if pool.is_waited_for:
-                pool.answered()
-            if ask.status == 0:
-                return True
-            raise refusal(ask)
-        except NoRoom:
-            continue
-        except (ConnectionFailed, ServerBusy) as error:
-            tries = tries or Tries(pool.attempts, pool.budget)
-            pause = pause_after(ask, error, tries)
-        except BaseException:
-            ask.discard()
-            raise
-        yield from rest(pool, pause)
+                ask.multiplex = shared
+                yield [ask]
+                trouble = ask.failure
+                continue
+            except NoRoom:
+                pass
+            except (ConnectionFailed, ServerBusy) as error:
+                pause = pause_after(ask, error, tries)
+            trouble = None
+            yield from rest(pool, pause)
+            ask.renew()
+    except BaseException:
+        ask.discard()
+        raise
+    finally:
+        if pool.is_waited_for:
+            pool.answered()
 
 
 def refusal(ask: Ask) -> ServerReply:
@@ -64,7 +71,7 @@ def refusal(ask: Ask) -> ServerReply:
 
 def pause_after(ask: Ask, error: ConnectionFailed | ServerBusy, tries: Tries) -> float:
     """The seconds until a request's next try. Raises the error where there is none."""
-    was_executed_perhaps = ask.is_sent and not (ask.multiplex is not None and ask.multiplex.is_refusing)
+    was_executed_perhaps = ask.number > 0 and not (ask.multiplex is not None and ask.multiplex.is_refusing)
     may_repeat = isinstance(error, ServerBusy) or (not ask.is_begun and (ask.repeatable or not was_executed_perhaps))
     is_stale = ask.found_idle and isinstance(error, ConnectionFailed)
     return tries.pause_after(error, may_repeat=may_repeat, is_stale=is_stale)
@@ -78,19 +85,14 @@ def rest(pool: Pool, pause: float) -> Steps[None]:
 
 def shared_connection(pool: Pool) -> Steps[Multiplex | None]:
     """The connection that requests share, None where the server speaks version 1 only. For those who send several."""
-    shared = pool.shared
-    if shared is not None and shared.has_room:
-        return shared
-    return (yield from _shared(pool))
-
-
-def _shared(pool: Pool) -> Steps[Multiplex | None]:
+    has_waited = False
     while pool.version != 1:
-        found = pool.take_shared()
+        found = pool.take_shared(has_waited=has_waited)
         if isinstance(found, Multiplex):
             return found
         if found is not None:
             yield from _stand(pool, found)
+            has_waited = True
             continue
         connection: Connection | None = None
         try:
@@ -177,8 +179,8 @@ def on_own(pool: Pool, exchange: Callable[[Connection], Steps[T]], *, repeatable
 
     The exchange gives it back (`pool.give`) or has it dropped once it is done; where it raises, that is done here.
     """
-    pool.budget.earn()
-    tries = Tries(pool.attempts, pool.budget)
+    pool.requests += 1
+    tries = Tries(pool)
     while True:
         connection: Connection | None = None
         try:

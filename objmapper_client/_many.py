@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from objmapper_client._ask import Ask, details
-from objmapper_client._exchange import SHARED_MOST, is_whole, object_of, open_object, rest_of
+from objmapper_client._exchange import SHARED_MOST, Opening, Result, is_whole, opened, rest_of
 from objmapper_client._lines import pause_after, refusal, rest, shared_connection
 from objmapper_client._multiplex import NoRoom
 from objmapper_client._pool import Pool
@@ -17,15 +17,15 @@ from objmapper_client.protocol_v2 import Operation
 
 #: Contents that are asked for ahead are held until their turn comes: so many at most.
 _CONTENTS_AHEAD = 16
-Result = Object | ObjmapperError
 
 
 def open_many(pool: Pool, uris: Sequence[str], mode: Mode) -> Steps[list[Result]]:
     """An object or an error for each URI, in their order. Whatever is raised, no object is left open."""
     if mode is Mode.FDPASS:
-        asks = [Ask(Operation.FDPASS, uri) for uri in uris]
+        asks: list[Ask] = [Opening(Operation.FDPASS, uri) for uri in uris]
     else:
-        asks = [Ask(Operation.of(mode), uri, details(length=SHARED_MOST), most=SHARED_MOST) for uri in uris]
+        said = details(length=SHARED_MOST)
+        asks = [Ask(Operation.of(mode), uri).saying(said, most=SHARED_MOST) for uri in uris]
     results: list[Result | None] = [None] * len(asks)
     try:
         if (yield from _ask_all(pool, asks, mode, results)):
@@ -47,7 +47,7 @@ def open_many(pool: Pool, uris: Sequence[str], mode: Mode) -> Steps[list[Result]
 
 def _one(pool: Pool, uri: str, mode: Mode) -> Steps[Result]:
     try:
-        return (yield from open_object(pool, uri, mode))
+        return (yield from opened(pool, uri, mode))
     except ObjmapperError as error:
         return error
 
@@ -61,7 +61,7 @@ def _ask_all(pool: Pool, asks: list[Ask], mode: Mode, results: list[Result | Non
             shared = yield from shared_connection(pool)
         except ConnectionFailed as error:
             at, ask = waiting[0]
-            pause = _pause(pool, ask, error, tries.setdefault(at, Tries(pool.attempts, pool.budget)))
+            pause = _pause(ask, error, tries.setdefault(at, Tries(pool)))
             if pause is None:
                 for at, _ in waiting:
                     results[at] = type(error)(*error.args)
@@ -76,7 +76,7 @@ def _ask_all(pool: Pool, asks: list[Ask], mode: Mode, results: list[Result | Non
         batch = [waiting.popleft() for _ in range(min(max(1, room), len(waiting)))]
         for _, ask in batch:
             ask.multiplex = shared
-            pool.budget.earn()
+        pool.requests += len(batch)
         yield [ask for _, ask in batch]
         if pool.is_waited_for:
             pool.answered()
@@ -90,13 +90,15 @@ def _ask_all(pool: Pool, asks: list[Ask], mode: Mode, results: list[Result | Non
                     results[at] = yield from _opened(pool, ask, mode)
                 continue
             if isinstance(error_found, NoRoom):
+                ask.renew()
                 waiting.append((at, ask))
                 continue
             assert isinstance(error_found, ObjmapperError)
             if isinstance(error_found, ConnectionFailed | ServerBusy):
-                pause = _pause(pool, ask, error_found, tries.setdefault(at, Tries(pool.attempts, pool.budget)))
+                pause = _pause(ask, error_found, tries.setdefault(at, Tries(pool)))
                 if pause is not None:
                     longest = max(longest, pause)
+                    ask.renew()
                     waiting.append((at, ask))
                     continue
             results[at] = error_found
@@ -104,7 +106,7 @@ def _ask_all(pool: Pool, asks: list[Ask], mode: Mode, results: list[Result | Non
     return True
 
 
-def _pause(pool: Pool, ask: Ask, error: ConnectionFailed | ServerBusy, tries: Tries) -> float | None:
+def _pause(ask: Ask, error: ConnectionFailed | ServerBusy, tries: Tries) -> float | None:
     try:
         return pause_after(ask, error, tries)
     except (ConnectionFailed, ServerBusy):
@@ -114,8 +116,8 @@ def _pause(pool: Pool, ask: Ask, error: ConnectionFailed | ServerBusy, tries: Tr
 def _opened(pool: Pool, ask: Ask, mode: Mode) -> Steps[Result]:
     """The object that an answer brought, all of it."""
     try:
-        if mode is Mode.FDPASS:
-            return object_of(ask)
+        if isinstance(ask, Opening):
+            return ask.result()
         memory = MemoryFile()
         try:
             _, mtime, etag = ask.metadata[:3]
@@ -126,7 +128,7 @@ def _opened(pool: Pool, ask: Ask, mode: Mode) -> Steps[Result]:
                 got = yield from rest_of(pool, ask, 0, memory.make_room)
                 if got is None:
                     memory.close()
-                    return (yield from open_object(pool, ask.uri, mode))
+                    return (yield from opened(pool, ask.uri, mode))
                 length = got.length
             return Object(memory.detach(), ask.uri, mode, length, etag=etag, mtime=mtime)
         except BaseException:

@@ -1,4 +1,4 @@
-"""Many requests on one connection, without I/O of its own accord: who has sent what, and whose answer it is that came.
+"""Many requests on one connection: who has sent what, and whose answer it is that came. It never waits.
 
 Descriptors are queued in the order of their arrival; each successful answer to a request for one takes the next.
 """
@@ -6,13 +6,16 @@ Descriptors are queued in the order of their arrival; each successful answer to 
 import os
 from collections import deque
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, NoReturn
 
-from objmapper_client._ask import Ask, encode
-from objmapper_client._transport import AT_ONCE, Ancillary, Connection, broken, ended, send_with
+from objmapper_client._ask import NO_DETAILS, Ask, encode, tail_of, with_tail
+from objmapper_client._transport import AT_ONCE, LOST, Ancillary, Connection, broken, ended, only_descriptor
 from objmapper_client.errors import ConnectionFailed, DescriptorLimit, ObjmapperError, RemoteProtocolError
-from objmapper_client.protocol_v2 import CloseFrame, Operation
-from objmapper_client.protocol_v2_responses import ResponseHead
+from objmapper_client.protocol_v2 import CloseFrame, Operation, encode_request
+from objmapper_client.protocol_v2_responses import USUAL_RESPONSE_SIZE, ResponseHead, decode_usual
+
+_FDPASS = Operation.FDPASS
+_LAST_ID = 0xFFFFFFFF
 
 
 class NoRoom(Exception):
@@ -20,89 +23,133 @@ class NoRoom(Exception):
 
 
 class Multiplex:
-    """What is under way on a connection. Whoever waits (a thread, an event loop) is a subclass's concern.
+    """What is under way on a connection. How one waits, as a thread or as a task, is a subclass's concern.
 
-    None of its methods waits; where threads use it, they hold its lock.
+    Where threads use it, they hold `lock`; methods that take it themselves say so.
     """
 
-    def __init__(self, connection: Connection, lock: AbstractContextManager[Any]) -> None:
+    def __init__(self, connection: Connection, lock: AbstractContextManager[Any], timeout: float) -> None:
         self.lock = lock
         self.connection = connection
         self.limit = connection.max_pipeline
+        #: Those whose answer has not begun.
         self.under_way: dict[int, Ask] = {}
         self._operations: dict[int, Operation] = {}
+        self._asked = self._operations.get
+        self._next = connection.responses.next
         #: Requests under way that a descriptor may come for.
         self._due = 0
         #: Whose content is being received, and what has come of it.
         self._receiving: Ask | None = None
         self._pieces: list[bytes] = []
-        #: What could not be sent yet, each with the descriptor that goes along, which is its own.
-        self.outgoing: deque[tuple[bytes | memoryview, int]] = deque()
-        #: Whether the server has answered anything.
-        self.is_used = False
+        #: What is still to be sent.
+        self.outgoing: deque[bytes] = deque()
         #: Whether the server has said that it reads no further requests.
         self.is_refusing = False
-        #: No further requests are sent; it is closed when the last one is answered.
+        #: No further requests are sent; it is closed when nobody waits for an answer.
         self.is_closing = False
         self.is_closed = False
+        self._timeout = timeout
+        self._tail = tail_of(timeout)
 
     @property
     def has_room(self) -> bool:
         """Whether a further request may be sent."""
         return len(self.under_way) < self.limit and not self.is_closing
 
-    def add(self, ask: Ask, seconds: float) -> bytes | memoryview:
-        """Enters a request. Returns its bytes, to be sent. Raises LocalProtocolError, NoRoom."""
+    @property
+    def is_wanted(self) -> bool:
+        """Whether somebody waits for an answer."""
+        return any(not ask.is_abandoned for ask in self.unanswered())
+
+    def unanswered(self) -> list[Ask]:
+        """Those whose answer is not whole, the oldest first."""
+        first = [] if self._receiving is None else [self._receiving]
+        return [*first, *self.under_way.values()]
+
+    def number(self, ask: Ask, seconds: float) -> bytes:
+        """The bytes of a request, with a number of its own; `enter` is to follow. Raises LocalProtocolError, NoRoom."""
         operations = self._operations
         if self.is_closing or len(operations) >= self.limit:
             raise NoRoom
-        number = self.connection.last_id + 1 & 0xFFFFFFFF
-        while number in operations:
-            number = number + 1 & 0xFFFFFFFF
-        self.connection.last_id = number
-        ask.begin(number, found_idle=self.is_used and not operations)
-        operation = ask.operation
-        frame = encode(number, operation, ask.uri, ask.details, seconds)
-        operations[number] = operation
-        self.under_way[number] = ask
-        if operation is Operation.FDPASS:
-            self._due += 1
+        number = self.connection.last_id + 1
+        if number in operations or number > _LAST_ID:
+            number = self._free_number(number)
+        self.connection.last_id = ask.number = number
+        if ask.details is NO_DETAILS and seconds == self._timeout:
+            return with_tail(encode_request(number, ask.operation, ask.uri), self._tail)
+        frame = encode(number, ask.operation, ask.uri, ask.details, seconds)
         return frame if ask.payload is None else frame + ask.payload
 
-    def queue(self, ask: Ask, frame: bytes | memoryview) -> None:
-        """Has it sent by the next `flush`."""
-        self.outgoing.append((frame, -1 if ask.passed is None else os.dup(ask.passed)))
-        ask.is_sent = True
+    def enter(self, ask: Ask) -> None:
+        """Knows a request as under way."""
+        number, operation = ask.number, ask.operation
+        ask.multiplex = self
+        self.under_way[number] = ask
+        self._operations[number] = operation
+        if operation is _FDPASS:
+            self._due += 1
+
+    def _free_number(self, number: int) -> int:
+        while number in self._operations or number > _LAST_ID:
+            number = number + 1 if number < _LAST_ID else 1
+        return number
+
+    def queue(self, ask: Ask, seconds: float) -> None:
+        """Enters a request, and has it sent by the next `flush`. Raises LocalProtocolError, NoRoom."""
+        self.outgoing.append(self.number(ask, seconds))
+        self.enter(ask)
 
     def flush(self) -> bool:
         """Sends what is queued, as far as the socket takes it now. Whether all went. Raises ConnectionFailed."""
         outgoing = self.outgoing
         while outgoing:
-            data, passed = outgoing.popleft()
-            if passed < 0 and outgoing and outgoing[0][1] < 0:
-                pieces = [data]
-                while outgoing and outgoing[0][1] < 0:
-                    pieces.append(outgoing.popleft()[0])
-                data = b"".join(pieces)
+            data = outgoing.popleft() if len(outgoing) == 1 else b"".join(outgoing)
+            outgoing.clear()
             try:
-                if passed < 0:
-                    sent = self.connection.socket.send(data, AT_ONCE)
-                else:
-                    sent = send_with(self.connection.socket, data, passed, AT_ONCE)
-                    os.close(passed)
+                sent = self.connection.socket.send(data, AT_ONCE)
             except BlockingIOError:
-                outgoing.appendleft((data, passed))
+                outgoing.append(data)
                 return False
             except (BrokenPipeError, ConnectionResetError):
                 # What the server said before it closed is still to be read, and then the end.
-                outgoing.appendleft((data, passed))
-                self._send_no_more()
+                self.is_closing = True
                 return True
             except OSError as error:
-                outgoing.appendleft((data, passed))
                 raise broken(self.connection.address, error) from error
             if sent < len(data):
-                outgoing.appendleft((memoryview(data)[sent:], -1))
+                outgoing.append(data[sent:])
+        return True
+
+    def arrived_alone(self, ask: Ask, data: bytes, ancillary: Ancillary, flags: int) -> bool:
+        """Does as `arrived` for an answer that is nothing out of the ordinary, to the only request under way.
+
+        Whether that is what came; else nothing was touched.
+        """
+        if flags & LOST or self.is_closing or len(self.under_way) > 1 or self._receiving is not None:
+            return False
+        if not self.connection.responses.is_empty:
+            return False
+        found = decode_usual(data, ask.number)
+        if found is None:
+            return False
+        content_len, metadata = found
+        if ask.operation is _FDPASS:
+            if len(data) != USUAL_RESPONSE_SIZE or not ancillary:
+                return False
+            descriptor = only_descriptor(ancillary)
+            if descriptor is None:
+                return False
+            ask.descriptor = descriptor
+            self._due = 0
+        else:
+            if ancillary or content_len > ask.most or len(data) != USUAL_RESPONSE_SIZE + content_len:
+                return False
+            ask.content = data[USUAL_RESPONSE_SIZE:]
+        self.under_way.clear()
+        self._operations.clear()
+        ask.metadata = metadata
+        ask.is_done = True
         return True
 
     def arrived(self, data: bytes, ancillary: Ancillary, flags: int) -> list[Ask]:
@@ -111,28 +158,46 @@ class Multiplex:
         What breaks the protocol closes the connection: it fails the requests that were answered in this very message,
         or the oldest one; all others fail as on a connection that broke.
         """
-        finished: list[Ask] = []
         connection = self.connection
+        descriptors = connection.descriptors
+        finished: list[Ask] = []
         try:
-            if ancillary or flags:
+            if ancillary or flags & LOST:
                 connection.keep(ancillary, flags)
             if not data:
                 return self.fail(None)
             connection.responses.feed(data)
-            self._decode(finished)
-            if len(connection.descriptors) > self._due:
-                due = sum(1 for ask in finished if ask.operation is Operation.FDPASS and not ask.status)
-                came = len(connection.descriptors) + due
-                raise RemoteProtocolError(
-                    f"{connection.address}: the server passed {came} descriptors where "
-                    f"{'one was' if due == 1 else f'{due} were'} due"
-                )
+            while self._receiving is None or self._take_content(finished):
+                head = self._next(self._asked)
+                if type(head) is not ResponseHead:
+                    if head is None:
+                        break
+                    self._take_close(head)
+                    continue
+                number, status, content_len, metadata = head
+                ask = self.under_way.pop(number)
+                del self._operations[number]
+                ask.status = status
+                ask.metadata = metadata
+                if ask.operation is _FDPASS:
+                    self._due -= 1
+                    if status == 0:
+                        if not descriptors:
+                            self._accuse(finished, ask)
+                        ask.descriptor = descriptors.popleft()
+                elif content_len:
+                    self._expect(ask, content_len)
+                    continue
+                ask.is_done = True
+                finished.append(ask)
+                if connection.responses.is_empty:
+                    break
+            if descriptors and len(descriptors) > self._due:
+                self._accuse(finished)
         except RemoteProtocolError as error:
             return self._blame(error, finished)
         except DescriptorLimit as error:
-            wanting = [ask for ask in self.under_way.values() if ask.operation is Operation.FDPASS]
-            return self._blame(error, wanting)
-        self.is_used = True
+            return self._blame(error, [ask for ask in self.under_way.values() if ask.operation is _FDPASS])
         for ask in finished:
             if ask.is_abandoned:
                 finished = self._drop_abandoned(finished)
@@ -141,10 +206,49 @@ class Multiplex:
             self.close()
         return finished
 
-    @property
-    def is_wanted(self) -> bool:
-        """Whether somebody waits for an answer."""
-        return any(not ask.is_abandoned for ask in (self._receiving, *self.under_way.values()) if ask is not None)
+    def _take_close(self, frame: object) -> None:
+        if not isinstance(frame, CloseFrame):
+            raise RemoteProtocolError(f"{self.connection.address}: the server confirmed a close that was not")
+        self.is_closing = self.is_refusing = True
+
+    def _expect(self, ask: Ask, content_len: int) -> None:
+        """What follows is this request's content."""
+        ask.content_len = content_len
+        self._receiving = ask
+        if content_len > ask.most:
+            raise RemoteProtocolError(
+                f"{self.connection.address}: the server sends {content_len} bytes, more than it was asked for"
+            )
+
+    def _accuse(self, finished: list[Ask], wanting: Ask | None = None) -> NoReturn:
+        """Raises the error for too many descriptors, or for one too few."""
+        if wanting is not None:
+            finished.append(wanting)
+        asked = [ask for ask in finished if ask.operation is _FDPASS]
+        came = len(self.connection.descriptors) + sum(1 for ask in asked if ask.descriptor >= 0)
+        due = sum(1 for ask in asked if ask.status == 0)
+        raise RemoteProtocolError(
+            f"{self.connection.address}: the server passed {came} descriptors where "
+            f"{'one was' if due == 1 else f'{due} were'} due"
+        )
+
+    def _take_content(self, finished: list[Ask]) -> bool:
+        """Whether the content that is being received is whole."""
+        ask = self._receiving
+        assert ask is not None
+        left = ask.content_len - sum(map(len, self._pieces))
+        piece = self.connection.responses.take_content(left)
+        if len(piece) < left:
+            self._pieces.append(piece)
+            return False
+        if self._pieces:
+            piece = b"".join((*self._pieces, piece))
+            self._pieces.clear()
+        ask.content = piece
+        ask.is_done = True
+        self._receiving = None
+        finished.append(ask)
+        return True
 
     def _drop_abandoned(self, finished: list[Ask]) -> list[Ask]:
         for ask in finished:
@@ -152,68 +256,9 @@ class Multiplex:
                 ask.drop()
         return [ask for ask in finished if not ask.is_abandoned]
 
-    def _decode(self, finished: list[Ask]) -> None:
-        decoder, asked, under_way = self.connection.responses, self._operations.get, self.under_way
-        while True:
-            if self._receiving is not None and not self._take_content(finished):
-                return
-            head = decoder.next(asked)
-            if head is None:
-                return
-            if not isinstance(head, ResponseHead):
-                if not isinstance(head, CloseFrame):
-                    raise RemoteProtocolError(f"{self.connection.address}: the server confirmed a close that was not")
-                self.is_closing = self.is_refusing = True
-                continue
-            ask = under_way[head.id]
-            _, ask.status, ask.content_len, ask.metadata = head
-            ask.is_begun = True
-            finished.append(ask)
-            if ask.operation is Operation.FDPASS:
-                self._due -= 1
-                if ask.status == 0:
-                    if not self.connection.descriptors:
-                        raise RemoteProtocolError(
-                            f"{self.connection.address}: the server passed 0 descriptors where one was due"
-                        )
-                    ask.descriptor = self.connection.descriptors.popleft()
-            elif ask.content_len:
-                if ask.content_len > ask.most:
-                    raise RemoteProtocolError(
-                        f"{self.connection.address}: the server sent {ask.content_len} bytes, more than it was asked for"
-                    )
-                finished.pop()
-                self._receiving = ask
-                continue
-            self._done(ask)
-
-    def _take_content(self, finished: list[Ask]) -> bool:
-        """Whether the content that is being received is whole."""
-        ask = self._receiving
-        assert ask is not None
-        piece = self.connection.responses.take_content(ask.content_len - sum(map(len, self._pieces)))
-        if len(piece) == ask.content_len:
-            ask.content = piece
-        else:
-            self._pieces.append(piece)
-            if sum(map(len, self._pieces)) < ask.content_len:
-                return False
-            ask.content = b"".join(self._pieces)
-            self._pieces.clear()
-        self._receiving = None
-        finished.append(ask)
-        self._done(ask)
-        return True
-
-    def _done(self, ask: Ask) -> None:
-        del self.under_way[ask.number], self._operations[ask.number]
-        ask.is_done = True
-
     def _blame(self, error: ObjmapperError, culprits: list[Ask]) -> list[Ask]:
         """Fails these requests, or the oldest, with the error, and all others with the connection."""
-        if not culprits:
-            culprits = [ask for ask in (self._receiving, *self.under_way.values()) if ask is not None][:1]
-        for ask in culprits:
+        for ask in culprits or self.unanswered()[:1]:
             ask.is_begun = True
             ask.failure = type(error)(*error.args)
             self.under_way[ask.number] = ask
@@ -221,47 +266,59 @@ class Multiplex:
 
     def fail(self, error: ConnectionFailed | None) -> list[Ask]:
         """Closes the connection; without an error, because the server did. Returns the requests that failed with it."""
-        if self._receiving is not None:
-            self._receiving.is_begun = True
-        elif not self.connection.responses.is_empty and self.under_way:
+        failed = self.unanswered()
+        if len(failed) == 1 and failed[0].number > 1:
+            failed[0].found_idle = True
+        if failed and (self._receiving is not None or not self.connection.responses.is_empty):
             # The first bytes of an answer do not say whose it is; the oldest request is the likeliest.
-            next(iter(self.under_way.values())).is_begun = True
-        failed = list(self.under_way.values())
+            failed[0].is_begun = True
         self.close()
         for ask in failed:
             ask.is_done = True
             if ask.failure is None:
-                ask.failure = ended(self.connection.address, midway=ask.is_begun) if error is None else _again(error)
-            descriptor, ask.descriptor = ask.descriptor, -1
+                # Each has an error of its own, for the sake of its traceback.
+                midway = ended(self.connection.address, midway=ask.is_begun)
+                ask.failure = midway if error is None else type(error)(*error.args)
+            descriptor = ask.take()
             if descriptor >= 0:
                 os.close(descriptor)
         return [ask for ask in failed if not ask.is_abandoned]
 
     def retire(self) -> None:
-        """Sends no further requests, and closes the connection once nobody waits for an answer."""
+        """Sends no further requests, and closes the connection once nobody waits for an answer. Takes the lock."""
         with self.lock:
             self.is_closing = True
             if not self.is_wanted:
                 self.close()
 
+    def give_up_hung(self) -> bool:
+        """Closes the connection if it is full of requests whose time was up: whether it was. Takes the lock."""
+        with self.lock:
+            is_hung = not self.has_room and all(ask.is_late for ask in self.unanswered())
+            if is_hung:
+                self.close()
+            return is_hung
+
+    def lay_down(self) -> Connection | None:
+        """Gives the connection away, unless somebody waits for an answer. Takes the lock.
+
+        Where an answer is still to come that nobody wants, what is given is closed.
+        """
+        with self.lock:
+            if self.is_wanted:
+                return None
+            if self.is_closing or self.unanswered():
+                self.close()
+            self.is_closing = True
+            return self.connection
+
     def close(self) -> None:
         """Closes the connection, whatever is under way."""
-        self.is_closing = self.is_closed = True
+        self.is_closed = True
         self.under_way.clear()
         self._operations.clear()
         self._receiving = None
         self._due = 0
-        self._send_no_more()
-        self.connection.close()
-
-    def _send_no_more(self) -> None:
         self.is_closing = True
-        while self.outgoing:
-            _, passed = self.outgoing.popleft()
-            if passed >= 0:
-                os.close(passed)
-
-
-def _again(error: ConnectionFailed) -> ConnectionFailed:
-    """The same error, for one more: each has a traceback of its own."""
-    return type(error)(*error.args)
+        self.outgoing.clear()
+        self.connection.close()

@@ -1,11 +1,12 @@
 """Which connection a request runs on: the one that requests share, or one of its own for a content. It never waits.
 
-Of the connections that a client may have, one is shared; the others carry one content at a time. Where there may be only
-one it is both, in turn. A server of version 1 has no shared one.
+Of the connections that a client may have, one is shared; the others carry one content at a time. Where there may be
+only one it is both, in turn. A server of version 1 has no shared one.
 """
 
 import threading
 from collections import deque
+from collections.abc import Callable
 from typing import Protocol
 
 from objmapper_client._multiplex import Multiplex
@@ -24,11 +25,15 @@ class Gate(Protocol):
 class Waiting(Protocol):
     """What a pool needs to know of those who wait: threads, or tasks."""
 
+    @property
+    def loop(self) -> object:
+        """The event loop that they wait in, if they do."""
+
     def gate(self) -> Gate:
         """What one waits at until another opens it."""
 
-    def share(self, connection: Connection) -> Multiplex:
-        """Has requests share a connection."""
+    def share(self, connection: Connection, timeout: float, note_room: Callable[[], None]) -> Multiplex:
+        """Has requests share a connection. `note_room` is to be called where an answer came that nobody wanted."""
 
     def is_readable(self, connection: Connection) -> bool:
         """Whether there is something to read at this moment."""
@@ -47,6 +52,8 @@ class Pool:
         self.timeout = timeout
         self.connect_timeout = connect_timeout
         self.budget = Budget()
+        #: How many have been made in all.
+        self.requests = 0
         self._lock = threading.Lock()
         #: What the server speaks: None where it has not been asked yet.
         self.version: int | None = None
@@ -57,83 +64,73 @@ class Pool:
         #: Connections of one's own that are being made.
         self._promised = 0
         self._wanting: deque[Gate] = deque()
-        self._wanting_shared: list[Gate] = []
+        self._wanting_shared: deque[Gate] = deque()
+        #: Whether somebody wants to be told when the shared connection has room, or nothing to do.
+        self.is_waited_for = False
         self._closed = False
 
     def __len__(self) -> int:
         """How many connections there are."""
         return (self.shared is not None) + len(self._idle) + len(self._in_use)
 
-    @property
-    def is_waited_for(self) -> bool:
-        """Whether somebody wants to be told when the shared connection has room, or nothing to do."""
-        return bool(self._wanting_shared) or (self.most == 1 and bool(self._wanting))
+    def take_shared(self, *, has_waited: bool = False) -> Multiplex | Gate | None:
+        """The connection that requests share; a gate to wait at and then ask again; or None: the caller makes one.
 
-    def take_shared(self) -> Multiplex | Gate | None:
-        """The connection that requests share; a gate to wait at and then ask again; or None: the caller makes one."""
+        Whoever has not waited yet stands behind those who do.
+        """
         with self._lock:
             shared = self.shared
+            if shared is not None and shared.is_closing:
+                # It goes on for those who still wait for its answers.
+                shared = self.shared = None
             if shared is not None:
-                if shared.is_closing:
-                    # It goes on for those who still wait for its answers.
-                    self.shared = None
-                elif shared.has_room and not (self.most == 1 and self._wanting):
+                may_pass = has_waited or not self._wanting_shared
+                if shared.has_room and may_pass and not (self.most == 1 and self._wanting):
                     return shared
-                elif all(ask.is_abandoned for ask in shared.under_way.values()) and not shared.has_room:
-                    self.shared = None
-                    shared.close()
-                else:
-                    return self._queue(self._wanting_shared)
-            if self._is_connecting:
+                if shared.give_up_hung():
+                    shared = self.shared = None
+            if shared is not None or self._is_connecting or (self.most == 1 and (self._in_use or self._promised)):
                 return self._queue(self._wanting_shared)
-            if self.most == 1:
-                if self._in_use or self._promised:
-                    return self._queue(self._wanting_shared)
-                connection = self._usable()
-                if connection is not None:
-                    if connection.version == 2:
-                        self.shared = self.waiting.share(connection)
-                        return self.shared
-                    connection.close()
+            connection = self._usable() if self.most == 1 else None
+            if connection is not None and connection.version == 2:
+                self.shared = self.waiting.share(connection, self.timeout, self.note_room)
+                return self.shared
+            if connection is not None:
+                connection.close()
             self._is_connecting = True
             return None
 
     def put_shared(self, connection: Connection | None) -> Multiplex | None:
-        """Answers `take_shared`: here is the connection, or there was none to be had. The latter changes nothing else."""
+        """Answers `take_shared`: here is the connection, or there was none to be had."""
         with self._lock:
             self._is_connecting = False
             if connection is not None:
                 self.version = 2
-                self.shared = self.waiting.share(connection)
-            self._open_all()
+                self.shared = self.waiting.share(connection, self.timeout, self.note_room)
+            self._open(self._wanting_shared, len(self._wanting_shared))
+            self._open(self._wanting, 1 if self.most == 1 else 0)
             return self.shared
 
     def take_own(self) -> Connection | Gate | None:
         """A connection for the caller alone; a gate to wait at and then ask again; or None: the caller makes one."""
         with self._lock:
             connection = self._usable()
-            if connection is None:
-                shared = self.shared
-                if self.most == 1 and shared is not None:
-                    if any(not ask.is_abandoned for ask in shared.under_way.values()):
-                        return self._queue(self._wanting)
-                    self.shared = None
-                    if shared.under_way or shared.is_closing:
-                        shared.close()
-                    else:
-                        connection = shared.connection
-                else:
-                    reserved = 0 if self.version == 1 or self.most == 1 else 1
-                    if len(self._in_use) + self._promised + (self.most == 1 and self._is_connecting) >= (
-                        self.most - reserved
-                    ):
-                        return self._queue(self._wanting)
-            if connection is None:
-                self._promised += 1
-                return None
-            connection.is_reused = True
-            self._in_use.add(connection)
-            return connection
+            if connection is None and self.most == 1 and self.shared is not None:
+                connection = self.shared.lay_down()
+                if connection is None:
+                    return self._queue(self._wanting)
+                self.shared = None
+                if connection.is_closed:
+                    connection = None
+            if connection is not None:
+                self._in_use.add(connection)
+                return connection
+            room = self.most - (1 if self.version != 1 and self.most > 1 else 0)
+            is_connecting = self.most == 1 and self._is_connecting
+            if is_connecting or len(self._in_use) + self._promised >= room:
+                return self._queue(self._wanting)
+            self._promised += 1
+            return None
 
     def put_own(self, connection: Connection | None) -> None:
         """Answers `take_own`: here is the connection, or there was none to be had."""
@@ -151,6 +148,7 @@ class Pool:
             if self._closed or not connection.is_clean or connection.version != (self.version or connection.version):
                 connection.close()
             else:
+                connection.is_reused = True
                 self._idle.append(connection)
             self._open_next()
 
@@ -164,18 +162,25 @@ class Pool:
     def withdraw(self, gate: Gate) -> None:
         """Whoever waited at this gate waits no longer; where it was opened at that moment, the next one may go on."""
         with self._lock:
-            if gate in self._wanting:
-                self._wanting.remove(gate)
-            elif gate in self._wanting_shared:
-                self._wanting_shared.remove(gate)
+            for line in (self._wanting, self._wanting_shared):
+                if gate in line:
+                    line.remove(gate)
+                    break
             else:
                 self._open_next()
+            self._note()
 
     def answered(self) -> None:
         """The shared connection has done a request: it may have room now, or be free."""
         with self._lock:
-            self._open_all()
-            self._open_next()
+            self._open(self._wanting_shared, 1)
+            if self.most == 1:
+                self._open(self._wanting, 1)
+
+    def note_room(self) -> None:
+        """`answered`, where somebody waits for it."""
+        if self.is_waited_for:
+            self.answered()
 
     def adopt(self, connection: Connection) -> None:
         """Takes in a connection that was made to be shared, and cannot be."""
@@ -204,21 +209,29 @@ class Pool:
             connection = self._idle.pop()
             if not self.waiting.is_readable(connection):
                 return connection
-            # The server closed it, or said what nobody asked for.
+            # The server closed it, or said what nobody asked for. There may be another one now, which knows more.
             connection.close()
+            if self.version == 1:
+                self.version = None
         return None
 
-    def _queue(self, line: "deque[Gate] | list[Gate]") -> Gate:
+    def _queue(self, line: deque[Gate]) -> Gate:
         gate = self.waiting.gate()
         line.append(gate)
+        self._note()
         return gate
 
     def _open_next(self) -> None:
-        if self._wanting:
-            self._wanting.popleft().open()
-        elif self.most == 1:
-            self._open_all()
+        """A connection for one alone has come free, or room for one."""
+        self._open(self._wanting, 1)
+        if self.most == 1 and not self._wanting:
+            self._open(self._wanting_shared, len(self._wanting_shared))
 
-    def _open_all(self) -> None:
-        while self._wanting_shared:
-            self._wanting_shared.pop().open()
+    def _open(self, line: deque[Gate], count: int) -> None:
+        while line and count:
+            line.popleft().open()
+            count -= 1
+        self._note()
+
+    def _note(self) -> None:
+        self.is_waited_for = bool(self._wanting_shared) or (self.most == 1 and bool(self._wanting))

@@ -1,8 +1,12 @@
 """When a request is tried again, and after which pause."""
 
 import random
+from typing import TYPE_CHECKING
 
 from objmapper_client.errors import ConnectionFailed, ServerBusy
+
+if TYPE_CHECKING:
+    from objmapper_client._pool import Pool
 
 _FIRST_PAUSE = 0.01
 _LONGEST_PAUSE = 1.0
@@ -14,21 +18,20 @@ class Budget:
     """Of ten requests of a client one may be a repetition, in the long run; ten repetitions are saved up at the most.
 
     Without it clients multiply the load of a server that fails under load: with three tries, by three (Beyer et al.,
-    "Site Reliability Engineering", 2016, chapter 21: a budget of 10 % a client; kept as a token bucket as in gRPC's A6).
+    "Site Reliability Engineering", 2016, chapter 21: a budget of 10 % a client; kept as a token bucket as in gRPC's
+    A6).
     """
 
-    __slots__ = ("_saved",)
+    __slots__ = ("_requests", "_saved")
 
     def __init__(self) -> None:
         self._saved = _SAVED
+        self._requests = 0
 
-    def earn(self) -> None:
-        """For each request."""
-        saved = self._saved + _SHARE
-        self._saved = min(_SAVED, saved)
-
-    def spend(self) -> bool:
-        """For each repetition: whether there is enough for it."""
+    def spend(self, requests: int) -> bool:
+        """For a repetition, when so many requests have been made in all: whether there is enough for it."""
+        self._saved = min(_SAVED, self._saved + _SHARE * (requests - self._requests))
+        self._requests = requests
         if self._saved < 1:
             return False
         self._saved -= 1
@@ -38,24 +41,24 @@ class Budget:
 class Tries:
     """The tries of one request."""
 
-    __slots__ = ("_attempts", "_budget", "_had_stale", "_made")
+    __slots__ = ("_had_stale", "_made", "_pool")
 
-    def __init__(self, attempts: int, budget: Budget) -> None:
-        self._attempts = attempts
-        self._budget = budget
+    def __init__(self, pool: "Pool") -> None:
+        self._pool = pool
         self._made = 0
         self._had_stale = False
 
     def pause_after(self, error: ConnectionFailed | ServerBusy, *, may_repeat: bool, is_stale: bool = False) -> float:
         """The seconds until the next try. Raises the error where there is none.
 
-        `is_stale`: the connection had been idle, and the server closed it, which is no failure. Pauses are drawn from the
-        whole range up to a bound that doubles ("full jitter": Brooker, "Exponential Backoff And Jitter", 2015).
+        `is_stale`: the connection had been idle, and the server closed it, which is no failure. Pauses are drawn from
+        the whole range up to a bound that doubles ("full jitter": Brooker, "Exponential Backoff And Jitter", 2015).
         """
         if may_repeat and is_stale and not self._had_stale:
             self._had_stale = True
             return 0.0
         self._made += 1
-        if not may_repeat or self._made >= self._attempts or not self._budget.spend():
+        pool = self._pool
+        if not may_repeat or self._made >= pool.attempts or not pool.budget.spend(pool.requests):
             raise error
         return random.uniform(0, min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**self._made))  # noqa: S311 - jitter

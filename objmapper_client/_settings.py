@@ -2,7 +2,7 @@
 
 import os
 
-from objmapper_client._exchange import best_mode
+from objmapper_client import _forks
 from objmapper_client._pool import Pool, Waiting
 from objmapper_client._verbs import verbs_for
 from objmapper_client.address import Address, default_address, parse
@@ -30,6 +30,7 @@ class Settings:
         attempts: int = 3,
         mode: Mode | str | None = None,
     ) -> None:
+        _forks.watch()
         if max_connections < 1 or attempts < 1:
             raise ValueError("max_connections and attempts must be at least 1")
         if timeout <= 0 or connect_timeout <= 0:
@@ -39,8 +40,8 @@ class Settings:
         self.connect_timeout = connect_timeout
         self.max_connections = max_connections
         self.attempts = attempts
-        self.mode = best_mode(self.address) if mode is None else Mode.of(mode)
         self._verbs = verbs_for(self.address)
+        self.mode = self._verbs.best_mode(self.address) if mode is None else Mode.of(mode)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.address)!r}, timeout={self.timeout}, mode={self.mode.name.lower()!r})"

@@ -101,6 +101,8 @@ def _agreed(there: int, said: int | None) -> int:
 
 def _of_file(file: Any, length: int | None, to_close: IO[bytes] | None = None) -> Source:
     """A regular file, from its position to its end, or `length` bytes of it."""
+    if hasattr(file, "readable") and not file.readable():
+        raise LocalProtocolError("the file is not open for reading")
     descriptor = file.fileno()
     found = os.fstat(descriptor)
     if not stat.S_ISREG(found.st_mode):

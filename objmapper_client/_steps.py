@@ -1,13 +1,14 @@
 """What a verb may wait for. Verbs are generators that yield one of these; whoever runs them waits, and resumes them.
 
-A `Wait` is resumed with whether it came in time (with what was asked for, where it was a host's address); a `Call` and a
-`Pull` with a result; a `Progress` at once. There are two more: a `_pool.Gate` and a `_multiplex.Ask`.
+A `Wait` is resumed with whether it came in time (with what was asked for, where it was a host's address); a `Call` and
+a `Pull` with a result; a `Progress` at once. There are two more: a `_pool.Gate` and a `_multiplex.Ask`.
 """
 
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 
 class Wait:

@@ -1,18 +1,20 @@
 """How tasks wait: for futures that an event loop's callbacks resolve. The only module that knows asyncio.
 
-A shared connection has one callback for what comes, and one for what is to be sent: the requests of one turn of the loop
-leave in one call.
+A shared connection has one callback for what comes, and one for what is to be sent: the requests of one turn of the
+loop leave in one call.
 """
 
 import asyncio
 import contextlib
 import select
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
-from objmapper_client._ask import Ask
+from objmapper_client._ask import Ask, Single, Verb
+from objmapper_client._lines import answered
 from objmapper_client._multiplex import Multiplex, NoRoom
+from objmapper_client._pool import Pool
 from objmapper_client._steps import Call, Progress, Pull, Steps, T, Wait
 from objmapper_client._transport import CHUNK, CLOEXEC, CONTROL, NOTHING, Connection, broken, too_late
 from objmapper_client.errors import ConnectionFailed, LocalProtocolError, ObjmapperError
@@ -48,21 +50,29 @@ class Gate:
             timer.cancel()
 
 
-async def run(steps: Steps[T], timeout: float) -> T:
-    """Runs the steps as part of this task; after `timeout` seconds they are told that the time is up.
+async def run(pool: Pool, verb: Verb[T]) -> T:
+    """Runs a verb as part of this task; after the pool's timeout it is told that the time is up.
 
-    A cancellation is thrown into them, so that they leave nothing behind.
+    A cancellation is thrown into its steps, so that they leave nothing behind.
     """
     loop = asyncio.get_running_loop()
-    deadline = loop.time() + timeout
+    deadline = loop.time() + pool.timeout
+    if isinstance(verb, Single):
+        if await _answer(loop, pool, verb, deadline):
+            return verb.result()
+        verb = verb.otherwise(pool)
+    return await _run(loop, pool, verb, deadline)
+
+
+async def _run(loop: asyncio.AbstractEventLoop, pool: Pool, steps: Steps[T], deadline: float) -> T:
     try:
         wish = next(steps)
         while True:
             try:
-                if type(wish) is Ask:
-                    came: Any = await wish.multiplex.exchange(wish, deadline)
-                elif type(wish) is Progress:
-                    deadline = loop.time() + timeout + wish.seconds
+                if isinstance(wish, Ask):
+                    came: Any = await _answer(loop, pool, wish, deadline)
+                elif isinstance(wish, Progress):
+                    deadline = loop.time() + pool.timeout + wish.seconds
                     came = True
                 else:
                     came = await _grant(loop, wish, deadline)
@@ -75,6 +85,25 @@ async def run(steps: Steps[T], timeout: float) -> T:
         return result
     finally:
         steps.close()
+
+
+async def _answer(loop: asyncio.AbstractEventLoop, pool: Pool, ask: Ask, deadline: float) -> bool:
+    """Has a request answered: at once where nothing stands in the way, which is what is fast here."""
+    shared = pool.shared
+    trouble: Exception | None = None
+    if isinstance(shared, TaskMultiplex) and not pool.is_waited_for:
+        try:
+            shared.start(ask, pool.timeout, deadline)
+            await shared.wait(ask)
+            if ask.status == 0:
+                pool.requests += 1
+                return True
+        except (NoRoom, ConnectionFailed) as error:
+            trouble = error
+        finally:
+            if pool.is_waited_for:
+                pool.answered()
+    return await _run(loop, pool, answered(pool, ask, trouble), deadline)
 
 
 async def _grant(loop: asyncio.AbstractEventLoop, wish: object, deadline: float) -> Any:
@@ -92,6 +121,23 @@ async def _grant(loop: asyncio.AbstractEventLoop, wish: object, deadline: float)
         case Pull(source=Iterator() as pieces):
             return next(pieces, None)
     raise AssertionError(wish)
+
+
+async def _exchange_all(asks: list[Ask], deadline: float) -> None:
+    """Sends requests of one connection ahead, and waits for all. Errors are left with those that they concern."""
+    multiplex: TaskMultiplex = asks[0].multiplex
+    left = deadline - asyncio.get_running_loop().time()
+    for ask in asks:
+        try:
+            multiplex.start(ask, left, deadline)
+        except (NoRoom, LocalProtocolError) as error:
+            ask.failure, ask.is_done = error, True
+    for ask in asks:
+        try:
+            if ask.failure is None:
+                await multiplex.wait(ask)
+        except ObjmapperError as error:
+            ask.failure = error
 
 
 async def _wait(loop: asyncio.AbstractEventLoop, wait: Wait, deadline: float) -> Any:
@@ -126,11 +172,34 @@ def _resolve(future: "asyncio.Future[bool]", value: bool) -> None:
         future.set_result(value)
 
 
+class Tasks:
+    """What a pool of connections needs to know of those who wait."""
+
+    def __init__(self) -> None:
+        #: Nothing of the pool is of use in another one.
+        self.loop: object = running_loop()
+
+    def gate(self) -> Gate:
+        """What one waits at until another opens it."""
+        return Gate()
+
+    def share(self, connection: Connection, timeout: float, note_room: Callable[[], None]) -> "TaskMultiplex":
+        """Has requests share a connection. `note_room` is called where an answer came that nobody wanted."""
+        return TaskMultiplex(connection, timeout, note_room)
+
+    def is_readable(self, connection: Connection) -> bool:
+        """Whether there is something to read at this moment."""
+        poll = select.poll()
+        poll.register(connection.socket, select.POLLIN)
+        return bool(poll.poll(0))
+
+
 class TaskMultiplex(Multiplex):
     """A connection that tasks of one event loop share."""
 
-    def __init__(self, connection: Connection) -> None:
-        super().__init__(connection, contextlib.nullcontext())
+    def __init__(self, connection: Connection, timeout: float, note_room: Callable[[], None]) -> None:
+        super().__init__(connection, contextlib.nullcontext(), timeout)
+        self._note_room = note_room
         self._loop = asyncio.get_running_loop()
         self._descriptor = connection.socket.fileno()
         self._is_unix = connection.is_unix
@@ -139,15 +208,10 @@ class TaskMultiplex(Multiplex):
         self._timer: asyncio.TimerHandle | None = None
         self._loop.add_reader(self._descriptor, self._read)
 
-    async def exchange(self, ask: Ask, deadline: float) -> None:
-        """Sends a request and waits for its answer. Raises ConnectionFailed, RequestTimeout, RemoteProtocolError."""
-        self.start(ask, deadline)
-        await self.wait(ask)
-
-    def start(self, ask: Ask, deadline: float) -> None:
+    def start(self, ask: Ask, seconds: float, deadline: float) -> None:
         """Has a request sent at the end of this turn of the loop. Raises NoRoom, LocalProtocolError."""
         loop = self._loop
-        self.queue(ask, self.add(ask, deadline - loop.time()))
+        self.queue(ask, seconds)
         ask.deadline = deadline
         ask.gate = loop.create_future()
         if not self._will_send:
@@ -196,7 +260,11 @@ class TaskMultiplex(Multiplex):
         except OSError as error:
             self._wake(self.fail(broken(self.connection.address, error)))
             return
-        self._wake(self.arrived(data, ancillary, flags))
+        before = len(self.under_way)
+        finished = self.arrived(data, ancillary, flags)
+        self._wake(finished)
+        for _ in range(before - len(self.under_way) - len(finished)):
+            self._note_room()
 
     def _wake(self, finished: list[Ask]) -> None:
         for ask in finished:
@@ -210,11 +278,11 @@ class TaskMultiplex(Multiplex):
         self._timer = None
         now = self._loop.time() + 1e-3
         soonest: float | None = None
-        for ask in list(self.under_way.values()):
+        for ask in self.unanswered():
             if ask.is_abandoned:
                 continue
             if ask.deadline <= now:
-                ask.is_abandoned = True
+                ask.is_abandoned = ask.is_late = True
                 ask.failure = too_late(self.connection.address)
                 _resolve(ask.gate, True)
             elif soonest is None or ask.deadline < soonest:
@@ -222,48 +290,24 @@ class TaskMultiplex(Multiplex):
         if soonest is not None:
             self._timer = self._loop.call_at(soonest, self._expire)
 
+    def lay_down(self) -> Connection | None:
+        """Gives the connection away, if nobody waits for an answer; closes it where one is still to come."""
+        connection = super().lay_down()
+        if connection is not None and not self.is_closed:
+            self._leave_loop()
+        return connection
+
     def close(self) -> None:
         """Closes the connection, whatever is under way."""
         if not self.is_closed:
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
-            if not self._loop.is_closed():
-                self._loop.remove_reader(self._descriptor)
-                if self._is_full:
-                    self._loop.remove_writer(self._descriptor)
+            self._leave_loop()
         super().close()
 
-
-class Tasks:
-    """What a pool of connections needs to know of those who wait."""
-
-    def gate(self) -> Gate:
-        """What one waits at until another opens it."""
-        return Gate()
-
-    def share(self, connection: Connection) -> Multiplex:
-        """Has requests share a connection."""
-        return TaskMultiplex(connection)
-
-    def is_readable(self, connection: Connection) -> bool:
-        """Whether there is something to read at this moment."""
-        poll = select.poll()
-        poll.register(connection.socket, select.POLLIN)
-        return bool(poll.poll(0))
-
-
-async def _exchange_all(asks: list[Ask], deadline: float) -> None:
-    """Sends requests of one connection ahead, and waits for all. Errors are left with those that they concern."""
-    multiplex: TaskMultiplex = asks[0].multiplex
-    for ask in asks:
-        try:
-            multiplex.start(ask, deadline)
-        except (NoRoom, LocalProtocolError) as error:
-            ask.fail(error)
-    for ask in asks:
-        try:
-            if ask.failure is None:
-                await multiplex.wait(ask)
-        except ObjmapperError as error:
-            ask.failure = error
+    def _leave_loop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if not self._loop.is_closed():
+            self._loop.remove_reader(self._descriptor)
+            if self._is_full:
+                self._loop.remove_writer(self._descriptor)

@@ -18,7 +18,8 @@ _WORTH_DROPPING = 1 << 18
 class Begun:
     """An answer that has begun: a descriptor, or the length of a content that follows on the connection.
 
-    `length` are the bytes that were asked for and are there, `left` those of them still to come, `size` is the object's.
+    `length` are the bytes that were asked for and are there, `left` those of them still to come, `size` is the
+    object's.
     """
 
     __slots__ = ("before", "behind", "connection", "descriptor", "left", "length", "metadata", "size")
@@ -71,20 +72,27 @@ def _begin(pool: Pool, connection: Connection, operation: Operation, uri: str, a
 
 def head_of(connection: Connection, number: int, operation: Operation, uri: str) -> Steps[ResponseHead]:
     """The head of the answer to the only request on a connection. Raises what the server answered."""
-    decoder = connection.responses
-    while True:
-        decoder.feed((yield from _transport.receive(connection)))
-        while (head := decoder.next({number: operation}.get)) is not None:
-            if isinstance(head, ResponseHead):
-                _transport.refuse_descriptors(connection)
-                if head.status:
-                    raise error_for(head.status, head.metadata.message or "", uri)
-                return head
-            if isinstance(head, CloseAck):
-                raise RemoteProtocolError(f"{connection.address}: the server confirmed a close that was not")
-            assert isinstance(head, CloseFrame)
-            # It answers what it has read, and no more is sent on this connection.
-            connection.is_closing = True
+    while (head := next_head(connection, number, operation, uri)) is None:
+        connection.responses.feed((yield from _transport.receive(connection)))
+    return head
+
+
+def next_head(
+    connection: Connection, number: int, operation: Operation, uri: str, *, is_spent: bool = False
+) -> ResponseHead | None:
+    """The same, of what has come so far. Where `is_spent`, an answer leaves the connection of no more use."""
+    while (head := connection.responses.next({number: operation}.get)) is not None:
+        if isinstance(head, ResponseHead):
+            connection.is_closing |= is_spent
+            _transport.refuse_descriptors(connection)
+            if head.status:
+                raise error_for(head.status, head.metadata.message or "", uri)
+            return head
+        if isinstance(head, CloseAck):
+            raise RemoteProtocolError(f"{connection.address}: the server confirmed a close that was not")
+        # It answers what it has read, and no more is sent on this connection.
+        connection.is_closing = True
+    return None
 
 
 def _begin_v1(connection: Connection, operation: Operation, uri: str, asked: Details) -> Steps[Begun]:
@@ -106,8 +114,12 @@ def _begin_v1(connection: Connection, operation: Operation, uri: str, asked: Det
             raise error_for(status, message, uri)
 
 
-def next_chunk(begun: Begun, most: int) -> Steps[bytes]:
+def next_chunk(_: Pool, begun: Begun, most: int) -> Steps[bytes]:
     """The next 1 to `most` bytes of a content; nothing at its end."""
+    return (yield from _next(begun, most))
+
+
+def _next(begun: Begun, most: int) -> Steps[bytes]:
     while begun.before:
         begun.before -= len((yield from _some(begun.connection, min(begun.before, CHUNK))))
     if begun.left == 0:
@@ -132,7 +144,7 @@ def fill(begun: Begun, buffer: memoryview) -> Steps[None]:
     decoder = connection.replies if connection.version == 1 else connection.responses
     while begun.left:
         if begun.before or not decoder.is_empty:
-            chunk = yield from next_chunk(begun, begun.left)
+            chunk = yield from _next(begun, begun.left)
             buffer[at : at + len(chunk)] = chunk
             at += len(chunk)
         else:

@@ -14,15 +14,21 @@ from objmapper_client.protocol_v2_responses import ResponseDecoder
 
 # The kernel passes at most 253 descriptors in a message: what was not asked for must be received to be closed.
 MOST_DESCRIPTORS = 253
-CLOEXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
-NOSIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)
-AT_ONCE = NOSIGNAL | getattr(socket, "MSG_DONTWAIT", 0)
+# As plain numbers: an operation on enumerated flags costs more than the system call that they are for.
+CLOEXEC = int(getattr(socket, "MSG_CMSG_CLOEXEC", 0))
+AT_ONCE = int(getattr(socket, "MSG_NOSIGNAL", 0)) | int(getattr(socket, "MSG_DONTWAIT", 0))
+LOST = int(getattr(socket, "MSG_CTRUNC", 0))
+_SOCKET, _RIGHTS = int(socket.SOL_SOCKET), int(getattr(socket, "SCM_RIGHTS", -1))
 CONTROL = socket.CMSG_SPACE(MOST_DESCRIPTORS * array.array("i").itemsize) if hasattr(socket, "CMSG_SPACE") else 0
 CHUNK = 1 << 16
 _NUMBER = struct.Struct("@i")
 
 Ancillary = list[tuple[int, int, bytes]]
 NOTHING: tuple[Ancillary, int] = ([], 0)
+
+
+class NotPassed(Exception):
+    """The server's socket takes no descriptors; nothing was sent."""
 
 
 class Connection:
@@ -77,6 +83,11 @@ class Connection:
         self.socket.close()
 
     @property
+    def is_closed(self) -> bool:
+        """Whether the socket was closed."""
+        return self.socket.fileno() < 0
+
+    @property
     def is_clean(self) -> bool:
         """Whether the last exchange left nothing behind, so that the connection can be used again."""
         return self.replies.is_empty and self.responses.is_empty and not self.descriptors and not self.is_closing
@@ -84,21 +95,28 @@ class Connection:
     def keep(self, ancillary: Ancillary, flags: int) -> None:
         """Takes the descriptors of a message in. Raises DescriptorLimit where some were lost."""
         for level, kind, data in ancillary:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                if len(data) == _NUMBER.size:
-                    self.descriptors.append(_NUMBER.unpack(data)[0])
-                    continue
+            if level == _SOCKET and kind == _RIGHTS:
                 numbers = array.array("i")
                 numbers.frombytes(data[: len(data) - len(data) % numbers.itemsize])
                 self.descriptors.extend(numbers)
-        if flags & socket.MSG_CTRUNC:
+        if flags & LOST:
             raise DescriptorLimit(
                 "a passed descriptor did not fit into this process: raise its limit (ulimit -n) or close descriptors"
             )
 
 
+def only_descriptor(ancillary: Ancillary) -> int | None:
+    """The descriptor, where just one came."""
+    if len(ancillary) == 1:
+        level, kind, data = ancillary[0]
+        if level == _SOCKET and kind == _RIGHTS and len(data) == _NUMBER.size:
+            found: int = _NUMBER.unpack(data)[0]
+            return found
+    return None
+
+
 def send(connection: Connection, data: bytes | memoryview, passed: int | None = None) -> Steps[None]:
-    """Sends all of `data`, and the descriptor `passed` with its first byte."""
+    """Sends all of `data`, and the descriptor `passed` with its first byte. Raises NotPassed, ConnectionFailed."""
     connection.is_sent = True
     left = memoryview(data)
     while left:
@@ -110,6 +128,10 @@ def send(connection: Connection, data: bytes | memoryview, passed: int | None = 
         except BlockingIOError:
             if not (yield connection.writable):
                 raise too_late(connection.address) from None
+        except PermissionError as error:
+            if passed is None:
+                raise broken(connection.address, error) from error
+            raise NotPassed from error
         except OSError as error:
             raise broken(connection.address, error) from error
         else:
@@ -122,7 +144,7 @@ def send(connection: Connection, data: bytes | memoryview, passed: int | None = 
 
 def send_with(sock: socket.socket, data: bytes | memoryview, passed: int, flags: int) -> int:
     """Sends bytes with a descriptor on the first one. Returns how many went."""
-    return sock.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [passed]))], flags)
+    return sock.sendmsg([data], [(_SOCKET, _RIGHTS, array.array("i", [passed]))], flags)
 
 
 def moved(connection: Connection, length: int) -> Steps[None]:
@@ -163,6 +185,21 @@ def receive_some(connection: Connection, most: int) -> Steps[bytes]:
         return data
 
 
+def receive_now(connection: Connection) -> bytes:
+    """What has come by now, if anything; the end counts as nothing."""
+    try:
+        if connection.is_unix:
+            data, ancillary, flags, _ = connection.socket.recvmsg(CHUNK, CONTROL, CLOEXEC | AT_ONCE)
+            connection.keep(ancillary, flags)
+        else:
+            data = connection.socket.recv(CHUNK, AT_ONCE)
+    except OSError:
+        # Nothing yet, or nothing any more: whoever sends or waits next is told.
+        return b""
+    connection.answered |= bool(data)
+    return data
+
+
 def receive_into(connection: Connection, buffer: memoryview) -> Steps[int]:
     """Waits for bytes of a content and puts them into `buffer`. Returns how many."""
     while True:
@@ -184,7 +221,7 @@ def receive_into(connection: Connection, buffer: memoryview) -> Steps[int]:
 
 def _came(connection: Connection, length: int, ancillary: Ancillary, flags: int) -> Steps[None]:
     """Takes note of what a call brought."""
-    if ancillary or flags & socket.MSG_CTRUNC:
+    if ancillary or flags & LOST:
         connection.keep(ancillary, flags)
     if length == 0:
         raise ended(connection.address, midway=connection.answered)

@@ -10,7 +10,8 @@ from objmapper_client._pool import Pool
 from objmapper_client._pull import Changed, Transfer
 from objmapper_client._steps import STRIDE, Progress, Steps, T, Wait
 from objmapper_client._transport import Connection, too_late
-from objmapper_client._udp_connection import UdpConnection
+from objmapper_client._udp_connection import UdpConnection, UdpPool
+from objmapper_client.address import Address
 from objmapper_client.errors import LocalProtocolError, UnsupportedMode, UnsupportedOperation, error_for
 from objmapper_client.object import MemoryFile, Object, no_room
 from objmapper_client.protocol import Mode, Status
@@ -21,6 +22,12 @@ _BATCH = 16
 _MOST_CHANGES = 2
 #: Bytes of a stream that are fetched at once.
 _SEGMENT = 1 << 20
+make_pool = UdpPool
+
+
+def best_mode(_: Address) -> Mode:
+    """The only way that the transport has."""
+    return Mode.COPY
 
 
 def _advance(connection: UdpConnection, transfer: Transfer, is_enough: Callable[[], bool]) -> Steps[None]:
@@ -181,7 +188,7 @@ def begin_stream(pool: Pool, uri: str, mode: Mode, offset: int, length: int | No
     return (yield from _whatever_changes(pool, uri, once, keep=True))
 
 
-def next_chunk(begun: Begun, most: int) -> Steps[bytes]:
+def next_chunk(pool: Pool, begun: Begun, most: int) -> Steps[bytes]:  # noqa: ARG001 - other transports need it
     """The next 1 to `most` bytes of a content; nothing at its end.
 
     Raises Conflict where the object was changed: what was handed out cannot be taken back.

@@ -1,19 +1,19 @@
-"""Putting an object: by descriptor where the transport passes them, else with its content."""
+"""Putting an object: small ones like any request; large ones by descriptor where that passes, else as content."""
 
 import os
 from collections.abc import Callable
 
 from objmapper_client import _transport
-from objmapper_client._ask import Ask, details, encode
-from objmapper_client._exchange import Stat, stat_of
-from objmapper_client._lines import answered, lacking, on_own
+from objmapper_client._ask import details, encode
+from objmapper_client._exchange import Stat, Stating, stat_of
+from objmapper_client._lines import lacking, on_own
 from objmapper_client._pool import Pool
 from objmapper_client._sources import Source, source_of
 from objmapper_client._steps import Call, Progress, Pull, Steps
-from objmapper_client._transfer import head_of, nothing_behind
-from objmapper_client._transport import Connection
+from objmapper_client._transfer import head_of, next_head, nothing_behind
+from objmapper_client._transport import Connection, NotPassed
 from objmapper_client.address import UnixAddress
-from objmapper_client.errors import ConnectionFailed, LocalProtocolError
+from objmapper_client.errors import ConnectionFailed, LocalProtocolError, RemoteProtocolError
 from objmapper_client.protocol_v2 import Operation
 from objmapper_client.protocol_v2_responses import Metadata
 
@@ -37,99 +37,123 @@ def put(
     """Stores an object, whole or not at all."""
     source = yield from source_of(data, length)
     try:
-        by_descriptor = isinstance(pool.address, UnixAddress) and source.is_whole_file
-        said = details(
-            content_len=None if by_descriptor else source.length,
-            if_match=if_match,
-            if_none_match=if_none_match,
-            make_parents=make_parents,
-        )
-        repeatable = if_match is not None or if_none_match is not None
-        operation = Operation.PUT_DESCRIPTOR if by_descriptor else Operation.PUT
-        if source.length <= _SHARED_MOST and (by_descriptor or source.memory is not None):
-            ask = Ask(
-                operation,
-                uri,
-                said,
-                payload=None if by_descriptor else source.memory,
-                passed=source.descriptor if by_descriptor else None,
-                repeatable=repeatable,
-            )
-            if not (yield from answered(pool, ask)):
-                raise lacking(pool, "put")
-            stored = stat_of(ask)
-        else:
-            sending = _Sending(pool, operation, uri, said, source, progress)
-            metadata = yield from on_own(pool, sending.exchange, repeatable=repeatable)
-            stored = Stat(uri, metadata.size or 0, metadata.mtime or 0, metadata.etag or "")
-            if not by_descriptor:
-                return stored
-        if progress is not None:
-            progress(source.length)
-        return stored
+        upload = _Upload(pool, uri, source, if_match, if_none_match, make_parents, progress)
+        if source.length <= _SHARED_MOST:
+            return (yield from upload.together())
+        metadata = yield from on_own(pool, upload.exchange, repeatable=upload.is_conditional)
+        return stat_of(uri, metadata)
     finally:
         source.close()
 
 
-class _Sending:
-    """A put on a connection of its own."""
+class _Upload:
+    """A put, over all its tries."""
 
     def __init__(
         self,
         pool: Pool,
-        operation: Operation,
         uri: str,
-        said: tuple[object, ...],
         source: Source,
+        if_match: str | None,
+        if_none_match: str | None,
+        make_parents: bool,
         progress: Callable[[int], None] | None,
     ) -> None:
         self._pool = pool
-        self._operation = operation
         self._uri = uri
-        self._said = said
         self._source = source
+        self.is_conditional = if_match is not None or if_none_match is not None
+        self._said = details(if_match=if_match, if_none_match=if_none_match, make_parents=make_parents)
+        self._said_with_content = details(
+            content_len=source.length, if_match=if_match, if_none_match=if_none_match, make_parents=make_parents
+        )
         self._progress = progress
-        self._was_begun = False
+        self._passes = isinstance(pool.address, UnixAddress) and source.is_whole_file
+        self._has_begun = False
+
+    def together(self) -> Steps[Stat]:
+        """A small one, in one message on the shared connection."""
+        content = bytearray()
+        while len(content) < self._source.length:
+            content += yield from self._piece(len(content))
+        ask = Stating(Operation.PUT, self._uri).saying(self._said_with_content)
+        ask.payload = bytes(content)
+        ask.repeatable = self.is_conditional
+        if not (yield ask):
+            raise lacking(self._pool, "put")
+        self._tell(len(content))
+        return ask.result()
 
     def exchange(self, connection: Connection) -> Steps[Metadata]:
+        """A large one, on a connection of its own."""
         if connection.version == 1:
             raise lacking(self._pool, "put")
-        if self._was_begun and self._source.pieces is not None:
-            raise ConnectionFailed(f"{self._uri}: a second try would need the pieces that were taken by the first")
+        if self._has_begun and self._source.pieces is not None:
+            raise ConnectionFailed(f"{self._uri}: another try would need the pieces that the first one has taken")
         connection.last_id = number = connection.last_id + 1 & 0xFFFFFFFF
-        seconds = self._pool.timeout
-        request = encode(number, self._operation, self._uri, self._said, seconds)
-        is_file = self._operation is Operation.PUT_DESCRIPTOR
-        yield from _transport.send(connection, request, self._source.descriptor if is_file else None)
-        if is_file:
-            yield Progress(self._source.length / _SLOWEST_COPY)
-        else:
-            self._was_begun = True
-            yield from self._content(connection)
-        head = yield from head_of(connection, number, self._operation, self._uri)
+        operation = Operation.PUT
+        if self._passes:
+            try:
+                yield from self._by_descriptor(connection, number)
+                operation = Operation.PUT_DESCRIPTOR
+            except NotPassed:
+                # The server has said so to the kernel, because it takes no writes at all: it will tell why.
+                self._passes = False
+        if not self._passes:
+            yield from self._with_content(connection, number)
+        head = yield from head_of(connection, number, operation, self._uri)
         nothing_behind(connection)
         self._pool.give(connection)
+        if self._passes:
+            self._tell(self._source.length)
         return head.metadata
 
-    def _content(self, connection: Connection) -> Steps[None]:
-        sent, source = 0, self._source
-        while sent < source.length:
-            if source.memory is not None:
-                piece: memoryview | bytes | None = source.memory[sent : sent + _PIECE]
-            elif source.descriptor is not None:
-                piece = yield Call(self._read_at(sent))
-            else:
-                assert source.pieces is not None
-                piece = yield Pull(source.pieces)
-            if piece is None or (not piece and source.pieces is None) or sent + len(piece) > source.length:
-                raise LocalProtocolError(f"{self._uri}: the data has not the {source.length} bytes that were promised")
-            yield from _transport.send(connection, piece)
-            sent += len(piece)
-            if self._progress is not None:
-                self._progress(sent)
+    def _by_descriptor(self, connection: Connection, number: int) -> Steps[None]:
+        request = encode(number, Operation.PUT_DESCRIPTOR, self._uri, self._said, self._pool.timeout)
+        yield from _transport.send(connection, request, self._source.descriptor)
+        yield Progress(self._source.length / _SLOWEST_COPY)
 
-    def _read_at(self, sent: int) -> Callable[[], bytes]:
+    def _with_content(self, connection: Connection, number: int) -> Steps[None]:
+        self._has_begun = True
+        request = encode(number, Operation.PUT, self._uri, self._said_with_content, self._pool.timeout)
+        yield from _transport.send(connection, request)
+        sent = 0
+        while sent < self._source.length:
+            piece = yield from self._piece(sent)
+            try:
+                yield from _transport.send(connection, piece)
+            except ConnectionFailed:
+                self._heed(connection, number)
+                raise
+            sent += len(piece)
+            self._tell(sent)
+            if sent < self._source.length:
+                self._heed(connection, number)
+
+    def _heed(self, connection: Connection, number: int) -> None:
+        """Raises what the server has answered already: where it refuses, the rest of the content need not be sent."""
+        data = _transport.receive_now(connection)
+        if not data:
+            return
+        connection.responses.feed(data)
+        if next_head(connection, number, Operation.PUT, self._uri, is_spent=True) is not None:
+            raise RemoteProtocolError(f"{connection.address}: the server confirmed a put before it had come")
+
+    def _piece(self, sent: int) -> Steps[bytes | memoryview]:
+        """What comes next. Raises LocalProtocolError where that is not what was promised."""
         source = self._source
-        assert source.descriptor is not None
-        descriptor, length = source.descriptor, min(_PIECE, source.length - sent)
-        return lambda: os.pread(descriptor, length, source.offset + sent)
+        piece: bytes | memoryview | None = None
+        if source.memory is not None:
+            piece = source.memory[sent : sent + _PIECE]
+        elif source.descriptor is not None:
+            descriptor, length = source.descriptor, min(_PIECE, source.length - sent)
+            piece = yield Call(lambda: os.pread(descriptor, length, source.offset + sent))
+        elif source.pieces is not None:
+            piece = yield Pull(source.pieces)
+        if piece is None or (not piece and source.pieces is None) or sent + len(piece) > source.length:
+            raise LocalProtocolError(f"{self._uri}: the data has not the {source.length} bytes that were promised")
+        return piece
+
+    def _tell(self, sent: int) -> None:
+        if self._progress is not None:
+            self._progress(sent)

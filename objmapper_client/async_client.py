@@ -1,23 +1,22 @@
 """The client for asyncio: the same verbs as `Client`, with ``await``."""
 
 import os
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from objmapper_client import _exchange, _forks
-from objmapper_client._exchange import Stat
+from objmapper_client._ask import Verb
+from objmapper_client._exchange import Stat, chunks_of
+from objmapper_client._forks import forks
 from objmapper_client._pool import Pool
 from objmapper_client._settings import CHUNK, PAGE, Results, Settings
-from objmapper_client._steps import Steps, T
+from objmapper_client._steps import T
 from objmapper_client.address import Address
 from objmapper_client.object import Object
 from objmapper_client.protocol import Mode
 from objmapper_client.protocol_v2_responses import Entry
 
 if TYPE_CHECKING:
-    import asyncio
-
     from _typeshed import WriteableBuffer
 
     from objmapper_client._sources import AsyncData
@@ -26,8 +25,8 @@ if TYPE_CHECKING:
 class AsyncClient(Settings):
     """Objects from one server, for any number of tasks of one event loop at a time.
 
-    Arguments and errors are those of `Client`. A cancelled request leaves nothing behind: its answer, if it still comes,
-    is thrown away.
+    Arguments and errors are those of `Client`. A cancelled request leaves nothing behind: its answer, if it still
+    comes, is thrown away.
     """
 
     def __init__(
@@ -48,8 +47,7 @@ class AsyncClient(Settings):
             attempts=attempts,
             mode=mode,
         )
-        self._forks = _forks.count()
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._forks = forks.made
         self._pool: Pool | None = None
 
     async def __aenter__(self) -> Self:
@@ -62,50 +60,53 @@ class AsyncClient(Settings):
 
     async def close(self) -> None:
         """Close the idle connections. The client can be used again; it connects anew."""
-        self._begin_anew()
+        self._leave()
 
-    def _begin_anew(self) -> None:
+    def _leave(self) -> None:
         pool, self._pool = self._pool, None
         if pool is not None:
-            if self._forks == _forks.made:
+            if self._forks == forks.made:
                 pool.close()
             else:
                 pool.abandon()
-        self._forks = _forks.made
-
-    async def _run(self, steps: Steps[T]) -> T:
-        from objmapper_client import _tasks
-
-        return await _tasks.run(steps, self.timeout)
+        self._forks = forks.made
 
     @property
     def _line(self) -> Pool:
         """The connections of the running loop, and of this process: with another one they begin anew."""
-        from objmapper_client import _tasks
+        # asyncio takes longer to be imported than all the rest, and who has a loop has it already.
+        from objmapper_client._tasks import Tasks, running_loop
 
-        loop = _tasks.running_loop()
-        if self._pool is None or self._loop is not loop or self._forks != _forks.made:
-            self._begin_anew()
-            self._loop = loop
-            self._pool = self._make_pool(_tasks.Tasks())
-        return self._pool
+        pool = self._pool
+        if pool is None or self._forks != forks.made or pool.waiting.loop is not running_loop():
+            self._leave()
+            self._pool = pool = self._make_pool(Tasks())
+        return pool
+
+    async def _run(self, pool: Pool, verb: Verb[T]) -> T:
+        from objmapper_client._tasks import run
+
+        return await run(pool, verb)
 
     async def open(self, uri: str, *, mode: Mode | str | None = None) -> Object:
         """The object, as an owned descriptor: close it, or use it in a ``with`` statement."""
-        return await self._run(self._verbs.open_object(self._line, uri, self._mode(mode)))
+        pool = self._line
+        return await self._run(pool, self._verbs.open_object(pool, uri, self._mode(mode)))
 
     async def open_many(self, uris: Iterable[str], *, mode: Mode | str | None = None) -> Results:
         """An object or an error for each URI, in their order, in as few round trips as the server allows.
 
         The objects are the caller's to close. Where this raises, none is left open.
         """
-        return await self._run(self._verbs.open_many(self._line, [*uris], self._mode(mode)))
+        pool = self._line
+        return await self._run(pool, self._verbs.open_many(pool, [*uris], self._mode(mode)))
 
     async def read(
         self, uri: str, *, offset: int = 0, length: int | None = None, mode: Mode | str | None = None
     ) -> bytes:
         """The object's bytes, or `length` of them from `offset` on (fewer at its end)."""
-        return await self._run(self._verbs.read(self._line, uri, self._mode(mode), offset, length))
+        pool = self._line
+        return await self._run(pool, self._verbs.read(pool, uri, self._mode(mode), offset, length))
 
     async def readinto(
         self, uri: str, buffer: "WriteableBuffer", *, offset: int = 0, mode: Mode | str | None = None
@@ -115,7 +116,8 @@ class AsyncClient(Settings):
         Fewer than the buffer takes only at the object's end; what is beyond its room is not read.
         """
         view = memoryview(buffer).cast("B")
-        return await self._run(self._verbs.readinto(self._line, uri, self._mode(mode), view, offset))
+        pool = self._line
+        return await self._run(pool, self._verbs.readinto(pool, uri, self._mode(mode), view, offset))
 
     async def stream(
         self,
@@ -125,38 +127,40 @@ class AsyncClient(Settings):
         offset: int = 0,
         length: int | None = None,
         mode: Mode | str | None = None,
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         """The object's bytes, or a range of them, in pieces of at most `chunk_size`; memory is bounded by one piece.
 
         Leaving the loop early may cost the connection. `timeout` holds for each piece.
         """
         pool = self._line
-        begun = await self._run(self._verbs.begin_stream(pool, uri, self._mode(mode), offset, length))
+        begun = await self._run(pool, self._verbs.begin_stream(pool, uri, self._mode(mode), offset, length))
         if isinstance(begun, Object):
             with begun:
-                for chunk in _exchange.chunks_of(begun, chunk_size, offset, length):
+                for chunk in chunks_of(begun, chunk_size, offset, length):
                     yield chunk
             return
         try:
-            while chunk := await self._run(self._verbs.next_chunk(begun, chunk_size)):
+            while chunk := await self._run(pool, self._verbs.next_chunk(pool, begun, chunk_size)):
                 yield chunk
         except GeneratorExit:
-            await self._run(self._verbs.finish(pool, begun))
+            await self._run(pool, self._verbs.finish(pool, begun))
             raise
         except BaseException:
             self._verbs.give_up(pool, begun)
             raise
-        await self._run(self._verbs.finish(pool, begun))
+        await self._run(pool, self._verbs.finish(pool, begun))
 
     async def stat(self, uri: str) -> Stat:
         """What the server says of an object."""
-        return await self._run(self._verbs.stat(self._line, uri))
+        pool = self._line
+        return await self._run(pool, self._verbs.stat(pool, uri))
 
-    async def list(self, prefix: str = "/", *, page_size: int = PAGE) -> AsyncIterator[Entry]:
+    async def list(self, prefix: str = "/", *, page_size: int = PAGE) -> AsyncGenerator[Entry, None]:
         """The objects whose URIs begin with `prefix`, in the order of their URIs; memory is bounded by one page."""
         cursor: bytes | None = None
         while True:
-            entries, cursor = await self._run(self._verbs.list_page(self._line, prefix, page_size, cursor))
+            pool = self._line
+            entries, cursor = await self._run(pool, self._verbs.list_page(pool, prefix, page_size, cursor))
             for entry in entries:
                 yield entry
             if cursor is None:
@@ -175,16 +179,18 @@ class AsyncClient(Settings):
     ) -> Stat:
         """Stores an object, whole or not at all, and returns what the server says of it then.
 
-        `data`: bytes, a path, a binary file (from its position on), or an iterable of bytes, of which `length` may say how
-        many they are in all; else they are collected first. Over a Unix socket a file goes by descriptor: nothing is
-        copied here. `if_match`: only over this version (an etag). `if_none_match="*"`: only where there is no object yet.
-        Else Conflict is raised. `make_parents` makes directories that are missing. `progress` is called with the bytes so
-        far.
+        `data`: bytes, a path, a binary file (from its position on), or an iterable of bytes, of which `length` may say
+        how many they are in all; else they are collected first. Over a Unix socket a file goes by descriptor: nothing
+        is copied here. `if_match`: only over this version (an etag). `if_none_match="*"`: only where there is no object
+        yet. Else Conflict is raised. `make_parents` makes directories that are missing. `progress` is called with the
+        bytes so far.
         """
+        pool = self._line
         return await self._run(
-            self._verbs.put(self._line, uri, data, length, if_match, if_none_match, make_parents, progress)
+            pool, self._verbs.put(pool, uri, data, length, if_match, if_none_match, make_parents, progress)
         )
 
     async def delete(self, uri: str, *, if_match: str | None = None) -> None:
         """Removes an object; with `if_match` only this version (an etag), else Conflict is raised."""
-        return await self._run(self._verbs.delete(self._line, uri, if_match))
+        pool = self._line
+        return await self._run(pool, self._verbs.delete(pool, uri, if_match))

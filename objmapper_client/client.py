@@ -1,15 +1,15 @@
-"""The client for threads: one line a verb; what goes with which address, `_verbs` knows."""
+"""The client for threads: one line a verb; which verbs go with an address, `_verbs` knows."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from objmapper_client import _exchange, _forks, _threads
-from objmapper_client._exchange import Stat
+from objmapper_client._exchange import Stat, chunks_of
+from objmapper_client._forks import forks
 from objmapper_client._pool import Pool
 from objmapper_client._settings import CHUNK, PAGE, Results, Settings
-from objmapper_client._steps import Steps, T
+from objmapper_client._threads import Threads, run
 from objmapper_client.address import Address
 from objmapper_client.object import Object
 from objmapper_client.protocol import Mode
@@ -25,11 +25,12 @@ class Client(Settings):
     """Objects from one server, for any number of threads.
 
     `address` is ``unix:/path``, ``tcp://host:port`` or ``udp://host:port`` (which only fetches, objects of 64 MiB at
-    most), by default the server of this user. `timeout` is for one request with all its tries, and for each MiB of a content; `connect_timeout` for one connection; both in seconds. Of at most
-    `max_connections` one is shared by all requests, each of the others carries one large content at a time; who needs one
-    waits for it, `timeout` seconds at most. A request is tried `attempts` times at most, again only before the first byte
-    of an answer; a put or a delete only where the first try cannot have been executed, or with a condition. Safe after a
-    fork; pickled by its arguments.
+    most), by default the server of this user. `timeout` is for one request with all its tries, and for each MiB of a
+    content; `connect_timeout` for one connection; both in seconds. Of at most `max_connections` one is shared by all
+    requests, each of the others carries one large content at a time; who needs one waits for it, `timeout` seconds at
+    most. A request is tried `attempts` times at most, again only before the first byte of an answer; a put or a delete
+    only where the first try cannot have been executed, or with a condition. Safe after a fork; pickled by its
+    arguments.
 
     Raises, from every verb: ObjectNotFound, PermissionDenied, InvalidRequest, UnsupportedMode, Conflict, ServerBusy,
     ServerFailed (what the server answered), UnsupportedOperation (it speaks an older version), ConnectionFailed,
@@ -54,8 +55,8 @@ class Client(Settings):
             attempts=attempts,
             mode=mode,
         )
-        self._forks = _forks.count()
-        self._pool = self._make_pool(_threads.Threads(self.timeout))
+        self._forks = forks.made
+        self._pool = self._make_pool(Threads())
 
     def __enter__(self) -> Self:
         return self
@@ -67,40 +68,39 @@ class Client(Settings):
 
     def close(self) -> None:
         """Close the idle connections. The client can be used again; it connects anew."""
-        if self._forks == _forks.count():
+        if self._forks == forks.made:
             self._pool.close()
         self._begin_anew()
 
-    def _begin_anew(self) -> None:
-        if self._forks != _forks.count():
+    def _begin_anew(self) -> Pool:
+        if self._forks != forks.made:
             self._pool.abandon()
-            self._forks = _forks.count()
-        self._pool = self._make_pool(_threads.Threads(self.timeout))
-
-    def _run(self, steps: Steps[T]) -> T:
-        return _threads.run(steps, self.timeout)
+            self._forks = forks.made
+        self._pool = pool = self._make_pool(Threads())
+        return pool
 
     @property
     def _line(self) -> Pool:
-        """This process's connections: a child after a fork begins anew."""
-        if self._forks != _forks.made:
-            self._begin_anew()
-        return self._pool
+        """The connections of this process: a child after a fork begins anew."""
+        return self._pool if self._forks == forks.made else self._begin_anew()
 
     def open(self, uri: str, *, mode: Mode | str | None = None) -> Object:
         """The object, as an owned descriptor: close it, or use it in a ``with`` statement."""
-        return self._run(self._verbs.open_object(self._line, uri, self._mode(mode)))
+        pool = self._line
+        return run(pool, self._verbs.open_object(pool, uri, self._mode(mode)))
 
     def open_many(self, uris: Iterable[str], *, mode: Mode | str | None = None) -> Results:
         """An object or an error for each URI, in their order, in as few round trips as the server allows.
 
         The objects are the caller's to close. Where this raises, none is left open.
         """
-        return self._run(self._verbs.open_many(self._line, [*uris], self._mode(mode)))
+        pool = self._line
+        return run(pool, self._verbs.open_many(pool, [*uris], self._mode(mode)))
 
     def read(self, uri: str, *, offset: int = 0, length: int | None = None, mode: Mode | str | None = None) -> bytes:
         """The object's bytes, or `length` of them from `offset` on (fewer at its end)."""
-        return self._run(self._verbs.read(self._line, uri, self._mode(mode), offset, length))
+        pool = self._line
+        return run(pool, self._verbs.read(pool, uri, self._mode(mode), offset, length))
 
     def readinto(self, uri: str, buffer: "WriteableBuffer", *, offset: int = 0, mode: Mode | str | None = None) -> int:
         """Fills `buffer` with the object's bytes from `offset` on. Returns how many that were.
@@ -108,7 +108,8 @@ class Client(Settings):
         Fewer than the buffer takes only at the object's end; what is beyond its room is not read.
         """
         view = memoryview(buffer).cast("B")
-        return self._run(self._verbs.readinto(self._line, uri, self._mode(mode), view, offset))
+        pool = self._line
+        return run(pool, self._verbs.readinto(pool, uri, self._mode(mode), view, offset))
 
     def stream(
         self,
@@ -118,37 +119,39 @@ class Client(Settings):
         offset: int = 0,
         length: int | None = None,
         mode: Mode | str | None = None,
-    ) -> Iterator[bytes]:
+    ) -> Generator[bytes, None, None]:
         """The object's bytes, or a range of them, in pieces of at most `chunk_size`; memory is bounded by one piece.
 
         Leaving the loop early may cost the connection. `timeout` holds for each piece.
         """
         pool = self._line
-        begun = self._run(self._verbs.begin_stream(pool, uri, self._mode(mode), offset, length))
+        begun = run(pool, self._verbs.begin_stream(pool, uri, self._mode(mode), offset, length))
         if isinstance(begun, Object):
             with begun:
-                yield from _exchange.chunks_of(begun, chunk_size, offset, length)
+                yield from chunks_of(begun, chunk_size, offset, length)
             return
         try:
-            while chunk := self._run(self._verbs.next_chunk(begun, chunk_size)):
+            while chunk := run(pool, self._verbs.next_chunk(pool, begun, chunk_size)):
                 yield chunk
         except GeneratorExit:
-            self._run(self._verbs.finish(pool, begun))
+            run(pool, self._verbs.finish(pool, begun))
             raise
         except BaseException:
             self._verbs.give_up(pool, begun)
             raise
-        self._run(self._verbs.finish(pool, begun))
+        run(pool, self._verbs.finish(pool, begun))
 
     def stat(self, uri: str) -> Stat:
         """What the server says of an object."""
-        return self._run(self._verbs.stat(self._line, uri))
+        pool = self._line
+        return run(pool, self._verbs.stat(pool, uri))
 
-    def list(self, prefix: str = "/", *, page_size: int = PAGE) -> Iterator[Entry]:
+    def list(self, prefix: str = "/", *, page_size: int = PAGE) -> Generator[Entry, None, None]:
         """The objects whose URIs begin with `prefix`, in the order of their URIs; memory is bounded by one page."""
         cursor: bytes | None = None
         while True:
-            entries, cursor = self._run(self._verbs.list_page(self._line, prefix, page_size, cursor))
+            pool = self._line
+            entries, cursor = run(pool, self._verbs.list_page(pool, prefix, page_size, cursor))
             yield from entries
             if cursor is None:
                 return
@@ -166,16 +169,16 @@ class Client(Settings):
     ) -> Stat:
         """Stores an object, whole or not at all, and returns what the server says of it then.
 
-        `data`: bytes, a path, a binary file (from its position on), or an iterable of bytes, of which `length` may say how
-        many they are in all; else they are collected first. Over a Unix socket a file goes by descriptor: nothing is
-        copied here. `if_match`: only over this version (an etag). `if_none_match="*"`: only where there is no object yet.
-        Else Conflict is raised. `make_parents` makes directories that are missing. `progress` is called with the bytes so
-        far.
+        `data`: bytes, a path, a binary file (from its position on), or an iterable of bytes, of which `length` may say
+        how many they are in all; else they are collected first. Over a Unix socket a file goes by descriptor: nothing
+        is copied here. `if_match`: only over this version (an etag). `if_none_match="*"`: only where there is no object
+        yet. Else Conflict is raised. `make_parents` makes directories that are missing. `progress` is called with the
+        bytes so far.
         """
-        return self._run(
-            self._verbs.put(self._line, uri, data, length, if_match, if_none_match, make_parents, progress)
-        )
+        pool = self._line
+        return run(pool, self._verbs.put(pool, uri, data, length, if_match, if_none_match, make_parents, progress))
 
     def delete(self, uri: str, *, if_match: str | None = None) -> None:
         """Removes an object; with `if_match` only this version (an etag), else Conflict is raised."""
-        return self._run(self._verbs.delete(self._line, uri, if_match))
+        pool = self._line
+        return run(pool, self._verbs.delete(pool, uri, if_match))

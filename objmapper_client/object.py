@@ -13,6 +13,8 @@ from objmapper_client.errors import RemoteProtocolError
 from objmapper_client.protocol import MAX_CONTENT, Mode
 
 _CHUNK = 1 << 20
+# What stat.S_ISREG compares, without the call.
+_TYPE, _REGULAR = 0o170000, stat.S_IFREG
 # copy_file_range and sendfile take at most this at once.
 _MOST_AT_ONCE = 1 << 30
 
@@ -24,7 +26,8 @@ class Object:
     came over the wire it is a file in memory. Not safe for use by several threads at once, except `pread` and `view`.
     """
 
-    __slots__ = ("__weakref__", "_descriptor", "etag", "mode", "mtime", "size", "uri")
+    # Where a constructor was called wrongly, there is nothing to close.
+    _descriptor = -1
 
     def __init__(
         self,
@@ -32,7 +35,6 @@ class Object:
         uri: str,
         mode: Mode,
         size: int | None = None,
-        *,
         etag: str | None = None,
         mtime: int | None = None,
     ) -> None:
@@ -47,7 +49,7 @@ class Object:
         if mode is Mode.FDPASS or size is None:
             found = os.fstat(descriptor)
             size = found.st_size
-            if not stat.S_ISREG(found.st_mode):
+            if found.st_mode & _TYPE != _REGULAR:
                 self.size = size
                 self.close()
                 raise RemoteProtocolError(f"{uri}: the server passed a descriptor that is no regular file")
@@ -67,7 +69,7 @@ class Object:
         self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_descriptor", -1) >= 0:
+        if self._descriptor >= 0:
             warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
             self.close()
 

@@ -38,6 +38,9 @@ _WORDS = {0x03: ("etag", "latin-1"), 0x04: ("mime", "latin-1"), 0xFF: ("message"
 #: an object. Taken apart at once.
 _USUAL = struct.Struct(">3sQ3sQ3s16s")
 _USUAL_SIZE = _USUAL.size
+#: A whole response of that kind, but for its content.
+_USUAL_RESPONSE = struct.Struct(">BIBQH3sQ3sQ3s16s")
+USUAL_RESPONSE_SIZE = _USUAL_RESPONSE.size
 _SIZE_HEAD, _MTIME_HEAD, _ETAG_HEAD = b"\x01\x00\x08", b"\x02\x00\x08", b"\x03\x00\x10"
 # Half of what calling a named tuple costs.
 _new = tuple.__new__
@@ -89,6 +92,24 @@ def encode_response(request_id: int, status: int, content_len: int = 0, metadata
     if metadata.cursor is not None:
         out += entry(_CURSOR, metadata.cursor)
     return packed(_RESPONSE_HEAD, _RESPONSE, request_id, status, content_len, len(out)) + bytes(out)
+
+
+def decode_usual(data: bytes, request_id: int) -> tuple[int, Metadata] | None:
+    """The length of the content, and the metadata, where `data` begins with a response as our servers send it.
+
+    None for anything else: another request's response, an error, other metadata. They are a `ResponseDecoder`'s to
+    judge.
+    """
+    if len(data) < USUAL_RESPONSE_SIZE:
+        return None
+    kind, number, status, content_len, metadata_len, size_head, size, mtime_head, mtime, etag_head, etag = (
+        _USUAL_RESPONSE.unpack_from(data)
+    )
+    if number != request_id or status or metadata_len != _USUAL_SIZE or kind != _RESPONSE or content_len > MAX_CONTENT:
+        return None
+    if size_head != _SIZE_HEAD or mtime_head != _MTIME_HEAD or etag_head != _ETAG_HEAD:
+        return None
+    return content_len, _new(Metadata, (size, mtime, etag.decode("latin-1"), None, None, None, None, None))
 
 
 class ResponseDecoder:

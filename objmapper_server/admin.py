@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 LOG: Final = logging.getLogger(__name__)
 SOCKET_PERMISSIONS: Final = 0o600
+#: How much it stands back behind the data plane's threads (setpriority(2), from 0 to 19).
+NICE: Final = 10
 #: Seconds until the end does not wait any more; its connections have less (`http_limits.GRACE`).
 GRACE: Final = 2
 
@@ -32,8 +34,9 @@ GRACE: Final = 2
 class Admin:
     """The endpoint of one server, in a thread of its own."""
 
-    def __init__(self, server: "Server", listen: str) -> None:
+    def __init__(self, server: "Server", listen: str, given: socket.socket | None = None) -> None:
         self._listen = listen
+        self._given = given
         self._socket: socket.socket | None = None
         self._http = uvicorn.Server(
             uvicorn.Config(
@@ -55,7 +58,12 @@ class Admin:
 
     def start(self) -> None:
         """Listen and serve; raises OSError with the address where that cannot be."""
-        self._socket, self.address = listen_on(self._listen)
+        if self._given is None:
+            self._socket, self.address = listen_on(self._listen)
+        else:
+            # One of our own for uvicorn to close.
+            self._socket = self._given.dup()
+            self.address = self._listen if self._listen.startswith("unix:") else f"http://{self._listen}"
         self._thread.start()
 
     def stop(self) -> None:
@@ -66,10 +74,14 @@ class Admin:
         self._thread.join()
         self._socket.close()
         self._socket = None
-        if self.address.startswith("unix:"):
+        if self._given is None and self.address.startswith("unix:"):
             Path(self.address.removeprefix("unix:")).unlink(missing_ok=True)
 
     def _serve(self) -> None:
+        # Who looks at a server is not to slow those whom it serves. In Linux this is a thread's own; a sandbox may
+        # forbid it, and then it is as every other.
+        with contextlib.suppress(PermissionError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
         asyncio.run(self._serve_here())
 
     async def _serve_here(self) -> None:

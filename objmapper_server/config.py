@@ -61,6 +61,8 @@ class Given(TypedDict, total=False):
     request_timeout: float
     shutdown_grace: float
     log_format: Literal["text", "json"]
+    access_log: StrPath | None
+    access_log_sample: int
 
 
 def _default_socket() -> Path:
@@ -132,6 +134,8 @@ class Config(BaseSettings):
     request_timeout: Seconds = 30.0
     shutdown_grace: Grace = 10.0
     log_format: Literal["text", "json"] = Field("text", description="text or json")
+    access_log: Path | None = Field(None, description="the file that a sample of the requests is written to, or none")
+    access_log_sample: Annotated[int, _count(1, 1_000_000_000)] = 100
 
     _origins: Mapping[str, str] = PrivateAttr()
     #: What `load` was given; None where a program made the value itself.
@@ -202,13 +206,12 @@ class Config(BaseSettings):
     @property
     def models(self) -> dict[Transport, Concurrency]:
         """The concrete model of each transport that is served."""
+        return {transport: self.model_of(transport) for transport in self.transports}
+
+    def model_of(self, transport: Transport) -> Concurrency:
+        """Return the concrete model that a transport gets, served or not."""
         asked = self.concurrency_model
-        return {
-            transport: choose(
-                asked if isinstance(asked, Concurrency) else asked.get(transport, Concurrency.AUTO), transport
-            )
-            for transport in self.transports
-        }
+        return choose(asked if isinstance(asked, Concurrency) else asked.get(transport, Concurrency.AUTO), transport)
 
     @classmethod
     def settings_customise_sources(

@@ -1,13 +1,14 @@
 """A server in the foreground of a process: until a signal ends it, and reading its settings again when one says so."""
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
-from .config_error import ConfigError
+from .notify import Notifier
 
 if TYPE_CHECKING:
     from .server import Server
@@ -20,13 +21,31 @@ SECOND_THOUGHTS: Final = 0.05
 
 def serve_until_told(server: "Server", ready: Callable[[], None]) -> bool:
     """Start, call `ready`, serve, drain, stop; see `Server.serve_forever`."""
+    manager = Notifier(os.environ)
     with _held_back(STOP_SIGNALS | {RELOAD_SIGNAL}), server:
         ready()
-        while signal.sigwait(STOP_SIGNALS | {RELOAD_SIGNAL}) == RELOAD_SIGNAL:
+        status = f"serving {' '.join(server.addresses.values())}"
+        manager.ready(status)
+        while _next_signal(server, manager) == RELOAD_SIGNAL:
+            manager.reloading()
             # What came of it has been logged; a file that is wrong ends nothing.
-            with contextlib.suppress(ConfigError, ValueError):
+            with contextlib.suppress(ValueError):
                 server.reload()
+            manager.ready(status)
+        manager.stopping()
         return _drain(server)
+
+
+def _next_signal(server: "Server", manager: Notifier) -> int:
+    """Wait for a signal; give signs of life meanwhile, as long as the engine's locks can be had."""
+    wanted = STOP_SIGNALS | {RELOAD_SIGNAL}
+    if manager.watchdog_interval is None:
+        return signal.sigwait(wanted)
+    while True:
+        server.statistics()
+        manager.alive()
+        if (taken := signal.sigtimedwait(wanted, manager.watchdog_interval)) is not None:
+            return taken.si_signo
 
 
 def _drain(server: "Server") -> bool:

@@ -3,9 +3,9 @@
 import logging
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, cast
 
-from fastapi import Depends, FastAPI, HTTPException, Request, Response
+from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.security import HTTPBearer
@@ -19,6 +19,7 @@ from .listening import ListeningPoint
 from .metrics import Exposition
 from .not_running import NotRunning
 from .pages import Page
+from .recorded import Recorded, RecordedRequest
 from .statistics import Statistics, bounds_us
 
 if TYPE_CHECKING:
@@ -133,6 +134,27 @@ def _add_reads(app: FastAPI, server: "Server") -> None:
         """Answer in the text format of Prometheus, or as OpenMetrics where that is asked for."""
         content, content_type = exposition.render(request.headers.get("accept", ""))
         return Response(content, headers={"Content-Type": content_type})
+
+    @app.get("/slow")
+    async def slow() -> tuple[RecordedRequest, ...]:
+        """The slowest requests of the last minute, slowest first, and where their time went."""
+        return server.slow_requests()
+
+    @app.get("/requests")
+    async def requests(
+        slower_than_ms: Annotated[float | None, Query(ge=0, le=1e9)] = None,
+        after: Annotated[int | None, Query(ge=0, lt=1 << 63)] = None,
+    ) -> Recorded:
+        """What was recorded behind a number; without one, only where to begin.
+
+        With a time, requests that take longer are recorded for the next five seconds, so whoever asks again sooner
+        misses none.
+        """
+        if slower_than_ms is not None:
+            server.watch_requests(slower_than_ms / 1000)
+        recorded = server.recorded_requests((1 << 63) - 1 if after is None else after)
+        # A server that has begun again counts from 0.
+        return recorded if after is None or after <= recorded.last else server.recorded_requests(0)
 
     @app.get("/config")
     async def config() -> dict[str, Setting]:

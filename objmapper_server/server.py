@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, Final, Self
 
 from ._engine import Engine
 from ._engine import __version__ as engine_version
+from .access_log import AccessLog
+from .activation import ADMIN, NO_SOCKETS, Sockets, address_of
 from .concurrency import TRANSPORTS, Concurrency, choose
 from .config import Config
 from .foreground import serve_until_told
 from .listening import ListeningPoint
 from .not_running import NotRunning
+from .recorded import Recorded, RecordedRequest
 from .reload import Reloaded
 from .statistics import Statistics, Times
 
@@ -27,12 +30,19 @@ LOG: Final = logging.getLogger(__name__)
 
 
 class Server:
-    """Serves one root as its `Config` says; in a ``with`` block from start to stop."""
+    """Serves one root as its `Config` says; in a ``with`` block from start to stop.
 
-    def __init__(self, config: Config) -> None:
-        self.config = config
+    `sockets` are listening sockets that are open already (`activation.handed_over`): they take the places of those that
+    the settings name, and stay the caller's to close.
+    """
+
+    def __init__(self, config: Config, sockets: Sockets = NO_SOCKETS) -> None:
+        self._sockets = sockets
+        self._given = _settings_of(sockets, config)
+        self.config = config.replaced("the service manager", **self._given)
         self._engine: Engine | None = None
         self._admin: Admin | None = None
+        self._access_log: AccessLog | None = None
         self._draining = False
         self._changing = threading.RLock()
 
@@ -56,7 +66,7 @@ class Server:
             raise RuntimeError("this server was started already")
         if self.config.unix is not None and self.config.origins["unix"] == "default":
             make_private_directory(self.config.unix.parent)
-        engine = Engine(_Settings.of(self.config))
+        engine = Engine(_Settings.of(self.config, self._sockets))
         self._draining = False
         try:
             engine.start()
@@ -64,10 +74,15 @@ class Server:
             if self.config.admin is not None:
                 from .admin import Admin
 
-                self._admin = Admin(self, self.config.admin)
+                self._admin = Admin(self, self.config.admin, self._sockets.get(ADMIN))
                 self._admin.start()
+            if self.config.access_log is not None:
+                engine.sample_requests(self.config.access_log_sample)
+                self._access_log = AccessLog(self, self.config.access_log)
         except BaseException:
-            self._engine = self._admin = None
+            admin, self._engine, self._admin = self._admin, None, None
+            if admin is not None:
+                admin.stop()
             engine.stop()
             raise
 
@@ -82,6 +97,9 @@ class Server:
 
     def stop(self) -> None:
         """End what is left, close every socket and remove the Unix socket. Can be called twice."""
+        access_log, self._access_log = self._access_log, None
+        if access_log is not None:
+            access_log.stop()
         engine, admin = self._engine, self._admin
         self._engine = self._admin = None
         try:
@@ -122,6 +140,19 @@ class Server:
     def times(self, bounds_us: Sequence[float]) -> tuple[Times, ...]:
         """Return how many requests since start took at most so long, for each bound (microseconds, ascending)."""
         return tuple(Times.read(each) for each in self._started().counted_up_to(bounds_us))
+
+    def slow_requests(self) -> tuple[RecordedRequest, ...]:
+        """Return the slowest requests of the last minute, slowest first; 32 at most."""
+        return tuple(RecordedRequest.read(each) for each in self._started().slow_requests())
+
+    def watch_requests(self, slower_than: float, for_seconds: float = 5.0) -> None:
+        """Record requests that take longer than so many seconds, for a while; several watchers get the quickest's."""
+        self._started().watch_requests(slower_than, for_seconds)
+
+    def recorded_requests(self, after: int = 0) -> Recorded:
+        """Return what was recorded behind the number `after`: for watchers, and the sample of the access log."""
+        last, native = self._started().recorded_requests(after)
+        return Recorded(last=last, requests=tuple(RecordedRequest.read(each) for each in native))
 
     @property
     def draining(self) -> bool:
@@ -166,7 +197,8 @@ class Server:
                 self._started()
                 if self._draining:
                     raise ValueError("the server drains: its settings stay as they are")
-                fresh = self.config.read_again()
+                # What a service manager has opened stays as it is.
+                fresh = self.config.read_again().with_those_of(self.config, self._given)
                 found = Reloaded.compare(self.config, fresh)
                 if "concurrency_model" in found.changed:
                     # Transports that are new need a restart.
@@ -197,6 +229,7 @@ class _Settings:
     udp: str | None
     udp_trusted: tuple[str, ...]
     udp_rate_limit: int
+    inherited: Sequence[int]
     models: Mapping[str, str]
     pool_size: int
     max_queue_depth: int
@@ -213,16 +246,18 @@ class _Settings:
     request_timeout: float
 
     @classmethod
-    def of(cls, config: Config) -> Self:
+    def of(cls, config: Config, sockets: Sockets) -> Self:
         """Return them with every host name resolved; raises OSError for one that is unknown."""
+        inherited = {name: given.fileno() for name, given in sockets.items() if name != ADMIN}
         return cls(
             root=str(config.root),
-            unix=None if config.unix is None else str(config.unix),
+            unix=None if config.unix is None or "unix" in inherited else str(config.unix),
             unix_mode=config.unix_mode,
-            tcp=_numeric(config.tcp),
+            tcp=None if "tcp" in inherited else _numeric(config.tcp),
             udp=_numeric(config.udp),
             udp_trusted=config.udp_trusted,
             udp_rate_limit=config.udp_rate_limit,
+            inherited=tuple(inherited.values()),
             models={str(transport): model.value for transport, model in config.models.items()},
             pool_size=config.pool_size,
             max_queue_depth=config.max_queue_depth,
@@ -242,6 +277,17 @@ class _Settings:
 
 def _numeric(listen: str | None) -> str | None:
     return None if listen is None else str(ListeningPoint.parse(listen, 0).resolved())
+
+
+def _settings_of(sockets: Sockets, config: Config) -> dict[str, object]:
+    """Return the settings whose places the sockets take."""
+    values: dict[str, object] = {name: address_of(given) for name, given in sockets.items()}
+    if "unix" in values:
+        values["unix"] = Path(str(values["unix"]).removeprefix("unix:"))
+    elif values.keys() - {ADMIN} and config.origins["unix"] == "default":
+        # There is something to serve on: the default is not needed.
+        values["unix"] = None
+    return values
 
 
 def make_private_directory(path: Path) -> None:

@@ -6,6 +6,7 @@
 
 import ast
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -106,9 +107,10 @@ def test_no_native_name_is_handed_on() -> None:
 
 
 @pytest.mark.parametrize("path", under(CLIENT), ids=name_of)
-def test_one_module_knows_how_to_wait(path: Path) -> None:
+def test_two_modules_know_how_to_wait(path: Path) -> None:
+    allowed = {"_threads.py": {"selectors", "select"}, "_tasks.py": {"asyncio", "select"}}.get(path.name, set())
     waiting = {target for target in imports(path) if within(target, "selectors", "select", "asyncio")}
-    assert waiting == set() or path.name == "_waiting.py"
+    assert {target.partition(".")[0] for target in waiting} <= allowed
 
 
 #: What both sides share, and what of it each module may use.
@@ -138,6 +140,24 @@ def test_the_codec_and_the_words_touch_no_socket(path: Path) -> None:
 @pytest.mark.parametrize("path", under(CLI), ids=name_of)
 def test_one_module_of_the_command_speaks_http(path: Path) -> None:
     assert not any(within(target, "httpx") for target in imports(path)) or path.name == "admin_client.py"
+
+
+#: The admin endpoint: nothing else of the server may need what it is made with.
+ENDPOINT = {"admin.py", "routes.py", "gate.py", "http_limits.py", "metrics.py"}
+
+
+@pytest.mark.parametrize("path", under(SERVER), ids=name_of)
+def test_the_web_is_the_admin_endpoints_affair(path: Path) -> None:
+    web = {target for target in imports(path) if within(target, "fastapi", "starlette", "uvicorn", "h11")}
+    assert not web or path.name in ENDPOINT
+    scraped = {target for target in imports(path) if within(target, "prometheus_client")}
+    assert not scraped or path.name == "metrics.py"
+
+
+def test_a_server_without_an_endpoint_loads_none_of_it() -> None:
+    program = "import sys, objmapper_server; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", program], cwd=HOME, capture_output=True, text=True, check=True)
+    assert set(loaded.stdout.split()) & {"fastapi", "uvicorn", "h11", "prometheus_client"} == set()
 
 
 def happens(statement: ast.stmt) -> bool:
@@ -225,6 +245,7 @@ LAYERS: dict[str, set[str]] = {
         "cache",
         "errors",
         "incoming",
+        "journal",
         "listing",
         "mapping",
         "protocol",

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from objmapper_client import Client, RequestTimeout
+from objmapper_client._udp_connection import UdpConnection
 from objmapper_client.datagrams import FAR_CHUNK, Error, Pull, Retry, decode_answer, encode_pull
 from objmapper_server import Config, Server
 from objmapper_server.statistics import Datagrams
@@ -275,7 +276,9 @@ def test_no_datagram_is_divided_or_may_be(hosts: tuple[Host, Host], root: Path, 
         with Tap(there) as tap, Client(server.addresses["udp"]) as client:
             # It asks for pieces as large as they go; the server knows better.
             assert there.run(client.read, "/large") == CONTENT
-            client._pool._idle[0].path.chunk = 60_000
+            (connection,) = client._pool._idle
+            assert isinstance(connection, UdpConnection)
+            connection.path.chunk = 60_000
             assert there.run(client.read, "/large") == CONTENT
     finally:
         server.stop()

@@ -35,10 +35,8 @@ def destination(name: str | None) -> Iterator[int]:
         finally:
             os.close(descriptor)
         return
-    with (
-        named(name),
-        _whole(Path(name).resolve(), None if kept is None else stat.S_IMODE(kept.st_mode)) as descriptor,
-    ):
+    permissions = None if kept is None else stat.S_IMODE(kept.st_mode)
+    with named(name), unless_terminated(), whole(Path(name).resolve(), permissions) as descriptor:
         yield descriptor
 
 
@@ -54,14 +52,16 @@ def named(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def _whole(path: Path, permissions: int | None) -> Iterator[int]:
+def whole(path: Path, permissions: int | None = None, under_way: set[Path] | None = None) -> Iterator[int]:
+    """Yield a descriptor of a file that gets its name when the block ends, and is gone when the block fails.
+
+    While it has another name that is in `under_way`, for those who may have to leave in a hurry.
+    """
     beside = path.with_name(f".{path.name[:60]}.{os.urandom(6).hex()}.part")
-    with _unless_terminated():
-        try:
-            descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        except OSError as error:
-            error.filename = str(path)
-            raise
+    names = set[Path]() if under_way is None else under_way
+    names.add(beside)
+    try:
+        descriptor = _made(beside, path)
         try:
             try:
                 if permissions is not None:
@@ -71,12 +71,22 @@ def _whole(path: Path, permissions: int | None) -> Iterator[int]:
                 os.close(descriptor)
             beside.replace(path)
         except BaseException:
-            beside.unlink()
+            beside.unlink(missing_ok=True)
             raise
+    finally:
+        names.discard(beside)
+
+
+def _made(beside: Path, path: Path) -> int:
+    try:
+        return os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        error.filename = str(path)
+        raise
 
 
 @contextmanager
-def _unless_terminated() -> Iterator[None]:
+def unless_terminated() -> Iterator[None]:
     """Turn SIGTERM and SIGHUP into an orderly way out within the block."""
 
     def leave(number: int, _: FrameType | None) -> None:

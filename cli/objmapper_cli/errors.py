@@ -82,6 +82,7 @@ def _code(error: Exception) -> ExitCode | None:
         (errors.AddressError, ExitCode.USAGE),
         (errors.LocalProtocolError, ExitCode.USAGE),
         (errors.UnsupportedMode, ExitCode.USAGE),
+        (errors.InvalidRequest, ExitCode.USAGE),
         (errors.RemoteProtocolError, ExitCode.FAILED),
         (errors.RequestTimeout, ExitCode.TIMEOUT),
         (errors.ConnectionFailed, ExitCode.REFUSED if refused_by_the_system else ExitCode.NOT_REACHED),

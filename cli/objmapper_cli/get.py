@@ -1,90 +1,97 @@
-"""``objmapper get``: one object, to standard output or into a file. Memory is bounded whatever its size."""
+"""``objmapper get``: objects, to standard output or into files. Memory is bounded whatever their size."""
 
-from collections.abc import Iterator
-from itertools import chain
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from objmapper_cli.copying import write_all
 from objmapper_cli.destination import destination
 from objmapper_cli.errors import ExitCode, Failure
+from objmapper_cli.fetching import Fetch
+from objmapper_cli.options import ServerOption, TimeoutOption, client_of
 from objmapper_cli.progress import Progress
-from objmapper_client.address import UnixAddress, default_address, parse
 from objmapper_client.client import Client
-from objmapper_client.object import copy_to
 from objmapper_client.protocol import Mode
 
 
 def get(
-    uri: Annotated[str, typer.Argument(metavar="URI", help="The object, such as /models/weights.bin.")],
+    uris: Annotated[
+        list[str],
+        typer.Argument(metavar="URI...", help="The objects, such as /models/weights.bin.", show_default=False),
+    ],
     output: Annotated[
-        str | None, typer.Option("--output", "-o", metavar="FILE", help="Write to FILE; '-' is standard output.")
+        str | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE|DIR", help="Write to FILE; '-' is standard output. Several go into DIR."
+        ),
     ] = None,
+    recursive: Annotated[
+        bool, typer.Option("--recursive", "-r", help="Each URI is a prefix: get what begins with it, into DIR.")
+    ] = False,
     mode: Annotated[
         str | None,
         typer.Option(metavar="fdpass|copy|splice", help="How it is delivered; by default the best that there is."),
     ] = None,
-    server: Annotated[
-        str | None,
-        typer.Option(
-            metavar="ADDRESS", help="unix:/PATH, tcp://HOST:PORT or udp://HOST:PORT.", envvar="OBJMAPPER_SERVER"
-        ),
-    ] = None,
+    server: ServerOption = None,
     offset: Annotated[int, typer.Option(metavar="BYTES", help="Begin here.", min=0)] = 0,
     length: Annotated[int | None, typer.Option(metavar="BYTES", help="So many at most.", min=0)] = None,
-    timeout: Annotated[float, typer.Option(metavar="SECONDS", help="The longest wait for the server.")] = 30.0,
-) -> None:
-    """Write an object to standard output, or into a file that appears when it is whole."""
-    if not timeout > 0:
-        raise Failure(f"--timeout {timeout}: more than 0 seconds are needed", ExitCode.USAGE)
-    address = parse(server) if server else default_address()
-    chosen = _chosen_mode(mode, passes_descriptors=isinstance(address, UnixAddress))
-    with Client(address, timeout=timeout, mode=chosen) as client:
-        if chosen is Mode.FDPASS:
-            _by_descriptor(client, uri, output, offset, length)
-        else:
-            _by_bytes(client, uri, output, offset, length)
+    jobs: Annotated[int, typer.Option("--jobs", "-j", metavar="N", help="So many at once, into DIR.", min=1)] = 4,
+    timeout: TimeoutOption = 30.0,
+) -> int:
+    """Write objects to standard output one after the other, into a file, or each into a file in a directory.
+
+    A file appears under its name when it is whole, and is not synced to disk (sync FILE does that). With --recursive a
+    file that has its object's size and modification time already is kept as it is, so an interrupted run can go on.
+    """
+    ranged = offset > 0 or length is not None
+    into_directory = recursive or (len(uris) > 1 and output not in (None, "-"))
+    if ranged and (len(uris) > 1 or recursive):
+        raise Failure("--offset and --length are for one object", ExitCode.USAGE)
+    if recursive and output in (None, "-"):
+        raise Failure("--recursive needs a directory to write to: -o DIR", ExitCode.USAGE)
+    with client_of(server, timeout, _mode(mode)) as client:
+        if into_directory:
+            assert output is not None
+            return _into(client, uris, Path(output), recursive, jobs)
+        if len(uris) == 1:
+            _get(client, uris[0], output, offset, length)
+            return ExitCode.DONE
+        from objmapper_cli.one_by_one import one_by_one
+
+        return one_by_one(uris, lambda uri: _get(client, uri, None, 0, None))
 
 
-def _chosen_mode(name: str | None, *, passes_descriptors: bool) -> Mode:
-    if name is None:
-        return Mode.FDPASS if passes_descriptors else Mode.COPY
-    known = {mode.name.lower(): mode for mode in Mode}
-    if name not in known:
-        raise Failure(f"--mode {name}: there are {', '.join(known)}", ExitCode.USAGE)
-    return known[name]
-
-
-def _by_descriptor(client: Client, uri: str, output: str | None, offset: int, length: int | None) -> None:
-    with client.open(uri) as found:
-        wanted = max(0, found.size - offset)
-        if length is not None:
-            wanted = min(wanted, length)
-        with destination(output) as target, Progress(uri, wanted) as progress:
-            written = copy_to(found.fileno(), target, wanted, offset, progress)
-            if written < wanted:
-                raise Failure(f"{uri}: it shrank while it was copied ({written} of {wanted} bytes); try again")
-
-
-def _by_bytes(client: Client, uri: str, output: str | None, offset: int, length: int | None) -> None:
-    chunks = client.stream(uri)
+def _get(client: Client, uri: str, output: str | None, offset: int, length: int | None) -> None:
     # The answer first: a missing object leaves no trace of a file.
-    first = next(chunks, b"")
-    with destination(output) as target, Progress(uri) as progress:
-        for chunk in within(chain([first], chunks), offset, length):
-            write_all(target, chunk)
-            progress(len(chunk))
+    with (
+        Fetch(client, uri, offset, length) as fetch,
+        destination(output) as target,
+        Progress(uri, fetch.size) as progress,
+    ):
+        fetch.write(target, progress)
 
 
-def within(chunks: Iterator[bytes], offset: int, length: int | None) -> Iterator[memoryview]:
-    """Yield what lies within a range; what is behind it is not asked for any more."""
-    for chunk in chunks:
-        piece = memoryview(chunk)[offset:]
-        offset = max(0, offset - len(chunk))
-        if length is not None:
-            piece = piece[:length]
-            length -= len(piece)
-        yield piece
-        if length == 0:
-            return
+def _into(client: Client, uris: list[str], folder: Path, recursive: bool, jobs: int) -> int:
+    from objmapper_cli.fetching_many import Wanted, below, fetch_many
+
+    if not recursive:
+        names = [uri.rstrip("/").rpartition("/")[2] for uri in uris]
+        for name in names:
+            if names.count(name) > 1 or name in ("", ".", ".."):
+                raise Failure(f"{folder / name}: not a file for one object; get them one by one", ExitCode.USAGE)
+        folder.mkdir(parents=True, exist_ok=True)
+        return fetch_many(client, map(Wanted, uris, (folder / name for name in names)), jobs)[0]
+    first: int = ExitCode.DONE
+    for prefix in uris:
+        code, found = fetch_many(client, below(client, prefix, folder), jobs)
+        if not found:
+            raise Failure(f"{prefix}: no object begins with it", ExitCode.NOT_FOUND)
+        first = first or code
+    return first
+
+
+def _mode(name: str | None) -> Mode | None:
+    known = {mode.name.lower(): mode for mode in Mode}
+    if name is not None and name not in known:
+        raise Failure(f"--mode {name}: there are {', '.join(known)}", ExitCode.USAGE)
+    return None if name is None else known[name]

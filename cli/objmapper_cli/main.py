@@ -12,7 +12,21 @@ from objmapper_cli.errors import INTERRUPTED, guarded
 
 #: In the order of the help page; each is the name of a module here and of a function in it,
 #: or of a group of commands.
-COMMANDS: Final = ("serve", "get", "stats", "bench", "config", "doctor", "completion")
+COMMANDS: Final = (
+    "serve",
+    "get",
+    "open",
+    "put",
+    "rm",
+    "ls",
+    "stat",
+    "stats",
+    "trace",
+    "bench",
+    "config",
+    "doctor",
+    "completion",
+)
 
 
 class Subcommands(UserDict[str, Any]):

@@ -37,6 +37,10 @@ class Progress:
         elif self._due is not None and time.monotonic() >= self._due:
             self._bar = self._new_bar()
 
+    def reached(self, done: int) -> None:
+        """Count up to what has been done so far."""
+        self(done - self._done)
+
     def _new_bar(self) -> "tqdm[Never]":
         from tqdm import tqdm
 

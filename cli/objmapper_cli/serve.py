@@ -1,10 +1,15 @@
 """``objmapper serve``: one server in the foreground, until a signal ends it."""
 
-from typing import Annotated
+import os
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from objmapper_cli.errors import ExitCode, explain
+
+if TYPE_CHECKING:
+    from objmapper_server import Server
 
 
 def serve(
@@ -86,6 +91,12 @@ def serve(
     log_format: Annotated[
         str | None, typer.Option(metavar="text|json", help="How messages are written. [default: text]")
     ] = None,
+    access_log: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Append a sample of the requests, a line of JSON each.")
+    ] = None,
+    access_log_sample: Annotated[
+        str | None, typer.Option(metavar="N", help="One request of so many. [default: 100]")
+    ] = None,
     config: Annotated[str | None, typer.Option(metavar="FILE", help="Read settings from a TOML file.")] = None,
 ) -> int:
     """Serve the files under ROOT until SIGTERM or Ctrl-C; SIGHUP reads the settings again.
@@ -99,20 +110,18 @@ def serve(
         flags["admin"] = "none"
 
     from objmapper_server import Config, Server
+    from objmapper_server.activation import handed_over
     from objmapper_server.logs import LOG, log_to_stderr
 
-    server = Server(Config.load(file=config, **flags))
-    log_to_stderr(server.config.log_format)
-
-    def ready() -> None:
-        for notice in server.notices:
-            LOG.info(notice)
-        admin_at = () if server.admin_address is None else ("admin", server.admin_address)
-        facts = {"event": "ready", "addresses": dict(server.addresses), "admin": server.admin_address}
-        LOG.info(" ".join(("ready", *server.addresses.values(), *admin_at)), extra={"facts": facts})
-
+    settings = Config.load(file=config, **flags)
+    log_to_stderr(settings.log_format)
     try:
-        finished = server.serve_forever(ready)
+        with ExitStack() as stack:
+            sockets = handed_over(os.environ)
+            for each in sockets.values():
+                stack.enter_context(each)
+            server = Server(settings, sockets)
+            finished = server.serve_forever(lambda: tell(server))
     except OSError as error:
         code, line = explain(error)
         LOG.error(line)
@@ -121,3 +130,14 @@ def serve(
         return ExitCode.DONE
     LOG.error("stopped before everything under way was finished")
     return ExitCode.FAILED
+
+
+def tell(server: "Server") -> None:
+    """Say what was found at start, and that clients can come."""
+    from objmapper_server.logs import LOG
+
+    for notice in server.notices:
+        LOG.info(notice)
+    admin_at = () if server.admin_address is None else ("admin", server.admin_address)
+    facts = {"event": "ready", "addresses": dict(server.addresses), "admin": server.admin_address}
+    LOG.info(" ".join(("ready", *server.addresses.values(), *admin_at)), extra={"facts": facts})

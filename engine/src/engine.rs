@@ -10,6 +10,7 @@ use rustix::io::Errno;
 use crate::buckets::CountedUpTo;
 use crate::concurrency::{Model, Order, Shutdown, spawn};
 use crate::errors::StartError;
+use crate::journal::Journal;
 use crate::listener::Listener;
 use crate::service::Service;
 use crate::settings::{Limits, Settings};
@@ -193,6 +194,10 @@ impl Engine {
             let socket = UdpSocket::bind(address, trusted, limit, &mut lock(&self.notices))?;
             fronts.push(Front::Datagrams(Arc::new(socket)));
         }
+        for socket in &settings.inherited {
+            let listener = Listener::inherited(socket, settings)?;
+            fronts.push(Front::Connections(Arc::new(listener)));
+        }
         let (service, clock) = (Arc::clone(&self.service), Arc::clone(&self.clock));
         let ticking = spawn("objmapper-clock", STACK, move || clock.run(&service)).map_err(|error| {
             let errno = Errno::from_io_error(&error).unwrap_or(Errno::AGAIN);
@@ -214,6 +219,10 @@ impl Engine {
             .iter()
             .map(|lane| (lane.front.transport().name(), lane.front.address().to_owned()))
             .collect()
+    }
+
+    pub fn journal(&self) -> &Journal {
+        &self.service.journal
     }
 
     pub fn notices(&self) -> Vec<String> {
@@ -353,6 +362,7 @@ impl Clock {
             }
             service.statistics.tick();
             service.sweep_unread();
+            service.journal.tick();
         }
     }
 }

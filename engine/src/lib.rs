@@ -15,6 +15,7 @@ pub mod engine;
 pub mod errors;
 pub mod in_flight;
 pub mod incoming;
+pub mod journal;
 pub mod listener;
 pub mod listing;
 pub mod load;

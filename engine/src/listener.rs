@@ -1,6 +1,6 @@
 //! Bound sockets: how they come to be, how connections are taken from them, how they go.
 
-use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::fs::{self, CWD, FileType, FlockOperation, Mode as Permissions, OFlags};
 use rustix::io::Errno;
 use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
@@ -45,6 +45,8 @@ pub struct Listener {
     /// As a client writes it: `unix:/path`, `tcp://127.0.0.1:9999`.
     pub address: String,
     socket: OwnedFd,
+    /// Whether somebody else holds the socket, too, and lets clients wait in it for the next server.
+    shared: bool,
     handed_over: Mutex<VecDeque<Box<Session>>>,
     bell: Bell,
     // Removed when the listener is dropped.
@@ -76,7 +78,7 @@ impl Listener {
             .map_err(fail("cannot set permissions"))?;
         let claim = claim.bound()?;
         if !settings.writable {
-            transport::refuse_descriptors(&socket).map_err(fail("cannot refuse descriptors"))?;
+            transport::pass_descriptors(&socket, false).map_err(fail("cannot refuse descriptors"))?;
         }
         net::listen(&socket, BACKLOG).map_err(fail("cannot listen"))?;
         Self::new(Transport::Unix, format!("unix:{shown}"), socket, Some(claim))
@@ -91,14 +93,9 @@ impl Listener {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket = net::socket_with(family, SocketType::STREAM, flags, None)
             .map_err(fail("cannot make a socket"))?;
-        // Accepted connections inherit all of these.
-        let configured = sockopt::set_socket_reuseaddr(&socket, true)
-            .and_then(|()| sockopt::set_tcp_nodelay(&socket, true))
-            .and_then(|()| sockopt::set_socket_keepalive(&socket, true))
-            .and_then(|()| sockopt::set_tcp_keepidle(&socket, Duration::from_secs(60)))
-            .and_then(|()| sockopt::set_tcp_keepintvl(&socket, Duration::from_secs(10)))
-            .and_then(|()| sockopt::set_tcp_user_timeout(&socket, 120_000));
-        configured.map_err(fail("cannot set socket options"))?;
+        sockopt::set_socket_reuseaddr(&socket, true)
+            .and_then(|()| configure_tcp(&socket))
+            .map_err(fail("cannot set socket options"))?;
         if address.is_ipv6() {
             sockopt::set_ipv6_v6only(&socket, true).map_err(fail("cannot set socket options"))?;
         }
@@ -108,6 +105,39 @@ impl Listener {
             .and_then(SocketAddr::try_from)
             .map_err(fail("cannot tell the bound address"))?;
         Self::new(Transport::Tcp, format!("tcp://{bound}"), socket, None)
+    }
+
+    /// Takes over a socket that somebody else has bound and listens on, and goes on to hold: a service manager.
+    pub fn inherited(socket: &OwnedFd, settings: &Settings) -> Result<Self, StartError> {
+        let subject = String::from("a socket that was handed over");
+        let fail = |what: &str| {
+            let (what, subject) = (what.to_owned(), subject.clone());
+            move |errno| StartError::new(errno, what, subject)
+        };
+        let unfit = |why: &str| StartError::new(Errno::INVAL, why, subject.clone());
+        let listens = sockopt::socket_acceptconn(socket).map_err(fail("is no socket"))?;
+        if !listens || sockopt::socket_type(socket).map_err(fail("is no socket"))? != SocketType::STREAM {
+            return Err(unfit("is not one that listens for connections (ListenStream=)"));
+        }
+        let name = net::getsockname(socket).map_err(fail("cannot tell the bound address"))?;
+        let (transport, address) = if let Ok(unix) = SocketAddrUnix::try_from(name.clone()) {
+            let path = unix.path().filter(|path| !path.is_empty());
+            let path = path.ok_or_else(|| unfit("has no path: abstract Unix sockets have no permissions"))?;
+            (Transport::Unix, format!("unix:{}", path.to_string_lossy()))
+        } else if let Ok(address) = SocketAddr::try_from(name) {
+            (Transport::Tcp, format!("tcp://{address}"))
+        } else {
+            return Err(unfit("is of a family that is not served"));
+        };
+        match transport {
+            Transport::Unix => transport::pass_descriptors(socket, settings.writable),
+            _ => configure_tcp(socket),
+        }
+        .map_err(fail("cannot set socket options"))?;
+        let own = rustix::io::fcntl_dupfd_cloexec(socket, 0).map_err(fail("cannot take it over"))?;
+        // A flag of the description, which all its holders share; a service manager only polls it.
+        rustix::io::ioctl_fionbio(&own, true).map_err(fail("cannot take it over"))?;
+        Ok(Listener { shared: true, ..Self::new(transport, address, own, None)? })
     }
 
     fn new(
@@ -121,6 +151,7 @@ impl Listener {
             transport,
             address,
             socket,
+            shared: false,
             handed_over: Mutex::new(VecDeque::new()),
             bell,
             _path: path,
@@ -142,7 +173,6 @@ impl Listener {
             // ECONNABORTED, EPROTO, ENETDOWN and their kind concern the one connection, which is gone.
             Err(_) => return Accepted::Refused,
         };
-        use rustix::fd::AsRawFd;
         let beyond_reserve = socket.as_raw_fd() as u64 >= service.descriptor_limit;
         if beyond_reserve || !service.admit_connection() {
             gauges.rejected_total.fetch_add(1, Relaxed);
@@ -172,14 +202,26 @@ impl Listener {
         &self.bell
     }
 
-    /// Ends listening: whoever connects now is refused by the kernel.
+    /// Ends listening: whoever connects now is refused by the kernel, or waits for the next server where the socket is
+    /// shared with who has bound it (shutdown(2) would end it for all).
     pub fn close(&self) {
-        let _ = net::shutdown(&self.socket, net::Shutdown::Both);
+        if !self.shared {
+            let _ = net::shutdown(&self.socket, net::Shutdown::Both);
+        }
     }
 
     fn handed_over(&self) -> std::sync::MutexGuard<'_, VecDeque<Box<Session>>> {
         self.handed_over.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What accepted connections inherit.
+fn configure_tcp(socket: &OwnedFd) -> Result<(), Errno> {
+    sockopt::set_tcp_nodelay(socket, true)
+        .and_then(|()| sockopt::set_socket_keepalive(socket, true))
+        .and_then(|()| sockopt::set_tcp_keepidle(socket, Duration::from_secs(60)))
+        .and_then(|()| sockopt::set_tcp_keepintvl(socket, Duration::from_secs(10)))
+        .and_then(|()| sockopt::set_tcp_user_timeout(socket, 120_000))
 }
 
 impl AsFd for Listener {

@@ -2,14 +2,16 @@
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
+use rustix::fd::{BorrowedFd, OwnedFd};
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::buckets::CountedUpTo;
 use crate::concurrency::Model;
 use crate::engine::{Engine as NativeEngine, Snapshot};
+use crate::journal::Record;
 use crate::load::{Dialect, Load as NativeLoad, Outcome, Plan, Target};
 use crate::protocol::Mode;
 use crate::settings::{Limits, OptimizeFor, Settings};
@@ -25,6 +27,7 @@ struct PySettings {
     udp: Option<String>,
     udp_trusted: Vec<String>,
     udp_rate_limit: u64,
+    inherited: Vec<i32>,
     models: HashMap<String, String>,
     pool_size: usize,
     max_queue_depth: usize,
@@ -74,6 +77,7 @@ impl TryFrom<PySettings> for Settings {
             udp: numeric(given.udp)?,
             udp_trusted: trusted.collect::<PyResult<_>>()?,
             udp_rate_limit: given.udp_rate_limit,
+            inherited: given.inherited.into_iter().map(borrowed).collect::<PyResult<_>>()?,
             models,
             pool_size: given.pool_size,
             max_queue_depth: given.max_queue_depth,
@@ -90,6 +94,17 @@ impl TryFrom<PySettings> for Settings {
             request_timeout: seconds("request_timeout", given.request_timeout)?.into(),
         })
     }
+}
+
+/// A descriptor of our own for one that Python keeps.
+fn borrowed(number: i32) -> PyResult<Arc<OwnedFd>> {
+    if number < 0 {
+        return Err(PyValueError::new_err(format!("no descriptor: {number}")));
+    }
+    // SAFETY: it is only borrowed for the call; where the number is not open, the call says so.
+    let theirs = unsafe { BorrowedFd::borrow_raw(number) };
+    let own = rustix::io::fcntl_dupfd_cloexec(theirs, 0).map_err(std::io::Error::from)?;
+    Ok(Arc::new(own))
 }
 
 /// The attributes that are read from the settings value when they have changed.
@@ -156,6 +171,24 @@ impl Engine {
 
     fn counted_up_to(&self, py: Python<'_>, bounds_us: Vec<f64>) -> Vec<CountedUpTo> {
         py.detach(|| self.0.counted_up_to(&bounds_us))
+    }
+
+    fn slow_requests(&self) -> Vec<Record> {
+        self.0.journal().slowest()
+    }
+
+    fn watch_requests(&self, slower_than: f64, for_seconds: f64) -> PyResult<()> {
+        let (floor, time) = (seconds("slower_than", slower_than)?, seconds("for_seconds", for_seconds)?);
+        self.0.journal().watch(floor, time);
+        Ok(())
+    }
+
+    fn sample_requests(&self, one_of: u64) {
+        self.0.journal().sample(one_of);
+    }
+
+    fn recorded_requests(&self, after: u64) -> (u64, Vec<Record>) {
+        self.0.journal().records(after)
     }
 
     fn notices(&self) -> Vec<String> {

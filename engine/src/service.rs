@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::cache::Cache;
 use crate::errors::StartError;
 use crate::in_flight::InFlight;
+use crate::journal::Journal;
 use crate::listing::Listing;
 use crate::mapping::Mapping;
 use crate::session::Connection;
@@ -30,6 +31,7 @@ pub struct Service {
     /// None where storage is read by whoever serves, and nothing is written.
     pub storage_pool: Option<StoragePool>,
     pub statistics: Statistics,
+    pub journal: Journal,
     pub in_flight: InFlight,
     /// The cap on connections, fitted to RLIMIT_NOFILE.
     max_connections: AtomicUsize,
@@ -75,6 +77,7 @@ impl Service {
             staging,
             storage_pool,
             statistics: Statistics::new(),
+            journal: Journal::default(),
             in_flight: InFlight::new(u32::try_from(in_flight).unwrap_or(u32::MAX)),
             max_connections: max_connections.into(),
             room,

@@ -1,8 +1,10 @@
 //! The settings, as one value. Python validates them; see `objmapper_server/config.py` for what each means. All are frozen
 //! but the time limits, which can change while the server runs.
 
+use rustix::fd::OwnedFd;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
@@ -32,6 +34,8 @@ pub struct Settings {
     pub udp_trusted: Vec<Network>,
     /// Bytes a second over UDP towards one address that is not loopback; 0: no limit.
     pub udp_rate_limit: u64,
+    /// Listening sockets that were open already, besides those above; each is borrowed from whoever made it.
+    pub inherited: Vec<Arc<OwnedFd>>,
     pub models: BTreeMap<Transport, Model>,
     /// 0: twice the cores.
     pub pool_size: usize,

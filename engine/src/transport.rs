@@ -167,24 +167,39 @@ pub fn unread_by_peer(socket: &OwnedFd) -> io::Result<usize> {
     if answer < 0 { Err(last_error()) } else { Ok(usize::try_from(queued).unwrap_or(0)) }
 }
 
-/// Makes the kernel refuse descriptors that clients send (Linux 6.16); older kernels do not know the option, and there
-/// `receive` has them dropped.
-pub fn refuse_descriptors(socket: &OwnedFd) -> io::Result<()> {
+/// Makes the kernel refuse descriptors that clients send, or let them pass (Linux 6.16); older kernels do not know the
+/// option, and there `receive` has them dropped.
+pub fn pass_descriptors(socket: &OwnedFd, wanted: bool) -> io::Result<()> {
     const SO_PASSRIGHTS: libc::c_int = 83;
-    let off: libc::c_int = 0;
+    let value = libc::c_int::from(wanted);
     // SAFETY: the option's value is one int, whose size is told.
     let answer = unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),
             libc::SOL_SOCKET,
             SO_PASSRIGHTS,
-            (&raw const off).cast(),
+            (&raw const value).cast(),
             size_of::<libc::c_int>() as libc::socklen_t,
         )
     };
     match if answer < 0 { Err(last_error()) } else { Ok(()) } {
         Err(Errno::NOPROTOOPT) => Ok(()),
         other => other,
+    }
+}
+
+/// Who is at the other end, for people: process and user of a Unix socket, else the address.
+pub fn peer(socket: &OwnedFd, transport: Transport) -> String {
+    match transport {
+        Transport::Unix => match sockopt::socket_peercred(socket) {
+            Ok(peer) => format!("pid {} uid {}", peer.pid.as_raw_nonzero(), peer.uid.as_raw()),
+            Err(_) => "unknown".to_owned(),
+        },
+        _ => match net::getpeername(socket) {
+            Ok(Some(address)) => std::net::SocketAddr::try_from(address)
+                .map_or_else(|_| "unknown".to_owned(), |address| address.to_string()),
+            _ => "gone".to_owned(),
+        },
     }
 }
 

@@ -38,7 +38,11 @@ def _serve(listener: socket.socket, answer: bytes, hold: bool, connections: list
         connections.append(connection)
         with connection:
             try:
-                while connection.recv(8192):
+                while asked := connection.recv(8192):
+                    if asked.startswith(b"OBJM"):
+                        # As a server does that knows version 1 only: the client comes back with that.
+                        connection.sendall(b"\x20\0\x09version 1")
+                        break
                     connection.sendall(answer)
                     if not hold:
                         break

@@ -44,7 +44,7 @@ def test_a_shell_that_is_unknown_is_asked_for(objmapper: Run, environment: dict[
 @pytest.mark.parametrize(
     ("typed", "offered"),
     [
-        ("objmapper st", ["stats"]),
+        ("objmapper sta", ["stat", "stats"]),
         ("objmapper serve --shut", ["--shutdown-grace"]),
         ("objmapper completion f", ["fish"]),
     ],

@@ -1,36 +1,12 @@
-"""Ranges of files and of streams, without a process around them."""
+"""Ranges of files, and files that appear when they are whole, without a process around them."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from objmapper_cli.destination import destination
-from objmapper_cli.get import within
 from objmapper_client.object import copy_to
-
-
-@given(
-    pieces=st.lists(st.binary(max_size=20), max_size=8),
-    offset=st.integers(0, 200),
-    length=st.none() | st.integers(0, 200),
-)
-def test_a_range_of_a_stream_is_a_slice_of_the_whole(pieces: list[bytes], offset: int, length: int | None) -> None:
-    whole = b"".join(pieces)
-    expected = whole[offset:] if length is None else whole[offset : offset + length]
-    assert b"".join(within(iter(pieces), offset, length)) == expected
-
-
-def test_what_is_behind_the_range_is_not_asked_for() -> None:
-    def stream() -> Iterator[bytes]:
-        yield b"0123"
-        yield b"4567"
-        pytest.fail("one too many")
-
-    assert b"".join(within(stream(), 2, 6)) == b"234567"
 
 
 def test_a_range_of_a_file_and_its_progress(tmp_path: Path) -> None:

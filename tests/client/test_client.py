@@ -24,6 +24,7 @@ from objmapper_client import (
     UnsupportedMode,
 )
 from objmapper_server import Config, Server
+from tests.client.callers import Caller, in_task, in_task_of_uvloop, in_thread
 
 SIZES = {"empty": 0, "small": 1000, "large": 3_000_000}
 
@@ -52,38 +53,73 @@ def address(server: Server, request: pytest.FixtureRequest) -> str:
     return server.addresses[request.param]
 
 
-@pytest.mark.parametrize("name", SIZES)
-def test_every_verb_gives_the_object(address: str, root: Path, name: str) -> None:
-    content = (root / name).read_bytes()
-    with Client(address) as client:
-        assert client.read(f"/{name}") == content
-        assert client.read(f"/{name}", offset=10, length=20) == content[10:30]
-        assert b"".join(client.stream(f"/{name}", chunk_size=4096)) == content
-        buffer = bytearray(len(content) + 5)
-        assert client.readinto(f"/{name}", buffer) == len(content)
-        assert buffer[: len(content)] == content
-        with client.open(f"/{name}") as found:
-            assert (found.size, found.read(), found.uri) == (len(content), content, f"/{name}")
-            assert found.view() == content
-            assert found.mode is (Mode.FDPASS if address.startswith("unix") else Mode.COPY)
+@pytest.fixture(params=[in_thread, in_task, in_task_of_uvloop], ids=["thread", "task", "uvloop"])
+def call(request: pytest.FixtureRequest) -> Caller:
+    return request.param  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_every_verb_gives_the_object_to_a_task(address: str, root: Path, name: str) -> None:
-    content = (root / name).read_bytes()
+def test_every_verb_gives_the_object(call: Caller, address: str, root: Path, name: str) -> None:
+    content, uri = (root / name).read_bytes(), f"/{name}"
+    buffer = bytearray(len(content) + 5)
+    whole, size, chunks, found = call(
+        address, ("read", uri), ("readinto", uri, buffer), ("stream", uri, {"chunk_size": 4096}), ("open", uri)
+    )
+    assert whole == content == b"".join(chunks) == buffer[:size]
+    assert size == len(content)
+    assert max(map(len, chunks), default=0) <= 4096
+    with found:
+        assert (found.size, found.read(), found.uri) == (len(content), content, uri)
+        assert found.view() == content
+        assert found.mode is (Mode.FDPASS if address.startswith("unix") else Mode.COPY)
+        assert found.mtime == int((root / name).stat().st_mtime)
+        assert found.etag == call(address, ("stat", uri))[0].etag
 
-    async def use() -> None:
-        async with AsyncClient(address) as client:
-            assert await client.read(f"/{name}") == content
-            assert await client.read(f"/{name}", offset=10, length=20) == content[10:30]
-            assert b"".join([chunk async for chunk in client.stream(f"/{name}", chunk_size=4096)]) == content
-            buffer = bytearray(len(content))
-            assert await client.readinto(f"/{name}", buffer) == len(content)
-            assert buffer == content
-            with await client.open(f"/{name}") as found:
-                assert found.read() == content
 
-    asyncio.run(use())
+@pytest.mark.parametrize("mode", [None, "copy", "splice"])
+@pytest.mark.parametrize(
+    ("offset", "length"),
+    [(0, 0), (0, 1), (10, 20), (5, None), (0, 1 << 18), (7, 1 << 18), (7, 1_000_000), (2_999_990, 100), (9_999_999, 5)],
+)
+def test_a_range_is_what_a_slice_would_be(
+    call: Caller, address: str, root: Path, mode: str | None, offset: int, length: int | None
+) -> None:
+    content = (root / "large").read_bytes()
+    expected = content[offset:] if length is None else content[offset : offset + length]
+    buffer = bytearray(3_000_000 if length is None else length)
+    asked = {"offset": offset, "length": length, "mode": mode}
+    read, chunks, count = call(
+        address,
+        ("read", "/large", asked),
+        ("stream", "/large", asked | {"chunk_size": 70_000}),
+        ("readinto", "/large", buffer, {"offset": offset, "mode": mode}),
+    )
+    assert read == b"".join(chunks) == buffer[:count] == expected
+
+
+@pytest.mark.parametrize("given", [{"offset": -1}, {"offset": -1, "mode": "copy"}])
+def test_no_range_begins_before_the_object(call: Caller, address: str, given: dict[str, object]) -> None:
+    for verb in ("read", "stream"):
+        with pytest.raises(LocalProtocolError, match="from 0 on"):
+            call(address, (verb, "/small", given | ({"mode": "copy"} if "tcp" in address else {})))
+
+
+def test_many_are_opened_in_one_round_trip_with_errors_among_them(call: Caller, address: str, root: Path) -> None:
+    names = ["small", "none", "large", "directory", "empty", "../x", ""] * 100
+    results = call(address, ("open_many", [f"/{name}" if name else "" for name in names]))[0]
+    for name, result in zip(names, results, strict=True):
+        if name in SIZES:
+            with result:
+                assert result.size == SIZES[name]
+                assert result.pread(9, 0) == (root / name).read_bytes()[:9]
+        else:
+            kinds = {
+                "none": ObjectNotFound,
+                "directory": PermissionDenied,
+                "../x": InvalidRequest,
+                "": LocalProtocolError,
+            }
+            assert type(result) is kinds[name]
 
 
 def test_the_two_clients_have_the_same_verbs() -> None:
@@ -107,11 +143,11 @@ def test_the_two_clients_have_the_same_verbs() -> None:
 def test_a_refusal_is_its_error_and_the_connection_stays(address: str, uri: str, kind: type[Exception]) -> None:
     with Client(address, max_connections=1) as client:
         client.read("/small")
-        connection = client._pool._idle[0]
+        connection = client._pool.shared
         with pytest.raises(kind):
             client.read(uri)
         client.read("/small")
-        assert client._pool._idle == [connection]
+        assert client._pool.shared is connection is not None
 
 
 def test_a_missing_object_is_a_missing_file(address: str) -> None:
@@ -135,7 +171,8 @@ def test_nobody_there_is_a_failed_connection(tmp_path: Path) -> None:
 def test_descriptors_close_on_exec(address: str) -> None:
     with Client(address) as client, client.open("/small") as found:
         assert not os.get_inheritable(found.fileno())
-        assert not any(connection.socket.get_inheritable() for connection in client._pool._idle)
+        assert client._pool.shared is not None
+        assert not client._pool.shared.connection.socket.get_inheritable()
 
 
 def test_threads_share_a_client(address: str, root: Path) -> None:
@@ -153,6 +190,7 @@ def test_tasks_share_a_client(address: str, root: Path) -> None:
         async with AsyncClient(address, max_connections=4) as client:
             results = await asyncio.gather(*(client.read("/small") for _ in range(400)))
             assert all(result == content for result in results)
+            assert client._pool is not None
             assert len(client._pool) <= 4
 
     asyncio.run(use())
@@ -164,7 +202,7 @@ def test_a_pool_that_is_used_up_waits_and_then_says_so(address: str) -> None:
         next(chunks)
         with pytest.raises(RequestTimeout, match="max_connections"):
             client.read("/small")
-        chunks.close()  # type: ignore[attr-defined]
+        chunks.close()
         assert client.read("/small")
 
 

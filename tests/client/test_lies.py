@@ -1,9 +1,6 @@
-"""A server that lies: the error says which rule was broken, the connection is closed, no descriptor is left."""
+"""A server of version 1 that lies: the error says which rule was broken, the connection is closed, no descriptor is
+left."""
 
-import asyncio
-import os
-import resource
-import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,43 +9,43 @@ from typing import Any
 import pytest
 
 from objmapper_client import (
-    AsyncClient,
     Client,
     ConnectionFailed,
-    DescriptorLimit,
     ObjectNotFound,
     RemoteProtocolError,
     RequestTimeout,
     ServerBusy,
     ServerFailed,
-    UnixAddress,
-    _exchange,
-    _waiting,
+    UnsupportedOperation,
 )
-from objmapper_client._transport import Connection
-from objmapper_client.protocol import Mode
-from tests.client.lying_server import Script, hang_up, lying_server, passes, say, wait_for_end
+from tests.client.callers import Caller, Verb, in_task, in_thread
+from tests.client.lying_server import (
+    Script,
+    answers_all,
+    hang_up,
+    lying_server,
+    passes,
+    pretend_server,
+    say,
+    wait_for_end,
+)
 
 FILE = __file__
 Read = Callable[..., bytes]
 
 
-def read_sync(address: str, mode: str, **options: Any) -> bytes:
-    with Client(address, mode=mode, **options) as client:
-        return client.read("/x")
-
-
-def read_async(address: str, mode: str, **options: Any) -> bytes:
-    async def read() -> bytes:
-        async with AsyncClient(address, mode=mode, **options) as client:
-            return await client.read("/x")
-
-    return asyncio.run(read())
-
-
-@pytest.fixture(params=[read_sync, read_async], ids=["sync", "async"])
-def read(request: pytest.FixtureRequest) -> Read:
+@pytest.fixture(params=[in_thread, in_task], ids=["thread", "task"])
+def call(request: pytest.FixtureRequest) -> Caller:
     return request.param  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def read(call: Caller) -> Read:
+    def read(address: str, mode: str, **options: Any) -> bytes:
+        data: bytes = call(address, ("read", "/x"), mode=mode, **options)[0]
+        return data
+
+    return read
 
 
 @pytest.mark.parametrize(
@@ -132,23 +129,49 @@ def test_a_status_is_its_error(read: Read, tmp_path: Path, status: int, kind: ty
         read(address, "copy")
 
 
-def test_a_process_at_its_descriptor_limit_is_told_so() -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    connection = Connection(ours, UnixAddress("pair"))
-    taken: list[int] = []
-    with theirs, open(FILE, "rb") as file:
-        socket.send_fds(theirs, [b"\0"], [file.fileno()])
-        resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 20, hard))
-        try:
-            with pytest.raises(OSError, match="Too many open files"):
-                while True:
-                    taken.append(os.open("/dev/null", os.O_RDONLY))
-            # Not one for the waiter either: it sleeps in poll(2), which needs none.
-            with pytest.raises(DescriptorLimit, match="limit"):
-                _waiting.run(_exchange.begin(connection, b"request", "/x", Mode.FDPASS), 5)
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-            for descriptor in taken:
-                os.close(descriptor)
-            connection.close()
+def test_an_old_server_hands_out_objects_and_says_what_it_lacks(call: Caller, tmp_path: Path) -> None:
+    found = b"\0" + bytes(7) + b"\4abcd"
+
+    def two(connection: Any) -> None:
+        connection.sendall(found)
+        connection.recv(5000)
+        say(found)(connection)
+
+    with lying_server(tmp_path, two) as address:
+        verbs: list[Verb] = [("read", "/x", {"offset": 1, "length": 2}), ("stream", "/x", {"chunk_size": 3})]
+        assert call(address, *verbs, mode="copy") == [b"bc", [b"abc", b"d"]]
+    lacking: list[Verb] = [
+        ("stat", "/x"),
+        ("list",),
+        ("delete", "/x"),
+        ("put", "/x", b"a"),
+        ("put", "/x", bytes(1 << 20)),
+    ]
+    for verb in lacking:
+        with lying_server(tmp_path) as address, pytest.raises(UnsupportedOperation, match=f"no {verb[0]}: .*version 1"):
+            call(address, verb)
+
+
+def test_an_old_server_is_asked_for_many_one_by_one(call: Caller, tmp_path: Path) -> None:
+    def many(connection: Any) -> None:
+        for _ in range(3):
+            connection.sendall(b"\0" + bytes(7) + b"\1a")
+            connection.recv(5000)
+        connection.sendall(b"\1\0\4word")
+        wait_for_end(connection)
+
+    with lying_server(tmp_path, many) as address:
+        *objects, error = call(address, ("open_many", ["/a", "/b", "/c", "/none"]), mode="copy")[0]
+        for found in objects:
+            assert (found.read(), found.etag, found.mtime) == (b"a", None, None)
+            found.close()
+        assert isinstance(error, ObjectNotFound)
+
+
+def test_a_server_that_was_replaced_by_a_newer_one_is_noticed(tmp_path: Path) -> None:
+    with Client(f"unix:{tmp_path}/liar.sock", mode="copy") as client:
+        with lying_server(tmp_path, hang_up(b"\0" + bytes(7) + b"\1a")):
+            assert client.read("/x") == b"a"
+        with pretend_server(tmp_path, answers_all, name="liar.sock"):
+            assert client.read("/later") == b"/later"
+            assert client.stat("/later").size == 6

@@ -3,13 +3,15 @@
 import gc
 import os
 import pickle
+import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from objmapper_client.errors import RemoteProtocolError
-from objmapper_client.object import Object, memory_file
+from objmapper_client.object import MemoryFile, Object
 from objmapper_client.protocol import Mode
 
 
@@ -103,5 +105,66 @@ def test_a_passed_directory_is_the_servers_fault(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [1 << 62, 1 << 70])
 def test_a_content_that_no_memory_holds_is_refused(size: int) -> None:
-    with pytest.raises(RemoteProtocolError, match="bytes"), memory_file(size):
-        pass
+    memory = MemoryFile()
+    with pytest.raises(RemoteProtocolError, match="bytes"):
+        memory.make_room(size)
+    memory.close()
+
+
+def test_numpy_sees_the_content_without_a_copy(tmp_path: Path) -> None:
+    import numpy as np
+
+    numbers = np.arange(1000, dtype=np.int64)
+    with make(tmp_path, numbers.tobytes()) as found:
+        seen = np.frombuffer(found.view(), dtype=np.int64)
+    assert (seen == numbers).all()
+    assert not seen.flags.writeable
+    assert not seen.flags.owndata
+
+
+def test_arrow_reads_the_view(tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    table = pa.table({"a": [1, 2, 3]})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    with make(tmp_path, sink.getvalue().to_pybytes()) as found:
+        assert pa.ipc.open_file(pa.py_buffer(found.view())).read_all() == table
+
+
+def test_safetensors_maps_the_descriptor(tmp_path: Path) -> None:
+    import numpy as np
+    import safetensors.numpy
+
+    content = safetensors.numpy.save({"weights": np.ones((3, 4), dtype=np.float32)})
+    with make(tmp_path, content) as found:
+        loaded = safetensors.numpy.load_file(f"/proc/self/fd/{found.fileno()}")
+    assert (loaded["weights"] == 1).all()
+
+
+def test_the_kernel_sends_it_to_a_socket(tmp_path: Path) -> None:
+    ours, theirs = socket.socketpair()
+    with make(tmp_path, b"abcdef") as found, ours, theirs:
+        assert os.sendfile(ours.fileno(), found.fileno(), 2, 3) == 3
+        assert theirs.recv(10) == b"cde"
+
+
+def test_a_child_gets_it_by_number_and_only_then(tmp_path: Path) -> None:
+    with make(tmp_path, b"abc") as found:
+        number = found.fileno()
+        read = [sys.executable, "-c", f"import os; print(os.read({number}, 9))"]
+        given = subprocess.run(read, pass_fds=[number], capture_output=True, text=True, check=True)
+        assert given.stdout == "b'abc'\n"
+        withheld = subprocess.run(read, close_fds=False, capture_output=True, text=True, check=False)
+        assert "Bad file descriptor" in withheld.stderr
+        assert not os.get_inheritable(number)
+
+
+def test_a_buffer_is_filled_from_an_offset(tmp_path: Path) -> None:
+    with make(tmp_path, b"abcdef") as found:
+        buffer = bytearray(4)
+        assert found.readinto(buffer, 1) == 4
+        assert bytes(buffer) == b"bcde"
+        assert found.readinto(buffer, 4) == 2
+        assert bytes(buffer) == b"efde"

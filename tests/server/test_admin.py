@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import os
 import re
 import socket
 import stat
@@ -154,6 +155,13 @@ def test_a_file_in_the_sockets_place_is_left_alone(root: Path, tmp_path: Path) -
 def test_a_path_that_is_too_long_is_refused(root: Path, tmp_path: Path) -> None:
     with pytest.raises(OSError, match="admin endpoint cannot listen"):
         Server(Config(root=root, unix=tmp_path / "s", admin=f"unix:{tmp_path}/{'x' * 200}")).start()
+
+
+def test_it_stands_back_behind_the_data_plane(server: Server) -> None:
+    with client_of(server) as client:
+        assert client.get("/healthz").status_code == 200
+        threads = [int(path.name) for path in Path("/proc/self/task").iterdir()]
+        assert sorted(os.getpriority(os.PRIO_PROCESS, thread) for thread in threads)[-2:] == [0, 10]
 
 
 def test_it_says_nothing_of_its_own(server: Server, capfd: pytest.CaptureFixture[str]) -> None:

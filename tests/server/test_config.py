@@ -40,6 +40,8 @@ def test_the_defaults_are_the_documented_ones(tmp_path: Path) -> None:
         "request_timeout": 30,
         "shutdown_grace": 10,
         "log_format": "text",
+        "access_log": None,
+        "access_log_sample": 100,
     }
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from objmapper_client.protocol_v2 import Operation
 from objmapper_server import Concurrency, Server
 from tests.version_two.client import (
     CONFLICT,
@@ -43,7 +44,7 @@ EITHER_WAY = [(COPY, "unix"), (SPLICE, "unix"), (FDPASS, "unix"), (COPY, "tcp"),
 @pytest.mark.parametrize("capabilities", [PLAIN, EXTENDED], ids=["plain", "extended"])
 @pytest.mark.parametrize(("operation", "transport"), EITHER_WAY, ids=lambda value: getattr(value, "name", value))
 @pytest.mark.parametrize("name", [*SIZES, "directory/nested é"])
-def test_an_object_arrives_whole(address: str, root: Path, operation, name: str, capabilities: int) -> None:
+def test_an_object_arrives_whole(address: str, root: Path, operation: Operation, name: str, capabilities: int) -> None:
     with Two(address, capabilities) as two:
         assert two.call(operation, f"/{name}").read() == (root / name).read_bytes()
         assert not two.arrived
@@ -191,7 +192,7 @@ def test_a_stat_of_what_is_no_object_has_the_status_that_getting_it_has(two: Two
 
 @pytest.mark.parametrize("operation", [COPY, SPLICE])
 @pytest.mark.parametrize("name", ["empty", "small", "large"])
-def test_a_part_of_an_object(two: Two, root: Path, operation, name: str) -> None:
+def test_a_part_of_an_object(two: Two, root: Path, operation: Operation, name: str) -> None:
     content = (root / name).read_bytes()
     size = len(content)
     end = (1 << 64) - 1
@@ -237,13 +238,13 @@ def test_a_part_means_nothing_to_a_descriptor(unix: str) -> None:
 
 
 @pytest.mark.parametrize("operation", [COPY, SPLICE, STAT, LIST, DELETE])
-def test_a_deadline_that_has_passed_is_a_timeout(two: Two, operation) -> None:
+def test_a_deadline_that_has_passed_is_a_timeout(two: Two, operation: Operation) -> None:
     assert two.call(operation, "/a", deadline_ms=0).fails(TIMEOUT)
     assert two.call(COPY, "/a", deadline_ms=60_000).status == OK
 
 
 @pytest.mark.parametrize("operation", [COPY, SPLICE, STAT])
-def test_conditions_hold_for_reading_too(two: Two, operation) -> None:
+def test_conditions_hold_for_reading_too(two: Two, operation: Operation) -> None:
     etag = two.call(STAT, "/small").metadata.etag
     assert etag is not None
     other = "0" * 16

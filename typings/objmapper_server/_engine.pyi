@@ -26,6 +26,8 @@ class Settings(Protocol):
     @property
     def udp_rate_limit(self) -> int: ...  # bytes a second to one address that is not loopback; 0: no limit
     @property
+    def inherited(self) -> Sequence[int]: ...  # listening sockets that are open already; they stay the caller's
+    @property
     def models(self) -> Mapping[str, str]: ...  # transport -> a concrete model's name
     @property
     def pool_size(self) -> int: ...  # 0: cores × 2
@@ -166,6 +168,22 @@ class CountedUpTo(TypedDict):
     latency: Cumulative
     queue_wait: Cumulative  # nothing where the model has no queue
 
+@type_check_only
+class Record(TypedDict):
+    number: int
+    at: float
+    uri: str
+    peer: str
+    transport: str
+    mode: str
+    model: str
+    status: int
+    bytes: int
+    total_us: float
+    queue_us: float
+    storage_us: float
+    send_us: float
+
 @final
 class Engine:
     """Serves one root over the transports that the settings name. The GIL is never held to serve a request."""
@@ -179,6 +197,14 @@ class Engine:
     def statistics(self) -> Snapshot: ...
     def counted_up_to(self, bounds_us: Sequence[float]) -> Sequence[CountedUpTo]:
         """The times of each combination that was used, counted up to each bound: microseconds, ascending."""
+    def slow_requests(self) -> list[Record]:
+        """The slowest of the last minute, slowest first."""
+    def watch_requests(self, slower_than: float, for_seconds: float) -> None:
+        """Record what takes longer, in seconds, for so many seconds."""
+    def sample_requests(self, one_of: int) -> None:
+        """Record one request of so many; 0: none."""
+    def recorded_requests(self, after: int) -> tuple[int, list[Record]]:
+        """The number of the last record, and those behind `after`, oldest first."""
     def notices(self) -> list[str]:
         """What was fitted or found at start, a line each: limits lowered, stale sockets removed."""
     def set_limits(self, limits: Limits) -> None:

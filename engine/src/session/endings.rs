@@ -7,6 +7,7 @@ use std::time::Instant;
 use super::replies::{Asked, Framing};
 use super::{End, Next, Scratch, Session, Speaks};
 use crate::errors::Error;
+use crate::journal::Note;
 use crate::protocol::{self, Operation, Status, v2};
 use crate::transport::{self, Patience};
 
@@ -14,7 +15,13 @@ impl Session {
     pub(super) fn refuse_slow_frame(&mut self, scratch: &mut Scratch) {
         self.service.statistics.gauges(self.transport).timeouts_total.fetch_add(1, Relaxed);
         let framing = self.unasked_framing();
-        let asked = Asked { framing, operation: Operation::FdPass, complete_at: self.complete_at };
+        let asked = Asked {
+            framing,
+            operation: Operation::FdPass,
+            complete_at: self.complete_at,
+            answered_at: None,
+            uri: Note::of(""),
+        };
         self.push_error(scratch, asked, Error::TooSlow);
         self.ending = End::AfterReplies;
     }

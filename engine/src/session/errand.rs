@@ -66,6 +66,7 @@ pub(super) enum Brought {
 
 /// What the storage pool has done, on its way back to the session.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "there are few at a time, and nearly all are replies")]
 pub(super) enum Done {
     Reply {
         asked: Asked,

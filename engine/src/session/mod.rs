@@ -83,6 +83,8 @@ pub struct Scratch {
     segments: VecDeque<Segment>,
     shard: usize,
     model: Model,
+    /// When the replies that are being handed over had been put together.
+    flush_began: Instant,
     /// How long the session that is run next has waited in a queue.
     pub queue_wait: Option<Duration>,
     /// Set by others: a thread that would sleep in the session's socket gives the session back instead.
@@ -99,6 +101,7 @@ impl Scratch {
             segments: VecDeque::new(),
             shard: service.statistics.assign_shard(),
             model,
+            flush_began: Instant::now(),
             queue_wait: None,
             recalled: None,
         }

@@ -11,6 +11,7 @@ use std::time::Instant;
 use super::replies::{Asked, BYTES_A_TURN, Framing, SMALL, UNREAD_PAUSE};
 use super::{Manner, Next, Scratch, Session};
 use crate::errors::Error;
+use crate::journal::Passed;
 use crate::mapping;
 use crate::protocol::{self, Status, v2};
 use crate::statistics::{Answered, Labels};
@@ -54,6 +55,9 @@ impl Session {
         sent: &mut usize,
         bytes_left: &mut usize,
     ) -> Option<Next> {
+        if !self.outbox.is_empty() {
+            scratch.flush_began = Instant::now();
+        }
         while let Some(front) = self.outbox.front() {
             if *bytes_left == 0 && manner.patience == Patience::Never {
                 return Some(Next::Again);
@@ -248,11 +252,9 @@ impl Session {
         if *at < *warm {
             return false;
         }
-        let next = (*at + BYTES_A_TURN as u64).min(*end);
-        // Of what is read ahead the end comes last.
-        let mut byte = [0u8];
+        let next = next_turn(*at, *end);
         *warm = next;
-        if !matches!(mapping::read_cached(file, &mut byte, next - 1), Ok(None)) {
+        if !self.service.mapping.is_remote() && is_in_memory(file, next) {
             return false;
         }
         let (file, at) = (Arc::clone(file), *at);
@@ -316,6 +318,19 @@ impl Session {
             return;
         };
         let waited = scratch.queue_wait.unwrap_or_default();
+        let answered_at = ending.asked.answered_at.unwrap_or(scratch.flush_began);
+        self.service.journal.note(&Passed {
+            uri: &ending.asked.uri,
+            socket: &self.connection.socket,
+            transport: self.transport,
+            operation: ending.asked.operation.name(),
+            model: scratch.model.name(),
+            status: ending.status as u8,
+            bytes: ending.content,
+            queue: waited,
+            storage: answered_at.saturating_duration_since(ending.asked.complete_at),
+            send: now.saturating_duration_since(answered_at.max(ending.asked.complete_at)),
+        });
         self.service.statistics.record(
             scratch.shard,
             &Answered {
@@ -328,6 +343,17 @@ impl Session {
             },
         );
     }
+}
+
+/// Up to where the file is sent before others have their turn.
+pub(super) fn next_turn(at: u64, end: u64) -> u64 {
+    (at + BYTES_A_TURN as u64).min(end)
+}
+
+/// Whether what lies before `next` can be sent without waiting for the disk.
+pub(super) fn is_in_memory(file: &OwnedFd, next: u64) -> bool {
+    // Of what is read ahead the end comes last.
+    !matches!(mapping::read_cached(file, &mut [0], next - 1), Ok(None))
 }
 
 /// The descriptor that a segment passes with this byte, lent.

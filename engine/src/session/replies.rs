@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 
 use super::connection::Connection;
 use super::errand::{Brought, Done, Errand, Rest, part};
-use super::outbox::{Ending, Payload, Segment};
+use super::outbox::{Ending, Payload, Segment, is_in_memory, next_turn};
 use super::{Manner, Scratch, Session};
 use crate::cache::Cached;
 use crate::errors::Error;
+use crate::journal::Note;
 use crate::mapping::{self, Found, Opened};
 use crate::protocol::{self, Operation, Status, v2};
 use crate::target::{Conditions, Match};
@@ -37,6 +38,9 @@ pub(super) struct Asked {
     pub operation: Operation,
     /// When the request was there as a whole.
     pub complete_at: Instant,
+    /// When storage had found what is answered, where it was waited for.
+    pub answered_at: Option<Instant>,
+    pub uri: Note,
 }
 
 /// A request of either version.
@@ -195,6 +199,10 @@ impl Session {
         conditions.check_version(Some(&opened.version))?;
         let (at, end) = part(opened.size, offset, length);
         if end > at && (end - at > SMALL || asked.operation == Operation::Splice) {
+            // Once its head is out, everything behind it waits for the content.
+            if !may_wait && !is_in_memory(&opened.file, next_turn(at, end)) {
+                return Ok(false);
+            }
             self.push_file(scratch, asked, opened, at, end);
             return Ok(true);
         }
@@ -253,6 +261,7 @@ impl Session {
         let (connection, service) = (Arc::clone(&self.connection), Arc::clone(&self.service));
         let work = move || {
             let outcome = errand.run(&service);
+            let asked = Asked { answered_at: Some(Instant::now()), ..asked };
             connection.finish(Done::Reply { asked, outcome });
         };
         if has_priority {
@@ -355,13 +364,14 @@ impl Session {
         self.push_buffered(length, Some(ending));
     }
 
+    /// The part that the first turn sends is in memory, or may be waited for.
     fn push_file(&mut self, scratch: &mut Scratch, asked: Asked, opened: Opened, at: u64, end: u64) {
         let before = scratch.out.len();
         push_head(&mut scratch.out, asked, end - at, Some(&opened.found()));
         let length = scratch.out.len() - before;
         self.push_buffered(length, None);
         let ends = Some(Ending { asked, status: Status::Ok, content: end - at });
-        let payload = Payload::File { file: Arc::new(opened.file), at, end, warm: at };
+        let payload = Payload::File { file: Arc::new(opened.file), at, end, warm: next_turn(at, end) };
         self.outbox.push_back(Segment { payload, ends });
     }
 

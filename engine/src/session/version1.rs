@@ -3,6 +3,7 @@
 use super::replies::{Asked, Framing, Wanted};
 use super::{Manner, Scratch, Session, Speaks, Step};
 use crate::errors::Error;
+use crate::journal::Note;
 use crate::protocol::{Decoded, Operation, v2};
 
 impl Session {
@@ -11,11 +12,17 @@ impl Session {
         let Speaks::One(decoder) = &mut self.speaks else { return Step::More };
         let complete_at = self.complete_at;
         // A frame that could not be understood has no mode; it is counted with the commonest one.
-        let asked = |operation| Asked { framing: Framing::One, operation, complete_at };
+        let asked = |operation, uri| Asked {
+            framing: Framing::One,
+            operation,
+            complete_at,
+            answered_at: None,
+            uri: Note::of(uri),
+        };
         match decoder.decode(rest) {
             Decoded::More => Step::More,
             Decoded::Request { mode, uri } => {
-                let asked = asked(mode.into());
+                let asked = asked(mode.into(), uri);
                 let result = if manner.refuse {
                     Err(Error::QUEUE_FULL)
                 } else {
@@ -29,11 +36,11 @@ impl Session {
                 Step::Done
             }
             Decoded::Refused(status) => {
-                self.push_error(scratch, asked(Operation::FdPass), Error::Refused(status));
+                self.push_error(scratch, asked(Operation::FdPass, ""), Error::Refused(status));
                 Step::Done
             }
             Decoded::Fatal(status) => {
-                self.push_error(scratch, asked(Operation::FdPass), Error::Refused(status));
+                self.push_error(scratch, asked(Operation::FdPass, ""), Error::Refused(status));
                 Step::Fatal
             }
         }

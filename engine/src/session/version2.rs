@@ -12,6 +12,7 @@ use super::replies::{Asked, Framing, Wanted};
 use super::{End, Manner, Scratch, Session, Speaks, Step};
 use crate::errors::Error;
 use crate::incoming::Incoming;
+use crate::journal::Note;
 use crate::mapping;
 use crate::protocol::v2::{self, Capabilities, Decoded, DecodedHello, Hello, Request};
 use crate::protocol::{Operation, Status};
@@ -44,6 +45,7 @@ struct Receiving {
 }
 
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "one for each client of version 2, which is boxed")]
 enum Sink {
     Put {
         incoming: Incoming,
@@ -111,7 +113,13 @@ impl Session {
 
     fn refuse_greeting(&mut self, scratch: &mut Scratch, status: Status) -> Step {
         let complete_at = self.complete_at;
-        let asked = Asked { framing: Framing::One, operation: Operation::FdPass, complete_at };
+        let asked = Asked {
+            framing: Framing::One,
+            operation: Operation::FdPass,
+            complete_at,
+            answered_at: None,
+            uri: Note::of(""),
+        };
         self.push_error(scratch, asked, Error::Refused(status));
         Step::Fatal
     }
@@ -121,23 +129,23 @@ impl Session {
         let Speaks::Two(two) = &mut self.speaks else { return Step::More };
         let complete_at = self.complete_at;
         let extended = two.is_extended();
-        let asked = |id, operation| {
+        let asked = |id, operation, uri| {
             let framing = Framing::Two { id, extended };
-            Asked { framing, operation, complete_at }
+            Asked { framing, operation, complete_at, answered_at: None, uri: Note::of(uri) }
         };
         let decoded = two.decoder.decode(rest);
         if matches!(decoded, Decoded::Request(_) | Decoded::Refused { .. }) {
             two.window += 1;
             if two.window > u32::from(two.agreed.max_pipeline) {
                 let error = Error::Refused(Status::CapabilityError);
-                self.push_error(scratch, asked(0, Operation::FdPass), error);
+                self.push_error(scratch, asked(0, Operation::FdPass, ""), error);
                 return Step::Fatal;
             }
         }
         match decoded {
             Decoded::More => Step::More,
             Decoded::Request(request) => {
-                let asked = asked(request.id, request.operation);
+                let asked = asked(request.id, request.operation, request.uri);
                 if request.operation == Operation::Put {
                     self.begin_put(scratch, manner, asked, &request);
                 } else if let Err(error) = self.attend_two(scratch, manner, asked, request) {
@@ -149,7 +157,7 @@ impl Session {
                 if content_len > 0 {
                     two.receiving = Some(Receiving { left: content_len, sink: Sink::Nowhere });
                 }
-                self.push_error(scratch, asked(id, Operation::FdPass), Error::Refused(status));
+                self.push_error(scratch, asked(id, Operation::FdPass, ""), Error::Refused(status));
                 Step::Done
             }
             Decoded::Close { .. } => {
@@ -160,7 +168,7 @@ impl Session {
                 Step::Last
             }
             Decoded::Fatal(status) => {
-                self.push_error(scratch, asked(0, Operation::FdPass), Error::Refused(status));
+                self.push_error(scratch, asked(0, Operation::FdPass, ""), Error::Refused(status));
                 Step::Fatal
             }
         }

@@ -41,6 +41,7 @@ fn settings(root: &Path, model: Model, listen: &str) -> Settings {
         cache_size: 1 << 20,
         follow_symlinks: false,
         writable: false,
+        inherited: Vec::new(),
         idle_timeout: Duration::from_secs(60).into(),
         header_timeout: Duration::from_secs(10).into(),
         request_timeout: Duration::from_secs(30).into(),

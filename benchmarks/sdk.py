@@ -1,0 +1,194 @@
+"""What the Python SDK costs: one server, asked by the native generator, by `Client` and by `AsyncClient`, in turns.
+
+``python benchmarks/sdk.py [--rounds 5] [--json]``. Every round measures all of it once, one after the other; shown are
+the medians of the rounds, and how the SDK compares within them. "against native" is what one request of the SDK takes,
+divided by what it takes the native generator. 64 threads share a `Client`, 64 tasks an `AsyncClient`: one connection
+each.
+"""
+
+import argparse
+import asyncio
+import gc
+import importlib.util
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from objmapper_client import AsyncClient, Client, Object
+from objmapper_server.load import LoadPlan, run_load
+
+OBJECTS = 1000
+MANY = 64
+Measure = Callable[[], float]
+
+
+@contextmanager
+def serving(model: str) -> Iterator[tuple[str, str]]:
+    """A server in a process of its own, with objects of 4 KiB. Its Unix and its TCP address."""
+    with tempfile.TemporaryDirectory() as directory:
+        root = Path(directory, "root")
+        root.mkdir()
+        for number in range(OBJECTS):
+            (root / f"{number:04}").write_bytes(b"4" * 4096)
+        arguments = ["serve", str(root), "--unix", f"{directory}/socket", "--tcp", "127.0.0.1:0", "--no-admin"]
+        command = [sys.executable, "-m", "objmapper_cli", *arguments, "--concurrency-model", model]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+            assert server.stderr is not None
+            try:
+                words = next(line for line in server.stderr if line.startswith("objmapper: ready")).split()
+                yield tuple(word for word in words if word.startswith(("unix:", "tcp:")))[:2]  # type: ignore[misc]
+            finally:
+                server.terminate()
+
+
+def native(address: str, dialect: Any, requests: int) -> float:
+    """The median of one request at a time, in µs."""
+    return run_load(LoadPlan(address=address, dialect=dialect, uris=("/0000",), requests=requests, duration=60)).p50_us
+
+
+def one_at_a_time(step: Callable[[], object], requests: int) -> float:
+    """The median of one step, in µs."""
+    times = []
+    clock = time.perf_counter
+    for _ in range(requests):
+        start = clock()
+        step()
+        times.append(clock() - start)
+    return statistics.median(times) * 1e6
+
+
+def opened(client: Client) -> Callable[[], object]:
+    """A step: an object is opened and closed."""
+    return lambda: client.open("/0000").close()
+
+
+async def open_alone(address: str, requests: int) -> float:
+    """The median of one open and close under asyncio, in µs."""
+    times = []
+    clock = time.perf_counter
+    async with AsyncClient(address) as client:
+        for _ in range(requests):
+            start = clock()
+            (await client.open("/0000")).close()
+            times.append(clock() - start)
+    return statistics.median(times) * 1e6
+
+
+def open_in_threads(address: str, requests: int) -> float:
+    """Opens a second, by MANY threads with one client."""
+    with Client(address, mode="fdpass") as client:
+        step, each = opened(client), requests // MANY
+        threads = [threading.Thread(target=lambda: [step() for _ in range(each)]) for _ in range(MANY)]
+        start = time.perf_counter()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return each * MANY / (time.perf_counter() - start)
+
+
+async def open_in_tasks(address: str, requests: int) -> float:
+    """Opens a second, by MANY tasks with one client."""
+    each = requests // MANY
+
+    async def work() -> None:
+        for _ in range(each):
+            (await client.open("/0000")).close()
+
+    async with AsyncClient(address, mode="fdpass") as client:
+        start = time.perf_counter()
+        await asyncio.gather(*(work() for _ in range(MANY)))
+        return each * MANY / (time.perf_counter() - start)
+
+
+def open_together(address: str, requests: int) -> float:
+    """Opens a second, a thousand at a time."""
+    uris = [f"/{number:04}" for number in range(OBJECTS)]
+    with Client(address) as client:
+        start = time.perf_counter()
+        for _ in range(max(1, requests // OBJECTS)):
+            for found in client.open_many(uris):
+                assert isinstance(found, Object)
+                found.close()
+        return max(1, requests // OBJECTS) * OBJECTS / (time.perf_counter() - start)
+
+
+def under(loop: str, main: Callable[[], Coroutine[Any, Any, float]]) -> float:
+    """Runs it under asyncio's loop, or uvloop's."""
+    if loop == "asyncio":
+        return asyncio.run(main())
+    import uvloop
+
+    return float(uvloop.run(main()))
+
+
+def measures(unix: str, tcp: str, requests: int, client: Client, over_tcp: Client) -> dict[str, Measure]:
+    """What there is to be measured, by name."""
+    found: dict[str, Measure] = {
+        "open, native": lambda: native(unix, "fdpass", requests),
+        "open, Client": lambda: one_at_a_time(opened(client), requests),
+        "read 4 KiB over TCP, native": lambda: native(tcp, "copy", requests),
+        "read 4 KiB over TCP, Client": lambda: one_at_a_time(lambda: over_tcp.read("/0000"), requests),
+        "stat, Client": lambda: one_at_a_time(lambda: client.stat("/0000"), requests),
+        f"opens/s, {MANY} threads": lambda: open_in_threads(unix, requests),
+        "opens/s, open_many": lambda: open_together(unix, requests),
+    }
+    for loop in ("asyncio", *(["uvloop"] if importlib.util.find_spec("uvloop") else [])):
+        found[f"open, AsyncClient, {loop}"] = partial(under, loop, partial(open_alone, unix, requests))
+        found[f"opens/s, {MANY} tasks, {loop}"] = partial(under, loop, partial(open_in_tasks, unix, requests))
+    return found
+
+
+def main() -> None:
+    """Measures, and prints a table."""
+    arguments = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    arguments.add_argument("--rounds", type=int, default=5)
+    arguments.add_argument("--requests", type=int, default=5000)
+    arguments.add_argument("--model", default="auto")
+    arguments.add_argument("--only", default="", help="measure only what has this in its name")
+    arguments.add_argument("--json", action="store_true")
+    given = arguments.parse_args()
+    results: dict[str, list[float]] = {}
+    with (
+        serving(given.model) as (unix, tcp),
+        Client(unix) as client,
+        Client(tcp) as over_tcp,
+    ):
+        todo = measures(unix, tcp, given.requests, client, over_tcp)
+        for _ in range(given.rounds):
+            for name, measure in todo.items():
+                if given.only in name:
+                    gc.collect()
+                    results.setdefault(name, []).append(measure())
+    compared = {
+        name: [ours / theirs for ours, theirs in zip(values, results[base], strict=True)]
+        for name, values in results.items()
+        for base in [yardstick(name)]
+        if base in results and base != name
+    }
+    if given.json:
+        print(json.dumps({"rounds": results, "compared": compared}))
+        return
+    for name, values in sorted(results.items()):
+        against = f"{statistics.median(compared[name]):8.2f} × {yardstick(name)}" if name in compared else ""
+        print(f"{name:40} {statistics.median(values):12,.1f} {'/s' if '/s' in name else 'µs'}  {against}")
+
+
+def yardstick(name: str) -> str:
+    """What a measure is compared with."""
+    if name.startswith("opens/s"):
+        return f"opens/s, {MANY} threads"
+    return "read 4 KiB over TCP, native" if "TCP" in name else "open, native"
+
+
+if __name__ == "__main__":
+    main()

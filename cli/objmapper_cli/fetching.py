@@ -1,0 +1,51 @@
+"""One object to one place: in the kernel where a descriptor came, else piece by piece. Memory is bounded."""
+
+from collections.abc import Callable
+
+from objmapper_cli.copying import write_all
+from objmapper_cli.errors import Failure
+from objmapper_client.client import Client
+from objmapper_client.object import Object, copy_to
+from objmapper_client.protocol import Mode
+
+
+class Fetch:
+    """An object, or a range of it, that the server has begun to answer with: `size` bytes where that is known.
+
+    Made before there is a place to write to, so that a missing object leaves no trace of a file. To be closed.
+    """
+
+    def __init__(self, client: Client, uri: str, offset: int = 0, length: int | None = None) -> None:
+        self._uri = uri
+        self._offset = offset
+        self.found: Object | None = None
+        self.size: int | None = None
+        if client.mode is Mode.FDPASS:
+            self.found = client.open(uri)
+            self.size = max(0, self.found.size - offset)
+            if length is not None:
+                self.size = min(self.size, length)
+        else:
+            self._chunks = client.stream(uri, offset=offset, length=length)
+            self._first = next(self._chunks, b"")
+
+    def __enter__(self) -> "Fetch":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.found is not None:
+            self.found.close()
+
+    def write(self, target: int, progress: Callable[[int], None]) -> None:
+        """Write all of it to a descriptor. Raises what `Client.stream` raises, OSError, Failure."""
+        if self.found is None:
+            chunk: bytes | None = self._first
+            while chunk:
+                write_all(target, chunk)
+                progress(len(chunk))
+                chunk = next(self._chunks, None)
+            return
+        assert self.size is not None
+        written = copy_to(self.found.fileno(), target, self.size, self._offset, progress)
+        if written < self.size:
+            raise Failure(f"{self._uri}: it shrank while it was copied ({written} of {self.size} bytes); try again")

@@ -1,0 +1,50 @@
+"""``objmapper open``: a command that reads an object as if it were a file of its own. Nothing is copied."""
+
+import fcntl
+import os
+import signal
+import sys
+from typing import Annotated
+
+import typer
+
+from objmapper_cli.options import ServerOption, TimeoutOption, client_of
+
+#: Where the object is to be found, in the arguments of a command.
+PLACE = "{}"
+#: What a shell says of a command that it cannot run, and of one that it does not find.
+CANNOT_RUN, NOT_FOUND = 126, 127
+
+
+def open(  # noqa: A001 - the command's name
+    uri: Annotated[str, typer.Argument(metavar="URI", help="The object.")],
+    command: Annotated[
+        list[str],
+        typer.Argument(metavar="-- COMMAND...", help="What is run; {} in it becomes a path.", show_default=False),
+    ],
+    server: ServerOption = None,
+    timeout: TimeoutOption = 30.0,
+) -> int:
+    """Run COMMAND with an object: {} becomes /proc/self/fd/N; without {} it is standard input.
+
+    Over a Unix socket it is the open file itself: nothing is copied. The exit code is the command's.
+    """
+    with client_of(server, timeout) as client, client.open(uri) as found:
+        # Out of the way of standard input, output and error, should one of them be closed.
+        descriptor = fcntl.fcntl(found.fileno(), fcntl.F_DUPFD, 3)
+    if any(PLACE in each for each in command):
+        command = [each.replace(PLACE, f"/proc/self/fd/{descriptor}") for each in command]
+    else:
+        os.dup2(descriptor, 0)
+        os.close(descriptor)
+    # The interpreter ignores these, and a command would inherit that.
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
+    sys.stdout.flush()
+    try:
+        os.execvp(command[0], command)  # noqa: S606 - what it is for
+    except OSError as error:
+        from objmapper_cli.errors import say
+
+        say(f"{command[0]}: {error.strerror}")
+        return NOT_FOUND if isinstance(error, FileNotFoundError) else CANNOT_RUN

@@ -1,0 +1,55 @@
+"""``objmapper put``: a file, or standard input, becomes an object."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from objmapper_cli.errors import ExitCode, Failure
+from objmapper_cli.options import JsonOption, ServerOption, TimeoutOption, client_of
+from objmapper_cli.progress import Progress
+from objmapper_client.errors import ObjectNotFound
+
+
+def put(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="What is stored; '-' is standard input.")],
+    uri: Annotated[str, typer.Argument(metavar="URI", help="Where; one that ends in / gets the name of FILE.")],
+    if_match: Annotated[
+        str | None, typer.Option(metavar="ETAG", help="Only over this version, as `objmapper stat` says it.")
+    ] = None,
+    if_none_match: Annotated[
+        str | None, typer.Option(metavar="ETAG|*", help="Only over another version; '*': only where there is none.")
+    ] = None,
+    parents: Annotated[bool, typer.Option("--parents", "-p", help="Make directories that are missing.")] = False,
+    as_json: JsonOption = False,
+    server: ServerOption = None,
+    timeout: TimeoutOption = 30.0,
+) -> None:
+    """Store a file as an object: whole or not at all, and on the server's disk when this returns.
+
+    The server must have been started with --writable. Over a Unix socket it copies the file itself.
+    """
+    if uri.endswith("/") and file != "-":
+        uri += Path(file).name
+    data = sys.stdin.buffer if file == "-" else file
+    with client_of(server, timeout) as client, Progress(uri, _size(file)) as progress:
+        try:
+            stored = client.put(
+                uri,
+                data,
+                if_match=if_match,
+                if_none_match=if_none_match,
+                make_parents=parents,
+                progress=progress.reached,
+            )
+        except ObjectNotFound as error:
+            raise Failure(f"{uri}: the server has no such directory; --parents makes it", ExitCode.NOT_FOUND) from error
+    if as_json:
+        from objmapper_cli.showing import print_json
+
+        print_json(stored._asdict())
+
+
+def _size(file: str) -> int | None:
+    return None if file == "-" else Path(file).stat().st_size

@@ -1,0 +1,22 @@
+"""``objmapper rm``: objects that are not wanted any more."""
+
+from typing import Annotated
+
+import typer
+
+from objmapper_cli.options import ServerOption, TimeoutOption, client_of
+
+
+def rm(
+    uris: Annotated[list[str], typer.Argument(metavar="URI...", help="The objects.", show_default=False)],
+    if_match: Annotated[
+        str | None, typer.Option(metavar="ETAG", help="Only this version of it, as `objmapper stat` says it.")
+    ] = None,
+    server: ServerOption = None,
+    timeout: TimeoutOption = 30.0,
+) -> int:
+    """Delete objects. The server must have been started with --writable."""
+    from objmapper_cli.one_by_one import one_by_one
+
+    with client_of(server, timeout) as client:
+        return one_by_one(uris, lambda uri: client.delete(uri, if_match=if_match))

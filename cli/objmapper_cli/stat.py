@@ -1,0 +1,29 @@
+"""``objmapper stat``: what the server says of objects."""
+
+from typing import Annotated
+
+import typer
+
+from objmapper_cli.options import JsonOption, ServerOption, TimeoutOption, client_of
+
+
+def stat(
+    uris: Annotated[list[str], typer.Argument(metavar="URI...", help="The objects.", show_default=False)],
+    as_json: JsonOption = False,
+    server: ServerOption = None,
+    timeout: TimeoutOption = 30.0,
+) -> int:
+    """Show size, modification time and version (etag) of objects."""
+    from objmapper_cli.one_by_one import one_by_one
+    from objmapper_cli.showing import print_json, print_line, shown, when
+
+    with client_of(server, timeout) as client:
+
+        def show(uri: str) -> None:
+            found = client.stat(uri)
+            if as_json:
+                print_json(found._asdict())
+            else:
+                print_line(f"{shown(uri)}\n  size   {found.size}\n  mtime  {when(found.mtime)}\n  etag   {found.etag}")
+
+        return one_by_one(uris, show)

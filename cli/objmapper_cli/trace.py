@@ -1,0 +1,75 @@
+"""``objmapper trace``: requests that were slow, as they happen."""
+
+import re
+import sys
+import time
+from typing import Annotated, Any, Final
+
+import typer
+
+from objmapper_cli.admin_client import AdminClient
+from objmapper_cli.errors import ExitCode, Failure
+from objmapper_cli.units import micros
+
+#: Seconds between two looks.
+PAUSE: Final = 0.25
+UNITS: Final = {"us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1e3}
+
+
+def trace(
+    slower_than: Annotated[str, typer.Option(metavar="TIME", help="500us, 5ms, 1s, …")] = "5ms",
+    count: Annotated[int | None, typer.Option(min=1, help="End after so many. [default: until Ctrl-C]")] = None,
+    admin: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL", help="http://HOST:PORT or unix:/PATH; $OBJMAPPER_ADMIN, else http://127.0.0.1:9997."
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="A document a line.")] = False,
+) -> None:
+    """Follow the requests that take longer than a time: what was asked, by whom, and where the time went."""
+    import json
+
+    floor = milliseconds(slower_than)
+    client = AdminClient(admin)
+    after, left = _ask(client, floor, None)["last"], count
+    if sys.stdout.isatty() and not as_json:
+        print("time          total  =  queue + storage +   send  mode      status  URI  (client)")
+    while left is None or left > 0:
+        recorded = _ask(client, floor, after)
+        # A server that has begun again counts from 0.
+        after = recorded["last"]
+        for request in recorded["requests"]:
+            # Others may watch for less, or a sample be taken.
+            if request["total_us"] < floor * 1000 or left == 0:
+                continue
+            print(json.dumps(request) if as_json else line(request), flush=True)
+            left = None if left is None else left - 1
+        time.sleep(PAUSE)
+
+
+def _ask(client: AdminClient, floor: float, after: int | None) -> dict[str, Any]:
+    import json
+
+    where = "" if after is None else f"&after={after}"
+    document: dict[str, Any] = json.loads(client.get(f"/requests?slower_than_ms={floor:g}{where}"))
+    return document
+
+
+def line(request: dict[str, Any]) -> str:
+    """One request, for people."""
+    at = time.strftime("%H:%M:%S", time.localtime(request["at"])) + f"{request['at'] % 1:.3f}"[1:]
+    total, queue, storage, send = (
+        f"{micros(request[f'{part}_us']):>8}" for part in ("total", "queue", "storage", "send")
+    )
+    status = "ok" if request["status"] == 0 else f"{request['status']:02x}"
+    what = f"{request['mode']:<9} {status:<6}  {request['uri']}  ({request['peer']})"
+    return f"{at} {total} ={queue} +{storage} +{send}  {what}"
+
+
+def milliseconds(text: str) -> float:
+    """The time that is meant. Raises Failure."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)(us|µs|ms|s)", text)
+    if found is None:
+        raise Failure(f"--slower-than {text}: a time is a number with us, ms or s, such as 5ms", ExitCode.USAGE)
+    return float(found[1]) * UNITS[found[2]]

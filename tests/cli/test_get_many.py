@@ -1,0 +1,141 @@
+"""``objmapper get`` of several objects: one after the other to standard output, or each into a file of a directory."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from objmapper_cli.fetching_many import below
+from objmapper_client import Client, RemoteProtocolError
+from objmapper_client.protocol_v2_responses import Entry
+from objmapper_server import Server
+from tests.cli.conftest import Run, one_line
+from tests.cli.pretender import answering
+
+TRANSPORTS = ("unix", "tcp")
+
+
+@pytest.fixture
+def tree(root: Path) -> Path:
+    for at in range(60):
+        path = root / "tree" / str(at % 3) / f"{at}.bin"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(os.urandom(at * 1000))
+        os.utime(path, (1_600_000_000 + at, 1_600_000_000 + at))
+    (root / "tree-of-another").write_bytes(b"")
+    return root / "tree"
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_several_go_to_standard_output_in_order(server: Server, objmapper: Run) -> None:
+    got = objmapper("get", "/a", "/missing", "/a")
+    assert (got.returncode, got.stdout) == (3, b"hellohello")
+    assert "/missing" in one_line(got.stderr)
+
+
+def test_several_go_into_a_directory_under_their_names(server: Server, objmapper: Run, tmp_path: Path) -> None:
+    got = objmapper("get", "/a", "/missing", "/big", "/link", "-o", "out")
+    assert got.returncode in (3, 6)
+    assert sorted(got.stderr.splitlines())[1].startswith(b"objmapper: /missing")
+    assert sorted(content(tmp_path / "out")) == ["a", "big"]
+    assert content(tmp_path / "out")["a"] == b"hello"
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_a_tree_arrives_as_it_is(server: Server, objmapper: Run, tree: Path, tmp_path: Path, transport: str) -> None:
+    got = objmapper("get", "-r", "/tree/", "-o", "out", "--server", server.addresses[transport])
+    assert (got.returncode, got.stdout, got.stderr) == (0, b"", b"")
+    assert content(tmp_path / "out") == content(tree)
+    for path in tree.rglob("*.bin"):
+        assert int((tmp_path / "out" / path.relative_to(tree)).stat().st_mtime) == int(path.stat().st_mtime)
+
+
+def test_a_prefix_is_text(server: Server, objmapper: Run, tree: Path, tmp_path: Path) -> None:
+    assert objmapper("get", "-r", "/tree", "-o", "out").returncode == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["tree", "tree-of-another"]
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_what_is_there_already_is_not_fetched_again(
+    server: Server, objmapper: Run, tree: Path, tmp_path: Path, transport: str
+) -> None:
+    command = ["get", "-r", "/tree/", "-o", "out", "--server", server.addresses[transport]]
+    assert objmapper(*command).returncode == 0
+    out = tmp_path / "out"
+    before = {path: path.stat().st_ino for path in out.rglob("*.bin")}
+    (out / "0/3.bin").write_bytes(b"an interrupted run leaves none like this, but somebody may")
+    (out / "1/1.bin").unlink()
+    os.utime(out / "2/2.bin", (1, 1))
+    os.utime(tree / "0/0.bin", (2, 2))
+    assert objmapper(*command).returncode == 0
+    assert content(out) == content(tree)
+    again = {str(path.relative_to(out)) for path, inode in before.items() if path.stat().st_ino != inode}
+    # A new file may get the number of a removed one.
+    assert again <= {"0/3.bin", "1/1.bin", "2/2.bin", "0/0.bin"}
+    assert {"0/3.bin", "2/2.bin", "0/0.bin"} <= again
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["-r", "/tree/"], 2, "-o DIR"),
+        (["-r", "/none", "-o", "out"], 3, "/none"),
+        (["-r", "//", "-o", "out"], 2, "//"),
+        (["/a", "/big", "-o", "out", "--offset", "1"], 2, "--offset"),
+        (["/a", "/tree/../a", "-o", "out"], 2, "out/a"),
+        (["/a", "/b", "-o", "root/a"], 1, "root/a"),
+        (["/a", "/b", "-o", "out", "--server", "unix:/nowhere"], 4, "unix:/nowhere"),
+    ],
+)
+def test_what_is_wrong_with_all_of_it_is_one_line(
+    server: Server, objmapper: Run, tree: Path, arguments: list[str], code: int, says: str
+) -> None:
+    got = objmapper("get", *arguments)
+    assert got.returncode == code
+    assert says in one_line(got.stderr)
+
+
+def test_a_directory_is_not_replaced(server: Server, objmapper: Run, tree: Path, tmp_path: Path) -> None:
+    (tmp_path / "out/0/0.bin").mkdir(parents=True)
+    got = objmapper("get", "-r", "/tree/", "-o", "out")
+    assert got.returncode == 1
+    assert "out/0/0.bin" in one_line(got.stderr)
+    assert list((tmp_path / "out").rglob("*.part")) == []
+
+
+HALF = b"\0" + (1000).to_bytes(8, "big") + b"ten bytes!"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_whoever_interrupts_it_finds_no_rest(
+    started: Callable[..., subprocess.Popen[bytes]], tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    with answering(HALF, hold=True) as address:
+        process = started("get", "/a", "/b", "--server", address, "-o", "out")
+        deadline = time.monotonic() + 30
+        while not list(tmp_path.glob("out/.*.part")):
+            assert time.monotonic() < deadline
+        process.send_signal(number)
+        assert process.wait(30) == code
+    assert process.stderr is not None
+    assert process.stderr.read() == b""
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+class Liar(Client):
+    """A client of a server that lists what no server should."""
+
+    def list(self, prefix: str = "/", *, page_size: int = 1000):  # type: ignore[no-untyped-def]
+        yield Entry(f"{prefix}../../etc/passwd", 1, 1)
+
+
+def test_a_server_cannot_lead_out_of_the_directory(tmp_path: Path) -> None:
+    with Liar("unix:/nowhere") as client, pytest.raises(RemoteProtocolError, match="no path below"):
+        list(below(client, "/tree/", tmp_path))

@@ -1,0 +1,96 @@
+"""Single requests: the slowest, those that are watched for, the access log."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+
+from objmapper_client import Client
+from objmapper_server import Config, Server
+
+
+def wait_for(condition: object, seconds: float = 10.0) -> None:
+    until = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < until, "it did not come in time"
+        time.sleep(0.01)
+
+
+def test_the_slowest_requests_say_who_asked_what_and_where_the_time_went(server: Server) -> None:
+    with Client(server.addresses["unix"]) as client:
+        for _ in range(50):
+            client.read("/a", mode="copy")
+    slow = server.slow_requests()
+    assert 0 < len(slow) <= 32
+    assert [each.total_us for each in slow] == sorted((each.total_us for each in slow), reverse=True)
+    first = slow[0]
+    assert (first.uri, first.transport, first.mode, first.status) == ("/a", "unix", "copy", 0)
+    assert first.peer == f"pid {os.getpid()} uid {os.getuid()}"
+    assert abs(first.queue_us + first.storage_us + first.send_us - first.total_us) < 1
+    assert abs(first.at - time.time()) < 60
+
+
+def test_requests_are_recorded_while_somebody_watches(server: Server) -> None:
+    with Client(server.addresses["tcp"]) as client:
+        client.read("/a")
+        assert server.recorded_requests().requests == ()
+        server.watch_requests(slower_than=0)
+        client.read("/a")
+    (request,) = server.recorded_requests().requests
+    assert (request.uri, request.transport, request.number) == ("/a", "tcp", 1)
+    assert server.recorded_requests(after=1).requests == ()
+
+
+def test_the_admin_endpoint_tells_of_both(server: Server) -> None:
+    assert server.admin_address is not None
+    with (
+        httpx.Client(base_url=server.admin_address, trust_env=False) as admin,
+        Client(server.addresses["unix"]) as client,
+    ):
+        began = admin.get("/requests?slower_than_ms=0").json()
+        assert began == {"last": 0, "requests": []}
+        client.read("/a", mode="copy")
+        recorded = admin.get("/requests?slower_than_ms=0&after=0").json()
+        assert [each["uri"] for each in recorded["requests"]] == ["/a"]
+        assert admin.get("/slow").json()[0]["uri"] == "/a"
+        assert admin.get("/requests?slower_than_ms=-1").status_code == 422
+
+
+def test_the_access_log_has_a_line_for_each_sampled_request(root: Path, tmp_path: Path) -> None:
+    log = tmp_path / "access.jsonl"
+    config = Config(root=root, unix=tmp_path / "o.sock", access_log=log, access_log_sample=2)
+    with Server(config) as server, Client(server.addresses["unix"]) as client:
+        for _ in range(20):
+            client.read("/a", mode="copy")
+    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    assert len(lines) == 10
+    assert {line["uri"] for line in lines} == {"/a"}
+    assert {"at", "peer", "total_us", "queue_us", "storage_us", "send_us", "status", "bytes"} <= set(lines[0])
+
+
+def test_trace_follows_slow_requests(server: Server) -> None:
+    command = [sys.executable, "-m", "objmapper_cli", "trace", "--slower-than", "0us", "--count", "1", "--json"]
+    with (
+        subprocess.Popen([*command, "--admin", str(server.admin_address)], stdout=subprocess.PIPE, text=True) as trace,
+        Client(server.addresses["unix"]) as client,
+    ):
+
+        def ask_until_it_is_told() -> bool:
+            client.read("/a", mode="copy")
+            return trace.poll() is not None
+
+        wait_for(ask_until_it_is_told, 30)
+        assert trace.stdout is not None
+        told = json.loads(trace.stdout.readline())
+    assert (told["uri"], told["mode"], trace.returncode) == ("/a", "copy", 0)
+
+
+def test_a_time_that_is_none_is_named() -> None:
+    command = [sys.executable, "-m", "objmapper_cli", "trace", "--slower-than", "soon"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert ended.stderr == "objmapper: --slower-than soon: a time is a number with us, ms or s, such as 5ms\n"
