@@ -2,9 +2,9 @@
 
     python benchmarks/udp_junk.py [--datagrams 1000000]
 
-Cut, oversized, forged, repeated and random datagrams go to a server on loopback while an honest client fetches an object
-again and again; then from another network namespace, where that can be made (root and iproute2), and there every byte that
-comes back is counted.
+Cut, oversized, forged, repeated and random datagrams go to a server on loopback while an honest client fetches an
+object again and again; then from another network namespace, where that can be made (root and iproute2), and there every
+byte that comes back is counted.
 """
 
 import argparse
@@ -78,8 +78,8 @@ def from_elsewhere(here: Host, there: Host, root: Path, datagrams: list[bytes], 
         assert counts is not None
         factor = counts.bytes_sent_total / counts.bytes_received_total
         print(
-            f"another host: {count:,} datagrams in {seconds:.0f} s; received {counts.bytes_received_total:,} bytes, sent "
-            f"{counts.bytes_sent_total:,}: amplification {factor:.2f}; {counts.retry_sent_total:,} RETRY, "
+            f"another host: {count:,} datagrams in {seconds:.0f} s; received {counts.bytes_received_total:,} bytes, "
+            f"sent {counts.bytes_sent_total:,}: amplification {factor:.2f}; {counts.retry_sent_total:,} RETRY, "
             f"{counts.data_sent_total} DATA, {counts.error_sent_total} ERROR, {counts.reply_sent_total} replies"
         )
         assert factor <= 1.0
