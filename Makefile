@@ -40,6 +40,7 @@ lint: setup ## formatting, lints and types, Python and Rust
 	$(bin)/ruff check .
 	$(bin)/ruff format --check .
 	$(bin)/mypy
+	$(bin)/pyright
 	$(bin)/python -m mypy.stubtest objmapper_server._engine
 	$(rust_env); cd engine && cargo fmt --check
 	$(rust_env); cd engine && cargo clippy --all-targets --locked -- -D warnings
