@@ -1,5 +1,6 @@
 """``objmapper serve --udp`` and ``objmapper get --server udp://…``."""
 
+import json
 import os
 import re
 import select
@@ -84,6 +85,27 @@ def test_a_terminal_sees_a_bar_of_what_takes_long(address: str, environment: dic
             process.kill()
     assert b"/big" in seen
     assert b"B/s" in seen or b"%|" in seen
+
+
+def test_what_the_server_says_of_an_object(address: str, objmapper: Run) -> None:
+    said = objmapper("stat", "/a", "--server", address).stdout.decode()
+    assert re.fullmatch(r"/a\n  size   5\n  mtime  not told over UDP\n  etag   [0-9a-f]{16}\n", said)
+    assert json.loads(objmapper("stat", "/a", "--json", "--server", address).stdout)["mtime"] is None
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("put", "big", "/new"), ("rm", "/a"), ("ls", "/"), ("get", "-r", "/", "-o", "out")],
+    ids=lambda it: it[0],
+)
+def test_what_needs_a_stream_is_refused_with_advice(
+    address: str, objmapper: Run, root: Path, command: tuple[str, ...]
+) -> None:
+    got = objmapper(*command, "--server", address, cwd=root)
+    assert (got.returncode, got.stdout) == (1, b"")
+    assert one_line(got.stderr).endswith("over UDP: use unix: or tcp://")
+    assert (root / "a").exists()
+    assert not (root / "new").exists()
 
 
 def test_the_ready_line_says_where(serve: Callable[..., Served], root: Path, objmapper: Run) -> None:
