@@ -92,8 +92,9 @@ impl Session {
         let parameters = wanted.parameters;
         let rest = match operation {
             Operation::List => {
+                let (prefix, view) = (wanted.uri.to_owned(), self.check_list(wanted.uri)?);
                 let cursor = parameters.cursor.map(<[u8]>::to_vec);
-                Rest::List { prefix: wanted.uri.to_owned(), cursor, limit: parameters.limit.unwrap_or(0) }
+                Rest::List { prefix, view, cursor, limit: parameters.limit.unwrap_or(0) }
             }
             Operation::PutDescriptor => {
                 let source = wanted.source.take().ok_or(Error::BadDescriptor)?;
@@ -107,6 +108,12 @@ impl Session {
                 Operation::List => c"",
                 _ => mapping::relative_path(wanted.uri, &mut path)?,
             };
+            if operation != Operation::List {
+                self.check_use(path.to_bytes())?;
+            }
+            if operation == Operation::FdPass {
+                self.check_descriptors()?;
+            }
             if self.attend_at_once(scratch, manner, &wanted, path, conditions)? {
                 return Ok(());
             }
@@ -255,7 +262,7 @@ impl Session {
         };
         if errand.operation == Operation::FdPass {
             self.held += 1;
-            self.service.in_flight.take(1);
+            self.connection.take(&self.service, 1);
         }
         self.jobs += 1;
         let (connection, service) = (Arc::clone(&self.connection), Arc::clone(&self.service));
@@ -334,7 +341,7 @@ impl Session {
     fn push_descriptor(&mut self, scratch: &mut Scratch, asked: Asked, opened: Opened) -> Result<(), Error> {
         mapping::clear_status_flags(&opened.file)?;
         self.held += 1;
-        self.service.in_flight.take(1);
+        self.connection.take(&self.service, 1);
         let ends = Some(Ending { asked, status: Status::Ok, content: 0 });
         let found = opened.found();
         let payload = match asked.framing {

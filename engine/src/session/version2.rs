@@ -207,6 +207,7 @@ impl Session {
                 if_none_match: parameters.if_none_match.map(Match::parse).transpose()?,
             };
             let path = mapping::relative_path(request.uri, &mut scratch.path)?;
+            self.check_use(path.to_bytes())?;
             let mut incoming = staging.begin(path, parameters.make_parents)?;
             incoming.reserve(left)?;
             let deadline = parameters.deadline.map(|left| asked.complete_at + left);
