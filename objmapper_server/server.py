@@ -162,7 +162,7 @@ class Server:
         return Recorded(last=last, requests=tuple(RecordedRequest.read(each) for each in native))
 
     def take_refusal(self) -> "_engine.Refusal | None":
-        """Return one of the refusals to users since this was asked before, and how many others there were; for the log."""
+        """Return one of the refusals to users since this was asked before, and how many others there were."""
         return self._started().take_refusal()
 
     @property

@@ -130,7 +130,9 @@ impl fmt::Display for Error {
             Error::Outside => "outside the root",
             Error::NotRegular => "not a regular file",
             Error::NoPermission => "the server may not read this object",
-            Error::ModeNeedsUnix => "descriptors pass over Unix sockets only: ask for copy or splice",
+            Error::ModeNeedsUnix => {
+                "descriptors pass over Unix sockets only: ask for copy or splice, or put the content"
+            }
             Error::NotAdmitted => {
                 "this user may not connect: the server's allow_uid and allow_gid say who may"
             }
