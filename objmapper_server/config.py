@@ -120,7 +120,7 @@ class Config(BaseSettings):
     allow_uid: Annotated[tuple[int, ...], NoDecode] = Field((), description="users, by number or name")
     allow_gid: Annotated[tuple[int, ...], NoDecode] = Field((), description="groups, by number or name")
     allow_prefix: Annotated[Mapping[str, tuple[str, ...]], NoDecode] = Field(
-        MappingProxyType({}), description="PREFIX=uid:…,gid:…, or a table of prefix and list"
+        default_factory=dict, description="PREFIX=uid:…,gid:…, or a table of prefix and list"
     )
     max_connections_per_uid: Annotated[int, _count(0, also="; 0 means no cap")] = 0
     max_descriptors_per_uid: Annotated[int, _count(0, also="; 0 means no cap")] = 0

@@ -1,6 +1,7 @@
 """Who may connect, to what, and how much one user may have of it: in every model, both versions and every operation."""
 
 import contextlib
+import itertools
 import logging
 import os
 import socket
@@ -24,6 +25,8 @@ from tests.wire import COPY, FDPASS, FORBIDDEN, OK, SPLICE, UNAVAILABLE, Wire, r
 ALICE, BOB, MALLORY, FRIENDS = 40001, 40002, 40003, 50001
 OBJECTS = ("open/a", "shut/x", "shut/sub/y", "shut/hole/z", "shutter")
 RULES = {"/shut": [f"uid:{ALICE}"], "/shut/hole": [f"uid:{ALICE}", f"gid:{FRIENDS}"]}
+
+NUMBERS = itertools.count()
 
 needs_others = pytest.mark.skipif(somebody.why_not() != "", reason=somebody.why_not())
 
@@ -71,7 +74,7 @@ def model(request: pytest.FixtureRequest) -> Concurrency:
 @contextlib.contextmanager
 def serving(place: Path, model: Concurrency = Concurrency.EPOLL, **settings: object) -> Iterator[Server]:
     """A server to whose socket everybody has the permissions."""
-    given = {"root": place / "root", "unix": place / "s", "unix_mode": 0o666, "admin": None} | settings
+    given = {"root": place / "root", "unix": place / f"s{next(NUMBERS)}", "unix_mode": 0o666, "admin": None} | settings
     with Server(Config(**given, concurrency_model=model)) as server:  # type: ignore[arg-type]
         yield server
 
@@ -271,7 +274,13 @@ def test_new_rules_hold_for_whoever_is_connected(root: Path, place: Path, model:
     file = place / "o.toml"
 
     file.write_text("")
-    flags = {"root": root, "unix": place / "s", "unix_mode": 0o666, "admin": "none", "concurrency_model": str(model)}
+    flags = {
+        "root": root,
+        "unix": place / "reloaded",
+        "unix_mode": 0o666,
+        "admin": "none",
+        "concurrency_model": str(model),
+    }
     with Server(Config.load(file, environment=False, **flags)) as server, Wire(alice.connect(unix(server))) as wire:
 
         def rule(text: str) -> None:
@@ -298,7 +307,7 @@ def test_new_rules_hold_for_whoever_is_connected(root: Path, place: Path, model:
 def test_a_cap_on_descriptors_that_comes_later_counts_what_is_out_already(root: Path, place: Path) -> None:
     file = place / "later.toml"
     file.write_text("")
-    flags = {"root": root, "unix": place / "s", "admin": "none"}
+    flags = {"root": root, "unix": place / "later", "admin": "none"}
     with Server(Config.load(file, environment=False, **flags)) as server, Wire(unix(server)) as wire:
         wire.send(request(FDPASS, "/open/a") * 5)
         assert eventually(lambda: server.statistics().requests_total == 5)
