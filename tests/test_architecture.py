@@ -238,8 +238,8 @@ LAYERS: dict[str, set[str]] = {
     "staging": {"errors", "incoming", "mapping", "target"},
     "cursor": {"errors"},
     "directory_run": set(),
-    "walk": {"directory_run", "errors", "mapping", "protocol"},
-    "listing": {"cursor", "directory_run", "errors", "mapping", "walk"},
+    "walk": {"directory_run", "errors", "mapping", "peers", "protocol"},
+    "listing": {"cursor", "directory_run", "errors", "mapping", "peers", "walk"},
     "transport": {"errors"},
     "session": {
         "cache",
@@ -248,6 +248,7 @@ LAYERS: dict[str, set[str]] = {
         "journal",
         "listing",
         "mapping",
+        "peers",
         "protocol",
         "service",
         "statistics",
