@@ -44,7 +44,7 @@ LOOKS: ConfigDict = {
     # Hooks of pydantic; and what a file system does is fsspec's interface.
     "filters": ["!^_", "!^settings_customise_sources$"],
 }
-LONGEST = 110
+LONGEST = 120
 Documented = griffe.Class | griffe.Function
 
 

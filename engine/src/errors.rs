@@ -125,7 +125,9 @@ impl fmt::Display for Error {
             Error::Outside => "outside the root",
             Error::NotRegular => "not a regular file",
             Error::NoPermission => "the server may not read this object",
-            Error::ModeNeedsUnix => "descriptors pass over Unix sockets only: ask for copy or splice",
+            Error::ModeNeedsUnix => {
+                "descriptors pass over Unix sockets only: ask for copy or splice, or put the content"
+            }
             Error::Busy(why) => why,
             Error::OutOfMemory => "out of memory",
             Error::NotWritable => "this server takes no writes: start it with --writable",

@@ -299,6 +299,10 @@ impl<'a> EventLoop<'a> {
         if self.poller.add(session.socket(), Source::Session(key), EventFlags::IN).is_ok() {
             let wake: Arc<dyn Wake> = Arc::<Woken>::clone(&self.woken);
             session.connection().set_wake(&wake, key);
+            if session.wants_a_turn() {
+                // It comes from another model, which had begun something.
+                self.again.push_back(key);
+            }
             entry.insert(Entry { session, interest: EventFlags::IN, turns: 0 });
             self.mailbox.sessions.fetch_add(1, Relaxed);
         } else {

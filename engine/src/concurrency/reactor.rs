@@ -369,10 +369,15 @@ impl Reactor {
         let flags = EventFlags::IN | EventFlags::ONESHOT;
         if self.poller.add(session.socket(), Source::Session(key), flags).is_ok() {
             let connection = Arc::clone(session.connection());
+            let wants_a_turn = session.wants_a_turn();
             let (hands, session) = (AtomicU8::new(ARMED), Mutex::new(Some(session)));
             entry.insert(Arc::new(Seat { key, hands, session }));
             drop(seats);
             connection.set_wake(wake, key);
+            if wants_a_turn {
+                // It comes from another model, which had begun something.
+                wake.wake(key);
+            }
         }
     }
 

@@ -133,14 +133,15 @@ impl Solo {
 
     /// Has the threads' sessions end as ordered; they are waited for by [`join`](Self::join).
     pub fn obey(&self, order: Order) {
-        let how = match order {
-            // Handing over is done by each at its next request, or within a second.
-            Order::Serve | Order::HandOver => return,
-            Order::Drain => rustix::net::Shutdown::Read,
-            Order::Stop => rustix::net::Shutdown::Both,
-        };
         for connection in self.state().talking.iter().filter_map(Weak::upgrade) {
-            let _ = rustix::net::shutdown(connection.socket(), how);
+            match order {
+                // Handing over is done by each at its next request, or within a second.
+                Order::Serve | Order::HandOver => return,
+                Order::Drain => connection.stop_reading(),
+                Order::Stop => {
+                    let _ = rustix::net::shutdown(connection.socket(), rustix::net::Shutdown::Both);
+                }
+            }
         }
     }
 

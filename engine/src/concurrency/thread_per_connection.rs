@@ -183,6 +183,7 @@ impl Crew {
         loop {
             let mut state = self.state();
             state.accepting_ended = true;
+            // Threads that sleep in their sockets wake of it. What has already come can still be read.
             match obeyed {
                 Order::Serve => {}
                 Order::HandOver => {
@@ -190,10 +191,14 @@ impl Crew {
                         self.listener.hand_over(session);
                     }
                 }
-                Order::Drain => wake(&state, rustix::net::Shutdown::Read),
+                Order::Drain => {
+                    state.served.values().filter_map(Weak::upgrade).for_each(|served| served.stop_reading())
+                }
                 Order::Stop => {
                     state.waiting.clear();
-                    wake(&state, rustix::net::Shutdown::Both);
+                    for connection in state.served.values().filter_map(Weak::upgrade) {
+                        let _ = rustix::net::shutdown(connection.socket(), rustix::net::Shutdown::Both);
+                    }
                 }
             }
             self.count_waiting(&state);
@@ -210,12 +215,5 @@ impl Crew {
             }
             obeyed = self.shutdown.order();
         }
-    }
-}
-
-/// Wakes the threads that sleep in their sockets. What has already come can still be read.
-fn wake(state: &State, how: rustix::net::Shutdown) {
-    for connection in state.served.values().filter_map(Weak::upgrade) {
-        let _ = rustix::net::shutdown(connection.socket(), how);
     }
 }

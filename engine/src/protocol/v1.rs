@@ -67,6 +67,11 @@ impl RequestDecoder {
         }
     }
 
+    /// Whether it is inside a frame of which nothing is left in the input: an over-long URI that is being skipped.
+    pub fn is_skipping(&self) -> bool {
+        self.to_skip > 0
+    }
+
     /// What [`decode`](Self::decode) would find, without taking it; None while an over-long URI is being skipped.
     pub fn peek<'a>(&self, input: &mut &'a [u8]) -> Option<Decoded<'a>> {
         if self.to_skip > 0 { None } else { Some(RequestDecoder::default().decode(input)) }

@@ -91,8 +91,8 @@ pub enum Decoded<'a> {
     /// The content of a put follows, `parameters.content_len` bytes; nothing follows any other request.
     Request(Request<'a>),
     /// The frame was read to its end; it is answered with this status, `content_len` bytes behind it are skipped, and
-    /// the connection goes on.
-    Refused { id: u32, status: Status, content_len: u64 },
+    /// the connection goes on. `operation` is what was wanted, None where there is no such.
+    Refused { id: u32, operation: Option<Operation>, status: Status, content_len: u64 },
     /// The client sends no further request.
     Close { reason: u8 },
     /// What comes cannot be understood: answer with this status, then close.
@@ -137,6 +137,11 @@ impl RequestDecoder {
     /// `extended` says whether that capability is in force.
     pub fn new(extended: bool) -> Self {
         RequestDecoder { extended, skipping: None }
+    }
+
+    /// Whether it is inside a frame of which nothing is left in the input: an over-long URI that is being skipped.
+    pub fn is_skipping(&self) -> bool {
+        self.skipping.is_some()
     }
 
     /// The next frame in `input`, which is moved behind what was understood.
@@ -217,8 +222,10 @@ impl RequestDecoder {
             // Where the content ends cannot be known, nor where the next frame begins.
             return Decoded::Fatal(Status::ProtocolError);
         }
-        let refused =
-            |status| Decoded::Refused { id: front.id, status, content_len: content_len.unwrap_or(0) };
+        let refused = |status| {
+            let content_len = content_len.unwrap_or(0);
+            Decoded::Refused { id: front.id, operation, status, content_len }
+        };
         let Some(operation) = operation else {
             return refused(Status::InvalidMode);
         };

@@ -36,7 +36,7 @@ fn decode<'a>(extended: bool, chunks: impl IntoIterator<Item = &'a [u8]>) -> (Ve
                     to_take = request.parameters.content_len.unwrap_or(0);
                     outcomes.push(in_words(&request));
                 }
-                Decoded::Refused { id, status, content_len } => {
+                Decoded::Refused { id, status, content_len, .. } => {
                     to_take = content_len;
                     outcomes.push(format!("refused {id:08x} {:02x}", status as u8));
                 }

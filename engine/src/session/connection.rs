@@ -45,6 +45,12 @@ impl Connection {
         &self.socket
     }
 
+    /// Lets the client send nothing more, whichever thread runs its session.
+    pub fn stop_reading(&self) {
+        self.is_stopped.store(true, Relaxed);
+        let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Read);
+    }
+
     /// From now on `wake` is told, with this key; at once where something has come meanwhile.
     pub fn set_wake(&self, wake: &Arc<dyn Wake>, key: usize) {
         let mut finished = self.finished();

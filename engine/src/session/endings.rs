@@ -4,7 +4,7 @@ use rustix::io::Errno;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
-use super::replies::{Asked, Framing};
+use super::replies::{Asked, Framing, UNREAD_PAUSE};
 use super::{End, Next, Scratch, Session, Speaks};
 use crate::errors::Error;
 use crate::journal::Note;
@@ -48,6 +48,15 @@ impl Session {
                 Err(_) => return Next::Closed,
             }
         }
+    }
+
+    /// The client must read first. It is left alone for a moment, but not for ever.
+    pub(super) fn pause(&mut self) -> Next {
+        if self.moved_at.elapsed() > self.service.settings.request_timeout {
+            self.service.statistics.gauges(self.transport).timeouts_total.fetch_add(1, Relaxed);
+            return Next::Closed;
+        }
+        Next::Later(UNREAD_PAUSE)
     }
 
     /// Looks at the clock; every model calls it for each of its sessions about once a second. True: drop the session.
@@ -95,7 +104,6 @@ impl Session {
 
     /// Lets the client send nothing more: what has come is answered, then the session closes.
     pub fn stop_reading(&self) {
-        self.connection.is_stopped.store(true, Relaxed);
-        let _ = rustix::net::shutdown(self.socket(), rustix::net::Shutdown::Read);
+        self.connection.stop_reading();
     }
 }

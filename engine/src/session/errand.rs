@@ -5,6 +5,7 @@ use std::ffi::CString;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::descriptors::Source;
 use super::replies::{Asked, BYTES_A_TURN, SMALL};
 use crate::errors::Error;
 use crate::incoming::Incoming;
@@ -39,7 +40,7 @@ pub(super) enum Rest {
     /// All bytes of it have come.
     Commit(Incoming),
     PutDescriptor {
-        source: OwnedFd,
+        source: Source,
         make_parents: bool,
     },
 }
@@ -116,7 +117,7 @@ impl Errand {
             (Operation::Put, Rest::Commit(incoming)) => incoming.commit(self.conditions).map(Brought::Known),
             (Operation::PutDescriptor, Rest::PutDescriptor { source, make_parents }) => {
                 let mut incoming = staging?.begin(&self.path, make_parents)?;
-                incoming.copy_from(&source)?;
+                incoming.copy_from(&source.file)?;
                 incoming.commit(self.conditions).map(Brought::Known)
             }
             (Operation::Delete, _) => {

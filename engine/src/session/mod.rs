@@ -7,6 +7,7 @@
 //! side in one buffer and leave in one call, descriptors in one `sendmmsg`.
 
 mod connection;
+mod descriptors;
 mod endings;
 mod errand;
 mod outbox;
@@ -24,10 +25,11 @@ use std::time::{Duration, Instant};
 
 pub use self::connection::{Connection, Wake};
 use self::outbox::Segment;
-use self::replies::{BYTES_A_TURN, UNREAD_PAUSE};
+use self::reading::Came;
+use self::replies::BYTES_A_TURN;
 use self::version2::Two;
 use crate::concurrency::{Model, TICK};
-use crate::protocol::{Mode, RequestDecoder, v2};
+use crate::protocol::{RequestDecoder, v2};
 use crate::service::Service;
 use crate::transport::{self, Patience, Transport};
 
@@ -141,7 +143,7 @@ pub struct Session {
     is_non_blocking: bool,
     /// When the input last became complete requests.
     complete_at: Instant,
-    /// When the frame that is still incomplete began.
+    /// Since when the server waits for the rest of a frame.
     frame_since: Option<Instant>,
     /// When bytes last moved, either way.
     moved_at: Instant,
@@ -259,6 +261,11 @@ impl Session {
         Ok(())
     }
 
+    /// Whether it has something to do that no event tells of: replies to hand over, requests that came.
+    pub fn wants_a_turn(&self) -> bool {
+        !self.outbox.is_empty() || !self.kept_input.is_empty()
+    }
+
     pub fn transport(&self) -> Transport {
         self.transport
     }
@@ -324,20 +331,29 @@ impl Session {
             if !self.outbox.is_empty() || self.ending != End::No {
                 continue;
             }
+            if !matches!(progress, Progress::All) {
+                self.frame_since = None;
+            }
             match progress {
-                Progress::Unread => return Next::Later(UNREAD_PAUSE),
+                Progress::Unread => return self.pause(),
                 Progress::Held => return Next::Waiting,
                 Progress::Full => return Next::Again,
                 Progress::All => {}
             }
-            if requests_left == 0 {
+            let is_over = turn_ends.is_some_and(|end| Instant::now() >= end);
+            if requests_left == 0 || bytes_left == 0 || is_over {
                 return Next::Again;
+            }
+            // Here it comes to waiting for the client.
+            if self.frame_since.is_none() && (*at < *have || self.is_skipping()) {
+                self.frame_since = Some(Instant::now());
             }
             if emptied && manner.patience == Patience::Never {
                 return Next::Readable;
             }
             match self.read(scratch, manner, at, have) {
-                Ok(filled) => emptied = !filled,
+                Ok(Came::Requests { filled }) => emptied = !filled,
+                Ok(Came::Content(length)) => bytes_left = bytes_left.saturating_sub(length),
                 Err(next) => return next,
             }
         }
@@ -376,8 +392,12 @@ impl Session {
             if self.jobs > 0 && self.must_wait_for_jobs(rest) {
                 break if self.outbox.is_empty() { Progress::Held } else { Progress::Full };
             }
-            if self.wants_descriptor(rest) && !self.may_pass() {
-                break if self.outbox.is_empty() { Progress::Unread } else { Progress::Full };
+            if self.holds_too_much(rest) {
+                break match (self.outbox.is_empty(), self.jobs) {
+                    (false, _) => Progress::Full,
+                    (true, 0) => Progress::Unread,
+                    (true, _) => Progress::Held,
+                };
             }
             let step = match (&self.speaks, rest.first()) {
                 (_, None) => Step::More,
@@ -409,8 +429,10 @@ impl Session {
             }
         };
         *at = have - rest.len();
-        if matches!(progress, Progress::All) && !rest.is_empty() && self.frame_since.is_none() {
-            self.frame_since = Some(self.complete_at);
+        if matches!(progress, Progress::All)
+            && let Speaks::Two(two) = &mut self.speaks
+        {
+            two.has_understood(!rest.is_empty());
         }
         scratch.input = input;
         progress
@@ -428,35 +450,5 @@ impl Session {
             Speaks::Two(two) => two.must_wait(self.jobs, rest),
             _ => true,
         }
-    }
-
-    fn wants_descriptor(&self, rest: &[u8]) -> bool {
-        self.transport == Transport::Unix
-            && match &self.speaks {
-                Speaks::Two(_) => Two::wants_descriptor(rest),
-                _ => rest.first() == Some(&(Mode::FdPass as u8)),
-            }
-    }
-
-    /// Whether one more descriptor may be opened for this client.
-    fn may_pass(&mut self) -> bool {
-        let allowance = self.service.in_flight.allowance();
-        if self.held + self.connection.unread() < allowance {
-            return true;
-        }
-        if self.outbox.is_empty() {
-            self.connection.notice_reading(&self.service);
-        }
-        self.held + self.connection.unread() < allowance
-    }
-
-    fn count_passed(&mut self, count: u32) {
-        self.held -= count;
-        self.connection.count_passed(count);
-    }
-
-    fn release_held(&mut self, count: u32) {
-        self.held -= count;
-        self.service.in_flight.release(count);
     }
 }

@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::replies::{Asked, BYTES_A_TURN, Framing, SMALL, UNREAD_PAUSE};
+use super::replies::{Asked, BYTES_A_TURN, Framing, SMALL};
 use super::{Manner, Next, Scratch, Session};
 use crate::errors::Error;
 use crate::journal::Passed;
@@ -77,9 +77,13 @@ impl Session {
             };
             match outcome {
                 Ok(()) | Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => return Some(Next::Writable),
+                Err(Errno::AGAIN) => {
+                    // While nothing is read, the rest of a frame cannot come.
+                    self.frame_since = None;
+                    return Some(Next::Writable);
+                }
                 // The head of this reply is out already: it can only wait.
-                Err(Errno::TOOMANYREFS) => return Some(Next::Later(UNREAD_PAUSE)),
+                Err(Errno::TOOMANYREFS) => return Some(self.pause()),
                 Err(_) => return Some(Next::Closed),
             }
         }
@@ -314,9 +318,11 @@ impl Session {
 
     /// Drops the front segment, whose last byte is gone, and counts the reply that ends with it.
     fn finish_front(&mut self, scratch: &Scratch, now: Instant) {
-        let Some(Segment { ends: Some(ending), .. }) = self.outbox.pop_front() else {
-            return;
-        };
+        let Some(Segment { payload, ends }) = self.outbox.pop_front() else { return };
+        if matches!(payload, Payload::File { .. }) {
+            self.release_held(1);
+        }
+        let Some(ending) = ends else { return };
         let waited = scratch.queue_wait.unwrap_or_default();
         let answered_at = ending.asked.answered_at.unwrap_or(scratch.flush_began);
         self.service.journal.note(&Passed {

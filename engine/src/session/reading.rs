@@ -2,6 +2,7 @@
 
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
+use std::collections::VecDeque;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
@@ -10,15 +11,23 @@ use crate::protocol::v2;
 use crate::service::Service;
 use crate::transport::{self, Patience};
 
+/// What a call has read.
+pub(super) enum Came {
+    /// Of requests; `filled` says that there may be more.
+    Requests { filled: bool },
+    /// So many bytes of a content, and there may be more.
+    Content(usize),
+}
+
 impl Session {
-    /// Reads what has come. Returns whether there may be more.
+    /// Reads what has come.
     pub(super) fn read(
         &mut self,
         scratch: &mut Scratch,
         manner: Manner,
         at: &mut usize,
         have: &mut usize,
-    ) -> Result<bool, Next> {
+    ) -> Result<Came, Next> {
         if *at > 0 {
             scratch.input.copy_within(*at..*have, 0);
             *have -= *at;
@@ -30,11 +39,13 @@ impl Session {
         let room = INPUT - *have;
         let came = if is_content {
             self.receive_content(scratch, manner)
-        } else if let Speaks::Two(two) = &mut self.speaks
-            && self.service.takes_descriptors(self.transport)
-        {
+        } else if matches!(self.speaks, Speaks::Two(_)) && self.service.takes_descriptors(self.transport) {
             let input = &mut scratch.input[*have..];
-            transport::receive_carried(&self.connection.socket, input, manner.patience, &mut two.received)
+            let mut files = VecDeque::new();
+            let came =
+                transport::receive_carried(&self.connection.socket, input, manner.patience, &mut files);
+            self.receive_files(files.into_iter());
+            came
         } else {
             receive(&self.connection.socket, &mut scratch.input[*have..], manner, &self.service)
         };
@@ -44,15 +55,13 @@ impl Session {
                 self.complete_at = Instant::now();
                 self.moved_at = self.complete_at;
                 if is_content {
-                    return Ok(true);
+                    return Ok(Came::Content(length));
                 }
                 *have += length;
                 let unanswered = self.jobs;
                 if let Speaks::Two(two) = &mut self.speaks {
                     two.begin_window(unanswered);
-                }
-                if self.has_spare_descriptors() {
-                    return Err(Next::Closed);
+                    two.has_read_all = length < room;
                 }
                 if self
                     .frame_since
@@ -60,16 +69,26 @@ impl Session {
                 {
                     self.refuse_slow_frame(scratch);
                 }
-                Ok(length == room)
+                Ok(Came::Requests { filled: length == room })
             }
-            Err(Errno::INTR) => Ok(true),
+            Err(Errno::INTR) => Ok(Came::Requests { filled: true }),
             Err(Errno::AGAIN) => Err(Next::Readable),
             Err(_) => Err(Next::Closed),
         }
     }
 
+    /// Whether the front of a frame has been skipped, and its end is still to come.
+    pub(super) fn is_skipping(&self) -> bool {
+        match &self.speaks {
+            Speaks::Nothing => false,
+            Speaks::One(decoder) => decoder.is_skipping(),
+            Speaks::Two(two) => two.is_skipping(),
+        }
+    }
+
     /// The client sends nothing more, or has been kept from it: what it asked for is still answered.
     fn at_end(&mut self) -> Next {
+        self.frame_since = None;
         if self.jobs > 0 {
             self.ending = End::AfterReplies;
             return Next::Waiting;

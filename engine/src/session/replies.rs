@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::connection::Connection;
+use super::descriptors::{Source, brings_a_file};
 use super::errand::{Brought, Done, Errand, Rest, part};
 use super::outbox::{Ending, Payload, Segment, is_in_memory, next_turn};
 use super::{Manner, Scratch, Session};
@@ -51,20 +52,23 @@ pub(super) struct Wanted<'a> {
     pub parameters: v2::Parameters<'a>,
     pub has_priority: bool,
     /// What came along with a put by descriptor.
-    pub source: Option<OwnedFd>,
+    pub source: Option<Source>,
 }
 
 impl Wanted<'_> {
-    fn conditions(&self) -> Result<Conditions, Error> {
+    pub fn conditions(&self) -> Result<Conditions, Error> {
         Ok(Conditions {
             if_match: self.parameters.if_match.map(Match::parse).transpose()?,
             if_none_match: self.parameters.if_none_match.map(Match::parse).transpose()?,
         })
     }
 
-    fn deadline(&self, scratch: &Scratch) -> Option<Instant> {
-        let left = self.parameters.deadline?.saturating_sub(scratch.queue_wait.unwrap_or_default());
-        Some(self.asked.complete_at + left)
+    /// When the client gives up; DEADLINE_PASSED where it has.
+    pub fn deadline(&self, scratch: &Scratch) -> Result<Option<Instant>, Error> {
+        let Some(left) = self.parameters.deadline else { return Ok(None) };
+        let left = left.saturating_sub(scratch.queue_wait.unwrap_or_default());
+        let deadline = self.asked.complete_at + left;
+        if Instant::now() >= deadline { Err(Error::DeadlinePassed) } else { Ok(Some(deadline)) }
     }
 }
 
@@ -77,17 +81,16 @@ impl Session {
         mut wanted: Wanted<'_>,
     ) -> Result<(), Error> {
         let operation = wanted.asked.operation;
-        let deadline = wanted.deadline(scratch);
-        if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-            return Err(Error::DeadlinePassed);
-        }
+        let deadline = wanted.deadline(scratch)?;
         let conditions = wanted.conditions()?;
-        if operation == Operation::FdPass && self.transport != Transport::Unix {
-            return Err(Error::ModeNeedsUnix);
-        }
         if matches!(operation, Operation::PutDescriptor | Operation::Delete) && self.service.staging.is_none()
         {
             return Err(Error::NotWritable);
+        }
+        if matches!(operation, Operation::FdPass | Operation::PutDescriptor)
+            && self.transport != Transport::Unix
+        {
+            return Err(Error::ModeNeedsUnix);
         }
         let parameters = wanted.parameters;
         let rest = match operation {
@@ -248,19 +251,19 @@ impl Session {
         // Writes wait for the disk as long as they take, so they always go to the pool where there is one.
         let is_write = matches!(errand.rest, Rest::Commit(_) | Rest::PutDescriptor { .. })
             || errand.operation == Operation::Delete;
-        let pool = self.service.storage_pool.as_ref().filter(|_| is_write || !self.may_wait(manner));
+        let service = Arc::clone(&self.service);
+        let pool = service.storage_pool.as_ref().filter(|_| is_write || !self.may_wait(manner));
         let Some(pool) = pool else {
-            let brought = errand.run(&self.service)?;
+            let brought = errand.run(&service)?;
             return self.push_brought(scratch, asked, brought);
         };
-        if errand.operation == Operation::FdPass {
-            self.held += 1;
-            self.service.in_flight.take(1);
+        if brings_a_file(errand.operation) {
+            self.hold();
         }
         self.jobs += 1;
-        let (connection, service) = (Arc::clone(&self.connection), Arc::clone(&self.service));
+        let (connection, on) = (Arc::clone(&self.connection), Arc::clone(&service));
         let work = move || {
-            let outcome = errand.run(&service);
+            let outcome = errand.run(&on);
             let asked = Asked { answered_at: Some(Instant::now()), ..asked };
             connection.finish(Done::Reply { asked, outcome });
         };
@@ -292,7 +295,7 @@ impl Session {
             match done {
                 Done::Warmed => self.is_warming = false,
                 Done::Reply { asked, outcome } => {
-                    if asked.operation == Operation::FdPass {
+                    if brings_a_file(asked.operation) {
                         // Counted again by whoever pushes it.
                         self.release_held(1);
                     }
@@ -333,8 +336,7 @@ impl Session {
 
     fn push_descriptor(&mut self, scratch: &mut Scratch, asked: Asked, opened: Opened) -> Result<(), Error> {
         mapping::clear_status_flags(&opened.file)?;
-        self.held += 1;
-        self.service.in_flight.take(1);
+        self.hold();
         let ends = Some(Ending { asked, status: Status::Ok, content: 0 });
         let found = opened.found();
         let payload = match asked.framing {
@@ -371,6 +373,7 @@ impl Session {
         let length = scratch.out.len() - before;
         self.push_buffered(length, None);
         let ends = Some(Ending { asked, status: Status::Ok, content: end - at });
+        self.hold();
         let payload = Payload::File { file: Arc::new(opened.file), at, end, warm: next_turn(at, end) };
         self.outbox.push_back(Segment { payload, ends });
     }

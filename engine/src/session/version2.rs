@@ -1,11 +1,10 @@
 //! Version 2 in a session: the greeting, requests with ids that are answered as they get ready, contents that come in.
 
-use rustix::fd::OwnedFd;
 use rustix::io::Errno;
-use std::collections::VecDeque;
 use std::ffi::CString;
 use std::time::Instant;
 
+use super::descriptors::Received;
 use super::errand::{Errand, Rest};
 use super::reading::receive;
 use super::replies::{Asked, Framing, Wanted};
@@ -16,12 +15,10 @@ use crate::journal::Note;
 use crate::mapping;
 use crate::protocol::v2::{self, Capabilities, Decoded, DecodedHello, Hello, Request};
 use crate::protocol::{Operation, Status};
-use crate::target::{Conditions, Match};
+use crate::target::Conditions;
 
 /// Requests that one client may have waiting for storage; each may hold a descriptor or a content.
 const JOBS_A_SESSION: u32 = 64;
-/// Descriptors that may have come and belong to no put yet: as many as one message brings.
-const MOST_RECEIVED: usize = 253;
 /// What one call reads of a content that comes in.
 const BULK: usize = 256 << 10;
 
@@ -33,7 +30,9 @@ pub(super) struct Two {
     /// Requests without an answer, as of what was read last.
     window: u32,
     /// Descriptors that came, for puts.
-    pub received: VecDeque<OwnedFd>,
+    pub received: Received,
+    /// The last call that read requests brought all that there was.
+    pub has_read_all: bool,
     receiving: Option<Receiving>,
 }
 
@@ -78,9 +77,17 @@ impl Two {
         jobs >= JOBS_A_SESSION || (jobs > 0 && is_ordered)
     }
 
-    /// Whether a descriptor is asked for in front.
-    pub fn wants_descriptor(rest: &[u8]) -> bool {
-        rest.first() == Some(&v2::REQUEST) && rest.get(v2::MODE_AT) == Some(&(Operation::FdPass as u8))
+    /// Whether the front of a frame has been skipped, and its end is still to come.
+    pub fn is_skipping(&self) -> bool {
+        self.decoder.is_skipping()
+    }
+
+    /// Takes note that all frames that came as a whole have been understood; `has_begun` says that a part of one is left.
+    pub fn has_understood(&mut self, has_begun: bool) {
+        // A message may be longer than what one call reads, and brings its descriptors with its first byte.
+        if self.has_read_all && self.receiving.is_none() && !self.received.is_empty() {
+            self.received.close_spare(has_begun || self.is_skipping());
+        }
     }
 }
 
@@ -105,7 +112,8 @@ impl Session {
             decoder: v2::RequestDecoder::new(agreed.capabilities.contains(Capabilities::EXTENDED)),
             agreed,
             window: 0,
-            received: VecDeque::new(),
+            received: Received::default(),
+            has_read_all: true,
             receiving: None,
         }));
         Step::Done
@@ -153,11 +161,17 @@ impl Session {
                 }
                 Step::Done
             }
-            Decoded::Refused { id, status, content_len } => {
+            Decoded::Refused { id, operation, status, content_len } => {
                 if content_len > 0 {
                     two.receiving = Some(Receiving { left: content_len, sink: Sink::Nowhere });
                 }
-                self.push_error(scratch, asked(id, Operation::FdPass, ""), Error::Refused(status));
+                if operation == Some(Operation::PutDescriptor) {
+                    // Its descriptor goes with it: the next one is the next put's.
+                    drop(two.received.take());
+                }
+                // What cannot be told is counted with the commonest.
+                let operation = operation.unwrap_or(Operation::FdPass);
+                self.push_error(scratch, asked(id, operation, ""), Error::Refused(status));
                 Step::Done
             }
             Decoded::Close { .. } => {
@@ -183,33 +197,36 @@ impl Session {
     ) -> Result<(), Error> {
         let source = match &mut self.speaks {
             // Taken whether or not it comes to a put: the next one is the next put's.
-            Speaks::Two(two) if asked.operation == Operation::PutDescriptor => two.received.pop_front(),
+            Speaks::Two(two) if asked.operation == Operation::PutDescriptor => Some(two.received.take()),
             _ => None,
         };
         if manner.refuse {
             return Err(Error::QUEUE_FULL);
         }
+        let source = match source {
+            // First of all that may be wrong with it, whether this server takes it at all.
+            Some(source) if self.service.takes_descriptors(self.transport) => Some(source?),
+            _ => None,
+        };
         let has_priority = request.has_priority();
         let wanted = Wanted { asked, uri: request.uri, parameters: request.parameters, has_priority, source };
         self.attend(scratch, manner, wanted)
     }
 
     fn begin_put(&mut self, scratch: &mut Scratch, manner: Manner, asked: Asked, request: &Request<'_>) {
-        let parameters = &request.parameters;
+        let parameters = request.parameters;
         let left = parameters.content_len.unwrap_or(0);
+        let wanted = Wanted { asked, uri: request.uri, parameters, has_priority: false, source: None };
         let begun = (|| {
             if manner.refuse {
                 return Err(Error::QUEUE_FULL);
             }
+            let deadline = wanted.deadline(scratch)?;
+            let conditions = wanted.conditions()?;
             let staging = self.service.staging.as_ref().ok_or(Error::NotWritable)?;
-            let conditions = Conditions {
-                if_match: parameters.if_match.map(Match::parse).transpose()?,
-                if_none_match: parameters.if_none_match.map(Match::parse).transpose()?,
-            };
             let path = mapping::relative_path(request.uri, &mut scratch.path)?;
             let mut incoming = staging.begin(path, parameters.make_parents)?;
             incoming.reserve(left)?;
-            let deadline = parameters.deadline.map(|left| asked.complete_at + left);
             Ok(Sink::Put { incoming, asked, conditions, deadline })
         })();
         let sink = begun.unwrap_or_else(|error| {
@@ -241,6 +258,8 @@ impl Session {
         }
         let sink = if is_whole { two.receiving.take().map(|receiving| receiving.sink) } else { None };
         if let Some(Sink::Put { incoming, asked, conditions, deadline }) = sink {
+            // How long the content took to come is the client's affair.
+            let asked = Asked { complete_at: Instant::now(), ..asked };
             let errand = Errand {
                 operation: Operation::Put,
                 path: CString::default(),
@@ -274,11 +293,6 @@ impl Session {
         }
         scratch.bulk = bulk;
         came
-    }
-
-    /// Whether more descriptors came than any put could want.
-    pub(super) fn has_spare_descriptors(&self) -> bool {
-        matches!(&self.speaks, Speaks::Two(two) if two.received.len() > MOST_RECEIVED)
     }
 
     /// Tells a client of version 2 why the connection ends, if its socket has room for that.
