@@ -85,8 +85,8 @@ class UdpConnection(Connection):
 class UdpPool(Pool):
     """The sockets of one process. None is shared, and nothing is to be agreed on: as with a server of version 1."""
 
-    @property  # what is set by others stays without effect here  # pyright: ignore[reportIncompatibleVariableOverride]
-    def version(self) -> int | None:
+    @property
+    def version(self) -> int | None:  # pyright: ignore[reportIncompatibleVariableOverride] # can be set, to no effect
         """Always 1, whatever befalls a connection."""
         return 1
 
