@@ -86,12 +86,12 @@ class UdpPool(Pool):
     """The sockets of one process. None is shared, and nothing is to be agreed on: as with a server of version 1."""
 
     @property
-    def version(self) -> int | None:  # pyright: ignore[reportIncompatibleVariableOverride] # can be set, to no effect
+    def version(self) -> int | None:
         """Always 1, whatever befalls a connection."""
         return 1
 
     @version.setter
-    def version(self, _: int | None) -> None:
+    def version(self, _: int | None) -> None:  # pyright: ignore[reportIncompatibleVariableOverride] # it can be set
         return
 
     def _usable(self) -> Connection | None:
