@@ -115,11 +115,12 @@ def own(pool: Pool) -> Steps[Connection]:
         if found is None:
             break
         yield from _stand(pool, found)
-    connection: Connection | None = None
     try:
         connection = yield from _new(pool)
-    finally:
-        pool.put_own(connection)
+    except BaseException:
+        pool.put_own(None)
+        raise
+    pool.put_own(connection)
     return connection
 
 

@@ -28,15 +28,19 @@ class Waiting(Protocol):
     @property
     def loop(self) -> object:
         """The event loop that they wait in, if they do."""
+        raise NotImplementedError
 
     def gate(self) -> Gate:
         """What one waits at until another opens it."""
+        raise NotImplementedError
 
-    def share(self, connection: Connection, timeout: float, note_room: Callable[[], None]) -> Multiplex:
+    def share(self, connection: Connection, timeout: float, note_room: Callable[[], None], /) -> Multiplex:
         """Has requests share a connection. `note_room` is to be called where an answer came that nobody wanted."""
+        raise NotImplementedError
 
     def is_readable(self, connection: Connection) -> bool:
         """Whether there is something to read at this moment."""
+        raise NotImplementedError
 
 
 class Pool:

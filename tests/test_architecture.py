@@ -120,6 +120,10 @@ WORDS: dict[str, set[str]] = {
     "protocol": {"errors"},
     "protocol_v2": {"errors", "protocol"},
     "protocol_v2_responses": {"errors", "protocol", "protocol_v2"},
+    "_crc32c": set(),
+    "datagrams": {"_crc32c", "errors", "protocol"},
+    "_path": set(),
+    "_pull": {"_path", "datagrams", "errors", "protocol"},
 }
 
 
@@ -250,6 +254,11 @@ LAYERS: dict[str, set[str]] = {
         "target",
         "transport",
     },
+    "udp/wire": {"protocol"},
+    "udp/cookie": set(),
+    "udp/limits": set(),
+    "udp/gate": set(),
+    "udp/content": {"errors", "mapping", "service"},
 }
 
 

@@ -73,7 +73,7 @@ def _as_text(value: object) -> str:
     if isinstance(value, Mapping):
         return ",".join(f"{name}={each}" for name, each in value.items())
     if isinstance(value, list):
-        return ",".join(map(str, value))
+        return ",".join(map(str, value)) or "none"
     if isinstance(value, bool):
         return str(value).lower()
     return "none" if value is None else str(value)

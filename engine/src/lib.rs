@@ -30,6 +30,7 @@ pub mod statistics;
 pub mod storage_pool;
 pub mod target;
 pub mod transport;
+pub mod udp;
 mod walk;
 
 #[cfg(feature = "python")]
