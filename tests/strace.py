@@ -83,15 +83,6 @@ class Strace:
         return self.log.read_text().count("(INJECTED)")
 
 
-def is_alive(pid: int) -> bool:
-    """Whether the process has not ended; one that nobody has taken notice of has."""
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
-        return False
-    return status.rpartition(")")[2].split()[0] not in "ZX"
-
-
 def await_death(pid: int, seconds: float) -> bool:
     """Whether the process has ended within so many seconds."""
     try:
