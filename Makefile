@@ -16,7 +16,7 @@ rust := engine/Cargo.toml engine/Cargo.lock $(shell find engine/src -name '*.rs'
 rust_env := . setup/rust.sh
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup build demo test test-python test-rust lint check bench verify contract screenshots clean
+.PHONY: help setup build demo test test-python test-rust lint check bench bench-recording verify contract screenshots clean
 
 help: ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -46,6 +46,9 @@ lint: setup ## formatting, lints and types, Python and Rust
 	$(rust_env); cd engine && cargo clippy --all-targets --locked --no-default-features -- -D warnings
 
 check: lint test ## lint, then all tests: what must pass before a change goes in
+
+bench-recording: .venv/.tools ## what the statistics cost a request, in nanoseconds
+	$(rust_env); cd engine && cargo bench --no-default-features
 
 verify: setup ## fetches every file under ROOT in every way and compares (ROOT=/usr/share; default: the standard library)
 	$(bin)/python benchmarks/verify_tree.py $(ROOT)

@@ -18,12 +18,14 @@ _BACKLOG_PAUSE = 0.002
 
 
 def connect(address: Address) -> Steps[Connection]:
-    """A new connection. Raises ConnectionFailed, RequestTimeout."""
+    """A new connection; over UDP a socket that hears one server. Raises ConnectionFailed, RequestTimeout."""
     if isinstance(address, UnixAddress):
         return (yield from _connect_unix(address))
     if isinstance(address, TcpAddress):
         return (yield from _connect_tcp(address))
-    raise LocalProtocolError(f"{address}: this client does not speak over UDP; use unix: or tcp://")
+    from objmapper_client import _udp_connection
+
+    return (yield from _udp_connection.connect(address))
 
 
 def negotiate(connection: Connection) -> Steps[bool]:

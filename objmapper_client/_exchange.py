@@ -8,7 +8,7 @@ from objmapper_client._ask import NO_DETAILS, Ask, Single, Verb, details
 from objmapper_client._lines import lacking
 from objmapper_client._pool import Pool
 from objmapper_client._steps import Call, Steps
-from objmapper_client._transfer import Begun, begin, fill, finish, give_up
+from objmapper_client._transfer import Begun, begin, fill, finish, give_up, next_chunk
 from objmapper_client.address import Address, UnixAddress
 from objmapper_client.errors import Conflict, LocalProtocolError, ObjmapperError
 from objmapper_client.object import MemoryFile, Object, no_room
@@ -25,12 +25,29 @@ _QUICK = 1 << 18
 _FDPASS = Operation.FDPASS
 _OPERATIONS = {mode: Operation.of(mode) for mode in Mode}
 
+__all__ = [
+    "begin_stream",
+    "best_mode",
+    "delete",
+    "finish",
+    "give_up",
+    "list_page",
+    "make_pool",
+    "next_chunk",
+    "open_many",
+    "open_object",
+    "put",
+    "read",
+    "readinto",
+    "stat",
+]
 
 Result = Object | ObjmapperError
+make_pool = Pool
 
 
 class Stat(NamedTuple):
-    """What a server says of an object: size in bytes, modification time in seconds since 1970, version."""
+    """What a server says of an object: size in bytes, modification time in seconds since 1970 (0 over UDP), version."""
 
     uri: str
     size: int

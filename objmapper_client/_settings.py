@@ -57,7 +57,7 @@ class Settings:
         return self.mode if mode is None else Mode.of(mode)
 
     def _make_pool(self, waiting: Waiting) -> Pool:
-        return Pool(
+        return self._verbs.make_pool(
             self.address,
             waiting,
             most=self.max_connections,

@@ -1,23 +1,28 @@
 """Which verbs a transport has: the one place where clients tell addresses apart."""
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from objmapper_client import _exchange
 from objmapper_client._ask import Verb
 from objmapper_client._exchange import Result, Stat
 from objmapper_client._pool import Pool
 from objmapper_client._steps import Steps
-from objmapper_client._transfer import Begun
 from objmapper_client.address import Address, UdpAddress
-from objmapper_client.errors import LocalProtocolError
 from objmapper_client.object import Object
 from objmapper_client.protocol import Mode
 from objmapper_client.protocol_v2_responses import Entry
 
 
 class Verbs(Protocol):
-    """What a module for a transport has. None of it waits; what is yielded is in `_steps`."""
+    """What a module for a transport has. None of it waits; what is yielded is in `_steps`.
+
+    What `begin_stream` has begun is for the three that follow it, and for no others.
+    """
+
+    @property
+    def make_pool(self) -> type[Pool]:
+        """Makes what the verbs take their connections from."""
 
     def best_mode(self, address: Address, /) -> Mode:
         """The cheapest way that the transport has."""
@@ -34,10 +39,17 @@ class Verbs(Protocol):
     def readinto(self, pool: Pool, uri: str, mode: Mode, buffer: memoryview, offset: int, /) -> Steps[int]:
         """An object's bytes, into a buffer."""
 
-    def begin_stream(
-        self, pool: Pool, uri: str, mode: Mode, offset: int, length: int | None, /
-    ) -> Steps[Begun | Object]:
-        """What a stream is taken from."""
+    def begin_stream(self, pool: Pool, uri: str, mode: Mode, offset: int, length: int | None, /) -> Steps[Any]:
+        """What a stream is taken from: an object, or an answer that has begun."""
+
+    def next_chunk(self, pool: Pool, begun: Any, most: int, /) -> Steps[bytes]:
+        """The next 1 to `most` bytes of a content; nothing at its end."""
+
+    def finish(self, pool: Pool, begun: Any, /) -> Steps[None]:
+        """Wants no more of it."""
+
+    def give_up(self, pool: Pool, begun: Any, /) -> None:
+        """Has the connection closed, whatever is still to come."""
 
     def stat(self, pool: Pool, uri: str, /) -> Verb[Stat]:
         """What the server says of an object."""
@@ -66,7 +78,9 @@ class Verbs(Protocol):
 
 
 def verbs_for(address: Address) -> Verbs:
-    """The verbs of the transport that leads to this address. Raises LocalProtocolError where there is none."""
+    """The verbs of the transport that leads to this address."""
     if isinstance(address, UdpAddress):
-        raise LocalProtocolError(f"{address}: this client does not speak over UDP; use unix: or tcp://")
+        from objmapper_client import _udp_exchange
+
+        return _udp_exchange
     return _exchange

@@ -11,7 +11,6 @@ from objmapper_client._forks import forks
 from objmapper_client._pool import Pool
 from objmapper_client._settings import CHUNK, PAGE, Results, Settings
 from objmapper_client._steps import T
-from objmapper_client._transfer import finish, give_up, next_chunk
 from objmapper_client.address import Address
 from objmapper_client.object import Object
 from objmapper_client.protocol import Mode
@@ -141,15 +140,15 @@ class AsyncClient(Settings):
                     yield chunk
             return
         try:
-            while chunk := await self._run(pool, next_chunk(pool, begun, chunk_size)):
+            while chunk := await self._run(pool, self._verbs.next_chunk(pool, begun, chunk_size)):
                 yield chunk
         except GeneratorExit:
-            await self._run(pool, finish(pool, begun))
+            await self._run(pool, self._verbs.finish(pool, begun))
             raise
         except BaseException:
-            give_up(pool, begun)
+            self._verbs.give_up(pool, begun)
             raise
-        await self._run(pool, finish(pool, begun))
+        await self._run(pool, self._verbs.finish(pool, begun))
 
     async def stat(self, uri: str) -> Stat:
         """What the server says of an object."""

@@ -1,4 +1,4 @@
-"""The client for threads: one line a verb; the verbs are in `_exchange`, `_many` and `_upload`."""
+"""The client for threads: one line a verb; which verbs go with an address, `_verbs` knows."""
 
 import os
 from collections.abc import Callable, Generator, Iterable
@@ -10,7 +10,6 @@ from objmapper_client._forks import forks
 from objmapper_client._pool import Pool
 from objmapper_client._settings import CHUNK, PAGE, Results, Settings
 from objmapper_client._threads import Threads, run
-from objmapper_client._transfer import finish, give_up, next_chunk
 from objmapper_client.address import Address
 from objmapper_client.object import Object
 from objmapper_client.protocol import Mode
@@ -25,12 +24,13 @@ if TYPE_CHECKING:
 class Client(Settings):
     """Objects from one server, for any number of threads.
 
-    `address` is ``unix:/path`` or ``tcp://host:port``, by default the server of this user. `timeout` is for one request
-    with all its tries, and for each MiB of a content; `connect_timeout` for one connection; both in seconds. Of at most
-    `max_connections` one is shared by all requests, each of the others carries one large content at a time; who needs
-    one waits for it, `timeout` seconds at most. A request is tried `attempts` times at most, again only before the
-    first byte of an answer; a put or a delete only where the first try cannot have been executed, or with a condition.
-    Safe after a fork; pickled by its arguments.
+    `address` is ``unix:/path``, ``tcp://host:port`` or ``udp://host:port`` (which only fetches, objects of 64 MiB at
+    most), by default the server of this user. `timeout` is for one request with all its tries, and for each MiB of a
+    content; `connect_timeout` for one connection; both in seconds. Of at most `max_connections` one is shared by all
+    requests, each of the others carries one large content at a time; who needs one waits for it, `timeout` seconds at
+    most. A request is tried `attempts` times at most, again only before the first byte of an answer; a put or a delete
+    only where the first try cannot have been executed, or with a condition. Safe after a fork; pickled by its
+    arguments.
 
     Raises, from every verb: ObjectNotFound, PermissionDenied, InvalidRequest, UnsupportedMode, Conflict, ServerBusy,
     ServerFailed (what the server answered), UnsupportedOperation (it speaks an older version), ConnectionFailed,
@@ -131,15 +131,15 @@ class Client(Settings):
                 yield from chunks_of(begun, chunk_size, offset, length)
             return
         try:
-            while chunk := run(pool, next_chunk(pool, begun, chunk_size)):
+            while chunk := run(pool, self._verbs.next_chunk(pool, begun, chunk_size)):
                 yield chunk
         except GeneratorExit:
-            run(pool, finish(pool, begun))
+            run(pool, self._verbs.finish(pool, begun))
             raise
         except BaseException:
-            give_up(pool, begun)
+            self._verbs.give_up(pool, begun)
             raise
-        run(pool, finish(pool, begun))
+        run(pool, self._verbs.finish(pool, begun))
 
     def stat(self, uri: str) -> Stat:
         """What the server says of an object."""

@@ -5,8 +5,8 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Final, Literal
 
-Transport = Literal["unix", "tcp"]
-TRANSPORTS: Final[tuple[Transport, ...]] = ("unix", "tcp")
+Transport = Literal["unix", "tcp", "udp"]
+TRANSPORTS: Final[tuple[Transport, ...]] = ("unix", "tcp", "udp")
 
 
 class Concurrency(StrEnum):
@@ -22,23 +22,31 @@ class Concurrency(StrEnum):
 
 Table = Mapping[Transport, Concurrency]
 
-#: What each model that is none itself stands for. ``by-transport`` gives descriptors the shortest way and bytes a pool;
-#: ``auto`` is what measures best (docs/performance.md): event loops, which refuse no client for want of threads.
+#: What each model that is none itself stands for. ``by-transport`` gives descriptors the shortest way, bytes a pool and
+#: datagrams event loops; ``auto`` is what measures best (docs/performance.md): event loops, which refuse no client for
+#: want of threads.
 CHOICES: Final[Mapping[Concurrency, Table]] = MappingProxyType(
     {
         Concurrency.BY_TRANSPORT: {
             "unix": Concurrency.THREAD_PER_CONNECTION,
             "tcp": Concurrency.THREAD_POOL,
+            "udp": Concurrency.EPOLL,
         },
         Concurrency.AUTO: {
             "unix": Concurrency.EPOLL,
             "tcp": Concurrency.EPOLL,
+            "udp": Concurrency.EPOLL,
         },
     }
 )
 
 
 def choose(model: Concurrency, transport: Transport) -> Concurrency:
-    """Return the model that serves `transport` where `model` was asked for: never ``auto`` nor ``by-transport``."""
+    """Return the model that serves `transport` where `model` was asked for: never ``auto`` nor ``by-transport``.
+
+    Raises ValueError where the transport cannot be served so.
+    """
+    if transport == "udp" and model is Concurrency.THREAD_PER_CONNECTION:
+        raise ValueError("udp has no connections to give threads to: choose epoll, thread-pool or work-stealing for it")
     table = CHOICES.get(model)
     return model if table is None else table[transport]

@@ -22,10 +22,11 @@ from objmapper_client import address
 from .concurrency import TRANSPORTS, Concurrency, Transport, choose
 from .config_error import ConfigError, did_you_mean
 from .layers import ENVIRONMENT_PREFIX, layered
-from .listening import ListeningPoint
+from .listening import ListeningPoint, parse_networks
 from .peers import groups, prefixes, users
 
 DEFAULT_TCP_PORT: Final = 9999
+DEFAULT_UDP_PORT: Final = 9998
 DEFAULT_ADMIN_PORT: Final = 9997
 A_YEAR: Final = 366 * 86400.0
 
@@ -41,6 +42,9 @@ class Given(TypedDict, total=False):
     unix: StrPath | None
     unix_mode: int | str
     tcp: str | None
+    udp: str | None
+    udp_trusted: str | Iterable[str]
+    udp_rate_limit: int | str
     admin: str | None
     admin_token: str | None
     concurrency_model: Models
@@ -107,6 +111,12 @@ class Config(BaseSettings):
     unix: Path | None = Field(None, description="the path of a Unix socket, or none")
     unix_mode: int = Field(0o600, ge=0, le=0o777, description="who may connect, as octal permissions such as 0660")
     tcp: str | None = Field(None, description="HOST:PORT (IPv6 in brackets, port 0 for a free one), or none")
+    udp: str | None = Field(None, description="HOST:PORT (IPv6 in brackets, port 0 for a free one), or none")
+    udp_trusted: Annotated[tuple[str, ...], NoDecode] = Field((), description="networks such as 10.0.0.0/8, or none")
+    udp_rate_limit: Annotated[
+        ByteSize,
+        Field(ge=0, le=1 << 62, description="bytes a second: a number, or with a unit as in 100MB; 0 for none"),
+    ] = ByteSize(128 << 20)
     admin: str | None = Field(None, description="HOST:PORT or unix:PATH, or none")
     admin_token: str | None = Field(None, min_length=16, repr=False, description="16 characters at least, or none")
     concurrency_model: Concurrency | Mapping[Transport, Concurrency] = Field(
@@ -147,7 +157,7 @@ class Config(BaseSettings):
 
     def __init__(self, **given: Unpack[Given]) -> None:
         values: dict[str, Any] = dict(given)
-        if values.get("unix") is None and values.get("tcp") is None:
+        if all(values.get(name) is None for name in TRANSPORTS):
             values["unix"] = _default_socket()
         try:
             super().__init__(**values)
@@ -156,6 +166,10 @@ class Config(BaseSettings):
         self._origins = MappingProxyType(
             {name: "the program" if name in given else "default" for name in type(self).model_fields}
         )
+        try:
+            _ = self.models
+        except ValueError as error:
+            raise ConfigError("concurrency_model", str(error)) from None
 
     @classmethod
     def load(cls, file: StrPath | None = None, *, environment: bool = True, **flags: object) -> Self:
@@ -246,6 +260,23 @@ class Config(BaseSettings):
         if not isinstance(value, str):
             return value
         return str(ListeningPoint.parse(value.removeprefix("tcp://"), DEFAULT_TCP_PORT))
+
+    @field_validator("udp", mode="before")
+    @classmethod
+    def _udp(cls, value: object) -> object:
+        value = _switched_off(value)
+        if not isinstance(value, str):
+            return value
+        return str(ListeningPoint.parse(value.removeprefix("udp://"), DEFAULT_UDP_PORT))
+
+    @field_validator("udp_trusted", mode="before")
+    @classmethod
+    def _networks(cls, value: object) -> object:
+        if _switched_off(value) is None:
+            return ()
+        if not isinstance(value, Iterable):
+            return value
+        return parse_networks([value] if isinstance(value, str) else value)
 
     @field_validator("unix_mode", mode="before")
     @classmethod

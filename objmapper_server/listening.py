@@ -1,6 +1,8 @@
-"""Where a server listens on the network: ``HOST:PORT`` as text, and as the numeric address that is bound."""
+"""Where a server listens on the network, and for whom: ``HOST:PORT``, the numeric address that is bound, networks."""
 
+import ipaddress
 import socket
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Self
 
@@ -44,3 +46,12 @@ class ListeningPoint:
             raise OSError(f"cannot listen on {self}: unknown host {self.host!r} ({reason})") from error
         found.sort(key=lambda entry: entry[0] != socket.AF_INET)
         return type(self)(str(found[0][4][0]), self.port)
+
+
+def parse_networks(items: Iterable[object]) -> tuple[str, ...]:
+    """Read ``10.0.0.0/8`` and ``2001:db8::/32``, one or several parted by commas in each item; raises ValueError."""
+    names = [name.strip() for item in items for name in str(item).split(",")]
+    try:
+        return tuple(str(ipaddress.ip_network(name, strict=False)) for name in names)
+    except ValueError as error:
+        raise ValueError(f"{error}: write a network such as 10.0.0.0/8 or 2001:db8::/32") from None

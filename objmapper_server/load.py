@@ -11,15 +11,15 @@ from objmapper_client.address import TcpAddress, UnixAddress, parse
 from . import _engine
 
 #: How objects are asked for; with a 2 over version 2 of the protocol with its extension.
-Dialect = Literal["fdpass", "copy", "splice", "fdpass2", "copy2", "splice2", "http", "redis"]
+Dialect = Literal["fdpass", "copy", "splice", "fdpass2", "copy2", "splice2", "http", "redis", "pull", "memcached"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoadPlan:
     """Whom to load with what. Without a `rate` every client sends its next request when the last is answered."""
 
-    address: str  #: ``unix:/path`` or ``tcp://host:port``
-    dialect: Dialect
+    address: str  #: ``unix:/path``, ``tcp://host:port`` or ``udp://host:port``
+    dialect: Dialect  #: over UDP copy, pull (ranges, as the SDK asks for them) or memcached
     uris: tuple[str, ...]
     clients: int = 1
     threads: int = 1
@@ -53,6 +53,7 @@ class LoadResult:
 class _NativePlan:
     unix: str | None
     tcp: str | None
+    udp: str | None
     dialect: str
     uris: tuple[str, ...]
     clients: int
@@ -103,17 +104,20 @@ def run_load(plan: LoadPlan, on_progress: Callable[[int], None] | None = None) -
 
 def _native(plan: LoadPlan) -> _NativePlan:
     address = parse(plan.address)
-    unix = tcp = None
+    unix = tcp = udp = None
     if isinstance(address, UnixAddress):
         unix = address.path
-    elif isinstance(address, TcpAddress):
-        target = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0][4]
-        tcp = str(TcpAddress(str(target[0]), int(target[1]))).removeprefix("tcp://")
     else:
-        raise ValueError(f"{plan.address}: the load generator speaks over Unix and TCP sockets")
+        target = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0][4]
+        numeric = str(TcpAddress(str(target[0]), int(target[1]))).removeprefix("tcp://")
+        if isinstance(address, TcpAddress):
+            tcp = numeric
+        else:
+            udp = numeric
     return _NativePlan(
         unix,
         tcp,
+        udp,
         plan.dialect,
         plan.uris,
         plan.clients,

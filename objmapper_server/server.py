@@ -238,6 +238,9 @@ class _Settings:
     unix: str | None
     unix_mode: int
     tcp: str | None
+    udp: str | None
+    udp_trusted: tuple[str, ...]
+    udp_rate_limit: int
     inherited: Sequence[int]
     models: Mapping[str, str]
     pool_size: int
@@ -258,12 +261,14 @@ class _Settings:
     def of(cls, config: Config, sockets: Sockets) -> Self:
         """Return them with every host name resolved; raises OSError for one that is unknown."""
         inherited = {name: given.fileno() for name, given in sockets.items() if name != ADMIN}
-        tcp = None if config.tcp is None or "tcp" in inherited else ListeningPoint.parse(config.tcp, 0).resolved()
         return cls(
             root=str(config.root),
             unix=None if config.unix is None or "unix" in inherited else str(config.unix),
             unix_mode=config.unix_mode,
-            tcp=None if tcp is None else str(tcp),
+            tcp=None if "tcp" in inherited else _numeric(config.tcp),
+            udp=_numeric(config.udp),
+            udp_trusted=config.udp_trusted,
+            udp_rate_limit=config.udp_rate_limit,
             inherited=tuple(inherited.values()),
             models={str(transport): model.value for transport, model in config.models.items()},
             pool_size=config.pool_size,
@@ -280,6 +285,10 @@ class _Settings:
             header_timeout=config.header_timeout,
             request_timeout=config.request_timeout,
         )
+
+
+def _numeric(listen: str | None) -> str | None:
+    return None if listen is None else str(ListeningPoint.parse(listen, 0).resolved())
 
 
 def _settings_of(sockets: Sockets, config: Config) -> dict[str, object]:

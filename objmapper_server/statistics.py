@@ -87,6 +87,25 @@ class TransportLoad(Load):
         return self.concurrency_model
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Datagrams:
+    """UDP since start, by kind of datagram."""
+
+    plain_received_total: int  #: requests of version 1
+    pull_received_total: int
+    noise_received_total: int  #: no questions, never answered
+    reply_sent_total: int  #: of version 1
+    data_sent_total: int
+    retry_sent_total: int
+    error_sent_total: int
+    untrusted_dropped_total: int  #: plain requests from neither loopback nor a trusted network
+    limited_dropped_total: int  #: questions of addresses over their rate
+    unsendable_dropped_total: int  #: answers that the kernel did not take
+    overflow_dropped_total: int  #: questions for which the socket's buffer had no room
+    bytes_received_total: int
+    bytes_sent_total: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class Statistics(Load):
     """The whole server at one moment: its own figures are the totals of all transports."""
@@ -103,6 +122,7 @@ class Statistics(Load):
     transports: Mapping[str, TransportLoad]
     models: Mapping[str, Figures]
     modes: Mapping[str, Figures]
+    datagrams: Datagrams | None  #: None where UDP is not served
 
     @property
     def total(self) -> Load:
@@ -152,6 +172,7 @@ class Statistics(Load):
                 for (transport, model, mode), each in figures.items()
                 if mode is not None and transport is None and model is None
             },
+            datagrams=None if snapshot["datagrams"] is None else Datagrams(**snapshot["datagrams"]),
         )
 
     def as_json(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What every test must leave as it was: the descriptors of this process."""
+"""What holds for every test: no descriptor is left open, and no example of Hypothesis is timed."""
 
 import gc
 import os
@@ -7,6 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# A slow machine is no finding.
+settings.register_profile("objmapper", deadline=None)
+settings.load_profile("objmapper")
 
 
 def open_descriptors() -> dict[int, str]:

@@ -120,6 +120,10 @@ WORDS: dict[str, set[str]] = {
     "protocol": {"errors"},
     "protocol_v2": {"errors", "protocol"},
     "protocol_v2_responses": {"errors", "protocol", "protocol_v2"},
+    "_crc32c": set(),
+    "datagrams": {"_crc32c", "errors", "protocol"},
+    "_path": set(),
+    "_pull": {"_path", "datagrams", "errors", "protocol"},
 }
 
 
@@ -234,9 +238,12 @@ LAYERS: dict[str, set[str]] = {
     "staging": {"errors", "incoming", "mapping", "target"},
     "cursor": {"errors"},
     "directory_run": set(),
-    "walk": {"directory_run", "errors", "mapping", "protocol"},
-    "listing": {"cursor", "directory_run", "errors", "mapping", "walk"},
+    "walk": {"directory_run", "errors", "mapping", "protocol", "rules"},
+    "listing": {"cursor", "directory_run", "errors", "mapping", "rules", "walk"},
     "transport": {"errors"},
+    "rules": {"transport"},
+    "refusals": {"transport"},
+    "peers": {"errors", "refusals", "rules", "service", "session", "transport"},
     "session": {
         "cache",
         "errors",
@@ -244,12 +251,19 @@ LAYERS: dict[str, set[str]] = {
         "journal",
         "listing",
         "mapping",
+        "peers",
         "protocol",
+        "rules",
         "service",
         "statistics",
         "target",
         "transport",
     },
+    "udp/wire": {"protocol"},
+    "udp/cookie": set(),
+    "udp/limits": set(),
+    "udp/gate": set(),
+    "udp/content": {"errors", "mapping", "service"},
 }
 
 

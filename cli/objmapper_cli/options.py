@@ -10,7 +10,8 @@ from objmapper_client.client import Client
 from objmapper_client.protocol import Mode
 
 ServerOption = Annotated[
-    str | None, typer.Option(metavar="ADDRESS", help="unix:/PATH or tcp://HOST:PORT.", envvar="OBJMAPPER_SERVER")
+    str | None,
+    typer.Option(metavar="ADDRESS", help="unix:/PATH, tcp://HOST:PORT or udp://HOST:PORT.", envvar="OBJMAPPER_SERVER"),
 ]
 TimeoutOption = Annotated[float, typer.Option(metavar="SECONDS", help="The longest wait for the server.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, one document a line.")]

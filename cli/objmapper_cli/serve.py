@@ -15,12 +15,23 @@ if TYPE_CHECKING:
 def serve(
     root: Annotated[str | None, typer.Argument(metavar="ROOT", help="The directory whose files are served.")] = None,
     unix: Annotated[
-        str | None, typer.Option(metavar="PATH", help="Serve on this Unix socket; the default without --tcp.")
+        str | None, typer.Option(metavar="PATH", help="Serve on this Unix socket; the default without --tcp and --udp.")
     ] = None,
     unix_mode: Annotated[
         str | None, typer.Option(metavar="OCTAL", help="Who may connect to the Unix socket. [default: 0600]")
     ] = None,
     tcp: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Serve on TCP; port 0 takes a free one.")] = None,
+    udp: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Serve on UDP; port 0 takes a free one.")] = None,
+    udp_trusted: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NETWORK", help="Answer plain requests from here too, such as 10.0.0.0/8 (repeatable)."),
+    ] = None,
+    udp_rate_limit: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BYTES", help="A second over UDP to one address, such as 50MB; 0 for any. [default: 128MiB]"
+        ),
+    ] = None,
     admin: Annotated[
         str | None,
         typer.Option(metavar="HOST:PORT|unix:PATH", help="Where the figures are shown. [default: 127.0.0.1:9997]"),

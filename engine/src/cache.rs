@@ -59,15 +59,20 @@ impl Version {
     /// in which every bit of the input changes every bit of the output with a probability near one half. The device
     /// is left out: its number may be another after a reboot.
     pub fn etag(&self) -> Etag {
-        let (modified, changed) = (self.modified, self.changed);
-        let fields = [self.inode, self.size as u64, nanoseconds(modified), nanoseconds(changed)];
-        // The fraction of the golden ratio, SplitMix64's increment, keeps a field of 0 from being a fixed point.
-        let mixed = fields.iter().fold(0u64, |state, &field| mix(state.wrapping_add(GOLDEN) ^ field));
+        let mixed = self.number();
         let mut digits = [0; 16];
         for (at, digit) in digits.iter_mut().enumerate() {
             *digit = b"0123456789abcdef"[(mixed >> (60 - 4 * at)) as usize & 15];
         }
         digits
+    }
+
+    /// The number that the etag spells in hex.
+    pub fn number(&self) -> u64 {
+        let (modified, changed) = (self.modified, self.changed);
+        let fields = [self.inode, self.size as u64, nanoseconds(modified), nanoseconds(changed)];
+        // The fraction of the golden ratio, SplitMix64's increment, keeps a field of 0 from being a fixed point.
+        fields.iter().fold(0u64, |state, &field| mix(state.wrapping_add(GOLDEN) ^ field))
     }
 
     /// Whether a later change is sure to show.

@@ -13,12 +13,13 @@ use crate::concurrency::{Model, Order, Shutdown, spawn};
 use crate::errors::StartError;
 use crate::journal::Journal;
 use crate::listener::Listener;
-use crate::peers::Rules;
 use crate::refusals::Refusal;
+use crate::rules::Rules;
 use crate::service::Service;
 use crate::settings::{Limits, Settings};
 use crate::storage_pool::StoragePool;
 use crate::transport::Transport;
+use crate::udp::{self, DatagramCounts, UdpSocket};
 
 /// The threads that accept and those that count have shallow work.
 const STACK: usize = 256 << 10;
@@ -28,8 +29,45 @@ const STOP_GRACE: Duration = Duration::from_secs(5);
 /// A transport that is served. While one model hands over to the next, there are several tenures.
 #[derive(Debug)]
 struct Lane {
-    listener: Arc<Listener>,
+    front: Front,
     tenures: Vec<Tenure>,
+}
+
+/// Where clients come in: by connections, or by datagrams.
+#[derive(Debug, Clone)]
+enum Front {
+    Connections(Arc<Listener>),
+    Datagrams(Arc<UdpSocket>),
+}
+
+impl Front {
+    fn transport(&self) -> Transport {
+        match self {
+            Front::Connections(listener) => listener.transport,
+            Front::Datagrams(_) => Transport::Udp,
+        }
+    }
+
+    fn address(&self) -> &str {
+        match self {
+            Front::Connections(listener) => &listener.address,
+            Front::Datagrams(socket) => &socket.address,
+        }
+    }
+
+    fn serve(&self, model: Model, service: &Arc<Service>, shutdown: &Arc<Shutdown>) {
+        match self {
+            Front::Connections(listener) => model.serve(listener, service, shutdown),
+            Front::Datagrams(socket) => udp::serve(model, socket, service, shutdown),
+        }
+    }
+
+    fn counts(&self) -> Option<DatagramCounts> {
+        match self {
+            Front::Connections(_) => None,
+            Front::Datagrams(socket) => Some(socket.counts()),
+        }
+    }
 }
 
 /// One model's time of service.
@@ -42,15 +80,16 @@ struct Tenure {
 
 impl Lane {
     fn begin(&mut self, model: Model, service: &Arc<Service>) -> Result<(), StartError> {
-        let fail = |what: &'static str, errno| StartError::new(errno, what, self.listener.address.clone());
+        let fail = |what: &'static str, errno| StartError::new(errno, what, self.front.address());
+        if !model.serves(self.front.transport()) {
+            return Err(fail("thread-per-connection needs connections, and UDP has none", Errno::INVAL));
+        }
         let shutdown = Arc::new(Shutdown::new().map_err(|errno| fail("cannot make an eventfd", errno))?);
-        let (listener, service, told) =
-            (Arc::clone(&self.listener), Arc::clone(service), Arc::clone(&shutdown));
-        let name = format!("objmapper-{}", self.listener.transport.name());
-        let thread =
-            spawn(&name, STACK, move || model.serve(&listener, &service, &told)).map_err(|error| {
-                fail("cannot start a thread", Errno::from_io_error(&error).unwrap_or(Errno::AGAIN))
-            })?;
+        let (front, service, told) = (self.front.clone(), Arc::clone(service), Arc::clone(&shutdown));
+        let name = format!("objmapper-{}", front.transport().name());
+        let thread = spawn(&name, STACK, move || front.serve(model, &service, &told)).map_err(|error| {
+            fail("cannot start a thread", Errno::from_io_error(&error).unwrap_or(Errno::AGAIN))
+        })?;
         self.tenures.push(Tenure { model, shutdown, thread });
         Ok(())
     }
@@ -122,6 +161,8 @@ pub struct Snapshot {
     pub disk_io_pending: usize,
     pub figures: Vec<crate::statistics::Figures>,
     pub transports: Vec<TransportState>,
+    /// None where UDP is not served.
+    pub datagrams: Option<DatagramCounts>,
 }
 
 impl Engine {
@@ -144,15 +185,22 @@ impl Engine {
             return Err(StartError::new(Errno::ALREADY, "the server was started already", "engine"));
         }
         let settings = &self.service.settings;
-        let mut listeners = Vec::new();
+        let mut fronts = Vec::new();
         if let Some(path) = &settings.unix {
-            listeners.push(Listener::unix(path, settings, &mut lock(&self.notices))?);
+            let listener = Listener::unix(path, settings, &mut lock(&self.notices))?;
+            fronts.push(Front::Connections(Arc::new(listener)));
         }
         if let Some(address) = settings.tcp {
-            listeners.push(Listener::tcp(address)?);
+            fronts.push(Front::Connections(Arc::new(Listener::tcp(address)?)));
+        }
+        if let Some(address) = settings.udp {
+            let (trusted, limit) = (settings.udp_trusted.clone(), settings.udp_rate_limit);
+            let socket = UdpSocket::bind(address, trusted, limit, &mut lock(&self.notices))?;
+            fronts.push(Front::Datagrams(Arc::new(socket)));
         }
         for socket in &settings.inherited {
-            listeners.push(Listener::inherited(socket, settings)?);
+            let listener = Listener::inherited(socket, settings)?;
+            fronts.push(Front::Connections(Arc::new(listener)));
         }
         let (service, clock) = (Arc::clone(&self.service), Arc::clone(&self.clock));
         let ticking = spawn("objmapper-clock", STACK, move || clock.run(&service)).map_err(|error| {
@@ -160,10 +208,9 @@ impl Engine {
             StartError::new(errno, "cannot start a thread", "engine")
         })?;
         *lock(&self.clock_thread) = Some(ticking);
-        for listener in listeners {
-            let model =
-                settings.models.get(&listener.transport).copied().unwrap_or(Model::ThreadPerConnection);
-            let mut lane = Lane { listener: Arc::new(listener), tenures: Vec::new() };
+        for front in fronts {
+            let model = settings.models.get(&front.transport()).copied().unwrap_or(Model::Epoll);
+            let mut lane = Lane { front, tenures: Vec::new() };
             let begun = lane.begin(model, &self.service);
             lanes.push(lane);
             begun?;
@@ -174,7 +221,7 @@ impl Engine {
     pub fn addresses(&self) -> Vec<(&'static str, String)> {
         lock(&self.lanes)
             .iter()
-            .map(|lane| (lane.listener.transport.name(), lane.listener.address.clone()))
+            .map(|lane| (lane.front.transport().name(), lane.front.address().to_owned()))
             .collect()
     }
 
@@ -191,12 +238,12 @@ impl Engine {
         let transports = lanes
             .iter()
             .map(|lane| {
-                let transport = lane.listener.transport;
+                let transport = lane.front.transport();
                 let gauges = self.service.statistics.gauges(transport);
                 TransportState {
                     transport: transport.name(),
                     model: lane.model().map_or("", Model::name),
-                    address: lane.listener.address.clone(),
+                    address: lane.front.address().to_owned(),
                     connections: gauges.connections.load(Relaxed),
                     connections_total: gauges.connections_total.load(Relaxed),
                     connections_waiting: gauges.connections_waiting.load(Relaxed),
@@ -212,6 +259,7 @@ impl Engine {
                 }
             })
             .collect();
+        let datagrams = lanes.iter().find_map(|lane| lane.front.counts());
         drop(lanes);
         let cache = self.service.statistics.cache_counts();
         Snapshot {
@@ -226,6 +274,7 @@ impl Engine {
             disk_io_pending: self.service.storage_pool.as_ref().map_or(0, StoragePool::pending),
             figures: self.service.statistics.figures(),
             transports,
+            datagrams,
         }
     }
 
@@ -250,7 +299,7 @@ impl Engine {
     /// Changes the model of a transport; false where the transport is not served.
     pub fn set_concurrency(&self, transport: Transport, model: Model) -> Result<bool, StartError> {
         let mut lanes = lock(&self.lanes);
-        let Some(lane) = lanes.iter_mut().find(|lane| lane.listener.transport == transport) else {
+        let Some(lane) = lanes.iter_mut().find(|lane| lane.front.transport() == transport) else {
             return Ok(false);
         };
         lane.tenures.retain(|tenure| !tenure.thread.is_finished());

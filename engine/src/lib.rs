@@ -24,6 +24,7 @@ pub mod peers;
 pub mod protocol;
 pub mod queue;
 pub mod refusals;
+pub mod rules;
 pub mod service;
 pub mod session;
 pub mod settings;
@@ -32,6 +33,7 @@ pub mod statistics;
 pub mod storage_pool;
 pub mod target;
 pub mod transport;
+pub mod udp;
 mod walk;
 
 #[cfg(feature = "python")]

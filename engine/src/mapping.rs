@@ -49,6 +49,12 @@ pub struct Opened {
 }
 
 impl Opened {
+    /// Whether the file is still what it was when it was opened: asked after reading, it says that what was read is one
+    /// state of it.
+    pub fn is_unchanged(&self) -> bool {
+        fs::fstat(&self.file).is_ok_and(|stat| Version::of(&stat) == self.version)
+    }
+
     pub fn found(&self) -> Found {
         Found { size: self.size, mtime: self.version.mtime(), version: self.version }
     }

@@ -13,9 +13,9 @@ use crate::concurrency::Model;
 use crate::engine::{Engine as NativeEngine, Snapshot};
 use crate::journal::Record;
 use crate::load::{Dialect, Load as NativeLoad, Outcome, Plan, Target};
-use crate::peers::{Listed, Rules};
 use crate::protocol::Mode;
 use crate::refusals::Refusal;
+use crate::rules::{Listed, Rules};
 use crate::settings::{Limits, OptimizeFor, Settings};
 use crate::transport::Transport;
 
@@ -26,6 +26,9 @@ struct PySettings {
     unix: Option<PathBuf>,
     unix_mode: u32,
     tcp: Option<String>,
+    udp: Option<String>,
+    udp_trusted: Vec<String>,
+    udp_rate_limit: u64,
     inherited: Vec<i32>,
     models: HashMap<String, String>,
     pool_size: usize,
@@ -60,18 +63,22 @@ impl TryFrom<PySettings> for Settings {
                 )));
             }
         };
-        let tcp = given
-            .tcp
-            .map(|text| {
+        let numeric = |text: Option<String>| {
+            text.map(|text| {
                 text.parse()
                     .map_err(|_| PyValueError::new_err(format!("not a numeric ADDRESS:PORT: {text:?}")))
             })
-            .transpose()?;
+            .transpose()
+        };
+        let trusted = given.udp_trusted.iter().map(|text| text.parse().map_err(PyValueError::new_err));
         Ok(Settings {
             root: given.root,
             unix: given.unix,
             unix_mode: given.unix_mode,
-            tcp,
+            tcp: numeric(given.tcp)?,
+            udp: numeric(given.udp)?,
+            udp_trusted: trusted.collect::<PyResult<_>>()?,
+            udp_rate_limit: given.udp_rate_limit,
             inherited: given.inherited.into_iter().map(borrowed).collect::<PyResult<_>>()?,
             models,
             pool_size: given.pool_size,
@@ -249,6 +256,7 @@ impl Engine {
 struct PyPlan {
     unix: Option<PathBuf>,
     tcp: Option<String>,
+    udp: Option<String>,
     dialect: String,
     uris: Vec<String>,
     clients: usize,
@@ -264,13 +272,14 @@ impl TryFrom<PyPlan> for Plan {
     type Error = PyErr;
 
     fn try_from(given: PyPlan) -> PyResult<Plan> {
-        let target = match (given.unix, given.tcp) {
-            (Some(path), None) => Target::Unix(path),
-            (None, Some(text)) => Target::Tcp(
-                text.parse()
-                    .map_err(|_| PyValueError::new_err(format!("not a numeric ADDRESS:PORT: {text:?}")))?,
-            ),
-            _ => return Err(PyValueError::new_err("a load has one target: unix or tcp")),
+        let numeric = |text: String| {
+            text.parse().map_err(|_| PyValueError::new_err(format!("not a numeric ADDRESS:PORT: {text:?}")))
+        };
+        let target = match (given.unix, given.tcp, given.udp) {
+            (Some(path), None, None) => Target::Unix(path),
+            (None, Some(text), None) => Target::Tcp(numeric(text)?),
+            (None, None, Some(text)) => Target::Udp(numeric(text)?),
+            _ => return Err(PyValueError::new_err("a load has one target: unix, tcp or udp")),
         };
         let dialect = match given.dialect.as_str() {
             "fdpass" => Dialect::Objmapper(Mode::FdPass),
@@ -281,8 +290,21 @@ impl TryFrom<PyPlan> for Plan {
             "splice2" => Dialect::Extended(Mode::Splice),
             "http" => Dialect::Http,
             "redis" => Dialect::Redis,
+            "pull" => Dialect::Pull,
+            "memcached" => Dialect::Memcached,
             other => return Err(PyValueError::new_err(format!("no such dialect: {other:?}"))),
         };
+        let by_datagrams = matches!(target, Target::Udp(_));
+        let speaks = match dialect {
+            Dialect::Pull | Dialect::Memcached => by_datagrams,
+            Dialect::Objmapper(Mode::Copy) => true,
+            _ => !by_datagrams,
+        };
+        if !speaks || (by_datagrams && (given.pipeline > 1 || given.rate.is_some() || given.reconnect)) {
+            return Err(PyValueError::new_err(
+                "over UDP a load is copy, pull or memcached, in a closed loop of one request at a time",
+            ));
+        }
         let rate = given.rate.filter(|rate| rate.is_finite() && *rate > 0.0);
         if given.uris.is_empty() || given.clients == 0 || given.pipeline == 0 || rate != given.rate {
             return Err(PyValueError::new_err("a load needs a URI, a client, a pipeline and a rate above 0"));

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use crate::concurrency::Model;
 use crate::transport::Transport;
+use crate::udp::Network;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OptimizeFor {
@@ -27,6 +28,12 @@ pub struct Settings {
     pub unix_mode: u32,
     /// Numeric address and port.
     pub tcp: Option<std::net::SocketAddr>,
+    /// Numeric address and port.
+    pub udp: Option<std::net::SocketAddr>,
+    /// Networks, besides loopback, that may ask for plain replies.
+    pub udp_trusted: Vec<Network>,
+    /// Bytes a second over UDP towards one address that is not loopback; 0: no limit.
+    pub udp_rate_limit: u64,
     /// Listening sockets that were open already, besides those above; each is borrowed from whoever made it.
     pub inherited: Vec<Arc<OwnedFd>>,
     pub models: BTreeMap<Transport, Model>,

@@ -16,17 +16,18 @@ use std::time::Duration;
 pub enum Transport {
     Unix,
     Tcp,
+    Udp,
 }
 
 impl Transport {
-    pub const ALL: [Transport; 2] = [Transport::Unix, Transport::Tcp];
+    pub const ALL: [Transport; 3] = [Transport::Unix, Transport::Tcp, Transport::Udp];
 
     pub fn index(self) -> usize {
         self as usize
     }
 
     pub fn name(self) -> &'static str {
-        ["unix", "tcp"][self.index()]
+        ["unix", "tcp", "udp"][self.index()]
     }
 
     pub fn from_name(name: &str) -> Option<Transport> {

@@ -19,11 +19,19 @@ def test_the_names_are_the_documented_ones() -> None:
 def test_by_transport_gives_descriptors_a_thread_each_and_bytes_a_pool() -> None:
     assert choose(Concurrency.BY_TRANSPORT, "unix") is Concurrency.THREAD_PER_CONNECTION
     assert choose(Concurrency.BY_TRANSPORT, "tcp") is Concurrency.THREAD_POOL
+    assert choose(Concurrency.BY_TRANSPORT, "udp") is Concurrency.EPOLL
+
+
+def test_without_connections_there_is_no_thread_for_each() -> None:
+    with pytest.raises(ValueError, match="udp has no connections"):
+        choose(Concurrency.THREAD_PER_CONNECTION, "udp")
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize("model", Concurrency)
 def test_what_is_chosen_is_concrete(model: Concurrency, transport: Transport) -> None:
+    if (model, transport) == (Concurrency.THREAD_PER_CONNECTION, "udp"):
+        pytest.skip("refused")
     chosen = choose(model, transport)
     assert chosen not in CHOICES
     assert model in CHOICES or chosen is model

@@ -19,6 +19,9 @@ def test_the_defaults_are_the_documented_ones(tmp_path: Path) -> None:
         "unix": tmp_path / "s",
         "unix_mode": 0o600,
         "tcp": None,
+        "udp": None,
+        "udp_trusted": (),
+        "udp_rate_limit": 128 << 20,
         "admin": None,
         "admin_token": None,
         "concurrency_model": Concurrency.AUTO,
@@ -72,6 +75,7 @@ def test_without_a_transport_it_is_the_users_own_socket(tmp_path: Path) -> None:
     assert config.origins["unix"] == "default"
     assert config.transports == ("unix",)
     assert Config(root=tmp_path, tcp="localhost").unix is None
+    assert Config(root=tmp_path, udp="localhost").transports == ("udp",)
 
 
 def test_the_servers_own_address_may_be_named_but_must_be_a_unix_socket(
@@ -131,7 +135,7 @@ WRONG = [
     ("max_threads", 2.5, "2.5 is not allowed"),
     ("storage_pool_size", 0, "from 1"),
     ("concurrency_model", "thread-pol", "'thread-pol' is none of .*; did you mean 'thread-pool'?"),
-    ("concurrency_model", "tpc=epoll", "'tpc' is no transport of unix, tcp; did you mean 'tcp'?"),
+    ("concurrency_model", "tpc=epoll", "'tpc' is no transport of unix, tcp, udp; did you mean 'tcp'?"),
     ("concurrency_model", {"tcp": "treads"}, "'treads' is none of"),
     ("concurrency_model", 7, "7 is not allowed"),
     ("optimize_for", "latncy", "none of latency, throughput; did you mean 'latency'?"),
@@ -146,6 +150,17 @@ WRONG = [
     ("tcp", "::1:99", "brackets"),
     ("tcp", "host:99999", "'host:99999' is not HOST:PORT"),
     ("tcp", "", "is not HOST:PORT"),
+    ("udp", "host:x", "'host:x' is not HOST:PORT"),
+    (
+        "udp_trusted",
+        "10.0.0.0/33",
+        "'10.0.0.0/33' does not appear to be an IPv4 or IPv6 network: write a network such as",
+    ),
+    ("udp_trusted", ["10.0.0.0/8", "here"], "'here' does not appear"),
+    ("udp_trusted", "", "'' does not appear"),
+    ("udp_trusted", 7, "7 is not allowed: it takes networks"),
+    ("udp_rate_limit", -1, "-1 is not allowed"),
+    ("udp_rate_limit", "fast", "'fast' is not allowed: .*100MB"),
     ("admin", "unix:", "a path is needed"),
     ("admin", "https://x", "is not HOST:PORT"),
     ("unix", "", "a path is needed"),
@@ -253,6 +268,34 @@ def test_any_text_is_a_listening_point_that_reads_back_or_is_refused(text: str) 
     except ValueError:
         return
     assert ListeningPoint.parse(str(point), 1) == point
+
+
+@pytest.mark.parametrize(
+    "given_as", ["10.1.2.3/8, 2001:db8::/32", ["10.0.0.0/8", "2001:db8::/32"], ("10.0.0.0/8,2001:db8::/32",)]
+)
+def test_networks_are_one_or_several(tmp_path: Path, given_as: str | list[str]) -> None:
+    assert Config(root=tmp_path, udp_trusted=given_as).udp_trusted == ("10.0.0.0/8", "2001:db8::/32")
+
+
+def test_the_file_and_the_environment_give_networks_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "o.toml"
+    file.write_text('udp = "127.0.0.1"\nudp_trusted = ["10.0.0.0/8"]\n')
+    assert Config.load(file=file, root=tmp_path).udp_trusted == ("10.0.0.0/8",)
+    assert Config.load(file=file, root=tmp_path).udp == "127.0.0.1:9998"
+    monkeypatch.setenv("OBJMAPPER_UDP_TRUSTED", "192.0.2.0/24,::/0")
+    assert Config.load(file=file, root=tmp_path).udp_trusted == ("192.0.2.0/24", "::/0")
+    monkeypatch.setenv("OBJMAPPER_UDP_TRUSTED", "none")
+    assert Config.load(file=file, root=tmp_path).udp_trusted == ()
+
+
+@pytest.mark.parametrize("given_as", ["thread-per-connection", "udp=thread-per-connection"])
+def test_datagrams_have_no_connections_to_give_threads_to(tmp_path: Path, given_as: str) -> None:
+    with pytest.raises(ConfigError, match=r"concurrency_model \(from --concurrency-model\): udp has no connections"):
+        Config.load(root=tmp_path, udp="127.0.0.1:0", concurrency_model=[given_as])
+    with pytest.raises(ConfigError, match="concurrency_model: udp has no connections"):
+        Config(root=tmp_path, udp="127.0.0.1:0", concurrency_model=given_as)
+    # Where UDP is not served it does not matter.
+    assert Config(root=tmp_path, unix=tmp_path / "s", concurrency_model=given_as).models.keys() == {"unix"}
 
 
 @pytest.mark.parametrize(("text", "mode"), [("0660", 0o660), ("666", 0o666), ("0o600", 0o600)])

@@ -104,6 +104,7 @@ def snapshot() -> "_engine.Snapshot":
             figures(6, transport="tcp", model="epoll", mode="copy"),
         ],
         "transports": [state("unix", "thread-pool", 1), state("tcp", "epoll", 10)],
+        "datagrams": None,
     }
 
 

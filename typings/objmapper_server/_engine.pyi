@@ -20,6 +20,12 @@ class Settings(Protocol):
     @property
     def tcp(self) -> str | None: ...  # "ADDRESS:PORT", numeric; IPv6 in brackets
     @property
+    def udp(self) -> str | None: ...  # likewise
+    @property
+    def udp_trusted(self) -> Sequence[str]: ...  # networks, CIDR
+    @property
+    def udp_rate_limit(self) -> int: ...  # bytes a second to one address that is not loopback; 0: no limit
+    @property
     def inherited(self) -> Sequence[int]: ...  # listening sockets that are open already; they stay the caller's
     @property
     def models(self) -> Mapping[str, str]: ...  # transport -> a concrete model's name
@@ -137,6 +143,24 @@ class TransportState(TypedDict):
     parks_total: int
 
 @type_check_only
+class DatagramCounts(TypedDict):
+    """UDP since start, by kind of datagram."""
+
+    plain_received_total: int  # requests of version 1
+    pull_received_total: int
+    noise_received_total: int  # no questions, never answered
+    reply_sent_total: int  # of version 1
+    data_sent_total: int
+    retry_sent_total: int
+    error_sent_total: int
+    untrusted_dropped_total: int  # plain requests from neither loopback nor a trusted network
+    limited_dropped_total: int  # questions of addresses over their rate
+    unsendable_dropped_total: int  # answers that the kernel did not take
+    overflow_dropped_total: int  # questions for which the socket's buffer had no room
+    bytes_received_total: int
+    bytes_sent_total: int
+
+@type_check_only
 class Snapshot(TypedDict):
     uptime: float
     draining: bool
@@ -149,6 +173,7 @@ class Snapshot(TypedDict):
     disk_io_pending: int
     figures: Sequence[Figures]  # the total, each transport, model and mode, and each combination that was used
     transports: Sequence[TransportState]
+    datagrams: DatagramCounts | None  # None where UDP is not served
 
 @type_check_only
 class Cumulative(TypedDict):
@@ -223,14 +248,16 @@ class Engine:
 
 @type_check_only
 class LoadPlan(Protocol):
-    """What `Load` reads, as attributes. Exactly one of unix and tcp is given."""
+    """What `Load` reads, as attributes. Exactly one of unix, tcp and udp is given."""
 
     @property
     def unix(self) -> str | None: ...
     @property
     def tcp(self) -> str | None: ...  # "ADDRESS:PORT", numeric
     @property
-    def dialect(self) -> str: ...  # fdpass, copy, splice, http or redis
+    def udp(self) -> str | None: ...  # likewise
+    @property
+    def dialect(self) -> str: ...  # fdpass, copy, splice, http or redis; over UDP copy, pull or memcached
     @property
     def uris(self) -> Sequence[str]: ...
     @property

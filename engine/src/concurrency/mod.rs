@@ -1,8 +1,9 @@
 //! Which thread runs a session when, and nothing else. Every model is one file with one `serve` of the same shape.
 
 mod conversation;
+pub(crate) mod desks;
 mod epoll;
-mod poller;
+pub(crate) mod poller;
 mod reactor;
 mod solo;
 mod thread_per_connection;
@@ -16,7 +17,7 @@ use std::time::Duration;
 
 use crate::listener::Listener;
 use crate::service::Service;
-use crate::transport::Bell;
+use crate::transport::{Bell, Transport};
 
 /// Sessions are asked about their deadlines this often.
 pub const TICK: Duration = Duration::from_secs(1);
@@ -46,6 +47,11 @@ impl Model {
 
     pub fn from_name(name: &str) -> Option<Model> {
         Model::ALL.into_iter().find(|model| model.name() == name)
+    }
+
+    /// Whether the model can serve a transport: without connections there are no threads for them.
+    pub fn serves(self, transport: Transport) -> bool {
+        transport != Transport::Udp || self != Model::ThreadPerConnection
     }
 
     /// Serves until `shutdown` says otherwise and no session is left.

@@ -14,6 +14,10 @@ pub enum Dialect {
     Extended(Mode),
     Http,
     Redis,
+    /// Ranges over UDP.
+    Pull,
+    /// Over UDP as well.
+    Memcached,
 }
 
 impl Dialect {
@@ -32,6 +36,8 @@ impl Dialect {
             Dialect::Redis => {
                 bytes.extend(format!("*2\r\n$3\r\nGET\r\n${}\r\n{uri}\r\n", uri.len()).into_bytes());
             }
+            // Datagrams are made one by one.
+            Dialect::Pull | Dialect::Memcached => {}
         }
         bytes
     }
@@ -87,6 +93,8 @@ pub enum AnswerDecoder {
     /// How many bytes of a body are still to come.
     Http(u64),
     Redis(u64),
+    /// What has no connections: see `udp/load.rs`.
+    Datagrams,
 }
 
 impl AnswerDecoder {
@@ -98,6 +106,7 @@ impl AnswerDecoder {
             }
             Dialect::Http => AnswerDecoder::Http(0),
             Dialect::Redis => AnswerDecoder::Redis(0),
+            Dialect::Pull | Dialect::Memcached => AnswerDecoder::Datagrams,
         }
     }
 
@@ -159,6 +168,7 @@ impl AnswerDecoder {
                 }
                 Ok(take_body(body, input))
             }
+            AnswerDecoder::Datagrams => Err(Errno::PROTO),
         }
     }
 }

@@ -30,6 +30,8 @@ const HISTOGRAM: (u8, u8) = (7, 40);
 pub enum Target {
     Unix(PathBuf),
     Tcp(SocketAddr),
+    /// Asked by datagrams: see `udp/load.rs`.
+    Udp(SocketAddr),
 }
 
 #[derive(Debug, Clone)]
@@ -78,26 +80,26 @@ pub struct Load {
 }
 
 #[derive(Debug)]
-struct Shared {
-    plan: Plan,
+pub(crate) struct Shared {
+    pub(crate) plan: Plan,
     frames: Vec<Vec<u8>>,
     answered: AtomicU64,
     stop: AtomicBool,
 }
 
 #[derive(Debug)]
-struct Tally {
+pub(crate) struct Tally {
     latency: Histogram,
     refusals: Histogram,
     requests: u64,
-    bytes: u64,
+    pub(crate) bytes: u64,
     refused: u64,
-    errors: u64,
-    ended: Instant,
+    pub(crate) errors: u64,
+    pub(crate) ended: Instant,
 }
 
 impl Tally {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Tally {
             latency: new_histogram(),
             refusals: new_histogram(),
@@ -107,6 +109,33 @@ impl Tally {
             errors: 0,
             ended: Instant::now(),
         }
+    }
+
+    /// Counts one answer.
+    pub(crate) fn count(&mut self, latency: Duration, refused: bool, failed: bool) {
+        let nanoseconds = u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX);
+        let nanoseconds = nanoseconds.min((1 << HISTOGRAM.1) - 1);
+        // Fails only for a value out of range, which was cut off.
+        if refused {
+            self.refused += 1;
+            let _ = self.refusals.increment(nanoseconds);
+        } else {
+            self.requests += 1;
+            self.errors += u64::from(failed);
+            let _ = self.latency.increment(nanoseconds);
+        }
+    }
+}
+
+impl Shared {
+    /// Whether the load was stopped, or has come to its number of requests.
+    pub(crate) fn is_over(&self) -> bool {
+        let enough = self.plan.requests > 0 && self.answered.load(Relaxed) >= self.plan.requests;
+        enough || self.stop.load(Relaxed)
+    }
+
+    pub(crate) fn count(&self, answers: u64) {
+        self.answered.fetch_add(answers, Relaxed);
     }
 }
 
@@ -127,10 +156,12 @@ impl Load {
         let threads = (0..threads)
             .map(|number| {
                 let shared = Arc::clone(&shared);
-                std::thread::Builder::new()
-                    .name("objmapper-load".into())
-                    .stack_size(STACK)
-                    .spawn(move || Worker::new(&shared, number, threads).run())
+                std::thread::Builder::new().name("objmapper-load".into()).stack_size(STACK).spawn(move || {
+                    match shared.plan.target {
+                        Target::Udp(address) => crate::udp::load::run(&shared, address, number, threads),
+                        _ => Worker::new(&shared, number, threads).run(),
+                    }
+                })
             })
             .collect::<Result<_, _>>()?;
         Ok(Load { shared, threads, started })

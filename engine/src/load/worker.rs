@@ -13,7 +13,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use super::dialects::{Answer, AnswerDecoder};
-use super::{HISTOGRAM, Plan, Shared, Tally, Target};
+use super::{Plan, Shared, Tally, Target};
 use crate::protocol::v2::{self, DecodedHelloAck};
 
 /// With a rate, and where nothing else was asked for: a client that is further behind stops sending.
@@ -102,10 +102,7 @@ impl<'a> Worker<'a> {
     }
 
     fn is_over(&self, now: Instant) -> bool {
-        let plan = &self.shared.plan;
-        now >= self.until
-            || self.shared.stop.load(Relaxed)
-            || (plan.requests > 0 && self.shared.answered.load(Relaxed) >= plan.requests)
+        now >= self.until || self.shared.is_over()
     }
 
     /// One client that sleeps in its socket: how latency is read, without an epoll in between.
@@ -340,17 +337,7 @@ impl<'a> Worker<'a> {
         };
         // A refusal tells how quick the server is to say no; that the generator itself came too late is not its doing.
         let since = if refused { sent } else { due };
-        let nanoseconds = u64::try_from(now.saturating_duration_since(since).as_nanos()).unwrap_or(u64::MAX);
-        let nanoseconds = nanoseconds.min((1 << HISTOGRAM.1) - 1);
-        // Fails only for a value out of range, which was cut off.
-        if refused {
-            self.tally.refused += 1;
-            let _ = self.tally.refusals.increment(nanoseconds);
-        } else {
-            self.tally.requests += 1;
-            self.tally.errors += u64::from(failed);
-            let _ = self.tally.latency.increment(nanoseconds);
-        }
+        self.tally.count(now.saturating_duration_since(since), refused, failed);
         self.shared.answered.fetch_add(1, Relaxed);
         Ok(())
     }
@@ -407,5 +394,6 @@ fn connect_to(target: &Target) -> io::Result<OwnedFd> {
             net::connect(socket.as_fd(), address)?;
             Ok(socket)
         }
+        Target::Udp(_) => Err(Errno::PROTOTYPE),
     }
 }

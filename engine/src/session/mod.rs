@@ -359,6 +359,10 @@ impl Session {
             if requests_left == 0 || bytes_left == 0 || is_over {
                 return Next::Again;
             }
+            // Here it comes to waiting for the client.
+            if self.frame_since.is_none() && (*at < *have || self.is_skipping()) {
+                self.frame_since = Some(Instant::now());
+            }
             if emptied && manner.patience == Patience::Never {
                 return Next::Readable;
             }

@@ -37,9 +37,6 @@ impl Session {
         let manner = Manner { patience: if may_sleep { Patience::Wait } else { Patience::Never }, ..manner };
         let is_content = *have == 0 && matches!(&self.speaks, Speaks::Two(two) if two.is_receiving());
         let room = INPUT - *have;
-        if self.frame_since.is_none() && (*have > 0 || self.is_skipping()) {
-            self.frame_since = Some(Instant::now());
-        }
         let came = if is_content {
             self.receive_content(scratch, manner)
         } else if matches!(self.speaks, Speaks::Two(_)) && self.service.takes_descriptors(self.transport) {
@@ -80,7 +77,8 @@ impl Session {
         }
     }
 
-    fn is_skipping(&self) -> bool {
+    /// Whether the front of a frame has been skipped, and its end is still to come.
+    pub(super) fn is_skipping(&self) -> bool {
         match &self.speaks {
             Speaks::Nothing => false,
             Speaks::One(decoder) => decoder.is_skipping(),

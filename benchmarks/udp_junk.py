@@ -1,0 +1,143 @@
+"""A million datagrams that mean no good: no crash, no state, and never an answer larger than its question.
+
+    python benchmarks/udp_junk.py [--datagrams 1000000]
+
+Cut, oversized, forged, repeated and random datagrams go to a server on loopback while an honest client fetches an
+object again and again; then from another network namespace, where that can be made (root and iproute2), and there every
+byte that comes back is counted.
+"""
+
+import argparse
+import random
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from tqdm import tqdm
+
+from objmapper_cli.bench.own_server import started
+from objmapper_client import Client
+from objmapper_server import Config, Server
+
+HOME = Path(__file__).parent.parent
+sys.path.insert(0, str(HOME))
+from tests.test_udp import junk  # noqa: E402 - the tests are beside the packages, not among them
+from tests.two_hosts import Host, NotPermitted, two_hosts  # noqa: E402
+
+SIZE = 200_000
+#: Datagrams that are made beforehand; each goes out many times.
+DISTINCT = 20_000
+
+
+def main() -> None:
+    """Pelts a server on loopback, then one on another host, and prints what came of it."""
+    parser = argparse.ArgumentParser(description="junk")
+    parser.add_argument("--datagrams", type=int, default=1_000_000)
+    options = parser.parse_args()
+    generator = random.Random(7)
+    datagrams = [junk(generator) for _ in range(DISTINCT)]
+    content = generator.randbytes(SIZE)
+    with TemporaryDirectory() as scratch:
+        root = Path(scratch, "root")
+        root.mkdir()
+        for name in ("a", "small"):
+            (root / name).write_bytes(content)
+        (root / "directory").mkdir()
+        with started(root, Path(scratch, "o.sock"), "--udp", "127.0.0.1:0") as server:
+            address = server.addresses["udp"]
+            with honest(address, content) as fetched:
+                before = (descriptors(server.pid), server.memory())
+                seconds = pelt(socket.socket(socket.AF_INET, socket.SOCK_DGRAM), address, datagrams, options.datagrams)
+                after = (descriptors(server.pid), server.memory())
+            print(
+                f"loopback: {options.datagrams:,} datagrams in {seconds:.0f} s; meanwhile {len(fetched)} objects were "
+                f"fetched and right; descriptors {before[0]} → {after[0]}, "
+                f"resident {before[1] / 1e6:.1f} → {after[1] / 1e6:.1f} MB"
+            )
+            assert fetched
+            assert after[0] <= before[0]
+        try:
+            with two_hosts() as (here, there):
+                from_elsewhere(here, there, root, datagrams, options.datagrams)
+        except NotPermitted as error:
+            print(f"another host: not measured: {error}")
+
+
+def from_elsewhere(here: Host, there: Host, root: Path, datagrams: list[bytes], count: int) -> None:
+    """The same from an address that is not loopback."""
+    server = here.run(Server(Config(root=root, udp=f"{here.address}:0")).__enter__)
+    try:
+        source = there.run(socket.socket, socket.AF_INET, socket.SOCK_DGRAM)
+        seconds = pelt(source, server.addresses["udp"], datagrams, count)
+        counts = server.statistics().datagrams
+        assert counts is not None
+        factor = counts.bytes_sent_total / counts.bytes_received_total
+        print(
+            f"another host: {count:,} datagrams in {seconds:.0f} s; received {counts.bytes_received_total:,} bytes, "
+            f"sent {counts.bytes_sent_total:,}: amplification {factor:.2f}; {counts.retry_sent_total:,} RETRY, "
+            f"{counts.data_sent_total} DATA, {counts.error_sent_total} ERROR, {counts.reply_sent_total} replies"
+        )
+        assert factor <= 1.0
+        assert counts.data_sent_total == counts.error_sent_total == counts.reply_sent_total == 0
+        with Client(server.addresses["udp"]) as client:
+            assert there.run(client.read, "/small") == (root / "small").read_bytes()
+    finally:
+        server.stop()
+
+
+def pelt(source: socket.socket, address: str, datagrams: list[bytes], count: int) -> float:
+    """Sends so many datagrams, and throws away what comes back. Returns the seconds that it took."""
+    host, _, port = address.removeprefix("udp://").rpartition(":")
+    start = time.monotonic()
+    with source, tqdm(total=count, unit="datagram", unit_scale=True, leave=False, disable=None) as bar:
+        source.connect((host, int(port)))
+        for sent in range(0, count, 1000):
+            for at in range(sent, min(sent + 1000, count)):
+                source.send(datagrams[at % len(datagrams)])
+            bar.update(1000)
+            drain(source)
+    return time.monotonic() - start
+
+
+def drain(source: socket.socket) -> None:
+    """Takes what has come, without waiting."""
+    try:
+        while True:
+            source.recv(65536, socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return
+
+
+@contextmanager
+def honest(address: str, content: bytes) -> Iterator[list[int]]:
+    """A client that fetches the object all the time; its list grows by one for each that was right."""
+    fetched: list[int] = []
+    stop = threading.Event()
+
+    def fetch() -> None:
+        with Client(address, timeout=60) as client:
+            while not stop.is_set():
+                assert client.read("/small") == content
+                fetched.append(len(fetched))
+
+    thread = threading.Thread(target=fetch)
+    thread.start()
+    try:
+        yield fetched
+    finally:
+        stop.set()
+        thread.join()
+
+
+def descriptors(pid: int) -> int:
+    """How many descriptors a process has open."""
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,328 @@
+//! One question in, its datagrams out. Every answer is made from the file as it is now; nothing is remembered but the cache.
+
+use std::borrow::Cow;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use super::batch::{Outbox, Peer};
+use super::content::{Content, Reader, Stop, Storage, TRIES, being_written, payloads, read_pieces};
+use super::gate::Gate;
+use super::limits::canonical;
+use super::socket::UdpSocket;
+use super::wire::{self, DATA_HEAD, DataHead, Pull, Question};
+use crate::concurrency::Model;
+use crate::errors::Error;
+use crate::protocol::{self, CONTENT_HEAD, Mode, Operation, Status};
+use crate::service::Service;
+use crate::statistics::{Answered, Labels};
+use crate::transport::Transport;
+
+/// Pieces that one PULL may bring.
+const MOST_PIECES: usize = 32;
+/// The longest datagram off loopback: it fits every path of today with its headers (RFC 9000, section 14, asks for as much).
+const FAR_DATAGRAM: usize = 1_200;
+/// The longest on loopback, whose frames have 65,536 bytes: what an IPv4 header's length field allows, and for IPv6 what is
+/// left after the headers.
+const NEAR_DATAGRAM_V4: usize = 65_507;
+const NEAR_DATAGRAM_V6: usize = 65_488;
+/// And of a piece off loopback, in bytes of content.
+const FAR_PIECE: usize = 1_152;
+/// IP and UDP headers, for the account of what is sent to an address.
+const HEADERS: usize = 48;
+/// An outbox with so many bytes is sent before more is put into it.
+const FULL: usize = 512 << 10;
+
+/// Why a question was not answered with content.
+#[derive(Debug)]
+struct Refusal(Status, Cow<'static, str>);
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        Refusal(error.status(), error.to_string().into())
+    }
+}
+
+/// What became of a question.
+enum Outcome {
+    /// So many bytes of content.
+    Content(u64),
+    /// The address had its bytes for this moment: silence, so that it asks more slowly.
+    Limited,
+    Refused(Refusal),
+    /// A disk may have to be waited for first.
+    Storage,
+}
+
+impl From<Stop> for Outcome {
+    fn from(stop: Stop) -> Self {
+        match stop {
+            Stop::Failed(error) => Outcome::Refused(error.into()),
+            Stop::Storage => Outcome::Storage,
+        }
+    }
+}
+
+impl From<Refusal> for Outcome {
+    fn from(refusal: Refusal) -> Self {
+        Outcome::Refused(refusal)
+    }
+}
+
+/// When and whence a question came, and how it is to be answered.
+#[derive(Debug, Clone, Copy)]
+pub struct Turn {
+    pub from: Peer,
+    pub arrived: Instant,
+    /// How long it lay in a queue; None where there is none.
+    pub waited: Option<Duration>,
+    pub storage: Storage,
+}
+
+/// An answer that is in the outbox, to be counted when it is gone.
+#[derive(Debug)]
+struct Ending {
+    status: Status,
+    content: u64,
+    arrived: Instant,
+    waited: Option<Duration>,
+}
+
+/// Makes answers. Each thread has one, with the buffers that it needs for that.
+#[derive(Debug)]
+pub struct Answerer {
+    socket: Arc<UdpSocket>,
+    service: Arc<Service>,
+    model: Model,
+    shard: usize,
+    outbox: Outbox,
+    endings: Vec<Ending>,
+    reader: Reader,
+}
+
+impl Answerer {
+    pub fn new(socket: &Arc<UdpSocket>, service: &Arc<Service>, model: Model) -> Self {
+        let shard = service.statistics.assign_shard();
+        Answerer {
+            socket: Arc::clone(socket),
+            service: Arc::clone(service),
+            model,
+            shard,
+            outbox: Outbox::default(),
+            endings: Vec::new(),
+            reader: Reader::new(service, shard),
+        }
+    }
+
+    fn gate(&self) -> &Gate {
+        &self.socket.gate
+    }
+
+    /// Asks for a cookie to be shown.
+    pub fn retry(&mut self, question: &Question<'_>, cookie: &[u8; wire::COOKIE], to: Peer) {
+        if let Question::Pull(pull) = question {
+            let start = self.outbox.bytes.len();
+            wire::encode_retry(&mut self.outbox.bytes, pull.request_id, cookie);
+            self.outbox.push_one(start, to);
+            self.gate().counts.retry_sent.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Answers a question that the gate let in; false where a disk would have to be waited for, and may not be.
+    #[must_use]
+    pub fn answer(&mut self, question: &Question<'_>, turn: Turn) -> bool {
+        let mark = self.outbox.bytes.len();
+        let outcome = match question {
+            Question::Pull(pull) => match pull.uri {
+                Ok(uri) => self.pull(pull, uri, turn),
+                Err(status) => Err(Refusal::from(Error::Refused(status)).into()),
+            },
+            Question::Plain(Ok((mode, uri))) => self.plain(*mode, uri, turn),
+            Question::Plain(Err(status)) => Err(Refusal::from(Error::Refused(*status)).into()),
+            Question::Noise => return true,
+        };
+        match outcome.unwrap_or_else(|outcome| outcome) {
+            Outcome::Content(content) => {
+                let Turn { arrived, waited, .. } = turn;
+                self.endings.push(Ending { status: Status::Ok, content, arrived, waited });
+            }
+            Outcome::Limited => self.outbox.bytes.truncate(mark),
+            Outcome::Storage => {
+                self.outbox.bytes.truncate(mark);
+                return false;
+            }
+            Outcome::Refused(refusal) => {
+                self.outbox.bytes.truncate(mark);
+                self.push_refusal(question, &refusal, turn);
+            }
+        }
+        if self.outbox.bytes.len() >= FULL {
+            self.flush();
+        }
+        true
+    }
+
+    /// Answers that there is no room, before any work.
+    pub fn refuse(&mut self, question: &Question<'_>, from: Peer, arrived: Instant) {
+        self.service.statistics.gauges(Transport::Udp).rejected_total.fetch_add(1, Relaxed);
+        let refusal = Refusal::from(Error::Busy("the server's queue is full, try again"));
+        let turn = Turn { from, arrived, waited: None, storage: Storage::Never };
+        self.push_refusal(question, &refusal, turn);
+    }
+
+    fn push_refusal(&mut self, question: &Question<'_>, refusal: &Refusal, turn: Turn) {
+        let Turn { from: to, arrived, waited, .. } = turn;
+        let Refusal(status, message) = refusal;
+        if *status == Status::ProtocolError {
+            self.service.statistics.gauges(Transport::Udp).protocol_errors_total.fetch_add(1, Relaxed);
+        }
+        let start = self.outbox.bytes.len();
+        let counter = match question {
+            Question::Pull(pull) => {
+                wire::encode_error(&mut self.outbox.bytes, pull.request_id, *status, message);
+                &self.socket.gate.counts.error_sent
+            }
+            Question::Plain(_) => {
+                protocol::encode_error(&mut self.outbox.bytes, *status, message);
+                &self.socket.gate.counts.reply_sent
+            }
+            Question::Noise => return,
+        };
+        if !self.socket.gate.may_send(to.address, self.outbox.bytes.len() - start + HEADERS, arrived) {
+            return self.outbox.bytes.truncate(start);
+        }
+        counter.fetch_add(1, Relaxed);
+        self.outbox.push_one(start, to);
+        self.endings.push(Ending { status: *status, content: 0, arrived, waited });
+    }
+
+    /// Sends what there is, and counts it.
+    pub fn flush(&mut self) {
+        if self.outbox.is_empty() {
+            return;
+        }
+        self.socket.send(&mut self.outbox);
+        let now = Instant::now();
+        for ending in self.endings.drain(..) {
+            let waited = ending.waited.unwrap_or_default();
+            self.service.statistics.record(
+                self.shard,
+                &Answered {
+                    labels: Labels::new(Transport::Udp, self.model, Operation::Copy),
+                    status: ending.status,
+                    latency: now.saturating_duration_since(ending.arrived) + waited,
+                    queue_wait: ending.waited.filter(|_| ending.status != Status::Unavailable),
+                    bytes: ending.content,
+                },
+            );
+        }
+    }
+
+    /// Whether the asker may be sent so many bytes. What was begun elsewhere was counted there.
+    fn may_send(&self, bytes: usize, turn: Turn) -> bool {
+        turn.storage == Storage::Waited || self.gate().may_send(turn.from.address, bytes, turn.arrived)
+    }
+
+    /// A version 1 request: its reply in one datagram, or not at all.
+    fn plain(&mut self, mode: Mode, uri: &str, turn: Turn) -> Result<Outcome, Outcome> {
+        if mode != Mode::Copy {
+            let words = "over UDP objects come by copy: descriptors and splices need a stream";
+            return Err(Refusal(Status::InvalidMode, words.into()).into());
+        }
+        let room = longest_datagram(turn.from.address) - CONTENT_HEAD;
+        let content = self.reader.find(uri, turn.storage)?;
+        let total = content.total();
+        let Some(bytes) = self.reader.small(&content).filter(|bytes| bytes.len() <= room) else {
+            let words = format!("{total} bytes do not fit one datagram of {room}: pull ranges, or use TCP");
+            return Err(Refusal(Status::UnsupportedOp, words.into()).into());
+        };
+        if !self.may_send(bytes.len() + CONTENT_HEAD + HEADERS, turn) {
+            return Ok(Outcome::Limited);
+        }
+        let start = self.outbox.bytes.len();
+        self.outbox.bytes.extend_from_slice(&protocol::content_head(total));
+        self.outbox.bytes.extend_from_slice(bytes);
+        self.outbox.push_one(start, turn.from);
+        self.gate().counts.reply_sent.fetch_add(1, Relaxed);
+        Ok(Outcome::Content(total))
+    }
+
+    /// A range in pieces. A range of nothing, and one behind the end, is answered with an empty piece: it tells version and
+    /// size.
+    fn pull(&mut self, pull: &Pull<'_>, uri: &str, turn: Turn) -> Result<Outcome, Outcome> {
+        for attempt in 0..TRIES {
+            let content = self.reader.find(uri, turn.storage)?;
+            let range = Range::new(pull, content.total(), turn.from.address);
+            let datagrams = range.length.div_ceil(range.piece).max(1);
+            let bytes = range.length + datagrams * DATA_HEAD;
+            if attempt == 0 && !self.may_send(bytes + datagrams * HEADERS, turn) {
+                return Ok(Outcome::Limited);
+            }
+            let start = self.outbox.bytes.len();
+            self.outbox.bytes.resize(start + bytes, 0);
+            let room = &mut self.outbox.bytes[start..];
+            if let Content::Open(opened) = &content {
+                if !read_pieces(opened, room, range.piece, range.offset, turn.storage)? {
+                    self.outbox.bytes.truncate(start);
+                    continue;
+                }
+            } else if let Some(small) = self.reader.small(&content) {
+                let mut rest = small.get(range.start..).unwrap_or_default();
+                for payload in payloads(room, range.piece) {
+                    let (here, after) = rest.split_at(payload.len());
+                    payload.copy_from_slice(here);
+                    rest = after;
+                }
+            }
+            let head = DataHead {
+                request_id: pull.request_id,
+                version: content.version().number(),
+                total: content.total(),
+                seed: wire::checksum_of_uri(uri),
+            };
+            let datagram = DATA_HEAD + range.piece;
+            for (number, datagram) in room.chunks_mut(datagram).enumerate() {
+                wire::seal_data(datagram, &head, pull.offset.saturating_add((number * range.piece) as u64));
+            }
+            self.outbox.push(start, datagram, self.socket.segmented(datagram), turn.from);
+            self.gate().counts.data_sent.fetch_add(datagrams as u64, Relaxed);
+            return Ok(Outcome::Content(range.length as u64));
+        }
+        Err(Refusal::from(being_written()).into())
+    }
+}
+
+/// The part of an object that answers a PULL.
+struct Range {
+    offset: u64,
+    /// The offset, where it lies within memory.
+    start: usize,
+    length: usize,
+    /// Bytes of content in a datagram, at least 1.
+    piece: usize,
+}
+
+impl Range {
+    fn new(pull: &Pull<'_>, total: u64, to: SocketAddr) -> Self {
+        let longest = longest_datagram(to);
+        let most = if longest == FAR_DATAGRAM { FAR_PIECE } else { longest - DATA_HEAD };
+        let piece = usize::from(pull.chunk).clamp(1, most);
+        let asked = (pull.length as usize).min(piece * MOST_PIECES) as u64;
+        let length = total.saturating_sub(pull.offset).min(asked) as usize;
+        Range {
+            offset: pull.offset,
+            start: usize::try_from(pull.offset).unwrap_or(usize::MAX),
+            length,
+            piece,
+        }
+    }
+}
+
+fn longest_datagram(to: SocketAddr) -> usize {
+    match canonical(to).ip() {
+        ip if !ip.is_loopback() => FAR_DATAGRAM,
+        ip if ip.is_ipv4() => NEAR_DATAGRAM_V4,
+        _ => NEAR_DATAGRAM_V6,
+    }
+}

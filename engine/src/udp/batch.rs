@@ -1,0 +1,352 @@
+//! Datagrams in and out by the batch: what recvmmsg(2) and sendmmsg(2) are told, and what they tell. With `socket.rs` the only
+//! file here that is near raw system calls.
+
+use rustix::fd::{AsRawFd, OwnedFd};
+use rustix::io::Errno;
+use std::mem::{MaybeUninit, size_of, zeroed};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::ops::Range;
+
+use super::socket::last_error;
+use super::wire::LONGEST_QUESTION;
+
+/// Datagrams that are received, or sent, in one call.
+pub const BATCH: usize = 64;
+/// Room for the control messages that we use: a local address (IPv6: 20 bytes) and a segment size.
+const CONTROL: usize = 64;
+
+/// Where a question came from, and where to: an answer goes the same way back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Peer {
+    pub address: SocketAddr,
+    /// The address that was written to, where the socket listens on all of them; with its interface for IPv6.
+    local: Option<(IpAddr, u32)>,
+}
+
+/// A datagram as it came.
+#[derive(Debug)]
+pub struct Received<'a> {
+    pub from: Peer,
+    /// What was kept of it: see [`LONGEST_QUESTION`].
+    pub bytes: &'a [u8],
+}
+
+/// Where received datagrams lie until the next batch.
+#[derive(Debug)]
+pub struct Inbox {
+    bytes: Box<[u8]>,
+    kept: [usize; BATCH],
+    /// As they were sent, padding included.
+    lengths: [usize; BATCH],
+    from: [Option<Peer>; BATCH],
+}
+
+/// What the kernel is told of a batch, and tells of it.
+struct Batch {
+    messages: [libc::mmsghdr; BATCH],
+    names: [libc::sockaddr_storage; BATCH],
+    pieces: [libc::iovec; BATCH],
+    controls: [[u64; CONTROL / 8]; BATCH],
+}
+
+impl Batch {
+    fn new() -> Self {
+        // SAFETY: all of these are plain data of the kernel's, for which zeros are valid.
+        unsafe { zeroed() }
+    }
+}
+
+impl Inbox {
+    pub fn new() -> Self {
+        Inbox {
+            bytes: vec![0; BATCH * LONGEST_QUESTION].into_boxed_slice(),
+            kept: [0; BATCH],
+            lengths: [0; BATCH],
+            from: [None; BATCH],
+        }
+    }
+
+    /// The datagrams of the batch.
+    pub fn received(&self, count: usize) -> impl Iterator<Item = Received<'_>> {
+        let rooms = self.bytes.chunks_exact(LONGEST_QUESTION);
+        rooms.zip(&self.kept).zip(&self.from).take(count).filter_map(|((room, &kept), from)| {
+            // None is an address of no family that we know, which cannot be.
+            from.map(|from| Received { from, bytes: &room[..kept] })
+        })
+    }
+
+    /// Bytes of the batch as it was sent, padding included.
+    pub fn bytes_received(&self, count: usize) -> usize {
+        self.lengths[..count].iter().sum()
+    }
+
+    /// Receives a batch without waiting. Returns how many there are.
+    pub fn receive(&mut self, socket: &OwnedFd) -> usize {
+        let mut batch = Batch::new();
+        for (at, room) in self.bytes.chunks_exact_mut(LONGEST_QUESTION).enumerate() {
+            batch.pieces[at] = libc::iovec { iov_base: room.as_mut_ptr().cast(), iov_len: room.len() };
+            let head = &mut batch.messages[at].msg_hdr;
+            head.msg_name = (&raw mut batch.names[at]).cast();
+            head.msg_namelen = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
+            head.msg_iov = &raw mut batch.pieces[at];
+            head.msg_iovlen = 1;
+            head.msg_control = batch.controls[at].as_mut_ptr().cast();
+            head.msg_controllen = CONTROL as _;
+        }
+        // MSG_TRUNC: lengths are those of the datagrams, also where they are longer than the room.
+        let flags = libc::MSG_DONTWAIT | libc::MSG_TRUNC;
+        // SAFETY: every pointer leads into `batch` or `self.bytes`, which outlive the call and are that large.
+        let received = unsafe {
+            libc::recvmmsg(
+                socket.as_raw_fd(),
+                batch.messages.as_mut_ptr(),
+                BATCH as libc::c_uint,
+                flags,
+                std::ptr::null_mut(),
+            )
+        };
+        // EAGAIN, or a word about an earlier answer that did not arrive: nothing has come.
+        let received = usize::try_from(received).unwrap_or(0);
+        for at in 0..received {
+            let message = &batch.messages[at];
+            self.lengths[at] = message.msg_len as usize;
+            self.kept[at] = self.lengths[at].min(LONGEST_QUESTION);
+            self.from[at] = read_name(&batch.names[at])
+                .map(|address| Peer { address, local: read_local(&message.msg_hdr) });
+        }
+        received
+    }
+}
+
+/// Answers on their way to the kernel.
+#[derive(Debug, Default)]
+pub struct Outbox {
+    pub bytes: Vec<u8>,
+    messages: Vec<Message>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Message {
+    start: usize,
+    end: usize,
+    /// Bytes of each datagram that the kernel makes of it; 0: it is one.
+    segment: usize,
+    to: Peer,
+}
+
+impl Message {
+    fn length(&self) -> usize {
+        self.end - self.start
+    }
+
+    fn datagrams(&self) -> usize {
+        if self.segment == 0 { 1 } else { self.length().div_ceil(self.segment) }
+    }
+
+    fn pieces(self) -> impl Iterator<Item = Message> {
+        (self.start..self.end).step_by(self.segment.max(1)).map(move |start| Message {
+            start,
+            end: (start + self.segment).min(self.end),
+            segment: 0,
+            ..self
+        })
+    }
+}
+
+impl Outbox {
+    pub fn is_empty(&self) -> bool {
+        self.messages.is_empty()
+    }
+
+    /// Makes the bytes from `start` on datagrams of `datagram` bytes, the last of which may be shorter. One message carries
+    /// `most` bytes of them: what [`UdpSocket::segmented`] says.
+    pub fn push(&mut self, start: usize, datagram: usize, most: usize, to: Peer) {
+        for start in (start..self.bytes.len()).step_by(most.max(1)) {
+            let end = (start + most).min(self.bytes.len());
+            let segment = if end - start > datagram { datagram } else { 0 };
+            self.messages.push(Message { start, end, segment, to });
+        }
+    }
+
+    /// Makes the bytes from `start` on one datagram.
+    pub fn push_one(&mut self, start: usize, to: Peer) {
+        self.messages.push(Message { start, end: self.bytes.len(), segment: 0, to });
+    }
+
+    /// Messages; one may be several datagrams.
+    pub fn len(&self) -> usize {
+        self.messages.len()
+    }
+
+    pub fn bytes_of(&self, messages: Range<usize>) -> usize {
+        self.messages[messages].iter().map(Message::length).sum()
+    }
+
+    pub fn datagrams_of(&self, messages: Range<usize>) -> usize {
+        self.messages[messages].iter().map(Message::datagrams).sum()
+    }
+
+    pub fn is_segmented(&self, message: usize) -> bool {
+        self.messages[message].segment > 0
+    }
+
+    /// Makes a message that the kernel was to divide into as many as there are datagrams.
+    pub fn divide(&mut self, message: usize) {
+        let pieces: Vec<_> = self.messages[message].pieces().collect();
+        self.messages.splice(message..=message, pieces);
+    }
+
+    pub fn clear(&mut self) {
+        self.messages.clear();
+        self.bytes.clear();
+    }
+
+    /// Hands messages from `first` on to the kernel. Returns how many it took.
+    pub fn send(&self, socket: &OwnedFd, first: usize) -> Result<usize, Errno> {
+        let mut batch = Batch::new();
+        let messages = &self.messages[first..];
+        let count = messages.len().min(BATCH);
+        for (at, message) in messages[..count].iter().enumerate() {
+            let bytes = &self.bytes[message.start..message.end];
+            batch.pieces[at] =
+                libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+            let head = &mut batch.messages[at].msg_hdr;
+            head.msg_namelen = write_name(&mut batch.names[at], message.to.address);
+            head.msg_name = (&raw mut batch.names[at]).cast();
+            head.msg_iov = &raw mut batch.pieces[at];
+            head.msg_iovlen = 1;
+            let length = write_control(&mut batch.controls[at], message);
+            if length > 0 {
+                head.msg_control = batch.controls[at].as_mut_ptr().cast();
+                head.msg_controllen = length as _;
+            }
+        }
+        // SAFETY: every pointer leads into `batch` or `self.bytes`, which outlive the call; the kernel only reads them.
+        let sent = unsafe {
+            libc::sendmmsg(
+                socket.as_raw_fd(),
+                batch.messages.as_mut_ptr(),
+                count as libc::c_uint,
+                libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL,
+            )
+        };
+        if sent < 0 { Err(last_error()) } else { Ok(sent as usize) }
+    }
+}
+
+fn read_name(name: &libc::sockaddr_storage) -> Option<SocketAddr> {
+    let name: *const libc::sockaddr_storage = name;
+    // SAFETY: the storage is large and aligned enough for either, and the family says which of them it holds.
+    unsafe {
+        match i32::from((*name).ss_family) {
+            libc::AF_INET => {
+                let v4 = &*name.cast::<libc::sockaddr_in>();
+                let ip = Ipv4Addr::from(u32::from_be(v4.sin_addr.s_addr));
+                Some(SocketAddrV4::new(ip, u16::from_be(v4.sin_port)).into())
+            }
+            libc::AF_INET6 => {
+                let v6 = &*name.cast::<libc::sockaddr_in6>();
+                let ip = Ipv6Addr::from(v6.sin6_addr.s6_addr);
+                Some(SocketAddrV6::new(ip, u16::from_be(v6.sin6_port), 0, v6.sin6_scope_id).into())
+            }
+            _ => None,
+        }
+    }
+}
+
+fn write_name(name: &mut libc::sockaddr_storage, address: SocketAddr) -> libc::socklen_t {
+    let name: *mut libc::sockaddr_storage = name;
+    match address {
+        SocketAddr::V4(address) => {
+            // SAFETY: the storage is large and aligned enough, and zeros before.
+            let v4 = unsafe { &mut *name.cast::<libc::sockaddr_in>() };
+            v4.sin_family = libc::AF_INET as libc::sa_family_t;
+            v4.sin_port = address.port().to_be();
+            v4.sin_addr.s_addr = u32::from(*address.ip()).to_be();
+            size_of::<libc::sockaddr_in>() as libc::socklen_t
+        }
+        SocketAddr::V6(address) => {
+            // SAFETY: as above.
+            let v6 = unsafe { &mut *name.cast::<libc::sockaddr_in6>() };
+            v6.sin6_family = libc::AF_INET6 as libc::sa_family_t;
+            v6.sin6_port = address.port().to_be();
+            v6.sin6_addr.s6_addr = address.ip().octets();
+            v6.sin6_scope_id = address.scope_id();
+            size_of::<libc::sockaddr_in6>() as libc::socklen_t
+        }
+    }
+}
+
+/// The address that a datagram was written to, where the kernel was asked to say.
+fn read_local(head: &libc::msghdr) -> Option<(IpAddr, u32)> {
+    // SAFETY: the kernel filled the control buffer of this head, and says in it how much; the macros keep to that. A
+    // message of the named kind holds the named structure.
+    unsafe {
+        let mut at = libc::CMSG_FIRSTHDR(head);
+        while let Some(message) = at.as_ref() {
+            match (message.cmsg_level, message.cmsg_type) {
+                (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
+                    let info = libc::CMSG_DATA(at).cast::<libc::in_pktinfo>().read_unaligned();
+                    return Some((Ipv4Addr::from(u32::from_be(info.ipi_spec_dst.s_addr)).into(), 0));
+                }
+                (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
+                    let info = libc::CMSG_DATA(at).cast::<libc::in6_pktinfo>().read_unaligned();
+                    let ip = Ipv6Addr::from(info.ipi6_addr.s6_addr);
+                    // An address that is good on one link only needs to be told which.
+                    let interface = if ip.is_unicast_link_local() { info.ipi6_ifindex } else { 0 };
+                    return Some((ip.into(), interface));
+                }
+                _ => at = libc::CMSG_NXTHDR(head, at),
+            }
+        }
+    }
+    None
+}
+
+/// Writes what the kernel is to know of a message besides its bytes. Returns the length of that.
+fn write_control(control: &mut [u64; CONTROL / 8], message: &Message) -> usize {
+    let mut at = 0;
+    match message.to.local {
+        Some((IpAddr::V4(ip), _)) => {
+            let info = libc::in_pktinfo {
+                ipi_ifindex: 0,
+                ipi_spec_dst: libc::in_addr { s_addr: u32::from(ip).to_be() },
+                ipi_addr: libc::in_addr { s_addr: 0 },
+            };
+            at += write_one(control, at, libc::IPPROTO_IP, libc::IP_PKTINFO, info);
+        }
+        Some((IpAddr::V6(ip), interface)) => {
+            let info = libc::in6_pktinfo {
+                ipi6_addr: libc::in6_addr { s6_addr: ip.octets() },
+                ipi6_ifindex: interface as _,
+            };
+            at += write_one(control, at, libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, info);
+        }
+        None => {}
+    }
+    if message.segment > 0 {
+        at += write_one(control, at, libc::SOL_UDP, libc::UDP_SEGMENT, message.segment as u16);
+    }
+    at
+}
+
+/// Writes one control message at a place that is a multiple of 8. Returns how much room it took.
+fn write_one<T: Copy>(control: &mut [u64; CONTROL / 8], at: usize, level: i32, kind: i32, value: T) -> usize {
+    // SAFETY: only arithmetic.
+    let (length, room) = unsafe {
+        (libc::CMSG_LEN(size_of::<T>() as u32) as usize, libc::CMSG_SPACE(size_of::<T>() as u32) as usize)
+    };
+    assert!(at + room <= CONTROL, "the control buffer has room for all that we write");
+    let mut head = MaybeUninit::<libc::cmsghdr>::zeroed();
+    // SAFETY: zeros are a valid head; the place was checked to lie within the buffer, for head and value.
+    unsafe {
+        let written = head.assume_init_mut();
+        written.cmsg_len = length as _;
+        written.cmsg_level = level;
+        written.cmsg_type = kind;
+        let place = control.as_mut_ptr().cast::<u8>().add(at);
+        place.cast::<libc::cmsghdr>().write(head.assume_init());
+        libc::CMSG_DATA(place.cast()).cast::<T>().write_unaligned(value);
+    }
+    room
+}

@@ -1,0 +1,178 @@
+//! What objects hold, as answers need it: from memory, else from the file, and never two states of it together.
+
+use rustix::io::{Errno, IoSliceMut, ReadWriteFlags, preadv, preadv2};
+use std::sync::Arc;
+
+use super::wire::DATA_HEAD;
+use crate::cache::Version;
+use crate::errors::Error;
+use crate::mapping::{self, Opened};
+use crate::service::Service;
+
+/// Objects up to this size are read whole, and kept in memory.
+const SMALL: u64 = 64 << 10;
+/// An object that is written to while it is read is read again so often.
+pub const TRIES: usize = 4;
+
+/// Whether a disk may be waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Storage {
+    /// Other questions would wait as well: see [`Stop::Storage`].
+    Never,
+    Wait,
+    /// As `Wait`, on behalf of a question that was begun elsewhere, and counted there.
+    Waited,
+}
+
+/// Why there is no content.
+#[derive(Debug)]
+pub enum Stop {
+    Failed(Error),
+    /// A disk may have to be waited for, and this thread must not.
+    Storage,
+}
+
+impl From<Error> for Stop {
+    fn from(error: Error) -> Self {
+        Stop::Failed(error)
+    }
+}
+
+/// An object as it is now.
+#[derive(Debug)]
+pub enum Content {
+    /// From the cache.
+    Kept(Version, Arc<[u8]>),
+    /// Read just now: [`Reader::small`] has its bytes.
+    Small(Version),
+    Open(Opened),
+}
+
+impl Content {
+    /// Bytes of the whole object.
+    pub fn total(&self) -> u64 {
+        match self {
+            Content::Kept(version, _) | Content::Small(version) => version.size(),
+            Content::Open(opened) => opened.size,
+        }
+    }
+
+    pub fn version(&self) -> Version {
+        match self {
+            Content::Kept(version, _) | Content::Small(version) => *version,
+            Content::Open(opened) => opened.version,
+        }
+    }
+}
+
+/// Looks objects up, with the buffers that it needs for that.
+#[derive(Debug)]
+pub struct Reader {
+    service: Arc<Service>,
+    shard: usize,
+    path: Vec<u8>,
+    small: Vec<u8>,
+}
+
+impl Reader {
+    pub fn new(service: &Arc<Service>, shard: usize) -> Self {
+        Reader { service: Arc::clone(service), shard, path: Vec::new(), small: Vec::new() }
+    }
+
+    /// The bytes of an object that is small; None where it is not.
+    pub fn small<'a>(&'a self, content: &'a Content) -> Option<&'a [u8]> {
+        match content {
+            Content::Kept(_, bytes) => Some(bytes),
+            Content::Small(_) => Some(&self.small),
+            Content::Open(_) => None,
+        }
+    }
+
+    /// The object of this URI: its bytes where it is small, else the open file.
+    pub fn find(&mut self, uri: &str, storage: Storage) -> Result<Content, Stop> {
+        let Reader { service, shard, path, small } = self;
+        let path = mapping::relative_path(uri, path)?;
+        service.peers.check_without_user(path.to_bytes())?;
+        let may_wait = storage != Storage::Never;
+        if (may_wait || !service.mapping.is_remote())
+            && let Some(kept) = service.cache.get(path)
+            && service.mapping.version(path) == Some(kept.version)
+        {
+            service.statistics.record_cache(*shard, true);
+            return Ok(Content::Kept(kept.version, kept.bytes));
+        }
+        for _ in 0..TRIES {
+            let opened = match may_wait {
+                true => service.mapping.open(path)?,
+                false => service.mapping.open_cached(path)?.ok_or(Stop::Storage)?,
+            };
+            if opened.size > SMALL {
+                return Ok(Content::Open(opened));
+            }
+            small.resize(opened.size as usize, 0);
+            if read_into(&opened, &mut [IoSliceMut::new(small)], 0, storage)? && opened.is_unchanged() {
+                if service.cache.is_on() {
+                    service.statistics.record_cache(*shard, false);
+                    service.cache.put(path, opened.version, small);
+                }
+                return Ok(Content::Small(opened.version));
+            }
+        }
+        Err(being_written().into())
+    }
+}
+
+/// The error for an object that never held still.
+pub fn being_written() -> Error {
+    Error::Busy("the object is being written to, try again")
+}
+
+/// Where the contents go in a room for datagrams of so many bytes of content each.
+pub fn payloads(room: &mut [u8], piece: usize) -> impl Iterator<Item = &mut [u8]> {
+    room.chunks_mut(DATA_HEAD + piece).map(|datagram| &mut datagram[DATA_HEAD..])
+}
+
+/// Reads a file from `offset` on into the datagrams' payloads. False where it was changed meanwhile.
+pub fn read_pieces(
+    opened: &Opened,
+    room: &mut [u8],
+    piece: usize,
+    offset: u64,
+    storage: Storage,
+) -> Result<bool, Stop> {
+    let mut slices: Vec<IoSliceMut<'_>> = payloads(room, piece).map(IoSliceMut::new).collect();
+    Ok(read_into(opened, &mut slices, offset, storage)? && opened.is_unchanged())
+}
+
+/// Fills the slices from a file. False where it ends before.
+fn read_into(
+    opened: &Opened,
+    mut slices: &mut [IoSliceMut<'_>],
+    offset: u64,
+    storage: Storage,
+) -> Result<bool, Stop> {
+    let mut at = offset;
+    // Empty ones would look like the end of the file.
+    IoSliceMut::advance_slices(&mut slices, 0);
+    while !slices.is_empty() {
+        let read = match storage {
+            Storage::Never => match preadv2(&opened.file, slices, at, ReadWriteFlags::NOWAIT) {
+                // A file system that cannot tell.
+                Err(Errno::OPNOTSUPP | Errno::NOSYS) => preadv(&opened.file, slices, at),
+                Err(Errno::AGAIN) => return Err(Stop::Storage),
+                answer => answer,
+            },
+            Storage::Wait | Storage::Waited => preadv(&opened.file, slices, at),
+        };
+        match read {
+            Ok(0) => return Ok(false),
+            Ok(read) => {
+                IoSliceMut::advance_slices(&mut slices, read);
+                at += read as u64;
+            }
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(Error::Storage(errno).into()),
+        }
+    }
+    Ok(true)
+}

@@ -1,0 +1,227 @@
+//! Who may be sent how much: networks that are trusted with plain replies, and bytes a second towards one address.
+
+use std::hash::{BuildHasher, RandomState};
+use std::net::{IpAddr, SocketAddr};
+use std::str::FromStr;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Addresses that are remembered at once, and how many of them share a place in the table.
+const SETS: usize = 1024;
+const WAYS: usize = 4;
+
+/// The address itself where a socket for IPv6 shows an IPv4 one as mapped.
+pub fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+/// A network in CIDR form.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Network {
+    /// Without its host bits.
+    bits: u128,
+    mask: u128,
+    is_v4: bool,
+}
+
+impl Network {
+    /// Whether the address, in its canonical form, lies within.
+    pub fn contains(&self, ip: IpAddr) -> bool {
+        ip.is_ipv4() == self.is_v4 && bits_of(ip) & self.mask == self.bits
+    }
+}
+
+impl FromStr for Network {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (ip, prefix) = text.split_once('/').unwrap_or((text, ""));
+        let wrong = || format!("not a network such as 10.0.0.0/8: {text:?}");
+        let ip: IpAddr = ip.parse().map_err(|_| wrong())?;
+        let width = if ip.is_ipv4() { 32 } else { 128 };
+        let prefix: u32 = if text.contains('/') { prefix.parse().map_err(|_| wrong())? } else { width };
+        if prefix > width {
+            return Err(wrong());
+        }
+        let all = u128::MAX >> (128 - width);
+        let mask = all & !all.checked_shr(prefix).unwrap_or(0);
+        Ok(Network { bits: bits_of(ip) & mask, mask, is_v4: ip.is_ipv4() })
+    }
+}
+
+fn bits_of(ip: IpAddr) -> u128 {
+    match ip {
+        IpAddr::V4(ip) => u128::from(ip.to_bits()),
+        IpAddr::V6(ip) => ip.to_bits(),
+    }
+}
+
+/// Bytes a second towards each address: a token bucket each, which holds what one second brings.
+///
+/// Only addresses that have shown a cookie, or are trusted, are looked up here, so forged ones cannot crowd the table; and
+/// its size is fixed. Who is crowded out is the one of its set that owes least, and begins again with a full bucket.
+#[derive(Debug)]
+pub struct RateLimit {
+    /// Bytes a second; 0: no limit.
+    rate: u64,
+    started: Instant,
+    hasher: RandomState,
+    sets: Box<[Mutex<[Bucket; WAYS]>]>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Bucket {
+    /// None where the place is free.
+    owner: Option<u128>,
+    /// Bytes; below 0 is what was sent too much, since the last answer goes out whole.
+    tokens: i64,
+    filled_at: Duration,
+}
+
+const FREE: Bucket = Bucket { owner: None, tokens: i64::MAX, filled_at: Duration::ZERO };
+
+impl RateLimit {
+    pub fn new(rate: u64) -> Self {
+        let rate = rate.min(i64::MAX as u64);
+        let sets = if rate == 0 { 0 } else { SETS };
+        RateLimit {
+            rate,
+            started: Instant::now(),
+            hasher: RandomState::new(),
+            sets: (0..sets).map(|_| Mutex::new([FREE; WAYS])).collect(),
+        }
+    }
+
+    /// Whether `bytes` more may be sent to this address now; if so, they are counted.
+    pub fn take(&self, ip: IpAddr, bytes: u64, now: Instant) -> bool {
+        if self.rate == 0 {
+            return true;
+        }
+        let owner = owner_of(ip);
+        let now = now.saturating_duration_since(self.started);
+        let set = &self.sets[self.hasher.hash_one(owner) as usize % SETS];
+        let mut set = set.lock().unwrap_or_else(PoisonError::into_inner);
+        for bucket in set.iter_mut().filter(|bucket| bucket.owner.is_some()) {
+            bucket.fill(self.rate, now);
+        }
+        // Its own place, else a free one, else that of whoever owes least.
+        let Some(bucket) = set.iter_mut().max_by_key(|bucket| (bucket.owner == Some(owner), bucket.tokens))
+        else {
+            return true;
+        };
+        if bucket.owner != Some(owner) {
+            *bucket = Bucket { owner: Some(owner), tokens: self.rate as i64, filled_at: now };
+        }
+        if bucket.tokens <= 0 {
+            return false;
+        }
+        bucket.tokens = bucket.tokens.saturating_sub(i64::try_from(bytes).unwrap_or(i64::MAX));
+        true
+    }
+}
+
+impl Bucket {
+    fn fill(&mut self, rate: u64, now: Duration) {
+        let elapsed = now.saturating_sub(self.filled_at).as_nanos().min(1 << 40);
+        let earned = elapsed * u128::from(rate) / 1_000_000_000;
+        if earned > 0 {
+            let earned = i64::try_from(earned).unwrap_or(i64::MAX);
+            self.tokens = self.tokens.saturating_add(earned).min(rate as i64);
+            self.filled_at = now;
+        }
+    }
+}
+
+/// A household of IPv6 has a /64, and every address in it.
+fn owner_of(ip: IpAddr) -> u128 {
+    match ip {
+        IpAddr::V4(ip) => ip.to_ipv6_mapped().to_bits(),
+        IpAddr::V6(ip) => ip.to_bits() & !u128::from(u64::MAX),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_network_contains_what_has_its_prefix() {
+        for (network, inside, outside) in [
+            ("10.0.0.0/8", "10.255.0.1", "11.0.0.1"),
+            ("192.0.2.7", "192.0.2.7", "192.0.2.8"),
+            ("192.0.2.128/25", "192.0.2.129", "192.0.2.127"),
+            ("10.1.2.3/8", "10.9.9.9", "9.1.2.3"),
+            ("0.0.0.0/0", "203.0.113.1", "2001:db8::1"),
+            ("2001:db8::/32", "2001:db8:ffff::1", "2001:db9::1"),
+            ("::/0", "2001:db8::1", "203.0.113.1"),
+            ("::1/128", "::1", "::2"),
+        ] {
+            let network: Network = network.parse().unwrap();
+            assert!(network.contains(ip(inside)), "{network:?} {inside}");
+            assert!(!network.contains(ip(outside)), "{network:?} {outside}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_network_is_refused() {
+        for text in ["", "/", "10.0.0.0/", "10.0.0.0/33", "10.0.0/8", "::/129", "host/8", "10.0.0.0/-1"] {
+            assert!(text.parse::<Network>().is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_mapped_address_is_the_address_that_it_maps() {
+        assert_eq!(canonical("[::ffff:127.0.0.1]:5".parse().unwrap()), "127.0.0.1:5".parse().unwrap());
+        assert_eq!(canonical("[2001:db8::1]:5".parse().unwrap()), "[2001:db8::1]:5".parse().unwrap());
+    }
+
+    #[test]
+    fn over_time_an_address_gets_its_rate_and_no_more() {
+        let limit = RateLimit::new(10_000);
+        let mut sent = 0;
+        // A thousand bytes every millisecond for ten seconds: a hundred times the rate.
+        for step in 0..10_000 {
+            if limit.take(ip("192.0.2.1"), 1000, limit.started + Duration::from_millis(step)) {
+                sent += 1000;
+            }
+        }
+        // The full bucket at first, and the one answer that goes out whole.
+        assert!((100_000..=111_000).contains(&sent), "{sent}");
+    }
+
+    #[test]
+    fn addresses_do_not_pay_for_each_other() {
+        let limit = RateLimit::new(1000);
+        let now = limit.started;
+        assert!(limit.take(ip("192.0.2.1"), 5000, now));
+        assert!(!limit.take(ip("192.0.2.1"), 1, now));
+        assert!(limit.take(ip("192.0.2.2"), 1, now));
+        assert!(limit.take(ip("2001:db8::1"), 5000, now));
+        assert!(!limit.take(ip("2001:db8::2"), 1, now), "the same /64");
+        assert!(limit.take(ip("2001:db8:0:1::1"), 1, now));
+    }
+
+    #[test]
+    fn the_table_stays_as_it_is_however_many_addresses_come() {
+        let limit = RateLimit::new(1000);
+        let debtor = ip("198.51.100.1");
+        assert!(limit.take(debtor, 1_000_000, limit.started));
+        for number in 0..100_000u32 {
+            assert!(limit.take(IpAddr::V4(number.into()), 100, limit.started), "{number}");
+        }
+        assert_eq!(limit.sets.len() * WAYS, 4096);
+        assert!(!limit.take(debtor, 1, limit.started), "who owes most keeps its place");
+    }
+
+    #[test]
+    fn without_a_rate_there_is_no_limit_and_no_table() {
+        let limit = RateLimit::new(0);
+        assert!((0..100).all(|_| limit.take(ip("192.0.2.1"), u64::MAX, limit.started)));
+        assert!(limit.sets.is_empty());
+    }
+}

@@ -1,0 +1,186 @@
+//! The load generator's datagrams: clients that ask again when they are answered, each with a socket of its own.
+//!
+//! What is not answered within a while is an error, and is asked again. Besides objmapper's two forms it speaks memcached's
+//! protocol for UDP, so that a peer is measured by the same client.
+
+use rustix::event::epoll::{self, EventData, EventFlags};
+use rustix::fd::OwnedFd;
+use rustix::io::{self, Errno};
+use rustix::net::{self, AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, sockopt};
+use std::mem::MaybeUninit;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use super::wire::{self, Answer, Pull};
+use crate::load::{Dialect, Shared, Tally};
+use crate::protocol::{Mode, Status, encode_request};
+
+/// Bytes of content in a piece, and pieces in a PULL.
+const CHUNK: u32 = 32 << 10;
+const PIECES: u32 = 32;
+/// An answer that takes longer than this is lost.
+const PATIENCE: Duration = Duration::from_millis(200);
+const KERNEL_BUFFER: usize = 8 << 20;
+const ROOM: usize = 64 << 10;
+
+struct Client {
+    socket: OwnedFd,
+    asked_at: Instant,
+    next_uri: usize,
+    /// Of a PULL: where it begins, and how many bytes have come of it.
+    offset: u64,
+    came: u64,
+    number: u32,
+}
+
+/// Runs this thread's share of the clients.
+pub(crate) fn run(shared: &Shared, address: SocketAddr, number: usize, threads: usize) -> Tally {
+    let mut tally = Tally::new();
+    if load(shared, address, number, threads, &mut tally).is_err() {
+        tally.errors += 1;
+    }
+    tally.ended = Instant::now();
+    tally
+}
+
+fn load(
+    shared: &Shared,
+    address: SocketAddr,
+    number: usize,
+    threads: usize,
+    tally: &mut Tally,
+) -> io::Result<()> {
+    let plan = &shared.plan;
+    let mine = plan.clients / threads + usize::from(number < plan.clients % threads);
+    let poller = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+    let mut clients = Vec::with_capacity(mine);
+    for index in 0..mine {
+        let socket = connect(address)?;
+        epoll::add(&poller, &socket, EventData::new_u64(index as u64), EventFlags::IN)?;
+        let next_uri = (number + index * threads) % plan.uris.len().max(1);
+        clients.push(Client { socket, asked_at: Instant::now(), next_uri, offset: 0, came: 0, number: 0 });
+    }
+    let until = Instant::now() + plan.duration;
+    for client in &mut clients {
+        client.ask(shared)?;
+    }
+    let mut events = [MaybeUninit::<epoll::Event>::uninit(); 256];
+    let mut room = vec![0; ROOM];
+    let mut next_look = Instant::now() + PATIENCE;
+    let timeout = rustix::event::Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
+    loop {
+        let now = Instant::now();
+        if now >= until || shared.is_over() {
+            return Ok(());
+        }
+        if now >= next_look {
+            next_look = now + PATIENCE;
+            for client in clients.iter_mut().filter(|client| now - client.asked_at > PATIENCE) {
+                tally.errors += 1;
+                client.ask(shared)?;
+            }
+        }
+        let ready = match epoll::wait(&poller, &mut events, Some(&timeout)) {
+            Ok((ready, _)) => ready,
+            Err(Errno::INTR) => continue,
+            Err(errno) => return Err(errno),
+        };
+        for event in ready {
+            clients[event.data.u64() as usize].receive(shared, &mut room, tally)?;
+        }
+    }
+}
+
+fn connect(address: SocketAddr) -> io::Result<OwnedFd> {
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = net::socket_with(family, SocketType::DGRAM, flags, None)?;
+    // As much as the kernel allows.
+    let _ = sockopt::set_socket_recv_buffer_size(&socket, KERNEL_BUFFER);
+    net::connect(&socket, &address)?;
+    Ok(socket)
+}
+
+impl Client {
+    fn ask(&mut self, shared: &Shared) -> io::Result<()> {
+        let uri = &shared.plan.uris[self.next_uri];
+        self.number = self.number.wrapping_add(1);
+        self.came = 0;
+        let mut datagram = Vec::new();
+        match shared.plan.dialect {
+            Dialect::Pull => {
+                let (request_id, offset) = (self.number, self.offset);
+                let (length, chunk) = (CHUNK * PIECES, CHUNK as u16);
+                let pull = Pull { request_id, offset, length, chunk, cookie: None, uri: Ok(uri) };
+                wire::encode_pull(&mut datagram, &pull, uri);
+            }
+            Dialect::Memcached => {
+                // Number, place among so many datagrams, reserved.
+                let number = (self.number as u16).to_be_bytes();
+                datagram.extend([number[0], number[1], 0, 0, 0, 1, 0, 0]);
+                datagram.extend(format!("get {uri}\r\n").into_bytes());
+            }
+            _ => encode_request(&mut datagram, Mode::Copy, uri),
+        }
+        self.asked_at = Instant::now();
+        match net::send(&self.socket, &datagram, SendFlags::NOSIGNAL) {
+            // What is lost is asked again.
+            Ok(_) | Err(Errno::AGAIN | Errno::CONNREFUSED) => Ok(()),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    fn receive(&mut self, shared: &Shared, room: &mut [u8], tally: &mut Tally) -> io::Result<()> {
+        loop {
+            let length = match net::recv(&self.socket, &mut *room, RecvFlags::DONTWAIT) {
+                Ok((length, _)) => length,
+                Err(Errno::AGAIN | Errno::INTR | Errno::CONNREFUSED) => return Ok(()),
+                Err(errno) => return Err(errno),
+            };
+            tally.bytes += length as u64;
+            let uri = &shared.plan.uris[self.next_uri];
+            let Some((refused, failed)) = self.read(shared.plan.dialect, uri, &room[..length]) else {
+                continue;
+            };
+            tally.count(self.asked_at.elapsed(), refused, failed);
+            shared.count(1);
+            if self.offset == 0 {
+                self.next_uri = (self.next_uri + 1) % shared.plan.uris.len();
+            }
+            self.ask(shared)?;
+        }
+    }
+
+    /// Whether a datagram completes the answer; if so, whether that was a refusal or a failure.
+    fn read(&mut self, dialect: Dialect, uri: &str, datagram: &[u8]) -> Option<(bool, bool)> {
+        let busy = Status::Unavailable as u8;
+        match dialect {
+            Dialect::Pull => match Answer::decode(wire::checksum_of_uri(uri), datagram) {
+                Answer::Data { request_id, total, payload, .. } if request_id == self.number => {
+                    self.came += payload.len() as u64;
+                    let due = total.saturating_sub(self.offset).min(u64::from(CHUNK * PIECES));
+                    if self.came < due {
+                        return None;
+                    }
+                    let end = self.offset + due;
+                    self.offset = if end < total { end } else { 0 };
+                    Some((false, false))
+                }
+                Answer::Error { request_id, status, .. } if request_id == self.number => {
+                    Some((status == busy, status != busy))
+                }
+                _ => None,
+            },
+            Dialect::Memcached => {
+                let [high, low, _, at, _, count, _, _, words @ ..] = datagram else { return None };
+                if u16::from_be_bytes([*high, *low]) != self.number as u16 {
+                    return None;
+                }
+                let failed = *at == 0 && !words.starts_with(b"VALUE ");
+                self.came += 1;
+                (self.came == u64::from(*count)).then_some((false, failed))
+            }
+            _ => Some((datagram.first() == Some(&busy), datagram.first() != Some(&0))),
+        }
+    }
+}

@@ -1,0 +1,315 @@
+//! Which thread answers a datagram when, in the models that need no connections. All share one socket, so another model
+//! can take over at any time: whoever asks it for datagrams next gets them.
+
+use rustix::event::epoll::EventFlags;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::answer::{Answerer, Turn};
+use super::batch::{BATCH, Inbox, Peer};
+use super::content::Storage;
+use super::gate::Verdict;
+use super::socket::UdpSocket;
+use super::wire::Question;
+use crate::concurrency::desks::{Desks, Seat};
+use crate::concurrency::poller::{Events, Poller, Source, Spin};
+use crate::concurrency::{Model, Order, Shutdown, spawn};
+use crate::queue::{ControlledDelay, Queue};
+use crate::service::Service;
+use crate::settings::cores;
+use crate::statistics::Gauges;
+use crate::transport::Transport;
+
+const STACK: usize = 256 << 10;
+/// Batches that are received before an order is looked for.
+const BATCHES_A_TURN: usize = 16;
+/// What a drain takes from the socket at most, in batches: so much can lie in its buffer, in small datagrams.
+const BATCHES_OF_A_DRAIN: usize = 512;
+/// A worker answers so many questions before it sends, where there are so many.
+const ANSWERS_A_TURN: usize = 16;
+
+/// What the threads of a model share.
+#[derive(Debug)]
+struct Serving {
+    model: Model,
+    socket: Arc<UdpSocket>,
+    service: Arc<Service>,
+    shutdown: Arc<Shutdown>,
+    /// Questions that the storage pool has.
+    deferred: AtomicUsize,
+}
+
+/// A question on its way to a worker.
+#[derive(Debug)]
+struct Task {
+    datagram: Box<[u8]>,
+    from: Peer,
+    arrived: Instant,
+}
+
+/// Serves until `shutdown` says otherwise.
+pub fn serve(model: Model, socket: &Arc<UdpSocket>, service: &Arc<Service>, shutdown: &Arc<Shutdown>) {
+    let serving = Arc::new(Serving {
+        model,
+        socket: Arc::clone(socket),
+        service: Arc::clone(service),
+        shutdown: Arc::clone(shutdown),
+        deferred: AtomicUsize::new(0),
+    });
+    match model {
+        Model::ThreadPool => serve_by_pool(&serving),
+        Model::WorkStealing => serve_by_stealing(&serving),
+        // The engine refuses the first of these before it comes here.
+        Model::ThreadPerConnection | Model::Epoll => serve_by_loops(&serving),
+    }
+    while serving.deferred.load(Relaxed) > 0 && shutdown.order() != Order::Stop {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+impl Serving {
+    fn gauges(&self) -> &Gauges {
+        self.service.statistics.gauges(Transport::Udp)
+    }
+
+    fn answerer(&self) -> Answerer {
+        Answerer::new(&self.socket, &self.service, self.model)
+    }
+
+    /// Starts threads that count as active while they run.
+    fn start<W: Send + 'static>(
+        self: &Arc<Self>,
+        name: &str,
+        each: impl IntoIterator<Item = W>,
+        work: impl Fn(&Arc<Serving>, W) + Copy + Send + 'static,
+    ) -> Vec<JoinHandle<()>> {
+        each.into_iter()
+            .filter_map(|own| {
+                let serving = Arc::clone(self);
+                spawn(name, STACK, move || {
+                    serving.gauges().active_threads.fetch_add(1, Relaxed);
+                    work(&serving, own);
+                    serving.gauges().active_threads.fetch_sub(1, Relaxed);
+                })
+                .ok()
+            })
+            .collect()
+    }
+
+    /// Receives batches until an order ends it; `take` gets each. A drain takes what has come by then.
+    fn receive(&self, mut take: impl FnMut(&Inbox, usize)) {
+        let poller = match self.poller() {
+            Ok(poller) => poller,
+            Err(errno) => return eprintln!("objmapper: UDP could not be served: {errno}"),
+        };
+        let (mut events, mut spin) = (Events::new(), Spin::new(&self.service));
+        let mut inbox = Inbox::new();
+        loop {
+            poller.wait(&mut events, None, &mut spin);
+            // What else became ready does not matter: it is looked for anyway.
+            if events.drain().any(|source| source == Source::Tick) {
+                poller.take_tick();
+            }
+            let order = self.shutdown.order();
+            let batches = match order {
+                Order::Serve => BATCHES_A_TURN,
+                Order::Drain => BATCHES_OF_A_DRAIN,
+                Order::HandOver | Order::Stop => 0,
+            };
+            for _ in 0..batches {
+                let received = self.socket.receive(&mut inbox);
+                if received > 0 {
+                    take(&inbox, received);
+                }
+                if received < BATCH {
+                    break;
+                }
+            }
+            if order != Order::Serve {
+                return;
+            }
+        }
+    }
+
+    fn poller(&self) -> rustix::io::Result<Poller> {
+        let poller = Poller::new()?;
+        poller.add(self.shutdown.bell(), Source::Order, EventFlags::IN)?;
+        // Of all the loops that wait, the kernel wakes one.
+        poller.add(&*self.socket, Source::Listener, EventFlags::IN | EventFlags::EXCLUSIVE)?;
+        Ok(poller)
+    }
+
+    /// Hands on the questions of a batch that are to be answered; what the gate answers itself goes into the outbox.
+    fn admit(
+        &self,
+        inbox: &Inbox,
+        received: usize,
+        answerer: &mut Answerer,
+        mut serve: impl FnMut(&mut Answerer, &Question<'_>, &[u8], Peer, Instant),
+    ) {
+        let arrived = Instant::now();
+        for datagram in inbox.received(received) {
+            let question = Question::decode(datagram.bytes);
+            match self.socket.gate.judge(&question, datagram.from.address, arrived) {
+                Verdict::Serve => serve(answerer, &question, datagram.bytes, datagram.from, arrived),
+                Verdict::Retry(cookie) => answerer.retry(&question, &cookie, datagram.from),
+                Verdict::Drop => {}
+            }
+        }
+    }
+
+    /// Answers here, or has the storage pool answer where the disk would have to be waited for.
+    fn answer(
+        self: &Arc<Self>,
+        answerer: &mut Answerer,
+        question: &Question<'_>,
+        datagram: &[u8],
+        (from, arrived, waited): (Peer, Instant, Option<Duration>),
+    ) {
+        let settings = &self.service.settings;
+        let elsewhere = self.service.storage_pool.as_ref().filter(|_| settings.async_storage);
+        let storage = if elsewhere.is_some() { Storage::Never } else { Storage::Wait };
+        if answerer.answer(question, Turn { from, arrived, waited, storage }) {
+            return;
+        }
+        let Some(pool) = elsewhere.filter(|pool| pool.pending() < settings.max_queue_depth) else {
+            return answerer.refuse(question, from, arrived);
+        };
+        self.deferred.fetch_add(1, Relaxed);
+        let (serving, datagram) = (Arc::clone(self), Box::<[u8]>::from(datagram));
+        pool.submit(move || {
+            let mut answerer = serving.answerer();
+            let turn = Turn { from, arrived, waited, storage: Storage::Waited };
+            // It says no only where it may not wait.
+            let _ = answerer.answer(&Question::decode(&datagram), turn);
+            answerer.flush();
+            serving.deferred.fetch_sub(1, Relaxed);
+        });
+    }
+
+    /// A worker's work: answers a task and those that wait behind it, then sends.
+    fn work(
+        self: &Arc<Self>,
+        answerer: &mut Answerer,
+        delay: &ControlledDelay,
+        first: Task,
+        mut more: impl FnMut() -> Option<Task>,
+    ) {
+        let (mut next, mut taken) = (Some(first), 1);
+        while let Some(task) = next {
+            let now = Instant::now();
+            let waited = now.saturating_duration_since(task.arrived);
+            let (from, question) = (task.from, Question::decode(&task.datagram));
+            if delay.is_too_late(waited, now) {
+                answerer.refuse(&question, from, now);
+            } else {
+                self.answer(answerer, &question, &task.datagram, (from, now, Some(waited)));
+            }
+            next = if taken < ANSWERS_A_TURN { more() } else { None };
+            taken += 1;
+        }
+        answerer.flush();
+    }
+}
+
+fn serve_by_loops(serving: &Arc<Serving>) {
+    let count = match serving.service.settings.pool_size {
+        // The clients live on this machine too, and need cores of their own.
+        0 => cores().div_ceil(2),
+        size => size.min(cores()),
+    };
+    let run = |serving: &Arc<Serving>, ()| {
+        let mut answerer = serving.answerer();
+        serving.receive(|inbox, received| {
+            serving.admit(inbox, received, &mut answerer, |answerer, question, bytes, from, arrived| {
+                serving.answer(answerer, question, bytes, (from, arrived, None));
+            });
+            answerer.flush();
+        });
+    };
+    let threads = serving.start("objmapper-loop", vec![(); count.max(1)], run);
+    join(threads);
+}
+
+fn serve_by_pool(serving: &Arc<Serving>) {
+    let queue: Arc<Queue<Task>> = Arc::new(Queue::new(serving.service.settings.max_queue_depth));
+    let delay = Arc::new(ControlledDelay::new());
+    let shares = (0..serving.service.settings.workers()).map(|_| (Arc::clone(&queue), Arc::clone(&delay)));
+    let workers = serving.start("objmapper-worker", shares, |serving, (queue, delay)| {
+        let mut answerer = serving.answerer();
+        let mut spin = Spin::new(&serving.service);
+        loop {
+            let mut next = queue.try_pop();
+            if next.is_none() {
+                spin.until_true(|| {
+                    next = queue.try_pop();
+                    next.is_some()
+                });
+            }
+            let Some(task) = next.or_else(|| queue.pop()) else { break };
+            serving.work(&mut answerer, &delay, task, || queue.try_pop());
+            serving.gauges().queue_depth.store(queue.depth(), Relaxed);
+        }
+    });
+    let gauges = serving.gauges();
+    feed(serving, |tasks| {
+        queue.push_all(tasks);
+        gauges.queue_depth.store(queue.depth(), Relaxed);
+        gauges.queue_depth_max.fetch_max(queue.depth(), Relaxed);
+    });
+    queue.close();
+    join(workers);
+}
+
+fn serve_by_stealing(serving: &Arc<Serving>) {
+    let (desks, seats) = Desks::<Task>::new(serving.service.settings.workers());
+    let delay = Arc::new(ControlledDelay::new());
+    let shares = seats.into_iter().map(|seat| (Arc::clone(&desks), Arc::clone(&delay), seat));
+    let workers = serving.start(
+        "objmapper-worker",
+        shares,
+        |serving, (desks, delay, mut seat): (Arc<Desks<Task>>, Arc<ControlledDelay>, Seat<Task>)| {
+            let mut answerer = serving.answerer();
+            let mut spin = Spin::new(&serving.service);
+            while let Some(task) = desks.next(&mut seat, &mut spin, serving.gauges()) {
+                serving.work(&mut answerer, &delay, task, || desks.try_next(&mut seat, serving.gauges()));
+            }
+        },
+    );
+    let most = serving.service.settings.max_queue_depth;
+    feed(serving, |tasks| {
+        let room = most.saturating_sub(desks.depth()).min(tasks.len());
+        for task in tasks.drain(..room) {
+            desks.put(task);
+        }
+        desks.count_depth(serving.gauges());
+    });
+    desks.close();
+    join(workers);
+}
+
+/// Receives and has the tasks put where workers find them. What `put` leaves is refused at once, before any work.
+fn feed(serving: &Arc<Serving>, mut put: impl FnMut(&mut VecDeque<Task>)) {
+    let mut answerer = serving.answerer();
+    let mut tasks = VecDeque::new();
+    serving.receive(|inbox, received| {
+        serving.admit(inbox, received, &mut answerer, |_, _, bytes, from, arrived| {
+            tasks.push_back(Task { datagram: bytes.into(), from, arrived });
+        });
+        put(&mut tasks);
+        for task in tasks.drain(..) {
+            answerer.refuse(&Question::decode(&task.datagram), task.from, task.arrived);
+        }
+        answerer.flush();
+    });
+}
+
+fn join(threads: Vec<JoinHandle<()>>) {
+    for thread in threads {
+        // A panic has been reported on stderr by the runtime.
+        let _ = thread.join();
+    }
+}

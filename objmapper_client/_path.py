@@ -1,0 +1,45 @@
+"""What is known of the way to a server over UDP, and outlives transfers: how long it takes, how much it bears."""
+
+#: Pieces under way: at first, and at least.
+FIRST_WINDOW = 10
+LEAST_WINDOW = 2
+#: Seconds. A silence is not shorter (Linux takes as much for TCP), a repair not earlier: schedulers are late, too.
+_LEAST_SILENCE = 0.2
+_LEAST_REPAIR = 0.01
+
+
+class Path:
+    """One way. Round trips are measured and smoothed as in RFC 6298."""
+
+    __slots__ = ("chunk", "cookie", "first_silence", "most", "round_trip", "variation", "window")
+
+    def __init__(self, chunk: int, first_silence: float, most: int) -> None:
+        #: Bytes of content in a piece.
+        self.chunk = chunk
+        #: Seconds that the first answer is waited for.
+        self.first_silence = first_silence
+        #: Pieces that the receive buffer has room for.
+        self.most = max(LEAST_WINDOW, most)
+        self.window = min(FIRST_WINDOW, self.most)
+        #: Seconds, smoothed; None before the first answer.
+        self.round_trip: float | None = None
+        self.variation = 0.0
+        self.cookie = b""
+
+    @property
+    def repair(self) -> float:
+        """Seconds after which a piece is missed, once others that were asked for with it have come."""
+        return max(_LEAST_REPAIR, (self.round_trip or 0.0) + 4 * self.variation)
+
+    @property
+    def silence(self) -> float:
+        """Seconds after which nothing at all is a silence."""
+        return self.first_silence if self.round_trip is None else max(_LEAST_SILENCE, self.repair)
+
+    def measured(self, seconds: float) -> None:
+        """Takes a round trip into account."""
+        if self.round_trip is None:
+            self.round_trip, self.variation = seconds, seconds / 2
+        else:
+            self.variation += (abs(self.round_trip - seconds) - self.variation) / 4
+            self.round_trip += (seconds - self.round_trip) / 8

@@ -1,0 +1,119 @@
+"""``objmapper serve --udp`` and ``objmapper get --server udp://…``."""
+
+import os
+import re
+import select
+import subprocess
+import termios
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from objmapper_server import Config, Server
+from tests.cli.conftest import COMMAND, Run, Served, closing, one_line
+from tests.udp_pretender import pretending
+
+
+@pytest.fixture
+def address(root: Path) -> Iterator[str]:
+    with (root / "too-large").open("wb") as file:
+        file.truncate((64 << 20) + 1)
+    with Server(Config(root=root, udp="127.0.0.1:0")) as server:
+        yield server.addresses["udp"]
+
+
+@pytest.mark.parametrize("name", ["a", "empty", "big"])
+def test_an_object_arrives_whole(address: str, objmapper: Run, root: Path, tmp_path: Path, name: str) -> None:
+    got = objmapper("get", f"/{name}", "--server", address)
+    assert (got.returncode, got.stderr) == (0, b"")
+    assert got.stdout == (root / name).read_bytes()
+    got = objmapper("get", f"/{name}", "-o", "out", "--server", address)
+    assert (got.returncode, got.stderr, got.stdout) == (0, b"", b"")
+    assert (tmp_path / "out").read_bytes() == (root / name).read_bytes()
+
+
+def test_a_range(address: str, objmapper: Run) -> None:
+    assert objmapper("get", "/a", "--offset", 1, "--length", 3, "--server", address).stdout == b"ell"
+
+
+@pytest.mark.parametrize(
+    ("uri", "options", "code", "says"),
+    [
+        ("/none", [], 3, "/none: no such object"),
+        ("/link", [], 6, "/link: a symbolic link"),
+        ("/../a", [], 2, "/../a: not a URI"),
+        ("/too-large", [], 2, "64 MiB that go over UDP; use tcp:// or a Unix socket"),
+        ("/a", ["--mode", "fdpass"], 2, "by copy"),
+        ("/a", ["--mode", "splice"], 2, "by copy"),
+        ("/a", ["--server", "udp://127.0.0.1:1"], 4, "udp://127.0.0.1:1: server not reached"),
+        ("/a", ["--server", "udp://no.such.host.invalid"], 4, "no.such.host.invalid"),
+        ("/a", ["--server", "udp://"], 2, "udp://"),
+    ],
+)
+def test_a_failure_is_one_line_and_an_exit_code(
+    address: str, objmapper: Run, tmp_path: Path, uri: str, options: list[str], code: int, says: str
+) -> None:
+    got = objmapper("get", uri, "-o", "out", "--server", address, *options)
+    assert (got.returncode, got.stdout) == (code, b"")
+    assert says in one_line(got.stderr)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_server_that_says_nothing_is_waited_for_as_long_as_was_said(objmapper: Run) -> None:
+    with pretending(lambda _: []) as address:
+        got = objmapper("get", "/a", "--server", address, "--timeout", "0.2")
+    assert got.returncode == 5
+    assert "no answer" in one_line(got.stderr)
+
+
+def test_a_terminal_sees_a_bar_of_what_takes_long(address: str, environment: dict[str, str]) -> None:
+    terminal, theirs = os.openpty()
+    termios.tcsetwinsize(theirs, (24, 80))
+    command = [*COMMAND, "get", "/big", "--server", address]
+    with closing(terminal):
+        with closing(theirs):
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, env=environment)
+        with process:
+            assert process.stdout is not None
+            # A slow reader: a piece at a time, with a look at the terminal after each, until there is something.
+            seen = b""
+            while b"/big" not in seen and process.stdout.read(1 << 17):
+                if select.select([terminal], [], [], 0.02)[0]:
+                    seen += os.read(terminal, 4096)
+            process.kill()
+    assert b"/big" in seen
+    assert b"B/s" in seen or b"%|" in seen
+
+
+def test_the_ready_line_says_where(serve: Callable[..., Served], root: Path, objmapper: Run) -> None:
+    served = serve(root, "--udp", "127.0.0.1:0", "--no-admin")
+    assert re.fullmatch(r"objmapper: ready udp://127\.0\.0\.1:\d+\n", served.ready)
+    assert served.said == [served.ready]
+    assert objmapper("get", "/a", "--server", served.address("udp")).stdout == b"hello"
+    served.process.terminate()
+    assert served.process.wait(30) == 0
+
+
+def test_a_bind_to_more_than_loopback_is_remarked_on(serve: Callable[..., Served], root: Path) -> None:
+    flags = ["--udp-trusted", "10.0.0.0/8", "--udp-trusted", "2001:db8::/32", "--udp-rate-limit", "50MB"]
+    served = serve(root, "--udp", "0.0.0.0:0", "--no-admin", *flags)
+    assert "not loopback" in served.said[0]
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "says"),
+    [
+        (["--concurrency-model", "thread-per-connection"], 2, r"--concurrency-model\): udp has no connections"),
+        (["--concurrency-model", "udp=thread-per-connection"], 2, "choose epoll, thread-pool or work-stealing"),
+        (["--udp-trusted", "here"], 2, r"udp_trusted \(from --udp-trusted\): 'here' does not appear"),
+        (["--udp-rate-limit", "fast"], 2, r"udp_rate_limit \(from --udp-rate-limit\)"),
+        (["--udp", "host:99999"], 2, "not HOST:PORT"),
+    ],
+)
+def test_what_cannot_be_served_is_said_in_one_line(
+    objmapper: Run, root: Path, flags: list[str], code: int, says: str
+) -> None:
+    got = objmapper("serve", root, "--udp", "127.0.0.1:0", "--no-admin", *flags)
+    assert (got.returncode, got.stdout) == (code, b"")
+    assert re.search(says, one_line(got.stderr))
