@@ -24,6 +24,7 @@ pub mod peers;
 pub mod protocol;
 pub mod queue;
 pub mod refusals;
+pub mod rules;
 pub mod service;
 pub mod session;
 pub mod settings;

@@ -16,7 +16,7 @@ use crate::cursor::Cursor;
 use crate::directory_run::{Run, RunLimits};
 use crate::errors::Error;
 use crate::mapping::{Found, Mapping, relative_path};
-use crate::peers::View;
+use crate::rules::View;
 use crate::walk::{Step, Walk};
 
 /// Where the caller names no limit.

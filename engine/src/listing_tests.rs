@@ -497,9 +497,9 @@ fn a_million_objects_in_one_directory() {
 fn what_a_view_hides_is_in_no_page() {
     let root = tree(&["a", "shut/x", "shut/y/z", "shut/open/b", "shut/open/c/d", "shut2/e"]);
     let rules = |uid| {
-        let listed = |uids: &[u32]| crate::peers::Listed::new(uids.to_vec(), Vec::new());
+        let listed = |uids: &[u32]| crate::rules::Listed::new(uids.to_vec(), Vec::new());
         let prefixes = vec![(b"shut"[..].into(), listed(&[1])), (b"shut/open"[..].into(), listed(&[1, 2]))];
-        let rules = crate::peers::Rules::new(listed(&[]), prefixes, 0, 0);
+        let rules = crate::rules::Rules::new(listed(&[]), prefixes, 0, 0);
         View::new(Arc::new(rules), Some(&crate::transport::Credentials { pid: 1, uid, gids: Vec::new() }))
     };
     let all = |view: &View, prefix: &str| {

@@ -14,120 +14,13 @@ use std::time::{Duration, Instant};
 
 use crate::errors::Error;
 use crate::refusals::{Reason, Refusals};
+use crate::rules::{Rules, View};
 use crate::service::Service;
 use crate::session::Connection;
 use crate::transport::{self, Credentials, Transport};
 
 /// How often the connections of a user who is at the cap are asked what has been read of them.
 const SETTLE_PAUSE: Duration = Duration::from_millis(2);
-
-/// Users and groups. Both kinds are sorted.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Listed {
-    uids: Vec<u32>,
-    gids: Vec<u32>,
-}
-
-impl Listed {
-    pub fn new(mut uids: Vec<u32>, mut gids: Vec<u32>) -> Self {
-        uids.sort_unstable();
-        gids.sort_unstable();
-        Listed { uids, gids }
-    }
-
-    fn is_empty(&self) -> bool {
-        self.uids.is_empty() && self.gids.is_empty()
-    }
-
-    fn names(&self, who: &Credentials) -> bool {
-        self.uids.binary_search(&who.uid).is_ok()
-            || who.gids.iter().any(|gid| self.gids.binary_search(gid).is_ok())
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Rules {
-    /// Who may connect to a Unix socket; nobody named: everybody.
-    connect: Listed,
-    /// Paths below the root without slashes around them, and who may use what is there; sorted.
-    prefixes: Vec<(Box<[u8]>, Listed)>,
-    /// 0: no cap.
-    max_connections: u32,
-    max_descriptors: u32,
-}
-
-impl Rules {
-    pub fn new(
-        connect: Listed,
-        mut prefixes: Vec<(Box<[u8]>, Listed)>,
-        max_connections: u32,
-        max_descriptors: u32,
-    ) -> Self {
-        prefixes.sort_by(|a, b| a.0.cmp(&b.0));
-        Rules { connect, prefixes, max_connections, max_descriptors }
-    }
-
-    fn admit(&self, who: &Credentials) -> bool {
-        self.connect.is_empty() || self.connect.names(who)
-    }
-
-    /// The longest prefix that the path lies below, or is.
-    fn governing(&self, path: &[u8]) -> Option<usize> {
-        let mut end = path.len();
-        loop {
-            if let Ok(at) = self.prefixes.binary_search_by(|(prefix, _)| (**prefix).cmp(&path[..end])) {
-                return Some(at);
-            }
-            if end == 0 {
-                return None;
-            }
-            end = path[..end].iter().rposition(|&byte| byte == b'/').unwrap_or(0);
-        }
-    }
-}
-
-/// What one client may use.
-#[derive(Debug, Clone)]
-pub struct View {
-    rules: Arc<Rules>,
-    is_admitted: bool,
-    /// For each prefix.
-    open: Arc<[bool]>,
-}
-
-impl View {
-    /// `who` is None over a transport without users.
-    pub fn new(rules: Arc<Rules>, who: Option<&Credentials>) -> Self {
-        let open =
-            rules.prefixes.iter().map(|(_, listed)| who.is_some_and(|who| listed.names(who))).collect();
-        // Over other transports the list of those who may connect has no say.
-        let is_admitted = who.is_none_or(|who| rules.admit(who));
-        View { rules, is_admitted, open }
-    }
-
-    fn may_use(&self, path: &[u8]) -> bool {
-        self.is_admitted && self.rules.governing(path).is_none_or(|at| self.open[at])
-    }
-
-    /// Whether a listing leaves this out: an object; or, with a slash at its end, a directory with all that is below it.
-    pub fn hides(&self, path: &[u8]) -> bool {
-        match path.strip_suffix(b"/") {
-            None => !self.may_use(path),
-            Some(b"") => !self.may_use(b"") && !self.is_open_below(b""),
-            Some(directory) => !self.may_use(directory) && !self.is_open_below(path),
-        }
-    }
-
-    /// Whether a prefix that begins with these bytes is open, though what is around it is not.
-    fn is_open_below(&self, directory: &[u8]) -> bool {
-        let first = self.rules.prefixes.partition_point(|(prefix, _)| &**prefix < directory);
-        let below = self.rules.prefixes[first..]
-            .iter()
-            .take_while(|(prefix, _)| prefix.starts_with(directory))
-            .count();
-        self.is_admitted && self.open[first..first + below].contains(&true)
-    }
-}
 
 /// What one user has, over all its connections.
 #[derive(Debug, Default)]
@@ -217,7 +110,7 @@ impl Guest {
         if !self.view.hides(path) {
             return Ok(());
         }
-        if self.view.is_admitted {
+        if self.view.is_admitted() {
             peers.refusals.note(Reason::Prefix, self.who.as_ref(), path);
             return Err(Error::NotForThisUser);
         }
@@ -228,7 +121,7 @@ impl Guest {
     /// UNAVAILABLE where its user has as many unread descriptors as one may have. Threads that ask at the same moment may
     /// each be told that there is room for one.
     pub fn check_descriptors(&self, service: &Service) -> Result<(), Error> {
-        let most = self.view.rules.max_descriptors;
+        let most = self.view.rules().max_descriptors;
         let Some(account) = self.account().filter(|_| most > 0) else { return Ok(()) };
         let is_full = || account.descriptors.load(Ordering::Relaxed) >= most;
         if is_full() {
@@ -274,11 +167,11 @@ impl Peers {
     pub fn admit(&self, socket: &OwnedFd, transport: Transport) -> Result<Option<Box<Guest>>, Error> {
         let Some(mut guest) = self.judge(socket, transport) else { return Ok(None) };
         let Some(who) = &guest.who else { return Ok(Some(guest)) };
-        if !guest.view.is_admitted {
+        if !guest.view.is_admitted() {
             self.refusals.note(Reason::User, Some(who), b"");
             return Err(Error::NotAdmitted);
         }
-        guest.seat = self.seat(who.uid, guest.view.rules.max_connections);
+        guest.seat = self.seat(who.uid, guest.view.rules().max_connections);
         if guest.seat.is_none() {
             self.refusals.note(Reason::Connections, Some(who), b"");
             return Err(Error::Busy("this user has as many connections as one may have, try again"));
@@ -299,6 +192,15 @@ impl Peers {
         Some(guest)
     }
 
+    /// FORBIDDEN where the path has a list: whoever asks in datagrams is on none.
+    pub fn check_without_user(&self, path: &[u8]) -> Result<(), Error> {
+        if self.generation() == 0 || !lock(&self.rules).1.governs(path) {
+            return Ok(());
+        }
+        self.refusals.note(Reason::Prefix, None, path);
+        Err(Error::NotForThisUser)
+    }
+
     fn judge(&self, socket: &OwnedFd, transport: Transport) -> Option<Box<Guest>> {
         if self.generation() == 0 {
             return None;
@@ -307,7 +209,7 @@ impl Peers {
         let who = match transport {
             // Whom the kernel cannot name, nobody has named.
             Transport::Unix => Some(transport::credentials(socket).unwrap_or(Credentials::NOBODY)),
-            _ if rules.prefixes.is_empty() => return None,
+            _ if !rules.has_prefixes() => return None,
             _ => None,
         };
         let view = View::new(rules, who.as_ref());

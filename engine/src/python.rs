@@ -13,9 +13,9 @@ use crate::concurrency::Model;
 use crate::engine::{Engine as NativeEngine, Snapshot};
 use crate::journal::Record;
 use crate::load::{Dialect, Load as NativeLoad, Outcome, Plan, Target};
-use crate::peers::{Listed, Rules};
 use crate::protocol::Mode;
 use crate::refusals::Refusal;
+use crate::rules::{Listed, Rules};
 use crate::settings::{Limits, OptimizeFor, Settings};
 use crate::transport::Transport;
 

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use crate::directory_run::{Bound, Run, RunLimits, Wanted};
 use crate::errors::Error;
 use crate::mapping::{Mapping, RESERVED};
-use crate::peers::View;
 use crate::protocol::MAX_URI;
+use crate::rules::View;
 
 /// The longest path: a URI has a slash in front.
 const MAX_PATH: usize = MAX_URI - 1;

@@ -2,7 +2,7 @@
 
 use super::Session;
 use crate::errors::Error;
-use crate::peers::View;
+use crate::rules::View;
 
 impl Session {
     /// Has the client judged again where the rules have changed.
