@@ -251,6 +251,7 @@ LAYERS: dict[str, set[str]] = {
         "journal",
         "listing",
         "mapping",
+        "peers",
         "protocol",
         "rules",
         "service",
