@@ -2,8 +2,8 @@
 
     python benchmarks/growth.py [--objects 1000000] [--rounds 5] [--seconds 1]
 
-Both servers are asked for a thousand objects each, in turn, descriptors over a Unix socket; medians of the rounds, and of
-the ratios of each round. The large tree has a thousand objects a directory.
+Both servers are asked for a thousand objects each, in turn, descriptors over a Unix socket; medians of the rounds, and
+of the ratios of each round. The large tree has a thousand objects a directory.
 """
 
 import argparse
