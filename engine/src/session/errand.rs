@@ -8,13 +8,13 @@ use std::time::Instant;
 use super::descriptors::Source;
 use super::replies::{Asked, BYTES_A_TURN, SMALL};
 use crate::errors::Error;
-use crate::incoming::Incoming;
-use crate::listing::Page;
-use crate::mapping::{Found, Opened};
 use crate::protocol::Operation;
 use crate::rules::View;
 use crate::service::Service;
-use crate::target::Conditions;
+use crate::storage::incoming::Incoming;
+use crate::storage::listing::Page;
+use crate::storage::mapping::{Found, Opened};
+use crate::storage::target::Conditions;
 use crate::transport;
 
 #[derive(Debug)]

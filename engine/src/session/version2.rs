@@ -10,12 +10,12 @@ use super::reading::receive;
 use super::replies::{Asked, Framing, Wanted};
 use super::{End, Manner, Scratch, Session, Speaks, Step};
 use crate::errors::Error;
-use crate::incoming::Incoming;
 use crate::journal::Note;
-use crate::mapping;
 use crate::protocol::v2::{self, Capabilities, Decoded, DecodedHello, Hello, Request};
 use crate::protocol::{Operation, Status};
-use crate::target::Conditions;
+use crate::storage::incoming::Incoming;
+use crate::storage::mapping;
+use crate::storage::target::Conditions;
 
 /// Requests that one client may have waiting for storage; each may hold a descriptor or a content.
 const JOBS_A_SESSION: u32 = 64;

@@ -7,9 +7,9 @@ use std::ffi::CString;
 use std::sync::Arc;
 
 use crate::errors::Error;
-use crate::mapping::Found;
-use crate::staging::Directory;
-use crate::target::{Conditions, Target};
+use crate::storage::mapping::Found;
+use crate::storage::staging::Directory;
+use crate::storage::target::{Conditions, Target};
 
 /// Bytes that one call is asked to copy: less than the 2 GiB at which Linux cuts off.
 const MOST_AT_ONCE: u64 = 1 << 30;
