@@ -158,10 +158,10 @@ def test_a_file_system_that_is_really_full(scene: Scene, promised: int) -> None:
     shutil.rmtree(scene.root, ignore_errors=True)
     scene.root.mkdir()
     with contextlib.ExitStack() as stack:
-        mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "objmapper-test", scene.root]
+        mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "objmapper-test", str(scene.root)]
         if subprocess.run(mount, check=False, capture_output=True).returncode != 0:
             pytest.skip("no file system can be mounted here")
-        stack.callback(subprocess.run, ["umount", "--lazy", scene.root], check=True)
+        stack.callback(subprocess.run, ["umount", "--lazy", str(scene.root)], check=True)
         scene.start()
         with Two(scene.address) as two:
             assert two.put("/object", OLD).status == OK
