@@ -5,6 +5,8 @@ import itertools
 import logging
 import os
 import socket
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +15,7 @@ import pytest
 
 from objmapper_client import Client, PermissionDenied, ServerBusy
 from objmapper_server import Concurrency, Config, Server
-from tests import somebody
+from tests import nobody, somebody
 from tests.eventually import eventually
 from tests.somebody import Somebody
 from tests.version_two.client import DELETE, EXTENDED, LIST, PLAIN, STAT, Two
@@ -351,7 +353,8 @@ def test_one_line_tells_of_all_refusals_of_a_second(root: Path, place: Path, cap
         assert server.statistics().denied_total["prefix"] == 50
         assert eventually(lambda: len(caplog.records) > 0)
     # What came behind the first line's second is told at the end.
-    facts = [facts for record in caplog.records if (facts := record.__dict__["facts"])["pid"] == os.getpid()]
+    ours = [record for record in caplog.records if record.__dict__["facts"]["pid"] == os.getpid()]
+    facts = [record.__dict__["facts"] for record in ours]
     assert len(facts) <= 2
     assert sum(1 + each["suppressed"] for each in facts) == 50
     assert facts[0] | {"suppressed": 0} == {
@@ -362,7 +365,7 @@ def test_one_line_tells_of_all_refusals_of_a_second(root: Path, place: Path, cap
         "uri": "/shut/a\nb",
         "suppressed": 0,
     }
-    line = caplog.records[0].getMessage()
+    line = ours[0].getMessage()
     assert line.startswith(rf"refused: uid {me} (pid {os.getpid()}) may not use '/shut/a\nb' (allow_prefix)")
 
 
@@ -374,3 +377,16 @@ def test_a_refused_client_that_only_waits_is_not_kept_waiting(root: Path, place:
         while silent.recv(1000):
             pass
         assert server.statistics().connections == 0
+
+
+@pytest.mark.skipif(nobody.why_not() != "", reason=nobody.why_not())
+def test_the_command_of_a_user_who_may_not_says_so_in_one_line(root: Path, place: Path) -> None:
+    with serving(place, allow_uid=[os.geteuid()]) as server:
+        command = [*nobody.COMMAND, sys.executable, "-m", "objmapper_cli", "get", "/open/a", "--server", unix(server)]
+        refused = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd="/")
+        assert refused.returncode == 6
+        assert refused.stdout == ""
+        assert refused.stderr.count("\n") == 1
+        assert "this user may not connect" in refused.stderr
+        own = subprocess.run(command[len(nobody.COMMAND) :], capture_output=True, timeout=60, check=True, cwd="/")
+        assert own.stdout == b"open/a"
