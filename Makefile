@@ -16,7 +16,8 @@ rust := engine/Cargo.toml engine/Cargo.lock $(shell find engine/src -name '*.rs'
 rust_env := . setup/rust.sh
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup build demo test test-python test-rust lint check bench bench-recording verify contract screenshots clean
+.PHONY: help setup build demo test test-python test-rust lint check bench bench-recording verify crashes reference contract \
+	screenshots clean
 
 help: ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -40,6 +41,8 @@ lint: setup ## formatting, lints and types, Python and Rust
 	$(bin)/ruff check .
 	$(bin)/ruff format --check .
 	$(bin)/mypy
+	$(bin)/pyright
+	$(bin)/python setup/reference.py --check
 	$(bin)/python -m mypy.stubtest objmapper_server._engine
 	$(rust_env); cd engine && cargo fmt --check
 	$(rust_env); cd engine && cargo clippy --all-targets --locked -- -D warnings
@@ -53,8 +56,15 @@ bench-recording: .venv/.tools ## what the statistics cost a request, in nanoseco
 verify: setup ## fetches every file under ROOT in every way and compares (ROOT=/usr/share; default: the standard library)
 	$(bin)/python benchmarks/verify_tree.py $(ROOT)
 
+crashes: setup ## kills a server at every system call of a write and a thousand times at random; needs strace
+	setup/system.sh $(PYTHON) strace
+	$(bin)/python -m benchmarks.crashes
+
 bench: setup ## every model at several loads; with YARDSTICKS="--load … --floor-server … --floor-epoll …" beside those
 	$(if $(YARDSTICKS),$(bin)/python benchmarks/against_floor.py $(YARDSTICKS),$(bin)/objmapper bench models)
+
+reference: setup ## docs/reference.md, from the docstrings
+	$(bin)/python setup/reference.py
 
 contract: setup ## the admin endpoint against its own OpenAPI document, with schemathesis in a throw-away environment
 	tests/contract.sh $(bin)/python

@@ -35,13 +35,13 @@ class Settings:
             raise ValueError("max_connections and attempts must be at least 1")
         if timeout <= 0 or connect_timeout <= 0:
             raise ValueError("timeout and connect_timeout are seconds, more than 0")
-        self.address = default_address() if address is None else parse(address)
+        self.address: Address = default_address() if address is None else parse(address)
         self.timeout = timeout
         self.connect_timeout = connect_timeout
         self.max_connections = max_connections
         self.attempts = attempts
         self._verbs = verbs_for(self.address)
-        self.mode = self._verbs.best_mode(self.address) if mode is None else Mode.of(mode)
+        self.mode: Mode = self._verbs.best_mode(self.address) if mode is None else Mode.of(mode)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.address)!r}, timeout={self.timeout}, mode={self.mode.name.lower()!r})"

@@ -19,6 +19,7 @@ class Readable(Protocol):
 
     def read(self, size: int = ..., /) -> bytes:
         """Up to `size` bytes, nothing at the end."""
+        raise NotImplementedError
 
 
 Data = bytes | bytearray | memoryview | str | os.PathLike[str] | Readable | Iterable[bytes]

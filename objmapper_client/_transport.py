@@ -23,6 +23,7 @@ CONTROL = socket.CMSG_SPACE(MOST_DESCRIPTORS * array.array("i").itemsize) if has
 CHUNK = 1 << 16
 _NUMBER = struct.Struct("@i")
 
+Socket = socket.socket
 Ancillary = list[tuple[int, int, bytes]]
 NOTHING: tuple[Ancillary, int] = ([], 0)
 
@@ -53,7 +54,7 @@ class Connection:
         "writable",
     )
 
-    def __init__(self, sock: socket.socket, address: Address) -> None:
+    def __init__(self, sock: Socket, address: Address) -> None:
         self.socket = sock
         self.address = address
         self.is_unix = isinstance(address, UnixAddress)

@@ -23,41 +23,53 @@ class Verbs(Protocol):
     @property
     def make_pool(self) -> type[Pool]:
         """Makes what the verbs take their connections from."""
+        raise NotImplementedError
 
     def best_mode(self, address: Address, /) -> Mode:
         """The cheapest way that the transport has."""
+        raise NotImplementedError
 
     def open_object(self, pool: Pool, uri: str, mode: Mode, /) -> Verb[Object]:
         """An object."""
+        raise NotImplementedError
 
     def open_many(self, pool: Pool, uris: Sequence[str], mode: Mode, /) -> Steps[list[Result]]:
         """An object or an error for each URI."""
+        raise NotImplementedError
 
     def read(self, pool: Pool, uri: str, mode: Mode, offset: int, length: int | None, /) -> Steps[bytes]:
         """An object's bytes, or a range of them."""
+        raise NotImplementedError
 
     def readinto(self, pool: Pool, uri: str, mode: Mode, buffer: memoryview, offset: int, /) -> Steps[int]:
         """An object's bytes, into a buffer."""
+        raise NotImplementedError
 
     def begin_stream(self, pool: Pool, uri: str, mode: Mode, offset: int, length: int | None, /) -> Steps[Any]:
         """What a stream is taken from: an object, or an answer that has begun."""
+        raise NotImplementedError
 
     def next_chunk(self, pool: Pool, begun: Any, most: int, /) -> Steps[bytes]:
         """The next 1 to `most` bytes of a content; nothing at its end."""
+        raise NotImplementedError
 
     def finish(self, pool: Pool, begun: Any, /) -> Steps[None]:
         """Wants no more of it."""
+        raise NotImplementedError
 
     def give_up(self, pool: Pool, begun: Any, /) -> None:
         """Has the connection closed, whatever is still to come."""
+        raise NotImplementedError
 
     def stat(self, pool: Pool, uri: str, /) -> Verb[Stat]:
         """What the server says of an object."""
+        raise NotImplementedError
 
     def list_page(
         self, pool: Pool, prefix: str, page_size: int, cursor: bytes | None, /
     ) -> Verb[tuple[list[Entry], bytes | None]]:
         """A page of a list, and where the next one begins."""
+        raise NotImplementedError
 
     def put(
         self,
@@ -72,9 +84,11 @@ class Verbs(Protocol):
         /,
     ) -> Steps[Stat]:
         """Stores an object."""
+        raise NotImplementedError
 
     def delete(self, pool: Pool, uri: str, if_match: str | None, /) -> Verb[None]:
         """Removes an object."""
+        raise NotImplementedError
 
 
 def verbs_for(address: Address) -> Verbs:

@@ -41,7 +41,7 @@ class UnixAddress(_Value):
     __slots__ = ("path",)
 
     def __init__(self, path: str) -> None:
-        self.path = path
+        self.path: str = path
 
     def __str__(self) -> str:
         return f"unix:{self.path}"
@@ -53,8 +53,8 @@ class TcpAddress(_Value):
     __slots__ = ("host", "port")
 
     def __init__(self, host: str, port: int = DEFAULT_TCP_PORT) -> None:
-        self.host = host
-        self.port = port
+        self.host: str = host
+        self.port: int = port
 
     def __str__(self) -> str:
         return f"tcp://{_bracketed(self.host)}:{self.port}"
@@ -66,8 +66,8 @@ class UdpAddress(_Value):
     __slots__ = ("host", "port")
 
     def __init__(self, host: str, port: int = DEFAULT_UDP_PORT) -> None:
-        self.host = host
-        self.port = port
+        self.host: str = host
+        self.port: int = port
 
     def __str__(self) -> str:
         return f"udp://{_bracketed(self.host)}:{self.port}"

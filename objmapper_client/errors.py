@@ -57,7 +57,7 @@ class ServerReply(ObjmapperError):
 class ObjectNotFound(ServerReply, FileNotFoundError):
     """The URI names no object."""
 
-    errno = errno.ENOENT
+    errno: int | None = errno.ENOENT
 
 
 class InvalidRequest(ServerReply, ValueError):
@@ -71,7 +71,7 @@ class UnsupportedMode(ServerReply):
 class PermissionDenied(ServerReply, PermissionError):
     """The object exists and is not handed out."""
 
-    errno = errno.EACCES
+    errno: int | None = errno.EACCES
 
 
 class Conflict(ServerReply):

@@ -53,7 +53,7 @@ class ObjmapperFileSystem(AbstractFileSystem):  # type: ignore[misc] # fsspec ha
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        self.client = Client(
+        self.client: Client = Client(
             server, timeout=timeout, connect_timeout=connect_timeout, max_connections=max_connections, mode=mode
         )
         # A file system has no end but this.
@@ -203,7 +203,8 @@ class ObjmapperFileSystem(AbstractFileSystem):  # type: ignore[misc] # fsspec ha
     ) -> Any:
         if mode == "rb":
             if self.client.mode is Mode.FDPASS:
-                return ObjectReader(self._object(path), self.open, path)
+                reopen: Any = self.open
+                return ObjectReader(self._object(path), reopen, path)
             return RemoteFile(self, path, block_size=block_size, cache_options=cache_options, **options)
         if mode == "wb":
             return ObjectWriter(path, lambda data: self._put(path, data), autocommit=autocommit)
@@ -293,7 +294,8 @@ class ObjmapperFileSystem(AbstractFileSystem):  # type: ignore[misc] # fsspec ha
         """Stores bytes as an object; with "create" only where there is none yet, else FileExistsError."""
         path = self._strip_protocol(path)
         if self._intrans:
-            with self.open(path, "xb" if mode == "create" else "wb", **options) as file:
+            file: Any = self.open(path, "xb" if mode == "create" else "wb", **options)
+            with file:
                 file.write(value)
         elif mode == "create":
             self._put(path, value, if_none_match="*")
@@ -301,7 +303,7 @@ class ObjmapperFileSystem(AbstractFileSystem):  # type: ignore[misc] # fsspec ha
             self._put(path, value)
 
     def get_file(
-        self, rpath: str, lpath: Any, callback: Any = DEFAULT_CALLBACK, outfile: Any = None, **options: Any
+        self, rpath: str, lpath: Any = None, callback: Any = DEFAULT_CALLBACK, outfile: Any = None, **options: Any
     ) -> None:
         """Copies an object into a file, which appears when it is whole; a directory is made."""
         rpath = self._strip_protocol(rpath)

@@ -28,6 +28,8 @@ class Object:
 
     # Where a constructor was called wrongly, there is nothing to close.
     _descriptor = -1
+    #: Bytes, when it came.
+    size: int
 
     def __init__(
         self,
@@ -53,7 +55,6 @@ class Object:
                 self.size = size
                 self.close()
                 raise RemoteProtocolError(f"{uri}: the server passed a descriptor that is no regular file")
-        #: Bytes, when it came.
         self.size = size
 
     def __repr__(self) -> str:

@@ -383,8 +383,8 @@ def _decode_parameters(data: bytes) -> tuple[Parameters, bool]:
         value: int | str | bytes | bool
         if kind in _NUMBERS:
             name, form = _NUMBERS[kind]
-            value = form.unpack(raw)[0] if len(raw) == form.size else -1
-            is_good = value >= 0 and name not in found and (kind != _CONTENT_LEN or value <= MAX_CONTENT)
+            value = number = int(form.unpack(raw)[0]) if len(raw) == form.size else -1
+            is_good = number >= 0 and name not in found and (kind != _CONTENT_LEN or number <= MAX_CONTENT)
             content_in_doubt |= kind == _CONTENT_LEN and not is_good
         elif kind in _WORDS:
             name = _WORDS[kind]

@@ -251,7 +251,6 @@ LAYERS: dict[str, set[str]] = {
         "journal",
         "listing",
         "mapping",
-        "peers",
         "protocol",
         "rules",
         "service",

@@ -1,7 +1,6 @@
 """The clients against a real server: what a program sees."""
 
 import asyncio
-import inspect
 import os
 import pickle
 import threading
@@ -120,20 +119,6 @@ def test_many_are_opened_in_one_round_trip_with_errors_among_them(call: Caller, 
                 "": LocalProtocolError,
             }
             assert type(result) is kinds[name]
-
-
-def test_the_two_clients_have_the_same_verbs() -> None:
-    def verbs(client: type) -> dict[str, list[tuple[str, object, object]]]:
-        return {
-            name: [(p.name, p.kind, p.default) for p in inspect.signature(member).parameters.values()]
-            for name, member in inspect.getmembers(client, inspect.isfunction)
-            if not name.startswith("_")
-        }
-
-    assert verbs(Client) == verbs(AsyncClient)
-    assert inspect.signature(Client) == inspect.signature(AsyncClient)
-    for name in verbs(Client):
-        assert getattr(Client, name).__doc__ == getattr(AsyncClient, name).__doc__
 
 
 @pytest.mark.parametrize(
