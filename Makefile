@@ -16,7 +16,8 @@ rust := engine/Cargo.toml engine/Cargo.lock $(shell find engine/src -name '*.rs'
 rust_env := . setup/rust.sh
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup build demo test test-python test-rust lint check bench bench-recording verify reference contract screenshots clean
+.PHONY: help setup build demo test test-python test-rust lint check bench bench-recording verify crashes reference contract \
+	screenshots clean
 
 help: ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -54,6 +55,10 @@ bench-recording: .venv/.tools ## what the statistics cost a request, in nanoseco
 
 verify: setup ## fetches every file under ROOT in every way and compares (ROOT=/usr/share; default: the standard library)
 	$(bin)/python benchmarks/verify_tree.py $(ROOT)
+
+crashes: setup ## kills a server at every system call of a write and a thousand times at random; needs strace
+	setup/system.sh $(PYTHON) strace
+	$(bin)/python -m benchmarks.crashes
 
 bench: setup ## every model at several loads; with YARDSTICKS="--load … --floor-server … --floor-epoll …" beside those
 	$(if $(YARDSTICKS),$(bin)/python benchmarks/against_floor.py $(YARDSTICKS),$(bin)/objmapper bench models)

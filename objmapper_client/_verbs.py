@@ -59,6 +59,7 @@ class Verbs(Protocol):
 
     def give_up(self, pool: Pool, begun: Any, /) -> None:
         """Has the connection closed, whatever is still to come."""
+        raise NotImplementedError
 
     def stat(self, pool: Pool, uri: str, /) -> Verb[Stat]:
         """What the server says of an object."""

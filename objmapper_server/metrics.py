@@ -8,7 +8,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from .statistics import Cumulative, Statistics, Times, TransportLoad, bounds_us
+from .statistics import Cumulative, Datagrams, Statistics, Times, TransportLoad, bounds_us
 
 if TYPE_CHECKING:
     from prometheus_client import Metric
@@ -37,6 +37,18 @@ COUNTERS: Final = {
     "parks_total": ("parks", "Times that a worker went to sleep (work-stealing)."),
 }
 
+#: Family of the datagrams' figures → its label, the label's values, and help. The field has the value's name first.
+DATAGRAMS: Final = {
+    "received": ("kind", ("plain", "pull", "noise"), "Datagrams that came; noise is no question, and not answered."),
+    "sent": ("kind", ("reply", "data", "retry", "error"), "Datagrams that were sent."),
+    "dropped": (
+        "reason",
+        ("untrusted", "limited", "unsendable", "overflow"),
+        "Questions and answers that were dropped: from no trusted network, over the rate limit of an address, not "
+        "taken by the kernel, no room in the socket's buffer.",
+    ),
+}
+
 
 class EngineCollector(Collector):
     """Reads a server when it is scraped; holds nothing between two scrapes."""
@@ -49,6 +61,8 @@ class EngineCollector(Collector):
         statistics, times = self._server.statistics(), self._server.times(BOUNDS_US)
         yield from _of_requests(times)
         yield from _of_transports(list(statistics.transports.items()))
+        if statistics.datagrams is not None:
+            yield from _of_datagrams(statistics.datagrams)
         yield from _of_the_whole(statistics)
         yield _one("build_info", "The version that runs.", 1, version=self._server.version)
 
@@ -114,6 +128,20 @@ def _of_transports(transports: Sequence[tuple[str, TransportLoad]]) -> "Iterator
     yield model
 
 
+def _of_datagrams(datagrams: Datagrams) -> "Iterator[Metric]":
+    for name, (label, values, text) in DATAGRAMS.items():
+        counter = CounterMetricFamily(f"objmapper_datagrams_{name}", text, labels=(label,))
+        for value in values:
+            counter.add_metric([value], getattr(datagrams, f"{value}_{name}_total"))
+        yield counter
+    volume = CounterMetricFamily(
+        "objmapper_datagrams_bytes", "Bytes of datagrams, by direction.", labels=("direction",)
+    )
+    for direction in ("received", "sent"):
+        volume.add_metric([direction], getattr(datagrams, f"bytes_{direction}_total"))
+    yield volume
+
+
 def _of_the_whole(statistics: Statistics) -> "Iterator[Metric]":
     yield _one("connections_limit", "Connections that there may be.", statistics.max_connections)
     yield _one(
@@ -125,6 +153,14 @@ def _of_the_whole(statistics: Statistics) -> "Iterator[Metric]":
     yield _one("disk_io_pending", "Requests that wait for the disk.", statistics.disk_io_pending)
     yield _one("draining", "1 while nothing more is accepted.", int(statistics.draining))
     yield _one("uptime_seconds", "Time since start.", statistics.uptime)
+    denied = CounterMetricFamily(
+        "objmapper_denied",
+        "Connections and requests that were refused because of the user they came from, by what stood against it.",
+        labels=("reason",),
+    )
+    for reason, count in statistics.denied_total.items():
+        denied.add_metric([reason], count)
+    yield denied
     for field, text in (("hits", "was in memory"), ("misses", "had to be read")):
         yield CounterMetricFamily(
             f"objmapper_cache_{field}",

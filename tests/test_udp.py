@@ -470,7 +470,7 @@ def test_a_server_that_lies_is_met_with_an_error(
     read: Read, script: Script, error: type[Exception], words: str
 ) -> None:
     with pretending(script) as address, pytest.raises(error, match=words):
-        read(address, "/x", timeout=1.5)
+        read(address, "/x", timeout=0.4 if error is RequestTimeout else 10)
 
 
 def test_what_a_liar_may_not_do_an_honest_server_may(read: Read) -> None:

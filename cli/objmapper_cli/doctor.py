@@ -23,6 +23,7 @@ def doctor(
     root: Annotated[str | None, typer.Argument(metavar="ROOT", help="The directory that is to be served.")] = None,
     unix: Annotated[str | None, typer.Option(metavar="PATH", help="The Unix socket that is to be served.")] = None,
     tcp: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="The TCP address.")] = None,
+    udp: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="The UDP address.")] = None,
     admin: Annotated[str | None, typer.Option(metavar="HOST:PORT|unix:PATH", help="The admin endpoint.")] = None,
     max_connections: Annotated[str | None, typer.Option(metavar="N", help="Connections at once.")] = None,
     config: Annotated[str | None, typer.Option(metavar="FILE", help="The settings file.")] = None,
@@ -35,7 +36,7 @@ def doctor(
     from objmapper_cli.machine import problem
     from objmapper_server import ConfigError
 
-    flags = {"root": root, "unix": unix, "tcp": tcp, "admin": admin, "max_connections": max_connections}
+    flags = {"root": root, "unix": unix, "tcp": tcp, "udp": udp, "admin": admin, "max_connections": max_connections}
     try:
         findings = list(_findings(config, flags))
     except ConfigError as error:
@@ -60,6 +61,7 @@ def _findings(file: str | None, flags: dict[str, Any]) -> Iterator["Finding"]:
     yield from machine.root_directory(Path(config.root) if has_root else None)
     yield from machine.unix_socket(config)
     yield from machine.ports(config)
+    yield from machine.datagrams(config)
 
 
 def _line(finding: "Finding") -> str:

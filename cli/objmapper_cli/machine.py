@@ -2,6 +2,7 @@
 
 import ctypes
 import errno
+import ipaddress
 import os
 import resource
 import socket
@@ -22,6 +23,9 @@ BACKLOG: Final = 4096
 #: Descriptors that connections never get, and the share of all that may be in flight (engine/src/service.rs).
 RESERVED: Final = 32
 IN_FLIGHT: Final = 4
+#: What the engine asks for over UDP, either way (engine/src/udp/socket.rs).
+UDP_BUFFER: Final = 4 << 20
+_LIMITS: Final = ("rmem_max", "wmem_max")
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +214,8 @@ def ports(config: "Config") -> Iterator[Finding]:
     """Look whether the addresses on the network can be had."""
     if config.tcp is not None:
         yield _port("tcp", config.tcp)
+    if config.udp is not None:
+        yield _port("udp", config.udp)
     if config.admin is not None and not config.admin.startswith("unix:"):
         yield _port("admin", config.admin)
 
@@ -217,17 +223,63 @@ def ports(config: "Config") -> Iterator[Finding]:
 def _port(setting: str, listen: str) -> Finding:
     from objmapper_server.listening import ListeningPoint
 
+    kind = socket.SOCK_DGRAM if setting == "udp" else socket.SOCK_STREAM
     try:
         point = ListeningPoint.parse(listen, 0).resolved()
         family = socket.AF_INET6 if ":" in point.host else socket.AF_INET
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with socket.socket(family, kind) as probe:
+            if kind == socket.SOCK_STREAM:
+                # A port that an ended server's connections still linger on can be had; for datagrams this would hide
+                # one who has it.
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((point.host, point.port))
     except OSError as error:
+        who = "ss -lunp" if kind == socket.SOCK_DGRAM else "ss -ltnp"
         cure = {
-            errno.EADDRINUSE: f"end who has it (ss -ltnp), or set {setting} to another, or to none",
+            errno.EADDRINUSE: f"end who has it ({who}), or set {setting} to another, or to none",
             errno.EADDRNOTAVAIL: "name an address that this machine has (ip address)",
             errno.EACCES: "take a port from 1024 on, or grant CAP_NET_BIND_SERVICE",
         }.get(error.errno or 0, f"set {setting} to an address that this machine has")
         return problem(f"{setting} port", f"{listen}: {error.strerror or error}", cure)
     return ok(f"{setting} port", f"{listen} can be had")
+
+
+def datagrams(config: "Config") -> Iterator[Finding]:
+    """Look at what UDP is given: room in the kernel, and who can ask."""
+    if config.udp is None:
+        return
+    yield _buffers()
+    from objmapper_server.listening import ListeningPoint
+
+    point = ListeningPoint.parse(config.udp, 0)
+    try:
+        host = point.resolved().host
+    except OSError:
+        # The port's own finding says so.
+        return
+    if not ipaddress.ip_address(host).is_loopback:
+        yield note(
+            "udp address",
+            f"{config.udp} is not loopback: whoever reaches it may read every object, unencrypted",
+            "listen on 127.0.0.1, or let a firewall say who may ask",
+        )
+    for network in map(ipaddress.ip_network, config.udp_trusted):
+        if network.is_global or network.prefixlen == 0:
+            yield problem(
+                "udp_trusted",
+                f"{network} is trusted, but anybody can forge its addresses: plain replies would flood whom they name",
+                "trust only networks whose forged addresses your routers drop; everybody else can pull",
+            )
+
+
+def _buffers() -> Finding:
+    check = "socket buffers"
+    try:
+        room = min(int(Path(f"/proc/sys/net/core/{name}").read_text(encoding="ascii")) for name in _LIMITS)
+    except OSError:
+        # Another network namespace than the first one does not show them.
+        return ok(check, "the kernel does not say how much a socket may have")
+    if room < UDP_BUFFER:
+        cure = f"sysctl -w {' '.join(f'net.core.{name}={UDP_BUFFER}' for name in _LIMITS)}"
+        return note(check, f"a socket may have {room} bytes: bursts over UDP lose datagrams, and are asked again", cure)
+    return ok(check, f"a socket may have {room} bytes")

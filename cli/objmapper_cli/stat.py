@@ -16,14 +16,17 @@ def stat(
     """Show size, modification time and version (etag) of objects."""
     from objmapper_cli.one_by_one import one_by_one
     from objmapper_cli.showing import print_json, print_line, shown, when
+    from objmapper_client.address import UdpAddress
 
     with client_of(server, timeout) as client:
+        tells_mtime = not isinstance(client.address, UdpAddress)
 
         def show(uri: str) -> None:
             found = client.stat(uri)
             if as_json:
-                print_json(found._asdict())
+                print_json(found._asdict() | ({} if tells_mtime else {"mtime": None}))
             else:
-                print_line(f"{shown(uri)}\n  size   {found.size}\n  mtime  {when(found.mtime)}\n  etag   {found.etag}")
+                mtime = when(found.mtime) if tells_mtime else "not told over UDP"
+                print_line(f"{shown(uri)}\n  size   {found.size}\n  mtime  {mtime}\n  etag   {found.etag}")
 
         return one_by_one(uris, show)

@@ -123,9 +123,18 @@ def by_kind(document: Document) -> list[Row]:
     return rows
 
 
+def by_datagram(document: Document) -> list[Row]:
+    """Return the lines of the third table: datagrams by kind, where UDP is served."""
+    datagrams = document.get("datagrams") or {}
+    totals = [(field.removesuffix("_total").replace("_", " "), total) for field, total in datagrams.items()]
+    shown = (amount(total) if name.startswith("bytes") else f"{total}" for name, total in totals)
+    rows = [(f"  {name}", value) for (name, _), value in zip(totals, shown, strict=True)]
+    return [("datagrams", "since start"), *rows] if rows else []
+
+
 def _plain(document: Document) -> Iterable[str]:
     yield title(document)
-    for rows in (by_transport(document), by_kind(document)):
+    for rows in (by_transport(document), by_kind(document), by_datagram(document)):
         if len(rows) > 1:
             yield ""
             widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -140,7 +149,7 @@ def _draw(document: Document) -> None:
     from rich.text import Text
 
     parts: list[Table | Text] = [Text(title(document), style="bold")]
-    for rows in (by_transport(document), by_kind(document)):
+    for rows in (by_transport(document), by_kind(document), by_datagram(document)):
         if len(rows) > 1:
             table = Table()
             for place, name in enumerate(rows[0]):

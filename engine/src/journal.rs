@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use std::net::SocketAddr;
+
 use rustix::fd::OwnedFd;
 
 use crate::transport::{self, Transport};
@@ -53,11 +55,18 @@ impl std::fmt::Debug for Note {
     }
 }
 
+/// Who asked; put into words only where a request is kept.
+#[derive(Debug, Clone, Copy)]
+pub enum From<'a> {
+    Connection(&'a OwnedFd),
+    Address(SocketAddr),
+}
+
 /// A request that was answered, and how the time divided.
 #[derive(Debug)]
 pub struct Passed<'a> {
     pub uri: &'a Note,
-    pub socket: &'a OwnedFd,
+    pub from: From<'a>,
     pub transport: Transport,
     pub operation: &'static str,
     pub model: &'static str,
@@ -103,7 +112,10 @@ impl Record {
             number: 0,
             at: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64(),
             uri: passed.uri.text(),
-            peer: transport::peer(passed.socket, passed.transport),
+            peer: match passed.from {
+                From::Connection(socket) => transport::peer(socket, passed.transport),
+                From::Address(address) => address.to_string(),
+            },
             transport: passed.transport.name(),
             mode: passed.operation,
             model: passed.model,

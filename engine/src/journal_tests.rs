@@ -7,7 +7,7 @@ fn pass(journal: &Journal, uri: &str, microseconds: u64) {
     let (socket, _other) = std::os::unix::net::UnixStream::pair().unwrap();
     journal.note(&Passed {
         uri: &Note::of(uri),
-        socket: &socket.into(),
+        from: From::Connection(&socket.into()),
         transport: Transport::Unix,
         operation: "copy",
         model: "epoll",

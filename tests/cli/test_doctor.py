@@ -54,6 +54,33 @@ def test_every_problem_has_a_cure(objmapper: Run, tmp_path: Path, server: Server
     assert "ss -ltnp" in found["tcp port"]["cure"]
 
 
+def test_what_udp_needs(objmapper: Run, root: Path) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        got = objmapper("doctor", "--json", root, "--udp", address, "--admin", "none")
+    found = findings(got.stdout)
+    assert found["udp port"]["level"] == "problem"
+    assert "ss -lunp" in found["udp port"]["cure"]
+    assert "socket buffers" in found
+    assert "udp address" not in found
+    found = findings(objmapper("doctor", "--json", root, "--udp", "0.0.0.0:0", "--admin", "none").stdout)
+    assert found["udp port"]["level"] == "ok"
+    assert "not loopback" in found["udp address"]["finding"]
+
+
+def test_trust_in_networks_whose_addresses_anybody_forges_is_a_problem(
+    objmapper: Run, root: Path, environment: dict[str, str]
+) -> None:
+    environment["OBJMAPPER_UDP_TRUSTED"] = "10.0.0.0/8"
+    flags = (root, "--udp", "127.0.0.1:0", "--admin", "none")
+    assert "udp_trusted" not in findings(objmapper("doctor", "--json", *flags).stdout)
+    environment["OBJMAPPER_UDP_TRUSTED"] = "10.0.0.0/8,0.0.0.0/0"
+    got = objmapper("doctor", "--json", *flags)
+    assert got.returncode == 1
+    assert "0.0.0.0/0 is trusted" in findings(got.stdout)["udp_trusted"]["finding"]
+
+
 def test_a_slip_in_the_settings_is_a_problem(objmapper: Run, environment: dict[str, str]) -> None:
     environment["OBJMAPPER_IDLE_TIMEOUT"] = "soon"
     got = objmapper("doctor")

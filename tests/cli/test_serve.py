@@ -132,9 +132,11 @@ def test_what_cannot_be_served_is_said_in_one_line(
     assert re.search(says, one_line(got.stderr))
 
 
-@pytest.mark.parametrize("flag", ["--tcp", "--admin"])
+@pytest.mark.parametrize("flag", ["--tcp", "--udp", "--admin"])
 def test_a_taken_port_is_said_in_one_line(objmapper: Run, root: Path, tmp_path: Path, flag: str) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
+    kind = socket.SOCK_DGRAM if flag == "--udp" else socket.SOCK_STREAM
+    with socket.socket(socket.AF_INET, kind) as taken:
+        taken.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         no_admin = [] if flag == "--admin" else ["--no-admin"]
         got = objmapper("serve", root, "--unix", "s", flag, address, *no_admin)

@@ -13,6 +13,7 @@ import pytest
 
 from objmapper_cli.live import History, sparkline
 from objmapper_cli.units import amount, micros, number
+from objmapper_client import Client
 from objmapper_server import Config, Server
 from tests.cli.conftest import Run, closing, one_line
 from tests.wire import COPY, FDPASS, NOT_FOUND, Wire
@@ -41,6 +42,16 @@ def test_a_table(admin: str, objmapper: Run) -> None:
     assert lines["p99 latency"][0].endswith((" µs", " ms"))
     assert "fdpass" in got.stdout.decode()
     assert "\x1b" not in got.stdout.decode()
+
+
+def test_datagrams_by_kind_where_udp_is_served(admin: str, objmapper: Run, root: Path) -> None:
+    assert b"pull received" not in objmapper("stats", "--admin", admin).stdout
+    with Server(Config(root=root, udp="127.0.0.1:0", admin="127.0.0.1:0")) as server:
+        with Client(server.addresses["udp"]) as client:
+            client.read("/a")
+        got = objmapper("stats", "--admin", server.admin_address)
+    assert re.search(rb"^  pull received +1$", got.stdout, re.MULTILINE)
+    assert re.search(rb"^  bytes sent +41 B$", got.stdout, re.MULTILINE)
 
 
 def test_the_document_is_the_endpoints_own(admin: str, objmapper: Run, server: Server) -> None:

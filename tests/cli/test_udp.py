@@ -1,5 +1,6 @@
 """``objmapper serve --udp`` and ``objmapper get --server udp://…``."""
 
+import json
 import os
 import re
 import select
@@ -23,7 +24,7 @@ def address(root: Path) -> Iterator[str]:
         yield server.addresses["udp"]
 
 
-@pytest.mark.parametrize("name", ["a", "empty", "big"])
+@pytest.mark.parametrize("name", ["empty", "big"])
 def test_an_object_arrives_whole(address: str, objmapper: Run, root: Path, tmp_path: Path, name: str) -> None:
     got = objmapper("get", f"/{name}", "--server", address)
     assert (got.returncode, got.stderr) == (0, b"")
@@ -45,7 +46,6 @@ def test_a_range(address: str, objmapper: Run) -> None:
         ("/../a", [], 2, "/../a: not a URI"),
         ("/too-large", [], 2, "64 MiB that go over UDP; use tcp:// or a Unix socket"),
         ("/a", ["--mode", "fdpass"], 2, "by copy"),
-        ("/a", ["--mode", "splice"], 2, "by copy"),
         ("/a", ["--server", "udp://127.0.0.1:1"], 4, "udp://127.0.0.1:1: server not reached"),
         ("/a", ["--server", "udp://no.such.host.invalid"], 4, "no.such.host.invalid"),
         ("/a", ["--server", "udp://"], 2, "udp://"),
@@ -84,6 +84,27 @@ def test_a_terminal_sees_a_bar_of_what_takes_long(address: str, environment: dic
             process.kill()
     assert b"/big" in seen
     assert b"B/s" in seen or b"%|" in seen
+
+
+def test_what_the_server_says_of_an_object(address: str, objmapper: Run) -> None:
+    said = objmapper("stat", "/a", "--server", address).stdout.decode()
+    assert re.fullmatch(r"/a\n  size   5\n  mtime  not told over UDP\n  etag   [0-9a-f]{16}\n", said)
+    assert json.loads(objmapper("stat", "/a", "--json", "--server", address).stdout)["mtime"] is None
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("put", "big", "/new"), ("rm", "/a"), ("ls", "/"), ("get", "-r", "/", "-o", "out")],
+    ids=lambda it: it[0],
+)
+def test_what_needs_a_stream_is_refused_with_advice(
+    address: str, objmapper: Run, root: Path, command: tuple[str, ...]
+) -> None:
+    got = objmapper(*command, "--server", address, cwd=root)
+    assert (got.returncode, got.stdout) == (1, b"")
+    assert one_line(got.stderr).endswith("over UDP: use unix: or tcp://")
+    assert (root / "a").exists()
+    assert not (root / "new").exists()
 
 
 def test_the_ready_line_says_where(serve: Callable[..., Served], root: Path, objmapper: Run) -> None:

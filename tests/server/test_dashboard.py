@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from objmapper_client import Client
 from objmapper_server import Concurrency, Config, Server
 from tests.wire import COPY, NOT_FOUND, OK, Wire
 
@@ -112,6 +113,18 @@ def test_it_shows_what_happens(server: Server, browser: "Browser") -> None:
         assert text(page, "Connections") == "2"
         until(page, "() => !document.querySelector('.tile dd').textContent.startsWith('0/s')")
         assert page.title().endswith("objmapper")
+
+
+def test_datagrams_are_told_by_kind_where_there_are_any(server: Server, root: Path, browser: "Browser") -> None:
+    with shown(browser, server) as page:
+        until(page, "() => document.getElementById('state').textContent === 'ready'")
+        assert not page.get_by_text("Datagrams since start").is_visible()
+    with Server(Config(root=root, udp="127.0.0.1:0", admin="127.0.0.1:0")) as served:
+        with Client(served.addresses["udp"]) as client:
+            client.read("/a")
+        with shown(browser, served) as page:
+            for words in ("Datagrams since start", "0 plain · 1 pull · 0 noise", "1 data"):
+                page.get_by_text(words).first.wait_for()
 
 
 def test_the_pointer_and_the_keys_read_the_charts(server: Server, browser: "Browser") -> None:

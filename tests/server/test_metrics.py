@@ -4,13 +4,15 @@ import os
 import shutil
 import subprocess
 import time
+from pathlib import Path
 
 import httpx
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse
 
-from objmapper_server import Server
+from objmapper_client import Client
+from objmapper_server import Config, Server
 from objmapper_server.metrics import BOUNDS_US
 from tests.wire import COPY, FDPASS, NOT_FOUND, Wire
 
@@ -129,3 +131,16 @@ def test_promtool_has_no_complaint(used: Server) -> None:
         ["promtool", "check", "metrics"], input=text_of(used), capture_output=True, text=True, timeout=30, check=False
     )
     assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
+
+
+def test_datagrams_are_counted_by_kind_where_udp_is_served(server: Server, root: Path) -> None:
+    assert "datagrams" not in text_of(server)
+    with Server(Config(root=root, udp="127.0.0.1:0", admin="127.0.0.1:0")) as served:
+        with Client(served.addresses["udp"]) as client:
+            assert client.read("/a") == b"hello"
+        samples = samples_of(text_of(served))
+    assert samples["objmapper_datagrams_received_total", labelled(kind="pull")] == 1
+    assert samples["objmapper_datagrams_received_total", labelled(kind="noise")] == 0
+    assert samples["objmapper_datagrams_sent_total", labelled(kind="data")] == 1
+    assert samples["objmapper_datagrams_dropped_total", labelled(reason="untrusted")] == 0
+    assert samples["objmapper_datagrams_bytes_total", labelled(direction="sent")] == 36 + len(b"hello")

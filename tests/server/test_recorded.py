@@ -34,6 +34,20 @@ def test_the_slowest_requests_say_who_asked_what_and_where_the_time_went(server:
     assert abs(first.at - time.time()) < 60
 
 
+def test_a_datagram_has_an_address_that_it_came_from(root: Path) -> None:
+    with Server(Config(root=root, udp="127.0.0.1:0")) as server:
+        server.watch_requests(slower_than=0)
+        with Client(server.addresses["udp"]) as client:
+            client.read("/a")
+        wait_for(lambda: server.recorded_requests().requests)
+        (request,) = server.recorded_requests().requests
+        (slow,) = server.slow_requests()
+    assert (request.uri, request.transport, request.mode, request.status) == ("/a", "udp", "copy", 0)
+    assert request.peer.startswith("127.0.0.1:")
+    assert request.bytes == len(b"hello")
+    assert slow.peer == request.peer
+
+
 def test_requests_are_recorded_while_somebody_watches(server: Server) -> None:
     with Client(server.addresses["tcp"]) as client:
         client.read("/a")

@@ -15,6 +15,7 @@ from objmapper_cli.bench.own_server import OwnServer, own_server
 from objmapper_cli.bench.report import Row, median, plot_curves, show
 from objmapper_cli.bench.report import plot as draw
 from objmapper_cli.errors import ExitCode, Failure, guarded
+from objmapper_server.concurrency import TRANSPORTS
 from objmapper_server.load import Dialect, LoadPlan
 
 bench = typer.Typer(
@@ -29,8 +30,13 @@ OBJECT = "object"
 
 Server = Annotated[str | None, typer.Option(metavar="ADDRESS", help="Measure this server. [default: one of its own]")]
 Uri = Annotated[str | None, typer.Option(metavar="URI", help="The object to ask --server for.")]
-Transport = Annotated[str, typer.Option(metavar="unix|tcp", help="How the bench's own server is reached.")]
-Mode = Annotated[str | None, typer.Option(metavar="fdpass|copy|splice", help="[default: fdpass on unix, copy on tcp]")]
+Transport = Annotated[str, typer.Option(metavar="unix|tcp|udp", help="How the bench's own server is reached.")]
+Mode = Annotated[
+    str | None,
+    typer.Option(
+        metavar="fdpass|copy|splice|pull", help="[default: fdpass on unix, copy on tcp, pull (or copy) on udp]"
+    ),
+]
 Model = Annotated[str, typer.Option(metavar="MODEL", help="The concurrency model of the bench's own server.")]
 OptimizeFor = Annotated[str, typer.Option(metavar="latency|throughput", help="Of the bench's own server.")]
 FileSize = Annotated[str, typer.Option(metavar="BYTES", help="The object's size, such as 4096 or 1MB.")]
@@ -67,11 +73,18 @@ def parse_size(text: str) -> int:
 
 #: Modes over version 1 and over version 2.
 OWN_DIALECTS: tuple[Dialect, ...] = ("fdpass", "copy", "splice", "fdpass2", "copy2", "splice2")
+#: One datagram for what fits, and ranges.
+UDP_DIALECTS: tuple[Dialect, ...] = ("copy", "pull")
 
 
 def dialect_for(mode: str | None, transport: str) -> Dialect:
     """The mode, or the transport's best. Raises Failure for one that it cannot do."""
-    chosen = mode or ("fdpass" if transport == "unix" else "copy")
+    chosen = mode or {"unix": "fdpass", "tcp": "copy", "udp": "pull"}[transport]
+    if transport == "udp":
+        for datagrams in UDP_DIALECTS:
+            if chosen == datagrams:
+                return datagrams
+        raise Failure(f"--mode {chosen}: over udp there are pull, and copy for what fits a datagram", ExitCode.USAGE)
     for known in OWN_DIALECTS:
         if chosen == known and (transport == "unix" or not known.startswith("fdpass")):
             return known
@@ -96,8 +109,8 @@ class Setting:
 
     def check(self) -> None:
         """Raises Failure for what does not go together."""
-        if self.transport not in ("unix", "tcp"):
-            raise Failure(f"--transport {self.transport}: there are unix and tcp", ExitCode.USAGE)
+        if self.transport not in TRANSPORTS:
+            raise Failure(f"--transport {self.transport}: there are {', '.join(TRANSPORTS)}", ExitCode.USAGE)
         if self.server is not None and self.uri is None:
             raise Failure("--server needs --uri: which object is to be asked for", ExitCode.USAGE)
 
@@ -110,14 +123,20 @@ def _measured(
     with ExitStack() as stack:
         own: OwnServer | None = None
         if setting.server is None:
-            own = stack.enter_context(own_server({OBJECT: setting.size}, *setting.flags))
+            datagrams = ("--udp", "127.0.0.1:0") if setting.transport == "udp" else ()
+            own = stack.enter_context(own_server({OBJECT: setting.size}, *setting.flags, *datagrams))
             plan = replace(plan, address=own.addresses[setting.transport], uris=(f"/{OBJECT}",))
             transport = setting.transport
         else:
             plan = replace(plan, address=setting.server, uris=(setting.uri or "",))
-            transport = "tcp" if setting.server.startswith("tcp:") else "unix"
+            scheme = setting.server.partition(":")[0]
+            transport = scheme if scheme in TRANSPORTS else "unix"
         if plan.dialect not in ("http", "redis"):
             plan = replace(plan, dialect=dialect_for(setting.mode, transport))
+        if transport == "udp" and (plan.pipeline > 1 or plan.rate is not None or plan.reconnect):
+            raise Failure(
+                "over udp each client asks once at a time: no --pipeline, --rate or --reconnect", ExitCode.USAGE
+            )
         bar = stack.enter_context(progress(plan.duration * len(points) * setting.rounds, quiet=quiet))
         rounds: list[list[Any]] = [[] for _ in points]
         memory: list[int | None] = [None for _ in points]

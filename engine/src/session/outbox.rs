@@ -11,7 +11,7 @@ use std::time::Instant;
 use super::replies::{Asked, BYTES_A_TURN, Framing, SMALL};
 use super::{Manner, Next, Scratch, Session};
 use crate::errors::Error;
-use crate::journal::Passed;
+use crate::journal::{From, Passed};
 use crate::mapping;
 use crate::protocol::{self, Status, v2};
 use crate::statistics::{Answered, Labels};
@@ -327,7 +327,7 @@ impl Session {
         let answered_at = ending.asked.answered_at.unwrap_or(scratch.flush_began);
         self.service.journal.note(&Passed {
             uri: &ending.asked.uri,
-            socket: &self.connection.socket,
+            from: From::Connection(&self.connection.socket),
             transport: self.transport,
             operation: ending.asked.operation.name(),
             model: scratch.model.name(),

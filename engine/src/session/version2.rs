@@ -225,6 +225,7 @@ impl Session {
             let conditions = wanted.conditions()?;
             let staging = self.service.staging.as_ref().ok_or(Error::NotWritable)?;
             let path = mapping::relative_path(request.uri, &mut scratch.path)?;
+            self.check_use(path.to_bytes())?;
             let mut incoming = staging.begin(path, parameters.make_parents)?;
             incoming.reserve(left)?;
             Ok(Sink::Put { incoming, asked, conditions, deadline })

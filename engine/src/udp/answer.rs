@@ -14,6 +14,7 @@ use super::socket::UdpSocket;
 use super::wire::{self, DATA_HEAD, DataHead, Pull, Question};
 use crate::concurrency::Model;
 use crate::errors::Error;
+use crate::journal::{From as Asker, Note, Passed};
 use crate::protocol::{self, CONTENT_HEAD, Mode, Operation, Status};
 use crate::service::Service;
 use crate::statistics::{Answered, Labels};
@@ -83,10 +84,32 @@ pub struct Turn {
 /// An answer that is in the outbox, to be counted when it is gone.
 #[derive(Debug)]
 struct Ending {
+    uri: Note,
+    from: SocketAddr,
     status: Status,
     content: u64,
     arrived: Instant,
+    answered_at: Instant,
     waited: Option<Duration>,
+}
+
+impl Ending {
+    fn new(question: &Question<'_>, turn: Turn, status: Status, content: u64) -> Self {
+        let uri = match question {
+            Question::Pull(pull) => pull.uri.ok(),
+            Question::Plain(Ok((_, uri))) => Some(*uri),
+            _ => None,
+        };
+        Ending {
+            uri: Note::of(uri.unwrap_or_default()),
+            from: turn.from.address,
+            status,
+            content,
+            arrived: turn.arrived,
+            answered_at: Instant::now(),
+            waited: turn.waited,
+        }
+    }
 }
 
 /// Makes answers. Each thread has one, with the buffers that it needs for that.
@@ -144,8 +167,7 @@ impl Answerer {
         };
         match outcome.unwrap_or_else(|outcome| outcome) {
             Outcome::Content(content) => {
-                let Turn { arrived, waited, .. } = turn;
-                self.endings.push(Ending { status: Status::Ok, content, arrived, waited });
+                self.endings.push(Ending::new(question, turn, Status::Ok, content));
             }
             Outcome::Limited => self.outbox.bytes.truncate(mark),
             Outcome::Storage => {
@@ -172,7 +194,7 @@ impl Answerer {
     }
 
     fn push_refusal(&mut self, question: &Question<'_>, refusal: &Refusal, turn: Turn) {
-        let Turn { from: to, arrived, waited, .. } = turn;
+        let Turn { from: to, arrived, .. } = turn;
         let Refusal(status, message) = refusal;
         if *status == Status::ProtocolError {
             self.service.statistics.gauges(Transport::Udp).protocol_errors_total.fetch_add(1, Relaxed);
@@ -194,7 +216,7 @@ impl Answerer {
         }
         counter.fetch_add(1, Relaxed);
         self.outbox.push_one(start, to);
-        self.endings.push(Ending { status: *status, content: 0, arrived, waited });
+        self.endings.push(Ending::new(question, turn, *status, 0));
     }
 
     /// Sends what there is, and counts it.
@@ -206,6 +228,18 @@ impl Answerer {
         let now = Instant::now();
         for ending in self.endings.drain(..) {
             let waited = ending.waited.unwrap_or_default();
+            self.service.journal.note(&Passed {
+                uri: &ending.uri,
+                from: Asker::Address(ending.from),
+                transport: Transport::Udp,
+                operation: Operation::Copy.name(),
+                model: self.model.name(),
+                status: ending.status as u8,
+                bytes: ending.content,
+                queue: waited,
+                storage: ending.answered_at.saturating_duration_since(ending.arrived),
+                send: now.saturating_duration_since(ending.answered_at),
+            });
             self.service.statistics.record(
                 self.shard,
                 &Answered {

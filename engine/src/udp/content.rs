@@ -92,6 +92,7 @@ impl Reader {
     pub fn find(&mut self, uri: &str, storage: Storage) -> Result<Content, Stop> {
         let Reader { service, shard, path, small } = self;
         let path = mapping::relative_path(uri, path)?;
+        service.peers.check_without_user(path.to_bytes())?;
         let may_wait = storage != Storage::Never;
         if (may_wait || !service.mapping.is_remote())
             && let Some(kept) = service.cache.get(path)

@@ -1,0 +1,88 @@
+"""Kills a server with writes under way, again and again, and looks at what is left.
+
+    python -m benchmarks.crashes [--kills 1000] [--model MODEL …] [--seed 1]
+
+First at every system call of a put by content (over an object, and where there is none), of a put by descriptor and of
+a delete: strace(1) sends SIGKILL when a thread enters the call, so that what was before it has happened and the call
+has not. Then at random, with eight clients that put and delete as fast as they are answered. After each kill every
+object must be a whole one (torn: it is not), what was answered must be there (lost: it is not), and when a server has
+started again, nothing but objects may be (stray: something else is). Ends with 1 where anything is not so.
+
+A kill takes away the process and not the machine: that nothing is answered before the disk has it is for the order of
+the calls to show, which `tests/test_crash.py` looks at.
+"""
+
+import argparse
+import random
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+from tqdm import tqdm
+
+from objmapper_server import Concurrency
+from tests.crashes import WRITES, Rampage, Scene
+from tests.nursery import Nursery
+from tests.strace import why_not
+
+MODELS = [Concurrency.THREAD_PER_CONNECTION, Concurrency.THREAD_POOL, Concurrency.WORK_STEALING, Concurrency.EPOLL]
+
+
+def at_every_call(scene: Scene, model: Concurrency) -> list[str]:
+    """Kills at every call of every write, prints a line for each kind of write. Returns what was wrong."""
+    wrong = []
+    for write in WRITES:
+        calls = scene.calls(write)
+        counts: Counter[str] = Counter()
+        for call in tqdm(calls, desc=f"{model}: {write.name}", unit="kill", leave=False, disable=None):
+            verdict = scene.kill_at(write, call)
+            counts["in the call"] += verdict.has_fired
+            counts["after the answer"] += verdict.is_answered
+            wrong += [f"{model}: {verdict}"] if verdict.wrong else []
+        print(
+            f"{model:<23}{write.name:<23}{len(calls):>6} calls{counts['in the call']:>6} killed in them"
+            f"{counts['after the answer']:>6} after the answer"
+        )
+    return wrong
+
+
+def at_random(scene: Scene, model: Concurrency, kills: int, seed: int) -> list[str]:
+    """Kills so many times with writers at work, prints a line. Returns what was wrong."""
+    rampage = Rampage.begin(scene, seed=seed)
+    for _ in tqdm(range(kills), desc=f"{model}: at random", unit="kill", leave=False, disable=None):
+        rampage.kill()
+    rampage.end()
+    print(f"{model:<23}{'at random':<23}{rampage.kills:>6} kills{rampage.writes:>9,} writes answered")
+    return [f"{model}: {line}" for line in rampage.torn_or_lost] + [f"{model}: stray {name}" for name in rampage.strays]
+
+
+def main() -> int:
+    """Kills, looks, reports."""
+    parser = argparse.ArgumentParser(description="Kill a server in the midst of writes, and look at what is left.")
+    parser.add_argument("--kills", type=int, default=1000, help="how often at random, over all models (1000)")
+    parser.add_argument("--model", type=Concurrency, action="append", choices=MODELS)
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 32))
+    given = parser.parse_args()
+    models = given.model or MODELS
+    if why_not():
+        parser.error(why_not())
+    began = time.monotonic()
+    wrong: list[str] = []
+    print(f"seed {given.seed}")
+    with tempfile.TemporaryDirectory(prefix="objmapper-crashes-") as folder, Nursery() as nursery:
+        for at, model in enumerate(models):
+            one_each = Scene(nursery, Path(folder), {"storage_pool_size": 1, "concurrency_model": model})
+            wrong += at_every_call(one_each, model)
+            kills = given.kills // len(models) + (at < given.kills % len(models))
+            wrong += at_random(Scene(nursery, Path(folder), {"concurrency_model": model}), model, kills, given.seed)
+    for line in wrong[:20]:
+        print(f"  {line}")
+    counts = [sum(word in line for line in wrong) for word in ("torn", "lost", "stray")]
+    print("{} torn, {} lost, {} stray".format(*counts) + f" in {time.monotonic() - began:.0f} s")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,86 @@
+"""kill -9 at every system call of a write, and at random: nothing torn, nothing lost once answered, nothing left over.
+
+`benchmarks/crashes.py` does the same in every model, and a thousand times at random.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from objmapper_server import Concurrency
+from tests.crashes import BY_CHANCE, NEW, OLD, TORN, WRITES, Rampage, Scene, Write, content_of, strays, version_of
+from tests.nursery import Nursery
+from tests.strace import Call, why_not
+
+needs_strace = pytest.mark.skipif(why_not() != "", reason=why_not() or "strace works")
+
+
+@pytest.fixture(scope="module")
+def nursery() -> Iterator[Nursery]:
+    with Nursery() as nursery:
+        yield nursery
+
+
+@pytest.fixture
+def scene(nursery: Nursery, tmp_path: Path) -> Scene:
+    # One thread for storage: then the n-th call of its name is the same one each time.
+    return Scene(nursery, tmp_path, {"storage_pool_size": 1, "concurrency_model": Concurrency.EPOLL})
+
+
+@needs_strace
+@pytest.mark.parametrize("write", WRITES, ids=lambda write: write.name)
+def test_killed_at_any_system_call_a_write_is_done_or_not_begun(scene: Scene, write: Write) -> None:
+    calls = scene.calls(write)
+    verdicts = [scene.kill_at(write, call) for call in calls]
+    assert [str(verdict) for verdict in verdicts if verdict.wrong] == []
+    missed = [verdict.call for verdict in verdicts if not verdict.has_fired and verdict.call.name not in BY_CHANCE]
+    assert missed == []
+    # Both sides of the answer are among them.
+    assert {verdict.is_answered for verdict in verdicts} == {True, False}
+
+
+def order(calls: list[Call], *names: str) -> list[str]:
+    """Those of the calls that matter here, in their order, one of a kind in a row."""
+    found = [call.name for call in calls if call.name in names]
+    return [name for at, name in enumerate(found) if at == 0 or name != found[at - 1]]
+
+
+@needs_strace
+@pytest.mark.parametrize("write", WRITES, ids=lambda write: write.name)
+def test_what_was_written_is_on_the_disk_before_its_name_and_that_before_the_answer(scene: Scene, write: Write) -> None:
+    calls = scene.calls(write)
+    answer = next(at for at, call in enumerate(calls) if call.name.startswith("send") and "stora" not in call.thread)
+    steps = order(calls[: answer + 1], "pwrite64", "fsync", "renameat2", "unlinkat", "sendto", "sendmsg")
+    if write.new is None:
+        assert steps[:2] == ["unlinkat", "fsync"]
+    else:
+        assert [step for step in steps if step != "pwrite64"][:3] == ["fsync", "renameat2", "fsync"]
+        assert "pwrite64" not in steps[1:]
+    assert steps[-1].startswith("send")
+
+
+def test_killed_at_random_with_writers_at_work(scene: Scene) -> None:
+    rampage = Rampage.begin(scene)
+    for _ in range(25):
+        rampage.kill()
+    rampage.end()
+    assert rampage.torn_or_lost == []
+    assert rampage.strays == []
+    assert rampage.writes > 0
+
+
+def test_what_is_wrong_is_noticed(scene: Scene) -> None:
+    """The checks themselves, on objects that somebody has tampered with."""
+    rampage = Rampage.begin(scene, writers=1)
+    writer = rampage.writers[0]
+    uri, other = writer.uris[:2]
+    writer.acknowledged |= {uri: 2, other: 2}
+    (scene.root / uri[1:]).write_bytes(content_of(uri, 1))
+    (scene.root / other[1:]).write_bytes(content_of(other, 2)[:-1])
+    assert writer.check(scene.root) == [f"lost {uri}", f"torn {other}"]
+    assert [version_of(uri, content) for content in (None, b"", OLD, NEW, content_of(uri, 7))] == [None, *[TORN] * 3, 7]
+    (scene.root / ".objmapper" / "1-0123456789abcdef").mkdir(parents=True)
+    (scene.root / ".objmapper" / "1-0123456789abcdef" / "0").write_bytes(b"")
+    (scene.root / ".objmapper" / "2-0123456789abcdef").mkdir()
+    assert len(strays(scene.root)) == 2

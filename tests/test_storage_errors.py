@@ -1,0 +1,166 @@
+"""Writes on storage that fails: the answer says so, what was there is there, nothing is left, and the server goes on.
+
+strace(1) has single system calls of the server fail, with the errors of a full disk, a used-up quota, a broken disk.
+"""
+
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from objmapper_server import Concurrency
+from tests.crashes import NEW, OLD, WRITES, Scene, Write, read
+from tests.eventually import eventually
+from tests.nursery import Nursery
+from tests.strace import Strace, threads_of, why_not
+from tests.version_two.client import COPY, PUT_DESCRIPTOR, STORAGE_ERROR, Two
+from tests.version_two.client import PUT as WRITE_PUT
+from tests.wire import OK, UNAVAILABLE, descriptors_of
+
+pytestmark = pytest.mark.skipif(why_not() != "", reason=why_not() or "strace works")
+
+PUT, PUT_NEW, BY_DESCRIPTOR, DELETE = WRITES
+WORDS = {"ENOSPC": "no space left", "EDQUOT": "quota", "EIO": "input/output error", "EROFS": "read-only"}
+BROKEN = ["ENOSPC", "EIO"]
+
+
+def _put_memory(two: Two, source: Path) -> None:
+    """From another file system, where no two files can share blocks nor copy_file_range."""
+    with os.fdopen(os.memfd_create("source"), "w+b") as file:
+        file.write(source.read_bytes())
+        file.flush()
+        socket.send_fds(two.socket, [two.encode(PUT_DESCRIPTOR, "/object")], [file.fileno()])
+
+
+FROM_MEMORY = replace(BY_DESCRIPTOR, name="put from memory", send=_put_memory)
+
+#: The write, the call that fails, and which one of that name it is.
+STEPS = [
+    (PUT, "openat", 1),
+    (PUT, "fallocate", 1),
+    (PUT, "pwrite64", 1),
+    (PUT, "pwrite64", 2),
+    (PUT, "fsync", 1),
+    (PUT, "linkat", 1),
+    (PUT, "renameat2", 1),
+    (PUT_NEW, "fsync", 1),
+    (PUT_NEW, "renameat2", 1),
+    (BY_DESCRIPTOR, "copy_file_range", 1),
+    (BY_DESCRIPTOR, "fsync", 1),
+    (FROM_MEMORY, "sendfile", 1),
+    (DELETE, "unlinkat", 1),
+]
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+    with Nursery() as nursery:
+        yield Scene(
+            nursery,
+            tmp_path_factory.mktemp("scene"),
+            {"storage_pool_size": 1, "concurrency_model": Concurrency.EPOLL},
+        )
+
+
+def unfinished(root: Path) -> list[Path]:
+    return [path for path in (root / ".objmapper").rglob("*") if not path.is_dir()]
+
+
+def fails(scene: Scene, write: Write, call: str, which: int, error: str, status: int, after: bytes | None) -> str:
+    """Has this call fail in the midst of a write that is answered with this status. Returns the words."""
+    with scene.before(write) as (pid, two):
+        before = descriptors_of(pid)
+        threads = threads_of(pid)
+        with Strace(threads, scene.folder / "calls", f"{call}:error={error}:when={which}") as strace:
+            write.send(two, scene.folder / "source")
+            answer = two.answer()
+            assert answer.fails(status)
+            # The connection is where it should be, and so is everything else.
+            assert two.call(COPY, "/bystander").read() == OLD
+            assert read(scene.root / "object") == after
+            assert eventually(lambda: unfinished(scene.root) == [])
+            assert eventually(lambda: descriptors_of(pid) <= before)
+            write.send(two, scene.folder / "source")
+            assert two.answer().status == OK
+        assert read(scene.root / "object") == write.new
+        assert strace.injected() == 1
+    assert scene.nursery.stop() == 0
+    assert {path.name for path in scene.root.iterdir()} <= {"object", "bystander"}
+    assert answer.metadata.message is not None
+    return answer.metadata.message
+
+
+@pytest.mark.parametrize("error", BROKEN)
+@pytest.mark.parametrize(("write", "call", "which"), STEPS, ids=lambda value: getattr(value, "name", str(value)))
+def test_a_failed_write_leaves_what_was_there(scene: Scene, write: Write, call: str, which: int, error: str) -> None:
+    assert WORDS[error] in fails(scene, write, call, which, error, STORAGE_ERROR, write.old)
+
+
+@pytest.mark.parametrize("call", ["openat", "fallocate", "pwrite64", "renameat2"])
+def test_a_quota_that_is_used_up_is_told_from_a_full_disk(scene: Scene, call: str) -> None:
+    assert WORDS["EDQUOT"] in fails(scene, PUT, call, 1, "EDQUOT", STORAGE_ERROR, PUT.old)
+
+
+@pytest.mark.parametrize(("error", "status"), [("EMFILE", UNAVAILABLE), ("ENFILE", UNAVAILABLE), ("ENOMEM", 0x12)])
+def test_a_server_at_its_limits_can_be_asked_again(scene: Scene, error: str, status: int) -> None:
+    fails(scene, PUT, "openat", 1, error, status, PUT.old)
+
+
+@pytest.mark.parametrize("error", BROKEN)
+@pytest.mark.parametrize("write", [PUT, BY_DESCRIPTOR], ids=lambda write: write.name)
+def test_when_the_directory_cannot_be_made_to_last_the_new_object_stands_there(
+    scene: Scene, write: Write, error: str
+) -> None:
+    """The rename has happened, and a crash may undo it: nobody is told that it lasts."""
+    assert WORDS[error] in fails(scene, write, "fsync", 2, error, STORAGE_ERROR, write.new)
+
+
+def test_a_deletion_that_cannot_be_made_to_last_is_not_acknowledged(scene: Scene) -> None:
+    with scene.before(DELETE) as (pid, two):
+        with Strace(threads_of(pid), scene.folder / "calls", "fsync:error=EIO:when=1"):
+            DELETE.send(two, scene.folder / "source")
+            assert two.answer().fails(STORAGE_ERROR)
+        assert read(scene.root / "object") is None
+    assert scene.nursery.stop() == 0
+
+
+def test_a_failed_fsync_is_not_tried_again(scene: Scene) -> None:
+    """After a failure Linux takes the lost pages for clean: the second fsync would succeed."""
+    with scene.before(PUT) as (pid, two):
+        threads = threads_of(pid)
+        with Strace(threads, scene.folder / "calls", "fsync:error=EIO:when=1") as strace:
+            PUT.send(two, scene.folder / "source")
+            assert two.answer().fails(STORAGE_ERROR)
+        assert [call.name for call in strace.calls(threads)].count("fsync") == 1
+    assert scene.nursery.stop() == 0
+
+
+@pytest.mark.parametrize("error", ["EOPNOTSUPP", "ENOSYS"])
+def test_a_file_system_that_cannot_reserve_room_is_written_to_all_the_same(scene: Scene, error: str) -> None:
+    with scene.before(PUT) as (pid, two):
+        with Strace(threads_of(pid), scene.folder / "calls", f"fallocate:error={error}") as strace:
+            PUT.send(two, scene.folder / "source")
+            assert two.answer().status == OK
+        assert strace.injected() > 0
+        assert read(scene.root / "object") == NEW
+    assert scene.nursery.stop() == 0
+
+
+def test_a_file_system_that_is_really_full(scene: Scene, tmp_path: Path) -> None:
+    """What has no room is refused before it comes, and what was there stays."""
+    shutil.rmtree(scene.root, ignore_errors=True)
+    scene.root.mkdir()
+    room = shutil.disk_usage(scene.root).free
+    scene.start()
+    with Two(scene.address) as two:
+        assert two.put("/object", OLD).status == OK
+        two.send(two.encode(WRITE_PUT, "/object", content_len=room * 2))
+        assert two.answer().fails(STORAGE_ERROR)
+        assert read(scene.root / "object") == OLD
+    with Two(scene.address) as two:
+        assert two.call(COPY, "/object").read() == OLD
+    assert scene.nursery.stop() == 0
