@@ -20,6 +20,8 @@ pub struct Connection {
     pub(super) socket: OwnedFd,
     /// Descriptors passed to this client that it has, as far as is known, not received.
     unread: AtomicU32,
+    /// Descriptors that its writes have open, or that it passed to be put.
+    pub(super) writing: AtomicU32,
     /// The server wants no further request.
     pub(super) is_stopped: AtomicBool,
     finished: Mutex<Finished>,
@@ -36,6 +38,7 @@ impl Connection {
         Connection {
             socket,
             unread: AtomicU32::new(0),
+            writing: AtomicU32::new(0),
             is_stopped: AtomicBool::new(false),
             finished: Mutex::new(Finished::default()),
         }
