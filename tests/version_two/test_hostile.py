@@ -1,5 +1,6 @@
 """Clients of version 2 that are greedy, slow or wrong: it costs them their connection, and nobody else anything."""
 
+import itertools
 import shutil
 import socket
 import struct
@@ -96,12 +97,12 @@ def test_who_does_not_read_is_left_in_the_end(strict: Server) -> None:
     assert eventually(lambda: strict.statistics().descriptors_in_flight == 0)
 
 
-def test_a_content_that_stops_coming_ends_the_connection_and_leaves_nothing(strict: Server, transport: str) -> None:
+def test_a_content_that_stops_coming_ends_the_connection_and_leaves_nothing(strict: Server) -> None:
     before = descriptors_of()
     root = Path(strict.config.root)
     stopped = []
-    for length in (0, 1, 4096, 100_000):
-        stopped.append(two := Two(strict.addresses[transport]))
+    for address, length in itertools.product(strict.addresses.values(), (0, 1, 4096, 100_000)):
+        stopped.append(two := Two(address))
         two.send(two.encode(PUT, f"/stopped-{length}", content_len=100_001), bytes(length))
         two.asked.clear()
     for two in stopped:
@@ -129,31 +130,31 @@ def trickle(wire: Wire, rest: bytes) -> threading.Thread:
     return thread
 
 
-def test_what_drips_is_timed_as_a_whole(strict: Server, transport: str) -> None:
+def test_what_drips_is_timed_as_a_whole(strict: Server) -> None:
     """Also a URI that is skipped because it is too long."""
-    address = strict.addresses[transport]
     began = time.monotonic()
-    short, long = Two(address), Two(address)
-    one, hello = Wire(address), Wire(address)
-    dripping = [
-        trickle(short, frame(1, b"2", b"n" * 4096)),
-        trickle(long, frame(1, b"2", b"n" * 65_535)),
-        trickle(one, request_one(b"2", "n" * 65_535)),
-        trickle(hello, b"OBJM\2"),
-    ]
-    for two in (short, long):
+    twos, ones, dripping = [], [], []
+    for address in strict.addresses.values():
+        for length in (4096, 65_535):
+            twos.append(two := Two(address))
+            dripping.append(trickle(two, frame(1, b"2", b"n" * length)))
+        for begun in (request_one(b"2", "n" * 65_535), b"OBJM\2"):
+            ones.append(one := Wire(address))
+            dripping.append(trickle(one, begun))
+    for two in twos:
         two.expect(0)
         assert two.answer().fails(TIMEOUT)
         assert two.is_closed()
-    for wire in (one, hello):
-        assert wire.reply(b"2").status == TIMEOUT
-        assert wire.at_end()
+    for one in ones:
+        assert one.reply(b"2").status == TIMEOUT
+        assert one.at_end()
     assert time.monotonic() - began < 10
-    for wire in (short, long, one, hello):
+    for wire in (*twos, *ones):
+        # Wakes the thread that drips.
         wire.socket.shutdown(socket.SHUT_RDWR)
     for thread in dripping:
         thread.join()
-    for wire in (short, long, one, hello):
+    for wire in (*twos, *ones):
         wire.close()
 
 
