@@ -256,7 +256,7 @@ impl Session {
         has_priority: bool,
     ) -> Result<(), Error> {
         // Writes wait for the disk as long as they take, so they always go to the pool where there is one.
-        let is_write = matches!(errand.rest, Rest::Commit(_) | Rest::PutDescriptor { .. })
+        let is_write = matches!(errand.rest, Rest::Commit { .. } | Rest::PutDescriptor { .. })
             || errand.operation == Operation::Delete;
         let service = Arc::clone(&self.service);
         let pool = service.storage_pool.as_ref().filter(|_| is_write || !self.may_wait(manner));
