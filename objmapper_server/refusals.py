@@ -2,12 +2,12 @@
 
 import logging
 import threading
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Final
 
 from .not_running import NotRunning
 
 if TYPE_CHECKING:
-    from . import _engine
     from .server import Server
 
 LOG: Final = logging.getLogger(__name__)
@@ -20,6 +20,22 @@ WHAT: Final = {
     "connections": "has as many connections as one user may have (max_connections_per_uid)",
     "descriptors": "has as many unread descriptors as one user may have (max_descriptors_per_uid)",
 }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Refusal:
+    """The first refusal to a user since somebody asked, and how many others there were."""
+
+    reason: str  #: ``user``, ``prefix``, ``connections`` or ``descriptors``
+    uid: int | None  #: None over a transport without users
+    pid: int | None  #: 0 where the process is in a namespace that the server cannot see
+    uri: str  #: empty where it was not about one object
+    suppressed: int
+
+    def __str__(self) -> str:
+        who = "a client without a user" if self.uid is None else f"uid {self.uid} (pid {self.pid})"
+        line = f"{who} {WHAT[self.reason].format(uri=self.uri)}"
+        return f"{line}; and {self.suppressed} more" if self.suppressed else line
 
 
 class RefusalLog:
@@ -46,10 +62,4 @@ class RefusalLog:
             except NotRunning:
                 return
             if refusal is not None:
-                LOG.warning(_line(refusal), extra={"facts": {"event": "refused", **refusal}})
-
-
-def _line(refusal: "_engine.Refusal") -> str:
-    who = "a client without a user" if refusal["uid"] is None else f"uid {refusal['uid']} (pid {refusal['pid']})"
-    line = f"refused: {who} {WHAT[refusal['reason']].format(uri=refusal['uri'])}"
-    return f"{line}; and {refusal['suppressed']} more" if refusal["suppressed"] else line
+                LOG.warning("refused: %s", refusal, extra={"facts": {"event": "refused", **asdict(refusal)}})

@@ -140,7 +140,7 @@ def _add_reads(app: FastAPI, server: "Server") -> None:
         """The slowest requests of the last minute, slowest first, and where their time went."""
         return server.slow_requests()
 
-    @app.get("/requests")
+    @app.get("/requests", responses={422: {"model": Problem, "description": "No time, or no number"}})
     async def requests(
         slower_than_ms: Annotated[float | None, Query(ge=0, le=1e9)] = None,
         after: Annotated[int | None, Query(ge=0, lt=1 << 63)] = None,

@@ -21,12 +21,11 @@ from .listening import ListeningPoint
 from .not_running import NotRunning
 from .peers import PeerRules
 from .recorded import Recorded, RecordedRequest
-from .refusals import RefusalLog
+from .refusals import Refusal, RefusalLog
 from .reload import Reloaded
 from .statistics import Statistics, Times
 
 if TYPE_CHECKING:
-    from . import _engine
     from .admin import Admin
 
 LOG: Final = logging.getLogger(__name__)
@@ -161,9 +160,10 @@ class Server:
         last, native = self._started().recorded_requests(after)
         return Recorded(last=last, requests=tuple(RecordedRequest.read(each) for each in native))
 
-    def take_refusal(self) -> "_engine.Refusal | None":
-        """Return one of the refusals to users since this was asked before, and how many others there were."""
-        return self._started().take_refusal()
+    def take_refusal(self) -> Refusal | None:
+        """Return the first refusal to a user since this was asked before, None where there was none; for the log."""
+        native = self._started().take_refusal()
+        return None if native is None else Refusal(**native)
 
     @property
     def draining(self) -> bool:

@@ -60,6 +60,7 @@ def _findings(file: str | None, flags: dict[str, Any]) -> Iterator["Finding"]:
     yield from machine.backlog()
     yield from machine.root_directory(Path(config.root) if has_root else None)
     yield from machine.unix_socket(config)
+    yield from machine.peers(config)
     yield from machine.ports(config)
     yield from machine.datagrams(config)
 

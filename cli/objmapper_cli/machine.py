@@ -210,6 +210,23 @@ def _socket_file(path: Path) -> Iterator[Finding]:
         yield problem("socket", f"{path}: {os.strerror(code)}", "see who may connect to it (unix_mode)")
 
 
+def peers(config: "Config") -> Iterator[Finding]:
+    """Look whether the lists of who may connect can have the say that they are meant to have."""
+    others = bool(config.allow_gid) or not set(config.allow_uid) <= {os.geteuid(), 0}
+    if config.unix is not None and others and not config.unix_mode & 0o022:
+        finding = f"the socket's permissions ({config.unix_mode:04o}) keep out those whom allow_uid and allow_gid name"
+        cure = "set unix_mode to 0666 (under systemd SocketMode=), and the lists decide"
+        yield note("lists and permissions", finding, cure)
+    streams = [name for name in ("tcp", "udp") if getattr(config, name) is not None]
+    if streams and (config.allow_uid or config.allow_gid):
+        finding = f"allow_uid and allow_gid are for the Unix socket; {' and '.join(streams)} let everybody in"
+        yield note(
+            "lists and networks",
+            finding,
+            "serve the Unix socket alone, or shut what is not for everybody (allow_prefix)",
+        )
+
+
 def ports(config: "Config") -> Iterator[Finding]:
     """Look whether the addresses on the network can be had."""
     if config.tcp is not None:

@@ -109,6 +109,12 @@ def by_transport(document: Document) -> list[Row]:
             (f"  {status}", *(f"{each['errors_total'].get(status, 0)}" for each in columns))
             for status in document["errors_total"]
         ),
+        # Of the whole only.
+        *(
+            (f"  denied: {reason}", f"{count}", *("" for _ in columns[1:]))
+            for reason, count in document["denied_total"].items()
+            if count
+        ),
     ]
 
 

@@ -54,6 +54,18 @@ def test_every_problem_has_a_cure(objmapper: Run, tmp_path: Path, server: Server
     assert "ss -ltnp" in found["tcp port"]["cure"]
 
 
+def test_lists_that_cannot_have_their_say(objmapper: Run, root: Path, tmp_path: Path) -> None:
+    file = tmp_path / "o.toml"
+    file.write_text('allow_gid = [12345]\ntcp = "127.0.0.1:0"\n')
+    form = ["doctor", "--json", root, "--unix", tmp_path / "s", "--admin", "none", "--config", file]
+    found = findings(objmapper(*form).stdout)
+    assert "0600" in found["lists and permissions"]["finding"]
+    assert "unix_mode to 0666" in found["lists and permissions"]["cure"]
+    assert "tcp let everybody in" in found["lists and networks"]["finding"]
+    file.write_text('allow_gid = [12345]\nunix_mode = "0666"\n')
+    assert not {"lists and permissions", "lists and networks"} & findings(objmapper(*form).stdout).keys()
+
+
 def test_what_udp_needs(objmapper: Run, root: Path) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
         taken.bind(("127.0.0.1", 0))

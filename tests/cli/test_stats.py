@@ -120,8 +120,9 @@ def drawn_on_a_terminal(
             drawn += os.read(terminal, 65536)
         process.send_signal(signal.SIGINT)
         try:
-            while os.read(terminal, 65536):
-                pass
+            # It may have been cut within a letter.
+            while piece := os.read(terminal, 65536):
+                drawn += piece
         except OSError:  # the other side is closed: EIO
             pass
         return drawn.decode(), process.wait(30)
