@@ -1,22 +1,33 @@
-"""A program: a hundred clients that never read their descriptors, and one honest one, under a small descriptor limit.
+"""A program: a hundred clients that take and never give back, and an honest one, under a small descriptor limit.
 
-``python -m tests.hoarders MODEL DIRECTORY`` runs it as a user who is not root (root is exempt from the kernel's limit
-on descriptors in flight). It prints how many requests of the honest client succeeded, of how many.
+``python -m tests.hoarders MODEL DIRECTORY KIND`` runs it as a user who is not root (root is exempt from the kernel's
+limit on descriptors in flight). It prints how many requests of the honest client succeeded, of how many. KIND is what
+the others are: see `KINDS`.
 """
 
+import contextlib
+import errno
 import os
 import resource
+import socket
 import sys
+import traceback
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Never
 
 from objmapper_client import Client
+from objmapper_client.protocol_v2 import Capability
 from objmapper_server import Concurrency, Config, Server
-from tests.wire import FDPASS, Wire, request
+from tests.version_two.client import COPY, EXTENDED, FDPASS, PLAIN, PUT, PUT_DESCRIPTOR, SPLICE, STAT, Two
+from tests.wire import FDPASS as FDPASS_ONE
+from tests.wire import Wire, request
 
 HOARDERS = 100
 LIMIT = 1024
 TRIES = 300
 NOBODY = 65534
+PASSED = 250
 
 
 def become_nobody() -> None:
@@ -28,32 +39,137 @@ def become_nobody() -> None:
         os.setresuid(NOBODY, NOBODY, NOBODY)
 
 
-def main(model: str, directory: Path) -> None:
+def send_what_goes(wire: Wire, *messages: bytes, descriptors: list[int] | None = None) -> None:
+    """Sends until the server reads no more."""
+    wire.socket.setblocking(False)
+    try:
+        for message in messages:
+            if descriptors:
+                socket.send_fds(wire.socket, [message], descriptors)
+            else:
+                wire.socket.sendall(message)
+    except (BlockingIOError, ConnectionError):
+        pass
+    except OSError as error:
+        # They are one user here, and have passed as many as the kernel lets a user have in flight.
+        if error.errno != errno.ETOOMANYREFS:
+            raise
+
+
+def version_1(address: str, root: Path) -> Wire:
+    """Asks for descriptors and never reads them."""
+    wire = Wire(address)
+    send_what_goes(wire, request(FDPASS_ONE, "/a") * 500)
+    return wire
+
+
+def _asks(operation: object, uri: str, capabilities: Capability = EXTENDED) -> Callable[[str, Path], Wire]:
+    def hoard(address: str, root: Path) -> Wire:
+        two = Two(address, capabilities)
+        send_what_goes(two, b"".join(two.encode(operation, uri) for _ in range(500)))  # type: ignore[arg-type]
+        return two
+
+    return hoard
+
+
+def puts_that_stop(address: str, root: Path) -> Wire:
+    """Writes that are complete, as many as go, and one whose content never comes to an end."""
+    two = Two(address)
+    uri = f"/stopped-{two.socket.fileno()}"
+    whole = b"".join(two.encode(PUT, uri, content_len=100) + bytes(100) for _ in range(100))
+    send_what_goes(two, whole, two.encode(PUT, uri, content_len=1 << 20) + bytes(1000))
+    return two
+
+
+def puts_by_descriptor(address: str, root: Path) -> Wire:
+    """Writes of files that are passed along, as many as go, of which no answer is read."""
+    two = Two(address)
+    uri = f"/passed-{two.socket.fileno()}"
+    with (root / "a").open("rb") as file:
+        for _ in range(10):
+            requests = b"".join(two.encode(PUT_DESCRIPTOR, uri) for _ in range(25))
+            send_what_goes(two, requests, descriptors=[file.fileno()] * 25)
+    return two
+
+
+def passes_for_nothing(address: str, root: Path) -> Wire:
+    """Passes descriptors that no put goes with, and begins a frame that it does not end."""
+    two = Two(address)
+    with (root / "a").open("rb") as file:
+        for _ in range(10):
+            send_what_goes(two, two.encode(STAT, "/a"), descriptors=[file.fileno()] * PASSED)
+        begun = two.encode(PUT_DESCRIPTOR, "/target")[:-1]
+        send_what_goes(two, *(bytes([byte]) for byte in begun), descriptors=[file.fileno()] * PASSED)
+    return two
+
+
+#: What those who take can be. In "mixed" there are some of each.
+KINDS: dict[str, Callable[[str, Path], Wire]] = {
+    "version-1": version_1,
+    "extended": _asks(FDPASS, "/a"),
+    "plain": _asks(FDPASS, "/a", PLAIN),
+    "copies": _asks(COPY, "/large"),
+    "splices": _asks(SPLICE, "/large"),
+    "puts-that-stop": puts_that_stop,
+    "puts-by-descriptor": puts_by_descriptor,
+    "passes-for-nothing": passes_for_nothing,
+}
+
+
+def serve(config: Config, ready: int, end: int) -> Never:
+    """Serves in a process of its own until `end` is closed: its limit is not its clients'."""
+    status = 1
+    try:
+        with Server(config):
+            os.write(ready, b".")
+            os.read(end, 1)
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
+@contextlib.contextmanager
+def served(config: Config) -> Iterator[str]:
+    """A server in a process of its own. Its address."""
+    (is_ready, ready), (end, hold) = os.pipe(), os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(hold)
+        serve(config, ready, end)
+    os.close(ready)
+    assert os.read(is_ready, 1), "the server did not start"
+    yield f"unix:{config.unix}"
+    os.close(hold)
+    _, status = os.waitpid(child, 0)
+    assert status == 0, "the server did not end in order"
+
+
+def main(model: str, directory: Path, kind: str) -> None:
     """Loads the server with hoarders, then asks as an honest client."""
     root = directory / "root"
     root.mkdir()
+    root.chmod(0o777)
     (root / "a").write_bytes(b"a")
+    (root / "large").write_bytes(bytes(1 << 20))
     directory.chmod(0o777)
     become_nobody()
-    config = Config(root=root, unix=directory / "o.sock", concurrency_model=Concurrency(model))
-    with Server(config) as server:
-        address = server.addresses["unix"]
-        hoarders = [Wire(address) for _ in range(HOARDERS)]
-        for hoarder in hoarders:
-            hoarder.socket.setblocking(False)
-            try:
-                hoarder.send(request(FDPASS, "/a") * 500)
-            except BlockingIOError:
-                continue
-        served = 0
+    config = Config(root=root, unix=directory / "o.sock", concurrency_model=Concurrency(model), writable=True)
+    kinds = list(KINDS.values()) if kind == "mixed" else [KINDS[kind]]
+    with served(config) as address:
+        hoarders = [kinds[number % len(kinds)](address, root) for number in range(HOARDERS)]
+        succeeded = 0
         # A client as programs use it: it asks a server that is busy for a moment again, three times in all.
         with Client(address, timeout=5) as honest:
-            for _ in range(TRIES):
-                served += honest.read("/a", mode="fdpass") == b"a"
+            for number in range(TRIES):
+                if number % 10 == 0:
+                    honest.put("/honest", b"%d" % number)
+                succeeded += honest.read("/a", mode="fdpass" if number % 2 else "copy") == b"a"
         for hoarder in hoarders:
             hoarder.close()
-    print(f"{served} of {TRIES}")
+    print(f"{succeeded} of {TRIES}")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3])

@@ -17,7 +17,7 @@ use crate::refusals::Refusal;
 use crate::rules::Rules;
 use crate::service::Service;
 use crate::settings::{Limits, Settings};
-use crate::storage_pool::StoragePool;
+use crate::storage::pool::StoragePool;
 use crate::transport::Transport;
 use crate::udp::{self, DatagramCounts, UdpSocket};
 

@@ -4,18 +4,18 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::cache::Cache;
 use crate::errors::StartError;
 use crate::in_flight::InFlight;
 use crate::journal::Journal;
-use crate::listing::Listing;
-use crate::mapping::Mapping;
 use crate::peers::Peers;
 use crate::session::Connection;
 use crate::settings::{Limits, Settings};
-use crate::staging::Staging;
 use crate::statistics::Statistics;
-use crate::storage_pool::StoragePool;
+use crate::storage::cache::Cache;
+use crate::storage::listing::Listing;
+use crate::storage::mapping::Mapping;
+use crate::storage::pool::StoragePool;
+use crate::storage::staging::Staging;
 use crate::transport::Transport;
 
 /// Descriptors that connections never get: for the files that requests open, the listeners, the interpreter.

@@ -1,4 +1,4 @@
-//! Sockets and SCM_RIGHTS. Besides `mapping.rs` the only file near raw system calls.
+//! Sockets and SCM_RIGHTS. With the files of `storage/` the only one near raw system calls.
 
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::io::{self, Errno, IoSlice, IoSliceMut};

@@ -25,6 +25,8 @@ pub struct Connection {
     settling: Mutex<()>,
     /// The account of the client's user, where there are rules about it.
     account: OnceLock<Arc<Account>>,
+    /// Descriptors that its writes have open, or that it passed to be put.
+    pub(super) writing: AtomicU32,
     /// The server wants no further request.
     pub(super) is_stopped: AtomicBool,
     finished: Mutex<Finished>,
@@ -43,6 +45,7 @@ impl Connection {
             unread: AtomicU32::new(0),
             settling: Mutex::new(()),
             account: OnceLock::new(),
+            writing: AtomicU32::new(0),
             is_stopped: AtomicBool::new(false),
             finished: Mutex::new(Finished::default()),
         }

@@ -1,29 +1,52 @@
 //! The files of one client: how many the server may have open for it, and those that it passed to be put.
 //!
 //! What is opened for a client, passed to it and not read, or passed by it, is on one account, `in_flight.rs`: a client may
-//! hold a share of what is free. Without that, a few that never read would take every descriptor that the server may have.
+//! hold a share of what is free. Without that, a few that never read, or whose writes never end, would take every descriptor
+//! that the server may have.
 
 use rustix::fd::OwnedFd;
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
+use super::connection::Connection;
 use super::{Session, Speaks};
 use crate::errors::Error;
 use crate::protocol::{Operation, v2};
 use crate::service::Service;
 use crate::transport::Transport;
 
+/// What a content that comes in has open: the new file, and the directory that it is for.
+const OF_A_PUT: u32 = 2;
+
+/// Descriptors of a write, on the account of its client until this is dropped, by whichever thread.
+#[derive(Debug)]
+pub(super) struct Hold {
+    connection: Arc<Connection>,
+    service: Arc<Service>,
+    count: u32,
+}
+
+impl Hold {
+    fn new(connection: &Arc<Connection>, service: &Arc<Service>, count: u32) -> Hold {
+        connection.writing.fetch_add(count, Relaxed);
+        service.in_flight.take(count);
+        Hold { connection: Arc::clone(connection), service: Arc::clone(service), count }
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.connection.writing.fetch_sub(self.count, Relaxed);
+        self.service.in_flight.release(self.count);
+    }
+}
+
 /// A file that a client passed. It is on the account until it is closed.
 #[derive(Debug)]
 pub(super) struct Source {
     pub file: OwnedFd,
-    service: Arc<Service>,
-}
-
-impl Drop for Source {
-    fn drop(&mut self) {
-        self.service.in_flight.release(1);
-    }
+    _hold: Hold,
 }
 
 /// Files that a client passed and no put has taken, in the order in which they came. What was one too many was closed at
@@ -34,17 +57,6 @@ pub(super) struct Received(VecDeque<Option<Source>>);
 impl Received {
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
-    }
-
-    /// Takes in what came; `may_hold` of it is kept.
-    fn add(&mut self, files: impl Iterator<Item = OwnedFd>, service: &Arc<Service>, held: u32) {
-        for file in files {
-            let has_room = held + (self.0.len() as u32) < service.in_flight.allowance();
-            self.0.push_back(has_room.then(|| {
-                service.in_flight.take(1);
-                Source { file, service: Arc::clone(service) }
-            }));
-        }
     }
 
     /// The file of the put in front.
@@ -62,9 +74,13 @@ impl Received {
 impl Session {
     /// Takes in what the client passed.
     pub(super) fn receive_files(&mut self, files: impl Iterator<Item = OwnedFd>) {
-        let held = self.held + self.connection.unread();
-        if let Speaks::Two(two) = &mut self.speaks {
-            two.received.add(files, &self.service, held);
+        for file in files {
+            let has_room = self.holds() < self.service.in_flight.allowance();
+            let source =
+                has_room.then(|| Source { file, _hold: Hold::new(&self.connection, &self.service, 1) });
+            if let Speaks::Two(two) = &mut self.speaks {
+                two.received.0.push_back(source);
+            }
         }
     }
 
@@ -79,19 +95,31 @@ impl Session {
             Some(Operation::FdPass) => self.transport == Transport::Unix && !self.may_hold_one_more(),
             // Without a file of its own it may always have the next: that is closed when it has been sent.
             Some(Operation::Copy | Operation::Splice) => self.held > 0 && !self.may_hold_one_more(),
+            // The same, until one that is whole has been stored.
+            Some(Operation::Put) => self.jobs > 0 && !self.may_hold_one_more(),
             _ => false,
         }
     }
 
     fn may_hold_one_more(&mut self) -> bool {
         let allowance = self.service.in_flight.allowance();
-        if self.held + self.connection.unread() < allowance {
+        if self.holds() < allowance {
             return true;
         }
         if self.outbox.is_empty() {
             self.connection.notice_reading(&self.service);
         }
-        self.held + self.connection.unread() < allowance
+        self.holds() < allowance
+    }
+
+    /// How many are on this client's account.
+    fn holds(&self) -> u32 {
+        self.held + self.connection.unread() + self.connection.writing.load(Relaxed)
+    }
+
+    /// For a content that comes in.
+    pub(super) fn hold_for_put(&self) -> Hold {
+        Hold::new(&self.connection, &self.service, OF_A_PUT)
     }
 
     /// A file is open for this client, or about to be.

@@ -5,16 +5,16 @@ use std::ffi::CString;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::descriptors::Source;
+use super::descriptors::{Hold, Source};
 use super::replies::{Asked, BYTES_A_TURN, SMALL};
 use crate::errors::Error;
-use crate::incoming::Incoming;
-use crate::listing::Page;
-use crate::mapping::{Found, Opened};
 use crate::protocol::Operation;
 use crate::rules::View;
 use crate::service::Service;
-use crate::target::Conditions;
+use crate::storage::incoming::Incoming;
+use crate::storage::listing::Page;
+use crate::storage::mapping::{Found, Opened};
+use crate::storage::target::Conditions;
 use crate::transport;
 
 #[derive(Debug)]
@@ -40,7 +40,10 @@ pub(super) enum Rest {
         limit: u32,
     },
     /// All bytes of it have come.
-    Commit(Incoming),
+    Commit {
+        incoming: Incoming,
+        hold: Hold,
+    },
     PutDescriptor {
         source: Source,
         make_parents: bool,
@@ -117,7 +120,11 @@ impl Errand {
                 let page = service.listing.page(mapping, view.as_ref(), &prefix, cursor, limit)?;
                 Ok(Brought::Page(page))
             }
-            (Operation::Put, Rest::Commit(incoming)) => incoming.commit(self.conditions).map(Brought::Known),
+            (Operation::Put, Rest::Commit { incoming, hold }) => {
+                let found = incoming.commit(self.conditions)?;
+                drop(hold);
+                Ok(Brought::Known(found))
+            }
             (Operation::PutDescriptor, Rest::PutDescriptor { source, make_parents }) => {
                 let mut incoming = staging?.begin(&self.path, make_parents)?;
                 incoming.copy_from(&source.file)?;

@@ -10,12 +10,12 @@ use super::descriptors::{Source, brings_a_file};
 use super::errand::{Brought, Done, Errand, Rest, part};
 use super::outbox::{Ending, Payload, Segment, is_in_memory, next_turn};
 use super::{Manner, Scratch, Session};
-use crate::cache::Cached;
 use crate::errors::Error;
 use crate::journal::Note;
-use crate::mapping::{self, Found, Opened};
 use crate::protocol::{self, Operation, Status, v2};
-use crate::target::{Conditions, Match};
+use crate::storage::cache::Cached;
+use crate::storage::mapping::{self, Found, Opened};
+use crate::storage::target::{Conditions, Match};
 use crate::transport::{self, Transport};
 
 /// Contents up to this size are copied beside their head; larger ones go by sendfile.
@@ -256,7 +256,7 @@ impl Session {
         has_priority: bool,
     ) -> Result<(), Error> {
         // Writes wait for the disk as long as they take, so they always go to the pool where there is one.
-        let is_write = matches!(errand.rest, Rest::Commit(_) | Rest::PutDescriptor { .. })
+        let is_write = matches!(errand.rest, Rest::Commit { .. } | Rest::PutDescriptor { .. })
             || errand.operation == Operation::Delete;
         let service = Arc::clone(&self.service);
         let pool = service.storage_pool.as_ref().filter(|_| is_write || !self.may_wait(manner));

@@ -4,18 +4,18 @@ use rustix::io::Errno;
 use std::ffi::CString;
 use std::time::Instant;
 
-use super::descriptors::Received;
+use super::descriptors::{Hold, Received};
 use super::errand::{Errand, Rest};
 use super::reading::receive;
 use super::replies::{Asked, Framing, Wanted};
 use super::{End, Manner, Scratch, Session, Speaks, Step};
 use crate::errors::Error;
-use crate::incoming::Incoming;
 use crate::journal::Note;
-use crate::mapping;
 use crate::protocol::v2::{self, Capabilities, Decoded, DecodedHello, Hello, Request};
 use crate::protocol::{Operation, Status};
-use crate::target::Conditions;
+use crate::storage::incoming::Incoming;
+use crate::storage::mapping;
+use crate::storage::target::Conditions;
 
 /// Requests that one client may have waiting for storage; each may hold a descriptor or a content.
 const JOBS_A_SESSION: u32 = 64;
@@ -48,6 +48,7 @@ struct Receiving {
 enum Sink {
     Put {
         incoming: Incoming,
+        hold: Hold,
         asked: Asked,
         conditions: Conditions,
         deadline: Option<Instant>,
@@ -228,7 +229,7 @@ impl Session {
             self.check_use(path.to_bytes())?;
             let mut incoming = staging.begin(path, parameters.make_parents)?;
             incoming.reserve(left)?;
-            Ok(Sink::Put { incoming, asked, conditions, deadline })
+            Ok(Sink::Put { incoming, hold: self.hold_for_put(), asked, conditions, deadline })
         })();
         let sink = begun.unwrap_or_else(|error| {
             // Said at once; what the client still sends is dropped.
@@ -258,7 +259,7 @@ impl Session {
             receiving.sink = Sink::Nowhere;
         }
         let sink = if is_whole { two.receiving.take().map(|receiving| receiving.sink) } else { None };
-        if let Some(Sink::Put { incoming, asked, conditions, deadline }) = sink {
+        if let Some(Sink::Put { incoming, hold, asked, conditions, deadline }) = sink {
             // How long the content took to come is the client's affair.
             let asked = Asked { complete_at: Instant::now(), ..asked };
             let errand = Errand {
@@ -268,7 +269,7 @@ impl Session {
                 length: None,
                 conditions,
                 deadline,
-                rest: Rest::Commit(incoming),
+                rest: Rest::Commit { incoming, hold },
             };
             if let Err(error) = self.send_errand(scratch, manner, asked, errand, false) {
                 failed = Some((asked, error));

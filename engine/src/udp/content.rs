@@ -4,10 +4,10 @@ use rustix::io::{Errno, IoSliceMut, ReadWriteFlags, preadv, preadv2};
 use std::sync::Arc;
 
 use super::wire::DATA_HEAD;
-use crate::cache::Version;
 use crate::errors::Error;
-use crate::mapping::{self, Opened};
 use crate::service::Service;
+use crate::storage::cache::Version;
+use crate::storage::mapping::{self, Opened};
 
 /// Objects up to this size are read whole, and kept in memory.
 const SMALL: u64 = 64 << 10;

@@ -12,12 +12,12 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::cursor::Cursor;
-use crate::directory_run::{Run, RunLimits};
 use crate::errors::Error;
-use crate::mapping::{Found, Mapping, relative_path};
 use crate::rules::View;
-use crate::walk::{Step, Walk};
+use crate::storage::cursor::Cursor;
+use crate::storage::directory_run::{Run, RunLimits};
+use crate::storage::mapping::{Found, Mapping, relative_path};
+use crate::storage::walk::{Step, Walk};
 
 /// Where the caller names no limit.
 pub const DEFAULT_LIMIT: u32 = 1_000;

@@ -7,11 +7,11 @@ use rustix::io::Errno;
 use std::ffi::CString;
 use std::sync::Arc;
 
-use crate::directory_run::{Bound, Run, RunLimits, Wanted};
 use crate::errors::Error;
-use crate::mapping::{Mapping, RESERVED};
 use crate::protocol::MAX_URI;
 use crate::rules::View;
+use crate::storage::directory_run::{Bound, Run, RunLimits, Wanted};
+use crate::storage::mapping::{Mapping, RESERVED};
 
 /// The longest path: a URI has a slash in front.
 const MAX_PATH: usize = MAX_URI - 1;
