@@ -8,6 +8,7 @@ the last that had Plasma (``pip install pyarrow==11.0.0 'numpy<2'``); its store 
 import argparse
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -145,7 +146,7 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     arguments.add_argument("--rounds", type=int, default=7)
     arguments.add_argument("--plasma", metavar="PYTHON", help="an interpreter that has Plasma")
-    arguments.add_argument("--only", default="", help="measure only what has this in its name")
+    arguments.add_argument("--only", default="", metavar="PATTERN", help="measure only what matches this")
     arguments.add_argument("--json", action="store_true")
     given = arguments.parse_args()
     results: dict[str, list[float]] = {}
@@ -168,7 +169,7 @@ def main() -> None:
         if given.plasma is not None:
             measure = stack.enter_context(plasma(given.plasma, folder))
             todo = {"array of 64 MiB, Plasma": (measure, ""), **todo}
-        todo = {name: what for name, what in todo.items() if given.only in name}
+        todo = {name: what for name, what in todo.items() if re.search(given.only, name)}
         for _ in range(given.rounds):
             for name, (measure, _beside) in todo.items():
                 results.setdefault(name, []).append(measure())
