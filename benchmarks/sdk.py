@@ -1,9 +1,9 @@
 """What the Python SDK costs: one server, asked by the native generator, by `Client` and by `AsyncClient`, in turns.
 
-``python benchmarks/sdk.py [--rounds 5] [--json]``. Every round measures all of it once, one after the other; shown are
-the medians of the rounds, and how the SDK compares within them. "against native" is what one request of the SDK takes,
-divided by what it takes the native generator. 64 threads share a `Client`, 64 tasks an `AsyncClient`: one connection
-each.
+``python benchmarks/sdk.py [--rounds 5] [--load FLOOR_LOAD] [--json]``. Every round measures all of it once, one after
+the other; shown are the medians of the rounds, and how the SDK compares within them: what one request of the SDK takes,
+divided by what it takes the native generator, or the client in C that --load names. 64 threads share a `Client`, 64
+tasks an `AsyncClient`: one connection each.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -53,6 +53,13 @@ def serving(model: str) -> Iterator[tuple[str, str]]:
 def native(address: str, dialect: Any, requests: int) -> float:
     """The median of one request at a time, in µs."""
     return run_load(LoadPlan(address=address, dialect=dialect, uris=("/0000",), requests=requests, duration=60)).p50_us
+
+
+def in_c(load: str, address: str) -> float:
+    """The median of one descriptor at a time for a client in C that asks in version 1 and checks nothing, in µs."""
+    command = [load, "fd", address.removeprefix("unix:"), "/0000", "1", "0.5"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return float(said.partition("p50_us=")[2].split()[0])
 
 
 def one_at_a_time(step: Callable[[], object], requests: int) -> float:
@@ -154,6 +161,7 @@ def main() -> None:
     arguments.add_argument("--rounds", type=int, default=5)
     arguments.add_argument("--requests", type=int, default=5000)
     arguments.add_argument("--model", default="auto")
+    arguments.add_argument("--load", metavar="FLOOR_LOAD", help="compare with this client in C, too")
     arguments.add_argument("--only", default="", help="measure only what has this in its name")
     arguments.add_argument("--json", action="store_true")
     given = arguments.parse_args()
@@ -164,6 +172,8 @@ def main() -> None:
         Client(tcp) as over_tcp,
     ):
         todo = measures(unix, tcp, given.requests, client, over_tcp)
+        if given.load is not None:
+            todo = {"open, C": lambda: in_c(given.load, unix), **todo}
         for _ in range(given.rounds):
             for name, measure in todo.items():
                 if given.only in name:
@@ -172,22 +182,22 @@ def main() -> None:
     compared = {
         name: [ours / theirs for ours, theirs in zip(values, results[base], strict=True)]
         for name, values in results.items()
-        for base in [yardstick(name)]
+        for base in [yardstick(name, results)]
         if base in results and base != name
     }
     if given.json:
         print(json.dumps({"rounds": results, "compared": compared}))
         return
     for name, values in sorted(results.items()):
-        against = f"{statistics.median(compared[name]):8.2f} × {yardstick(name)}" if name in compared else ""
+        against = f"{statistics.median(compared[name]):8.2f} × {yardstick(name, results)}" if name in compared else ""
         print(f"{name:40} {statistics.median(values):12,.1f} {'/s' if '/s' in name else 'µs'}  {against}")
 
 
-def yardstick(name: str) -> str:
+def yardstick(name: str, measured: Mapping[str, object]) -> str:
     """What a measure is compared with."""
     if name.startswith("opens/s"):
         return f"opens/s, {MANY} threads"
-    return "read 4 KiB over TCP, native" if "TCP" in name else "open, native"
+    return "read 4 KiB over TCP, native" if "TCP" in name else "open, C" if "open, C" in measured else "open, native"
 
 
 if __name__ == "__main__":

@@ -86,8 +86,9 @@ class Client(Settings):
 
     def open(self, uri: str, *, mode: Mode | str | None = None) -> Object:
         """The object, as an owned descriptor: close it, or use it in a ``with`` statement."""
-        pool = self._line
-        return run(pool, self._verbs.open_object(pool, uri, self._mode(mode)))
+        # Spelled out: this is what programs do all the time, and each call counts.
+        pool = self._pool if self._forks == forks.made else self._begin_anew()
+        return run(pool, self._verbs.open_object(pool, uri, self.mode if mode is None else Mode.of(mode)))
 
     def open_many(self, uris: Iterable[str], *, mode: Mode | str | None = None) -> Results:
         """An object or an error for each URI, in their order, in as few round trips as the server allows.
