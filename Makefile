@@ -16,7 +16,8 @@ rust := engine/Cargo.toml engine/Cargo.lock $(shell find engine/src -name '*.rs'
 rust_env := . setup/rust.sh
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup build demo test test-python test-rust lint check bench bench-recording verify crashes contract screenshots clean
+.PHONY: help setup build demo test test-python test-rust lint check bench bench-recording verify crashes reference contract \
+	screenshots clean
 
 help: ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -41,6 +42,7 @@ lint: setup ## formatting, lints and types, Python and Rust
 	$(bin)/ruff format --check .
 	$(bin)/mypy
 	$(bin)/pyright
+	$(bin)/python setup/reference.py --check
 	$(bin)/python -m mypy.stubtest objmapper_server._engine
 	$(rust_env); cd engine && cargo fmt --check
 	$(rust_env); cd engine && cargo clippy --all-targets --locked -- -D warnings
@@ -60,6 +62,9 @@ crashes: setup ## kills a server at every system call of a write and a thousand 
 
 bench: setup ## every model at several loads; with YARDSTICKS="--load … --floor-server … --floor-epoll …" beside those
 	$(if $(YARDSTICKS),$(bin)/python benchmarks/against_floor.py $(YARDSTICKS),$(bin)/objmapper bench models)
+
+reference: setup ## docs/reference.md, from the docstrings
+	$(bin)/python setup/reference.py
 
 contract: setup ## the admin endpoint against its own OpenAPI document, with schemathesis in a throw-away environment
 	tests/contract.sh $(bin)/python

@@ -211,8 +211,7 @@ def on_own(pool: Pool, exchange: Callable[[Connection], Steps[T]], *, repeatable
             if connection is not None:
                 pool.drop(connection)
                 if connection.version == 1:
-                    # Perhaps there is another server now, that knows more.
-                    pool.version = None
+                    pool.doubt_version()
                 may_repeat = not connection.answered and (repeatable or not connection.is_sent)
                 is_stale = connection.is_reused
             pause = tries.pause_after(error, may_repeat=may_repeat, is_stale=is_stale)

@@ -7,7 +7,7 @@ only one it is both, in turn. A server of version 1 has no shared one.
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from objmapper_client._multiplex import Multiplex
 from objmapper_client._retry import Budget
@@ -46,6 +46,9 @@ class Waiting(Protocol):
 class Pool:
     """The connections of one process: after a fork the child starts with a new one and abandons the parent's."""
 
+    #: The version that is spoken without being agreed on; None where the server is asked.
+    agreed: ClassVar[int | None] = None
+
     def __init__(
         self, address: Address, waiting: Waiting, *, most: int, attempts: int, timeout: float, connect_timeout: float
     ) -> None:
@@ -60,7 +63,7 @@ class Pool:
         self.requests = 0
         self._lock = threading.Lock()
         #: What the server speaks: None where it has not been asked yet.
-        self.version: int | None = None
+        self.version = self.agreed
         self.shared: Multiplex | None = None
         self._is_connecting = False
         self._idle: list[Connection] = []
@@ -216,8 +219,12 @@ class Pool:
             # The server closed it, or said what nobody asked for. There may be another one now, which knows more.
             connection.close()
             if self.version == 1:
-                self.version = None
+                self.doubt_version()
         return None
+
+    def doubt_version(self) -> None:
+        """Perhaps there is another server now, that knows more."""
+        self.version = self.agreed
 
     def _queue(self, line: deque[Gate]) -> Gate:
         gate = self.waiting.gate()

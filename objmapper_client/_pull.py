@@ -28,8 +28,10 @@ from objmapper_client.protocol import Status
 MAX_OBJECT = 64 << 20
 #: Silences in a row that end a transfer.
 MOST_SILENCES = 5
-#: Below this window each piece has a PULL of its own: one that is lost should not cost all.
-_SEPARATE = 4
+#: A PULL that is lost, or comes twice, should not cost all that is under way: it asks for this part of the window, and
+#: the first, which does not know what there is, for so many bytes.
+_PART = 4
+_FIRST = 128 << 10
 #: Answers to different questions, in a row, that bring too little, or refuse an object that was there a moment ago: so
 #: many are believed. Fewer may come of questions that were damaged on their way.
 _BELIEVED = 3
@@ -196,13 +198,15 @@ class Transfer:
         """The pieces to ask for, in order, as many as may be under way."""
         window = self._path.window
         free = window - len(self._asked)
-        if free <= 0 or (self._asked and not self._again and free < window // 2):
+        if free <= 0 or (self._asked and not self._again and (self.total is None or free < window // 2)):
             # Few large questions are better than many small ones.
             return []
         self._again.sort()
         pieces, self._again = self._again[:free], self._again[free:]
         if self.total is None:
-            end = self._next + free if self._wanted is None else -(-self._wanted // self._chunk)
+            end = self._next + max(1, _FIRST // self._chunk)
+            if self._wanted is not None:
+                end = min(end, -(-self._wanted // self._chunk))
         else:
             end = len(self._have)
         while len(pieces) < free and self._next < end:
@@ -217,7 +221,7 @@ class Transfer:
 
     def _run_of(self, pieces: list[int]) -> list[int]:
         """Takes pieces off the front that follow each other, for one PULL."""
-        most = 1 if self._path.window <= _SEPARATE and self.total is not None else MOST_PIECES
+        most = MOST_PIECES if self.total is None else min(MOST_PIECES, max(1, self._path.window // _PART))
         count = 1
         while count < min(most, len(pieces)) and pieces[count] == pieces[0] + count:
             count += 1

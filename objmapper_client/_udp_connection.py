@@ -85,14 +85,7 @@ class UdpConnection(Connection):
 class UdpPool(Pool):
     """The sockets of one process. None is shared, and nothing is to be agreed on: as with a server of version 1."""
 
-    @property
-    def version(self) -> int | None:
-        """Always 1, whatever befalls a connection."""
-        return 1
-
-    @version.setter
-    def version(self, _: int | None) -> None:
-        return
+    agreed = 1
 
     def _usable(self) -> Connection | None:
         """The idle socket that was used last. What lies in it was late, and harms nobody."""

@@ -23,6 +23,7 @@ from .concurrency import TRANSPORTS, Concurrency, Transport, choose
 from .config_error import ConfigError, did_you_mean
 from .layers import ENVIRONMENT_PREFIX, layered
 from .listening import ListeningPoint, parse_networks
+from .peers import groups, prefixes, users
 
 DEFAULT_TCP_PORT: Final = 9999
 DEFAULT_UDP_PORT: Final = 9998
@@ -30,6 +31,7 @@ DEFAULT_ADMIN_PORT: Final = 9997
 A_YEAR: Final = 366 * 86400.0
 
 StrPath = str | os.PathLike[str]
+People = int | str | Iterable[int | str]
 Models = Concurrency | str | Iterable[str] | Mapping[str, Concurrency | str]
 
 
@@ -50,6 +52,11 @@ class Given(TypedDict, total=False):
     max_queue_depth: int
     max_threads: int
     max_connections: int
+    allow_uid: People
+    allow_gid: People
+    allow_prefix: str | Iterable[str] | Mapping[str, People]
+    max_connections_per_uid: int
+    max_descriptors_per_uid: int
     optimize_for: Literal["latency", "throughput"]
     async_storage: bool
     storage_pool_size: int
@@ -120,6 +127,13 @@ class Config(BaseSettings):
     max_queue_depth: Count = 100
     max_threads: Annotated[int, _count(1, 100_000)] = 1000
     max_connections: Count = 10_000
+    allow_uid: Annotated[tuple[int, ...], NoDecode] = Field((), description="users, by number or name")
+    allow_gid: Annotated[tuple[int, ...], NoDecode] = Field((), description="groups, by number or name")
+    allow_prefix: Annotated[Mapping[str, tuple[str, ...]], NoDecode] = Field(
+        default_factory=dict, description="PREFIX=uid:…,gid:…, or a table of prefix and list"
+    )
+    max_connections_per_uid: Annotated[int, _count(0, also="; 0 means no cap")] = 0
+    max_descriptors_per_uid: Annotated[int, _count(0, also="; 0 means no cap")] = 0
     optimize_for: Literal["latency", "throughput"] = Field("throughput", description="latency or throughput")
     async_storage: bool = Field(True, description="true or false")
     storage_pool_size: Annotated[int, _count(1, 10_000)] = 4
@@ -295,6 +309,21 @@ class Config(BaseSettings):
         else:
             return value
         return _models(pairs)
+
+    @field_validator("allow_uid", mode="before")
+    @classmethod
+    def _allow_uid(cls, value: object) -> tuple[int, ...]:
+        return users(value)
+
+    @field_validator("allow_gid", mode="before")
+    @classmethod
+    def _allow_gid(cls, value: object) -> tuple[int, ...]:
+        return groups(value)
+
+    @field_validator("allow_prefix", mode="before")
+    @classmethod
+    def _allow_prefix(cls, value: object) -> dict[str, tuple[str, ...]]:
+        return prefixes(value)
 
     @field_validator("optimize_for", mode="before")
     @classmethod

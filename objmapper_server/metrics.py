@@ -153,6 +153,14 @@ def _of_the_whole(statistics: Statistics) -> "Iterator[Metric]":
     yield _one("disk_io_pending", "Requests that wait for the disk.", statistics.disk_io_pending)
     yield _one("draining", "1 while nothing more is accepted.", int(statistics.draining))
     yield _one("uptime_seconds", "Time since start.", statistics.uptime)
+    denied = CounterMetricFamily(
+        "objmapper_denied",
+        "Connections and requests that were refused because of the user they came from, by what stood against it.",
+        labels=("reason",),
+    )
+    for reason, count in statistics.denied_total.items():
+        denied.add_metric([reason], count)
+    yield denied
     for field, text in (("hits", "was in memory"), ("misses", "had to be read")):
         yield CounterMetricFamily(
             f"objmapper_cache_{field}",

@@ -9,10 +9,15 @@ from .config import Config
 CHANGEABLE: Final = frozenset(
     {
         "admin_token",
+        "allow_gid",
+        "allow_prefix",
+        "allow_uid",
         "concurrency_model",
         "header_timeout",
         "idle_timeout",
         "max_connections",
+        "max_connections_per_uid",
+        "max_descriptors_per_uid",
         "request_timeout",
         "shutdown_grace",
     }

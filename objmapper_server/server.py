@@ -19,11 +19,14 @@ from .config import Config
 from .foreground import serve_until_told
 from .listening import ListeningPoint
 from .not_running import NotRunning
+from .peers import PeerRules
 from .recorded import Recorded, RecordedRequest
+from .refusals import RefusalLog
 from .reload import Reloaded
 from .statistics import Statistics, Times
 
 if TYPE_CHECKING:
+    from . import _engine
     from .admin import Admin
 
 LOG: Final = logging.getLogger(__name__)
@@ -43,6 +46,7 @@ class Server:
         self._engine: Engine | None = None
         self._admin: Admin | None = None
         self._access_log: AccessLog | None = None
+        self._refusal_log: RefusalLog | None = None
         self._draining = False
         self._changing = threading.RLock()
 
@@ -68,6 +72,7 @@ class Server:
             make_private_directory(self.config.unix.parent)
         engine = Engine(_Settings.of(self.config, self._sockets))
         self._draining = False
+        engine.set_rules(PeerRules.of(self.config))
         try:
             engine.start()
             self._engine = engine
@@ -79,6 +84,7 @@ class Server:
             if self.config.access_log is not None:
                 engine.sample_requests(self.config.access_log_sample)
                 self._access_log = AccessLog(self, self.config.access_log)
+            self._refusal_log = RefusalLog(self)
         except BaseException:
             admin, self._engine, self._admin = self._admin, None, None
             if admin is not None:
@@ -97,9 +103,10 @@ class Server:
 
     def stop(self) -> None:
         """End what is left, close every socket and remove the Unix socket. Can be called twice."""
-        access_log, self._access_log = self._access_log, None
-        if access_log is not None:
-            access_log.stop()
+        logs, self._access_log, self._refusal_log = (self._access_log, self._refusal_log), None, None
+        for log in logs:
+            if log is not None:
+                log.stop()
         engine, admin = self._engine, self._admin
         self._engine = self._admin = None
         try:
@@ -154,6 +161,10 @@ class Server:
         last, native = self._started().recorded_requests(after)
         return Recorded(last=last, requests=tuple(RecordedRequest.read(each) for each in native))
 
+    def take_refusal(self) -> "_engine.Refusal | None":
+        """Return one of the refusals to users since this was asked before, and how many others there were."""
+        return self._started().take_refusal()
+
     @property
     def draining(self) -> bool:
         """Whether it accepts nothing more."""
@@ -206,6 +217,7 @@ class Server:
                     self.set_concurrency(**{name: model for name, model in fresh.models.items() if name in served})
                 self.config = self.config.with_those_of(fresh, found.changed)
                 self._started().set_limits(self.config)
+                self._started().set_rules(PeerRules.of(self.config))
             except ValueError as error:
                 LOG.error("the settings stay as they were: %s", error)
                 raise

@@ -115,6 +115,7 @@ class Statistics(Load):
     concurrency_model: Mapping[str, str]  #: transport → model
     max_connections: int  #: as fitted to what the machine gives
     descriptors_in_flight: int
+    denied_total: Mapping[str, int]  #: refusals to users, by reason: user, prefix, connections, descriptors
     cache_hits_total: int
     cache_misses_total: int
     cache_bytes: int
@@ -147,6 +148,7 @@ class Statistics(Load):
             concurrency_model={name: state["model"] for name, state in states.items()},
             max_connections=snapshot["max_connections"],
             descriptors_in_flight=snapshot["descriptors_in_flight"],
+            denied_total=dict(sorted(snapshot["denied_total"].items())),
             cache_hits_total=snapshot["cache_hits_total"],
             cache_misses_total=snapshot["cache_misses_total"],
             cache_bytes=snapshot["cache_bytes"],

@@ -1,109 +1,22 @@
-"""What README.md shows is what happens: its blocks are run, in order, against the server that it starts.
+"""What README.md and the tutorial show is what happens."""
 
-Blocks marked sh and python are run; one marked text is what the block before it prints. Of those marked console only
-the line that serves is run. Path and port of the page are replaced by ones that nobody else uses.
-"""
-
-import os
-import re
-import shlex
 import shutil
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-README = Path(__file__).parent.parent / "README.md"
-BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-SOCKET, PORT = "/tmp/objmapper.sock", "9999"
+from tests.pages import broken_links, run_page
+
+HOME = Path(__file__).parent.parent
+PAGES = [HOME / "README.md", *sorted((HOME / "docs").glob("*.md"))]
 
 
-@dataclass
-class Page:
-    """The folder and the environment that the blocks share, and what stands for the page's socket and port."""
-
-    folder: Path
-    port: str = PORT
-
-    @property
-    def environment(self) -> dict[str, str]:
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("OBJMAPPER_")}
-        return kept | {
-            "PATH": path,
-            "OBJMAPPER_SERVER": f"unix:{self.folder}/socket",
-            "OBJMAPPER_ADMIN": f"unix:{self.folder}/admin",
-        }
-
-    def here(self, text: str) -> str:
-        return text.replace(SOCKET, f"{self.folder}/socket").replace(PORT, self.port)
-
-    def run(self, language: str, source: str) -> str:
-        command = {"sh": ["bash", "-euo", "pipefail", "-c"], "python": [sys.executable, "-W", "error", "-c"]}[language]
-        done = subprocess.run(
-            [*command, self.here(source)],
-            cwd=self.folder,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert done.returncode == 0, f"{source}\n{done.stdout}{done.stderr}"
-        return done.stdout
-
-    @contextmanager
-    def serving(self, command: str) -> Iterator[None]:
-        """Runs the page's server, on a free port and with its admin endpoint in the folder."""
-        arguments = shlex.split(self.here(command).replace(f":{PORT}", ":0"))
-        process = subprocess.Popen(
-            [*arguments, "--admin", f"unix:{self.folder}/admin"],
-            cwd=self.folder,
-            env=self.environment,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        assert process.stderr is not None
-        with process, process.stderr:
-            try:
-                ready = next((line for line in process.stderr if line.startswith("objmapper: ready ")), "")
-                found = re.search(r"tcp://127\.0\.0\.1:(\d+)", ready)
-                assert found, "the server of the README does not start"
-                self.port = found[1]
-                yield
-            finally:
-                process.terminate()
-        assert process.returncode == 0
+@pytest.mark.skipif(shutil.which("bash") is None, reason="the pages' commands are for bash")
+@pytest.mark.parametrize(("page", "blocks"), [("README.md", 6), ("docs/tutorial.md", 14)])
+def test_what_a_page_shows_is_what_happens(tmp_path: Path, page: str, blocks: int) -> None:
+    assert run_page(HOME / page, tmp_path) >= blocks
 
 
-def blocks() -> list[tuple[str, str]]:
-    return BLOCK.findall(README.read_text())
-
-
-@pytest.mark.skipif(shutil.which("bash") is None, reason="the README's commands are for bash")
-def test_what_the_readme_shows_is_what_happens(tmp_path: Path) -> None:
-    page, found = Page(tmp_path), blocks()
-    serve = next(at for at, (_, text) in enumerate(found) if text.startswith("$ objmapper serve"))
-    for language, text in found[:serve]:
-        if language == "sh":
-            page.run(language, text)
-    command = found[serve][1].splitlines()[0].removeprefix("$ ")
-    compared = 0
-    with page.serving(command):
-        printed = ""
-        for language, text in found[serve + 1 :]:
-            if language == "text":
-                assert printed == text
-                compared += 1
-            elif language in ("sh", "python"):
-                printed = page.run(language, text)
-    assert compared >= 6
-
-
-def test_the_readme_links_to_files_that_are_there() -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", README.read_text()):
-        assert (README.parent / target).is_file(), target
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_page_links_to_files_that_are_there(page: Path) -> None:
+    assert broken_links(page) == []

@@ -242,7 +242,8 @@ class Tap:
     def __init__(self, host: Host) -> None:
         # ETH_P_ALL
         self._socket = host.run(socket.socket, socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0003))
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 << 20)
+        # SO_RCVBUFFORCE: for all that comes while another thread has the interpreter.
+        self._socket.setsockopt(socket.SOL_SOCKET, 33, 32 << 20)
         self._socket.settimeout(0.1)
         self.packets: list[tuple[int, bytes]] = []
         self._stopped = threading.Event()
@@ -258,10 +259,12 @@ class Tap:
         self._socket.close()
 
     def _run(self) -> None:
-        while not self._stopped.is_set():
+        while True:
             try:
                 packet, (_, protocol, kind, _, _) = self._socket.recvfrom(65536)
             except TimeoutError:
+                if self._stopped.is_set():
+                    return
                 continue
             if kind == socket.PACKET_HOST:
                 self.packets.append((protocol, packet))

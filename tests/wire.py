@@ -38,7 +38,14 @@ class Reply:
 class Wire:
     """A connection on which bytes and descriptors are read exactly."""
 
-    def __init__(self, address: str, timeout: float = 10.0) -> None:
+    def __init__(self, address: str | socket.socket, timeout: float = 10.0) -> None:
+        """Connects; or takes a connection that somebody has made."""
+        self.kept = b""
+        self.descriptors: list[int] = []
+        if isinstance(address, socket.socket):
+            self.socket = address
+            self.socket.settimeout(timeout)
+            return
         kind, _, rest = address.partition(":")
         if kind == "unix":
             self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -53,8 +60,6 @@ class Wire:
         except BaseException:
             self.socket.close()
             raise
-        self.kept = b""
-        self.descriptors: list[int] = []
 
     def __enter__(self) -> "Wire":
         return self

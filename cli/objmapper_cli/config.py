@@ -71,7 +71,8 @@ def _print_table(document: Document) -> None:
 
 def _as_text(value: object) -> str:
     if isinstance(value, Mapping):
-        return ",".join(f"{name}={each}" for name, each in value.items())
+        separator = ";" if any(isinstance(each, list) for each in value.values()) else ","
+        return separator.join(f"{name}={_as_text(each)}" for name, each in value.items()) or "none"
     if isinstance(value, list):
         return ",".join(map(str, value)) or "none"
     if isinstance(value, bool):

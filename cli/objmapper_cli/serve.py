@@ -53,6 +53,24 @@ def serve(
     max_connections: Annotated[
         str | None, typer.Option(metavar="N", help="Connections at once. [default: 10000]")
     ] = None,
+    allow_uid: Annotated[
+        list[str] | None,
+        typer.Option(metavar="USER", help="Who may connect to the Unix socket, and nobody else (repeatable)."),
+    ] = None,
+    allow_gid: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GROUP", help="Whose members may connect to the Unix socket (repeatable)."),
+    ] = None,
+    allow_prefix: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PREFIX=uid:USER,gid:GROUP", help="Who may use what is below a URI (repeatable)."),
+    ] = None,
+    max_connections_per_uid: Annotated[
+        str | None, typer.Option(metavar="N", help="Connections at once of one user. [default: 0, no cap]")
+    ] = None,
+    max_descriptors_per_uid: Annotated[
+        str | None, typer.Option(metavar="N", help="Unread descriptors of one user. [default: 0, no cap]")
+    ] = None,
     optimize_for: Annotated[
         str | None,
         typer.Option(metavar="latency|throughput", help="Spin before sleeping, or batch. [default: throughput]"),

@@ -1,5 +1,6 @@
 //! The whole data plane of one server: its transports, the model that serves each, and the clock of the statistics.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -12,9 +13,11 @@ use crate::concurrency::{Model, Order, Shutdown, spawn};
 use crate::errors::StartError;
 use crate::journal::Journal;
 use crate::listener::Listener;
+use crate::refusals::Refusal;
+use crate::rules::Rules;
 use crate::service::Service;
 use crate::settings::{Limits, Settings};
-use crate::storage_pool::StoragePool;
+use crate::storage::pool::StoragePool;
 use crate::transport::Transport;
 use crate::udp::{self, DatagramCounts, UdpSocket};
 
@@ -151,6 +154,7 @@ pub struct Snapshot {
     pub draining: bool,
     pub max_connections: usize,
     pub descriptors_in_flight: u32,
+    pub denied_total: BTreeMap<&'static str, u64>,
     pub cache_hits_total: u64,
     pub cache_misses_total: u64,
     pub cache_bytes: u64,
@@ -263,6 +267,7 @@ impl Engine {
             draining: self.draining.load(Relaxed),
             max_connections: self.service.max_connections(),
             descriptors_in_flight: self.service.in_flight.taken(),
+            denied_total: self.service.peers.refusals.counts().collect(),
             cache_hits_total: cache.hits,
             cache_misses_total: cache.misses,
             cache_bytes: self.service.cache.size(),
@@ -276,6 +281,15 @@ impl Engine {
     /// The times since start, counted up to each bound; see `Statistics::counted_up_to`.
     pub fn counted_up_to(&self, bounds_us: &[f64]) -> Vec<CountedUpTo> {
         self.service.statistics.counted_up_to(bounds_us)
+    }
+
+    pub fn set_rules(&self, rules: Rules) {
+        self.service.peers.set(rules);
+    }
+
+    /// One of the refusals since this was asked before.
+    pub fn take_refusal(&self) -> Option<Refusal> {
+        self.service.peers.refusals.take()
     }
 
     pub fn set_limits(&self, limits: &Limits) {

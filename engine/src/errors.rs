@@ -20,6 +20,10 @@ pub enum Error {
     NotRegular,
     /// The server's own user may not read it.
     NoPermission,
+    /// The client's user is not among those who may connect.
+    NotAdmitted,
+    /// The client's user is not among those who may use what is below this prefix, or the transport has no users.
+    NotForThisUser,
     /// This server takes no writes.
     NotWritable,
     /// The server's own user may not write there.
@@ -103,6 +107,7 @@ impl Error {
             Error::Symlink | Error::Outside | Error::NotRegular | Error::NoPermission => Status::Forbidden,
             // Reading a directory is FORBIDDEN (NotRegular), so writing to one is, too.
             Error::IsDirectory | Error::NotDirectory => Status::Forbidden,
+            Error::NotAdmitted | Error::NotForThisUser => Status::Forbidden,
             Error::NotWritable | Error::MayNotWrite => Status::Forbidden,
             Error::WriteToLink | Error::OtherFileSystem => Status::Forbidden,
             Error::Conflict => Status::Conflict,
@@ -127,6 +132,12 @@ impl fmt::Display for Error {
             Error::NoPermission => "the server may not read this object",
             Error::ModeNeedsUnix => {
                 "descriptors pass over Unix sockets only: ask for copy or splice, or put the content"
+            }
+            Error::NotAdmitted => {
+                "this user may not connect: the server's allow_uid and allow_gid say who may"
+            }
+            Error::NotForThisUser => {
+                "this client may not use this URI: the server's allow_prefix says which users and groups may"
             }
             Error::Busy(why) => why,
             Error::OutOfMemory => "out of memory",

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::errors::{Error, StartError};
-use crate::protocol;
+use crate::protocol::{self, Status};
 use crate::service::Service;
 use crate::session::Session;
 use crate::settings::Settings;
@@ -173,17 +173,24 @@ impl Listener {
             // ECONNABORTED, EPROTO, ENETDOWN and their kind concern the one connection, which is gone.
             Err(_) => return Accepted::Refused,
         };
+        let full = Error::Busy("the server has as many connections as it may have, try again");
         let beyond_reserve = socket.as_raw_fd() as u64 >= service.descriptor_limit;
-        if beyond_reserve || !service.admit_connection() {
+        let admitted = if beyond_reserve { Err(full) } else { service.peers.admit(&socket, self.transport) };
+        let error = match admitted {
+            Ok(guest) if service.admit_connection() => {
+                return Accepted::Session(Box::new(Session::new(socket, self.transport, service, guest)));
+            }
+            Ok(_) => full,
+            Err(error) => error,
+        };
+        if error.status() == Status::Unavailable {
             gauges.rejected_total.fetch_add(1, Relaxed);
-            let mut word = Vec::new();
-            let error = Error::Busy("the server has as many connections as it may have, try again");
-            protocol::encode_error(&mut word, error.status(), &error.to_string());
-            // It fits a fresh socket's buffer; a client that is gone misses nothing.
-            let _ = transport::send(&socket, &word, Patience::Never, false);
-            return Accepted::Refused;
         }
-        Accepted::Session(Box::new(Session::new(socket, self.transport, service)))
+        let mut word = Vec::new();
+        protocol::encode_error(&mut word, error.status(), &error.to_string());
+        // It fits a fresh socket's buffer; a client that is gone misses nothing.
+        let _ = transport::send(&socket, &word, Patience::Never, false);
+        Accepted::Refused
     }
 
     /// Gives a session to whichever model serves this listener now.

@@ -14,6 +14,8 @@ use crate::engine::{Engine as NativeEngine, Snapshot};
 use crate::journal::Record;
 use crate::load::{Dialect, Load as NativeLoad, Outcome, Plan, Target};
 use crate::protocol::Mode;
+use crate::refusals::Refusal;
+use crate::rules::{Listed, Rules};
 use crate::settings::{Limits, OptimizeFor, Settings};
 use crate::transport::Transport;
 
@@ -129,6 +131,28 @@ impl TryFrom<PyLimits> for Limits {
     }
 }
 
+/// The attributes that are read from the rules about clients.
+#[derive(FromPyObject)]
+struct PyRules {
+    allow_uid: Vec<u32>,
+    allow_gid: Vec<u32>,
+    allow_prefix: Vec<(String, Vec<u32>, Vec<u32>)>,
+    max_connections_per_uid: u32,
+    max_descriptors_per_uid: u32,
+}
+
+impl From<PyRules> for Rules {
+    fn from(given: PyRules) -> Rules {
+        let prefixes = given
+            .allow_prefix
+            .into_iter()
+            .map(|(prefix, uids, gids)| (prefix.trim_matches('/').as_bytes().into(), Listed::new(uids, gids)))
+            .collect();
+        let connect = Listed::new(given.allow_uid, given.allow_gid);
+        Rules::new(connect, prefixes, given.max_connections_per_uid, given.max_descriptors_per_uid)
+    }
+}
+
 fn seconds(name: &str, value: f64) -> PyResult<Duration> {
     Duration::try_from_secs_f64(value)
         .map_err(|error| PyValueError::new_err(format!("{name} is no number of seconds ({value}): {error}")))
@@ -193,6 +217,14 @@ impl Engine {
 
     fn notices(&self) -> Vec<String> {
         self.0.notices()
+    }
+
+    fn set_rules(&self, rules: PyRules) {
+        self.0.set_rules(rules.into());
+    }
+
+    fn take_refusal(&self) -> Option<Refusal> {
+        self.0.take_refusal()
     }
 
     fn set_limits(&self, limits: PyLimits) -> PyResult<()> {

@@ -4,17 +4,18 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::cache::Cache;
 use crate::errors::StartError;
 use crate::in_flight::InFlight;
 use crate::journal::Journal;
-use crate::listing::Listing;
-use crate::mapping::Mapping;
+use crate::peers::Peers;
 use crate::session::Connection;
 use crate::settings::{Limits, Settings};
-use crate::staging::Staging;
 use crate::statistics::Statistics;
-use crate::storage_pool::StoragePool;
+use crate::storage::cache::Cache;
+use crate::storage::listing::Listing;
+use crate::storage::mapping::Mapping;
+use crate::storage::pool::StoragePool;
+use crate::storage::staging::Staging;
 use crate::transport::Transport;
 
 /// Descriptors that connections never get: for the files that requests open, the listeners, the interpreter.
@@ -33,6 +34,7 @@ pub struct Service {
     pub statistics: Statistics,
     pub journal: Journal,
     pub in_flight: InFlight,
+    pub peers: Peers,
     /// The cap on connections, fitted to RLIMIT_NOFILE.
     max_connections: AtomicUsize,
     /// Connections that RLIMIT_NOFILE has room for.
@@ -79,6 +81,7 @@ impl Service {
             statistics: Statistics::new(),
             journal: Journal::default(),
             in_flight: InFlight::new(u32::try_from(in_flight).unwrap_or(u32::MAX)),
+            peers: Peers::default(),
             max_connections: max_connections.into(),
             room,
             descriptor_limit: limit.saturating_sub(RESERVED_DESCRIPTORS),

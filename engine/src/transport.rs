@@ -1,4 +1,4 @@
-//! Sockets and SCM_RIGHTS. Besides `mapping.rs` the only file near raw system calls.
+//! Sockets and SCM_RIGHTS. With the files of `storage/` the only one near raw system calls.
 
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::io::{self, Errno, IoSlice, IoSliceMut};
@@ -188,11 +188,81 @@ pub fn pass_descriptors(socket: &OwnedFd, wanted: bool) -> io::Result<()> {
     }
 }
 
+/// Who is at the other end of a Unix socket, or was at connect(2).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Credentials {
+    /// 0 where it is in a process namespace that this one cannot see.
+    pub pid: i32,
+    pub uid: u32,
+    /// The effective group and the supplementary ones.
+    pub gids: Vec<u32>,
+}
+
+impl Credentials {
+    /// Of no process: (uid_t) -1 is no user.
+    pub const NOBODY: Credentials = Credentials { pid: 0, uid: u32::MAX, gids: Vec::new() };
+}
+
+/// What the kernel says of the other end of a Unix socket (SO_PEERCRED, SO_PEERGROUPS).
+pub fn credentials(socket: &OwnedFd) -> io::Result<Credentials> {
+    let peer = peer_credentials(socket)?;
+    let mut gids = peer_groups(socket)?;
+    gids.push(peer.gid);
+    Ok(Credentials { pid: peer.pid, uid: peer.uid, gids })
+}
+
+// rustix's type cannot hold the process id 0, which the kernel gives for a process in another namespace.
+fn peer_credentials(socket: &OwnedFd) -> io::Result<libc::ucred> {
+    let mut peer = libc::ucred { pid: 0, uid: u32::MAX, gid: u32::MAX };
+    let mut length = size_of::<libc::ucred>() as libc::socklen_t;
+    // SAFETY: the option's value is one ucred, whose size is told; the descriptor is open as long as it is borrowed.
+    let answer = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut peer).cast(),
+            &raw mut length,
+        )
+    };
+    if answer < 0 { Err(last_error()) } else { Ok(peer) }
+}
+
+/// The supplementary groups; none where the kernel is older than Linux 4.13.
+fn peer_groups(socket: &OwnedFd) -> io::Result<Vec<u32>> {
+    const SO_PEERGROUPS: libc::c_int = 59;
+    let mut groups = vec![0u32; 32];
+    loop {
+        let mut length = size_of_val(&groups[..]) as libc::socklen_t;
+        // SAFETY: the value has at most the room that is told.
+        let answer = unsafe {
+            libc::getsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                SO_PEERGROUPS,
+                groups.as_mut_ptr().cast(),
+                &raw mut length,
+            )
+        };
+        let needed = length as usize / size_of::<u32>();
+        match if answer < 0 { Err(last_error()) } else { Ok(()) } {
+            // How much room it takes has been written.
+            Err(Errno::RANGE) if needed > groups.len() => groups.resize(needed, 0),
+            Err(Errno::NOPROTOOPT | Errno::NODATA) => return Ok(Vec::new()),
+            Err(errno) => return Err(errno),
+            Ok(()) => {
+                groups.truncate(needed);
+                return Ok(groups);
+            }
+        }
+    }
+}
+
 /// Who is at the other end, for people: process and user of a Unix socket, else the address.
 pub fn peer(socket: &OwnedFd, transport: Transport) -> String {
     match transport {
-        Transport::Unix => match sockopt::socket_peercred(socket) {
-            Ok(peer) => format!("pid {} uid {}", peer.pid.as_raw_nonzero(), peer.uid.as_raw()),
+        Transport::Unix => match peer_credentials(socket) {
+            Ok(peer) => format!("pid {} uid {}", peer.pid, peer.uid),
             Err(_) => "unknown".to_owned(),
         },
         _ => match net::getpeername(socket) {

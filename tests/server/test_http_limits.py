@@ -32,7 +32,7 @@ def config(config: Config) -> Config:
 def connection(server: Server) -> Iterator[socket.socket]:
     assert server.admin_address is not None
     target = urlsplit(server.admin_address)
-    with socket.create_connection((target.hostname or "", target.port or 0), timeout=10) as connection:
+    with socket.create_connection((target.hostname or "", target.port or 0), timeout=60) as connection:
         yield connection
 
 

@@ -85,7 +85,11 @@ class Two(Wire):
     """A connection that has greeted."""
 
     def __init__(
-        self, address: str, capabilities: int = EXTENDED, max_pipeline: int = 1000, timeout: float = 20.0
+        self,
+        address: str | socket.socket,
+        capabilities: int = EXTENDED,
+        max_pipeline: int = 1000,
+        timeout: float = 20.0,
     ) -> None:
         super().__init__(address, timeout)
         try:

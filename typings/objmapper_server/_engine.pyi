@@ -70,6 +70,31 @@ class Limits(Protocol):
     def request_timeout(self) -> float: ...
 
 @type_check_only
+class Rules(Protocol):
+    """What `Engine.set_rules` reads, as attributes, from the value that it is given. A cap of 0 is none."""
+
+    @property
+    def allow_uid(self) -> Sequence[int]: ...  # of clients of the Unix socket; no user and no group: everybody
+    @property
+    def allow_gid(self) -> Sequence[int]: ...
+    @property
+    def allow_prefix(self) -> Sequence[tuple[str, Sequence[int], Sequence[int]]]: ...  # URI prefix, users, groups
+    @property
+    def max_connections_per_uid(self) -> int: ...
+    @property
+    def max_descriptors_per_uid(self) -> int: ...
+
+@type_check_only
+class Refusal(TypedDict):
+    """One refusal to a user, and how many others there were since the one before that was told."""
+
+    reason: str  # user, prefix, connections or descriptors
+    uid: int | None  # None over a transport without users
+    pid: int | None  # 0 where the process is in a namespace that cannot be seen
+    uri: str  # empty where it was not about one object
+    suppressed: int
+
+@type_check_only
 class Percentiles(TypedDict):
     """Microseconds; all are 0 where nothing was counted."""
 
@@ -140,6 +165,7 @@ class Snapshot(TypedDict):
     uptime: float
     draining: bool
     max_connections: int  # as fitted to RLIMIT_NOFILE
+    denied_total: dict[str, int]  # refusals to users, by reason
     descriptors_in_flight: int  # passed and, as far as is known, not yet received
     cache_hits_total: int
     cache_misses_total: int
@@ -207,6 +233,10 @@ class Engine:
         """The number of the last record, and those behind `after`, oldest first."""
     def notices(self) -> list[str]:
         """What was fitted or found at start, a line each: limits lowered, stale sockets removed."""
+    def set_rules(self, rules: Rules) -> None:
+        """Say who may connect and to what; clients that are connected are judged by it from their next request on."""
+    def take_refusal(self) -> Refusal | None:
+        """The first refusal to a user since this was asked before."""
     def set_limits(self, limits: Limits) -> None:
         """Change what may change while connections live; who is connected stays, also over a lower cap."""
     def set_concurrency(self, transport: str, model: str) -> None:

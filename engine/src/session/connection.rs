@@ -3,9 +3,10 @@
 
 use rustix::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 
 use super::errand::Done;
+use crate::peers::Account;
 use crate::service::Service;
 use crate::transport;
 
@@ -22,6 +23,10 @@ pub struct Connection {
     unread: AtomicU32,
     /// Descriptors that its writes have open, or that it passed to be put.
     pub(super) writing: AtomicU32,
+    /// Held while what was received is taken off the accounts, which others than the session may do.
+    settling: Mutex<()>,
+    /// The account of the client's user, where there are rules about it.
+    account: OnceLock<Arc<Account>>,
     /// The server wants no further request.
     pub(super) is_stopped: AtomicBool,
     finished: Mutex<Finished>,
@@ -39,6 +44,8 @@ impl Connection {
             socket,
             unread: AtomicU32::new(0),
             writing: AtomicU32::new(0),
+            settling: Mutex::new(()),
+            account: OnceLock::new(),
             is_stopped: AtomicBool::new(false),
             finished: Mutex::new(Finished::default()),
         }
@@ -91,13 +98,46 @@ impl Connection {
         self.unread.fetch_add(count, Relaxed);
     }
 
+    /// Puts what this client has, and `held` that is open for it, on its user's account; once.
+    pub(super) fn charge(self: &Arc<Self>, account: &Arc<Account>, held: u32) {
+        let _settling = self.settling.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.account.set(Arc::clone(account)).is_ok() {
+            account.take(held + self.unread());
+            account.enrol(self);
+        }
+    }
+
+    /// One file more is open for this client.
+    pub(super) fn take(&self, service: &Service, count: u32) {
+        service.in_flight.take(count);
+        if let Some(account) = self.account.get() {
+            account.take(count);
+        }
+    }
+
+    pub(super) fn release(&self, service: &Service, count: u32) {
+        service.in_flight.release(count);
+        if let Some(account) = self.account.get() {
+            account.release(count);
+        }
+    }
+
     /// Settles what the client has received.
-    pub(super) fn notice_reading(&self, service: &Service) {
+    pub fn notice_reading(&self, service: &Service) {
+        if self.unread() == 0 {
+            return;
+        }
+        let _settling = match self.settling.try_lock() {
+            Ok(settling) => settling,
+            Err(TryLockError::Poisoned(settling)) => settling.into_inner(),
+            // Somebody else does it.
+            Err(TryLockError::WouldBlock) => return,
+        };
         // Read before the socket is asked: what is passed meanwhile stays counted.
         let unread = self.unread();
         if unread > 0 && matches!(transport::unread_by_peer(&self.socket), Ok(0)) {
             self.unread.fetch_sub(unread, Relaxed);
-            service.in_flight.release(unread);
+            self.release(service, unread);
         }
     }
 
@@ -108,6 +148,7 @@ impl Connection {
 
     /// Takes the descriptors off the account, now that nobody will ask any more.
     pub fn write_off(&self, service: &Service) {
-        service.in_flight.release(self.unread.swap(0, Relaxed));
+        let _settling = self.settling.lock().unwrap_or_else(PoisonError::into_inner);
+        self.release(service, self.unread.swap(0, Relaxed));
     }
 }

@@ -125,7 +125,7 @@ impl Session {
     /// A file is open for this client, or about to be.
     pub(super) fn hold(&mut self) {
         self.held += 1;
-        self.service.in_flight.take(1);
+        self.connection.take(&self.service, 1);
     }
 
     /// It has been passed: it counts until the client has received it.
@@ -136,7 +136,7 @@ impl Session {
 
     pub(super) fn release_held(&mut self, count: u32) {
         self.held -= count;
-        self.service.in_flight.release(count);
+        self.connection.release(&self.service, count);
     }
 }
 

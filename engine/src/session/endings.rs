@@ -61,6 +61,7 @@ impl Session {
 
     /// Looks at the clock; every model calls it for each of its sessions about once a second. True: drop the session.
     pub fn is_overdue(&mut self, now: Instant) -> bool {
+        self.heed_rules();
         self.connection.notice_reading(&self.service);
         let settings = &self.service.settings;
         let still = now.saturating_duration_since(self.moved_at);

@@ -8,12 +8,13 @@ use std::time::Instant;
 use super::descriptors::{Hold, Source};
 use super::replies::{Asked, BYTES_A_TURN, SMALL};
 use crate::errors::Error;
-use crate::incoming::Incoming;
-use crate::listing::Page;
-use crate::mapping::{Found, Opened};
 use crate::protocol::Operation;
+use crate::rules::View;
 use crate::service::Service;
-use crate::target::Conditions;
+use crate::storage::incoming::Incoming;
+use crate::storage::listing::Page;
+use crate::storage::mapping::{Found, Opened};
+use crate::storage::target::Conditions;
 use crate::transport;
 
 #[derive(Debug)]
@@ -34,6 +35,7 @@ pub(super) enum Rest {
     Nothing,
     List {
         prefix: String,
+        view: Option<View>,
         cursor: Option<Vec<u8>>,
         limit: u32,
     },
@@ -113,8 +115,9 @@ impl Errand {
                 self.conditions.check_version(Some(&found.version))?;
                 Ok(Brought::Known(found))
             }
-            (Operation::List, Rest::List { prefix, cursor, limit }) => {
-                let page = service.listing.page(&service.mapping, &prefix, cursor.as_deref(), limit)?;
+            (Operation::List, Rest::List { prefix, view, cursor, limit }) => {
+                let (mapping, cursor) = (&service.mapping, cursor.as_deref());
+                let page = service.listing.page(mapping, view.as_ref(), &prefix, cursor, limit)?;
                 Ok(Brought::Page(page))
             }
             (Operation::Put, Rest::Commit { incoming, hold }) => {

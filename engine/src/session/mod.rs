@@ -6,6 +6,7 @@
 //! Replies go out in the order of the requests. What one `recv` brought is answered together: small replies lie side by
 //! side in one buffer and leave in one call, descriptors in one `sendmmsg`.
 
+mod admission;
 mod connection;
 mod descriptors;
 mod endings;
@@ -29,6 +30,7 @@ use self::reading::Came;
 use self::replies::BYTES_A_TURN;
 use self::version2::Two;
 use crate::concurrency::{Model, TICK};
+use crate::peers::Guest;
 use crate::protocol::{RequestDecoder, v2};
 use crate::service::Service;
 use crate::transport::{self, Patience, Transport};
@@ -128,6 +130,9 @@ pub struct Session {
     connection: Arc<Connection>,
     transport: Transport,
     service: Arc<Service>,
+    /// What there is to know of the client; None while no rules concern it.
+    guest: Option<Box<Guest>>,
+    rules_seen: u64,
     speaks: Speaks,
     /// Bytes read and not yet understood.
     kept_input: Vec<u8>,
@@ -164,7 +169,7 @@ impl Drop for Session {
         self.outbox.clear();
         self.service.connection_ended();
         self.service.statistics.gauges(self.transport).connections.fetch_sub(1, Relaxed);
-        self.service.in_flight.release(self.held);
+        self.connection.release(&self.service, self.held);
         let is_awaited = self.connection.is_awaited();
         if is_awaited || self.jobs > 0 {
             // The client sees the end of the stream, whoever else still holds the socket; what is queued in front of it stays
@@ -204,16 +209,24 @@ enum Progress {
 }
 
 impl Session {
-    /// Takes a connection that was counted by [`Service::admit_connection`].
-    pub fn new(socket: OwnedFd, transport: Transport, service: &Arc<Service>) -> Self {
+    /// Takes a connection that was judged by [`Peers::admit`](crate::peers::Peers::admit) and counted by
+    /// [`Service::admit_connection`].
+    pub fn new(
+        socket: OwnedFd,
+        transport: Transport,
+        service: &Arc<Service>,
+        guest: Option<Box<Guest>>,
+    ) -> Self {
         let gauges = service.statistics.gauges(transport);
         gauges.connections.fetch_add(1, Relaxed);
         gauges.connections_total.fetch_add(1, Relaxed);
         let now = Instant::now();
-        Session {
+        let mut session = Session {
             connection: Arc::new(Connection::new(socket)),
             transport,
             service: Arc::clone(service),
+            rules_seen: guest.as_ref().map_or(0, |guest| guest.generation),
+            guest,
             speaks: Speaks::Nothing,
             kept_input: Vec::new(),
             outbox: VecDeque::new(),
@@ -226,7 +239,9 @@ impl Session {
             frame_since: None,
             moved_at: now,
             ending: End::No,
-        }
+        };
+        session.open_account();
+        session
     }
 
     pub fn connection(&self) -> &Arc<Connection> {
@@ -369,6 +384,7 @@ impl Session {
         requests_left: &mut usize,
         turn_ends: Option<Instant>,
     ) -> Progress {
+        self.heed_rules();
         // The input is borrowed apart from the rest of the scratch buffers.
         let input = std::mem::take(&mut scratch.input);
         let mut rest = &input[*at..have];

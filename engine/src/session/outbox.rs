@@ -12,9 +12,9 @@ use super::replies::{Asked, BYTES_A_TURN, Framing, SMALL};
 use super::{Manner, Next, Scratch, Session};
 use crate::errors::Error;
 use crate::journal::{From, Passed};
-use crate::mapping;
 use crate::protocol::{self, Status, v2};
 use crate::statistics::{Answered, Labels};
+use crate::storage::mapping;
 use crate::transport::{self, Patience};
 
 /// A piece of a reply that has not been handed to the kernel.

@@ -10,12 +10,12 @@ use super::descriptors::{Source, brings_a_file};
 use super::errand::{Brought, Done, Errand, Rest, part};
 use super::outbox::{Ending, Payload, Segment, is_in_memory, next_turn};
 use super::{Manner, Scratch, Session};
-use crate::cache::Cached;
 use crate::errors::Error;
 use crate::journal::Note;
-use crate::mapping::{self, Found, Opened};
 use crate::protocol::{self, Operation, Status, v2};
-use crate::target::{Conditions, Match};
+use crate::storage::cache::Cached;
+use crate::storage::mapping::{self, Found, Opened};
+use crate::storage::target::{Conditions, Match};
 use crate::transport::{self, Transport};
 
 /// Contents up to this size are copied beside their head; larger ones go by sendfile.
@@ -95,8 +95,9 @@ impl Session {
         let parameters = wanted.parameters;
         let rest = match operation {
             Operation::List => {
+                let (prefix, view) = (wanted.uri.to_owned(), self.check_list(wanted.uri)?);
                 let cursor = parameters.cursor.map(<[u8]>::to_vec);
-                Rest::List { prefix: wanted.uri.to_owned(), cursor, limit: parameters.limit.unwrap_or(0) }
+                Rest::List { prefix, view, cursor, limit: parameters.limit.unwrap_or(0) }
             }
             Operation::PutDescriptor => {
                 let source = wanted.source.take().ok_or(Error::BadDescriptor)?;
@@ -110,6 +111,12 @@ impl Session {
                 Operation::List => c"",
                 _ => mapping::relative_path(wanted.uri, &mut path)?,
             };
+            if operation != Operation::List {
+                self.check_use(path.to_bytes())?;
+            }
+            if operation == Operation::FdPass {
+                self.check_descriptors()?;
+            }
             if self.attend_at_once(scratch, manner, &wanted, path, conditions)? {
                 return Ok(());
             }

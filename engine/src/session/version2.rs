@@ -10,12 +10,12 @@ use super::reading::receive;
 use super::replies::{Asked, Framing, Wanted};
 use super::{End, Manner, Scratch, Session, Speaks, Step};
 use crate::errors::Error;
-use crate::incoming::Incoming;
 use crate::journal::Note;
-use crate::mapping;
 use crate::protocol::v2::{self, Capabilities, Decoded, DecodedHello, Hello, Request};
 use crate::protocol::{Operation, Status};
-use crate::target::Conditions;
+use crate::storage::incoming::Incoming;
+use crate::storage::mapping;
+use crate::storage::target::Conditions;
 
 /// Requests that one client may have waiting for storage; each may hold a descriptor or a content.
 const JOBS_A_SESSION: u32 = 64;
@@ -226,6 +226,7 @@ impl Session {
             let conditions = wanted.conditions()?;
             let staging = self.service.staging.as_ref().ok_or(Error::NotWritable)?;
             let path = mapping::relative_path(request.uri, &mut scratch.path)?;
+            self.check_use(path.to_bytes())?;
             let mut incoming = staging.begin(path, parameters.make_parents)?;
             incoming.reserve(left)?;
             Ok(Sink::Put { incoming, hold: self.hold_for_put(), asked, conditions, deadline })

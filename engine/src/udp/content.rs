@@ -4,10 +4,10 @@ use rustix::io::{Errno, IoSliceMut, ReadWriteFlags, preadv, preadv2};
 use std::sync::Arc;
 
 use super::wire::DATA_HEAD;
-use crate::cache::Version;
 use crate::errors::Error;
-use crate::mapping::{self, Opened};
 use crate::service::Service;
+use crate::storage::cache::Version;
+use crate::storage::mapping::{self, Opened};
 
 /// Objects up to this size are read whole, and kept in memory.
 const SMALL: u64 = 64 << 10;
@@ -92,6 +92,7 @@ impl Reader {
     pub fn find(&mut self, uri: &str, storage: Storage) -> Result<Content, Stop> {
         let Reader { service, shard, path, small } = self;
         let path = mapping::relative_path(uri, path)?;
+        service.peers.check_without_user(path.to_bytes())?;
         let may_wait = storage != Storage::Never;
         if (may_wait || !service.mapping.is_remote())
             && let Some(kept) = service.cache.get(path)

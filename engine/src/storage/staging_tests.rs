@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use super::*;
-use crate::mapping::relative_path;
+use crate::storage::mapping::relative_path;
 use std::fs::File;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::PathBuf;

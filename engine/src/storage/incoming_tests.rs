@@ -2,8 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use super::*;
-use crate::mapping::{Mapping, relative_path};
-use crate::staging::{Match, Staging};
+use crate::storage::mapping::{Mapping, relative_path};
+use crate::storage::staging::{Match, Staging};
 use proptest::prelude::*;
 use rustix::fs::MemfdFlags;
 use std::fs::File;

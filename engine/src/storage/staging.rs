@@ -16,10 +16,10 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use crate::errors::{Error, StartError};
-use crate::incoming::Incoming;
-use crate::mapping::{Mapping, RESERVED};
-pub use crate::target::{Conditions, Match};
-use crate::target::{Target, no_directory};
+use crate::storage::incoming::Incoming;
+use crate::storage::mapping::{Mapping, RESERVED};
+pub use crate::storage::target::{Conditions, Match};
+use crate::storage::target::{Target, no_directory};
 
 /// Another server may be starting at this moment; it sweeps, which takes no longer than to remove a few files.
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -3,8 +3,8 @@
 //! The checksum covers the prefix too, so a cursor that was cut, changed or sent with another prefix is recognised. It keeps no
 //! secret: whoever forges one may ask for any place below the prefix, which a prefix could do as well.
 
-use crate::cache::mix;
 use crate::errors::Error;
+use crate::storage::cache::mix;
 
 const FORM: u8 = 1;
 const NUMBER: usize = 8;

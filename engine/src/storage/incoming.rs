@@ -7,9 +7,9 @@ use std::ffi::CString;
 use std::sync::Arc;
 
 use crate::errors::Error;
-use crate::mapping::Found;
-use crate::staging::Directory;
-use crate::target::{Conditions, Target};
+use crate::storage::mapping::Found;
+use crate::storage::staging::Directory;
+use crate::storage::target::{Conditions, Target};
 
 /// Bytes that one call is asked to copy: less than the 2 GiB at which Linux cuts off.
 const MOST_AT_ONCE: u64 = 1 << 30;
@@ -48,8 +48,13 @@ impl Incoming {
     }
 
     /// Takes room on the disk for `length` bytes in all, so that a lack of it shows before they come. File systems that
-    /// cannot do so take it as they are written to.
+    /// cannot do so take it as they are written to. What is more than there is takes nothing: fallocate(2) would fill the
+    /// disk before it fails, and every other writer would find it full.
     pub fn reserve(&mut self, length: u64) -> Result<(), Error> {
+        let disk = fs::fstatvfs(&self.file).map_err(Error::from_write)?;
+        if length.saturating_sub(self.reserved) > disk.f_bavail.saturating_mul(disk.f_frsize) {
+            return Err(Error::from_write(Errno::NOSPC));
+        }
         while length > self.reserved {
             match fs::fallocate(&self.file, FallocateFlags::KEEP_SIZE, 0, length) {
                 Err(Errno::INTR) => {}

@@ -12,8 +12,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-use crate::cache::{Etag, Version};
 use crate::errors::{Error, StartError};
+use crate::storage::cache::{Etag, Version};
 
 /// The longest name that Linux file systems hold, in bytes.
 const MAX_SEGMENT: usize = 255;

@@ -56,7 +56,7 @@ fn uris(page: &Page) -> Vec<String> {
 fn all(listing: &Listing, mapping: &Mapping, prefix: &str, limit: u32) -> Result<Vec<String>, Error> {
     let (mut listed, mut cursor) = (Vec::new(), None);
     loop {
-        let page = listing.page(mapping, prefix, cursor.as_deref(), limit)?;
+        let page = listing.page(mapping, None, prefix, cursor.as_deref(), limit)?;
         assert!(page.count <= limit);
         listed.extend(uris(&page));
         match page.cursor {
@@ -74,7 +74,7 @@ fn list(root: &TempDir, prefix: &str) -> Vec<String> {
 fn objects_come_in_the_order_of_their_uris_with_size_and_time() {
     // A directory sorts as if its name ended in a slash: '-' and '.' come before it, '0' behind.
     let root = tree(&["a/x", "a-b", "a.b", "a0", "a/y/z", "A", "ü", "b"]);
-    let page = Listing::default().page(&mapping(&root), "/", None, 0).expect("a page");
+    let page = Listing::default().page(&mapping(&root), None, "/", None, 0).expect("a page");
     assert_eq!(uris(&page), ["/A", "/a-b", "/a.b", "/a/x", "/a/y/z", "/a0", "/b", "/ü"]);
     assert_eq!(page.cursor, None);
     for (uri, size, mtime) in decode(&page.entries) {
@@ -109,7 +109,7 @@ fn a_prefix_is_a_string_and_not_a_directory() {
 #[test]
 fn a_prefix_that_no_uri_can_have_is_refused() {
     let root = tree(&["a/b", ".hidden"]);
-    let page = |prefix: &str| Listing::default().page(&mapping(&root), prefix, None, 0);
+    let page = |prefix: &str| Listing::default().page(&mapping(&root), None, prefix, None, 0);
     for prefix in ["//", "/a//", "/../", "/a/../b", "/./a", "/a/./"] {
         assert_eq!(page(prefix), Err(Error::BadPath), "{prefix}");
     }
@@ -139,11 +139,11 @@ fn pages_of_every_size_make_the_same_listing() {
 fn the_last_page_says_that_it_is() {
     let root = tree(&["a", "b", "c", "d"]);
     let (listing, mapping) = (Listing::default(), mapping(&root));
-    let first = listing.page(&mapping, "/", None, 2).expect("a page");
-    let second = listing.page(&mapping, "/", first.cursor.as_deref(), 2).expect("a page");
+    let first = listing.page(&mapping, None, "/", None, 2).expect("a page");
+    let second = listing.page(&mapping, None, "/", first.cursor.as_deref(), 2).expect("a page");
     assert_eq!((uris(&first).len(), uris(&second).len()), (2, 2));
     assert_eq!(second.cursor, None);
-    let none = listing.page(&mapping, "/x", None, 2).expect("a page");
+    let none = listing.page(&mapping, None, "/x", None, 2).expect("a page");
     assert_eq!((none.count, none.cursor), (0, None));
 }
 
@@ -152,13 +152,14 @@ fn a_page_can_be_asked_for_again() {
     let objects: Vec<_> = (0..2000).map(|at| format!("{at:04}")).collect();
     let root = tree(&objects.iter().map(String::as_str).collect::<Vec<_>>());
     let (listing, mapping) = (Listing::with_runs_of(700), mapping(&root));
-    let first = listing.page(&mapping, "/", None, 10).expect("a page");
-    let second = || listing.page(&mapping, "/", first.cursor.as_deref(), 10).expect("a page");
+    let first = listing.page(&mapping, None, "/", None, 10).expect("a page");
+    let second = || listing.page(&mapping, None, "/", first.cursor.as_deref(), 10).expect("a page");
     let once = second();
-    listing.page(&mapping, "/", once.cursor.as_deref(), 1000).expect("a page");
+    listing.page(&mapping, None, "/", once.cursor.as_deref(), 1000).expect("a page");
     assert_eq!(uris(&second()), uris(&once));
     // By a server that was restarted in between, too.
-    let restarted = Listing::default().page(&mapping, "/", first.cursor.as_deref(), 10).expect("a page");
+    let restarted =
+        Listing::default().page(&mapping, None, "/", first.cursor.as_deref(), 10).expect("a page");
     assert_eq!(uris(&restarted), uris(&once));
 }
 
@@ -168,8 +169,8 @@ fn limits_are_kept() {
     let objects: Vec<_> = (0..6000).map(|at| format!("{at:05}-{name}")).collect();
     let root = tree(&objects.iter().map(String::as_str).collect::<Vec<_>>());
     let (listing, mapping) = (Listing::default(), mapping(&root));
-    assert_eq!(listing.page(&mapping, "/", None, 0).expect("a page").count, DEFAULT_LIMIT);
-    let page = listing.page(&mapping, "/", None, u32::MAX).expect("a page");
+    assert_eq!(listing.page(&mapping, None, "/", None, 0).expect("a page").count, DEFAULT_LIMIT);
+    let page = listing.page(&mapping, None, "/", None, u32::MAX).expect("a page");
     assert!(page.entries.len() <= MOST_CONTENT && page.entries.len() > MOST_CONTENT - 1000);
     let root = tree(
         &(0..10_100)
@@ -179,21 +180,24 @@ fn limits_are_kept() {
             .map(String::as_str)
             .collect::<Vec<_>>(),
     );
-    assert_eq!(listing.page(&self::mapping(&root), "/", None, u32::MAX).expect("a page").count, MAX_LIMIT);
+    assert_eq!(
+        listing.page(&self::mapping(&root), None, "/", None, u32::MAX).expect("a page").count,
+        MAX_LIMIT
+    );
 }
 
 #[test]
 fn a_cursor_fits_its_own_listing_only_and_only_whole() {
     let root = tree(&["a/1", "a/2", "a/3", "b/1"]);
     let (listing, mapping) = (Listing::default(), mapping(&root));
-    let cursor = listing.page(&mapping, "/a", None, 1).expect("a page").cursor.expect("more to come");
+    let cursor = listing.page(&mapping, None, "/a", None, 1).expect("a page").cursor.expect("more to come");
     assert!(
-        listing.page(&mapping, "a", Some(&cursor), 1).is_ok(),
+        listing.page(&mapping, None, "a", Some(&cursor), 1).is_ok(),
         "the same prefix, spelled without the slash"
     );
     let refused = |prefix: &str, cursor: &[u8]| {
         assert_eq!(
-            listing.page(&mapping, prefix, Some(cursor), 1),
+            listing.page(&mapping, None, prefix, Some(cursor), 1),
             Err(Error::BadCursor),
             "{prefix} {cursor:?}"
         );
@@ -219,7 +223,7 @@ fn a_forged_cursor_leads_nowhere_else() {
     std::fs::write(root.path().join("../secret-of-listing-tests"), "").expect("a file");
     for after in ["../", "../x", "a/../../", "a/1/x", "/", "//", "a//", "\0", "a/\0"] {
         let cursor = Cursor { listing: 0, after: after.into() }.encode(b"");
-        let page = Listing::default().page(&mapping(&root), "/", Some(&cursor), 0).expect("a page");
+        let page = Listing::default().page(&mapping(&root), None, "/", Some(&cursor), 0).expect("a page");
         assert!(uris(&page).iter().all(|uri| ["/a/1", "/b"].contains(&&**uri)), "{after:?}");
     }
     std::fs::remove_file(root.path().join("../secret-of-listing-tests")).expect("removed");
@@ -230,14 +234,14 @@ fn what_was_added_or_removed_between_pages_disturbs_nothing_else() {
     let root = tree(&["a/1", "a/2", "b", "c/1", "d"]);
     for names in [1, 1000] {
         let (listing, mapping) = (Listing::with_runs_of(names), mapping(&root));
-        let first = listing.page(&mapping, "/", None, 2).expect("a page");
+        let first = listing.page(&mapping, None, "/", None, 2).expect("a page");
         assert_eq!(uris(&first), ["/a/1", "/a/2"]);
         // The cursor stands in a directory that then is no more, or is an object.
         std::fs::remove_dir_all(root.path().join("a")).expect("removed");
         make(root.path(), "a");
         make(root.path(), "c/0");
         std::fs::remove_file(root.path().join("b")).expect("removed");
-        let second = listing.page(&mapping, "/", first.cursor.as_deref(), 10).expect("a page");
+        let second = listing.page(&mapping, None, "/", first.cursor.as_deref(), 10).expect("a page");
         assert_eq!(uris(&second), ["/c/0", "/c/1", "/d"]);
         for gone in ["a", "c/0"] {
             std::fs::remove_file(root.path().join(gone)).expect("removed");
@@ -254,10 +258,10 @@ fn an_object_that_was_put_before_a_listing_began_is_in_it() {
     let root = tree(&objects.iter().map(String::as_str).collect::<Vec<_>>());
     let (listing, mapping) = (Listing::default(), mapping(&root));
     // Its run is kept, and does not have what comes then.
-    let earlier = listing.page(&mapping, "/", None, 10).expect("a page");
+    let earlier = listing.page(&mapping, None, "/", None, 10).expect("a page");
     make(root.path(), "1000-new");
     assert!(all(&listing, &mapping, "/", 10).expect("a listing").contains(&"/1000-new".to_owned()));
-    assert!(listing.page(&mapping, "/", earlier.cursor.as_deref(), 10).is_ok());
+    assert!(listing.page(&mapping, None, "/", earlier.cursor.as_deref(), 10).is_ok());
 }
 
 /// Tells the other thread when this one is through, or has failed.
@@ -330,7 +334,7 @@ fn links_are_listed_where_they_are_followed_and_lead_to_objects() {
     let all = |prefix| all(&listing, &following, prefix, 2).expect("a listing");
     assert_eq!(all("/"), ["/directory/object", "/inside", "/object"]);
     assert_eq!(all("/to-directory/"), ["/to-directory/object"]);
-    let page = listing.page(&following, "/inside", None, 0).expect("a page");
+    let page = listing.page(&following, None, "/inside", None, 0).expect("a page");
     assert_eq!(decode(&page.entries)[0].1, 6, "the size of what it leads to");
 }
 
@@ -392,10 +396,11 @@ fn a_page_ends_after_so_many_directories_even_without_an_object() {
     }
     make(root.path(), "9999/object");
     let (listing, mapping) = (Listing::default(), mapping(&root));
-    let mut page = listing.page(&mapping, "/", None, 10).expect("a page");
+    let mut page = listing.page(&mapping, None, "/", None, 10).expect("a page");
     for _ in 0..2 {
         assert_eq!(page.count, 0);
-        page = listing.page(&mapping, "/", Some(&page.cursor.expect("more to come")), 10).expect("a page");
+        page =
+            listing.page(&mapping, None, "/", Some(&page.cursor.expect("more to come")), 10).expect("a page");
     }
     assert_eq!((uris(&page), page.cursor), (vec!["/9999/object".to_owned()], None));
 }
@@ -406,7 +411,7 @@ fn nothing_is_kept_of_listings_that_are_over_and_little_of_others() {
     let root = tree(&objects.iter().map(String::as_str).collect::<Vec<_>>());
     let (listing, mapping) = (Listing::default(), mapping(&root));
     for _ in 0..2 * MOST_RUNS {
-        listing.page(&mapping, "/", None, 1).expect("a page");
+        listing.page(&mapping, None, "/", None, 1).expect("a page");
     }
     assert!(listing.kept().len() > 1 && listing.kept().len() <= MOST_RUNS);
     listing.kept().clear();
@@ -462,7 +467,8 @@ fn peak_memory() -> u64 {
 fn a_million_objects_in_one_directory() {
     let root = tempfile::tempdir().expect("a directory");
     for at in 0..1_000_000u64 {
-        File::create(root.path().join(format!("{:016x}.bin", crate::cache::mix(at)))).expect("a file");
+        File::create(root.path().join(format!("{:016x}.bin", crate::storage::cache::mix(at))))
+            .expect("a file");
     }
     let (listing, mapping) = (Listing::default(), mapping(&root));
     let before = peak_memory();
@@ -470,7 +476,7 @@ fn a_million_objects_in_one_directory() {
     let (mut count, mut pages, mut slowest, mut cursor) = (0, 0, Duration::ZERO, None);
     loop {
         let one = Instant::now();
-        let page = listing.page(&mapping, "/", cursor.as_deref(), 0).expect("a page");
+        let page = listing.page(&mapping, None, "/", cursor.as_deref(), 0).expect("a page");
         slowest = slowest.max(one.elapsed());
         count += page.count;
         pages += 1;
@@ -486,4 +492,32 @@ fn a_million_objects_in_one_directory() {
         slowest.as_millis(),
         peak_memory() - before
     );
+}
+
+#[test]
+fn what_a_view_hides_is_in_no_page() {
+    let root = tree(&["a", "shut/x", "shut/y/z", "shut/open/b", "shut/open/c/d", "shut2/e"]);
+    let rules = |uid| {
+        let listed = |uids: &[u32]| crate::rules::Listed::new(uids.to_vec(), Vec::new());
+        let prefixes = vec![(b"shut"[..].into(), listed(&[1])), (b"shut/open"[..].into(), listed(&[1, 2]))];
+        let rules = crate::rules::Rules::new(listed(&[]), prefixes, 0, 0);
+        View::new(Arc::new(rules), Some(&crate::transport::Credentials { pid: 1, uid, gids: Vec::new() }))
+    };
+    let all = |view: &View, prefix: &str| {
+        let (listing, mapping) = (Listing::default(), mapping(&root));
+        let mut found = Vec::new();
+        let mut cursor = None;
+        loop {
+            let page = listing.page(&mapping, Some(view), prefix, cursor.as_deref(), 1).expect("a page");
+            found.extend(uris(&page));
+            cursor = page.cursor;
+            if cursor.is_none() {
+                return found;
+            }
+        }
+    };
+    assert_eq!(all(&rules(1), "/shut/"), ["/shut/open/b", "/shut/open/c/d", "/shut/x", "/shut/y/z"]);
+    assert_eq!(all(&rules(2), "/"), ["/a", "/shut/open/b", "/shut/open/c/d", "/shut2/e"]);
+    assert_eq!(all(&rules(3), "/"), ["/a", "/shut2/e"]);
+    assert!(all(&rules(3), "/shut/open/").is_empty());
 }

@@ -12,11 +12,12 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::cursor::Cursor;
-use crate::directory_run::{Run, RunLimits};
 use crate::errors::Error;
-use crate::mapping::{Found, Mapping, relative_path};
-use crate::walk::{Step, Walk};
+use crate::rules::View;
+use crate::storage::cursor::Cursor;
+use crate::storage::directory_run::{Run, RunLimits};
+use crate::storage::mapping::{Found, Mapping, relative_path};
+use crate::storage::walk::{Step, Walk};
 
 /// Where the caller names no limit.
 pub const DEFAULT_LIMIT: u32 = 1_000;
@@ -60,10 +61,11 @@ impl Listing {
     ///
     /// Links are listed where the mapping follows them and they lead to objects; what lies below a link to a directory is
     /// listed only where the prefix itself leads there, since links can form circles. What the server cannot read and what
-    /// has no URI is left out.
+    /// has no URI is left out, and what `view` hides.
     pub fn page(
         &self,
         mapping: &Mapping,
+        view: Option<&View>,
         prefix: &str,
         cursor: Option<&[u8]>,
         limit: u32,
@@ -79,7 +81,7 @@ impl Listing {
             None => Cursor { listing: self.next.fetch_add(1, Relaxed), after: Vec::new() },
         };
         let listing = cursor.listing;
-        let mut walk = Walk::new(mapping, directory, name, &cursor.after, self.limits);
+        let mut walk = Walk::new(mapping, view, directory, name, &cursor.after, self.limits);
         let mut page = Page { entries: Vec::new(), count: 0, cursor: None };
         let mut after = cursor.after.clone();
         let goes_on = loop {

@@ -5,9 +5,9 @@ use rustix::fs::{self, AtFlags, FileType, Mode as Permissions, Stat};
 use rustix::io::{self, Errno};
 use std::ffi::{CStr, CString};
 
-use crate::cache::{Etag, Version};
 use crate::errors::Error;
-use crate::mapping::Mapping;
+use crate::storage::cache::{Etag, Version};
+use crate::storage::mapping::Mapping;
 
 /// What a condition compares with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -7,10 +7,11 @@ use rustix::io::Errno;
 use std::ffi::CString;
 use std::sync::Arc;
 
-use crate::directory_run::{Bound, Run, RunLimits, Wanted};
 use crate::errors::Error;
-use crate::mapping::{Mapping, RESERVED};
 use crate::protocol::MAX_URI;
+use crate::rules::View;
+use crate::storage::directory_run::{Bound, Run, RunLimits, Wanted};
+use crate::storage::mapping::{Mapping, RESERVED};
 
 /// The longest path: a URI has a slash in front.
 const MAX_PATH: usize = MAX_URI - 1;
@@ -33,6 +34,8 @@ pub(crate) enum Step {
 #[derive(Debug)]
 pub(crate) struct Walk<'a> {
     mapping: &'a Mapping,
+    /// None where nothing is hidden.
+    view: Option<&'a View>,
     limits: RunLimits,
     /// What the names in the outermost directory begin with.
     prefix: &'a [u8],
@@ -61,6 +64,7 @@ impl<'a> Walk<'a> {
     /// `prefix`, from beyond `after` on, which is empty for a new walk.
     pub fn new(
         mapping: &'a Mapping,
+        view: Option<&'a View>,
         directory: &str,
         prefix: &'a str,
         after: &'a [u8],
@@ -68,6 +72,7 @@ impl<'a> Walk<'a> {
     ) -> Walk<'a> {
         let mut walk = Walk {
             mapping,
+            view,
             limits,
             prefix: prefix.as_bytes(),
             after,
@@ -103,6 +108,9 @@ impl<'a> Walk<'a> {
                         continue;
                     }
                     self.path.extend_from_slice(key);
+                    if self.view.is_some_and(|view| view.hides(&self.path)) {
+                        continue;
+                    }
                     if !key.ends_with(b"/") {
                         return Ok(Step::Object);
                     }

@@ -1,0 +1,12 @@
+//! Files: from a URI to one that is open, those on their way in, all below a prefix, and what of them is kept in memory.
+
+pub mod cache;
+mod cursor;
+mod directory_run;
+pub mod incoming;
+pub mod listing;
+pub mod mapping;
+pub mod pool;
+pub mod staging;
+pub mod target;
+mod walk;

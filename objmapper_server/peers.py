@@ -1,0 +1,131 @@
+"""Who may connect, to what, and how much one user may have of it: how settings say it, and what the engine is told."""
+
+import grp
+import pwd
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Self
+
+if TYPE_CHECKING:
+    from .config import Config
+
+#: (uid_t) -1 is no user: the kernel uses it for "unchanged".
+MOST_ID: Final = 2**32 - 2
+KINDS: Final = ("uid", "gid")
+
+
+def users(value: object) -> tuple[int, ...]:
+    """Return the numbers of users that are given by number or name, as a list or with commas between them."""
+    return tuple(dict.fromkeys(_uid(each) for each in _listed(value)))
+
+
+def groups(value: object) -> tuple[int, ...]:
+    """Return the numbers of groups, given likewise."""
+    return tuple(dict.fromkeys(_gid(each) for each in _listed(value)))
+
+
+def prefixes(value: object) -> dict[str, tuple[str, ...]]:
+    """Return URI prefix → who may use what is below it, as ``uid:NUMBER`` and ``gid:NUMBER``; nobody where it is empty.
+
+    Takes a mapping whose values say ``uid:`` or ``gid:`` with a number or name; or texts of the form
+    ``PREFIX=uid:…,gid:…``, in a list or in one text with semicolons between them.
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    for uri, allowed in _pairs(value):
+        prefix = _prefix(uri)
+        if prefix in found:
+            raise ValueError(f"{prefix!r} is there twice: write all who may use it in one list")
+        found[prefix] = tuple(dict.fromkeys(_allowed(each, prefix) for each in _listed(allowed)))
+    return found
+
+
+def _listed(value: object) -> Iterator[int | str]:
+    items: Iterable[object]
+    if isinstance(value, str):
+        items = value.split(",") if value.strip() else ()
+    elif isinstance(value, Iterable) and not isinstance(value, Mapping | bytes):
+        items = value
+    else:
+        items = (value,)
+    for item in items:
+        if isinstance(item, bool) or not isinstance(item, int | str):
+            raise ValueError(f"{item!r} is neither a number nor a name")
+        yield item.strip() if isinstance(item, str) else item
+
+
+def _pairs(value: object) -> Iterator[tuple[str, object]]:
+    if isinstance(value, Mapping):
+        yield from ((str(uri), allowed) for uri, allowed in value.items())
+        return
+    items = [item for item in value.split(";") if item.strip()] if isinstance(value, str) else value
+    if not isinstance(items, Iterable):
+        raise ValueError(f"{items!r} is no PREFIX=uid:…,gid:…")
+    for item in items:
+        uri, equals, allowed = str(item).strip().rpartition("=")
+        if not equals:
+            raise ValueError(f"{item!r} does not say who: it takes PREFIX=uid:…,gid:…")
+        yield uri, allowed
+
+
+def _prefix(uri: str) -> str:
+    """Return it with a slash in front and none at its end; ``/`` for everything."""
+    path = uri.removeprefix("/").removesuffix("/")
+    if path and any(not name or name in {".", ".."} or "\0" in name for name in path.split("/")):
+        raise ValueError(f"{uri!r} is no prefix of URIs: empty names, '.' and '..' are in none")
+    return f"/{path}"
+
+
+def _allowed(text: int | str, prefix: str) -> str:
+    kind, colon, name = str(text).partition(":")
+    if not colon or kind not in KINDS:
+        raise ValueError(f"{text!r} may not be listed for {prefix!r}: it takes uid:… or gid:…, with a number or a name")
+    return f"{kind}:{(_uid if kind == 'uid' else _gid)(name)}"
+
+
+def _uid(name: int | str) -> int:
+    return _number(name, "user", lambda text: pwd.getpwnam(text).pw_uid)
+
+
+def _gid(name: int | str) -> int:
+    return _number(name, "group", lambda text: grp.getgrnam(text).gr_gid)
+
+
+def _number(name: int | str, kind: str, look_up: Callable[[str], int]) -> int:
+    if isinstance(name, str) and not re.fullmatch(r"[0-9]{1,10}", name):
+        try:
+            return look_up(name)
+        except (KeyError, ValueError):
+            raise ValueError(f"{name!r} is no {kind} of this machine, nor the number of one") from None
+    if not 0 <= (number := int(name)) <= MOST_ID:
+        raise ValueError(f"{number} is no {kind}'s number: those are from 0 to {MOST_ID}")
+    return number
+
+
+@dataclass(frozen=True, slots=True)
+class PeerRules:
+    """The rules about clients in the engine's own terms."""
+
+    allow_uid: tuple[int, ...]
+    allow_gid: tuple[int, ...]
+    allow_prefix: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
+    max_connections_per_uid: int
+    max_descriptors_per_uid: int
+
+    @classmethod
+    def of(cls, config: "Config") -> Self:
+        """Return those of the settings."""
+        return cls(
+            allow_uid=config.allow_uid,
+            allow_gid=config.allow_gid,
+            allow_prefix=tuple(
+                (prefix, _numbers(allowed, "uid"), _numbers(allowed, "gid"))
+                for prefix, allowed in config.allow_prefix.items()
+            ),
+            max_connections_per_uid=config.max_connections_per_uid,
+            max_descriptors_per_uid=config.max_descriptors_per_uid,
+        )
+
+
+def _numbers(allowed: Iterable[str], kind: str) -> tuple[int, ...]:
+    return tuple(int(each.removeprefix(f"{kind}:")) for each in allowed if each.startswith(f"{kind}:"))
