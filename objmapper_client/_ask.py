@@ -5,12 +5,10 @@ from functools import lru_cache
 from typing import Any, Generic, Self
 
 from objmapper_client._steps import Steps, T
-from objmapper_client.protocol_v2 import HAS_PARAMETERS, Operation, Parameters, encode_request
+from objmapper_client.protocol_v2 import Operation, Parameters, encode_request, encode_with_tail
 from objmapper_client.protocol_v2_responses import NO_METADATA, Metadata
 
 _LONGEST_DEADLINE = 0xFFFFFFFF
-_FLAGS_AT = 5
-_HAS_PARAMETERS = bytes((HAS_PARAMETERS,))
 # Also the bytes of any request that has no parameters, but for its flags.
 _BARE = encode_request(0, Operation.STAT, "/")
 Details = tuple[Any, ...]
@@ -51,12 +49,7 @@ def encode(number: int, operation: Operation, uri: str, said: Details, seconds: 
     """A request that must be answered within so many seconds. Raises LocalProtocolError."""
     if operation is Operation.PUT:
         return encode_request(number, operation, uri, parameters=_parameters(seconds, said))
-    return with_tail(encode_request(number, operation, uri), tail_of(seconds, said))
-
-
-def with_tail(frame: bytes, tail: bytes) -> bytes:
-    """A request that was encoded without parameters, with these behind it."""
-    return frame[:_FLAGS_AT] + _HAS_PARAMETERS + frame[_FLAGS_AT + 1 :] + tail
+    return encode_with_tail(number, operation, uri, tail_of(seconds, said))
 
 
 class Ask:

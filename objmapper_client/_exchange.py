@@ -112,8 +112,7 @@ def read(pool: Pool, uri: str, mode: Mode, offset: int, length: int | None) -> S
     _check_range(offset, length)
     if mode is Mode.FDPASS:
         with (yield from opened(pool, uri, mode)) as found:
-            wanted = max(0, found.size - offset)
-            wanted = wanted if length is None else min(wanted, length)
+            wanted = within(found.size, offset, length)
             if wanted <= _QUICK:
                 return found.pread(wanted, offset)
             data: bytes = yield Call(lambda: found.pread(wanted, offset))
@@ -332,11 +331,15 @@ def _check_range(offset: int, length: int | None) -> None:
         raise LocalProtocolError(f"a range has an offset and a length from 0 on, not {offset} and {length}")
 
 
+def within(size: int, offset: int, length: int | None) -> int:
+    """How many bytes of an object a range has."""
+    there = max(0, size - offset)
+    return there if length is None else min(there, length)
+
+
 def chunks_of(found: Object, chunk_size: int, offset: int, length: int | None) -> Iterator[bytes]:
     """The bytes of an object, or of a range of it, in pieces."""
-    if chunk_size < 1:
-        raise LocalProtocolError(f"a piece has at least 1 byte, not {chunk_size}")
-    end = found.size if length is None else min(found.size, offset + length)
+    end = offset + within(found.size, offset, length)
     while offset < end and (chunk := found.pread(min(chunk_size, end - offset), offset)):
         offset += len(chunk)
         yield chunk

@@ -8,10 +8,10 @@ from collections import deque
 from contextlib import AbstractContextManager
 from typing import Any, NoReturn
 
-from objmapper_client._ask import NO_DETAILS, Ask, encode, tail_of, with_tail
+from objmapper_client._ask import NO_DETAILS, Ask, encode, tail_of
 from objmapper_client._transport import AT_ONCE, LOST, Ancillary, Connection, broken, ended, only_descriptor
 from objmapper_client.errors import ConnectionFailed, DescriptorLimit, ObjmapperError, RemoteProtocolError
-from objmapper_client.protocol_v2 import CloseFrame, Operation, encode_request
+from objmapper_client.protocol_v2 import CloseFrame, Operation, encode_with_tail
 from objmapper_client.protocol_v2_responses import USUAL_RESPONSE_SIZE, ResponseHead, decode_usual
 
 _FDPASS = Operation.FDPASS
@@ -67,28 +67,28 @@ class Multiplex:
         first = [] if self._receiving is None else [self._receiving]
         return [*first, *self.under_way.values()]
 
-    def number(self, ask: Ask, seconds: float) -> bytes:
-        """The bytes of a request, with a number of its own; `enter` is to follow. Raises LocalProtocolError, NoRoom."""
-        operations = self._operations
+    def enter(self, ask: Ask, seconds: float) -> bytes:
+        """Knows a request as under way. Returns its bytes, to be sent. Raises LocalProtocolError, NoRoom."""
+        operations, connection = self._operations, self.connection
         if self.is_closing or len(operations) >= self.limit:
             raise NoRoom
-        number = self.connection.last_id + 1
+        number = connection.last_id + 1
         if number in operations or number > _LAST_ID:
             number = self._free_number(number)
-        self.connection.last_id = ask.number = number
+        operation = ask.operation
         if ask.details is NO_DETAILS and seconds == self._timeout:
-            return with_tail(encode_request(number, ask.operation, ask.uri), self._tail)
-        frame = encode(number, ask.operation, ask.uri, ask.details, seconds)
-        return frame if ask.payload is None else frame + ask.payload
-
-    def enter(self, ask: Ask) -> None:
-        """Knows a request as under way."""
-        number, operation = ask.number, ask.operation
+            frame = encode_with_tail(number, operation, ask.uri, self._tail)
+        else:
+            frame = encode(number, operation, ask.uri, ask.details, seconds)
+            if ask.payload is not None:
+                frame += ask.payload
+        connection.last_id = ask.number = number
         ask.multiplex = self
         self.under_way[number] = ask
-        self._operations[number] = operation
+        operations[number] = operation
         if operation is _FDPASS:
             self._due += 1
+        return frame
 
     def _free_number(self, number: int) -> int:
         while number in self._operations or number > _LAST_ID:
@@ -97,8 +97,7 @@ class Multiplex:
 
     def queue(self, ask: Ask, seconds: float) -> None:
         """Enters a request, and has it sent by the next `flush`. Raises LocalProtocolError, NoRoom."""
-        self.outgoing.append(self.number(ask, seconds))
-        self.enter(ask)
+        self.outgoing.append(self.enter(ask, seconds))
 
     def flush(self) -> bool:
         """Sends what is queued, as far as the socket takes it now. Whether all went. Raises ConnectionFailed."""

@@ -6,7 +6,7 @@ from objmapper_client import _forks
 from objmapper_client._pool import Pool, Waiting
 from objmapper_client._verbs import verbs_for
 from objmapper_client.address import Address, default_address, parse
-from objmapper_client.errors import ObjmapperError
+from objmapper_client.errors import LocalProtocolError, ObjmapperError
 from objmapper_client.object import Object
 from objmapper_client.protocol import Mode
 
@@ -55,6 +55,11 @@ class Settings:
 
     def _mode(self, mode: Mode | str | None) -> Mode:
         return self.mode if mode is None else Mode.of(mode)
+
+    @staticmethod
+    def _check_piece(chunk_size: int) -> None:
+        if chunk_size < 1:
+            raise LocalProtocolError(f"a piece has at least 1 byte, not {chunk_size}")
 
     def _make_pool(self, waiting: Waiting) -> Pool:
         return self._verbs.make_pool(

@@ -204,8 +204,7 @@ class ThreadMultiplex(Multiplex):
                     self.queue(ask, self._timeout)
                     frame = b""
                 else:
-                    frame = self.number(ask, self._timeout)
-                    self.enter(ask)
+                    frame = self.enter(ask, self._timeout)
                 is_reader = self._reader is None
                 if is_reader:
                     self._reader = ask

@@ -193,8 +193,6 @@ def next_chunk(pool: Pool, begun: Begun, most: int) -> Steps[bytes]:  # noqa: AR
 
     Raises Conflict where the object was changed: what was handed out cannot be taken back.
     """
-    if most < 1:
-        raise LocalProtocolError(f"a piece has at least 1 byte, not {most}")
     if begun.left and not begun.segment:
         length = min(begun.left, _SEGMENT)
         try:

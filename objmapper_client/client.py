@@ -5,7 +5,7 @@ from collections.abc import Callable, Generator, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from objmapper_client._exchange import Stat, chunks_of
+from objmapper_client._exchange import Stat, chunks_of, within
 from objmapper_client._forks import forks
 from objmapper_client._pool import Pool
 from objmapper_client._settings import CHUNK, PAGE, Results, Settings
@@ -119,18 +119,25 @@ class Client(Settings):
         offset: int = 0,
         length: int | None = None,
         mode: Mode | str | None = None,
+        announce: Callable[[int], None] | None = None,
     ) -> Generator[bytes, None, None]:
         """The object's bytes, or a range of them, in pieces of at most `chunk_size`; memory is bounded by one piece.
 
-        Leaving the loop early may cost the connection. `timeout` holds for each piece.
+        `announce` is called once, before the first of them, with the number of bytes that are to come. Leaving the loop
+        early may cost the connection. `timeout` holds for each piece.
         """
+        self._check_piece(chunk_size)
         pool = self._line
         begun = run(pool, self._verbs.begin_stream(pool, uri, self._mode(mode), offset, length))
         if isinstance(begun, Object):
             with begun:
+                if announce is not None:
+                    announce(within(begun.size, offset, length))
                 yield from chunks_of(begun, chunk_size, offset, length)
             return
         try:
+            if announce is not None:
+                announce(begun.left)
             while chunk := run(pool, self._verbs.next_chunk(pool, begun, chunk_size)):
                 yield chunk
         except GeneratorExit:

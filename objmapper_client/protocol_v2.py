@@ -217,6 +217,20 @@ def encode_request(
     return head + raw + _U16.pack(len(tail)) + tail
 
 
+def encode_with_tail(request_id: int, operation: Operation, uri: str, tail: bytes) -> bytes:
+    """The same of parameters that were encoded before: `tail` is all that stands behind the URI.
+
+    Most requests of a client have the same ones, and the id is known to fit. Raises LocalProtocolError.
+    """
+    try:
+        raw = uri.encode()
+    except UnicodeEncodeError:
+        raw = b""
+    if not 0 < len(raw) <= MAX_URI or 0 in raw:
+        raw = encode_uri(uri)
+    return _REQUEST_HEAD.pack(_REQUEST, request_id, HAS_PARAMETERS, operation._value_, len(raw)) + raw + tail
+
+
 def _encode_parameters(parameters: Parameters) -> bytes:
     if parameters.content_len is not None and parameters.content_len > MAX_CONTENT:
         raise LocalProtocolError(f"a content of {parameters.content_len} bytes is more than any file can have")

@@ -5,6 +5,8 @@ import itertools
 import logging
 import os
 import socket
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +15,7 @@ import pytest
 
 from objmapper_client import Client, PermissionDenied, ServerBusy
 from objmapper_server import Concurrency, Config, Server
-from tests import somebody
+from tests import nobody, somebody
 from tests.eventually import eventually
 from tests.somebody import Somebody
 from tests.version_two.client import DELETE, EXTENDED, LIST, PLAIN, STAT, Two
@@ -80,7 +82,7 @@ def serving(place: Path, model: Concurrency = Concurrency.EPOLL, **settings: obj
 
 
 @pytest.fixture(scope="module")
-def server(root: Path, place: Path, model: Concurrency) -> Iterator[Server]:
+def server(root: Path, place: Path, model: Concurrency, alice: Somebody) -> Iterator[Server]:
     with serving(
         place,
         model,
@@ -90,6 +92,9 @@ def server(root: Path, place: Path, model: Concurrency) -> Iterator[Server]:
         allow_gid=[FRIENDS],
         allow_prefix=RULES,
     ) as server:
+        # Once it has answered, it has opened all that it needs: what is open after a test was opened by it.
+        with Wire(alice.connect(unix(server))) as first, Wire(server.addresses["tcp"]) as second:
+            assert first.ask(COPY, "/open/a").status == second.ask(COPY, "/open/a").status == OK
         yield server
 
 
@@ -231,17 +236,17 @@ def test_one_user_has_as_many_unread_descriptors_as_one_may_have(
             one.send(request(FDPASS, "/open/a") * 2)
             assert eventually(lambda: server.statistics().requests_total == 2)
             # Of the other version, on another connection: one more, and no further.
-            numbers = [two.ask(FDPASS_TWO, "/open/a") for _ in range(3)]
-            answers = two.answers(3)
-            assert [answers[number].status for number in numbers] == [OK, UNAVAILABLE, UNAVAILABLE]
-            assert answers[numbers[0]].read() == b"open/a"
+            two.send(b"".join(two.encode(FDPASS_TWO, "/open/a") for _ in range(3)))
+            first, *others = (answer for _, answer in sorted(two.answers(3).items()))
+            assert first.read() == b"open/a"
+            assert [answer.status for answer in others] == [UNAVAILABLE] * 2
             # What needs no descriptor goes on, and so does everybody else.
             assert two.call(STAT, "/open/a").status == OK
             with Wire(bob.connect(unix(server))) as other:
                 assert [other.ask(FDPASS, "/open/a").read() for _ in range(10)] == [b"open/a"] * 10
             # Once they are read, there is room again, whichever connection they were read from.
             assert [one.reply(FDPASS).read() for _ in range(2)] == [b"open/a"] * 2
-            assert eventually(lambda: two.call(FDPASS_TWO, "/open/a").status != UNAVAILABLE)
+            assert eventually(lambda: read_one(two))
         assert server.statistics().denied_total["descriptors"] >= 2
         assert eventually(lambda: server.statistics().descriptors_in_flight == 0)
 
@@ -261,12 +266,10 @@ def test_whoever_reads_what_it_gets_is_not_held_up_by_the_cap(
                     assert eventually(lambda wire=wire: read_one(wire))  # type: ignore[misc]
 
 
-def read_one(wire: Wire) -> bool:
-    """Whether a descriptor came; else that there was no room."""
-    reply = wire.ask(FDPASS, "/open/a")
-    if reply.status == UNAVAILABLE:
-        return False
-    return reply.read() == b"open/a"
+def read_one(client: Wire | Two) -> bool:
+    """Whether a descriptor came; else there was no room for it."""
+    reply = client.call(FDPASS_TWO, "/open/a") if isinstance(client, Two) else client.ask(FDPASS, "/open/a")
+    return reply.status != UNAVAILABLE and reply.read() == b"open/a"
 
 
 @needs_others
@@ -314,6 +317,7 @@ def test_a_cap_on_descriptors_that_comes_later_counts_what_is_out_already(root: 
         file.write_text("max_descriptors_per_uid = 5\n")
         server.reload()
         wire.send(request(FDPASS, "/open/a"))
+        assert eventually(lambda: server.statistics().requests_total == 6)
         assert [wire.reply(FDPASS).read() for _ in range(5)] == [b"open/a"] * 5
         assert wire.reply(FDPASS).status == UNAVAILABLE
         file.write_text("")
@@ -349,7 +353,8 @@ def test_one_line_tells_of_all_refusals_of_a_second(root: Path, place: Path, cap
         assert server.statistics().denied_total["prefix"] == 50
         assert eventually(lambda: len(caplog.records) > 0)
     # What came behind the first line's second is told at the end.
-    facts = [record.__dict__["facts"] for record in caplog.records]
+    ours = [record for record in caplog.records if record.__dict__["facts"]["pid"] == os.getpid()]
+    facts = [record.__dict__["facts"] for record in ours]
     assert len(facts) <= 2
     assert sum(1 + each["suppressed"] for each in facts) == 50
     assert facts[0] | {"suppressed": 0} == {
@@ -360,7 +365,7 @@ def test_one_line_tells_of_all_refusals_of_a_second(root: Path, place: Path, cap
         "uri": "/shut/a\nb",
         "suppressed": 0,
     }
-    line = caplog.records[0].getMessage()
+    line = ours[0].getMessage()
     assert line.startswith(rf"refused: uid {me} (pid {os.getpid()}) may not use '/shut/a\nb' (allow_prefix)")
 
 
@@ -372,3 +377,16 @@ def test_a_refused_client_that_only_waits_is_not_kept_waiting(root: Path, place:
         while silent.recv(1000):
             pass
         assert server.statistics().connections == 0
+
+
+@pytest.mark.skipif(nobody.why_not() != "", reason=nobody.why_not())
+def test_the_command_of_a_user_who_may_not_says_so_in_one_line(root: Path, place: Path) -> None:
+    with serving(place, allow_uid=[os.geteuid()]) as server:
+        command = [*nobody.COMMAND, sys.executable, "-m", "objmapper_cli", "get", "/open/a", "--server", unix(server)]
+        refused = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd="/")
+        assert refused.returncode == 6
+        assert refused.stdout == ""
+        assert refused.stderr.count("\n") == 1
+        assert "this user may not connect" in refused.stderr
+        own = subprocess.run(command[len(nobody.COMMAND) :], capture_output=True, timeout=60, check=True, cwd="/")
+        assert own.stdout == b"open/a"

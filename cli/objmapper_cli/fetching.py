@@ -26,8 +26,11 @@ class Fetch:
             if length is not None:
                 self.size = min(self.size, length)
         else:
-            self._chunks = client.stream(uri, offset=offset, length=length)
+            self._chunks = client.stream(uri, offset=offset, length=length, announce=self._announced)
             self._first = next(self._chunks, b"")
+
+    def _announced(self, size: int) -> None:
+        self.size = size
 
     def __enter__(self) -> "Fetch":
         return self

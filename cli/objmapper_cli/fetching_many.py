@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from objmapper_cli.destination import named, unless_terminated, whole
+from objmapper_cli.destination import make_directories, named, unless_terminated, whole
 from objmapper_cli.errors import ExitCode, Failure, explain, say
 from objmapper_cli.fetching import Fetch
 from objmapper_cli.progress import Progress
@@ -47,15 +47,15 @@ def below(client: Client, prefix: str, folder: Path) -> Iterator[Wanted]:
         yield Wanted(entry.uri, folder.joinpath(*parts), entry.size, entry.mtime)
 
 
-def fetch_many(client: Client, wanted: Iterable[Wanted], at_once: int) -> tuple[int, int]:
-    """Fetch them all. Returns an exit code, and how many they were.
+def fetch_many(client: Client, wanted: Iterable[Wanted], at_once: int, sync: bool = False) -> tuple[int, int]:
+    """Fetch them all. Returns an exit code, and how many they were. With `sync` they are on the disk then.
 
     The code is that of the first that the server refused; the others are fetched all the same. Raises what ends
     everything: OSError, and errors of the connection.
     """
     count = 0
     with unless_terminated(), Progress("objects") as progress:
-        crew = _Crew(client, at_once, progress)
+        crew = _Crew(client, at_once, progress, sync)
         try:
             for each in wanted:
                 count += 1
@@ -88,11 +88,12 @@ class _Stopped(BaseException):
 class _Crew:
     """Threads that fetch what they are given."""
 
-    def __init__(self, client: Client, at_once: int, progress: Progress) -> None:
+    def __init__(self, client: Client, at_once: int, progress: Progress, sync: bool) -> None:
         self.code: int = ExitCode.DONE
         self.failure: Exception | None = None
         self._client = client
         self._progress = progress
+        self._sync = sync
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._under_way: set[Path] = set()
@@ -151,10 +152,10 @@ class _Crew:
 
     def _fetch(self, wanted: Wanted) -> None:
         with Fetch(self._client, wanted.uri) as fetch, named(str(wanted.path)):
-            wanted.path.parent.mkdir(parents=True, exist_ok=True)
+            make_directories(wanted.path.parent, sync=self._sync)
             if wanted.path.is_dir():
                 raise Failure(f"{wanted.path}: a directory is in the way of {wanted.uri}")
-            with whole(wanted.path, under_way=self._under_way) as target:
+            with whole(wanted.path, under_way=self._under_way, sync=self._sync) as target:
                 fetch.write(target, self._moved)
                 if fetch.found is not None:
                     # Also where it has changed since it was listed, these are the bytes of this moment.

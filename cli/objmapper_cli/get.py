@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from objmapper_cli.destination import destination
+from objmapper_cli.destination import destination, make_directories
 from objmapper_cli.errors import ExitCode, Failure
 from objmapper_cli.fetching import Fetch
 from objmapper_cli.options import ServerOption, TimeoutOption, client_of
@@ -36,12 +36,16 @@ def get(
     offset: Annotated[int, typer.Option(metavar="BYTES", help="Begin here.", min=0)] = 0,
     length: Annotated[int | None, typer.Option(metavar="BYTES", help="So many at most.", min=0)] = None,
     jobs: Annotated[int, typer.Option("--jobs", "-j", metavar="N", help="So many at once, into DIR.", min=1)] = 4,
+    sync: Annotated[
+        bool, typer.Option("--sync", help="Have files, and their names, on the disk when this returns.")
+    ] = False,
     timeout: TimeoutOption = 30.0,
 ) -> int:
     """Write objects to standard output one after the other, into a file, or each into a file in a directory.
 
-    A file appears under its name when it is whole, and is not synced to disk (sync FILE does that). With --recursive a
-    file that has its object's size and modification time already is kept as it is, so an interrupted run can go on.
+    A file appears under its name when it is whole; an interrupted, failed or killed run leaves what was there. With
+    --sync that holds for power failures, too. With --recursive a file that has its object's size and modification time
+    already is kept as it is, so that an interrupted run can go on.
     """
     ranged = offset > 0 or length is not None
     into_directory = recursive or (len(uris) > 1 and output not in (None, "-"))
@@ -52,26 +56,26 @@ def get(
     with client_of(server, timeout, _mode(mode)) as client:
         if into_directory:
             assert output is not None
-            return _into(client, uris, Path(output), recursive, jobs)
+            return _into(client, uris, Path(output), recursive, jobs, sync)
         if len(uris) == 1:
-            _get(client, uris[0], output, offset, length)
+            _get(client, uris[0], output, offset, length, sync)
             return ExitCode.DONE
         from objmapper_cli.one_by_one import one_by_one
 
-        return one_by_one(uris, lambda uri: _get(client, uri, None, 0, None))
+        return one_by_one(uris, lambda uri: _get(client, uri, None, 0, None, False))
 
 
-def _get(client: Client, uri: str, output: str | None, offset: int, length: int | None) -> None:
+def _get(client: Client, uri: str, output: str | None, offset: int, length: int | None, sync: bool) -> None:
     # The answer first: a missing object leaves no trace of a file.
     with (
         Fetch(client, uri, offset, length) as fetch,
-        destination(output) as target,
+        destination(output, sync=sync) as target,
         Progress(uri, fetch.size) as progress,
     ):
         fetch.write(target, progress)
 
 
-def _into(client: Client, uris: list[str], folder: Path, recursive: bool, jobs: int) -> int:
+def _into(client: Client, uris: list[str], folder: Path, recursive: bool, jobs: int, sync: bool) -> int:
     from objmapper_cli.fetching_many import Wanted, below, fetch_many
 
     if not recursive:
@@ -79,11 +83,11 @@ def _into(client: Client, uris: list[str], folder: Path, recursive: bool, jobs: 
         for name in names:
             if names.count(name) > 1 or name in ("", ".", ".."):
                 raise Failure(f"{folder / name}: not a file for one object; get them one by one", ExitCode.USAGE)
-        folder.mkdir(parents=True, exist_ok=True)
-        return fetch_many(client, map(Wanted, uris, (folder / name for name in names)), jobs)[0]
+        make_directories(folder, sync=sync)
+        return fetch_many(client, map(Wanted, uris, (folder / name for name in names)), jobs, sync)[0]
     first: int = ExitCode.DONE
     for prefix in uris:
-        code, found = fetch_many(client, below(client, prefix, folder), jobs)
+        code, found = fetch_many(client, below(client, prefix, folder), jobs, sync)
         if not found:
             raise Failure(f"{prefix}: no object begins with it", ExitCode.NOT_FOUND)
         first = first or code

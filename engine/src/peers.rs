@@ -19,7 +19,7 @@ use crate::service::Service;
 use crate::session::Connection;
 use crate::transport::{self, Credentials, Transport};
 
-/// How often the connections of a user who is at the cap are asked what has been read of them.
+/// How long the connections of a user who is at the cap, and receives nothing, are not asked again what was received.
 const SETTLE_PAUSE: Duration = Duration::from_millis(2);
 
 /// What one user has, over all its connections.
@@ -34,7 +34,8 @@ pub struct Account {
 #[derive(Debug, Default)]
 struct Members {
     connections: Vec<Weak<Connection>>,
-    settled_at: Option<Instant>,
+    /// When it was last looked what they had received, and they had received nothing.
+    vain_at: Option<Instant>,
 }
 
 impl Account {
@@ -55,22 +56,26 @@ impl Account {
         members.connections.push(Arc::downgrade(connection));
     }
 
-    /// Finds out what the user has received meanwhile, not too often: many connections cost many calls.
+    fn descriptors(&self) -> u32 {
+        self.descriptors.load(Ordering::Relaxed)
+    }
+
+    /// Finds out what the user has received meanwhile. Many connections cost many calls, so after it was in vain it rests.
     fn settle(&self, service: &Service) {
         let mut members = lock(&self.members);
         let now = Instant::now();
-        if members.settled_at.is_some_and(|at| now.duration_since(at) < SETTLE_PAUSE) {
+        if members.vain_at.is_some_and(|at| now.duration_since(at) < SETTLE_PAUSE) {
             return;
         }
-        members.settled_at = Some(now);
+        let before = self.descriptors();
         for member in members.connections.iter().filter_map(Weak::upgrade) {
             member.notice_reading(service);
         }
+        members.vain_at = (self.descriptors() >= before).then_some(now);
     }
 
-    #[cfg(test)]
-    fn counts(&self) -> (u32, u32) {
-        (self.connections.load(Ordering::Relaxed), self.descriptors.load(Ordering::Relaxed))
+    fn connections(&self) -> u32 {
+        self.connections.load(Ordering::Relaxed)
     }
 }
 
@@ -120,13 +125,15 @@ impl Guest {
 
     /// UNAVAILABLE where its user has as many unread descriptors as one may have. Threads that ask at the same moment may
     /// each be told that there is room for one.
-    pub fn check_descriptors(&self, service: &Service) -> Result<(), Error> {
+    pub fn check_descriptors(&self, own: &Connection, service: &Service) -> Result<(), Error> {
         let most = self.view.rules().max_descriptors;
         let Some(account) = self.account().filter(|_| most > 0) else { return Ok(()) };
-        let is_full = || account.descriptors.load(Ordering::Relaxed) >= most;
-        if is_full() {
+        if account.descriptors() >= most {
+            own.notice_reading(service);
+        }
+        if account.descriptors() >= most {
             account.settle(service);
-            if is_full() {
+            if account.descriptors() >= most {
                 service.peers.refusals.note(Reason::Descriptors, self.who.as_ref(), b"");
                 return Err(Error::Busy(
                     "this user has as many unread file descriptors as one may have, try again",
@@ -231,7 +238,7 @@ impl Peers {
             }
         };
         // Only here does it grow, under the lock.
-        if most > 0 && account.connections.load(Ordering::Relaxed) >= most {
+        if most > 0 && account.connections() >= most {
             return None;
         }
         account.connections.fetch_add(1, Ordering::Relaxed);

@@ -30,7 +30,7 @@ fn a_user_has_as_many_connections_as_one_may_have() {
     let first = peers.admit(&socket, Transport::Unix).expect("the first").expect("counted");
     let second = peers.admit(&socket, Transport::Unix).expect("the second").expect("counted");
     assert!(matches!(peers.admit(&socket, Transport::Unix), Err(Error::Busy(_))));
-    assert_eq!(first.account().expect("a user").counts().0, 2);
+    assert_eq!(first.account().expect("a user").connections(), 2);
     drop(second);
     let third = peers.admit(&socket, Transport::Unix).expect("room again").expect("counted");
     // Other transports have no users.
@@ -54,7 +54,7 @@ fn who_is_in_is_judged_by_new_rules_and_counted_once() {
     assert_eq!(peers.generation(), before, "the same rules are no change");
     let guest = peers.judge_again(&socket, Transport::Unix, guest).expect("there are rules");
     assert_eq!(guest.check(b"a", &peers), Err(Error::NotAdmitted));
-    assert_eq!(guest.account().expect("a user").counts().0, 1);
+    assert_eq!(guest.account().expect("a user").connections(), 1);
     assert_eq!(peers.admit(&socket, Transport::Unix).err(), Some(Error::NotAdmitted));
     peers.set(Rules::default());
     assert_eq!(peers.generation(), 0);

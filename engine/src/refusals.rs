@@ -78,9 +78,11 @@ impl Refusals {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let mut refusal = kept.refusal.take()?;
         let all: u64 = self.counts().map(|(_, count)| count).sum();
-        refusal.suppressed = (all - kept.told).saturating_sub(1);
+        let new = all - kept.told;
         kept.told = all;
         self.is_kept.store(false, Relaxed);
+        // It was counted, and not yet kept, when others were told of: then it was among those that were suppressed.
+        refusal.suppressed = new.checked_sub(1)?;
         Some(refusal)
     }
 }

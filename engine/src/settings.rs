@@ -4,8 +4,8 @@
 use rustix::fd::OwnedFd;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use crate::concurrency::Model;
@@ -111,7 +111,8 @@ impl Settings {
     }
 }
 
-/// The processors that this process may use.
+/// The processors that this process may use, as it was when first asked: to find out takes a look at files of the cgroup.
 pub fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
+    static CORES: OnceLock<usize> = OnceLock::new();
+    *CORES.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from))
 }

@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -123,3 +123,12 @@ def closing(*descriptors: int) -> Iterator[None]:
     finally:
         for descriptor in descriptors:
             os.close(descriptor)
+
+
+def has_begun_a_file(pid: int, folder: Path) -> bool:
+    """Whether a process writes to a file below a folder that has no name yet."""
+    found = []
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            found.append(os.readlink(entry))
+    return any(name.startswith(str(folder)) and name.endswith(" (deleted)") for name in found)

@@ -3,6 +3,7 @@
 import os
 import resource
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from objmapper_server import Server
-from tests.cli.conftest import COMMAND, Run, closing, one_line
+from tests.cli.conftest import COMMAND, Run, closing, has_begun_a_file, one_line
 from tests.cli.pretender import answering
 
 WAYS = [("unix", "fdpass"), ("unix", "copy"), ("unix", "splice"), ("tcp", "copy"), ("tcp", "splice")]
@@ -236,7 +237,7 @@ def test_whoever_interrupts_it_finds_no_rest(
     with answering(HALF, hold=True) as address:
         process = started("get", "/a", "--server", address, "-o", "out")
         deadline = time.monotonic() + 30
-        while not list(tmp_path.glob(".out.*.part")):
+        while not has_begun_a_file(process.pid, tmp_path):
             assert time.monotonic() < deadline
         process.send_signal(number)
         assert process.wait(30) == code
@@ -245,16 +246,18 @@ def test_whoever_interrupts_it_finds_no_rest(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_terminal_sees_a_bar_of_what_takes_long(server: Server, environment: dict[str, str], root: Path) -> None:
+@pytest.mark.parametrize(("transport", "mode"), WAYS)
+def test_a_terminal_sees_how_much_of_what_takes_long_is_done(
+    server: Server, environment: dict[str, str], root: Path, transport: str, mode: str
+) -> None:
+    command = [*COMMAND, "get", "/long", "--mode", mode, "--server", server.addresses[transport]]
     with (root / "long").open("wb") as long:
         long.truncate(1 << 30)
     terminal, theirs = os.openpty()
     termios.tcsetwinsize(theirs, (24, 80))
     with closing(terminal):
         with closing(theirs):
-            process = subprocess.Popen(
-                [*COMMAND, "get", "/long"], stdout=subprocess.PIPE, stderr=theirs, env=environment
-            )
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, env=environment)
         with process:
             assert process.stdout is not None
             # A slow reader: a piece at a time, with a look at the terminal after each, until there is something.
@@ -264,8 +267,49 @@ def test_a_terminal_sees_a_bar_of_what_takes_long(server: Server, environment: d
                     seen += os.read(terminal, 4096)
             process.kill()
         assert b"/long" in seen
-        assert b"B/s" in seen or b"%|" in seen
+        assert b"%|" in seen
 
 
 def test_whoever_is_no_terminal_sees_none(server: Server, objmapper: Run, root: Path) -> None:
     assert objmapper("get", "/big").stderr == b""
+
+
+def test_not_even_a_kill_leaves_anything(started: Callable[..., subprocess.Popen[bytes]], tmp_path: Path) -> None:
+    with answering(HALF, hold=True) as address:
+        process = started("get", "/a", "--server", address, "-o", "out")
+        deadline = time.monotonic() + 30
+        while not has_begun_a_file(process.pid, tmp_path):
+            assert time.monotonic() < deadline
+        process.kill()
+        assert process.wait(30) == -signal.SIGKILL
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is needed")
+@pytest.mark.parametrize(
+    ("arguments", "file"), [(["/a", "-o", "out"], "out"), (["-r", "/tree/", "-o", "new"], "new/b")], ids=["one", "many"]
+)
+def test_what_is_synced_is_on_the_disk_before_it_has_its_name(
+    server: Server, environment: dict[str, str], root: Path, tmp_path: Path, arguments: list[str], file: str
+) -> None:
+    (root / "tree").mkdir()
+    (root / "tree/b").write_bytes(b"hello")
+    trace = tmp_path / "trace"
+    strace = ["strace", "-f", "-y", "-o", str(trace), "-e", "trace=fsync,linkat,renameat,rename,mkdir"]
+    command = [*strace, *COMMAND, "get", *arguments, "--sync"]
+    for expected in (["file", "linkat", "directory"], ["file", "linkat", "rename", "directory"]):
+        subprocess.run(command, env=environment, cwd=tmp_path, check=True, timeout=60)
+        assert (tmp_path / file).read_bytes() == b"hello"
+        os.utime(tmp_path / file, (1, 1))
+        seen = []
+        for line in trace.read_text().splitlines():
+            call, _, rest = line.split(maxsplit=1)[1].partition("(")
+            if " = 0" in rest and call == "fsync":
+                seen.append("file" if "deleted" in rest else "directory")
+            elif " = 0" in rest:
+                seen.append(call)
+        if file.startswith("new") and "mkdir" in seen:
+            # The directory is on the disk before there is anything in it.
+            assert seen[:2] == ["mkdir", "directory"]
+            seen = seen[2:]
+        assert seen == expected

@@ -13,7 +13,7 @@ from objmapper_cli.fetching_many import below
 from objmapper_client import Client, RemoteProtocolError
 from objmapper_client.protocol_v2_responses import Entry
 from objmapper_server import Server
-from tests.cli.conftest import Run, one_line
+from tests.cli.conftest import Run, has_begun_a_file, one_line
 from tests.cli.pretender import answering
 
 TRANSPORTS = ("unix", "tcp")
@@ -120,7 +120,7 @@ def test_whoever_interrupts_it_finds_no_rest(
     with answering(HALF, hold=True) as address:
         process = started("get", "/a", "/b", "--server", address, "-o", "out")
         deadline = time.monotonic() + 30
-        while not list(tmp_path.glob("out/.*.part")):
+        while not has_begun_a_file(process.pid, tmp_path):
             assert time.monotonic() < deadline
         process.send_signal(number)
         assert process.wait(30) == code

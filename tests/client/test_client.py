@@ -87,13 +87,15 @@ def test_a_range_is_what_a_slice_would_be(
     expected = content[offset:] if length is None else content[offset : offset + length]
     buffer = bytearray(3_000_000 if length is None else length)
     asked = {"offset": offset, "length": length, "mode": mode}
+    announced: list[int] = []
     read, chunks, count = call(
         address,
         ("read", "/large", asked),
-        ("stream", "/large", asked | {"chunk_size": 70_000}),
+        ("stream", "/large", asked | {"chunk_size": 70_000, "announce": announced.append}),
         ("readinto", "/large", buffer, {"offset": offset, "mode": mode}),
     )
     assert read == b"".join(chunks) == buffer[:count] == expected
+    assert announced == [len(expected)]
 
 
 @pytest.mark.parametrize("given", [{"offset": -1}, {"offset": -1, "mode": "copy"}])

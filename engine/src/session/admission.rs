@@ -43,7 +43,7 @@ impl Session {
     pub(super) fn check_descriptors(&self) -> Result<(), Error> {
         match &self.guest {
             None => Ok(()),
-            Some(guest) => guest.check_descriptors(&self.service),
+            Some(guest) => guest.check_descriptors(&self.connection, &self.service),
         }
     }
 }

@@ -21,12 +21,12 @@ pub struct Connection {
     pub(super) socket: OwnedFd,
     /// Descriptors passed to this client that it has, as far as is known, not received.
     unread: AtomicU32,
-    /// Descriptors that its writes have open, or that it passed to be put.
-    pub(super) writing: AtomicU32,
     /// Held while what was received is taken off the accounts, which others than the session may do.
     settling: Mutex<()>,
     /// The account of the client's user, where there are rules about it.
     account: OnceLock<Arc<Account>>,
+    /// Descriptors that its writes have open, or that it passed to be put.
+    pub(super) writing: AtomicU32,
     /// The server wants no further request.
     pub(super) is_stopped: AtomicBool,
     finished: Mutex<Finished>,
@@ -43,9 +43,9 @@ impl Connection {
         Connection {
             socket,
             unread: AtomicU32::new(0),
-            writing: AtomicU32::new(0),
             settling: Mutex::new(()),
             account: OnceLock::new(),
+            writing: AtomicU32::new(0),
             is_stopped: AtomicBool::new(false),
             finished: Mutex::new(Finished::default()),
         }
