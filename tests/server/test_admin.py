@@ -19,6 +19,7 @@ import httpx
 import pytest
 
 from objmapper_server import Config, Server
+from objmapper_server.admin import listen_on
 from objmapper_server.gate import is_local
 from tests import nobody
 from tests.server.test_statistics import METRICS
@@ -277,3 +278,10 @@ def test_a_write_over_the_unix_socket_is_its_owners(tmp_path: Path) -> None:
     with Server(config) as server, httpx.Client(transport=transport, base_url="http://localhost") as client:
         assert client.post("/concurrency", json={"unix": "work-stealing"}).json() == {"unix": "work-stealing"}
         assert server.statistics().transports["unix"].concurrency_model == "work-stealing"
+
+
+def test_no_answer_waits_for_the_one_before_to_be_acknowledged() -> None:
+    """asyncio turns Nagle's algorithm off for sockets that are named as TCP, and for no others."""
+    listener, _ = listen_on("127.0.0.1:0")
+    with listener:
+        assert listener.proto == socket.IPPROTO_TCP
