@@ -205,6 +205,25 @@ def test_where_there_are_no_users_what_is_shut_stays_so(server: Server) -> None:
         assert [entry.uri for entry in two.call(LIST, "/").entries()] == ["/open/a", "/shutter"]
 
 
+@pytest.mark.parametrize("model", [Concurrency.EPOLL, Concurrency.THREAD_POOL, Concurrency.WORK_STEALING], ids=str)
+def test_nor_does_udp_have_users(root: Path, place: Path, model: Concurrency) -> None:
+    with (
+        serving(place, Concurrency.EPOLL, udp="127.0.0.1:0", allow_prefix=RULES) as server,
+        Client(server.addresses["udp"]) as client,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as plain,
+    ):
+        server.set_concurrency(udp=model)
+        assert client.read("/open/a") == b"open/a"
+        for forbidden in (client.read, client.stat):
+            with pytest.raises(PermissionDenied):
+                forbidden("/shut/hole/z")
+        host, _, port = server.addresses["udp"].removeprefix("udp://").rpartition(":")
+        plain.settimeout(20)
+        plain.connect((host, int(port)))
+        plain.send(request(COPY, "/shut/hole/z"))
+        assert plain.recv(65536)[0] == FORBIDDEN
+
+
 @needs_others
 def test_one_user_has_as_many_connections_as_one_may_have(
     root: Path, place: Path, model: Concurrency, alice: Somebody, bob: Somebody
