@@ -597,7 +597,7 @@ fn past_the_limit_on_file_sizes_the_old_object_stays_and_nothing_else() {
     let output = Command::new("sh")
         .args(["-c", "trap '' XFSZ; ulimit -f 512; exec \"$0\" \"$@\""])
         .arg(std::env::current_exe().expect("this test"))
-        .args(["--ignored", "--exact", "incoming::tests::under_a_limit_on_file_sizes"])
+        .args(["--ignored", "--exact", "storage::incoming::tests::under_a_limit_on_file_sizes"])
         .output()
         .expect("a shell");
     let said = String::from_utf8_lossy(&output.stdout);
