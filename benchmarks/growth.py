@@ -2,8 +2,8 @@
 
     python benchmarks/growth.py [--objects 1000000] [--rounds 5] [--seconds 1]
 
-Both servers are asked for a thousand objects each, in turn, descriptors over a Unix socket; medians of the rounds, and
-of the ratios of each round. The large tree has a thousand objects a directory.
+Both trees have a thousand directories, and both servers are asked for one object of each, in turn: descriptors over a
+Unix socket; medians of the rounds, and of the ratios of each round.
 """
 
 import argparse
@@ -18,21 +18,20 @@ from tqdm import tqdm
 from objmapper_cli.bench.own_server import OwnServer, started
 from objmapper_server.load import LoadPlan, LoadResult, run_load
 
+DIRECTORIES = 1000
 SMALL = 1000
 
 
 def grow(root: Path, objects: int) -> tuple[str, ...]:
-    """Makes a tree. Returns the URIs of a thousand objects, evenly spread."""
-    step = max(1, objects // SMALL)
+    """Makes a tree. Returns the URI of one object in each of its directories."""
     chosen = []
     for number in tqdm(range(objects), desc=f"{objects:,} objects", unit="file", leave=False, disable=None):
-        folder = root / f"{number // 1000:04}"
-        if number % 1000 == 0:
+        place, name = number % DIRECTORIES, number // DIRECTORIES
+        folder = root / f"{place:03}"
+        if name == 0:
             folder.mkdir(parents=True)
-        path = folder / f"{number % 1000:03}"
-        path.write_bytes(b"object")
-        if number % step == 0:
-            chosen.append(f"/{path.relative_to(root)}")
+            chosen.append(f"/{place:03}/{name}")
+        (folder / str(name)).write_bytes(b"object")
     return tuple(chosen)
 
 
