@@ -8,9 +8,11 @@ import time
 from pathlib import Path
 
 import httpx
+import pytest
 
 from objmapper_client import Client
-from objmapper_server import Config, Server
+from objmapper_server import Concurrency, Config, Server
+from tests.wire import SPLICE, Wire, request
 
 
 def wait_for(condition: object, seconds: float = 10.0) -> None:
@@ -32,6 +34,23 @@ def test_the_slowest_requests_say_who_asked_what_and_where_the_time_went(server:
     assert first.peer == f"pid {os.getpid()} uid {os.getuid()}"
     assert abs(first.queue_us + first.storage_us + first.send_us - first.total_us) < 1
     assert abs(first.at - time.time()) < 60
+
+
+@pytest.mark.parametrize("model", [model for model in Concurrency if model is not Concurrency.BY_TRANSPORT], ids=str)
+def test_the_time_that_a_slow_reader_takes_is_that_of_sending(root: Path, model: Concurrency) -> None:
+    size = 32 << 20
+    (root / "large").write_bytes(bytes(size))
+    with Server(Config(root=root, tcp="127.0.0.1:0", concurrency_model=model)) as server:
+        with Wire(server.addresses["tcp"]) as wire:
+            wire.send(request(SPLICE, "/large"))
+            wire.socket.recv(1)
+            time.sleep(0.3)
+            left = 9 + size - 1
+            while left:
+                left -= len(wire.socket.recv(min(left, 1 << 20)))
+        wait_for(server.slow_requests)
+        (slow,) = server.slow_requests()
+    assert slow.send_us > 250_000 > slow.storage_us
 
 
 def test_a_datagram_has_an_address_that_it_came_from(root: Path) -> None:

@@ -58,6 +58,23 @@ impl Session {
         if !self.outbox.is_empty() {
             scratch.flush_began = Instant::now();
         }
+        let next = self.hand_over(scratch, manner, sent, bytes_left);
+        // What waits for its file is still the storage's; anything else that is left is on its way.
+        if next.as_ref().is_some_and(|next| !matches!(next, Next::Waiting)) {
+            for ending in self.outbox.iter_mut().filter_map(|segment| segment.ends.as_mut()) {
+                ending.asked.answered_at.get_or_insert(scratch.flush_began);
+            }
+        }
+        next
+    }
+
+    fn hand_over(
+        &mut self,
+        scratch: &mut Scratch,
+        manner: Manner,
+        sent: &mut usize,
+        bytes_left: &mut usize,
+    ) -> Option<Next> {
         while let Some(front) = self.outbox.front() {
             if *bytes_left == 0 && manner.patience == Patience::Never {
                 return Some(Next::Again);

@@ -39,7 +39,7 @@ pub(super) struct Asked {
     pub operation: Operation,
     /// When the request was there as a whole.
     pub complete_at: Instant,
-    /// When storage had found what is answered, where it was waited for.
+    /// When storage had found what is answered, where it was waited for, or when its sending began, where it takes more than a turn.
     pub answered_at: Option<Instant>,
     pub uri: Note,
 }
