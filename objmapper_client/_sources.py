@@ -74,10 +74,15 @@ def source_of(data: object, length: int | None) -> Steps[Source]:
     if isinstance(data, str | os.PathLike):
         file: IO[bytes] = yield Call(lambda: open(data, "rb", buffering=0))  # noqa: SIM115 - closed with the source
         try:
-            return _of_file(file, length, to_close=file)
+            source = yield from _of_readable(file, length)
         except BaseException:
             file.close()
             raise
+        if source.to_close is None:
+            source.to_close = file
+        else:
+            file.close()
+        return source
     if hasattr(data, "read"):
         return (yield from _of_readable(data, length))
     pieces: Iterator[bytes] | AsyncIterator[bytes]
@@ -100,7 +105,7 @@ def _agreed(there: int, said: int | None) -> int:
     return there
 
 
-def _of_file(file: Any, length: int | None, to_close: IO[bytes] | None = None) -> Source:
+def _of_file(file: Any, length: int | None) -> Source:
     """A regular file, from its position to its end, or `length` bytes of it."""
     if hasattr(file, "readable") and not file.readable():
         raise LocalProtocolError("the file is not open for reading")
@@ -109,10 +114,12 @@ def _of_file(file: Any, length: int | None, to_close: IO[bytes] | None = None) -
     if not stat.S_ISREG(found.st_mode):
         raise io.UnsupportedOperation("not a regular file")
     at = file.tell() if hasattr(file, "tell") else os.lseek(descriptor, 0, os.SEEK_CUR)
+    if found.st_size == 0 and os.pread(descriptor, 1, at):
+        raise io.UnsupportedOperation("a file that is made as it is read (/proc, /sys) has no size")
     left = max(0, found.st_size - at)
     if length is not None and length > left:
         raise LocalProtocolError(f"the file has {left} bytes from its position on, and not {length}")
-    return Source(left if length is None else length, descriptor=descriptor, offset=at, to_close=to_close)
+    return Source(left if length is None else length, descriptor=descriptor, offset=at)
 
 
 def _of_readable(file: Any, length: int | None) -> Steps[Source]:
@@ -126,11 +133,20 @@ def _of_readable(file: Any, length: int | None) -> Steps[Source]:
         # No file of the system's, or one without a size.
         pass
     if length is None and hasattr(file, "seekable") and file.seekable():
-        at = file.tell()
-        length = file.seek(0, os.SEEK_END) - at
-        file.seek(at)
+        length = _length_by_seeking(file)
     pieces = _pieces(file)
     return Source(length, pieces=pieces) if length is not None else (yield from _gathered(pieces))
+
+
+def _length_by_seeking(file: Any) -> int | None:
+    """How much is left; None where only reading tells, as with devices and what the kernel makes up."""
+    at = file.tell()
+    try:
+        end = file.seek(0, os.SEEK_END)
+    except OSError:
+        return None
+    file.seek(at)
+    return (end - at) or None
 
 
 def _pieces(file: Any) -> Iterator[bytes]:

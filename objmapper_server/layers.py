@@ -1,12 +1,13 @@
 """Settings in layers: flags win, then the environment, then the file. Each value keeps its origin."""
 
 import os
+import stat
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from tomllib import TOMLDecodeError
 from typing import Any, Final
 
-from pydantic_settings import BaseSettings, EnvSettingsSource, TomlConfigSettingsSource
+from pydantic_settings import BaseSettings, EnvSettingsSource
 
 from .config_error import ConfigError, did_you_mean
 
@@ -41,16 +42,23 @@ def layered(
 
 def _from_file(cls: type[BaseSettings], file: Path) -> dict[str, Any]:
     try:
-        file.open("rb").close()
-        found = TomlConfigSettingsSource(cls, file).toml_data
+        with open(file, "rb", opener=_without_waiting) as opened:
+            # A reload reads it again; what comes out of a pipe comes once.
+            if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode) and str(file) != os.devnull:
+                raise ConfigError("--config", f"{str(file)!r} is no regular file, which a reload could read again")
+            found = tomllib.load(opened)
     except OSError as error:
         raise ConfigError("--config", f"cannot read {str(file)!r}: {error.strerror}") from error
-    except (TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError("--config", f"{str(file)!r} is not TOML: {error}") from error
     for name in found:
         if name not in cls.model_fields:
             raise ConfigError(name, f"no such setting{did_you_mean(name, cls.model_fields)}", str(file))
-    return dict(found)
+    return found
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _from_environment(cls: type[BaseSettings]) -> dict[str, Any]:

@@ -16,7 +16,8 @@ ADVICE: Final = {
     errno.ENOSPC: "free some space, or choose another place",
     errno.EDQUOT: "free some of your quota, or choose another place",
     errno.EFBIG: "the file system or a limit (ulimit -f) allows no larger file",
-    errno.EADDRINUSE: "choose another (port 0 is any free one), or end who has it",
+    errno.EBADF: "standard input or output is closed, and this needs it",
+    errno.EADDRINUSE: "choose another, or end who has it; port 0 is any free one",
     errno.EADDRNOTAVAIL: "this machine does not have that address",
 }
 
@@ -114,8 +115,11 @@ def guarded(command: Callable[P, int | None]) -> Callable[P, None]:
 
 
 def say(line: str) -> None:
-    """Print one line for people on stderr."""
-    print("objmapper:", " ".join(line.split()), file=sys.stderr, flush=True)
+    """Print one line for people on stderr. Where nobody takes it, the exit code says it alone."""
+    try:
+        print("objmapper:", " ".join(line.split()), file=sys.stderr, flush=True)
+    except OSError:
+        _discard(2)
 
 
 def _die_of_a_closed_pipe() -> NoReturn:
@@ -131,6 +135,10 @@ def _forget_output() -> None:
     try:
         sys.stdout.flush()
     except (OSError, ValueError):
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 1)
-        os.close(nowhere)
+        _discard(1)
+
+
+def _discard(stream: int) -> None:
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream)
+    os.close(nowhere)

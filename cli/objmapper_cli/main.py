@@ -1,84 +1,37 @@
-"""The command's entry: which subcommands there are. A subcommand's module is imported when it is called for."""
+"""The entry: a process in which the command can run. It loads nothing that takes time."""
 
+import os
+import signal
 import sys
-from collections import UserDict
-from importlib import import_module
-from typing import Annotated, Any, Final
+from typing import Final
 
-import typer
-from typer.core import TyperGroup
-
-from objmapper_cli.errors import INTERRUPTED, guarded
-
-#: In the order of the help page; each is the name of a module here and of a function in it,
-#: or of a group of commands.
-COMMANDS: Final = (
-    "serve",
-    "get",
-    "open",
-    "put",
-    "rm",
-    "ls",
-    "stat",
-    "stats",
-    "trace",
-    "bench",
-    "config",
-    "doctor",
-    "completion",
-)
-
-
-class Subcommands(UserDict[str, Any]):
-    """Name → command. The names are there at once, a command only when it is looked up."""
-
-    def __getitem__(self, name: str) -> Any:
-        if name not in self.data:
-            raise KeyError(name)
-        function = getattr(import_module(f"objmapper_cli.{name}"), name)
-        if isinstance(function, typer.Typer):
-            return typer.main.get_command(function)
-        alone = typer.Typer(rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False)
-        alone.command(name)(guarded(function))
-        return typer.main.get_command(alone)
-
-
-class Objmapper(TyperGroup):
-    """The command with its subcommands."""
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings)
-        self.commands = Subcommands(dict.fromkeys(COMMANDS))
-
-
-def show_version(wanted: bool) -> None:
-    """Print the version and leave, where it was asked for."""
-    if wanted:
-        from importlib.metadata import version
-
-        print(f"objmapper {version('objmapper')}")
-        raise typer.Exit
-
-
-def objmapper(
-    version: Annotated[
-        bool, typer.Option("--version", help="Show the version and leave.", callback=show_version, is_eager=True)
-    ] = False,
-) -> None:
-    """Objects by URI: an open file descriptor on a Unix socket, the bytes over TCP."""
+#: Of a stream that is closed: what fails at once when it is used, so that it is said, and takes its number.
+UNUSABLE: Final = {0: os.O_WRONLY, 1: os.O_RDONLY, 2: os.O_WRONLY}
 
 
 def main() -> None:
     """Run the command that the arguments name, and leave with its exit code."""
-    app = typer.Typer(
-        cls=Objmapper,
-        rich_markup_mode=None,
-        pretty_exceptions_enable=False,
-        no_args_is_help=True,
-        context_settings={"help_option_names": ["-h", "--help"]},
-    )
-    app.callback()(objmapper)
-    try:
-        app(prog_name="objmapper")
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+    # Until there is a command that has its own way of ending, Ctrl-C ends this quietly, as it does any program.
+    if interruptible := signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    hold_streams()
+    from objmapper_cli.commands import run
+
+    if interruptible:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    run()
+
+
+def hold_streams() -> None:
+    """Have standard input, output and error, whichever of them the caller has closed.
+
+    The next socket or file would get the number, and what is meant for people would be written into it.
+    """
+    for descriptor, flags in UNUSABLE.items():
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, flags)
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, mode, closefd=False))

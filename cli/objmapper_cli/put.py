@@ -52,4 +52,4 @@ def put(
 
 
 def _size(file: str) -> int | None:
-    return None if file == "-" else Path(file).stat().st_size
+    return None if file == "-" else Path(file).stat().st_size or None

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
+from objmapper_cli.commands import COMMANDS
 from objmapper_cli.errors import ExitCode, Failure, explain
-from objmapper_cli.main import COMMANDS
 from objmapper_client import errors
 from objmapper_client.protocol import Status
 from objmapper_server import ConfigError

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -12,9 +12,11 @@ import typer
 from objmapper_cli.bench.measure import THREADS, progress, run
 from objmapper_cli.bench.models import criteria, measure_models, show_criteria
 from objmapper_cli.bench.own_server import OwnServer, own_server
-from objmapper_cli.bench.report import Row, median, plot_curves, show
+from objmapper_cli.bench.report import Row, check_picture, median, plot_curves, show
 from objmapper_cli.bench.report import plot as draw
 from objmapper_cli.errors import ExitCode, Failure, guarded
+from objmapper_cli.options import client_of
+from objmapper_client.errors import UnsupportedOperation
 from objmapper_server.concurrency import TRANSPORTS
 from objmapper_server.load import Dialect, LoadPlan
 
@@ -44,10 +46,11 @@ Duration = Annotated[str, typer.Option(metavar="TIME", help="Of each round: 10s,
 Rounds = Annotated[int, typer.Option(min=1, max=99, help="The median round counts.")]
 Pipeline = Annotated[int, typer.Option(min=1, max=1000, help="Requests that each client keeps under way.")]
 Rate = Annotated[
-    float | None, typer.Option(metavar="N", help="Open loop: N requests a second are due, whatever the server does.")
+    float | None,
+    typer.Option(metavar="N", min=1e-3, max=1e9, help="Open loop: N requests a second are due, whatever the server does."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print a JSON document.")]
-Plot = Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw a picture too.")]
+Plot = Annotated[Path | None, typer.Option(metavar="FILE.png", callback=check_picture, help="Draw a picture too.")]
 
 
 def parse_duration(text: str) -> float:
@@ -128,6 +131,7 @@ def _measured(
             plan = replace(plan, address=own.addresses[setting.transport], uris=(f"/{OBJECT}",))
             transport = setting.transport
         else:
+            _ask(setting.server, setting.uri or "")
             plan = replace(plan, address=setting.server, uris=(setting.uri or "",))
             scheme = setting.server.partition(":")[0]
             transport = scheme if scheme in TRANSPORTS else "unix"
@@ -153,6 +157,12 @@ def _measured(
     return rows
 
 
+def _ask(server: str, uri: str) -> None:
+    """Raises what the server has against this object, before anything is measured; refusals are quick, too."""
+    with client_of(server, 30.0) as client, suppress(UnsupportedOperation):  # a server of version 1 has no stat
+        client.stat(uri)
+
+
 def _refuse_failure(rows: Sequence[Row]) -> None:
     if all(row.result.requests + row.result.refused == 0 for row in rows):
         raise Failure(
@@ -164,12 +174,8 @@ def _finish(
     rows: Sequence[Row], title: str, as_json: bool, paint: Callable[[Path], None], picture: Path | None
 ) -> None:
     show(rows, as_json=as_json, title=title)
-    if picture is None:
-        return
-    try:
+    if picture is not None:
         paint(picture)
-    except ModuleNotFoundError as error:
-        raise Failure(f"--plot needs {error.name}: pip install 'objmapper[plot]'") from None
 
 
 @bench.command()
@@ -290,7 +296,7 @@ def storage(
     flags = ["--concurrency-model", concurrency_model, "--cache-size", cache_size]
     flags += ["--max-queue-depth", str(max(100, clients)), "--storage-pool-size", str(storage_pool_size)]
     flags += ["--async-storage" if async_storage else "--no-async-storage"]
-    rates = [float(text) for text in hit_rate.split(",")]
+    rates = parse_rates(hit_rate)
     seconds = parse_duration(duration)
     results: dict[float, list[Any]] = {rate: [] for rate in rates}
     with ExitStack() as stack:
@@ -316,9 +322,7 @@ def storage(
 
 
 def mixture(cold: Sequence[str], hit_rate: float) -> tuple[str, ...]:
-    """URIs of which the part `hit_rate` is the hot object's, spread evenly. Raises Failure for a part that is none."""
-    if not 0 <= hit_rate <= 1:
-        raise Failure(f"--hit-rate {hit_rate}: a part is from 0 to 1", ExitCode.USAGE)
+    """URIs of which the part `hit_rate`, from 0 to 1, is the hot object's, spread evenly."""
     uris, owed = [], 0.0
     for name in cold:
         owed += hit_rate / (1 - hit_rate) if hit_rate < 1 else 1
@@ -392,6 +396,17 @@ def compare(
         rows.append(Row({"server": name, "mode": dialect, "clients": clients, "ratio": ratio}, result))
     _refuse_failure(rows)
     _finish(rows, "compare", json, lambda path: plot_curves(rows, path, title="side by side"), plot)
+
+
+def parse_rates(text: str) -> list[float]:
+    """Parts of the whole from ``0,0.8,1``. Raises Failure."""
+    try:
+        rates = [float(word) for word in text.split(",")]
+    except ValueError:
+        rates = []
+    if not rates or not all(0 <= rate <= 1 for rate in rates):
+        raise Failure(f"--hit-rate {text}: parts from 0 to 1, parted by commas", ExitCode.USAGE)
+    return rates
 
 
 def parse_counts(text: str) -> list[int]:

@@ -1,6 +1,7 @@
 """A server of the bench's own, in a process of its own, so that its memory and its threads are its own."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +10,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from objmapper_cli.errors import ExitCode, Failure
+from objmapper_cli.units import amount
+
+MIB = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,17 +39,32 @@ def own_server(sizes: dict[str, int], *flags: str) -> Iterator[OwnServer]:
     with tempfile.TemporaryDirectory(prefix="objmapper-bench-") as scratch:
         root = Path(scratch, "root")
         root.mkdir()
+        wanted, there = sum(sizes.values()), shutil.disk_usage(root).free
+        if wanted > there:
+            raise Failure(
+                f"the objects have {amount(wanted)}, and {scratch} has room for {amount(there)}: choose a smaller "
+                "--file-size, or another place ($TMPDIR)"
+            )
         for name, size in sizes.items():
-            (root / name).write_bytes(os.urandom(min(size, 1 << 20)) + bytes(max(0, size - (1 << 20))))
+            write_object(root / name, size)
             # Old enough to be kept in memory from the first request on.
             os.utime(root / name, (1, 1))
         with started(root, Path(scratch, "o.sock"), *flags) as server:
             yield server
 
 
+def write_object(path: Path, size: int) -> None:
+    """Makes a file of `size` bytes without holes, of which a MiB at most is in memory at a time."""
+    with path.open("wb") as file:
+        file.write(os.urandom(min(size, MIB)))
+        zeros = bytes(min(MIB, size))
+        for at in range(MIB, size, MIB):
+            file.write(zeros[: size - at])
+
+
 @contextmanager
 def started(root: Path, socket: Path, *flags: str) -> Iterator[OwnServer]:
-    """`objmapper serve` in a process of its own; raises RuntimeError with its words where it does not start."""
+    """`objmapper serve` in a process of its own; raises Failure with its words where it does not start."""
     command = [sys.executable, "-m", "objmapper_cli", "serve", str(root), "--unix", str(socket)]
     command += ["--tcp", "127.0.0.1:0", *flags]
     if "--admin" not in flags:
@@ -59,7 +80,8 @@ def started(root: Path, socket: Path, *flags: str) -> Iterator[OwnServer]:
                 words = line.partition("ready ")[2].split()
                 yield OwnServer({word.partition(":")[0]: word for word in words}, process.pid, root)
                 return
-        raise RuntimeError(f"the bench's server did not start: {' '.join(said)}")
+        code = ExitCode.USAGE if process.wait() == ExitCode.USAGE else ExitCode.FAILED
+        raise Failure(f"the bench's server did not start: {' '.join(said).removeprefix('objmapper: ')}", code)
 
 
 def _end(process: subprocess.Popen[str]) -> None:

@@ -1,11 +1,15 @@
 """What a bench shows: rows as a table, as JSON, as a picture."""
 
+import importlib.util
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import typer
 
 from objmapper_server.load import LoadResult
 
@@ -16,6 +20,7 @@ COLORS = {
     "epoll": "#aa3377",
     "auto": "#222222",
 }
+PICTURES = (".png", ".svg", ".pdf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +74,21 @@ def show(rows: Sequence[Row], *, as_json: bool, title: str) -> None:
     Console(width=wide).print(table)
 
 
-def plot(rows: Sequence[Row], path: Path, *, title: str, line: str, along: str) -> None:
-    """Draws throughput and p99 against `along`, a line for each value of `line`, a column for each transport.
+def check_picture(path: Path | None) -> Path | None:
+    """The path, if a picture can be drawn there. Raises BadParameter: to learn it after the measuring would be late."""
+    if path is None:
+        return None
+    if importlib.util.find_spec("matplotlib") is None:
+        raise typer.BadParameter("pictures need matplotlib: pip install 'objmapper[plot]'")
+    if path.suffix.lower() not in PICTURES:
+        raise typer.BadParameter(f"{path}: its name has to end in one of {', '.join(PICTURES)}")
+    if not os.access(path if path.exists() else path.parent, os.W_OK) or path.is_dir():
+        raise typer.BadParameter(f"{path}: cannot be written: choose another place")
+    return path
 
-    Raises ModuleNotFoundError without matplotlib.
-    """
+
+def plot(rows: Sequence[Row], path: Path, *, title: str, line: str, along: str) -> None:
+    """Draws throughput and p99 against `along`, a line for each value of `line`, a column for each transport."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -107,7 +122,7 @@ def plot(rows: Sequence[Row], path: Path, *, title: str, line: str, along: str) 
 
 
 def plot_curves(rows: Sequence[Row], path: Path, *, title: str) -> None:
-    """Draws latency by quantile, a line for each row. Raises ModuleNotFoundError without matplotlib."""
+    """Draws latency by quantile, a line for each row."""
     import matplotlib as mpl
 
     mpl.use("Agg")

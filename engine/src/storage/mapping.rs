@@ -98,15 +98,15 @@ impl Mapping {
     /// Takes hold of `root`; later renames of the directory do not matter.
     pub fn new(root: &Path, follow_symlinks: bool) -> Result<Self, StartError> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let directory = fs::openat(CWD, root, flags, Permissions::empty())
-            .map_err(|errno| StartError::new(errno, "cannot serve this root", root.display().to_string()))?;
+        let failed = |errno| StartError::new(errno, "cannot serve this root", root.display().to_string());
+        let directory = fs::openat(CWD, root, flags, Permissions::empty()).map_err(failed)?;
+        // To hold a directory takes no permission on it; to find anything in it takes that to search it.
+        fs::openat(&directory, c".", flags, Permissions::empty()).map_err(failed)?;
         let mut resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
         if !follow_symlinks {
             resolve |= ResolveFlags::NO_SYMLINKS;
         }
-        let kind = fs::fstatfs(&directory)
-            .map_err(|errno| StartError::new(errno, "cannot serve this root", root.display().to_string()))?
-            .f_type;
+        let kind = fs::fstatfs(&directory).map_err(failed)?.f_type;
         Ok(Mapping {
             root: Arc::new(directory),
             name: root.into(),

@@ -274,8 +274,9 @@ fn random() -> io::Result<u64> {
     if filled == bytes.len() { Ok(u64::from_ne_bytes(bytes)) } else { Err(Errno::IO) }
 }
 
-fn why_no_staging(errno: Errno) -> String {
-    let advice = match errno {
+/// What to do; which error it was, whoever shows it adds.
+fn why_no_staging(errno: Errno) -> &'static str {
+    match errno {
         Errno::ACCESS | Errno::PERM => {
             "the server's user may not write here, or another user's server has left it: give write permission, or \
              remove it when no server runs on this root"
@@ -291,8 +292,7 @@ fn why_no_staging(errno: Errno) -> String {
             "this file system cannot lock directories (NFS cannot), and writes need that: serve it without --writable"
         }
         _ => "writes are prepared here, which failed",
-    };
-    format!("{advice} ({errno})")
+    }
 }
 
 #[cfg(test)]
