@@ -105,7 +105,7 @@ def test_it_shows_what_happens(server: Server, browser: "Browser") -> None:
         until(page, "() => document.getElementById('state').textContent === 'ready'")
         until(page, SAYS, "Latency", ["p50", "p99", "µs"])
         until(page, SAYS, "Requests", ["unix", "tcp", "/s"])
-        until(page, SAYS, "Where the requests lie", ["in that second"])
+        until(page, SAYS, "Where the requests lie", ["since the look before"])
         until(page, SAYS, "Threads by model", ["epoll"])
         for title in ("Where the requests lie", "Latency", "Requests"):
             until(page, COLOURED, title)
