@@ -1,5 +1,6 @@
 """``objmapper get``: what it writes where, and what it says when it cannot."""
 
+import gc
 import os
 import resource
 import shutil
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from objmapper_cli.fetching import Fetch
+from objmapper_client import Client
 from objmapper_server import Server
 from tests.cli.conftest import COMMAND, Run, closing, has_begun_a_file, one_line, seen_while_reading
 from tests.cli.pretender import answering
@@ -248,6 +251,18 @@ def test_whoever_interrupts_it_finds_no_rest(
     assert process.stderr is not None
     assert process.stderr.read() == b""
     assert [path.name for path in tmp_path.rglob("*")] == left
+
+
+def test_who_is_interrupted_between_two_pieces_does_not_wait_for_the_rest() -> None:
+    with answering(HALF, hold=True) as address, Client(address, timeout=20) as client:
+        start = time.monotonic()
+        with pytest.raises(KeyboardInterrupt), Fetch(client, "/a") as fetch:
+            assert fetch.size == 1000
+            raise KeyboardInterrupt
+        # As the interpreter does when it ends.
+        del fetch
+        gc.collect()
+        assert time.monotonic() - start < 10
 
 
 @pytest.mark.parametrize(("transport", "mode"), WAYS)
