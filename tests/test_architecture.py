@@ -140,16 +140,27 @@ def test_one_module_of_the_command_speaks_http(path: Path) -> None:
     assert not any(within(target, "httpx") for target in imports(path)) or path.name == "admin_client.py"
 
 
-#: The admin endpoint: nothing else of the server may need what it is made with.
-ENDPOINT = {"admin.py", "routes.py", "gate.py", "http_limits.py", "metrics.py"}
-
-
 @pytest.mark.parametrize("path", under(SERVER), ids=name_of)
 def test_the_web_is_the_admin_endpoints_affair(path: Path) -> None:
     web = {target for target in imports(path) if within(target, "fastapi", "starlette", "uvicorn", "h11")}
-    assert not web or path.name in ENDPOINT
+    assert not web or path == SERVER / "admin.py" or path.parent == SERVER / "endpoint"
     scraped = {target for target in imports(path) if within(target, "prometheus_client")}
     assert not scraped or path.name == "metrics.py"
+
+
+@pytest.mark.parametrize("path", under(SERVER), ids=name_of)
+def test_a_server_needs_no_endpoint_and_an_endpoint_no_process(path: Path) -> None:
+    """Whoever runs a server inside a program has neither."""
+    endpoint = {target for target in imports(path) if within(target, f"{SERVER.name}.endpoint")}
+    assert not endpoint or path == SERVER / "admin.py" or path.parent == SERVER / "endpoint"
+    process = {target for target in imports(path) if within(target, f"{SERVER.name}.process")}
+    assert not process or path == SERVER / "server.py" or path.parent == SERVER / "process"
+
+
+@pytest.mark.parametrize("path", under(SERVER / "settings"), ids=name_of)
+def test_settings_know_no_server(path: Path) -> None:
+    allowed = [f"{SERVER.name}.{each}" for each in ("settings", "config", "concurrency")]
+    assert {each for each in imports(path) if within(each, SERVER.name) and not within(each, *allowed)} == set()
 
 
 def test_a_server_without_an_endpoint_loads_none_of_it() -> None:
