@@ -247,7 +247,7 @@ LAYERS: dict[str, set[str]] = {
     "storage/cursor": {"errors"},
     "storage/directory_run": set(),
     "storage/walk": {"directory_run", "errors", "mapping", "protocol", "rules"},
-    "storage/listing": {"cursor", "directory_run", "errors", "mapping", "rules", "walk"},
+    "storage/listing": {"cursor", "directory_run", "errors", "mapping", "protocol", "rules", "walk"},
     "transport": {"errors"},
     "rules": {"transport"},
     "refusals": {"transport"},

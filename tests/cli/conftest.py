@@ -153,3 +153,8 @@ def has_begun_a_file(pid: int, folder: Path) -> bool:
         with suppress(FileNotFoundError):
             found.append(os.readlink(entry))
     return any(name.startswith(str(folder)) and name.endswith(" (deleted)") for name in found)
+
+
+def is_asleep(pid: int) -> bool:
+    """Whether a process waits in the kernel. A signal that comes on its way there is heard when the wait is over."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"

@@ -16,7 +16,7 @@ import pytest
 from objmapper_cli.fetching import Fetch
 from objmapper_client import Client
 from objmapper_server import Server
-from tests.cli.conftest import COMMAND, Run, closing, has_begun_a_file, one_line, seen_while_reading
+from tests.cli.conftest import COMMAND, Run, closing, has_begun_a_file, is_asleep, one_line, seen_while_reading
 from tests.cli.pretender import answering
 
 WAYS = [("unix", "fdpass"), ("unix", "copy"), ("unix", "splice"), ("tcp", "copy"), ("tcp", "splice")]
@@ -244,7 +244,7 @@ def test_whoever_interrupts_it_finds_no_rest(
     with answering(HALF, hold=True) as address:
         process = started("get", *uris, "--server", address, "-o", "out")
         deadline = time.monotonic() + 30
-        while not has_begun_a_file(process.pid, tmp_path):
+        while not (has_begun_a_file(process.pid, tmp_path) and is_asleep(process.pid)):
             assert time.monotonic() < deadline
         process.send_signal(number)
         assert process.wait(30) == code

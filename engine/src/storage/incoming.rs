@@ -43,7 +43,8 @@ impl Incoming {
     }
 
     /// Bytes so far.
-    pub fn size(&self) -> u64 {
+    #[cfg(test)]
+    fn size(&self) -> u64 {
         self.size
     }
 
