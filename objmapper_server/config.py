@@ -20,10 +20,10 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 from objmapper_client import address
 
 from .concurrency import TRANSPORTS, Concurrency, Transport, choose
-from .config_error import ConfigError, did_you_mean
-from .layers import ENVIRONMENT_PREFIX, layered
-from .listening import ListeningPoint, parse_networks
-from .peers import groups, prefixes, users
+from .settings.config_error import ConfigError, did_you_mean
+from .settings.layers import ENVIRONMENT_PREFIX, layered
+from .settings.listening import ListeningPoint, parse_networks
+from .settings.peers import groups, prefixes, users
 
 DEFAULT_TCP_PORT: Final = 9999
 DEFAULT_UDP_PORT: Final = 9998

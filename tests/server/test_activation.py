@@ -16,8 +16,8 @@ import httpx
 import pytest
 
 from objmapper_server import Concurrency, Config, Server
-from objmapper_server.activation import NO_SOCKETS, handed_over, kind_of
-from objmapper_server.notify import Notifier
+from objmapper_server.process.activation import NO_SOCKETS, handed_over, kind_of
+from objmapper_server.process.notify import Notifier
 from tests.wire import COPY, OK, Wire
 
 HOME = Path(__file__).parent.parent.parent

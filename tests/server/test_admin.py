@@ -20,7 +20,7 @@ import pytest
 
 from objmapper_server import Config, Server
 from objmapper_server.admin import listen_on
-from objmapper_server.gate import is_local
+from objmapper_server.endpoint.gate import is_local
 from tests import nobody
 from tests.server.test_statistics import METRICS
 from tests.wire import COPY, NOT_FOUND, OK, Wire

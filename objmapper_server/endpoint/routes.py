@@ -11,19 +11,19 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.security import HTTPBearer
 from pydantic import BaseModel, ConfigDict, create_model
 
-from .concurrency import TRANSPORTS, Concurrency
-from .config_error import ConfigError
+from ..concurrency import TRANSPORTS, Concurrency
+from ..not_running import NotRunning
+from ..recorded import Recorded, RecordedRequest
+from ..settings.config_error import ConfigError
+from ..settings.in_force import Setting, settings_in_force
+from ..settings.listening import ListeningPoint
+from ..statistics import Statistics, bounds_us
 from .gate import Gate
-from .in_force import Setting, settings_in_force
-from .listening import ListeningPoint
 from .metrics import Exposition
-from .not_running import NotRunning
 from .pages import Page
-from .recorded import Recorded, RecordedRequest
-from .statistics import Statistics, bounds_us
 
 if TYPE_CHECKING:
-    from .server import Server
+    from ..server import Server
 
 LOG: Final = logging.getLogger(__name__)
 #: Microseconds: twelve to a decade, from 1 µs to 10 s, for pictures.
