@@ -8,6 +8,7 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -297,3 +298,21 @@ def test_the_engines_layers_look_inward_only(name: str) -> None:
 def test_no_session_knows_a_thread(path: Path) -> None:
     if {path.stem, path.parent.name} & {"session", "protocol", "mapping"}:
         assert "thread::" not in re.sub(r"//.*", "", path.read_text(encoding="utf-8"))
+
+
+def test_the_map_shows_what_there_is() -> None:
+    """The listing at the head of DESIGN.md names every file of these folders, and none that is not there."""
+    listing = (HOME / "DESIGN.md").read_text(encoding="utf-8").split("```")[1]
+    named = set(re.findall(r"\w+\.(?:py|rs|sh|md|html)\b", listing))
+    other = (HOME / each for each in ("engine/src", "benchmarks", "docs", "examples", "setup"))
+    kinds = {".py", ".rs", ".sh", ".md", ".html"}
+    files = [path for folder in (CLIENT, SERVER, *other) for path in folder.rglob("*") if path.suffix in kinds]
+    there = {path.name for path in files if "tests" not in str(path.relative_to(HOME))}
+    assert there - named - {"__init__.py", "mod.rs"} == set()
+    assert named - there == set()
+
+
+def test_the_wheel_has_every_package() -> None:
+    settings = tomllib.loads((HOME / "pyproject.toml").read_text(encoding="utf-8"))
+    faces = [path for path in MODULES if path.name == "__init__.py"]
+    assert {".".join(package_of(face)) for face in faces} == set(settings["tool"]["setuptools"]["packages"])
