@@ -118,8 +118,9 @@ class Server:
     def serve_forever(self, ready: Callable[[], None] = lambda: None) -> bool:
         """Start, call `ready`, serve until SIGTERM or SIGINT, drain, stop; a second signal cuts the drain short.
 
-        SIGHUP reads the settings again. Returns whether everything under way was finished. Only for the main thread,
-        before there are more: signals are taken by waiting for them, so that no handler runs anywhere.
+        SIGHUP reads the settings again and reopens the access log. Returns whether everything under way was finished.
+        Only for the main thread, before there are more: signals are taken by waiting for them, so that no handler runs
+        anywhere.
         """
         return serve_until_told(self, ready)
 
@@ -201,11 +202,13 @@ class Server:
 
         The flags stay what they were. What was set while the server runs gives way to what is written. Raises
         `ConfigError` where something is wrong, and ValueError where there is nothing to read or the server drains; then
-        nothing has changed.
+        nothing has changed. The access log is opened anew in any case, for whoever has renamed it.
         """
         with self._changing:
             try:
                 self._started()
+                if self._access_log is not None:
+                    self._access_log.reopen()
                 if self._draining:
                     raise ValueError("the server drains: its settings stay as they are")
                 # What a service manager has opened stays as it is.

@@ -117,7 +117,7 @@ def serve(
     ] = None,
     config: Annotated[str | None, typer.Option(metavar="FILE", help="Read settings from a TOML file.")] = None,
 ) -> int:
-    """Serve the files under ROOT until SIGTERM or Ctrl-C; SIGHUP reads the settings again.
+    """Serve the files under ROOT until SIGTERM or Ctrl-C; SIGHUP reads the settings again and reopens the access log.
 
     Every setting can also be given in the file, under its name, and in the environment, as OBJMAPPER_ and its name.
     """
