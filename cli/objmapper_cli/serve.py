@@ -69,7 +69,7 @@ def serve(
         str | None, typer.Option(metavar="N", help="Connections at once of one user. [default: 0, no cap]")
     ] = None,
     max_descriptors_per_uid: Annotated[
-        str | None, typer.Option(metavar="N", help="Unread descriptors of one user. [default: 0, no cap]")
+        str | None, typer.Option(metavar="N", help="Descriptors of one user, unread or open. [default: 0, no cap]")
     ] = None,
     optimize_for: Annotated[
         str | None,
