@@ -13,6 +13,8 @@ from objmapper_client.protocol import MAX_CONTENT, Mode
 from objmapper_client.whole_file import written_to
 
 _CHUNK = 1 << 20
+# Before Python 3.12 looking a member up in its enumeration calls a function, which costs ten times as much as this.
+_FDPASS = Mode.FDPASS
 # What stat.S_ISREG compares, without the call.
 _TYPE, _REGULAR = 0o170000, stat.S_IFREG
 # copy_file_range and sendfile take at most this at once.
@@ -48,7 +50,7 @@ class Object:
         self.etag = etag
         #: When it was last modified, in seconds since 1970, where the server said it.
         self.mtime = mtime
-        if mode is Mode.FDPASS or size is None:
+        if mode is _FDPASS or size is None:
             found = os.fstat(descriptor)
             size = found.st_size
             if found.st_mode & _TYPE != _REGULAR:
