@@ -22,7 +22,8 @@ SHARED_MOST = 1 << 18
 _PAGE_MOST = 1 << 24
 #: Reading more than this from a file is left to a thread by an event loop.
 _QUICK = 1 << 18
-_FDPASS = Operation.FDPASS
+# Looking members up in their enumerations costs more than one thinks: see `object`.
+_FDPASS, _BY_DESCRIPTOR = Operation.FDPASS, Mode.FDPASS
 _OPERATIONS = {mode: Operation.of(mode) for mode in Mode}
 
 __all__ = [
@@ -66,7 +67,7 @@ class Opening(Single[Object]):
     def result(self) -> Object:
         """The object that came."""
         metadata, descriptor, self.descriptor = self.metadata, self.descriptor, -1
-        return Object(descriptor, self.uri, Mode.FDPASS, None, metadata.etag, metadata.mtime)
+        return Object(descriptor, self.uri, _BY_DESCRIPTOR, None, metadata[2], metadata[1])
 
     def otherwise(self, pool: Pool) -> Steps[Object]:
         """The same in version 1, on a connection of its own."""
@@ -77,7 +78,7 @@ class Opening(Single[Object]):
 
 def open_object(pool: Pool, uri: str, mode: Mode) -> Verb[Object]:
     """An object: its own descriptor, or a memory file that holds the bytes."""
-    return Opening(_FDPASS, uri) if mode is Mode.FDPASS else _open_copy(pool, uri, mode)
+    return Opening(_FDPASS, uri) if mode is _BY_DESCRIPTOR else _open_copy(pool, uri, mode)
 
 
 def opened(pool: Pool, uri: str, mode: Mode) -> Steps[Object]:

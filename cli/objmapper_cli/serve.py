@@ -69,7 +69,7 @@ def serve(
         str | None, typer.Option(metavar="N", help="Connections at once of one user. [default: 0, no cap]")
     ] = None,
     max_descriptors_per_uid: Annotated[
-        str | None, typer.Option(metavar="N", help="Unread descriptors of one user. [default: 0, no cap]")
+        str | None, typer.Option(metavar="N", help="Descriptors of one user, unread or open. [default: 0, no cap]")
     ] = None,
     optimize_for: Annotated[
         str | None,
@@ -117,7 +117,7 @@ def serve(
     ] = None,
     config: Annotated[str | None, typer.Option(metavar="FILE", help="Read settings from a TOML file.")] = None,
 ) -> int:
-    """Serve the files under ROOT until SIGTERM or Ctrl-C; SIGHUP reads the settings again.
+    """Serve the files under ROOT until SIGTERM or Ctrl-C; SIGHUP reads the settings again and reopens the access log.
 
     Every setting can also be given in the file, under its name, and in the environment, as OBJMAPPER_ and its name.
     """

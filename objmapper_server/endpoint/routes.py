@@ -226,7 +226,10 @@ def _add_writes(app: FastAPI, server: "Server") -> None:
         },
     )
     async def reload() -> Changes:
-        """Read file and environment again. What can change without a restart does; what cannot is named."""
+        """Read file and environment again. What can change without a restart does; what cannot is named.
+
+        The access log is opened anew, for whoever has renamed it.
+        """
         try:
             found = server.reload()
         except ConfigError as error:

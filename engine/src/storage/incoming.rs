@@ -42,6 +42,11 @@ impl Incoming {
         Ok(Incoming { staging, target, file, name, size: 0, reserved: 0 })
     }
 
+    /// Where the bytes go.
+    pub fn file(&self) -> &OwnedFd {
+        &self.file
+    }
+
     /// Bytes so far.
     #[cfg(test)]
     fn size(&self) -> u64 {
