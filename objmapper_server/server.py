@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Final, Self
 from ._engine import Engine
 from ._engine import __version__ as engine_version
 from .access_log import AccessLog
-from .activation import ADMIN, NO_SOCKETS, Sockets, address_of
 from .concurrency import TRANSPORTS, Concurrency, choose
 from .config import Config
-from .foreground import serve_until_told
-from .listening import ListeningPoint
 from .not_running import NotRunning
-from .peers import PeerRules
+from .process.activation import ADMIN, NO_SOCKETS, Sockets, address_of
+from .process.foreground import serve_until_told
 from .recorded import Recorded, RecordedRequest
 from .refusals import Refusal, RefusalLog
-from .reload import Reloaded
+from .settings.listening import ListeningPoint
+from .settings.peers import PeerRules
+from .settings.reload import Reloaded
 from .statistics import Statistics, Times
 
 if TYPE_CHECKING:

@@ -128,8 +128,8 @@ def serve(
         flags["admin"] = "none"
 
     from objmapper_server import Config, Server
-    from objmapper_server.activation import handed_over
-    from objmapper_server.logs import LOG, log_to_stderr
+    from objmapper_server.process.activation import handed_over
+    from objmapper_server.process.logs import LOG, log_to_stderr
 
     settings = Config.load(file=config, **flags)
     log_to_stderr(settings.log_format)
@@ -152,7 +152,7 @@ def serve(
 
 def tell(server: "Server") -> None:
     """Say what was found at start, and that clients can come."""
-    from objmapper_server.logs import LOG
+    from objmapper_server.process.logs import LOG
 
     for notice in server.notices:
         LOG.info(notice)

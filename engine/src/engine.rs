@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 use rustix::net::{SocketType, sockopt};
 
-use crate::buckets::CountedUpTo;
 use crate::concurrency::{Model, Order, Shutdown, spawn};
 use crate::errors::StartError;
 use crate::journal::Journal;
@@ -18,6 +17,7 @@ use crate::refusals::Refusal;
 use crate::rules::Rules;
 use crate::service::Service;
 use crate::settings::{Limits, Settings};
+use crate::statistics::CountedUpTo;
 use crate::storage::pool::StoragePool;
 use crate::transport::Transport;
 use crate::udp::{self, DatagramCounts, UdpSocket};

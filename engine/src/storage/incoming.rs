@@ -245,5 +245,5 @@ fn in_staging(errno: Errno) -> Error {
 }
 
 #[cfg(test)]
-#[path = "incoming_tests.rs"]
+#[path = "incoming_tests/mod.rs"]
 mod tests;
