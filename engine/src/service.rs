@@ -1,6 +1,6 @@
 //! What all sessions share: settings, the mapping, statistics, and the limits that hold over all connections.
 
-use rustix::fd::{AsRawFd, OwnedFd};
+use rustix::fd::{AsFd, AsRawFd};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -130,10 +130,11 @@ impl Service {
         self.connections.fetch_sub(1, Relaxed);
     }
 
-    /// Whether a file that was opened for a write may stay open until its client goes on. The kernel gives the lowest
-    /// number that is free, so a high one says how many there are; a quarter is left to those who connect and read.
-    pub fn may_stay_open(&self, file: &OwnedFd) -> bool {
-        (file.as_raw_fd() as u64) < self.write_limit
+    /// Whether a descriptor that was opened for a write may stay open until its client, or the disk, is ready. The kernel
+    /// gives the lowest number that is free, so a high one says how many there are; a quarter is left to those who connect
+    /// and read.
+    pub fn may_stay_open(&self, descriptor: &impl AsFd) -> bool {
+        (descriptor.as_fd().as_raw_fd() as u64) < self.write_limit
     }
 
     /// Whether clients may pass descriptors, to be put.

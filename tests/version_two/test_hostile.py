@@ -59,7 +59,7 @@ def strict(model: Concurrency, tmp_path_factory: pytest.TempPathFactory) -> Iter
         yield server
 
 
-@pytest.mark.parametrize(("kind", "count"), [("extended", 100), ("mixed", 100), ("puts-that-begin", 400)])
+@pytest.mark.parametrize(("kind", "count"), [("extended", 100), ("mixed", 100), ("puts-that-begin", 350)])
 def test_many_who_take_and_never_give_back_starve_nobody(model: Concurrency, kind: str, count: int) -> None:
     """As a user who is not root, under RLIMIT_NOFILE 1024: see `tests/hoarders.py`."""
     directory = Path(tempfile.mkdtemp(prefix="objmapper-hoarders-"))
