@@ -189,20 +189,22 @@ def delete(_: Pool, uri: str, if_match: str | None) -> Verb[None]:
     return ask
 
 
-def put(
-    pool: Pool,
-    uri: str,
-    data: object,
-    length: int | None,
-    if_match: str | None,
-    if_none_match: str | None,
-    make_parents: bool,
-    progress: Callable[[int], None] | None,
-) -> Steps[Stat]:
+class Put(NamedTuple):
+    """What is to be stored, and on which conditions."""
+
+    data: object
+    length: int | None
+    if_match: str | None
+    if_none_match: str | None
+    make_parents: bool
+    progress: Callable[[int], None] | None
+
+
+def put(pool: Pool, uri: str, wanted: Put) -> Steps[Stat]:
     """Stores an object, whole or not at all."""
     from objmapper_client import _upload
 
-    return _upload.put(pool, uri, data, length, if_match, if_none_match, make_parents, progress)
+    return _upload.put(pool, uri, wanted)
 
 
 Page = tuple[list[Entry], bytes | None]

@@ -6,7 +6,6 @@
 // The names of documented items say what they are; not every field of a plain value needs prose.
 #![allow(missing_docs)]
 
-pub mod buckets;
 pub mod concurrency;
 pub mod engine;
 pub mod errors;

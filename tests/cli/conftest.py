@@ -2,8 +2,10 @@
 
 import os
 import re
+import select
 import subprocess
 import sys
+import termios
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -123,6 +125,25 @@ def closing(*descriptors: int) -> Iterator[None]:
     finally:
         for descriptor in descriptors:
             os.close(descriptor)
+
+
+def seen_while_reading(command: list[str], environment: dict[str, str], *, until: bytes, piece: int = 1 << 17) -> bytes:
+    """What a terminal sees as standard error of a command whose output is read slowly, until it has seen `until`."""
+    terminal, theirs = os.openpty()
+    termios.tcsetwinsize(theirs, (24, 80))
+    seen = b""
+    with closing(terminal):
+        with closing(theirs):
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, env=environment)
+        with process:
+            assert process.stdout is not None
+            # A piece at a time, with a look at the terminal after each.
+            while until not in seen and process.stdout.read(piece):
+                if select.select([terminal], [], [], 0.02)[0]:
+                    seen += os.read(terminal, 4096)
+            process.kill()
+    assert until in seen
+    return seen
 
 
 def has_begun_a_file(pid: int, folder: Path) -> bool:

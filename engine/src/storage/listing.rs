@@ -181,5 +181,5 @@ fn append(entries: &mut Vec<u8>, path: &[u8], found: Found) {
 }
 
 #[cfg(test)]
-#[path = "listing_tests.rs"]
+#[path = "listing_tests/mod.rs"]
 mod tests;
