@@ -3,8 +3,8 @@
 ``python benchmarks/sdk.py [--rounds 5] [--load FLOOR_LOAD] [--json]``. Every round measures all of it once, one after
 the other; shown are the medians of the rounds, and how the SDK compares within them: what one request of the SDK takes,
 divided by what it takes the native generator, or the client in C that --load names; "no SDK" is what the interpreter
-and the system calls cost that are needed in any case. 64 threads share a `Client`, 64
-tasks an `AsyncClient`: one connection each.
+and the system calls cost that are needed in any case. 64 threads share a `Client`, 64 tasks an `AsyncClient`: one
+connection each.
 """
 
 import argparse
