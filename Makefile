@@ -44,6 +44,7 @@ lint: setup ## formatting, lints and types, Python and Rust
 	$(bin)/pyright
 	$(bin)/python setup/reference.py --check
 	$(bin)/python -m mypy.stubtest objmapper_server._engine
+	$(bin)/python -m mypy.stubtest --mypy-config-file pyproject.toml --allowlist setup/stubtest_allowed.txt objmapper_client
 	$(rust_env); cd engine && cargo fmt --check
 	$(rust_env); cd engine && cargo clippy --all-targets --locked -- -D warnings
 	$(rust_env); cd engine && cargo clippy --all-targets --locked --no-default-features -- -D warnings

@@ -22,8 +22,8 @@ from pathlib import Path
 import httpx
 
 from objmapper_cli.bench.own_server import own_server
+from objmapper_server.endpoint.metrics import BOUNDS_US
 from objmapper_server.load import LoadPlan, run_load
-from objmapper_server.metrics import BOUNDS_US
 
 BUCKETS = "objmapper_request_duration_seconds_bucket"
 #: Since start, over all answers: the same requests on both sides, once the load has ended.

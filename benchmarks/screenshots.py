@@ -1,6 +1,6 @@
 """Takes the pictures of the dashboard for the documentation: a server under a load that changes, in a real browser.
 
-    python benchmarks/screenshots.py [--seconds 100] [--into docs]
+    python benchmarks/screenshots.py [--seconds 120] [--into docs]
 
 Needs chromium. The server and the load are this machine's, so the figures in the pictures are no benchmark.
 """
@@ -28,7 +28,7 @@ SIZES = {"small": 4096, "page": 65536, "big": 2_000_000}
 def main() -> int:
     """Serve, load, switch a model on the way, take the pictures."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--seconds", type=float, default=100)
+    parser.add_argument("--seconds", type=float, default=120)
     parser.add_argument("--into", type=Path, default=Path(__file__).parent.parent / "docs")
     given = parser.parse_args()
     chromium = shutil.which("chromium")
@@ -53,7 +53,7 @@ def main() -> int:
             page.screenshot(path=given.into / "dashboard-dark.png")
             page.emulate_media(color_scheme="light")
             page.set_viewport_size({"width": 400, "height": 1500})
-            page.wait_for_timeout(2500)
+            page.wait_for_timeout(4500)
             page.screenshot(path=given.into / "dashboard-phone.png")
         browser.close()
     return 0

@@ -26,8 +26,8 @@ from objmapper_server import Config, Server
 
 HOME = Path(__file__).parent.parent
 sys.path.insert(0, str(HOME))
-from tests.test_udp import junk  # noqa: E402 - the tests are beside the packages, not among them
 from tests.two_hosts import Host, NotPermitted, two_hosts  # noqa: E402
+from tests.udp.junk import junk  # noqa: E402 - the tests are beside the packages, not among them
 
 SIZE = 200_000
 #: Datagrams that are made beforehand; each goes out many times.

@@ -22,7 +22,8 @@ SHARED_MOST = 1 << 18
 _PAGE_MOST = 1 << 24
 #: Reading more than this from a file is left to a thread by an event loop.
 _QUICK = 1 << 18
-_FDPASS = Operation.FDPASS
+# Looking members up in their enumerations costs more than one thinks: see `object`.
+_FDPASS, _BY_DESCRIPTOR = Operation.FDPASS, Mode.FDPASS
 _OPERATIONS = {mode: Operation.of(mode) for mode in Mode}
 
 __all__ = [
@@ -66,7 +67,7 @@ class Opening(Single[Object]):
     def result(self) -> Object:
         """The object that came."""
         metadata, descriptor, self.descriptor = self.metadata, self.descriptor, -1
-        return Object(descriptor, self.uri, Mode.FDPASS, None, metadata.etag, metadata.mtime)
+        return Object(descriptor, self.uri, _BY_DESCRIPTOR, None, metadata[2], metadata[1])
 
     def otherwise(self, pool: Pool) -> Steps[Object]:
         """The same in version 1, on a connection of its own."""
@@ -77,7 +78,7 @@ class Opening(Single[Object]):
 
 def open_object(pool: Pool, uri: str, mode: Mode) -> Verb[Object]:
     """An object: its own descriptor, or a memory file that holds the bytes."""
-    return Opening(_FDPASS, uri) if mode is Mode.FDPASS else _open_copy(pool, uri, mode)
+    return Opening(_FDPASS, uri) if mode is _BY_DESCRIPTOR else _open_copy(pool, uri, mode)
 
 
 def opened(pool: Pool, uri: str, mode: Mode) -> Steps[Object]:
@@ -188,20 +189,22 @@ def delete(_: Pool, uri: str, if_match: str | None) -> Verb[None]:
     return ask
 
 
-def put(
-    pool: Pool,
-    uri: str,
-    data: object,
-    length: int | None,
-    if_match: str | None,
-    if_none_match: str | None,
-    make_parents: bool,
-    progress: Callable[[int], None] | None,
-) -> Steps[Stat]:
+class Put(NamedTuple):
+    """What is to be stored, and on which conditions."""
+
+    data: object
+    length: int | None
+    if_match: str | None
+    if_none_match: str | None
+    make_parents: bool
+    progress: Callable[[int], None] | None
+
+
+def put(pool: Pool, uri: str, wanted: Put) -> Steps[Stat]:
     """Stores an object, whole or not at all."""
     from objmapper_client import _upload
 
-    return _upload.put(pool, uri, data, length, if_match, if_none_match, make_parents, progress)
+    return _upload.put(pool, uri, wanted)
 
 
 Page = tuple[list[Entry], bytes | None]

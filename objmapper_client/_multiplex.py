@@ -127,17 +127,12 @@ class Multiplex:
         """
         if flags & LOST or self.is_closing or len(self.under_way) > 1 or self._receiving is not None:
             return False
-        if not self.connection.responses.is_empty:
-            return False
         found = decode_usual(data, ask.number)
-        if found is None:
+        if found is None or not self.connection.responses.is_empty:
             return False
         content_len, metadata = found
         if ask.operation is _FDPASS:
-            if len(data) != USUAL_RESPONSE_SIZE or not ancillary:
-                return False
-            descriptor = only_descriptor(ancillary)
-            if descriptor is None:
+            if len(data) != USUAL_RESPONSE_SIZE or (descriptor := only_descriptor(ancillary)) is None:
                 return False
             ask.descriptor = descriptor
             self._due = 0

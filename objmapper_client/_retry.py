@@ -1,6 +1,5 @@
 """When a request is tried again, and after which pause."""
 
-import random
 from typing import TYPE_CHECKING
 
 from objmapper_client.errors import ConnectionFailed, ServerBusy
@@ -61,4 +60,7 @@ class Tries:
         pool = self._pool
         if not may_repeat or self._made >= pool.attempts or not pool.budget.spend(pool.requests):
             raise error
+        # Imported here: it takes two milliseconds, and few programs ever get here.
+        import random
+
         return random.uniform(0, min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**self._made))  # noqa: S311 - jitter

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import NoReturn
 
-from objmapper_client._exchange import Stat
+from objmapper_client._exchange import Put, Stat
 from objmapper_client._lines import on_own
 from objmapper_client._pool import Pool
 from objmapper_client._pull import Changed, Transfer
@@ -235,7 +235,7 @@ def list_page(pool: Pool, prefix: str, page_size: int, cursor: bytes | None) -> 
     raise _lacking(pool, "list")
 
 
-def put(pool: Pool, uri: str, *_: object) -> NoReturn:  # noqa: ARG001
+def put(pool: Pool, uri: str, wanted: Put) -> NoReturn:  # noqa: ARG001
     """Refused: a datagram that is lost would be a write that nobody knows of."""
     raise _lacking(pool, "put")
 

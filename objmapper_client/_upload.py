@@ -1,11 +1,10 @@
 """Putting an object: small ones like any request; large ones by descriptor where that passes, else as content."""
 
 import os
-from collections.abc import Callable
 
 from objmapper_client import _transport
 from objmapper_client._ask import details, encode
-from objmapper_client._exchange import Stat, Stating, stat_of
+from objmapper_client._exchange import Put, Stat, Stating, stat_of
 from objmapper_client._lines import lacking, on_own
 from objmapper_client._pool import Pool
 from objmapper_client._sources import Source, source_of
@@ -24,20 +23,11 @@ _PIECE = 1 << 20
 _SLOWEST_COPY = 16 << 20
 
 
-def put(
-    pool: Pool,
-    uri: str,
-    data: object,
-    length: int | None,
-    if_match: str | None,
-    if_none_match: str | None,
-    make_parents: bool,
-    progress: Callable[[int], None] | None,
-) -> Steps[Stat]:
+def put(pool: Pool, uri: str, wanted: Put) -> Steps[Stat]:
     """Stores an object, whole or not at all."""
-    source = yield from source_of(data, length)
+    source = yield from source_of(wanted.data, wanted.length)
     try:
-        upload = _Upload(pool, uri, source, if_match, if_none_match, make_parents, progress)
+        upload = _Upload(pool, uri, source, wanted)
         if source.length <= _SHARED_MOST:
             return (yield from upload.together())
         metadata = yield from on_own(pool, upload.exchange, repeatable=upload.is_conditional)
@@ -49,16 +39,8 @@ def put(
 class _Upload:
     """A put, over all its tries."""
 
-    def __init__(
-        self,
-        pool: Pool,
-        uri: str,
-        source: Source,
-        if_match: str | None,
-        if_none_match: str | None,
-        make_parents: bool,
-        progress: Callable[[int], None] | None,
-    ) -> None:
+    def __init__(self, pool: Pool, uri: str, source: Source, wanted: Put) -> None:
+        _, _, if_match, if_none_match, make_parents, progress = wanted
         self._pool = pool
         self._uri = uri
         self._source = source

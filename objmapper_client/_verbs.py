@@ -1,11 +1,11 @@
 """Which verbs a transport has: the one place where clients tell addresses apart."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from objmapper_client import _exchange
 from objmapper_client._ask import Verb
-from objmapper_client._exchange import Result, Stat
+from objmapper_client._exchange import Put, Result, Stat
 from objmapper_client._pool import Pool
 from objmapper_client._steps import Steps
 from objmapper_client.address import Address, UdpAddress
@@ -71,18 +71,7 @@ class Verbs(Protocol):
         """A page of a list, and where the next one begins."""
         raise NotImplementedError
 
-    def put(
-        self,
-        pool: Pool,
-        uri: str,
-        data: object,
-        length: int | None,
-        if_match: str | None,
-        if_none_match: str | None,
-        make_parents: bool,
-        progress: Callable[[int], None] | None,
-        /,
-    ) -> Steps[Stat]:
+    def put(self, pool: Pool, uri: str, wanted: Put, /) -> Steps[Stat]:
         """Stores an object."""
         raise NotImplementedError
 

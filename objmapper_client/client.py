@@ -5,7 +5,7 @@ from collections.abc import Callable, Generator, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from objmapper_client._exchange import Stat, chunks_of, within
+from objmapper_client._exchange import Put, Stat, chunks_of, within
 from objmapper_client._forks import forks
 from objmapper_client._pool import Pool
 from objmapper_client._settings import CHUNK, PAGE, Results, Settings
@@ -184,7 +184,8 @@ class Client(Settings):
         bytes so far.
         """
         pool = self._line
-        return run(pool, self._verbs.put(pool, uri, data, length, if_match, if_none_match, make_parents, progress))
+        wanted = Put(data, length, if_match, if_none_match, make_parents, progress)
+        return run(pool, self._verbs.put(pool, uri, wanted))
 
     def delete(self, uri: str, *, if_match: str | None = None) -> None:
         """Removes an object; with `if_match` only this version (an etag), else Conflict is raised."""

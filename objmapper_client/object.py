@@ -1,6 +1,5 @@
 """An object in hand: an owned descriptor with size, read, view, save."""
 
-import contextlib
 import mmap
 import os
 import stat
@@ -11,8 +10,11 @@ from typing import Self
 
 from objmapper_client.errors import RemoteProtocolError
 from objmapper_client.protocol import MAX_CONTENT, Mode
+from objmapper_client.whole_file import written_to
 
 _CHUNK = 1 << 20
+# Before Python 3.12 looking a member up in its enumeration calls a function, which costs ten times as much as this.
+_FDPASS = Mode.FDPASS
 # What stat.S_ISREG compares, without the call.
 _TYPE, _REGULAR = 0o170000, stat.S_IFREG
 # copy_file_range and sendfile take at most this at once.
@@ -48,7 +50,7 @@ class Object:
         self.etag = etag
         #: When it was last modified, in seconds since 1970, where the server said it.
         self.mtime = mtime
-        if mode is Mode.FDPASS or size is None:
+        if mode is _FDPASS or size is None:
             found = os.fstat(descriptor)
             size = found.st_size
             if found.st_mode & _TYPE != _REGULAR:
@@ -144,30 +146,12 @@ class Object:
         """Writes the content to a file, which appears under its name only when it is whole. Returns its size.
 
         The bytes are shared or copied by the kernel (copy_file_range, sendfile) where it can. `progress` is called with
-        the number of bytes of each step. Raises OSError; then nothing is left behind.
+        the number of bytes of each step. A file that is there keeps its permissions; a device or a pipe is written to.
+        Raises OSError; then, and also after a SIGKILL, the file is as it was, and nothing else is left.
         """
-        target = os.fspath(path)
-        if os.path.exists(target) and not os.path.isfile(target):
-            # A device or a pipe is written to, never replaced.
-            output = os.open(target, os.O_WRONLY | getattr(os, "O_CLOEXEC", 0))
-            try:
-                return copy_to(self.fileno(), output, self.size, progress=progress)
-            finally:
-                os.close(output)
-        beside = f"{target}.{os.getpid()}-{os.urandom(4).hex()}.part"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
-        output = os.open(beside, flags, 0o666)
-        try:
-            try:
-                written = copy_to(self.fileno(), output, self.size, progress=progress)
-            finally:
-                os.close(output)
-            os.replace(beside, target)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(beside)
-            raise
-        return written
+        descriptor = self.fileno()
+        with written_to(path) as output:
+            return copy_to(descriptor, output, self.size, progress=progress)
 
 
 def copy_to(

@@ -2,8 +2,8 @@
 
 from .concurrency import Concurrency
 from .config import Config
-from .config_error import ConfigError
 from .server import Server
+from .settings.config_error import ConfigError
 from .statistics import Statistics
 
 __all__ = ["Concurrency", "Config", "ConfigError", "Server", "Statistics"]

@@ -4,8 +4,11 @@ The threads that serve never wait for it: the engine keeps what is to be written
 for the disk is lost, and counted in the next line that is written.
 """
 
+import contextlib
 import logging
+import os
 import threading
+from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -25,18 +28,41 @@ class AccessLog:
     def __init__(self, server: "Server", path: Path) -> None:
         self._server = server
         self._path = path
-        self._file = path.open("a", encoding="utf-8")
+        self._file = _appending(path)
+        #: Held while a file is written or exchanged.
+        self._writing = threading.Lock()
         self._ended = threading.Event()
-        self._after = 0
-        self._lost = 0
+        #: The number of the last record that was read, and of the last that was written.
+        self._read = self._written = 0
+        self._fails = False
         self._thread = threading.Thread(target=self._run, name="objmapper-access-log", daemon=True)
         self._thread.start()
+
+    def reopen(self) -> None:
+        """Open the path anew: whoever has renamed the file has it to himself when this returns.
+
+        Where that cannot be, the file that is open is written on, and a line in the server's log says why.
+        """
+        try:
+            fresh = _appending(self._path)
+        except OSError as error:
+            LOG.error(
+                "the access log %s cannot be opened anew, the old file is written on: %s", self._path, error.strerror
+            )
+            return
+        with self._writing:
+            # After the end, what was opened in vain goes at once.
+            unused = fresh
+            if not self._file.closed:
+                unused, self._file = self._file, fresh
+            unused.close()
 
     def stop(self) -> None:
         """Write what there is, and close."""
         self._ended.set()
         self._thread.join()
-        self._file.close()
+        with self._writing:
+            self._file.close()
 
     def _run(self) -> None:
         ended = False
@@ -47,19 +73,43 @@ class AccessLog:
                 self._write()
             except NotRunning:
                 return
-            except OSError as error:
-                LOG.error("the access log %s ends: %s", self._path, error.strerror)
-                return
 
     def _write(self) -> None:
-        recorded = self._server.recorded_requests(self._after)
-        for request in recorded.requests:
-            self._lost += request.number - self._after - 1
-            self._after = request.number
+        lines = []
+        numbers = [self._written]
+        for request in self._server.recorded_requests(self._read).requests:
             line = request.model_dump_json(exclude={"number"})
-            if self._lost:
-                line = f'{line[:-1]},"lost":{self._lost}}}'
-                self._lost = 0
-            self._file.write(line + "\n")
-        if recorded.requests:
-            self._file.flush()
+            if lost := request.number - numbers[-1] - 1:
+                line = f'{line[:-1]},"lost":{lost}}}'
+            lines.append(line.encode() + b"\n")
+            numbers.append(request.number)
+        if not lines:
+            return
+        self._read = numbers[-1]
+        with self._writing:
+            whole, error = _append(self._file, b"".join(lines))
+        self._written = numbers[whole]
+        if error is not None and not self._fails:
+            LOG.error("the access log %s cannot be written, requests go unrecorded: %s", self._path, error.strerror)
+        if error is None and self._fails:
+            LOG.info("the access log %s is written again", self._path)
+        self._fails = error is not None
+
+
+def _appending(path: Path) -> FileIO:
+    return path.open("ab", buffering=0)
+
+
+def _append(file: FileIO, lines: bytes) -> tuple[int, OSError | None]:
+    """Return how many of the lines were written, and what stopped it; a line that was torn is taken back."""
+    done = 0
+    try:
+        while done < len(lines):
+            done += file.write(lines[done:]) or 0
+    except OSError as error:
+        torn = done - (lines.rfind(b"\n", 0, done) + 1)
+        # A pipe takes nothing back.
+        with contextlib.suppress(OSError):
+            file.truncate(os.fstat(file.fileno()).st_size - torn)
+        return lines.count(b"\n", 0, done), error
+    return lines.count(b"\n"), None

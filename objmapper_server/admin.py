@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import uvicorn
 
-from .http_limits import BACKLOG, HEADERS, IDLE_TIME, LimitedHttp
-from .listening import ListeningPoint
-from .routes import application
+from .endpoint.http_limits import BACKLOG, HEADERS, IDLE_TIME, LimitedHttp
+from .endpoint.routes import application
+from .settings.listening import ListeningPoint
 
 if TYPE_CHECKING:
     from .server import Server

@@ -20,13 +20,11 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 from objmapper_client import address
 
 from .concurrency import TRANSPORTS, Concurrency, Transport, choose
-from .config_error import ConfigError, did_you_mean
-from .layers import ENVIRONMENT_PREFIX, layered
-from .listening import ListeningPoint, parse_networks
-from .peers import groups, prefixes, users
+from .settings.config_error import ConfigError, did_you_mean
+from .settings.layers import ENVIRONMENT_PREFIX, layered
+from .settings.listening import ListeningPoint, parse_networks
+from .settings.peers import groups, prefixes, users
 
-DEFAULT_TCP_PORT: Final = 9999
-DEFAULT_UDP_PORT: Final = 9998
 DEFAULT_ADMIN_PORT: Final = 9997
 A_YEAR: Final = 366 * 86400.0
 
@@ -253,21 +251,14 @@ class Config(BaseSettings):
             raise ValueError("a path is needed")
         return Path(text).expanduser().absolute()
 
-    @field_validator("tcp", mode="before")
+    @field_validator("tcp", "udp", mode="before")
     @classmethod
-    def _tcp(cls, value: object) -> object:
+    def _network(cls, value: object, info: ValidationInfo) -> object:
         value = _switched_off(value)
         if not isinstance(value, str):
             return value
-        return str(ListeningPoint.parse(value.removeprefix("tcp://"), DEFAULT_TCP_PORT))
-
-    @field_validator("udp", mode="before")
-    @classmethod
-    def _udp(cls, value: object) -> object:
-        value = _switched_off(value)
-        if not isinstance(value, str):
-            return value
-        return str(ListeningPoint.parse(value.removeprefix("udp://"), DEFAULT_UDP_PORT))
+        default = address.DEFAULT_TCP_PORT if info.field_name == "tcp" else address.DEFAULT_UDP_PORT
+        return str(ListeningPoint.parse(value.removeprefix(f"{info.field_name}://"), default))
 
     @field_validator("udp_trusted", mode="before")
     @classmethod

@@ -18,7 +18,7 @@ WHAT: Final = {
     "user": "is not among those who may connect (allow_uid, allow_gid)",
     "prefix": "may not use {uri!r} (allow_prefix)",
     "connections": "has as many connections as one user may have (max_connections_per_uid)",
-    "descriptors": "has as many unread descriptors as one user may have (max_descriptors_per_uid)",
+    "descriptors": "has as many descriptors as one user may have (max_descriptors_per_uid)",
 }
 
 

@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Final, Self
 from ._engine import Engine
 from ._engine import __version__ as engine_version
 from .access_log import AccessLog
-from .activation import ADMIN, NO_SOCKETS, Sockets, address_of
 from .concurrency import TRANSPORTS, Concurrency, choose
 from .config import Config
-from .foreground import serve_until_told
-from .listening import ListeningPoint
 from .not_running import NotRunning
-from .peers import PeerRules
+from .process.activation import ADMIN, NO_SOCKETS, Sockets, address_of
+from .process.foreground import serve_until_told
 from .recorded import Recorded, RecordedRequest
 from .refusals import Refusal, RefusalLog
-from .reload import Reloaded
+from .settings.listening import ListeningPoint
+from .settings.peers import PeerRules
+from .settings.reload import Reloaded
 from .statistics import Statistics, Times
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ LOG: Final = logging.getLogger(__name__)
 class Server:
     """Serves one root as its `Config` says; in a ``with`` block from start to stop.
 
-    `sockets` are listening sockets that are open already (`activation.handed_over`): they take the places of those that
-    the settings name, and stay the caller's to close.
+    `sockets` are sockets that are open already (`activation.handed_over`): they take the places of those that the
+    settings name, and stay the caller's to close. OSError where one is for UDP and the settings have no `udp`.
     """
 
     def __init__(self, config: Config, sockets: Sockets = NO_SOCKETS) -> None:
@@ -118,8 +118,9 @@ class Server:
     def serve_forever(self, ready: Callable[[], None] = lambda: None) -> bool:
         """Start, call `ready`, serve until SIGTERM or SIGINT, drain, stop; a second signal cuts the drain short.
 
-        SIGHUP reads the settings again. Returns whether everything under way was finished. Only for the main thread,
-        before there are more: signals are taken by waiting for them, so that no handler runs anywhere.
+        SIGHUP reads the settings again and reopens the access log. Returns whether everything under way was finished.
+        Only for the main thread, before there are more: signals are taken by waiting for them, so that no handler runs
+        anywhere.
         """
         return serve_until_told(self, ready)
 
@@ -201,11 +202,13 @@ class Server:
 
         The flags stay what they were. What was set while the server runs gives way to what is written. Raises
         `ConfigError` where something is wrong, and ValueError where there is nothing to read or the server drains; then
-        nothing has changed.
+        nothing has changed. The access log is opened anew in any case, for whoever has renamed it.
         """
         with self._changing:
             try:
                 self._started()
+                if self._access_log is not None:
+                    self._access_log.reopen()
                 if self._draining:
                     raise ValueError("the server drains: its settings stay as they are")
                 # What a service manager has opened stays as it is.
@@ -266,7 +269,7 @@ class _Settings:
             unix=None if config.unix is None or "unix" in inherited else str(config.unix),
             unix_mode=config.unix_mode,
             tcp=None if "tcp" in inherited else _numeric(config.tcp),
-            udp=_numeric(config.udp),
+            udp=None if "udp" in inherited else _numeric(config.udp),
             udp_trusted=config.udp_trusted,
             udp_rate_limit=config.udp_rate_limit,
             inherited=tuple(inherited.values()),
@@ -292,8 +295,14 @@ def _numeric(listen: str | None) -> str | None:
 
 
 def _settings_of(sockets: Sockets, config: Config) -> dict[str, object]:
-    """Return the settings whose places the sockets take."""
+    """Return the settings whose places the sockets take; raises OSError where one is for UDP, which is off."""
     values: dict[str, object] = {name: address_of(given) for name, given in sockets.items()}
+    if "udp" in values and config.udp is None:
+        # Whoever reaches it may have every object: one setting more than a line in a unit asks for that.
+        raise OSError(
+            f'a datagram socket was handed over ({values["udp"]}), but udp is off: set udp = "{values["udp"]}" '
+            "(--udp), or take ListenDatagram= out of the socket unit"
+        )
     if "unix" in values:
         values["unix"] = Path(str(values["unix"]).removeprefix("unix:"))
     elif values.keys() - {ADMIN} and config.origins["unix"] == "default":

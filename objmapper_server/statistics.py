@@ -236,7 +236,7 @@ def status_name(status: int) -> str:
 def _figures(native: "_engine.Figures") -> dict[str, Any]:
     latency = Latency.of(native["latency"], native["queue_wait"])
     return {
-        **asdict(latency),
+        **{field.name: getattr(latency, field.name) for field in fields(Latency)},
         "since_start": Latency.of(native["latency_since_start"], native["queue_wait_since_start"]),
         "requests_total": native["requests_total"],
         "bytes_total": native["bytes_total"],

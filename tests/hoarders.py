@@ -1,8 +1,8 @@
-"""A program: a hundred clients that take and never give back, and an honest one, under a small descriptor limit.
+"""A program: many clients that take and never give back, and honest ones, under a small descriptor limit.
 
-``python -m tests.hoarders MODEL DIRECTORY KIND`` runs it as a user who is not root (root is exempt from the kernel's
-limit on descriptors in flight). It prints how many requests of the honest client succeeded, of how many. KIND is what
-the others are: see `KINDS`.
+``python -m tests.hoarders MODEL DIRECTORY KIND COUNT`` runs it as a user who is not root (root is exempt from the
+kernel's limit on descriptors in flight). It prints how many requests of honest clients succeeded, of how many: half of
+them on a connection that is kept, half on one that is new. KIND is what the others are: see `KINDS`.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Never
+from typing import Literal, Never
 
 from objmapper_client import Client
 from objmapper_client.protocol_v2 import Capability
@@ -23,7 +23,6 @@ from tests.version_two.client import COPY, EXTENDED, FDPASS, PLAIN, PUT, PUT_DES
 from tests.wire import FDPASS as FDPASS_ONE
 from tests.wire import Wire, request
 
-HOARDERS = 100
 LIMIT = 1024
 TRIES = 300
 NOBODY = 65534
@@ -81,6 +80,14 @@ def puts_that_stop(address: str, root: Path) -> Wire:
     return two
 
 
+def puts_that_begin(address: str, root: Path) -> Wire:
+    """A write that is complete, and one of which nothing but the request ever comes."""
+    two = Two(address)
+    uri = f"/begun-{two.socket.fileno()}"
+    send_what_goes(two, two.encode(PUT, uri, content_len=100) + bytes(100), two.encode(PUT, uri, content_len=100))
+    return two
+
+
 def puts_by_descriptor(address: str, root: Path) -> Wire:
     """Writes of files that are passed along, as many as go, of which no answer is read."""
     two = Two(address)
@@ -111,6 +118,7 @@ KINDS: dict[str, Callable[[str, Path], Wire]] = {
     "copies": _asks(COPY, "/large"),
     "splices": _asks(SPLICE, "/large"),
     "puts-that-stop": puts_that_stop,
+    "puts-that-begin": puts_that_begin,
     "puts-by-descriptor": puts_by_descriptor,
     "passes-for-nothing": passes_for_nothing,
 }
@@ -146,7 +154,7 @@ def served(config: Config) -> Iterator[str]:
     assert status == 0, "the server did not end in order"
 
 
-def main(model: str, directory: Path, kind: str) -> None:
+def main(model: str, directory: Path, kind: str, count: int) -> None:
     """Loads the server with hoarders, then asks as an honest client."""
     root = directory / "root"
     root.mkdir()
@@ -158,18 +166,23 @@ def main(model: str, directory: Path, kind: str) -> None:
     config = Config(root=root, unix=directory / "o.sock", concurrency_model=Concurrency(model), writable=True)
     kinds = list(KINDS.values()) if kind == "mixed" else [KINDS[kind]]
     with served(config) as address:
-        hoarders = [kinds[number % len(kinds)](address, root) for number in range(HOARDERS)]
+        hoarders = [kinds[number % len(kinds)](address, root) for number in range(count)]
         succeeded = 0
         # A client as programs use it: it asks a server that is busy for a moment again, three times in all.
         with Client(address, timeout=5) as honest:
             for number in range(TRIES):
                 if number % 10 == 0:
                     honest.put("/honest", b"%d" % number)
-                succeeded += honest.read("/a", mode="fdpass" if number % 2 else "copy") == b"a"
+                mode: Literal["fdpass", "copy"] = "fdpass" if number % 2 else "copy"
+                if number % 4 < 2:
+                    succeeded += honest.read("/a", mode=mode) == b"a"
+                    continue
+                with Client(address, timeout=5) as new:
+                    succeeded += new.read("/a", mode=mode) == b"a"
         for hoarder in hoarders:
             hoarder.close()
     print(f"{succeeded} of {TRIES}")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3])
+    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]))

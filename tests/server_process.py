@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 HOME = Path(__file__).parent.parent
@@ -13,11 +14,14 @@ HOME = Path(__file__).parent.parent
 class ServerProcess:
     """``objmapper serve`` on a root, ready to serve. Leaving the block kills it.
 
-    `program` is the module that is run: ``objmapper`` itself, or one that does something to it first.
+    `program` is the module that is run: ``objmapper`` itself, or one that does something to it first. `by` is a
+    command that becomes it, having changed something about itself: its user, its limits.
     """
 
-    def __init__(self, root: Path, socket: Path, *flags: str, program: str = "objmapper_cli") -> None:
-        command = [sys.executable, "-m", program, "serve", str(root)]
+    def __init__(
+        self, root: Path, socket: Path, *flags: str, program: str = "objmapper_cli", by: Sequence[str] = ()
+    ) -> None:
+        command = [*by, sys.executable, "-m", program, "serve", str(root)]
         kept = {name: value for name, value in os.environ.items() if not name.startswith("OBJMAPPER_")}
         path = os.pathsep.join([*filter(None, [kept.get("PYTHONPATH")]), str(HOME / "cli"), str(HOME)])
         self.process = subprocess.Popen(

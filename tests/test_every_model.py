@@ -426,7 +426,7 @@ def test_a_hundred_hoarders_do_not_starve_an_honest_client(model: Concurrency) -
     """As a user who is not root, under RLIMIT_NOFILE 1024: see `tests/hoarders.py`."""
     directory = Path(tempfile.mkdtemp(prefix="objmapper-hoarders-"))
     try:
-        command = [sys.executable, "-m", "tests.hoarders", str(model), str(directory), "version-1"]
+        command = [sys.executable, "-m", "tests.hoarders", str(model), str(directory), "version-1", "100"]
         done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, timeout=100)
         assert done.stdout.strip() == "300 of 300", done.stderr
     finally:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from objmapper_server import Concurrency, Config, Server
-from objmapper_server.metrics import Exposition
+from objmapper_server.endpoint.metrics import DATAGRAMS, Exposition
 from tests.wire import COPY, Wire
 
 PACKAGING = Path(__file__).parent.parent / "packaging"
@@ -34,7 +34,7 @@ def metrics(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     """The names of all samples of a server that has been used."""
     root = tmp_path_factory.mktemp("root")
     (root / "a").write_bytes(b"a")
-    config = Config(root=root, unix=root / "s", concurrency_model=Concurrency.THREAD_POOL)
+    config = Config(root=root, unix=root / "s", udp="127.0.0.1:0", concurrency_model=Concurrency.THREAD_POOL)
     with Server(config) as server, Wire(server.addresses["unix"]) as wire:
         assert wire.ask(COPY, "/a").content == b"a"
         exposition = Exposition(server)
@@ -50,6 +50,22 @@ def test_every_metric_that_is_asked_for_is_there(path: Path, metrics: set[str]) 
     asked = {name for query in queries for name in NAME.findall(query)}
     assert len(asked) > 8
     assert asked - metrics == set()
+
+
+def test_datagrams_are_pictured_and_those_that_are_lost_alarm() -> None:
+    pictured = {name for query in expressions() for name in NAME.findall(query)}
+    assert pictured >= {f"objmapper_datagrams_{what}_total" for what in (*DATAGRAMS, "bytes")}
+    reasons = set(DATAGRAMS["dropped"][1])
+    alarming = set(re.findall(r'reason="(\w+)"', RULES.read_text()))
+    # What nobody trusts is dropped as it should be.
+    assert alarming == reasons - {"untrusted"}
+
+
+def test_each_alert_has_a_test_of_its_own() -> None:
+    alerts = set(re.findall(r"- alert: (\w+)", RULES.read_text()))
+    tested = set(re.findall(r"alertname: (\w+)", (RULES.parent / "objmapper.rules.test.yml").read_text()))
+    assert tested <= alerts
+    assert {alert for alert in alerts if "Datagrams" in alert} <= tested
 
 
 def test_panels_lie_beside_each_other() -> None:

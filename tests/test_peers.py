@@ -18,7 +18,8 @@ from objmapper_server import Concurrency, Config, Server
 from tests import nobody, somebody
 from tests.eventually import eventually
 from tests.somebody import Somebody
-from tests.version_two.client import DELETE, EXTENDED, LIST, PLAIN, STAT, Two
+from tests.version_two.client import COPY as COPY_TWO
+from tests.version_two.client import DELETE, EXTENDED, LIST, PLAIN, PUT, STAT, Two
 from tests.version_two.client import FDPASS as FDPASS_TWO
 from tests.version_two.conftest import MODELS
 from tests.wire import COPY, FDPASS, FORBIDDEN, OK, SPLICE, UNAVAILABLE, Wire, request
@@ -48,6 +49,15 @@ def root(place: Path) -> Path:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(name.encode())
     return root
+
+
+@pytest.fixture
+def written(place: Path) -> Iterator[Path]:
+    """A root that may be written to."""
+    with tempfile.TemporaryDirectory(dir=place) as name:
+        (Path(name) / "open").mkdir()
+        (Path(name) / "open" / "a").write_bytes(b"open/a")
+        yield Path(name)
 
 
 @pytest.fixture(scope="module")
@@ -271,6 +281,65 @@ def test_one_user_has_as_many_unread_descriptors_as_one_may_have(
 
 
 @needs_others
+def test_the_cap_counts_what_writes_have_open(
+    written: Path, place: Path, model: Concurrency, alice: Somebody, bob: Somebody
+) -> None:
+    """Two for a content that comes in: the new file, and the directory that it is for."""
+    with serving(place, model, root=written, max_descriptors_per_uid=5, writable=True) as server:
+
+        def open_now() -> int:
+            return server.statistics().descriptors_in_flight
+
+        with contextlib.ExitStack() as stack:
+            stalled = [stack.enter_context(Two(alice.connect(unix(server)))) for _ in range(2)]
+            for two in stalled:
+                two.send(two.encode(PUT, "/open/stalled", content_len=10))
+            assert eventually(lambda: open_now() == 4)
+            third = stack.enter_context(Two(alice.connect(unix(server))))
+            # One more descriptor may be out, but no write begins, also where its content is here as a whole.
+            for content in (b"", b"content"):
+                third.send(third.encode(PUT, "/open/new", content_len=7), content)
+                assert third.answer().fails(UNAVAILABLE)
+                third.send(b"" if content else b"content")
+            third.send(third.encode(FDPASS_TWO, "/open/a"))
+            assert eventually(lambda: open_now() == 5)
+            with Two(alice.connect(unix(server))) as fourth:
+                assert fourth.call(FDPASS_TWO, "/open/a").fails(UNAVAILABLE)
+                assert put_descriptor(fourth, "/open/passed", written / "open" / "a") == UNAVAILABLE
+                assert fourth.call(COPY_TWO, "/open/a").read() == b"open/a"
+            with Two(bob.connect(unix(server))) as other:
+                assert other.call(FDPASS_TWO, "/open/a").read() == b"open/a"
+                other.send(other.encode(PUT, "/open/new", content_len=1), b"b")
+                assert other.answer().status == OK
+            # Whoever finishes its writes, or takes what it asked for, may have others.
+            assert third.answer().read() == b"open/a"
+            stalled[0].send(b"0123456789")
+            assert stalled[0].answer().status == OK
+            third.send(third.encode(PUT, "/open/new", content_len=1), b"a")
+            assert third.answer().status == OK
+            assert put_descriptor(third, "/open/passed", written / "open" / "a") == OK
+        assert eventually(lambda: open_now() == 0)
+        assert server.statistics().denied_total["descriptors"] >= 4
+
+
+@needs_others
+def test_no_cap_forbids_a_write_altogether(written: Path, place: Path, model: Concurrency, alice: Somebody) -> None:
+    with serving(place, model, root=written, max_descriptors_per_uid=1, writable=True) as server:
+        for number in range(20):
+            with Two(alice.connect(unix(server))) as two:
+                two.send(two.encode(PUT, f"/open/{number}", content_len=3))
+                two.send(b"abc")
+                assert two.answer().status == OK
+                assert put_descriptor(two, f"/open/{number}", written / "open" / "a") == OK
+        assert eventually(lambda: server.statistics().descriptors_in_flight == 0)
+
+
+def put_descriptor(two: Two, uri: str, source: Path) -> int:
+    with source.open("rb") as file:
+        return two.put_descriptor(uri, file.fileno()).status
+
+
+@needs_others
 def test_whoever_reads_what_it_gets_is_not_held_up_by_the_cap(
     root: Path, place: Path, model: Concurrency, alice: Somebody
 ) -> None:
@@ -343,6 +412,27 @@ def test_a_cap_on_descriptors_that_comes_later_counts_what_is_out_already(root: 
         server.reload()
         assert wire.ask(FDPASS, "/open/a").read() == b"open/a"
     with serving(place) as server:
+        assert server.statistics().descriptors_in_flight == 0
+
+
+def test_a_cap_that_comes_later_counts_writes_that_are_under_way(written: Path, place: Path) -> None:
+    file = place / "later.toml"
+    file.write_text("")
+    flags = {"root": written, "unix": place / "later", "admin": "none", "writable": True}
+    with Server(Config.load(file, environment=False, **flags)) as server, Two(unix(server)) as two:
+        two.send(two.encode(PUT, "/open/stalled", content_len=10))
+        assert eventually(lambda: server.statistics().descriptors_in_flight == 2)
+        file.write_text("max_descriptors_per_uid = 2\n")
+        server.reload()
+        with Two(unix(server)) as other:
+            # A session looks at new rules at its next turn, or within a second.
+            two.send(b"01234")
+            assert eventually(lambda: not read_one(other))
+            two.send(b"56789")
+            assert two.answer().status == OK
+            assert other.call(FDPASS_TWO, "/open/a").read() == b"open/a"
+        file.write_text("")
+        server.reload()
         assert server.statistics().descriptors_in_flight == 0
 
 

@@ -21,6 +21,10 @@ class Weather:
         return Sky(self, random.Random(seed))
 
 
+#: Nothing is lost, and nothing late.
+FAIR = Weather()
+
+
 class Sky:
     """Decides over one datagram after the other."""
 

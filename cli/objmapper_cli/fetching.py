@@ -1,6 +1,7 @@
 """One object to one place: in the kernel where a descriptor came, else piece by piece. Memory is bounded."""
 
 from collections.abc import Callable
+from contextlib import suppress
 
 from objmapper_cli.copying import write_all
 from objmapper_cli.errors import Failure
@@ -35,9 +36,13 @@ class Fetch:
     def __enter__(self) -> "Fetch":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if self.found is not None:
             self.found.close()
+        elif error is not None:
+            # To close a stream is to wait for the little that is still to come; whoever is interrupted does not.
+            with suppress(type(error)):
+                self._chunks.throw(error)
 
     def write(self, target: int, progress: Callable[[int], None]) -> None:
         """Write all of it to a descriptor. Raises what `Client.stream` raises, OSError, Failure."""

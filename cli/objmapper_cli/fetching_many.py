@@ -14,12 +14,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from objmapper_cli.destination import make_directories, named, unless_terminated, whole
+from objmapper_cli.destination import make_directories, named, unless_terminated
 from objmapper_cli.errors import ExitCode, Failure, explain, say
 from objmapper_cli.fetching import Fetch
 from objmapper_cli.progress import Progress
 from objmapper_client.client import Client
 from objmapper_client.errors import RemoteProtocolError, ServerReply
+from objmapper_client.whole_file import whole_file
 
 #: Seconds that those at work get to clean up after an interruption.
 _GRACE = 2.0
@@ -96,7 +97,7 @@ class _Crew:
         self._sync = sync
         self._lock = threading.Lock()
         self._stop = threading.Event()
-        self._under_way: set[Path] = set()
+        self._under_way: set[str] = set()
         self._tasks: queue.Queue[Wanted | None] = queue.Queue(4 * at_once)
         # Nobody waits at the end for one that hangs in a connection: `leave` removes what it had begun.
         self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(at_once)]
@@ -125,8 +126,8 @@ class _Crew:
         deadline = time.monotonic() + _GRACE
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
-        for path in list(self._under_way):
-            path.unlink(missing_ok=True)
+        for name in list(self._under_way):
+            Path(name).unlink(missing_ok=True)
 
     def _work(self) -> None:
         while not self._stop.is_set():
@@ -155,7 +156,7 @@ class _Crew:
             make_directories(wanted.path.parent, sync=self._sync)
             if wanted.path.is_dir():
                 raise Failure(f"{wanted.path}: a directory is in the way of {wanted.uri}")
-            with whole(wanted.path, under_way=self._under_way, sync=self._sync) as target:
+            with whole_file(wanted.path, under_way=self._under_way, sync=self._sync) as target:
                 fetch.write(target, self._moved)
                 if fetch.found is not None:
                     # Also where it has changed since it was listed, these are the bytes of this moment.

@@ -238,7 +238,7 @@ def ports(config: "Config") -> Iterator[Finding]:
 
 
 def _port(setting: str, listen: str) -> Finding:
-    from objmapper_server.listening import ListeningPoint
+    from objmapper_server.settings.listening import ListeningPoint
 
     kind = socket.SOCK_DGRAM if setting == "udp" else socket.SOCK_STREAM
     try:
@@ -266,7 +266,7 @@ def datagrams(config: "Config") -> Iterator[Finding]:
     if config.udp is None:
         return
     yield _buffers()
-    from objmapper_server.listening import ListeningPoint
+    from objmapper_server.settings.listening import ListeningPoint
 
     point = ListeningPoint.parse(config.udp, 0)
     try:

@@ -69,7 +69,7 @@ def serve(
         str | None, typer.Option(metavar="N", help="Connections at once of one user. [default: 0, no cap]")
     ] = None,
     max_descriptors_per_uid: Annotated[
-        str | None, typer.Option(metavar="N", help="Unread descriptors of one user. [default: 0, no cap]")
+        str | None, typer.Option(metavar="N", help="Descriptors of one user, unread or open. [default: 0, no cap]")
     ] = None,
     optimize_for: Annotated[
         str | None,
@@ -117,7 +117,7 @@ def serve(
     ] = None,
     config: Annotated[str | None, typer.Option(metavar="FILE", help="Read settings from a TOML file.")] = None,
 ) -> int:
-    """Serve the files under ROOT until SIGTERM or Ctrl-C; SIGHUP reads the settings again.
+    """Serve the files under ROOT until SIGTERM or Ctrl-C; SIGHUP reads the settings again and reopens the access log.
 
     Every setting can also be given in the file, under its name, and in the environment, as OBJMAPPER_ and its name.
     """
@@ -128,8 +128,8 @@ def serve(
         flags["admin"] = "none"
 
     from objmapper_server import Config, Server
-    from objmapper_server.activation import handed_over
-    from objmapper_server.logs import LOG, log_to_stderr
+    from objmapper_server.process.activation import handed_over
+    from objmapper_server.process.logs import LOG, log_to_stderr
 
     settings = Config.load(file=config, **flags)
     log_to_stderr(settings.log_format)
@@ -152,7 +152,7 @@ def serve(
 
 def tell(server: "Server") -> None:
     """Say what was found at start, and that clients can come."""
-    from objmapper_server.logs import LOG
+    from objmapper_server.process.logs import LOG
 
     for notice in server.notices:
         LOG.info(notice)

@@ -3,11 +3,7 @@
 //! One thread alone, then as many as there are cores, each in its own shard as in a server, and all in one shard, which is
 //! what the shards avoid. Each figure is the median of the rounds, in nanoseconds of one thread's time.
 
-use objmapper_engine::concurrency::Model;
-use objmapper_engine::protocol::{Operation, Status};
-use objmapper_engine::settings::cores;
-use objmapper_engine::statistics::{Answered, Labels, Statistics};
-use objmapper_engine::transport::Transport;
+use objmapper_engine::recording::{Answered, Labels, Model, Operation, Statistics, Status, Transport, cores};
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 

@@ -7,8 +7,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
+use rustix::net::{SocketType, sockopt};
 
-use crate::buckets::CountedUpTo;
 use crate::concurrency::{Model, Order, Shutdown, spawn};
 use crate::errors::StartError;
 use crate::journal::Journal;
@@ -17,6 +17,7 @@ use crate::refusals::Refusal;
 use crate::rules::Rules;
 use crate::service::Service;
 use crate::settings::{Limits, Settings};
+use crate::statistics::CountedUpTo;
 use crate::storage::pool::StoragePool;
 use crate::transport::Transport;
 use crate::udp::{self, DatagramCounts, UdpSocket};
@@ -193,14 +194,20 @@ impl Engine {
         if let Some(address) = settings.tcp {
             fronts.push(Front::Connections(Arc::new(Listener::tcp(address)?)));
         }
+        let limit = settings.udp_rate_limit;
         if let Some(address) = settings.udp {
-            let (trusted, limit) = (settings.udp_trusted.clone(), settings.udp_rate_limit);
+            let trusted = settings.udp_trusted.clone();
             let socket = UdpSocket::bind(address, trusted, limit, &mut lock(&self.notices))?;
             fronts.push(Front::Datagrams(Arc::new(socket)));
         }
-        for socket in &settings.inherited {
-            let listener = Listener::inherited(socket, settings)?;
-            fronts.push(Front::Connections(Arc::new(listener)));
+        for given in &settings.inherited {
+            fronts.push(if sockopt::socket_type(given) == Ok(SocketType::DGRAM) {
+                let trusted = settings.udp_trusted.clone();
+                let socket = UdpSocket::inherited(given, trusted, limit, &mut lock(&self.notices))?;
+                Front::Datagrams(Arc::new(socket))
+            } else {
+                Front::Connections(Arc::new(Listener::inherited(given, settings)?))
+            });
         }
         let (service, clock) = (Arc::clone(&self.service), Arc::clone(&self.clock));
         let ticking = spawn("objmapper-clock", STACK, move || clock.run(&service)).map_err(|error| {

@@ -1,4 +1,4 @@
-//! Descriptors that were passed and, as far as is known, not yet received.
+//! Descriptors that were passed and, as far as is known, not yet received, and those that are open for requests.
 //!
 //! The kernel counts them per user against RLIMIT_NOFILE, over all sockets of that user: a few clients that never read
 //! would exhaust it for everybody (`sendmsg` then fails with ETOOMANYREFS). So a connection may have at most a share of

@@ -26,7 +26,7 @@ const SETTLE_PAUSE: Duration = Duration::from_millis(2);
 #[derive(Debug, Default)]
 pub struct Account {
     connections: AtomicU32,
-    /// Opened for it, or passed to it and, as far as is known, not received.
+    /// Opened for it, passed by it, or passed to it and, as far as is known, not received.
     descriptors: AtomicU32,
     members: Mutex<Members>,
 }
@@ -123,21 +123,21 @@ impl Guest {
         Err(Error::NotAdmitted)
     }
 
-    /// UNAVAILABLE where its user has as many unread descriptors as one may have. Threads that ask at the same moment may
-    /// each be told that there is room for one.
-    pub fn check_descriptors(&self, own: &Connection, service: &Service) -> Result<(), Error> {
+    /// UNAVAILABLE where its user may not have so many descriptors `more`; whoever has none may always have one of what
+    /// there is. Threads that ask at the same moment may each be told that there is room.
+    pub fn check_descriptors(&self, own: &Connection, service: &Service, more: u32) -> Result<(), Error> {
         let most = self.view.rules().max_descriptors;
         let Some(account) = self.account().filter(|_| most > 0) else { return Ok(()) };
-        if account.descriptors() >= most {
+        // A write has several open at once, which no cap is to forbid altogether.
+        let room = most - more.min(most);
+        if account.descriptors() > room {
             own.notice_reading(service);
         }
-        if account.descriptors() >= most {
+        if account.descriptors() > room {
             account.settle(service);
-            if account.descriptors() >= most {
+            if account.descriptors() > room {
                 service.peers.refusals.note(Reason::Descriptors, self.who.as_ref(), b"");
-                return Err(Error::Busy(
-                    "this user has as many unread file descriptors as one may have, try again",
-                ));
+                return Err(Error::Busy("this user has as many file descriptors as one may have, try again"));
             }
         }
         Ok(())

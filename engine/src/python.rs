@@ -8,7 +8,6 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::buckets::CountedUpTo;
 use crate::concurrency::Model;
 use crate::engine::{Engine as NativeEngine, Snapshot};
 use crate::journal::Record;
@@ -17,6 +16,7 @@ use crate::protocol::Mode;
 use crate::refusals::Refusal;
 use crate::rules::{Listed, Rules};
 use crate::settings::{Limits, OptimizeFor, Settings};
+use crate::statistics::CountedUpTo;
 use crate::transport::Transport;
 
 /// The attributes that are read from the settings value.

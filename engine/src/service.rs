@@ -1,5 +1,6 @@
 //! What all sessions share: settings, the mapping, statistics, and the limits that hold over all connections.
 
+use rustix::fd::{AsFd, AsRawFd};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -41,6 +42,8 @@ pub struct Service {
     room: usize,
     /// A descriptor with this number or a higher one means that the reserve has been reached.
     pub descriptor_limit: u64,
+    /// The same for what a client can keep open as long as it likes to write.
+    write_limit: u64,
     pub connections: AtomicUsize,
     /// Threads that spin at this moment instead of sleeping, and how many may.
     pub spinners: AtomicUsize,
@@ -85,6 +88,7 @@ impl Service {
             max_connections: max_connections.into(),
             room,
             descriptor_limit: limit.saturating_sub(RESERVED_DESCRIPTORS),
+            write_limit: limit - limit / 4,
             connections: AtomicUsize::new(0),
             spinners: AtomicUsize::new(0),
             // One core must stay free to do what is being spun for.
@@ -124,6 +128,13 @@ impl Service {
 
     pub fn connection_ended(&self) {
         self.connections.fetch_sub(1, Relaxed);
+    }
+
+    /// Whether a descriptor that was opened for a write may stay open until its client, or the disk, is ready. The kernel
+    /// gives the lowest number that is free, so a high one says how many there are; a quarter is left to those who connect
+    /// and read.
+    pub fn may_stay_open(&self, descriptor: &impl AsFd) -> bool {
+        (descriptor.as_fd().as_raw_fd() as u64) < self.write_limit
     }
 
     /// Whether clients may pass descriptors, to be put.

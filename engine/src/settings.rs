@@ -34,7 +34,7 @@ pub struct Settings {
     pub udp_trusted: Vec<Network>,
     /// Bytes a second over UDP towards one address that is not loopback; 0: no limit.
     pub udp_rate_limit: u64,
-    /// Listening sockets that were open already, besides those above; each is borrowed from whoever made it.
+    /// Sockets that were open already, listening or for datagrams, besides those above; each is borrowed from whoever made it.
     pub inherited: Vec<Arc<OwnedFd>>,
     pub models: BTreeMap<Transport, Model>,
     /// 0: twice the cores.

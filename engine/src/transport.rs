@@ -78,12 +78,6 @@ pub fn send(socket: &OwnedFd, bytes: &[u8], patience: Patience, more: bool) -> i
     net::send(socket, bytes, patience.send_flags(more))
 }
 
-/// Sends two pieces in one message. Returns how many bytes the kernel took.
-pub fn send_two(socket: &OwnedFd, first: &[u8], second: &[u8], patience: Patience) -> io::Result<usize> {
-    let pieces = [IoSlice::new(first), IoSlice::new(second)];
-    net::sendmsg(socket, &pieces, &mut SendAncillaryBuffer::default(), patience.send_flags(false))
-}
-
 /// Passes each descriptor in a message of its own whose one byte is `byte`, with as few calls as can be (64 descriptors a
 /// call). Returns how many were passed; the descriptors stay the caller's to close.
 pub fn send_descriptors(

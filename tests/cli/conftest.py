@@ -2,8 +2,10 @@
 
 import os
 import re
+import select
 import subprocess
 import sys
+import termios
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -125,6 +127,25 @@ def closing(*descriptors: int) -> Iterator[None]:
             os.close(descriptor)
 
 
+def seen_while_reading(command: list[str], environment: dict[str, str], *, until: bytes, piece: int = 1 << 17) -> bytes:
+    """What a terminal sees as standard error of a command whose output is read slowly, until it has seen `until`."""
+    terminal, theirs = os.openpty()
+    termios.tcsetwinsize(theirs, (24, 80))
+    seen = b""
+    with closing(terminal):
+        with closing(theirs):
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, env=environment)
+        with process:
+            assert process.stdout is not None
+            # A piece at a time, with a look at the terminal after each.
+            while until not in seen and process.stdout.read(piece):
+                if select.select([terminal], [], [], 0.02)[0]:
+                    seen += os.read(terminal, 4096)
+            process.kill()
+    assert until in seen
+    return seen
+
+
 def has_begun_a_file(pid: int, folder: Path) -> bool:
     """Whether a process writes to a file below a folder that has no name yet."""
     found = []
@@ -132,3 +153,8 @@ def has_begun_a_file(pid: int, folder: Path) -> bool:
         with suppress(FileNotFoundError):
             found.append(os.readlink(entry))
     return any(name.startswith(str(folder)) and name.endswith(" (deleted)") for name in found)
+
+
+def is_asleep(pid: int) -> bool:
+    """Whether a process waits in the kernel. A signal that comes on its way there is heard when the wait is over."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"

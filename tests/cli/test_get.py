@@ -1,21 +1,22 @@
 """``objmapper get``: what it writes where, and what it says when it cannot."""
 
+import gc
 import os
 import resource
-import select
 import shutil
 import signal
 import socket
 import subprocess
-import termios
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from objmapper_cli.fetching import Fetch
+from objmapper_client import Client
 from objmapper_server import Server
-from tests.cli.conftest import COMMAND, Run, closing, has_begun_a_file, one_line
+from tests.cli.conftest import COMMAND, Run, closing, has_begun_a_file, is_asleep, one_line, seen_while_reading
 from tests.cli.pretender import answering
 
 WAYS = [("unix", "fdpass"), ("unix", "copy"), ("unix", "splice"), ("tcp", "copy"), ("tcp", "splice")]
@@ -228,46 +229,50 @@ def test_a_server_that_breaks_the_rules_leaves_no_file(objmapper: Run, tmp_path:
 HALF = b"\0" + (1000).to_bytes(8, "big") + b"ten bytes!"
 
 
+@pytest.mark.parametrize(("uris", "left"), [(["/a"], []), (["/a", "/b"], ["out"])], ids=["one", "many"])
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
 )
 def test_whoever_interrupts_it_finds_no_rest(
-    started: Callable[..., subprocess.Popen[bytes]], tmp_path: Path, number: signal.Signals, code: int
+    started: Callable[..., subprocess.Popen[bytes]],
+    tmp_path: Path,
+    number: signal.Signals,
+    code: int,
+    uris: list[str],
+    left: list[str],
 ) -> None:
     with answering(HALF, hold=True) as address:
-        process = started("get", "/a", "--server", address, "-o", "out")
+        process = started("get", *uris, "--server", address, "-o", "out")
         deadline = time.monotonic() + 30
-        while not has_begun_a_file(process.pid, tmp_path):
+        while not (has_begun_a_file(process.pid, tmp_path) and is_asleep(process.pid)):
             assert time.monotonic() < deadline
         process.send_signal(number)
         assert process.wait(30) == code
     assert process.stderr is not None
     assert process.stderr.read() == b""
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.rglob("*")] == left
+
+
+def test_who_is_interrupted_between_two_pieces_does_not_wait_for_the_rest() -> None:
+    with answering(HALF, hold=True) as address, Client(address, timeout=20) as client:
+        start = time.monotonic()
+        with pytest.raises(KeyboardInterrupt), Fetch(client, "/a") as fetch:
+            assert fetch.size == 1000
+            raise KeyboardInterrupt
+        # As the interpreter does when it ends.
+        del fetch
+        gc.collect()
+        assert time.monotonic() - start < 10
 
 
 @pytest.mark.parametrize(("transport", "mode"), WAYS)
 def test_a_terminal_sees_how_much_of_what_takes_long_is_done(
     server: Server, environment: dict[str, str], root: Path, transport: str, mode: str
 ) -> None:
-    command = [*COMMAND, "get", "/long", "--mode", mode, "--server", server.addresses[transport]]
     with (root / "long").open("wb") as long:
         long.truncate(1 << 30)
-    terminal, theirs = os.openpty()
-    termios.tcsetwinsize(theirs, (24, 80))
-    with closing(terminal):
-        with closing(theirs):
-            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, env=environment)
-        with process:
-            assert process.stdout is not None
-            # A slow reader: a piece at a time, with a look at the terminal after each, until there is something.
-            seen = b""
-            while b"/long" not in seen and process.stdout.read(1 << 20):
-                if select.select([terminal], [], [], 0.01)[0]:
-                    seen += os.read(terminal, 4096)
-            process.kill()
-        assert b"/long" in seen
-        assert b"%|" in seen
+    command = [*COMMAND, "get", "/long", "--mode", mode, "--server", server.addresses[transport]]
+    assert b"%|" in seen_while_reading(command, environment, until=b"/long", piece=1 << 20)
 
 
 def test_whoever_is_no_terminal_sees_none(server: Server, objmapper: Run, root: Path) -> None:

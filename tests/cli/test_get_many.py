@@ -1,10 +1,6 @@
 """``objmapper get`` of several objects: one after the other to standard output, or each into a file of a directory."""
 
 import os
-import signal
-import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,8 +9,7 @@ from objmapper_cli.fetching_many import below
 from objmapper_client import Client, RemoteProtocolError
 from objmapper_client.protocol_v2_responses import Entry
 from objmapper_server import Server
-from tests.cli.conftest import Run, has_begun_a_file, one_line
-from tests.cli.pretender import answering
+from tests.cli.conftest import Run, one_line
 
 TRANSPORTS = ("unix", "tcp")
 
@@ -108,25 +103,6 @@ def test_a_directory_is_not_replaced(server: Server, objmapper: Run, tree: Path,
     assert got.returncode == 1
     assert "out/0/0.bin" in one_line(got.stderr)
     assert list((tmp_path / "out").rglob("*.part")) == []
-
-
-HALF = b"\0" + (1000).to_bytes(8, "big") + b"ten bytes!"
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_whoever_interrupts_it_finds_no_rest(
-    started: Callable[..., subprocess.Popen[bytes]], tmp_path: Path, number: signal.Signals, code: int
-) -> None:
-    with answering(HALF, hold=True) as address:
-        process = started("get", "/a", "/b", "--server", address, "-o", "out")
-        deadline = time.monotonic() + 30
-        while not has_begun_a_file(process.pid, tmp_path):
-            assert time.monotonic() < deadline
-        process.send_signal(number)
-        assert process.wait(30) == code
-    assert process.stderr is not None
-    assert process.stderr.read() == b""
-    assert list((tmp_path / "out").iterdir()) == []
 
 
 class Liar(Client):

@@ -1,18 +1,14 @@
 """``objmapper serve --udp`` and ``objmapper get --server udp://…``."""
 
 import json
-import os
 import re
-import select
-import subprocess
-import termios
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from objmapper_server import Config, Server
-from tests.cli.conftest import COMMAND, Run, Served, closing, one_line
+from tests.cli.conftest import COMMAND, Run, Served, one_line, seen_while_reading
 from tests.udp_pretender import pretending
 
 
@@ -68,21 +64,7 @@ def test_a_server_that_says_nothing_is_waited_for_as_long_as_was_said(objmapper:
 
 
 def test_a_terminal_sees_a_bar_of_what_takes_long(address: str, environment: dict[str, str]) -> None:
-    terminal, theirs = os.openpty()
-    termios.tcsetwinsize(theirs, (24, 80))
-    command = [*COMMAND, "get", "/big", "--server", address]
-    with closing(terminal):
-        with closing(theirs):
-            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, env=environment)
-        with process:
-            assert process.stdout is not None
-            # A slow reader: a piece at a time, with a look at the terminal after each, until there is something.
-            seen = b""
-            while b"/big" not in seen and process.stdout.read(1 << 17):
-                if select.select([terminal], [], [], 0.02)[0]:
-                    seen += os.read(terminal, 4096)
-            process.kill()
-    assert b"/big" in seen
+    seen = seen_while_reading([*COMMAND, "get", "/big", "--server", address], environment, until=b"/big")
     assert b"B/s" in seen or b"%|" in seen
 
 

@@ -332,3 +332,29 @@ __all__ = [
     "send_with",
     "wait_for_end",
 ]
+
+
+class Held:
+    """A script that answers all but what is called /slow, and that only when it is told."""
+
+    def __init__(self) -> None:
+        self.slow: list[Request] = []
+        self.has_slow = threading.Event()
+        self.go = threading.Event()
+        self.is_answered = threading.Event()
+
+    def __call__(self, peer: Peer) -> None:
+        while True:
+            request = peer.request()
+            if request.uri.startswith("/slow"):
+                self.slow.append(request)
+                self.has_slow.set()
+                threading.Thread(target=self.answer_late, args=(peer, request)).start()
+            else:
+                peer.answer(request, request.uri.encode() if request.operation is Operation.COPY else b"")
+
+    def answer_late(self, peer: Peer, request: Request) -> None:
+        self.go.wait(20)
+        with contextlib.suppress(OSError):
+            peer.answer(request, b"" if request.operation is Operation.STAT else b"slow")
+        self.is_answered.set()

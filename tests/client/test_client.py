@@ -1,17 +1,13 @@
 """The clients against a real server: what a program sees."""
 
-import asyncio
 import os
-import pickle
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from objmapper_client import (
-    AsyncClient,
     Client,
     ConnectionFailed,
     InvalidRequest,
@@ -23,7 +19,7 @@ from objmapper_client import (
     UnsupportedMode,
 )
 from objmapper_server import Config, Server
-from tests.client.callers import Caller, in_task, in_task_of_uvloop, in_thread
+from tests.client.callers import Caller
 
 SIZES = {"empty": 0, "small": 1000, "large": 3_000_000}
 
@@ -50,11 +46,6 @@ def server(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ser
 @pytest.fixture(params=["unix", "tcp"])
 def address(server: Server, request: pytest.FixtureRequest) -> str:
     return server.addresses[request.param]
-
-
-@pytest.fixture(params=[in_thread, in_task, in_task_of_uvloop], ids=["thread", "task", "uvloop"])
-def call(request: pytest.FixtureRequest) -> Caller:
-    return request.param  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -162,27 +153,6 @@ def test_descriptors_close_on_exec(address: str) -> None:
         assert not client._pool.shared.connection.socket.get_inheritable()
 
 
-def test_threads_share_a_client(address: str, root: Path) -> None:
-    content = (root / "small").read_bytes()
-    with Client(address, max_connections=4) as client, ThreadPoolExecutor(16) as threads:
-        results = list(threads.map(lambda _: client.read("/small") == content, range(400)))
-        assert all(results)
-        assert len(client._pool) <= 4
-
-
-def test_tasks_share_a_client(address: str, root: Path) -> None:
-    content = (root / "small").read_bytes()
-
-    async def use() -> None:
-        async with AsyncClient(address, max_connections=4) as client:
-            results = await asyncio.gather(*(client.read("/small") for _ in range(400)))
-            assert all(result == content for result in results)
-            assert client._pool is not None
-            assert len(client._pool) <= 4
-
-    asyncio.run(use())
-
-
 def test_a_pool_that_is_used_up_waits_and_then_says_so(address: str) -> None:
     with Client(address, max_connections=1, timeout=0.2, mode="copy") as client:
         chunks = client.stream("/large", chunk_size=1000)
@@ -199,46 +169,6 @@ def test_a_stream_left_early_costs_its_connection_alone(address: str) -> None:
             for _chunk in client.stream("/large", chunk_size=1000):
                 break
         assert client.read("/small")
-
-
-def test_a_cancelled_task_leaves_nothing_behind(address: str, root: Path) -> None:
-    async def use() -> None:
-        async with AsyncClient(address, mode="copy") as client:
-            for _ in range(20):
-                task = asyncio.create_task(client.read("/large"))
-                await asyncio.sleep(0)
-                await asyncio.sleep(0)
-                task.cancel()
-                with pytest.raises(asyncio.CancelledError):
-                    await task
-            assert await client.read("/large") == (root / "large").read_bytes()
-
-    asyncio.run(use())
-
-
-def test_a_client_travels_by_its_address(address: str) -> None:
-    with Client(address, timeout=7, mode="copy") as client:
-        client.read("/small")
-        with pickle.loads(pickle.dumps(client)) as other:
-            assert (other.address, other.timeout, other.mode) == (client.address, 7, Mode.COPY)
-            assert other.read("/small") == client.read("/small")
-    assert "timeout=7" in repr(client)
-    assert address in repr(client)
-
-
-def test_a_forked_child_makes_connections_of_its_own(address: str, root: Path) -> None:
-    content = (root / "small").read_bytes()
-    with Client(address) as client:
-        assert client.read("/small") == content
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                code = 0 if client.read("/small") == content and len(client._pool) == 1 else 2
-            finally:
-                os._exit(code)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-        assert client.read("/small") == content
 
 
 def test_a_connection_that_the_server_closed_is_replaced(root: Path, tmp_path: Path) -> None:

@@ -24,15 +24,10 @@ from objmapper_client import (
 )
 from objmapper_client.protocol_v2 import CLOSE_ACK_FRAME, encode_close
 from objmapper_client.protocol_v2_responses import Entry, Metadata, encode_entry, encode_response
-from tests.client.callers import Caller, Verb, in_task, in_task_of_uvloop, in_thread
+from tests.client.callers import Caller, Verb, in_thread
 from tests.client.lying_server import Peer, PeerScript, answers_all, pretend_server, raw_server, send_with
 
 USUAL = Metadata(size=1, mtime=7, etag="00000000000000ee")
-
-
-@pytest.fixture(params=[in_thread, in_task, in_task_of_uvloop], ids=["thread", "task", "uvloop"])
-def call(request: pytest.FixtureRequest) -> Caller:
-    return request.param  # type: ignore[no-any-return]
 
 
 def saying(make: Callable[[int], bytes], *, descriptors: int = 0, path: str = __file__) -> PeerScript:

@@ -19,7 +19,7 @@ from objmapper_client import (
     PermissionDenied,
 )
 from objmapper_server import Config, Server
-from tests.client.callers import Caller, Verb, in_task, in_task_of_uvloop, in_thread
+from tests.client.callers import Caller, Verb
 from tests.client.lying_server import Peer, pretend_server
 
 LARGE = os.urandom(3_000_000)
@@ -44,11 +44,6 @@ def server(root: Path, tmp_path: Path) -> Iterator[Server]:
 @pytest.fixture(params=["unix", "tcp"])
 def address(server: Server, request: pytest.FixtureRequest) -> str:
     return server.addresses[request.param]
-
-
-@pytest.fixture(params=[in_thread, in_task, in_task_of_uvloop], ids=["thread", "task", "uvloop"])
-def call(request: pytest.FixtureRequest) -> Caller:
-    return request.param  # type: ignore[no-any-return]
 
 
 class Unseekable(io.RawIOBase):

@@ -8,17 +8,18 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
 import pytest
 
+from objmapper_client import Client
 from objmapper_server import Concurrency, Config, Server
-from objmapper_server.activation import NO_SOCKETS, handed_over, kind_of
-from objmapper_server.notify import Notifier
-from tests.wire import COPY, OK, Wire
+from objmapper_server.process.activation import NO_SOCKETS, handed_over, kind_of
+from objmapper_server.process.notify import Notifier
+from tests.wire import COPY, OK, Wire, request
 
 HOME = Path(__file__).parent.parent.parent
 MODELS = [model for model in Concurrency if model not in (Concurrency.AUTO, Concurrency.BY_TRANSPORT)]
@@ -36,6 +37,13 @@ def unix(tmp_path: Path) -> Iterator[socket.socket]:
 def tcp() -> Iterator[socket.socket]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield listener
+
+
+@pytest.fixture
+def udp() -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield bound
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -71,6 +79,94 @@ def test_who_comes_between_two_servers_is_served_by_the_second(
             for wire in (*early, *between):
                 assert wire.ask(COPY, "/a").status == OK
     assert (tmp_path / "given").is_socket()
+
+
+@pytest.mark.parametrize("model", [model for model in MODELS if model is not Concurrency.THREAD_PER_CONNECTION])
+def test_datagrams_are_answered_on_a_socket_that_was_given(
+    root: Path, unix: socket.socket, udp: socket.socket, model: Concurrency
+) -> None:
+    (root / "large").write_bytes(bytes(range(256)) * 4096)
+    config = Config(root=root, udp="127.0.0.1:1", concurrency_model=model)
+    with Server(config, {"unix": unix, "udp": udp}) as server:
+        assert server.addresses["udp"] == f"udp://127.0.0.1:{udp.getsockname()[1]}"
+        assert server.config.origins["udp"] == "the service manager"
+        assert server.statistics().concurrency_model == {"unix": model, "udp": model}
+        with Client(server.addresses["udp"]) as client:
+            assert client.read("/a") == b"hello"
+            assert client.read("/large") == (root / "large").read_bytes()
+    assert udp.getsockname()[1], "it stays the service manager's"
+
+
+def test_a_datagram_that_comes_between_two_servers_is_answered_by_the_second(root: Path, udp: socket.socket) -> None:
+    config = Config(root=root, udp="127.0.0.1:9998")
+    with Server(config, {"udp": udp}) as first:
+        assert first.drain(timeout=10)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.settimeout(30)
+        client.connect(udp.getsockname())
+        client.send(request(COPY, "/a"))
+        with Server(config, {"udp": udp}) as second:
+            assert client.recv(100).endswith(b"hello")
+            datagrams = second.statistics().datagrams
+    assert datagrams is not None
+    assert datagrams.plain_received_total == 1
+
+
+def test_what_the_kernel_dropped_before_is_not_counted(root: Path, udp: socket.socket) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.connect(udp.getsockname())
+        # 208 KiB is what Linux keeps for a socket that says nothing about it.
+        for _ in range(10_000):
+            client.send(bytes(1000))
+    with Server(Config(root=root, udp="127.0.0.1:9998"), {"udp": udp}) as server:
+        datagrams = server.statistics().datagrams
+        assert datagrams is not None
+        assert datagrams.overflow_dropped_total == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a buffer above net.core.rmem_max takes CAP_NET_ADMIN")
+def test_a_buffer_that_was_made_larger_stays(root: Path, udp: socket.socket) -> None:
+    so_rcvbufforce = 33  # asm-generic/socket.h; what ReceiveBuffer= comes to
+    udp.setsockopt(socket.SOL_SOCKET, so_rcvbufforce, 16 << 20)
+    before = udp.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+    with Server(Config(root=root, udp="127.0.0.1:9998"), {"udp": udp}):
+        assert udp.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == before
+
+
+def test_a_socket_for_both_families_answers_both(root: Path) -> None:
+    (root / "large").write_bytes(bytes(range(256)) * 4096)
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as both:
+        # As systemd makes it for ListenDatagram=9998.
+        both.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        both.bind(("::", 0))
+        port = both.getsockname()[1]
+        with Server(Config(root=root, udp="9998"), {"udp": both}) as server:
+            assert any("is not loopback" in notice for notice in server.notices)
+            for address in (f"udp://127.0.0.1:{port}", f"udp://[::1]:{port}"):
+                with Client(address) as client:
+                    assert client.read("/a") == b"hello"
+                    assert client.read("/large") == (root / "large").read_bytes()
+        ip_mtu_discover, always_df = 10, 2  # linux/in.h
+        assert both.getsockopt(socket.IPPROTO_IP, ip_mtu_discover) == always_df
+
+
+def test_udp_stays_off_unless_a_setting_asks_for_it(root: Path, udp: socket.socket) -> None:
+    port = udp.getsockname()[1]
+    with pytest.raises(
+        OSError, match=rf"handed over \(127.0.0.1:{port}\), but udp is off: set udp = \"127.0.0.1:{port}\""
+    ):
+        Server(Config(root=root), {"udp": udp})
+
+
+def test_a_datagram_socket_that_hears_one_address_or_none_is_refused_by_the_engine(
+    root: Path, udp: socket.socket
+) -> None:
+    config = Config(root=root, udp="127.0.0.1:9998")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as unbound, pytest.raises(OSError, match="has no port"):
+        Server(config, {"udp": unbound}).start()
+    udp.connect(("127.0.0.1", 9))
+    with pytest.raises(OSError, match="is connected"):
+        Server(config, {"udp": udp}).start()
 
 
 def test_the_default_socket_is_not_made_where_another_was_given(root: Path, tmp_path: Path, tcp: socket.socket) -> None:
@@ -111,12 +207,23 @@ def test_only_what_is_meant_for_this_process_is_taken() -> None:
         assert environment == {"PATH": "/"}
 
 
-def test_what_does_not_listen_is_no_transport(unix: socket.socket, tcp: socket.socket) -> None:
-    assert (kind_of(unix), kind_of(tcp)) == ("unix", "tcp")
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams, socket.socket() as silent:
-        for wrong in (datagrams, silent):
-            with pytest.raises(OSError, match="does not listen for connections"):
-                kind_of(wrong)
+def test_a_socket_is_told_by_its_kind(unix: socket.socket, tcp: socket.socket, udp: socket.socket) -> None:
+    assert (kind_of(unix), kind_of(tcp), kind_of(udp)) == ("unix", "tcp", "udp")
+
+
+@pytest.mark.parametrize(
+    ("family", "kind", "says"),
+    [
+        (socket.AF_INET, socket.SOCK_STREAM, r"\(0\.0\.0\.0:0\) does not listen for connections \(ListenStream=\)"),
+        (socket.AF_UNIX, socket.SOCK_SEQPACKET, "does not listen for connections"),
+        (socket.AF_UNIX, socket.SOCK_DGRAM, "takes datagrams, but not over UDP: ListenDatagram= needs an address"),
+        (socket.AF_NETLINK, socket.SOCK_DGRAM, "takes datagrams, but not over UDP"),
+        (socket.AF_NETLINK, socket.SOCK_RAW, "does not listen for connections"),
+    ],
+)
+def test_what_is_no_transport_is_named(family: socket.AddressFamily, kind: socket.SocketKind, says: str) -> None:
+    with socket.socket(family, kind) as wrong, pytest.raises(OSError, match=says):
+        kind_of(wrong)
 
 
 def test_an_abstract_socket_is_refused_by_the_engine(root: Path) -> None:
@@ -162,9 +269,14 @@ def environment(tmp_path: Path) -> dict[str, str]:
 def start(environment: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     with ExitStack() as stack:
 
-        def run(*command: object) -> subprocess.Popen[str]:
+        def run(*command: object, pass_fds: Sequence[int] = ()) -> subprocess.Popen[str]:
             process = subprocess.Popen(
-                [str(word) for word in command], env=environment, cwd=tmp_path, stderr=subprocess.PIPE, text=True
+                [str(word) for word in command],
+                env=environment,
+                cwd=tmp_path,
+                stderr=subprocess.PIPE,
+                text=True,
+                pass_fds=pass_fds,
             )
             stack.enter_context(process)
             stack.callback(process.kill)
@@ -245,6 +357,93 @@ def test_systemd_activates_it_by_socket(
     assert (tmp_path / "s").is_socket()
 
 
+def started_with(sockets: Sequence[socket.socket], names: str, command: Sequence[object]) -> list[object]:
+    """Return a command that hands sockets over as systemd does: from 3 on, to its own process."""
+    program = (
+        "import fcntl, os, sys\n"
+        "given = [fcntl.fcntl(int(number), fcntl.F_DUPFD, 50) for number in sys.argv[1].split(',')]\n"
+        "for place, number in enumerate(given, 3): os.dup2(number, place)\n"
+        "os.closerange(3 + len(given), 100)\n"
+        "os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS=str(len(given)), LISTEN_FDNAMES=sys.argv[2])\n"
+        "os.execvp(sys.argv[3], sys.argv[3:])\n"
+    )
+    return [sys.executable, "-c", program, ",".join(str(each.fileno()) for each in sockets), names, *command]
+
+
+def test_all_kinds_can_be_handed_over_at_once(
+    root: Path,
+    tmp_path: Path,
+    unix: socket.socket,
+    tcp: socket.socket,
+    udp: socket.socket,
+    start: Callable[..., subprocess.Popen[str]],
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as admin:
+        sockets = (udp, unix, admin, tcp)
+        command = started_with(sockets, "objects:objects:admin:objects", serve(root, "--udp", "127.0.0.1:9998"))
+        process = start(*command, pass_fds=[each.fileno() for each in sockets])
+        ports = {name: each.getsockname()[1] for name, each in (("tcp", tcp), ("udp", udp), ("admin", admin))}
+    assert process.stderr is not None
+    assert process.stderr.readline() == (
+        f"objmapper: ready unix:{tmp_path}/given tcp://127.0.0.1:{ports['tcp']} udp://127.0.0.1:{ports['udp']} "
+        f"admin http://127.0.0.1:{ports['admin']}\n"
+    )
+    for address in (f"unix:{tmp_path}/given", f"tcp://127.0.0.1:{ports['tcp']}", f"udp://127.0.0.1:{ports['udp']}"):
+        with Client(address) as client:
+            assert client.read("/a") == b"hello"
+    process.terminate()
+    assert process.wait(30) == 0
+
+
+def test_what_does_not_fit_ends_the_start_in_one_line(
+    root: Path, udp: socket.socket, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    port = udp.getsockname()[1]
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as second:
+        second.bind(("127.0.0.1", 0))
+        for names, sockets, flags, says in (
+            ("objects", [udp], (), f"a datagram socket was handed over (127.0.0.1:{port}), but udp is off: "),
+            ("admin", [udp], ("--udp", "9998"), "a datagram socket was handed over for the admin endpoint "),
+            ("a:b", [udp, second], ("--udp", "9998"), f"two sockets were handed over for udp: 127.0.0.1:{port}, "),
+        ):
+            command = started_with(sockets, names, serve(root, *flags))
+            process = start(*command, pass_fds=[each.fileno() for each in sockets])
+            assert process.stderr is not None
+            (line,) = process.stderr
+            assert line.startswith(f"objmapper: {says}")
+            assert process.wait(30) == 1
+
+
+@pytest.mark.skipif(shutil.which("systemd-socket-activate") is None, reason="systemd's tools are not installed")
+def test_systemd_activates_it_by_datagram(
+    root: Path,
+    tmp_path: Path,
+    udp: socket.socket,
+    start: Callable[..., subprocess.Popen[str]],
+    environment: dict[str, str],
+) -> None:
+    passed = [
+        f"--setenv={name}={value}" for name, value in environment.items() if name in ("PYTHONPATH", "PATH", "HOME")
+    ]
+    host, port = udp.getsockname()
+    udp.close()
+    flags = ("--udp", f"{host}:{port}", "--no-admin")
+    process = start("systemd-socket-activate", "--datagram", *passed, "-l", f"{host}:{port}", *serve(root, *flags))
+    assert process.stderr is not None
+    assert "Listening on" in process.stderr.readline()
+    # The first question is there before there is a server.
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.settimeout(60)
+        client.connect((host, port))
+        client.send(request(COPY, "/a"))
+        assert client.recv(100).endswith(b"hello")
+    assert next(line for line in process.stderr if "ready" in line) == f"objmapper: ready udp://{host}:{port}\n"
+    with Client(f"udp://{host}:{port}") as over_udp:
+        assert over_udp.read("/a") == b"hello"
+    process.terminate()
+    assert process.wait(30) == 0
+
+
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd's tools are not installed")
 def test_systemd_finds_nothing_wrong_with_the_units(tmp_path: Path) -> None:
     units = HOME / "packaging" / "systemd"
@@ -252,6 +451,9 @@ def test_systemd_finds_nothing_wrong_with_the_units(tmp_path: Path) -> None:
     for unit in sorted(units.iterdir()):
         # The one thing that this machine may not have is the command itself.
         text = re.sub(r"^(ExecStart=)/usr/bin/objmapper", rf"\1{sys.executable}", unit.read_text(), flags=re.MULTILINE)
+        # What is commented out must be right, too.
+        text, lines = re.subn(r"^#(Listen\w+=)", r"\1", text, flags=re.MULTILINE)
+        assert (lines == 2) == (unit.suffix == ".socket")
         (tmp_path / unit.name).write_text(text)
         copies.append(tmp_path / unit.name)
     assert {copy.suffix for copy in copies} == {".service", ".socket"}

@@ -20,7 +20,7 @@ import pytest
 
 from objmapper_server import Config, Server
 from objmapper_server.admin import listen_on
-from objmapper_server.gate import is_local
+from objmapper_server.endpoint.gate import is_local
 from tests import nobody
 from tests.server.test_statistics import METRICS
 from tests.wire import COPY, NOT_FOUND, OK, Wire
@@ -243,6 +243,18 @@ def test_times_are_counted_for_pictures(server: Server) -> None:
     assert document["transports"]["unix"] == document["total"]
     assert document["transports"]["tcp"] == [0] * len(document["total"])
     assert document["bounds_us"] == sorted(set(document["bounds_us"]))
+
+
+def test_an_overview_has_the_documents_that_are_shown_together(server: Server) -> None:
+    with client_of(server) as client, Wire(server.addresses["unix"]) as wire:
+        assert wire.ask(COPY, "/a").status == OK
+        deadline = time.monotonic() + 10
+        while (overview := client.get("/overview").json())["latency"]["total"][-1] < 1:
+            assert time.monotonic() < deadline
+        assert overview["latency"] == client.get("/latency").json()
+        assert overview["slow"] == client.get("/slow").json()
+        assert overview["slow"][0]["uri"] == "/a"
+        assert overview["stats"].keys() == client.get("/stats").json().keys()
 
 
 @pytest.mark.skipif(nobody.why_not() != "", reason=nobody.why_not())

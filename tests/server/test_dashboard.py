@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from matplotlib.image import imread
 
 from objmapper_client import Client
 from objmapper_server import Concurrency, Config, Server
@@ -105,7 +108,7 @@ def test_it_shows_what_happens(server: Server, browser: "Browser") -> None:
         until(page, "() => document.getElementById('state').textContent === 'ready'")
         until(page, SAYS, "Latency", ["p50", "p99", "µs"])
         until(page, SAYS, "Requests", ["unix", "tcp", "/s"])
-        until(page, SAYS, "Where the requests lie", ["in that second"])
+        until(page, SAYS, "Where the requests lie", ["since the look before"])
         until(page, SAYS, "Threads by model", ["epoll"])
         for title in ("Where the requests lie", "Latency", "Requests"):
             until(page, COLOURED, title)
@@ -233,6 +236,27 @@ def test_a_name_with_markup_stays_text(root: Path, tmp_path: Path, browser: "Bro
     with Server(config) as server, shown(browser, server) as page:
         until(page, "() => document.getElementById('about').textContent.includes('<img src=x>')")
         assert page.locator("img").count() == 0
+
+
+def test_its_pictures_are_taken_under_load(tmp_path: Path) -> None:
+    script = Path(__file__).parents[2] / "benchmarks" / "screenshots.py"
+    run = subprocess.run(
+        [sys.executable, script, "--seconds", "12", "--into", tmp_path], capture_output=True, text=True, timeout=120
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+    pictures = {name: imread(tmp_path / f"{name}.png") for name in ("dashboard", "dashboard-dark", "dashboard-phone")}
+    assert {name: picture.shape[1] for name, picture in pictures.items()} == {
+        "dashboard": 1400,
+        "dashboard-dark": 1400,
+        "dashboard-phone": 400,
+    }
+    light, dark = pictures["dashboard"], pictures["dashboard-dark"]
+    assert light[..., :3].mean() > 0.8 > 0.3 > dark[..., :3].mean()
+    # Lines, areas and a heat map: without a load the buttons are all that has a colour, two thirds of this at most.
+    coloured = {name: (abs(picture[..., 0] - picture[..., 2]) > 0.15).mean() for name, picture in pictures.items()}
+    assert coloured["dashboard"] > 0.005
+    assert coloured["dashboard-dark"] > 0.005
+    assert coloured["dashboard-phone"] > 0.015
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -10,8 +10,9 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from objmapper_server import Config, Server, http_limits
-from objmapper_server.gate import CONTENT
+from objmapper_server import Config, Server
+from objmapper_server.endpoint import http_limits
+from objmapper_server.endpoint.gate import CONTENT
 from tests.wire import COPY, OK, Wire
 
 TOKEN = "a token of sixteen characters"

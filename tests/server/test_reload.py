@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from objmapper_server import Concurrency, Config, ConfigError, Server
-from objmapper_server.reload import CHANGEABLE, Reloaded
+from objmapper_server.settings.reload import CHANGEABLE, Reloaded
 from tests.wire import COPY, OK, UNAVAILABLE, Wire
 
 TOKEN = "a token of sixteen characters"

@@ -102,7 +102,7 @@ class Two(Wire):
     def greeted(self) -> None:
         """Takes the server's answer to a hello in."""
         ack = decode_hello_ack(self.take(HELLO_ACK_SIZE))
-        assert isinstance(ack, HelloAck)
+        assert isinstance(ack, HelloAck), ack
         self.ack = ack
         self.is_extended = Capability.EXTENDED in ack.capabilities
         self.decoder = ResponseDecoder(extended=self.is_extended)

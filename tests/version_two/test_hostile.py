@@ -59,12 +59,12 @@ def strict(model: Concurrency, tmp_path_factory: pytest.TempPathFactory) -> Iter
         yield server
 
 
-@pytest.mark.parametrize("kind", ["extended", "mixed"])
-def test_a_hundred_who_take_and_never_give_back_starve_nobody(model: Concurrency, kind: str) -> None:
+@pytest.mark.parametrize(("kind", "count"), [("extended", 100), ("mixed", 100), ("puts-that-begin", 350)])
+def test_many_who_take_and_never_give_back_starve_nobody(model: Concurrency, kind: str, count: int) -> None:
     """As a user who is not root, under RLIMIT_NOFILE 1024: see `tests/hoarders.py`."""
     directory = Path(tempfile.mkdtemp(prefix="objmapper-hoarders-"))
     try:
-        command = [sys.executable, "-m", "tests.hoarders", str(model), str(directory), kind]
+        command = [sys.executable, "-m", "tests.hoarders", str(model), str(directory), kind, str(count)]
         done = subprocess.run(command, cwd=HOME, capture_output=True, text=True, timeout=100, check=False)
         assert done.stdout.strip() == "300 of 300", done.stderr
     finally:

@@ -1,7 +1,7 @@
 //! A session in the hands of a thread that sleeps in its socket.
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::{Order, SPIN, Shutdown, TICK};
@@ -13,19 +13,28 @@ use crate::transport::{Bell, Patience};
 /// How often a thread looks after its session where it could not be told, for want of a descriptor.
 const DEAF_PAUSE: Duration = Duration::from_millis(5);
 
-/// How the storage pool wakes a thread. Most never need it, so the eventfd is made when it is first listened to or rung.
+/// How the storage pool wakes a thread. The eventfd is there while the thread listens, and no longer: a descriptor more for
+/// each connection that has ever waited would be too many.
 #[derive(Debug, Default)]
-struct Ear(OnceLock<Option<Bell>>);
+struct Ear(Mutex<Heard>);
+
+#[derive(Debug, Default)]
+struct Heard {
+    is_called: bool,
+    bell: Option<Arc<Bell>>,
+}
 
 impl Ear {
-    fn bell(&self) -> Option<&Bell> {
-        self.0.get_or_init(|| Bell::new().ok()).as_ref()
+    fn heard(&self) -> MutexGuard<'_, Heard> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Wake for Ear {
     fn wake(&self, _: usize) {
-        if let Some(bell) = self.bell() {
+        let mut heard = self.heard();
+        heard.is_called = true;
+        if let Some(bell) = &heard.bell {
             bell.ring();
         }
     }
@@ -67,7 +76,7 @@ pub fn converse(
             // Without jobs the socket's own timeout has passed.
             Next::Readable | Next::Writable | Next::Waiting => {
                 if session.has_jobs() {
-                    listen(&session, &ear, next);
+                    listen(&session, service, &ear, next);
                 } else if scratch.is_recalled() {
                     return Some(session);
                 }
@@ -80,16 +89,23 @@ pub fn converse(
 }
 
 /// Sleeps until the storage pool has something for the session, or its client.
-fn listen(session: &Session, ear: &Ear, next: Next) {
+fn listen(session: &Session, service: &Service, ear: &Ear, next: Next) {
     let wanted = match next {
         Next::Readable => PollFlags::IN,
         Next::Writable => PollFlags::OUT,
         _ => PollFlags::empty(),
     };
+    let bell = {
+        let mut heard = ear.heard();
+        if std::mem::take(&mut heard.is_called) {
+            return;
+        }
+        heard.bell = Bell::new().ok().filter(|bell| service.may_stay_open(bell)).map(Arc::new);
+        heard.bell.clone()
+    };
     let mut sources = Vec::with_capacity(2);
-    let bell = ear.bell();
-    if let Some(bell) = bell {
-        sources.push(PollFd::new(bell, PollFlags::IN));
+    if let Some(bell) = &bell {
+        sources.push(PollFd::new(&**bell, PollFlags::IN));
     }
     if !wanted.is_empty() {
         sources.push(PollFd::new(session.socket(), wanted));
@@ -97,5 +113,6 @@ fn listen(session: &Session, ear: &Ear, next: Next) {
     let timeout = Timespec::try_from(if bell.is_some() { TICK } else { DEAF_PAUSE }).ok();
     // EINTR and ENOMEM: go round once more.
     let _ = poll(&mut sources, timeout.as_ref());
-    while bell.is_some_and(Bell::take) {}
+    // The session looks for results now, whether or not it was called.
+    *ear.heard() = Heard::default();
 }

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 pub use self::dialects::Dialect;
 use self::worker::Worker;
-use crate::statistics::{Percentiles, percentiles};
+use crate::statistics::Percentiles;
 
 const STACK: usize = 512 << 10;
 /// 2^-7: 0.8 %, up to 2^40 ns: 18 min.
@@ -205,8 +205,8 @@ impl Load {
             refused: sum.refused,
             errors: sum.errors,
             elapsed: ended.duration_since(self.started).as_secs_f64(),
-            latency: percentiles(&sum.latency),
-            refusals: percentiles(&sum.refusals),
+            latency: Percentiles::of(&sum.latency),
+            refusals: Percentiles::of(&sum.refusals),
             curve: curve(&sum.latency),
         }
     }

@@ -9,6 +9,7 @@ use super::Status;
 pub const MAGIC: [u8; 4] = *b"OBJM";
 pub const VERSION: u8 = 2;
 /// The length of a client's first message.
+#[cfg(test)]
 pub const HELLO: usize = 9;
 /// The length of the server's answer to it.
 pub const HELLO_ACK: usize = 10;
@@ -27,6 +28,7 @@ impl Capabilities {
     /// The descriptor on the response's first byte, parameters, and operations beside the modes.
     pub const EXTENDED: Capabilities = Capabilities(0x0100);
 
+    #[cfg(test)]
     pub fn from_bits(bits: u16) -> Self {
         Capabilities(bits)
     }

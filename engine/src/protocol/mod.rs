@@ -11,8 +11,8 @@ pub mod v1;
 pub mod v2;
 
 pub use v1::{
-    CONTENT_HEAD, Decoded, DecodedReply, REQUEST_HEAD, ReplyDecoder, RequestDecoder, content_head,
-    encode_error, encode_request,
+    CONTENT_HEAD, Decoded, DecodedReply, ReplyDecoder, RequestDecoder, content_head, encode_error,
+    encode_request,
 };
 
 /// The longest URI, in bytes.
@@ -30,8 +30,6 @@ pub enum Mode {
 }
 
 impl Mode {
-    pub const ALL: [Mode; 3] = [Mode::FdPass, Mode::Copy, Mode::Splice];
-
     pub fn from_byte(byte: u8) -> Option<Mode> {
         match byte {
             b'1' => Some(Mode::FdPass),
@@ -39,19 +37,6 @@ impl Mode {
             b'3' => Some(Mode::Splice),
             _ => None,
         }
-    }
-
-    /// A small number without gaps, for tables.
-    pub fn index(self) -> usize {
-        match self {
-            Mode::FdPass => 0,
-            Mode::Copy => 1,
-            Mode::Splice => 2,
-        }
-    }
-
-    pub fn name(self) -> &'static str {
-        ["fdpass", "copy", "splice"][self.index()]
     }
 }
 

@@ -45,11 +45,12 @@ pub fn encode_close_ack(out: &mut Vec<u8>, outstanding: u32) {
     out.extend_from_slice(&outstanding.to_be_bytes());
 }
 
-/// Appends an entry of a list's content. `mtime` is in seconds since 1970; a URI has at most 4,096 bytes.
-pub fn encode_entry(out: &mut Vec<u8>, uri: &[u8], size: u64, mtime: u64) {
-    debug_assert!(uri.len() <= super::MAX_URI);
-    out.extend_from_slice(&(uri.len() as u16).to_be_bytes());
-    out.extend_from_slice(uri);
+/// Appends an entry of a list's content. `mtime` is in seconds since 1970; a URI, here in pieces, has at most 4,096 bytes.
+pub fn encode_entry(out: &mut Vec<u8>, uri: [&[u8]; 2], size: u64, mtime: u64) {
+    let length = uri[0].len() + uri[1].len();
+    debug_assert!(length <= super::MAX_URI);
+    out.extend_from_slice(&(length as u16).to_be_bytes());
+    uri.iter().for_each(|piece| out.extend_from_slice(piece));
     out.extend_from_slice(&size.to_be_bytes());
     out.extend_from_slice(&mtime.to_be_bytes());
 }

@@ -121,7 +121,7 @@ fn entries_are_encoded_as_the_vectors_say() {
                 entry.split_whitespace().collect::<Vec<_>>().try_into().expect("three words");
             encode_entry(
                 &mut out,
-                &unhex(uri),
+                [&[], &unhex(uri)],
                 size.parse().expect("bytes"),
                 mtime.parse().expect("seconds"),
             );

@@ -5,8 +5,6 @@
 
 use super::{MAX_CONTENT, MAX_URI, Mode, Status};
 
-/// Mode and length, in front of every URI.
-pub const REQUEST_HEAD: usize = 3;
 /// Status and length, in front of every content.
 pub const CONTENT_HEAD: usize = 9;
 
@@ -70,11 +68,6 @@ impl RequestDecoder {
     /// Whether it is inside a frame of which nothing is left in the input: an over-long URI that is being skipped.
     pub fn is_skipping(&self) -> bool {
         self.to_skip > 0
-    }
-
-    /// What [`decode`](Self::decode) would find, without taking it; None while an over-long URI is being skipped.
-    pub fn peek<'a>(&self, input: &mut &'a [u8]) -> Option<Decoded<'a>> {
-        if self.to_skip > 0 { None } else { Some(RequestDecoder::default().decode(input)) }
     }
 
     fn skip<'a>(&mut self, input: &mut &'a [u8]) -> Decoded<'a> {

@@ -6,21 +6,23 @@
 
 pub use super::Operation;
 pub use super::hello::{
-    Capabilities, DecodedHello, DecodedHelloAck, HELLO, HELLO_ACK, Hello, MAGIC, MAX_PIPELINE, VERSION,
-    decode_hello, decode_hello_ack, encode_hello, encode_hello_ack,
+    Capabilities, DecodedHello, DecodedHelloAck, HELLO_ACK, Hello, MAGIC, MAX_PIPELINE, decode_hello,
+    decode_hello_ack, encode_hello, encode_hello_ack,
 };
 pub use super::metadata::Metadata;
 pub use super::parameters::{MAX_PARAMETERS, Parameters};
 pub use super::response::{
-    CONTENT_LEN_AT, DecodedResponse, Head, MARKER, RESPONSE_HEAD, ResponseDecoder, encode_close,
-    encode_close_ack, encode_entry, encode_refusal, encode_response,
+    CONTENT_LEN_AT, DecodedResponse, MARKER, ResponseDecoder, encode_close, encode_close_ack, encode_entry,
+    encode_refusal, encode_response,
 };
 use super::{MAX_URI, Status};
 
 /// Type, id, flags, mode and length, in front of every URI.
-pub const REQUEST_HEAD: usize = 9;
+#[cfg(test)]
+const REQUEST_HEAD: usize = 9;
 /// No request that is decoded has more bytes: what is longer is skipped as it comes, or fatal.
-pub const LONGEST_REQUEST: usize = REQUEST_HEAD + MAX_URI + 2 + MAX_PARAMETERS;
+#[cfg(test)]
+const LONGEST_REQUEST: usize = REQUEST_HEAD + MAX_URI + 2 + MAX_PARAMETERS;
 
 /// The first byte of a connection that speaks this version; no request of version 1 begins with it.
 pub const FIRST: u8 = MAGIC[0];
@@ -49,17 +51,13 @@ pub struct Request<'a> {
 }
 
 impl Request<'_> {
-    /// It must not be answered before those that were sent earlier.
-    pub fn is_ordered(&self) -> bool {
-        self.flags & ORDERED != 0
-    }
-
     /// It goes before others that wait.
     pub fn has_priority(&self) -> bool {
         self.flags & PRIORITY != 0
     }
 
     /// Appends the request. The content of a put is the caller's to send.
+    #[cfg(test)]
     pub fn encode(&self, out: &mut Vec<u8>) {
         let start = out.len();
         encode_request(out, self.id, self.operation, self.uri);
@@ -101,13 +99,11 @@ pub enum Decoded<'a> {
     More,
 }
 
-/// Why a connection ends.
+/// Why the server ends a connection. Clients have 0, which is normal, and 2, an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum CloseReason {
-    Normal = 0,
     IdleTimeout = 1,
-    Error = 2,
     ShuttingDown = 3,
 }
 
@@ -147,7 +143,7 @@ impl RequestDecoder {
     /// The next frame in `input`, which is moved behind what was understood.
     ///
     /// After `More` the caller offers the bytes that were left again, with what came since; never more than
-    /// [`LONGEST_REQUEST`] are left.
+    /// the longest request has are left.
     pub fn decode<'a>(&mut self, input: &mut &'a [u8]) -> Decoded<'a> {
         if let Some(skipping) = self.skipping {
             return self.skip(skipping, input);

@@ -39,11 +39,11 @@ impl Session {
         Ok(Some(guest.view().clone()))
     }
 
-    /// UNAVAILABLE where its user has as many unread descriptors as one may have.
-    pub(super) fn check_descriptors(&self) -> Result<(), Error> {
+    /// UNAVAILABLE where its user may not have so many descriptors more.
+    pub(super) fn check_descriptors(&self, more: u32) -> Result<(), Error> {
         match &self.guest {
             None => Ok(()),
-            Some(guest) => guest.check_descriptors(&self.connection, &self.service),
+            Some(guest) => guest.check_descriptors(&self.connection, &self.service, more),
         }
     }
 }

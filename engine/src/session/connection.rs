@@ -21,12 +21,12 @@ pub struct Connection {
     pub(super) socket: OwnedFd,
     /// Descriptors passed to this client that it has, as far as is known, not received.
     unread: AtomicU32,
-    /// Held while what was received is taken off the accounts, which others than the session may do.
+    /// Held while what was received or written is taken off the accounts, which others than the session may do.
     settling: Mutex<()>,
     /// The account of the client's user, where there are rules about it.
     account: OnceLock<Arc<Account>>,
-    /// Descriptors that its writes have open, or that it passed to be put.
-    pub(super) writing: AtomicU32,
+    /// Descriptors that its writes have open, or that it passed to be put. Changed while settling.
+    writing: AtomicU32,
     /// The server wants no further request.
     pub(super) is_stopped: AtomicBool,
     finished: Mutex<Finished>,
@@ -102,9 +102,27 @@ impl Connection {
     pub(super) fn charge(self: &Arc<Self>, account: &Arc<Account>, held: u32) {
         let _settling = self.settling.lock().unwrap_or_else(PoisonError::into_inner);
         if self.account.set(Arc::clone(account)).is_ok() {
-            account.take(held + self.unread());
+            account.take(held + self.unread() + self.writing());
             account.enrol(self);
         }
+    }
+
+    pub(super) fn writing(&self) -> u32 {
+        self.writing.load(Relaxed)
+    }
+
+    /// So many files more are open for its writes.
+    pub(super) fn take_for_write(&self, service: &Service, count: u32) {
+        // The account may come between two lines, and would count what is neither here nor there twice, or not at all.
+        let _settling = self.settling.lock().unwrap_or_else(PoisonError::into_inner);
+        self.writing.fetch_add(count, Relaxed);
+        self.take(service, count);
+    }
+
+    pub(super) fn release_written(&self, service: &Service, count: u32) {
+        let _settling = self.settling.lock().unwrap_or_else(PoisonError::into_inner);
+        self.writing.fetch_sub(count, Relaxed);
+        self.release(service, count);
     }
 
     /// One file more is open for this client.

@@ -7,7 +7,6 @@
 use rustix::fd::OwnedFd;
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 
 use super::connection::Connection;
 use super::{Session, Speaks};
@@ -17,7 +16,7 @@ use crate::service::Service;
 use crate::transport::Transport;
 
 /// What a content that comes in has open: the new file, and the directory that it is for.
-const OF_A_PUT: u32 = 2;
+pub(super) const OF_A_PUT: u32 = 2;
 
 /// Descriptors of a write, on the account of its client until this is dropped, by whichever thread.
 #[derive(Debug)]
@@ -29,16 +28,14 @@ pub(super) struct Hold {
 
 impl Hold {
     fn new(connection: &Arc<Connection>, service: &Arc<Service>, count: u32) -> Hold {
-        connection.writing.fetch_add(count, Relaxed);
-        service.in_flight.take(count);
+        connection.take_for_write(service, count);
         Hold { connection: Arc::clone(connection), service: Arc::clone(service), count }
     }
 }
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        self.connection.writing.fetch_sub(self.count, Relaxed);
-        self.service.in_flight.release(self.count);
+        self.connection.release_written(&self.service, self.count);
     }
 }
 
@@ -46,7 +43,14 @@ impl Drop for Hold {
 #[derive(Debug)]
 pub(super) struct Source {
     pub file: OwnedFd,
-    _hold: Hold,
+    hold: Hold,
+}
+
+impl Source {
+    /// For what is open besides while it is copied.
+    pub fn hold_for_copy(&self) -> Hold {
+        Hold::new(&self.hold.connection, &self.hold.service, OF_A_PUT)
+    }
 }
 
 /// Files that a client passed and no put has taken, in the order in which they came. What was one too many was closed at
@@ -75,9 +79,11 @@ impl Session {
     /// Takes in what the client passed.
     pub(super) fn receive_files(&mut self, files: impl Iterator<Item = OwnedFd>) {
         for file in files {
-            let has_room = self.holds() < self.service.in_flight.allowance();
+            let has_room = self.holds() < self.service.in_flight.allowance()
+                && self.service.may_stay_open(&file)
+                && self.check_descriptors(1).is_ok();
             let source =
-                has_room.then(|| Source { file, _hold: Hold::new(&self.connection, &self.service, 1) });
+                has_room.then(|| Source { file, hold: Hold::new(&self.connection, &self.service, 1) });
             if let Speaks::Two(two) = &mut self.speaks {
                 two.received.0.push_back(source);
             }
@@ -114,7 +120,7 @@ impl Session {
 
     /// How many are on this client's account.
     fn holds(&self) -> u32 {
-        self.held + self.connection.unread() + self.connection.writing.load(Relaxed)
+        self.held + self.connection.unread() + self.connection.writing()
     }
 
     /// For a content that comes in.

@@ -39,6 +39,12 @@ pub(super) enum Rest {
         cursor: Option<Vec<u8>>,
         limit: u32,
     },
+    /// All bytes came with the request: nothing is open for them until they are written.
+    Content {
+        bytes: Box<[u8]>,
+        make_parents: bool,
+        hold: Hold,
+    },
     /// All bytes of it have come.
     Commit {
         incoming: Incoming,
@@ -120,12 +126,21 @@ impl Errand {
                 let page = service.listing.page(mapping, view.as_ref(), &prefix, cursor, limit)?;
                 Ok(Brought::Page(page))
             }
+            (Operation::Put, Rest::Content { bytes, make_parents, hold }) => {
+                let mut incoming = staging?.begin(&self.path, make_parents)?;
+                incoming.reserve(bytes.len() as u64)?;
+                incoming.write(&bytes)?;
+                let found = incoming.commit(self.conditions)?;
+                drop(hold);
+                Ok(Brought::Known(found))
+            }
             (Operation::Put, Rest::Commit { incoming, hold }) => {
                 let found = incoming.commit(self.conditions)?;
                 drop(hold);
                 Ok(Brought::Known(found))
             }
             (Operation::PutDescriptor, Rest::PutDescriptor { source, make_parents }) => {
+                let _hold = source.hold_for_copy();
                 let mut incoming = staging?.begin(&self.path, make_parents)?;
                 incoming.copy_from(&source.file)?;
                 incoming.commit(self.conditions).map(Brought::Known)

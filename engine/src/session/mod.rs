@@ -281,10 +281,6 @@ impl Session {
         !self.outbox.is_empty() || !self.kept_input.is_empty()
     }
 
-    pub fn transport(&self) -> Transport {
-        self.transport
-    }
-
     /// Does what can be done now.
     pub fn run(&mut self, scratch: &mut Scratch, manner: Manner) -> Next {
         let mut have = self.kept_input.len();

@@ -115,7 +115,7 @@ impl Session {
                 self.check_use(path.to_bytes())?;
             }
             if operation == Operation::FdPass {
-                self.check_descriptors()?;
+                self.check_descriptors(1)?;
             }
             if self.attend_at_once(scratch, manner, &wanted, path, conditions)? {
                 return Ok(());
@@ -256,8 +256,8 @@ impl Session {
         has_priority: bool,
     ) -> Result<(), Error> {
         // Writes wait for the disk as long as they take, so they always go to the pool where there is one.
-        let is_write = matches!(errand.rest, Rest::Commit { .. } | Rest::PutDescriptor { .. })
-            || errand.operation == Operation::Delete;
+        let is_write =
+            matches!(errand.operation, Operation::Put | Operation::PutDescriptor | Operation::Delete);
         let service = Arc::clone(&self.service);
         let pool = service.storage_pool.as_ref().filter(|_| is_write || !self.may_wait(manner));
         let Some(pool) = pool else {

@@ -4,7 +4,7 @@ use rustix::io::Errno;
 use std::ffi::CString;
 use std::time::Instant;
 
-use super::descriptors::{Hold, Received};
+use super::descriptors::{Hold, OF_A_PUT, Received};
 use super::errand::{Errand, Rest};
 use super::reading::receive;
 use super::replies::{Asked, Framing, Wanted};
@@ -55,6 +55,13 @@ enum Sink {
     },
     /// The request was answered already.
     Nowhere,
+}
+
+/// What a put comes to at first.
+enum Begun {
+    /// Its content is here already.
+    Whole(Errand),
+    Coming(Sink),
 }
 
 impl Two {
@@ -156,7 +163,7 @@ impl Session {
             Decoded::Request(request) => {
                 let asked = asked(request.id, request.operation, request.uri);
                 if request.operation == Operation::Put {
-                    self.begin_put(scratch, manner, asked, &request);
+                    self.begin_put(scratch, manner, asked, &request, rest);
                 } else if let Err(error) = self.attend_two(scratch, manner, asked, request) {
                     self.push_error(scratch, asked, error);
                 }
@@ -214,7 +221,15 @@ impl Session {
         self.attend(scratch, manner, wanted)
     }
 
-    fn begin_put(&mut self, scratch: &mut Scratch, manner: Manner, asked: Asked, request: &Request<'_>) {
+    /// Begins a put. `rest` is what has come behind the request.
+    fn begin_put(
+        &mut self,
+        scratch: &mut Scratch,
+        manner: Manner,
+        asked: Asked,
+        request: &Request<'_>,
+        rest: &mut &[u8],
+    ) {
         let parameters = request.parameters;
         let left = parameters.content_len.unwrap_or(0);
         let wanted = Wanted { asked, uri: request.uri, parameters, has_priority: false, source: None };
@@ -227,19 +242,47 @@ impl Session {
             let staging = self.service.staging.as_ref().ok_or(Error::NotWritable)?;
             let path = mapping::relative_path(request.uri, &mut scratch.path)?;
             self.check_use(path.to_bytes())?;
+            self.check_descriptors(OF_A_PUT)?;
+            if let Some(bytes) = usize::try_from(left).ok().and_then(|left| rest.get(..left)) {
+                let make_parents = parameters.make_parents;
+                return Ok(Begun::Whole(Errand {
+                    operation: Operation::Put,
+                    path: path.to_owned(),
+                    offset: 0,
+                    length: None,
+                    conditions,
+                    deadline,
+                    rest: Rest::Content { bytes: bytes.into(), make_parents, hold: self.hold_for_put() },
+                }));
+            }
             let mut incoming = staging.begin(path, parameters.make_parents)?;
+            if !self.service.may_stay_open(incoming.file()) {
+                return Err(Error::Busy("the server has no descriptors for more writes, try again"));
+            }
             incoming.reserve(left)?;
-            Ok(Sink::Put { incoming, hold: self.hold_for_put(), asked, conditions, deadline })
+            Ok(Begun::Coming(Sink::Put { incoming, hold: self.hold_for_put(), asked, conditions, deadline }))
         })();
-        let sink = begun.unwrap_or_else(|error| {
-            // Said at once; what the client still sends is dropped.
-            self.push_error(scratch, asked, error);
-            Sink::Nowhere
-        });
+        let sink = match begun {
+            Ok(Begun::Coming(sink)) => sink,
+            Ok(Begun::Whole(errand)) => {
+                *rest = &rest[left as usize..];
+                if let Err(error) = self.send_errand(scratch, manner, asked, errand, false) {
+                    self.push_error(scratch, asked, error);
+                }
+                return;
+            }
+            Err(error) => {
+                // Said at once; what the client still sends is dropped.
+                self.push_error(scratch, asked, error);
+                if left == 0 {
+                    return;
+                }
+                Sink::Nowhere
+            }
+        };
         if let Speaks::Two(two) = &mut self.speaks {
             two.receiving = Some(Receiving { left, sink });
         }
-        self.take_content(scratch, manner, &mut &[][..]);
     }
 
     /// Takes bytes of the content that is coming in off the front of `rest`.

@@ -143,12 +143,6 @@ impl Cache {
         }
     }
 
-    pub fn remove(&self, path: &CStr) {
-        if let Some(store) = &self.store {
-            store.remove(path);
-        }
-    }
-
     /// Bytes that are kept, with what it costs to keep them.
     pub fn size(&self) -> u64 {
         self.store.as_ref().map_or(0, Store::weight)

@@ -42,8 +42,14 @@ impl Incoming {
         Ok(Incoming { staging, target, file, name, size: 0, reserved: 0 })
     }
 
+    /// Where the bytes go.
+    pub fn file(&self) -> &OwnedFd {
+        &self.file
+    }
+
     /// Bytes so far.
-    pub fn size(&self) -> u64 {
+    #[cfg(test)]
+    fn size(&self) -> u64 {
         self.size
     }
 
@@ -240,5 +246,5 @@ fn in_staging(errno: Errno) -> Error {
 }
 
 #[cfg(test)]
-#[path = "incoming_tests.rs"]
+#[path = "incoming_tests/mod.rs"]
 mod tests;

@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::errors::Error;
+use crate::protocol::v2::encode_entry;
 use crate::rules::View;
 use crate::storage::cursor::Cursor;
 use crate::storage::directory_run::{Run, RunLimits};
@@ -99,7 +100,7 @@ impl Listing {
                     if page.count == limit || page.entries.len() + path.len() + 19 > MOST_CONTENT {
                         break true;
                     }
-                    append(&mut page.entries, path, found);
+                    encode_entry(&mut page.entries, [b"/", path], found.size, found.mtime);
                     page.count += 1;
                     after.clear();
                     after.extend_from_slice(path);
@@ -172,14 +173,6 @@ fn stat(mapping: &Mapping, walk: &mut Walk<'_>) -> Result<Option<Found>, Error> 
     }
 }
 
-fn append(entries: &mut Vec<u8>, path: &[u8], found: Found) {
-    entries.extend_from_slice(&(path.len() as u16 + 1).to_be_bytes());
-    entries.push(b'/');
-    entries.extend_from_slice(path);
-    entries.extend_from_slice(&found.size.to_be_bytes());
-    entries.extend_from_slice(&found.mtime.to_be_bytes());
-}
-
 #[cfg(test)]
-#[path = "listing_tests.rs"]
+#[path = "listing_tests/mod.rs"]
 mod tests;

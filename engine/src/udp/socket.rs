@@ -32,6 +32,8 @@ pub struct UdpSocket {
     socket: OwnedFd,
     /// Whether the kernel divides one large message into datagrams for us (UDP_SEGMENT).
     segmentation: AtomicBool,
+    /// What the kernel had dropped before the socket was ours: its own count lives as long as the socket.
+    dropped_before: u32,
 }
 
 impl UdpSocket {
@@ -49,11 +51,48 @@ impl UdpSocket {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket =
             net::socket_with(family, SocketType::DGRAM, flags, None).map_err(fail("cannot make a socket"))?;
-        configure(&socket, address).map_err(fail("cannot set socket options"))?;
+        if address.is_ipv6() {
+            sockopt::set_ipv6_v6only(&socket, true).map_err(fail("cannot set socket options"))?;
+        }
         net::bind(&socket, &address).map_err(fail("cannot bind"))?;
         let bound = net::getsockname(&socket)
             .and_then(SocketAddr::try_from)
             .map_err(fail("cannot tell the bound address"))?;
+        Self::new(bound, socket, trusted, rate_limit, notices)
+    }
+
+    /// Takes over a socket that somebody else has bound, and goes on to hold: a service manager. What comes while nobody
+    /// serves waits in it.
+    pub fn inherited(
+        socket: &OwnedFd,
+        trusted: Vec<Network>,
+        rate_limit: u64,
+        notices: &mut Vec<String>,
+    ) -> Result<Self, StartError> {
+        let subject = "a datagram socket that was handed over";
+        let fail = |what: &'static str| move |errno| StartError::new(errno, what, subject);
+        let unfit = |why: &str| StartError::new(Errno::INVAL, why, subject);
+        let name = net::getsockname(socket).map_err(fail("cannot tell the bound address"))?;
+        let bound = SocketAddr::try_from(name).map_err(|_| unfit("is not of IPv4 or IPv6"))?;
+        if bound.port() == 0 {
+            return Err(unfit("has no port: it is not bound"));
+        }
+        if net::getpeername(socket).is_ok() {
+            return Err(unfit("is connected: only one address would be heard"));
+        }
+        let own = rustix::io::fcntl_dupfd_cloexec(socket, 0).map_err(fail("cannot take it over"))?;
+        Self::new(bound, own, trusted, rate_limit, notices)
+    }
+
+    fn new(
+        bound: SocketAddr,
+        socket: OwnedFd,
+        trusted: Vec<Network>,
+        rate_limit: u64,
+        notices: &mut Vec<String>,
+    ) -> Result<Self, StartError> {
+        let fail = |what: &'static str| move |errno| StartError::new(errno, what, format!("udp://{bound}"));
+        configure(&socket, bound).map_err(fail("cannot set socket options"))?;
         let gate = Gate::new(trusted, rate_limit).map_err(fail("cannot get random bytes"))?;
         if !bound.ip().is_loopback() {
             notices.push(format!(
@@ -61,7 +100,14 @@ impl UdpSocket {
                  is answered only to loopback and to udp_trusted, everything else needs a cookie first"
             ));
         }
-        Ok(UdpSocket { address: format!("udp://{bound}"), gate, socket, segmentation: true.into() })
+        let dropped_before = dropped_by_kernel(&socket).unwrap_or(0);
+        Ok(UdpSocket {
+            address: format!("udp://{bound}"),
+            gate,
+            socket,
+            segmentation: true.into(),
+            dropped_before,
+        })
     }
 
     /// Takes the datagrams that have come, without waiting. Returns how many; they are in the inbox then.
@@ -121,7 +167,8 @@ impl UdpSocket {
     }
 
     pub fn counts(&self) -> DatagramCounts {
-        self.gate.counts.read(dropped_by_kernel(&self.socket).unwrap_or(0))
+        let dropped = dropped_by_kernel(&self.socket).unwrap_or(self.dropped_before);
+        self.gate.counts.read(u64::from(dropped.wrapping_sub(self.dropped_before)))
     }
 }
 
@@ -131,24 +178,39 @@ impl AsFd for UdpSocket {
     }
 }
 
-fn configure(socket: &OwnedFd, address: SocketAddr) -> Result<(), Errno> {
-    // More room for bursts; less than was asked for is no failure.
-    let _ = sockopt::set_socket_recv_buffer_size(socket, KERNEL_BUFFER);
-    let _ = sockopt::set_socket_send_buffer_size(socket, KERNEL_BUFFER);
-    let is_any = address.ip().is_unspecified();
-    if address.is_ipv4() {
+/// Sets what can be set on a bound socket, too: whether it takes IPv4 besides IPv6 was decided before.
+fn configure(socket: &OwnedFd, bound: SocketAddr) -> Result<(), Errno> {
+    enlarge_buffers(socket, bound);
+    let is_any = bound.ip().is_unspecified();
+    // A socket for IPv6 that takes IPv4 as well has the options of both.
+    if bound.is_ipv4() || !sockopt::ipv6_v6only(socket)? {
         set_option(socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DO)?;
-        if is_any {
-            set_option(socket, libc::IPPROTO_IP, libc::IP_PKTINFO, 1)?;
-        }
-    } else {
-        sockopt::set_ipv6_v6only(socket, true)?;
+    }
+    if bound.is_ipv4() && is_any {
+        set_option(socket, libc::IPPROTO_IP, libc::IP_PKTINFO, 1)?;
+    }
+    if bound.is_ipv6() {
         set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DO)?;
         if is_any {
             set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1)?;
         }
     }
     Ok(())
+}
+
+/// Asks for more room for bursts; less than was asked for is no failure. A buffer that whoever made the socket has made
+/// larger than we may stays: systemd does not heed net.core.{r,w}mem_max (ReceiveBuffer=).
+fn enlarge_buffers(socket: &OwnedFd, bound: SocketAddr) {
+    let family = if bound.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let Ok(trial) = net::socket_with(family, SocketType::DGRAM, SocketFlags::CLOEXEC, None) else { return };
+    let _ = sockopt::set_socket_recv_buffer_size(&trial, KERNEL_BUFFER);
+    let _ = sockopt::set_socket_send_buffer_size(&trial, KERNEL_BUFFER);
+    if sockopt::socket_recv_buffer_size(&trial).ok() > sockopt::socket_recv_buffer_size(socket).ok() {
+        let _ = sockopt::set_socket_recv_buffer_size(socket, KERNEL_BUFFER);
+    }
+    if sockopt::socket_send_buffer_size(&trial).ok() > sockopt::socket_send_buffer_size(socket).ok() {
+        let _ = sockopt::set_socket_send_buffer_size(socket, KERNEL_BUFFER);
+    }
 }
 
 fn set_option(socket: &OwnedFd, level: i32, name: i32, value: libc::c_int) -> Result<(), Errno> {
@@ -166,7 +228,7 @@ fn set_option(socket: &OwnedFd, level: i32, name: i32, value: libc::c_int) -> Re
 }
 
 /// Datagrams for which the receive buffer had no room.
-fn dropped_by_kernel(socket: &OwnedFd) -> Result<u64, Errno> {
+fn dropped_by_kernel(socket: &OwnedFd) -> Result<u32, Errno> {
     // linux/sock_diag.h: the ninth number that SO_MEMINFO gives.
     const SK_MEMINFO_DROPS: usize = 8;
     let mut figures = [0u32; 9];
@@ -181,7 +243,7 @@ fn dropped_by_kernel(socket: &OwnedFd) -> Result<u64, Errno> {
             &raw mut length,
         )
     };
-    if answer < 0 { Err(last_error()) } else { Ok(u64::from(figures[SK_MEMINFO_DROPS])) }
+    if answer < 0 { Err(last_error()) } else { Ok(figures[SK_MEMINFO_DROPS]) }
 }
 
 pub fn last_error() -> Errno {

@@ -22,10 +22,12 @@ const ERROR: u8 = 3;
 pub const COOKIE: usize = 16;
 /// What precedes a PULL's cookie and URI.
 pub const PULL_HEAD: usize = 24;
+#[cfg(test)]
 pub const RETRY_LENGTH: usize = 24;
 /// What precedes a DATA's payload.
 pub const DATA_HEAD: usize = 36;
 const CHECKSUM_AT: usize = 32;
+#[cfg(test)]
 pub const ERROR_HEAD: usize = 10;
 /// What a server must be able to take in of a datagram; what follows is padding, or makes it noise.
 pub const LONGEST_QUESTION: usize = PULL_HEAD + COOKIE + MAX_URI + 1;

@@ -11,19 +11,19 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.security import HTTPBearer
 from pydantic import BaseModel, ConfigDict, create_model
 
-from .concurrency import TRANSPORTS, Concurrency
-from .config_error import ConfigError
+from ..concurrency import TRANSPORTS, Concurrency
+from ..not_running import NotRunning
+from ..recorded import Recorded, RecordedRequest
+from ..settings.config_error import ConfigError
+from ..settings.in_force import Setting, settings_in_force
+from ..settings.listening import ListeningPoint
+from ..statistics import Statistics, bounds_us
 from .gate import Gate
-from .in_force import Setting, settings_in_force
-from .listening import ListeningPoint
 from .metrics import Exposition
-from .not_running import NotRunning
 from .pages import Page
-from .recorded import Recorded, RecordedRequest
-from .statistics import Statistics, bounds_us
 
 if TYPE_CHECKING:
-    from .server import Server
+    from ..server import Server
 
 LOG: Final = logging.getLogger(__name__)
 #: Microseconds: twelve to a decade, from 1 µs to 10 s, for pictures.
@@ -61,6 +61,14 @@ class Latencies(BaseModel):
     bounds_us: list[float]
     total: list[int]
     transports: dict[str, list[int]]
+
+
+class Overview(BaseModel):
+    """What the dashboard shows: the documents of ``/stats``, ``/latency`` and ``/slow``."""
+
+    stats: Statistics
+    latency: Latencies
+    slow: tuple[RecordedRequest, ...]
 
 
 class Changes(BaseModel):
@@ -119,15 +127,7 @@ def _add_reads(app: FastAPI, server: "Server") -> None:
     @app.get("/latency")
     async def latency() -> Latencies:
         """Count the requests since start up to each of many times: two of these make a picture of what lies between."""
-        times = server.times(PICTURE_BOUNDS_US)
-        transports = {name: [0] * (len(PICTURE_BOUNDS_US) + 1) for name in server.addresses}
-        for each in times:
-            # One that was served and is not any more has no name here, but was counted.
-            sums = transports.setdefault(each.transport, [0] * (len(PICTURE_BOUNDS_US) + 1))
-            for at, count in enumerate(each.latency.counts):
-                sums[at] += count
-        total = [sum(column) for column in zip(*transports.values(), strict=True)]
-        return Latencies(bounds_us=list(PICTURE_BOUNDS_US), total=total, transports=transports)
+        return _latencies(server)
 
     @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     async def metrics(request: Request) -> Response:
@@ -139,6 +139,11 @@ def _add_reads(app: FastAPI, server: "Server") -> None:
     async def slow() -> tuple[RecordedRequest, ...]:
         """The slowest requests of the last minute, slowest first, and where their time went."""
         return server.slow_requests()
+
+    @app.get("/overview")
+    async def overview() -> Overview:
+        """Answer `/stats`, `/latency` and `/slow` in one: who shows them all asks once."""
+        return Overview(stats=server.statistics(), latency=_latencies(server), slow=server.slow_requests())
 
     @app.get("/requests", responses={422: {"model": Problem, "description": "No time, or no number"}})
     async def requests(
@@ -172,6 +177,18 @@ def _add_reads(app: FastAPI, server: "Server") -> None:
         if server.draining:
             response.status_code = HTTPStatus.SERVICE_UNAVAILABLE
         return Readiness(status="draining" if server.draining else "ready")
+
+
+def _latencies(server: "Server") -> Latencies:
+    times = server.times(PICTURE_BOUNDS_US)
+    transports = {name: [0] * (len(PICTURE_BOUNDS_US) + 1) for name in server.addresses}
+    for each in times:
+        # One that was served and is not any more has no name here, but was counted.
+        sums = transports.setdefault(each.transport, [0] * (len(PICTURE_BOUNDS_US) + 1))
+        for at, count in enumerate(each.latency.counts):
+            sums[at] += count
+    total = [sum(column) for column in zip(*transports.values(), strict=True)]
+    return Latencies(bounds_us=list(PICTURE_BOUNDS_US), total=total, transports=transports)
 
 
 def _add_writes(app: FastAPI, server: "Server") -> None:
@@ -209,7 +226,10 @@ def _add_writes(app: FastAPI, server: "Server") -> None:
         },
     )
     async def reload() -> Changes:
-        """Read file and environment again. What can change without a restart does; what cannot is named."""
+        """Read file and environment again. What can change without a restart does; what cannot is named.
+
+        The access log is opened anew, for whoever has renamed it.
+        """
         try:
             found = server.reload()
         except ConfigError as error:

@@ -4,7 +4,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel
 
-from .config import Config
+from ..config import Config
 from .config_error import ConfigError
 from .reload import CHANGEABLE
 

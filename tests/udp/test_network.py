@@ -18,8 +18,8 @@ from objmapper_client._udp_connection import UdpConnection
 from objmapper_client.datagrams import FAR_CHUNK, Error, Pull, Retry, decode_answer, encode_pull
 from objmapper_server import Config, Server
 from objmapper_server.statistics import Datagrams
-from tests.test_udp import junk
 from tests.two_hosts import Host, NotPermitted, two_hosts
+from tests.udp.junk import junk
 from tests.wire import COPY, request
 
 CONTENT = random.Random(1).randbytes(1 << 20)

@@ -7,19 +7,20 @@ from contextlib import ExitStack
 from types import MappingProxyType
 from typing import Final
 
-from .listening import ListeningPoint
+from ..settings.listening import ListeningPoint
 
 FIRST: Final = 3
 #: The name (FileDescriptorName=) of the socket that is the admin endpoint's; all others are told by their kind.
 ADMIN: Final = "admin"
 VARIABLES: Final = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
+NETWORK: Final = (socket.AF_INET, socket.AF_INET6)
 
 Sockets = Mapping[str, socket.socket]
 NO_SOCKETS: Final[Sockets] = MappingProxyType({})
 
 
 def handed_over(environment: MutableMapping[str, str]) -> Sockets:
-    """Return the sockets that this process was given: ``unix``, ``tcp`` or ``admin`` → socket, which is the caller's.
+    """Return the sockets that this process was given: ``unix``, ``tcp``, ``udp`` or ``admin`` → the caller's socket.
 
     Takes the variables out of the environment, so that no child believes the sockets to be its own. Raises OSError for
     a socket that no transport of this server could be.
@@ -33,7 +34,14 @@ def handed_over(environment: MutableMapping[str, str]) -> Sockets:
         for place in range(int(count)):
             given = stack.enter_context(socket.socket(fileno=FIRST + place))
             given.set_inheritable(False)
-            kind = ADMIN if named[place : place + 1] == [ADMIN] else kind_of(given)
+            kind = kind_of(given)
+            if named[place : place + 1] == [ADMIN]:
+                if kind == "udp":
+                    raise OSError(
+                        f"a datagram socket was handed over for the admin endpoint ({address_of(given)}): it needs "
+                        "ListenStream="
+                    )
+                kind = ADMIN
             if kind in found:
                 raise OSError(
                     f"two sockets were handed over for {kind}: {address_of(found[kind])}, {address_of(given)}"
@@ -45,14 +53,19 @@ def handed_over(environment: MutableMapping[str, str]) -> Sockets:
 
 def kind_of(given: socket.socket) -> str:
     """Return the transport that a socket can serve; raises OSError where there is none."""
-    listens = given.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == 1
-    if given.type == socket.SOCK_STREAM and listens and given.family == socket.AF_UNIX:
+    at = f"a socket that was handed over ({address_of(given)})"
+    on_the_network = given.family in NETWORK
+    if given.type == socket.SOCK_DGRAM:
+        if not on_the_network or given.getsockopt(socket.SOL_SOCKET, socket.SO_PROTOCOL) != socket.IPPROTO_UDP:
+            raise OSError(f"{at} takes datagrams, but not over UDP: ListenDatagram= needs an address and a port")
+        return "udp"
+    if given.type != socket.SOCK_STREAM or not given.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        raise OSError(f"{at} does not listen for connections (ListenStream=)")
+    if given.family == socket.AF_UNIX:
         return "unix"
-    if given.type == socket.SOCK_STREAM and listens and given.family in (socket.AF_INET, socket.AF_INET6):
+    if on_the_network:
         return "tcp"
-    raise OSError(
-        f"a socket that was handed over ({address_of(given)}) does not listen for connections (ListenStream=)"
-    )
+    raise OSError(f"{at} is of a family that is not served: ListenStream= needs a path, or an address and a port")
 
 
 def address_of(given: socket.socket) -> str:
@@ -60,4 +73,7 @@ def address_of(given: socket.socket) -> str:
     name = given.getsockname()
     if given.family == socket.AF_UNIX:
         return f"unix:{os.fsdecode(name)}"
-    return str(ListeningPoint(name[0], name[1])) if isinstance(name, tuple) else repr(name)
+    if given.family in NETWORK:
+        return str(ListeningPoint(name[0], name[1]))
+    # A family that Python has no name for is a number.
+    return f"{getattr(given.family, 'name', given.family)}: {name}"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from .notify import Notifier
 
 if TYPE_CHECKING:
-    from .server import Server
+    from ..server import Server
 
 STOP_SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT})
 RELOAD_SIGNAL: Final = signal.SIGHUP

@@ -7,7 +7,8 @@ import sys
 from datetime import UTC, datetime
 from typing import Final, Literal
 
-LOG: Final = logging.getLogger(__package__)
+#: Above those of all modules of the server.
+LOG: Final = logging.getLogger("objmapper_server")
 
 Format = Literal["text", "json"]
 

@@ -1,0 +1,92 @@
+//! The figures as they are told to whoever asks: of all requests, by label, and of each combination.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::labels::{Labels, ModeKey};
+use super::percentiles::Percentiles;
+use super::totals::Sum;
+use crate::concurrency::Model;
+use crate::protocol::{Operation, Status};
+use crate::transport::Transport;
+
+/// The figures of all requests that carry the labels; None means "any".
+#[derive(Debug, Clone)]
+#[cfg_attr(feature = "python", derive(pyo3::IntoPyObject))]
+pub struct Figures {
+    pub transport: Option<&'static str>,
+    pub model: Option<&'static str>,
+    pub mode: Option<&'static str>,
+    pub requests_total: u64,
+    pub bytes_total: u64,
+    /// Status byte → how many.
+    pub errors_total: BTreeMap<u8, u64>,
+    pub requests_per_sec: f64,
+    pub bytes_per_sec: f64,
+    pub latency: Percentiles,
+    pub latency_since_start: Percentiles,
+    pub queue_wait: Percentiles,
+    pub queue_wait_since_start: Percentiles,
+}
+
+impl Figures {
+    fn of(
+        sum: &Sum,
+        transport: Option<Transport>,
+        model: Option<Model>,
+        mode: Option<ModeKey>,
+        uptime: Duration,
+    ) -> Self {
+        let totals = &sum.since_start;
+        let rate = |recent: u64, total: u64| match sum.recent_seconds {
+            // Not a whole second yet.
+            0 => total as f64 / uptime.as_secs_f64().max(1e-3),
+            seconds => recent as f64 / seconds as f64,
+        };
+        let errors_total = Status::ALL
+            .into_iter()
+            .filter(|&status| status != Status::Ok && totals.statuses[status.index()] > 0)
+            .map(|status| (status as u8, totals.statuses[status.index()]))
+            .collect();
+        Figures {
+            transport: transport.map(Transport::name),
+            model: model.map(Model::name),
+            mode: mode.map(|index| Operation::ALL[index].name()),
+            requests_total: totals.requests(),
+            bytes_total: totals.bytes,
+            errors_total,
+            requests_per_sec: rate(sum.recent_requests, totals.requests()),
+            bytes_per_sec: rate(sum.recent_bytes, totals.bytes),
+            latency: Percentiles::of(&sum.window.latency),
+            latency_since_start: Percentiles::of(&totals.latency),
+            queue_wait: Percentiles::of(&sum.window.queue_wait),
+            queue_wait_since_start: Percentiles::of(&totals.queue_wait),
+        }
+    }
+
+    /// The total, by transport, by model, by mode, and each combination that was used.
+    pub(super) fn all(cells: &[(Labels, Sum)], uptime: Duration) -> Vec<Self> {
+        let gather = |transport: Option<Transport>, model: Option<Model>, mode: Option<ModeKey>| {
+            let mut sum = Sum::nothing();
+            for (labels, cell) in cells {
+                let fits = transport.is_none_or(|wanted| wanted == labels.transport)
+                    && model.is_none_or(|wanted| wanted == labels.model)
+                    && mode.is_none_or(|wanted| wanted == labels.mode);
+                if fits {
+                    sum.add(cell);
+                }
+            }
+            Figures::of(&sum, transport, model, mode, uptime)
+        };
+        let mut all = vec![gather(None, None, None)];
+        all.extend(Transport::ALL.map(|transport| gather(Some(transport), None, None)));
+        all.extend(Model::ALL.map(|model| gather(None, Some(model), None)));
+        all.extend(Operation::ALL.map(|mode| gather(None, None, Some(mode.index()))));
+        all.extend(
+            cells
+                .iter()
+                .map(|(labels, _)| gather(Some(labels.transport), Some(labels.model), Some(labels.mode))),
+        );
+        all
+    }
+}

@@ -1,0 +1,208 @@
+//! Where a put may go: to regular files inside the root, in directories that are there or made for it, wherever those move.
+
+use super::*;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+
+#[test]
+fn a_directory_hands_its_group_down_as_to_any_file_made_in_it() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: needs root, to give a directory to another group");
+        return;
+    }
+    let tree = Tree::new();
+    std::fs::create_dir(tree.path("shared")).expect("a directory");
+    std::os::unix::fs::chown(tree.path("shared"), None, Some(4711)).expect("another group");
+    std::fs::set_permissions(tree.path("shared"), std::fs::Permissions::from_mode(0o2775))
+        .expect("permissions");
+    let gid = |name: &str| std::fs::metadata(tree.path(name)).expect("there").gid();
+    File::create(tree.path("shared/made")).expect("a file");
+    tree.put("/shared/object", b"x", ALWAYS).expect("put");
+    assert_eq!((gid("shared/object"), gid("shared/made")), (4711, 4711));
+}
+
+#[test]
+fn only_regular_files_are_replaced() {
+    Tree::each(|tree| {
+        std::fs::create_dir(tree.path("directory")).expect("a directory");
+        std::fs::write(tree.path("object"), "whole").expect("a file");
+        symlink("object", tree.path("link")).expect("a link");
+        fs::mknodat(CWD, tree.path("fifo"), FileType::Fifo, Permissions::RWXU, 0).expect("a FIFO");
+        for (uri, error) in [
+            ("/directory", Error::IsDirectory),
+            ("/link", Error::WriteToLink),
+            ("/fifo", Error::NotRegular),
+            ("/object/below", Error::NotDirectory),
+            ("/missing/object", Error::NoDirectory),
+            ("/link/below", Error::Symlink),
+            ("/.objmapper/object", Error::NotFound),
+        ] {
+            assert_eq!(tree.refusal(uri), error, "{uri}");
+        }
+        assert_eq!(tree.refusal(&"n".repeat(256)), Error::BadPath);
+        // It may also have become one while the content was coming.
+        let incoming = tree.begin("/later").expect("begun");
+        std::fs::create_dir(tree.path("later")).expect("a directory");
+        assert_eq!(incoming.commit(ALWAYS), Err(Error::IsDirectory));
+        assert_eq!(tree.content("object"), b"whole");
+    });
+}
+
+#[test]
+fn parents_are_made_where_that_is_asked_for() {
+    Tree::each(|tree| {
+        std::fs::create_dir(tree.path("there")).expect("a directory");
+        for path in [c"a/b/c/object", c"there/d/object", c"there/object", c"object"] {
+            let mut incoming = tree.staging.begin(path, true).expect("begun");
+            incoming.write(b"deep").expect("written");
+            incoming.commit(ALWAYS).expect("committed");
+            assert_eq!(tree.content(path.to_str().expect("UTF-8")), b"deep");
+        }
+        assert_eq!(tree.staging.begin(c"object/x/y", true).map(|_| ()), Err(Error::NotDirectory));
+        let deep = CString::new("d/".repeat(200) + "object").expect("a path");
+        tree.staging.begin(&deep, true).expect("begun").commit(ALWAYS).expect("committed");
+        assert_eq!(tree.mapping.stat(&deep).map(|found| found.size), Ok(0));
+    });
+}
+
+#[test]
+fn parents_may_be_made_by_many_at_once() {
+    let tree = Tree::new();
+    std::thread::scope(|scope| {
+        for writer in 0..8 {
+            let staging = &tree.staging;
+            scope.spawn(move || {
+                for round in 0..4 {
+                    let path = CString::new(format!("{round}/b/c/d/{writer}")).expect("a path");
+                    staging.begin(&path, true).expect("begun").commit(ALWAYS).expect("committed");
+                }
+            });
+        }
+    });
+    for round in 0..4 {
+        assert_eq!(names(&tree.path(&format!("{round}/b/c/d"))).len(), 8);
+    }
+}
+
+#[test]
+fn links_are_no_way_out_for_what_is_put() {
+    for follow_symlinks in [false, true] {
+        let tree = Tree::new();
+        let outside = tree.above.path().join("outside");
+        std::fs::create_dir(&outside).expect("a directory");
+        symlink("../outside", tree.path("link")).expect("a link");
+        symlink(&outside, tree.path("absolute")).expect("a link");
+        let mapping = Mapping::new(&tree.path(""), follow_symlinks).expect("a mapping");
+        let staging = Staging::new(&mapping).expect("a staging directory");
+        let refused = if follow_symlinks { Error::Outside } else { Error::Symlink };
+        for path in [c"link/object", c"absolute/object", c"link/new/object"] {
+            for make_parents in [false, true] {
+                assert_eq!(staging.begin(path, make_parents).map(|_| ()), Err(refused), "{path:?}");
+            }
+            assert!(staging.delete(path, None).is_err());
+        }
+        assert!(names(&outside).is_empty());
+    }
+}
+
+#[test]
+fn a_directory_that_becomes_a_link_meanwhile_is_no_way_out() {
+    let tree = Tree::new();
+    let outside = tree.above.path().join("outside");
+    std::fs::create_dir(&outside).expect("a directory");
+    std::fs::create_dir(tree.path("real")).expect("a directory");
+    std::fs::create_dir(tree.path("there")).expect("a directory");
+    symlink(&outside, tree.path("link")).expect("a link");
+    // One exchange for each attempt, at every moment of it; each begins with what the one before has left.
+    let (begun, exchanged) = (AtomicU32::new(0), AtomicU32::new(0));
+    let mut answers = Vec::new();
+    // Nothing in here panics: the other thread would wait for ever.
+    let exchanges = std::thread::scope(|scope| {
+        let (begun, exchanged, tree) = (&begun, &exchanged, &tree);
+        let exchanges = scope.spawn(move || {
+            let exchange = |attempt| {
+                while begun.load(SeqCst) < attempt {
+                    std::thread::yield_now();
+                }
+                (0..attempt * 150).for_each(|_| std::hint::spin_loop());
+                let (there, link) = (tree.path("there"), tree.path("link"));
+                let answer = fs::renameat_with(CWD, there, CWD, link, RenameFlags::EXCHANGE);
+                exchanged.store(attempt, SeqCst);
+                answer
+            };
+            (1..=ATTEMPTS).map(exchange).collect::<Vec<_>>()
+        });
+        for attempt in 1..=ATTEMPTS {
+            let path = CString::new(format!("there/{attempt}/object")).unwrap_or_default();
+            begun.store(attempt, SeqCst);
+            answers.push(tree.staging.begin(&path, true).and_then(|incoming| incoming.commit(ALWAYS)));
+            let _ = tree.staging.delete(&path, None);
+            while exchanged.load(SeqCst) < attempt {
+                std::thread::yield_now();
+            }
+        }
+        exchanges.join()
+    });
+    assert!(exchanges.expect("no panic").iter().all(Result::is_ok));
+    let refusals: Vec<_> = answers.iter().filter_map(|answer| answer.err()).collect();
+    for error in &refusals {
+        // NoDirectory: found before the exchange, looked for after it.
+        let raced = [Error::Symlink, Error::NotDirectory, Error::NoDirectory, Error::Outside];
+        assert!(raced.contains(error) || matches!(error, Error::Busy(_)), "{error:?}");
+    }
+    assert!(!refusals.is_empty() && refusals.len() < answers.len(), "{} refused", refusals.len());
+    assert!(names(&outside).is_empty());
+}
+
+const ATTEMPTS: u32 = 150;
+
+#[test]
+fn an_object_goes_where_its_directory_was_renamed_to() {
+    Tree::each(|tree| {
+        std::fs::create_dir(tree.path("before")).expect("a directory");
+        let mut incoming = tree.begin("/before/object").expect("begun");
+        incoming.write(b"moved").expect("written");
+        std::fs::rename(tree.path("before"), tree.path("after")).expect("renamed");
+        incoming.commit(ALWAYS).expect("committed");
+        assert_eq!(tree.content("after/object"), b"moved");
+        let incoming = tree.begin("/after/gone").expect("begun");
+        std::fs::remove_dir_all(tree.path("after")).expect("removed");
+        assert_eq!(incoming.commit(ALWAYS), Err(Error::NoDirectory));
+        assert!(tree.names().is_empty(), "{:?}", tree.names());
+    });
+}
+
+#[test]
+fn a_directory_that_the_server_may_not_write_to_is_refused_before_the_content_comes() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: needs root, to make a directory of another user");
+        return;
+    }
+    let tree = Tree::new();
+    std::fs::create_dir(tree.path("theirs")).expect("a directory");
+    let tree = &tree;
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            // Of this thread only: without the capabilities, root is an owner like any other.
+            rustix::thread::set_capabilities(
+                None,
+                rustix::thread::CapabilitySets {
+                    effective: rustix::thread::CapabilitySet::empty(),
+                    permitted: rustix::thread::CapabilitySet::empty(),
+                    inheritable: rustix::thread::CapabilitySet::empty(),
+                },
+            )
+            .expect("dropped");
+            std::fs::set_permissions(tree.path("theirs"), std::fs::Permissions::from_mode(0o500))
+                .expect("permissions");
+            assert_eq!(tree.refusal("/theirs/object"), Error::MayNotWrite);
+            assert_eq!(tree.staging.begin(c"theirs/new/object", true).map(|_| ()), Err(Error::MayNotWrite));
+            std::fs::set_permissions(tree.path("theirs"), std::fs::Permissions::from_mode(0o700))
+                .expect("permissions");
+            tree.put("/theirs/object", b"x", ALWAYS).expect("put without any capability");
+            std::fs::set_permissions(tree.path("theirs"), std::fs::Permissions::from_mode(0o500))
+                .expect("permissions");
+            assert_eq!(tree.staging.delete(c"theirs/object", None), Err(Error::MayNotWrite));
+        });
+    });
+}

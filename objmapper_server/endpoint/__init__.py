@@ -1,0 +1,1 @@
+"""What the admin endpoint answers, who gets past its door, and what a connection to it may cost."""
