@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -33,6 +34,8 @@ def config(
     else:
         _print_table(document)
     if check is not None:
+        # A failure to show it comes first, alone.
+        sys.stdout.flush()
         say(f"{check} is right")
 
 

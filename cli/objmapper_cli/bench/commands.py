@@ -47,7 +47,9 @@ Rounds = Annotated[int, typer.Option(min=1, max=99, help="The median round count
 Pipeline = Annotated[int, typer.Option(min=1, max=1000, help="Requests that each client keeps under way.")]
 Rate = Annotated[
     float | None,
-    typer.Option(metavar="N", min=1e-3, max=1e9, help="Open loop: N requests a second are due, whatever the server does."),
+    typer.Option(
+        metavar="N", min=1e-3, max=1e9, help="Open loop: N requests a second are due, whatever the server does."
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print a JSON document.")]
 Plot = Annotated[Path | None, typer.Option(metavar="FILE.png", callback=check_picture, help="Draw a picture too.")]
