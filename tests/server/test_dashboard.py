@@ -18,7 +18,7 @@ from objmapper_server import Concurrency, Config, Server
 from tests.wire import COPY, NOT_FOUND, OK, Wire
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import APIResponse, Browser, Locator, Page, Route
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or ""
 TOKEN = "a token of sixteen characters"
@@ -83,6 +83,14 @@ def load(server: Server) -> Iterator[None]:
 
 def until(page: "Page", condition: str, *given: object) -> None:
     page.wait_for_function(condition, arg=list(given), timeout=30_000)
+
+
+def switch(page: "Page", choice: "Locator", model: str) -> None:
+    """Chooses a model and presses its button, by keys alone."""
+    choice.focus()
+    choice.select_option(model)
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
 
 
 def text(page: "Page", name: str) -> str:
@@ -161,10 +169,7 @@ def test_a_model_is_switched_by_keys_alone_with_the_token(server: Server, browse
     with shown(browser, server) as page:
         choice = page.get_by_label("Model of tcp")
         until(page, "() => document.querySelector('[aria-label=\"Model of tcp\"]')?.value === 'epoll'")
-        choice.focus()
-        choice.select_option("work-stealing")
-        page.keyboard.press("Tab")
-        page.keyboard.press("Enter")
+        switch(page, choice, "work-stealing")
         assert page.locator("#token").evaluate("field => field === document.activeElement")
         page.keyboard.type("not the token at all")
         page.keyboard.press("Enter")
@@ -175,21 +180,45 @@ def test_a_model_is_switched_by_keys_alone_with_the_token(server: Server, browse
         until(page, "() => document.getElementById('said').textContent === 'tcp is served by work-stealing now.'")
         assert server.statistics().concurrency_model["tcp"] == "work-stealing"
         # The token is known now, and nowhere but in the page.
+        switch(page, choice, "thread-pool")
+        until(page, "() => document.getElementById('said').textContent === 'tcp is served by thread-pool now.'")
+        assert page.evaluate("localStorage.length + sessionStorage.length + document.cookie.length") == 0
+
+
+def test_a_choice_is_kept_while_figures_from_before_it_arrive(server: Server, browser: "Browser") -> None:
+    with shown(browser, server) as page:
+        choice = page.get_by_label("Model of tcp")
+        until(page, "() => document.querySelector('[aria-label=\"Model of tcp\"]')?.value === 'epoll'")
+        late: list[tuple[Route, APIResponse]] = []
+        page.route("**/overview", lambda route: late.append((route, route.fetch())), times=1)
+        until(page, "() => polling")
+        switch(page, choice, "work-stealing")
+        page.keyboard.type(TOKEN)
+        page.keyboard.press("Enter")
+        until(page, "() => document.getElementById('said').textContent === 'tcp is served by work-stealing now.'")
+        # What was chosen last is not chosen again by figures that are older than the switch, nor by those after it.
         choice.focus()
         choice.select_option("thread-pool")
         page.keyboard.press("Tab")
+        seen = page.evaluate("history.length")
+        [(route, answer)] = late
+        assert answer.json()["stats"]["transports"]["tcp"]["concurrency_model"] == "epoll"
+        route.fulfill(response=answer)
+        until(page, "([seen]) => history.length > seen + 1", seen)
+        assert page.evaluate("history.flatMap(sample => sample.marks)") == ["tcp: work-stealing"]
+        assert choice.input_value() == "thread-pool"
         page.keyboard.press("Enter")
         until(page, "() => document.getElementById('said').textContent === 'tcp is served by thread-pool now.'")
-        assert page.evaluate("localStorage.length + sessionStorage.length + document.cookie.length") == 0
+        # And what was served until a moment ago can be had again at once.
+        switch(page, choice, "work-stealing")
+        until(page, "() => document.getElementById('said').textContent === 'tcp is served by work-stealing now.'")
+        assert server.statistics().concurrency_model["tcp"] == "work-stealing"
 
 
 def test_escape_leaves_everything_as_it_was(server: Server, browser: "Browser") -> None:
     with shown(browser, server) as page:
         choice = page.get_by_label("Model of unix")
-        choice.focus()
-        choice.select_option("thread-pool")
-        page.keyboard.press("Tab")
-        page.keyboard.press("Enter")
+        switch(page, choice, "thread-pool")
         page.locator("#token").press("Escape")
         until(page, "() => !document.getElementById('ask').open")
         assert server.statistics().concurrency_model["unix"] == "epoll"
