@@ -7,11 +7,12 @@ import shutil
 import signal
 import subprocess
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 ENTRY = re.compile(r"^(?:(\d+) +)?(\w+)\(", re.MULTILINE)
+UNFINISHED = " <unfinished ...>"
 #: The first 15 bytes of their names are all that the kernel keeps. The clock's thread serves nobody.
 CLOCK = "objmapper-clock"
 
@@ -81,6 +82,20 @@ class Strace:
     def injected(self) -> int:
         """How many calls failed because a test wanted it."""
         return self.log.read_text().count("(INJECTED)")
+
+
+def come_back(log: str) -> Iterator[str]:
+    """The calls in a log of ``strace -f`` that have come back, a line each, whatever another thread did in between."""
+    begun = dict[str, str]()
+    for line in log.splitlines():
+        thread, _, call = line.partition(" ")
+        call = call.lstrip()
+        if call.endswith(UNFINISHED):
+            begun[thread] = call.removesuffix(UNFINISHED)
+        elif call.startswith("<... "):
+            yield begun.pop(thread) + call.partition(" resumed>")[2]
+        else:
+            yield call
 
 
 def await_death(pid: int, seconds: float) -> bool:

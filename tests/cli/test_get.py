@@ -18,6 +18,7 @@ from objmapper_client import Client
 from objmapper_server import Server
 from tests.cli.conftest import COMMAND, Run, closing, has_begun_a_file, is_asleep, one_line, seen_while_reading
 from tests.cli.pretender import answering
+from tests.strace import come_back
 
 WAYS = [("unix", "fdpass"), ("unix", "copy"), ("unix", "splice"), ("tcp", "copy"), ("tcp", "splice")]
 
@@ -307,8 +308,8 @@ def test_what_is_synced_is_on_the_disk_before_it_has_its_name(
         assert (tmp_path / file).read_bytes() == b"hello"
         os.utime(tmp_path / file, (1, 1))
         seen = []
-        for line in trace.read_text().splitlines():
-            call, _, rest = line.split(maxsplit=1)[1].partition("(")
+        for line in come_back(trace.read_text()):
+            call, _, rest = line.partition("(")
             if " = 0" in rest and call == "fsync":
                 seen.append("file" if "deleted" in rest else "directory")
             elif " = 0" in rest:
