@@ -103,15 +103,17 @@ class Server:
     def stop(self) -> None:
         """End what is left, close every socket and remove the Unix socket. Can be called twice."""
         logs, self._access_log, self._refusal_log = (self._access_log, self._refusal_log), None, None
-        for log in logs:
-            if log is not None:
-                log.stop()
         engine, admin = self._engine, self._admin
-        self._engine = self._admin = None
+        self._draining = True
         try:
             if engine is not None:
                 engine.stop()
+            # Their last look is behind the last request: one is noted after its answer has left.
+            for log in logs:
+                if log is not None:
+                    log.stop()
         finally:
+            self._engine = self._admin = None
             if admin is not None:
                 admin.stop()
 

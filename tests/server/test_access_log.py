@@ -18,6 +18,7 @@ import pytest
 from objmapper_server import Config, ConfigError, Server
 from tests import nobody
 from tests.server_process import ServerProcess
+from tests.strace import Strace, threads_of, why_not
 from tests.wire import COPY, NOT_FOUND, OK, Wire
 
 LOGROTATE = Path(__file__).parent.parent.parent / "packaging" / "logrotate" / "objmapper"
@@ -114,6 +115,19 @@ def test_once_a_reload_is_answered_the_renamed_file_is_left_alone(server: Server
     ask(server, "/b")
     server.stop()
     assert (uris_in(before), uris_in(log)) == (["/a"], ["/b"])
+
+
+@pytest.mark.skipif(why_not() != "", reason=why_not() or "strace works")
+def test_what_is_answered_as_the_server_stops_is_in_it(server: Server, tmp_path: Path, log: Path) -> None:
+    # Whoever sends an answer comes back from that a third of a second later, and takes note of the request then.
+    with (
+        Wire(server.addresses["unix"]) as wire,
+        Strace(threads_of(os.getpid()), tmp_path / "calls", "sendto:delay_exit=300000"),
+    ):
+        assert wire.ask(COPY, "/a").status == OK
+        server.stop()
+    assert "(DELAYED)" in (tmp_path / "calls").read_text()
+    assert uris_in(log) == ["/a"]
 
 
 def test_settings_that_are_wrong_do_not_keep_it_from_being_reopened(root: Path, tmp_path: Path, log: Path) -> None:
