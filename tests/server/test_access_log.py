@@ -73,7 +73,8 @@ def test_no_line_is_lost_or_torn_where_it_is_renamed_under_load(root: Path, tmp_
 
     def load(address: str, mine: list[str], which: int) -> None:
         with Wire(address) as wire:
-            while not ended.is_set():
+            # Not faster than a single core can write.
+            while not ended.wait(0.001):
                 uri = f"/none-{which}-{len(mine)}"
                 assert wire.ask(COPY, uri).status == NOT_FOUND
                 mine.append(uri)
@@ -100,7 +101,7 @@ def test_no_line_is_lost_or_torn_where_it_is_renamed_under_load(root: Path, tmp_
         assert server.process.wait(30) == 0
     expected = sorted(uri for mine in asked for uri in mine)
     assert sorted(uris_in(*renamed, log)) == expected
-    assert len(expected) > 1000
+    assert len(expected) > 200
 
 
 def test_once_a_reload_is_answered_the_renamed_file_is_left_alone(server: Server, tmp_path: Path, log: Path) -> None:

@@ -45,6 +45,7 @@ impl GiveBack for Loops {
 /// How sessions get into a loop from outside.
 #[derive(Debug)]
 struct Mailbox {
+    /// Those that the loop has, and those on their way to it: of many that come at once, it does not get all.
     sessions: AtomicUsize,
     arrived: Mutex<VecDeque<Box<Session>>>,
     bell: Bell,
@@ -52,6 +53,7 @@ struct Mailbox {
 
 impl Mailbox {
     fn put(&self, session: Box<Session>) {
+        self.sessions.fetch_add(1, Relaxed);
         self.arrived.lock().unwrap_or_else(PoisonError::into_inner).push_back(session);
         self.bell.ring();
     }
@@ -282,13 +284,19 @@ impl<'a> EventLoop<'a> {
             Some((number, mailbox)) if number != self.number && mailbox.sessions.load(Relaxed) < mine => {
                 mailbox.put(session);
             }
-            _ => self.adopt(session),
+            _ => self.keep(session),
         }
     }
 
+    fn keep(&mut self, session: Box<Session>) {
+        self.mailbox.sessions.fetch_add(1, Relaxed);
+        self.adopt(session);
+    }
+
+    /// Takes in a session that is counted already.
     fn adopt(&mut self, session: Box<Session>) {
         if self.obeyed == Order::HandOver {
-            self.shared.solo.count(false);
+            self.count_out();
             return self.shared.listener.hand_over(session);
         }
         if self.obeyed == Order::Drain {
@@ -304,9 +312,8 @@ impl<'a> EventLoop<'a> {
                 self.again.push_back(key);
             }
             entry.insert(Entry { session, interest: EventFlags::IN, turns: 0 });
-            self.mailbox.sessions.fetch_add(1, Relaxed);
         } else {
-            self.shared.solo.count(false);
+            self.count_out();
         }
     }
 
@@ -350,11 +357,13 @@ impl<'a> EventLoop<'a> {
     /// Moves a session that has come to stay to a thread of its own.
     fn give_a_thread(&mut self, key: usize) {
         let session = self.entries.remove(key).session;
-        self.mailbox.sessions.fetch_sub(1, Relaxed);
         let _ = self.poller.delete(session.socket());
         let origin: Arc<dyn GiveBack> = Arc::<Loops>::clone(self.shared);
-        if let Err(session) = self.shared.solo.take(session, &origin) {
-            self.adopt(session);
+        match self.shared.solo.take(session, &origin) {
+            Ok(()) => {
+                self.mailbox.sessions.fetch_sub(1, Relaxed);
+            }
+            Err(session) => self.adopt(session),
         }
     }
 
@@ -371,6 +380,11 @@ impl<'a> EventLoop<'a> {
 
     fn remove(&mut self, key: usize) {
         self.entries.remove(key);
+        self.count_out();
+    }
+
+    /// One session fewer, in this loop and in all.
+    fn count_out(&self) {
         self.mailbox.sessions.fetch_sub(1, Relaxed);
         self.shared.solo.count(false);
     }
@@ -398,7 +412,7 @@ impl<'a> EventLoop<'a> {
             if order == Order::Drain {
                 while let Accepted::Session(session) = self.shared.listener.accept(&self.shared.service) {
                     self.shared.solo.count(true);
-                    self.adopt(session);
+                    self.keep(session);
                 }
                 self.shared.listener.close();
             }
@@ -419,9 +433,8 @@ impl<'a> EventLoop<'a> {
     }
 
     fn hand_over_all(&mut self) {
-        for entry in self.entries.drain() {
-            self.mailbox.sessions.fetch_sub(1, Relaxed);
-            self.shared.solo.count(false);
+        for (_, entry) in std::mem::take(&mut self.entries) {
+            self.count_out();
             let _ = self.poller.delete(entry.session.socket());
             self.shared.listener.hand_over(entry.session);
         }
