@@ -280,6 +280,16 @@ def test_one_user_has_as_many_unread_descriptors_as_one_may_have(
         assert eventually(lambda: server.statistics().descriptors_in_flight == 0)
 
 
+def test_the_cap_is_for_those_who_do_not_read(root: Path, place: Path, model: Concurrency) -> None:
+    with serving(place, model, max_descriptors_per_uid=20) as server, Wire(unix(server)) as wire:
+        wire.send(request(FDPASS, "/open/a") * 10)
+        for _ in range(500):
+            # There is always something on its way, but never as much as one may have.
+            assert wire.reply(FDPASS).read() == b"open/a"
+            wire.send(request(FDPASS, "/open/a"))
+        assert server.statistics().denied_total["descriptors"] == 0
+
+
 @needs_others
 def test_the_cap_counts_what_writes_have_open(
     written: Path, place: Path, model: Concurrency, alice: Somebody, bob: Somebody

@@ -150,6 +150,7 @@ impl Service {
     /// Drops the kept connections whose clients have read everything or are gone. Called once a second.
     pub fn sweep_unread(&self) {
         self.unread().retain(|connection| {
+            connection.notice_reading(self);
             let is_awaited = connection.is_awaited();
             if !is_awaited {
                 connection.write_off(self);

@@ -9,6 +9,7 @@ use rustix::net::{
 };
 use std::collections::VecDeque;
 use std::mem::MaybeUninit;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 /// What a connection runs over.
@@ -153,12 +154,27 @@ pub fn receive_carried(
     if came.flags.contains(ReturnFlags::CTRUNC) { Err(Errno::NOBUFS) } else { Ok(came.bytes) }
 }
 
-/// Bytes that the peer of a Unix stream socket has not read yet, as the kernel accounts for them. 0: it has read all.
+/// Kernel memory, in bytes, of what the peer of a Unix stream socket has not read yet. 0: it has read all.
 pub fn unread_by_peer(socket: &OwnedFd) -> io::Result<usize> {
     let mut queued: libc::c_int = 0;
     // SAFETY: SIOCOUTQ (= TIOCOUTQ) writes one int, and the descriptor is open as long as it is borrowed.
     let answer = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut queued) };
     if answer < 0 { Err(last_error()) } else { Ok(usize::try_from(queued).unwrap_or(0)) }
+}
+
+/// The least kernel memory that a message of a Unix stream socket takes, in bytes: that of a single byte, as this kernel
+/// accounts for it. 1 where it could not be found out.
+pub fn least_memory() -> usize {
+    static LEAST: OnceLock<usize> = OnceLock::new();
+    *LEAST.get_or_init(|| {
+        let flags = net::SocketFlags::CLOEXEC;
+        let measured = net::socketpair(net::AddressFamily::UNIX, net::SocketType::STREAM, flags, None)
+            .and_then(|(socket, _peer)| {
+                send(&socket, &[0], Patience::Never, false)?;
+                unread_by_peer(&socket)
+            });
+        measured.unwrap_or(1).max(1)
+    })
 }
 
 /// Makes the kernel refuse descriptors that clients send, or let them pass (Linux 6.16); older kernels do not know the

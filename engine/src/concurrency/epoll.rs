@@ -5,7 +5,8 @@
 
 use rustix::event::epoll::EventFlags;
 use slab::Slab;
-use std::collections::VecDeque;
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -133,7 +134,8 @@ struct EventLoop<'a> {
     manner: Manner,
     /// To be run again without an event.
     again: VecDeque<usize>,
-    later: VecDeque<(Instant, usize)>,
+    /// Likewise, at a time; the soonest first.
+    later: BinaryHeap<Reverse<(Instant, usize)>>,
     woken: Arc<Woken>,
     accepting_since: Option<Instant>,
     obeyed: Order,
@@ -179,7 +181,7 @@ impl<'a> EventLoop<'a> {
                 most: None,
             },
             again: VecDeque::new(),
-            later: VecDeque::new(),
+            later: BinaryHeap::new(),
             woken,
             accepting_since: None,
             obeyed: Order::Serve,
@@ -191,7 +193,7 @@ impl<'a> EventLoop<'a> {
         let mut spin = Spin::new(&self.shared.service);
         while self.obeyed != Order::Stop && (self.obeyed == Order::Serve || !self.entries.is_empty()) {
             let due = match self.again.is_empty() {
-                true => self.later.front().map(|(due, _)| *due),
+                true => self.later.peek().map(|Reverse((due, _))| *due),
                 false => Some(Instant::now()),
             };
             self.poller.wait(&mut events, due, &mut spin);
@@ -205,8 +207,8 @@ impl<'a> EventLoop<'a> {
             }
             if !self.later.is_empty() {
                 let now = Instant::now();
-                while self.later.front().is_some_and(|(due, _)| *due <= now) {
-                    if let Some((_, key)) = self.later.pop_front() {
+                while self.later.peek().is_some_and(|Reverse((due, _))| *due <= now) {
+                    if let Some(Reverse((_, key))) = self.later.pop() {
                         self.run_session(key);
                     }
                 }
@@ -264,7 +266,7 @@ impl<'a> EventLoop<'a> {
                     // It would be reported as readable all the time.
                     let _ = self.poller.delete(&*self.shared.listener);
                     self.accepting_since = Some(Instant::now() + rest);
-                    self.later.push_front((Instant::now() + rest, usize::MAX));
+                    self.later.push(Reverse((Instant::now() + rest, usize::MAX)));
                     return;
                 }
             }
@@ -340,7 +342,7 @@ impl<'a> EventLoop<'a> {
                 return;
             }
             Next::Later(pause) => {
-                self.later.push_back((Instant::now() + pause, key));
+                self.later.push(Reverse((Instant::now() + pause, key)));
                 nothing
             }
             Next::Waiting => nothing,
@@ -373,7 +375,7 @@ impl<'a> EventLoop<'a> {
             // It was there before; without room for it now, the next tick of an accept tries again.
             if self.poller.add(&*self.shared.listener, Source::Listener, flags).is_err() {
                 self.accepting_since = Some(Instant::now() + TICK);
-                self.later.push_back((Instant::now() + TICK, usize::MAX));
+                self.later.push(Reverse((Instant::now() + TICK, usize::MAX)));
             }
         }
     }

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 
 use super::errand::Done;
+use super::unread::Unread;
 use crate::peers::Account;
 use crate::service::Service;
 use crate::transport;
@@ -19,10 +20,11 @@ pub trait Wake: Send + Sync + std::fmt::Debug {
 #[derive(Debug)]
 pub struct Connection {
     pub(super) socket: OwnedFd,
-    /// Descriptors passed to this client that it has, as far as is known, not received.
+    /// Descriptors passed to this client that it has, as far as is known, not received: those of `passed`, to be looked at
+    /// without its lock.
     unread: AtomicU32,
-    /// Held while what was received or written is taken off the accounts, which others than the session may do.
-    settling: Mutex<()>,
+    /// Held, too, while what was received or written is taken off the accounts, which others than the session may do.
+    passed: Mutex<Unread>,
     /// The account of the client's user, where there are rules about it.
     account: OnceLock<Arc<Account>>,
     /// Descriptors that its writes have open, or that it passed to be put. Changed while settling.
@@ -43,7 +45,7 @@ impl Connection {
         Connection {
             socket,
             unread: AtomicU32::new(0),
-            settling: Mutex::new(()),
+            passed: Mutex::default(),
             account: OnceLock::new(),
             writing: AtomicU32::new(0),
             is_stopped: AtomicBool::new(false),
@@ -94,13 +96,23 @@ impl Connection {
         self.unread.load(Relaxed)
     }
 
-    pub(super) fn count_passed(&self, count: u32) {
-        self.unread.fetch_add(count, Relaxed);
+    /// So many messages were sent, each of so many bytes and with so many descriptors. They are on the account already.
+    pub(super) fn count_sent(&self, messages: usize, bytes: usize, descriptors: u32) {
+        // Where none is on its way, bytes alone are nothing to remember; only the session's own thread adds any.
+        if descriptors > 0 || self.unread() > 0 {
+            let mut passed = self.settling();
+            passed.sent(messages, bytes, descriptors);
+            self.unread.store(passed.descriptors(), Relaxed);
+        }
+    }
+
+    fn settling(&self) -> MutexGuard<'_, Unread> {
+        self.passed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Puts what this client has, and `held` that is open for it, on its user's account; once.
     pub(super) fn charge(self: &Arc<Self>, account: &Arc<Account>, held: u32) {
-        let _settling = self.settling.lock().unwrap_or_else(PoisonError::into_inner);
+        let _settling = self.settling();
         if self.account.set(Arc::clone(account)).is_ok() {
             account.take(held + self.unread() + self.writing());
             account.enrol(self);
@@ -114,13 +126,13 @@ impl Connection {
     /// So many files more are open for its writes.
     pub(super) fn take_for_write(&self, service: &Service, count: u32) {
         // The account may come between two lines, and would count what is neither here nor there twice, or not at all.
-        let _settling = self.settling.lock().unwrap_or_else(PoisonError::into_inner);
+        let _settling = self.settling();
         self.writing.fetch_add(count, Relaxed);
         self.take(service, count);
     }
 
     pub(super) fn release_written(&self, service: &Service, count: u32) {
-        let _settling = self.settling.lock().unwrap_or_else(PoisonError::into_inner);
+        let _settling = self.settling();
         self.writing.fetch_sub(count, Relaxed);
         self.release(service, count);
     }
@@ -145,17 +157,17 @@ impl Connection {
         if self.unread() == 0 {
             return;
         }
-        let _settling = match self.settling.try_lock() {
-            Ok(settling) => settling,
-            Err(TryLockError::Poisoned(settling)) => settling.into_inner(),
+        let mut passed = match self.passed.try_lock() {
+            Ok(passed) => passed,
+            Err(TryLockError::Poisoned(passed)) => passed.into_inner(),
             // Somebody else does it.
             Err(TryLockError::WouldBlock) => return,
         };
-        // Read before the socket is asked: what is passed meanwhile stays counted.
-        let unread = self.unread();
-        if unread > 0 && matches!(transport::unread_by_peer(&self.socket), Ok(0)) {
-            self.unread.fetch_sub(unread, Relaxed);
-            self.release(service, unread);
+        // What is sent meanwhile is counted afterwards: its memory makes others stay counted, no fewer.
+        if let Ok(memory) = transport::unread_by_peer(&self.socket) {
+            let received = passed.settle(memory);
+            self.unread.store(passed.descriptors(), Relaxed);
+            self.release(service, received);
         }
     }
 
@@ -166,7 +178,8 @@ impl Connection {
 
     /// Takes the descriptors off the account, now that nobody will ask any more.
     pub fn write_off(&self, service: &Service) {
-        let _settling = self.settling.lock().unwrap_or_else(PoisonError::into_inner);
-        self.release(service, self.unread.swap(0, Relaxed));
+        let mut passed = self.settling();
+        self.unread.store(0, Relaxed);
+        self.release(service, passed.clear());
     }
 }

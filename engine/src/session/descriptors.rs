@@ -134,10 +134,11 @@ impl Session {
         self.connection.take(&self.service, 1);
     }
 
-    /// It has been passed: it counts until the client has received it.
-    pub(super) fn count_passed(&mut self, count: u32) {
-        self.held -= count;
-        self.connection.count_passed(count);
+    /// So many messages were sent, each of so many bytes and with so many descriptors, which count until the client has
+    /// received them.
+    pub(super) fn count_sent(&mut self, messages: usize, bytes: usize, descriptors: u32) {
+        self.held -= descriptors * messages as u32;
+        self.connection.count_sent(messages, bytes, descriptors);
     }
 
     pub(super) fn release_held(&mut self, count: u32) {

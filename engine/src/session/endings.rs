@@ -2,14 +2,18 @@
 
 use rustix::io::Errno;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use super::replies::{Asked, Framing, UNREAD_PAUSE};
+use super::replies::{Asked, Framing};
 use super::{End, Next, Scratch, Session, Speaks};
 use crate::errors::Error;
 use crate::journal::Note;
 use crate::protocol::{self, Operation, Status, v2};
 use crate::transport::{self, Patience};
+
+/// How long a client that has not read its descriptors is left alone before it is looked at again.
+const SHORTEST_PAUSE: Duration = Duration::from_micros(100);
+const LONGEST_PAUSE: Duration = Duration::from_millis(16);
 
 impl Session {
     pub(super) fn refuse_slow_frame(&mut self, scratch: &mut Scratch) {
@@ -50,13 +54,14 @@ impl Session {
         }
     }
 
-    /// The client must read first. It is left alone for a moment, but not for ever.
+    /// The client must read first. It is left alone for a moment, a longer one the longer it does not, but not for ever.
     pub(super) fn pause(&mut self) -> Next {
-        if self.moved_at.elapsed() > self.service.settings.request_timeout {
+        let still = self.moved_at.elapsed();
+        if still > self.service.settings.request_timeout {
             self.service.statistics.gauges(self.transport).timeouts_total.fetch_add(1, Relaxed);
             return Next::Closed;
         }
-        Next::Later(UNREAD_PAUSE)
+        Next::Later((still / 4).clamp(SHORTEST_PAUSE, LONGEST_PAUSE))
     }
 
     /// Looks at the clock; every model calls it for each of its sessions about once a second. True: drop the session.

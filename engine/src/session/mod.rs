@@ -14,6 +14,7 @@ mod errand;
 mod outbox;
 mod reading;
 mod replies;
+mod unread;
 mod version1;
 mod version2;
 

@@ -152,9 +152,9 @@ impl Session {
         *sent += taken;
         let now = Instant::now();
         self.moved_at = now;
+        self.count_sent(1, taken, count as u32);
         if count > 0 {
             // All went with the first byte.
-            self.count_passed(count as u32);
             for segment in self.outbox.iter_mut() {
                 if count == 0 {
                     break;
@@ -210,7 +210,7 @@ impl Session {
             Ok(passed) => {
                 let now = Instant::now();
                 self.moved_at = now;
-                self.count_passed(passed as u32);
+                self.count_sent(passed, 1, 1);
                 for _ in 0..passed {
                     self.finish_front(scratch, now);
                 }

@@ -3,7 +3,7 @@
 use rustix::fd::OwnedFd;
 use std::ffi::CStr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::connection::Connection;
 use super::descriptors::{Source, brings_a_file};
@@ -22,8 +22,6 @@ use crate::transport::{self, Transport};
 pub(super) const SMALL: u64 = 64 << 10;
 /// One turn of a session sends so many bytes of files before others have theirs.
 pub(super) const BYTES_A_TURN: usize = 4 << 20;
-/// How long a client that has not read its descriptors is left alone before it is looked at again.
-pub(super) const UNREAD_PAUSE: Duration = Duration::from_millis(2);
 
 /// How a reply is framed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
