@@ -28,13 +28,10 @@ def open_many(pool: Pool, uris: Sequence[str], mode: Mode) -> Steps[list[Result]
         asks = [Ask(Operation.of(mode), uri).saying(said, most=SHARED_MOST) for uri in uris]
     results: list[Result | None] = [None] * len(asks)
     try:
-        if (yield from _ask_all(pool, asks, mode, results)):
-            for at, ask in enumerate(asks):
-                if results[at] is None:
-                    results[at] = yield from _opened(pool, ask, mode)
-        else:
-            for at, uri in enumerate(uris):
-                results[at] = yield from _one(pool, uri, mode)
+        yield from _ask_all(pool, asks, mode, results)
+        for at, ask in enumerate(asks):
+            if results[at] is None:
+                results[at] = yield from (_opened(pool, ask, mode) if ask.is_done else _one(pool, ask.uri, mode))
         return [result for result in results if result is not None]
     except BaseException:
         for ask in asks:
@@ -52,8 +49,11 @@ def _one(pool: Pool, uri: str, mode: Mode) -> Steps[Result]:
         return error
 
 
-def _ask_all(pool: Pool, asks: list[Ask], mode: Mode, results: list[Result | None]) -> Steps[bool]:
-    """Has all of them answered or failed. False where the server speaks version 1 only: then nothing was sent."""
+def _ask_all(pool: Pool, asks: list[Ask], mode: Mode, results: list[Result | None]) -> Steps[None]:
+    """Has all of them answered or failed, but for those that are not done where the server speaks version 1 only.
+
+    It may do so from one connection to the next: those that were answered before that have their descriptors.
+    """
     waiting = deque(enumerate(asks))
     tries: dict[int, Tries] = {}
     while waiting:
@@ -65,11 +65,11 @@ def _ask_all(pool: Pool, asks: list[Ask], mode: Mode, results: list[Result | Non
             if pause is None:
                 for at, _ in waiting:
                     results[at] = type(error)(*error.args)
-                return True
+                return
             yield from rest(pool, pause)
             continue
         if shared is None:
-            return False
+            return
         room = shared.limit - len(shared.under_way)
         if mode is not Mode.FDPASS:
             room = min(room, _CONTENTS_AHEAD)
@@ -103,7 +103,6 @@ def _ask_all(pool: Pool, asks: list[Ask], mode: Mode, results: list[Result | Non
                     continue
             results[at] = error_found
         yield from rest(pool, longest)
-    return True
 
 
 def _pause(ask: Ask, error: ConnectionFailed | ServerBusy, tries: Tries) -> float | None:

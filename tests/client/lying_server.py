@@ -31,10 +31,10 @@ Script = Callable[[socket.socket], None]
 
 
 @contextmanager
-def lying_server(directory: Path, *scripts: Script) -> Iterator[str]:
+def lying_server(directory: Path, *scripts: Script, before: "PeerScript | None" = None) -> Iterator[str]:
     """Serves so many connections of version 1 as there are scripts, one after the other, each with its own.
 
-    A further one fails the test.
+    A further one fails the test. `before` these there may be one connection of version 2.
     """
     path = directory / "liar.sock"
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -42,6 +42,7 @@ def lying_server(directory: Path, *scripts: Script) -> Iterator[str]:
     listener.listen()
 
     left, too_many = list(scripts), []
+    first_of_all = [] if before is None else [before]
 
     def serve() -> None:
         while True:
@@ -52,6 +53,11 @@ def lying_server(directory: Path, *scripts: Script) -> Iterator[str]:
             with connection:
                 connection.settimeout(10)
                 try:
+                    if first_of_all:
+                        peer = Peer(connection, 0)
+                        peer.agree()
+                        first_of_all.pop()(peer)
+                        continue
                     first = connection.recv(5000)
                     if first.startswith(MAGIC):
                         connection.sendall(encode_error(0x20, "what came is no request"))

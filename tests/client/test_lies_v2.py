@@ -13,6 +13,7 @@ from objmapper_client import (
     Conflict,
     ConnectionFailed,
     InvalidRequest,
+    Object,
     ObjectNotFound,
     PermissionDenied,
     RemoteProtocolError,
@@ -25,7 +26,16 @@ from objmapper_client import (
 from objmapper_client.protocol_v2 import CLOSE_ACK_FRAME, encode_close
 from objmapper_client.protocol_v2_responses import Entry, Metadata, encode_entry, encode_response
 from tests.client.callers import Caller, Verb, in_thread
-from tests.client.lying_server import Peer, PeerScript, answers_all, pretend_server, raw_server, send_with
+from tests.client.lying_server import (
+    Peer,
+    PeerScript,
+    answers_all,
+    lying_server,
+    pretend_server,
+    raw_server,
+    send_with,
+    wait_for_end,
+)
 
 USUAL = Metadata(size=1, mtime=7, etag="00000000000000ee")
 
@@ -122,6 +132,31 @@ def test_others_on_a_connection_that_was_given_up_are_tried_again(call: Caller, 
             if not isinstance(result, Exception):
                 result.close()
         assert server.connections == 2
+
+
+def test_what_a_server_that_speaks_version_1_from_now_on_has_answered_before_is_kept(
+    call: Caller, tmp_path: Path
+) -> None:
+    """It answers two of four, is gone, and another takes its place: one of before."""
+
+    def version_2(peer: Peer) -> None:
+        requests = [peer.request() for _ in range(4)]
+        for request in (requests[0], requests[2]):
+            peer.answer(request, path=__file__)
+
+    def version_1(connection: socket.socket) -> None:
+        # Only those that have no answer are asked for again, one after the other.
+        send_with(connection, b"\0", 1, __file__)
+        assert connection.recv(5000) == b"1\0\2/d"
+        send_with(connection, b"\0", 1, __file__)
+        wait_for_end(connection)
+
+    with lying_server(tmp_path, version_1, before=version_2) as address:
+        results = call(address, ("open_many", ["/a", "/b", "/c", "/d"]))[0]
+        for result in results:
+            assert isinstance(result, Object)
+            assert os.fstat(result.fileno()).st_ino == os.stat(__file__).st_ino
+            result.close()
 
 
 @pytest.mark.parametrize(
