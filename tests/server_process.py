@@ -2,10 +2,12 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 HOME = Path(__file__).parent.parent
@@ -57,6 +59,18 @@ class ServerProcess:
         self.process.wait()
         if self.process.stderr is not None:
             self.process.stderr.close()
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """For the time of the block it does nothing; what comes meanwhile, it finds all at once."""
+        os.kill(self.pid, signal.SIGSTOP)
+        try:
+            deadline = time.monotonic() + 10
+            while Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+                assert time.monotonic() < deadline, "it does not stop"
+            yield
+        finally:
+            os.kill(self.pid, signal.SIGCONT)
 
     def threads(self, name: str, count: int) -> list[int]:
         """The ids of the threads whose name begins so; waits until there are `count`, for they name themselves."""

@@ -1,7 +1,6 @@
 """Several event loops: each gets its share of the connections, however they come."""
 
 import os
-import signal
 from contextlib import suppress
 from pathlib import Path
 
@@ -35,9 +34,8 @@ def test_connections_that_come_at_once_are_shared(root: Path, tmp_path: Path) ->
         before = sessions(server.pid)
         assert len(before) == 2
         # They wait in the backlog: whoever wakes first finds them all.
-        os.kill(server.pid, signal.SIGSTOP)
-        wires = [Wire(server.addresses["unix"]) for _ in range(60)]
-        os.kill(server.pid, signal.SIGCONT)
+        with server.stopped():
+            wires = [Wire(server.addresses["unix"]) for _ in range(60)]
         for wire in wires:
             assert wire.ask(COPY, "/a").status == OK
         assert eventually(lambda: sum(sessions(server.pid)) == sum(before) + len(wires))

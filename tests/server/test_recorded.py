@@ -12,7 +12,8 @@ import pytest
 
 from objmapper_client import Client
 from objmapper_server import Concurrency, Config, Server
-from tests.wire import SPLICE, Wire, request
+from tests.strace import Strace, threads_of, why_not
+from tests.wire import COPY, OK, SPLICE, Wire, request
 
 
 def wait_for(condition: object, seconds: float = 10.0) -> None:
@@ -51,6 +52,28 @@ def test_the_time_that_a_slow_reader_takes_is_that_of_sending(root: Path, model:
         wait_for(server.slow_requests)
         (slow,) = server.slow_requests()
     assert slow.send_us > 250_000 > slow.storage_us
+
+
+@pytest.mark.skipif(why_not() != "", reason=why_not() or "strace works")
+@pytest.mark.parametrize("model", [Concurrency.THREAD_POOL, Concurrency.WORK_STEALING])
+def test_a_wait_in_the_queue_is_counted_once(root: Path, tmp_path: Path, model: Concurrency) -> None:
+    """One worker, whose every answer takes a third of a second: what comes as one crowd waits between its turns."""
+    config = Config(root=root, unix=tmp_path / "s", concurrency_model=model, pool_size=1, max_queue_depth=1000)
+    with Server(config) as server, Wire(server.addresses["unix"]) as many, Wire(server.addresses["unix"]) as few:
+        with Strace(threads_of(os.getpid()), tmp_path / "calls", "sendto:delay_exit=300000"):
+            began = time.monotonic()
+            many.send(request(COPY, "/a") * 100)
+            few.send(request(COPY, "/a"))
+            for _ in range(100):
+                assert many.reply(COPY).status == OK
+            # The last answer is here as soon as it is sent, a third of a second before its sender is back.
+            seconds = time.monotonic() - began + 0.3
+            assert few.reply(COPY).status == OK
+            wait_for(lambda: server.statistics().requests_total == 101)
+        slowest = server.slow_requests()[0]
+        assert slowest.total_us <= seconds * 1e6 + 50_000
+        assert slowest.queue_us > 250_000
+        assert server.statistics().since_start.p999_latency_us <= seconds * 1.02e6 + 50_000
 
 
 def test_a_datagram_has_an_address_that_it_came_from(root: Path) -> None:

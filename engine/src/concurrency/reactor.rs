@@ -16,7 +16,7 @@ use super::{Model, Order, Shutdown, TICK};
 use crate::listener::{Accepted, Listener};
 use crate::queue::ControlledDelay;
 use crate::service::Service;
-use crate::session::{Manner, Next, Scratch, Session, Wake};
+use crate::session::{Manner, Next, Queued, Scratch, Session, Wake};
 use crate::transport::{Bell, Patience};
 
 /// While one session is worked at, those behind it in the queue wait.
@@ -92,6 +92,8 @@ pub struct Reactor {
 
 /// How ready sessions get to the workers. What there is no room for stays in the list, and is refused.
 pub trait Dispatch {
+    /// How many more there may be in the queue.
+    fn room(&self) -> usize;
     fn dispatch(&self, ready: &mut VecDeque<Ready>);
     /// One that was being worked at and goes on, whatever the bound.
     fn dispatch_again(&self, ready: Ready);
@@ -169,7 +171,7 @@ impl Reactor {
         if refuse {
             self.count_refusal();
         }
-        scratch.queue_wait = Some(waited);
+        scratch.queued = Some(Queued { wait: waited, until: now });
         self.run(ready.seat, scratch, refuse, dispatch);
     }
 
@@ -187,6 +189,41 @@ impl Reactor {
         let mut held = seat.session();
         let Some(session) = held.as_mut() else { return };
         let next = session.run(scratch, self.manner(refuse));
+        self.give_back(&seat, held, next, dispatch);
+    }
+
+    /// Whether there is something to answer, which is looked at where a request had begun, or where the places in the queue
+    /// are `scarce`: whoever sends a request bit by bit takes none for every bit, nor for its end, so that nobody is refused
+    /// because of them.
+    fn is_worth_a_worker(
+        self: &Arc<Self>,
+        seat: &Arc<Seat>,
+        scarce: bool,
+        scratch: &mut Scratch,
+        dispatch: &Arc<impl Dispatch + Send + Sync + std::fmt::Debug + 'static>,
+    ) -> bool {
+        let mut held = seat.session();
+        let Some(session) = held.as_mut() else { return true };
+        let next = if session.is_lingering() {
+            Some(session.run(scratch, self.manner(false)))
+        } else if session.is_inside_a_frame() || (scarce && session.is_between_requests()) {
+            session.read_on(scratch, self.manner(false))
+        } else {
+            None
+        };
+        let Some(next) = next else { return true };
+        self.give_back(seat, held, next, dispatch);
+        false
+    }
+
+    /// Puts a session where it gets what it needs next.
+    fn give_back(
+        self: &Arc<Self>,
+        seat: &Arc<Seat>,
+        mut held: MutexGuard<'_, Option<Box<Session>>>,
+        next: Next,
+        dispatch: &Arc<impl Dispatch + Send + Sync + std::fmt::Debug + 'static>,
+    ) {
         if self.shutdown.order() == Order::HandOver && next != Next::Closed {
             if let Some(session) = held.take() {
                 drop(held);
@@ -202,12 +239,12 @@ impl Reactor {
             Next::Waiting => None,
             Next::Again => {
                 drop(held);
-                return dispatch.dispatch_again(Ready { seat, since: Instant::now() });
+                return dispatch.dispatch_again(Ready { seat: Arc::clone(seat), since: Instant::now() });
             }
             Next::Later(pause) => {
                 drop(held);
                 let mut later = self.later.lock().unwrap_or_else(PoisonError::into_inner);
-                later.push((Instant::now() + pause, seat));
+                later.push((Instant::now() + pause, Arc::clone(seat)));
                 drop(later);
                 self.bell.ring();
                 return;
@@ -221,11 +258,12 @@ impl Reactor {
         // Before it is armed: the event may come at once, and finds the session free only then.
         if !seat.release() {
             drop(held);
-            return dispatch.dispatch_again(Ready { seat, since: Instant::now() });
+            return dispatch.dispatch_again(Ready { seat: Arc::clone(seat), since: Instant::now() });
         }
         // Without interest the kernel keeps silent, since it has reported once, until storage has something.
         let Some(interest) = interest else { return };
         let flags = interest | EventFlags::ONESHOT;
+        let Some(session) = held.as_ref() else { return };
         if self.poller.modify(session.socket(), Source::Session(seat.key), flags).is_err() {
             *held = None;
             drop(held);
@@ -323,10 +361,12 @@ impl Reactor {
         if ready.is_empty() {
             return;
         }
+        let scarce = ready.len() > dispatch.room();
+        ready.retain(|ready| self.is_worth_a_worker(&ready.seat, scarce, scratch, dispatch));
         dispatch.dispatch(ready);
         for refused in ready.drain(..) {
             self.count_refusal();
-            scratch.queue_wait = Some(Duration::ZERO);
+            scratch.queued = Some(Queued { wait: Duration::ZERO, until: Instant::now() });
             self.run(refused.seat, scratch, true, dispatch);
         }
     }

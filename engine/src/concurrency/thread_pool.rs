@@ -23,6 +23,10 @@ struct Pool {
 }
 
 impl Dispatch for Pool {
+    fn room(&self) -> usize {
+        self.service.settings.max_queue_depth.saturating_sub(self.queue.depth())
+    }
+
     fn dispatch(&self, ready: &mut VecDeque<Ready>) {
         self.queue.push_all(ready);
         let gauges = self.service.statistics.gauges(self.transport);

@@ -23,9 +23,12 @@ struct Pool {
 }
 
 impl Dispatch for Pool {
+    fn room(&self) -> usize {
+        self.service.settings.max_queue_depth.saturating_sub(self.desks.depth())
+    }
+
     fn dispatch(&self, ready: &mut VecDeque<Ready>) {
-        let room = self.service.settings.max_queue_depth.saturating_sub(self.desks.depth());
-        for ready in ready.drain(..room.min(ready.len())) {
+        for ready in ready.drain(..self.room().min(ready.len())) {
             self.desks.put(ready);
         }
         self.desks.count_depth(self.service.statistics.gauges(self.transport));

@@ -178,4 +178,6 @@ impl Status {
 }
 
 #[cfg(test)]
+mod malformed_tests;
+#[cfg(test)]
 mod vectors;

@@ -24,7 +24,7 @@ pub enum Decoded<'a> {
 }
 
 /// Takes requests off the front of a byte stream. Its only memory is how much of an over-long URI is still to come.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct RequestDecoder {
     to_skip: usize,
 }

@@ -123,7 +123,7 @@ struct Skipping {
 }
 
 /// Takes requests off the front of a byte stream. Its only memory is how much of an over-long URI is still to come.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct RequestDecoder {
     extended: bool,
     skipping: Option<Skipping>,

@@ -11,6 +11,8 @@ use crate::journal::Note;
 use crate::protocol::{self, Operation, Status, v2};
 use crate::transport::{self, Patience};
 
+/// So often a turn reads what a client still sends after the last word: it could go on for ever.
+const DROPS_A_TURN: usize = 16;
 /// How long a client that has not read its descriptors is left alone before it is looked at again.
 const SHORTEST_PAUSE: Duration = Duration::from_micros(100);
 const LONGEST_PAUSE: Duration = Duration::from_millis(16);
@@ -38,10 +40,15 @@ impl Session {
         }
     }
 
+    /// Whether the last word is out, and whatever comes is dropped.
+    pub fn is_lingering(&self) -> bool {
+        matches!(self.ending, End::Lingering(_))
+    }
+
     /// Reads and drops what a client sends after the last word to it.
     pub(super) fn linger(&mut self, scratch: &mut Scratch, patience: Patience) -> Next {
         let End::Lingering(until) = self.ending else { return Next::Closed };
-        loop {
+        for _ in 0..DROPS_A_TURN {
             if Instant::now() >= until {
                 return Next::Closed;
             }
@@ -52,6 +59,7 @@ impl Session {
                 Err(_) => return Next::Closed,
             }
         }
+        Next::Again
     }
 
     /// The client must read first. It is left alone for a moment, a longer one the longer it does not, but not for ever.

@@ -90,8 +90,8 @@ pub struct Scratch {
     model: Model,
     /// When the replies that are being handed over had been put together.
     flush_began: Instant,
-    /// How long the session that is run next has waited in a queue.
-    pub queue_wait: Option<Duration>,
+    /// The time in a queue that the session that is run next has behind it; None where the model has none.
+    pub queued: Option<Queued>,
     /// Set by others: a thread that would sleep in the session's socket gives the session back instead.
     pub recalled: Option<Arc<AtomicBool>>,
 }
@@ -107,7 +107,7 @@ impl Scratch {
             shard: service.statistics.assign_shard(),
             model,
             flush_began: Instant::now(),
-            queue_wait: None,
+            queued: None,
             recalled: None,
         }
     }
@@ -115,6 +115,13 @@ impl Scratch {
     pub fn is_recalled(&self) -> bool {
         self.recalled.as_ref().is_some_and(|recalled| recalled.load(Relaxed))
     }
+}
+
+/// How long a session has waited in a queue, and when it came out of it.
+#[derive(Debug, Clone, Copy)]
+pub struct Queued {
+    pub wait: Duration,
+    pub until: Instant,
 }
 
 /// Which version the client speaks.
@@ -284,6 +291,16 @@ impl Session {
 
     /// Does what can be done now.
     pub fn run(&mut self, scratch: &mut Scratch, manner: Manner) -> Next {
+        self.with(scratch, |session, scratch, at, have, sent| session.turn(scratch, manner, at, have, sent))
+    }
+
+    /// Works with what the session has kept, in the buffers of a thread; keeps what is left then. `work` is told where its
+    /// input begins and ends, and how much of the output has been sent.
+    fn with<R>(
+        &mut self,
+        scratch: &mut Scratch,
+        work: impl FnOnce(&mut Self, &mut Scratch, &mut usize, &mut usize, &mut usize) -> R,
+    ) -> R {
         let mut have = self.kept_input.len();
         scratch.input[..have].copy_from_slice(&self.kept_input);
         self.kept_input.clear();
@@ -293,7 +310,7 @@ impl Session {
         }
         let mut at = 0;
         let mut sent = 0;
-        let next = self.turn(scratch, manner, &mut at, &mut have, &mut sent);
+        let result = work(self, scratch, &mut at, &mut have, &mut sent);
         self.kept_input.extend_from_slice(&scratch.input[at..have]);
         if at == have && self.kept_input.capacity() > 0 {
             self.kept_input = Vec::new();
@@ -305,7 +322,7 @@ impl Session {
         if self.outbox.is_empty() {
             std::mem::swap(&mut scratch.segments, &mut self.outbox);
         }
-        next
+        result
     }
 
     fn turn(

@@ -6,7 +6,7 @@
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::replies::{Asked, BYTES_A_TURN, Framing, SMALL};
 use super::{Manner, Next, Scratch, Session};
@@ -340,8 +340,19 @@ impl Session {
             self.release_held(1);
         }
         let Some(ending) = ends else { return };
-        let waited = scratch.queue_wait.unwrap_or_default();
+        let complete_at = ending.asked.complete_at;
         let answered_at = ending.asked.answered_at.unwrap_or(scratch.flush_began);
+        // Most requests are read after the wait of their session. One that was complete before has waited since then, and
+        // of one whose answer began in an earlier turn the wait is not known any more.
+        let (queue, begun_at) = match scratch.queued {
+            Some(queued) if complete_at >= queued.until => (queued.wait, complete_at),
+            Some(queued) if answered_at >= queued.until => {
+                (queued.until.saturating_duration_since(complete_at), queued.until)
+            }
+            _ => (Duration::ZERO, complete_at),
+        };
+        let storage = answered_at.saturating_duration_since(begun_at);
+        let send = now.saturating_duration_since(answered_at.max(begun_at));
         self.service.journal.note(&Passed {
             uri: &ending.asked.uri,
             from: From::Connection(&self.connection.socket),
@@ -350,18 +361,21 @@ impl Session {
             model: scratch.model.name(),
             status: ending.status as u8,
             bytes: ending.content,
-            queue: waited,
-            storage: answered_at.saturating_duration_since(ending.asked.complete_at),
-            send: now.saturating_duration_since(answered_at.max(ending.asked.complete_at)),
+            queue,
+            storage,
+            send,
         });
         self.service.statistics.record(
             scratch.shard,
             &Answered {
                 labels: Labels::new(self.transport, scratch.model, ending.asked.operation),
                 status: ending.status,
-                latency: now.saturating_duration_since(ending.asked.complete_at) + waited,
+                latency: queue + storage + send,
                 // Of what was served: how long a refusal had waited is nobody's wait.
-                queue_wait: scratch.queue_wait.filter(|_| ending.status != Status::Unavailable),
+                queue_wait: scratch
+                    .queued
+                    .filter(|_| ending.status != Status::Unavailable)
+                    .map(|queued| queued.wait),
                 bytes: ending.content,
             },
         );

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 use super::{End, INPUT, Manner, Next, Scratch, Session, Speaks};
-use crate::protocol::v2;
+use crate::protocol::{self, v2};
 use crate::service::Service;
 use crate::transport::{self, Patience};
 
@@ -74,6 +74,57 @@ impl Session {
             Err(Errno::INTR) => Ok(Came::Requests { filled: true }),
             Err(Errno::AGAIN) => Err(Next::Readable),
             Err(_) => Err(Next::Closed),
+        }
+    }
+
+    /// Whether the server waits for the rest of a request that has begun, and for nothing else.
+    pub fn is_inside_a_frame(&self) -> bool {
+        self.frame_since.is_some() && !self.kept_input.is_empty() && self.waits_for_a_request()
+    }
+
+    /// Whether it waits for a request of which nothing has come.
+    pub fn is_between_requests(&self) -> bool {
+        self.kept_input.is_empty() && !self.is_skipping() && self.waits_for_a_request()
+    }
+
+    fn waits_for_a_request(&self) -> bool {
+        let is_receiving = matches!(&self.speaks, Speaks::Two(two) if two.is_receiving());
+        !is_receiving && self.outbox.is_empty() && self.jobs == 0 && self.ending == End::No
+    }
+
+    /// Reads what has come of a request, and answers nothing. None: there is something to answer now.
+    pub fn read_on(&mut self, scratch: &mut Scratch, manner: Manner) -> Option<Next> {
+        let came =
+            self.with(scratch, |session, scratch, at, have, _| session.read(scratch, manner, at, have));
+        match came {
+            Err(next) => Some(next),
+            // All that is left is to say why.
+            Ok(_) if self.ending != End::No => Some(self.run(scratch, manner)),
+            Ok(_) if self.has_something_to_answer() => None,
+            Ok(_) => {
+                self.frame_since.get_or_insert(self.complete_at);
+                if let Speaks::Two(two) = &mut self.speaks {
+                    two.has_understood(true);
+                }
+                Some(Next::Readable)
+            }
+        }
+    }
+
+    fn has_something_to_answer(&self) -> bool {
+        let mut input = &self.kept_input[..];
+        match &self.speaks {
+            Speaks::Nothing if input.first() == Some(&v2::FIRST) => {
+                v2::decode_hello(&mut input) != v2::DecodedHello::More
+            }
+            Speaks::Two(two) => two.has_something_to_answer(input),
+            one => {
+                let mut decoder = match one {
+                    Speaks::One(decoder) => decoder.clone(),
+                    _ => protocol::RequestDecoder::default(),
+                };
+                decoder.decode(&mut input) != protocol::Decoded::More || decoder.is_skipping()
+            }
         }
     }
 

@@ -3,7 +3,7 @@
 use rustix::fd::OwnedFd;
 use std::ffi::CStr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::connection::Connection;
 use super::descriptors::{Source, brings_a_file};
@@ -64,7 +64,7 @@ impl Wanted<'_> {
     /// When the client gives up; DEADLINE_PASSED where it has.
     pub fn deadline(&self, scratch: &Scratch) -> Result<Option<Instant>, Error> {
         let Some(left) = self.parameters.deadline else { return Ok(None) };
-        let left = left.saturating_sub(scratch.queue_wait.unwrap_or_default());
+        let left = left.saturating_sub(scratch.queued.map_or(Duration::ZERO, |queued| queued.wait));
         let deadline = self.asked.complete_at + left;
         if Instant::now() >= deadline { Err(Error::DeadlinePassed) } else { Ok(Some(deadline)) }
     }

@@ -73,6 +73,12 @@ impl Two {
         self.agreed.capabilities.contains(Capabilities::EXTENDED)
     }
 
+    /// Whether in front of the input there is more than the beginning of a frame.
+    pub fn has_something_to_answer(&self, mut input: &[u8]) -> bool {
+        let mut decoder = self.decoder.clone();
+        decoder.decode(&mut input) != v2::Decoded::More || decoder.is_skipping()
+    }
+
     /// Takes note that bytes have come: whatever they ask was sent before any answer from now on.
     pub fn begin_window(&mut self, unanswered: u32) {
         self.window = unanswered;

@@ -1,0 +1,77 @@
+"""What takes a place in the bounded queue of a pool: requests, and nothing else."""
+
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from objmapper_server import Concurrency
+from tests.eventually import eventually
+from tests.server_process import ServerProcess
+from tests.version_two.client import hello
+from tests.wire import COPY, OK, TIMEOUT, UNAVAILABLE, Wire, request
+
+POOLS = [Concurrency.THREAD_POOL, Concurrency.WORK_STEALING]
+CROWD = 50
+
+
+@pytest.mark.parametrize("model", POOLS)
+@pytest.mark.parametrize("message", [request(COPY, "/a"), hello()], ids=["1", "2"])
+def test_who_sends_bit_by_bit_takes_none(root: Path, tmp_path: Path, model: Concurrency, message: bytes) -> None:
+    flags = ("--concurrency-model", model, "--max-queue-depth", "1")
+    with ServerProcess(root, tmp_path / "socket", *flags) as server, ExitStack() as stack:
+        honest, *crowd = (stack.enter_context(Wire(server.addresses["unix"])) for _ in range(CROWD + 1))
+        assert honest.ask(COPY, "/a").status == OK
+        # The first bit finds connections that have said nothing, the others find requests that have begun.
+        for bit in (message[:1], message[1:3], message[3:4]):
+            with server.stopped():
+                for wire in crowd:
+                    wire.send(bit)
+                honest.send(request(COPY, "/a"))
+            assert honest.reply(COPY).status == OK
+        # They are no less understood for that.
+        for wire in crowd:
+            wire.send(message[4:])
+            assert wire.take(1)
+
+
+@pytest.mark.parametrize("model", POOLS)
+def test_nor_does_who_is_told_that_its_time_is_over(root: Path, tmp_path: Path, model: Concurrency) -> None:
+    flags = ("--concurrency-model", model, "--max-queue-depth", "1", "--header-timeout", "0.2")
+    with ServerProcess(root, tmp_path / "socket", *flags) as server, ExitStack() as stack:
+        honest, *crowd = (stack.enter_context(Wire(server.addresses["unix"])) for _ in range(CROWD + 1))
+        for wire in crowd:
+            wire.send(b"2")
+        # A single one that has said nothing yet may take the place for as long as it is looked at.
+        assert eventually(lambda: honest.ask(COPY, "/a").status == OK)
+        with server.stopped():
+            over = time.monotonic() + 0.3
+            assert eventually(lambda: time.monotonic() > over)
+            for wire in crowd:
+                wire.send(b"\0")
+            honest.send(request(COPY, "/a"))
+        assert honest.reply(COPY).status == OK
+        for wire in crowd:
+            assert wire.reply(COPY).status == TIMEOUT
+        # Whatever they send yet is dropped.
+        with server.stopped():
+            for wire in crowd:
+                wire.send(bytes(100))
+            honest.send(request(COPY, "/a"))
+        assert honest.reply(COPY).status == OK
+
+
+@pytest.mark.parametrize("model", POOLS)
+def test_requests_do(root: Path, tmp_path: Path, model: Concurrency) -> None:
+    flags = ("--concurrency-model", model, "--max-queue-depth", "1")
+    with ServerProcess(root, tmp_path / "socket", *flags) as server, ExitStack() as stack:
+        crowd = [stack.enter_context(Wire(server.addresses["unix"])) for _ in range(CROWD)]
+        for wire in crowd:
+            assert wire.ask(COPY, "/a").status == OK
+        with server.stopped():
+            for wire in crowd:
+                wire.send(request(COPY, "/a"))
+        statuses = [wire.reply(COPY).status for wire in crowd]
+        assert set(statuses) == {OK, UNAVAILABLE}
+        assert statuses.count(OK) < CROWD // 2
