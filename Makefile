@@ -16,8 +16,10 @@ rust := engine/Cargo.toml engine/Cargo.lock $(shell find engine/src -name '*.rs'
 rust_env := . setup/rust.sh
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup build demo test test-python test-rust lint check bench bench-recording verify crashes reference contract \
-	screenshots clean
+SOAKS := slow_writers escapes linearizability malformed faults crashes udp_junk
+
+.PHONY: help setup build demo test test-python test-rust lint check bench bench-recording verify crashes soak reference \
+	contract screenshots clean
 
 help: ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -59,7 +61,12 @@ verify: setup ## fetches every file under ROOT in every way and compares (ROOT=/
 
 crashes: setup ## kills a server at every system call of a write and a thousand times at random; needs strace
 	setup/system.sh $(PYTHON) strace
-	$(bin)/python -m benchmarks.crashes
+	$(bin)/python -m benchmarks.soak.crashes
+
+soak: setup ## looks for what breaks, half an hour: slow and hostile clients, faults, races, kills; needs strace
+	setup/system.sh $(PYTHON) strace
+	$(rust_env); cd engine && cargo test --release --no-default-features malformed
+	for each in $(SOAKS); do printf '\n== %s\n' "$$each"; $(bin)/python -m benchmarks.soak.$$each; done
 
 bench: setup ## every model at several loads; with YARDSTICKS="--load … --floor-server … --floor-epoll …" beside those
 	$(if $(YARDSTICKS),$(bin)/python benchmarks/against_floor.py $(YARDSTICKS),$(bin)/objmapper bench models)

@@ -1,6 +1,6 @@
 """kill -9 at every system call of a write, and at random: nothing torn, nothing lost once answered, nothing left over.
 
-`benchmarks/crashes.py` does the same in every model, and a thousand times at random.
+`benchmarks/soak/crashes.py` does the same in every model, and a thousand times at random.
 """
 
 from collections.abc import Iterator

@@ -1,6 +1,6 @@
 """Kills a server with writes under way, again and again, and looks at what is left.
 
-    python -m benchmarks.crashes [--kills 1000] [--model MODEL …] [--seed 1]
+    python -m benchmarks.soak.crashes [--kills 1000] [--model MODEL …] [--seed 1]
 
 First at every system call of a put by content (over an object, and where there is none), of a put by descriptor and of
 a delete: strace(1) sends SIGKILL when a thread enters the call, so that what was before it has happened and the call

@@ -1,6 +1,6 @@
 """A million datagrams that mean no good: no crash, no state, and never an answer larger than its question.
 
-    python benchmarks/udp_junk.py [--datagrams 1000000]
+    python -m benchmarks.soak.udp_junk [--datagrams 1000000]
 
 Cut, oversized, forged, repeated and random datagrams go to a server on loopback while an honest client fetches an
 object again and again; then from another network namespace, where that can be made (root and iproute2), and there every
@@ -10,7 +10,6 @@ byte that comes back is counted.
 import argparse
 import random
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -20,14 +19,12 @@ from tempfile import TemporaryDirectory
 
 from tqdm import tqdm
 
+from benchmarks.soak.vitals import Vitals
 from objmapper_cli.bench.own_server import started
 from objmapper_client import Client
 from objmapper_server import Config, Server
-
-HOME = Path(__file__).parent.parent
-sys.path.insert(0, str(HOME))
-from tests.two_hosts import Host, NotPermitted, two_hosts  # noqa: E402
-from tests.udp.junk import junk  # noqa: E402 - the tests are beside the packages, not among them
+from tests.two_hosts import Host, NotPermitted, two_hosts
+from tests.udp.junk import junk
 
 SIZE = 200_000
 #: Datagrams that are made beforehand; each goes out many times.
@@ -53,17 +50,16 @@ def main() -> None:
             with honest(address, content) as fetched:
                 # Each kind once: what a server keeps for good, buffers and the cache, it has then.
                 pelt(socket.socket(socket.AF_INET, socket.SOCK_DGRAM), address, datagrams, DISTINCT)
-                before = (descriptors(server.pid), server.memory())
+                before = Vitals.of(server.pid)
                 seconds = pelt(socket.socket(socket.AF_INET, socket.SOCK_DGRAM), address, datagrams, options.datagrams)
-                after = (descriptors(server.pid), server.memory())
+                after = Vitals.of(server.pid)
             print(
                 f"loopback: {options.datagrams:,} datagrams in {seconds:.0f} s; meanwhile {len(fetched)} objects were "
-                f"fetched and right; descriptors {before[0]} → {after[0]}, "
-                f"resident {before[1] / 1e6:.1f} → {after[1] / 1e6:.1f} MB"
+                f"fetched and right; {before} → {after}"
             )
             assert fetched
-            assert after[0] <= before[0]
-            assert after[1] <= before[1] + (1 << 20)
+            assert after.descriptors <= before.descriptors
+            assert after.resident <= before.resident + (1 << 20)
         try:
             with two_hosts() as (here, there):
                 from_elsewhere(here, there, root, datagrams, options.datagrams)
@@ -135,11 +131,6 @@ def honest(address: str, content: bytes) -> Iterator[list[int]]:
     finally:
         stop.set()
         thread.join()
-
-
-def descriptors(pid: int) -> int:
-    """How many descriptors a process has open."""
-    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
 if __name__ == "__main__":

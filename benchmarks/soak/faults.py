@@ -1,0 +1,285 @@
+"""Descriptors under faults: none may leak, on either side, and none be inheritable.
+
+    python -m benchmarks.soak.faults [--replies 1000000] [--faults 100000] [--model MODEL …]
+
+First clients take descriptors by the hundred, through the SDK in threads and under asyncio, while others ask for some
+and leave before they have them, or are at their limit of open files and receive none. Then strace(1) has the server's
+system calls fail, one kind and one error after the other, every few calls, under the same clients: what they get is a
+descriptor or an error of the SDK. After each round the server must serve as before, and both processes have the
+descriptors that they had. Ends with 1 where anything is not so.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import os
+import resource
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tqdm import tqdm
+
+from benchmarks.soak.slow_writers import MODELS
+from benchmarks.soak.vitals import Vitals
+from objmapper_client import AsyncClient, Client, Object, ObjmapperError
+from objmapper_server import Concurrency
+from tests.server_process import HOME, ServerProcess
+from tests.strace import why_not
+from tests.wire import FDPASS, Wire, request
+
+CONTENT = b"content"
+#: Objects that are asked for at once.
+AT_ONCE = 50
+#: Seconds of one round.
+ROUND = 2.0
+#: Seconds until the server must have the descriptors that it had.
+PATIENCE = 10.0
+#: Every so many calls one fails.
+EVERY = 5
+#: What is made to fail, and how: what the kernel may say to each.
+FAULTS = {
+    "sendmsg": ("EAGAIN", "EINTR", "ENOBUFS", "ENOMEM", "ETOOMANYREFS", "EPIPE", "ECONNRESET"),
+    "sendmmsg": ("EAGAIN", "EINTR", "ENOBUFS", "ETOOMANYREFS", "ECONNRESET"),
+    "openat2": ("EMFILE", "ENFILE", "ENOMEM", "EIO", "EACCES", "EAGAIN", "EINTR"),
+    "fstat": ("EIO", "ENOMEM"),
+    "fcntl": ("EPERM",),
+    "recvfrom": ("EAGAIN", "EINTR", "ECONNRESET", "ENOMEM"),
+    "recvmsg": ("EAGAIN", "EINTR", "ECONNRESET"),
+    "accept4": ("ECONNABORTED", "EINTR", "EMFILE", "ENOBUFS"),
+    "epoll_ctl": ("ENOMEM", "ENOSPC"),
+    "ioctl": ("ENOTTY",),
+}
+
+
+class Takers:
+    """Clients in this process, each in a thread, until they are told to stop."""
+
+    def __init__(self, address: str) -> None:
+        self.counts = Counter[str]()
+        self.wrong: list[str] = []
+        self._address = address
+        self._ended = threading.Event()
+        kinds = (self._in_turn, self._under_asyncio, self._version_1, self._leave)
+        self._threads = [threading.Thread(target=self._run, args=(kind,)) for kind in kinds]
+
+    def __enter__(self) -> "Takers":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self, kind: object) -> None:
+        while not self._ended.is_set():
+            try:
+                kind()  # type: ignore[operator]  # one of those above
+            except (ObjmapperError, ConnectionError, EOFError, TimeoutError):
+                # What a fault comes to for whoever asked.
+                self.counts["errors"] += 1
+            except BaseException as error:
+                self.wrong.append(repr(error))
+                return
+
+    def _take(self, found: "list[Object | ObjmapperError]") -> None:
+        for each in found:
+            if isinstance(each, ObjmapperError):
+                self.counts["errors"] += 1
+                continue
+            with each:
+                if os.pread(each.fileno(), 100, 0) != CONTENT:
+                    self.wrong.append("another content")
+                if os.get_inheritable(each.fileno()):
+                    self.wrong.append("an inheritable descriptor")
+            self.counts["replies"] += 1
+
+    def _in_turn(self) -> None:
+        with Client(self._address, timeout=5) as client:
+            while not self._ended.is_set():
+                self._take(client.open_many(["/a"] * AT_ONCE))
+
+    def _under_asyncio(self) -> None:
+        async def take() -> None:
+            async with AsyncClient(self._address, timeout=5) as client:
+                while not self._ended.is_set():
+                    self._take(await client.open_many(["/a"] * AT_ONCE))
+
+        asyncio.run(take())
+
+    def _version_1(self) -> None:
+        with Wire(self._address, timeout=5) as wire:
+            while not self._ended.is_set():
+                wire.send(request(FDPASS, "/a") * 8)
+                for _ in range(8):
+                    reply = wire.reply(FDPASS)
+                    if reply.descriptor is None:
+                        self.counts["errors"] += 1
+                        continue
+                    os.close(reply.descriptor)
+                    self.counts["replies"] += 1
+
+    def _leave(self) -> None:
+        """Ask, and be gone: before the answers, or in the midst of them."""
+        with Wire(self._address, timeout=5) as wire:
+            wire.send(request(FDPASS, "/a") * 20)
+            self.counts["left"] += 1
+            if self.counts["left"] % 2 and (reply := wire.reply(FDPASS)).descriptor is not None:
+                os.close(reply.descriptor)
+        self._ended.wait(0.002)
+
+
+def at_its_limit(address: str, until: float) -> Counter[str]:
+    """Has a process that may open nothing more ask for descriptors: each answer is an error, and nothing is kept."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    counts = Counter[str]()
+    with Client(address, timeout=5) as client:
+        # The lowest number that is free is the next that would be given.
+        with client.open("/a") as found:
+            lowest = found.fileno()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+        try:
+            while time.monotonic() < until:
+                try:
+                    client.open("/a").close()
+                    counts["opened"] += 1
+                except (ObjmapperError, OSError):
+                    counts["refused"] += 1
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return counts
+
+
+@contextmanager
+def failing(pid: int, call: str, error: str, log: Path) -> Iterator[None]:
+    """Within the block every few calls of the server fail so, in whichever of its threads."""
+    faults = f"inject={call}:error={error}:when={EVERY}+{EVERY}"
+    command = ["strace", "-f", "-qq", "-e", f"trace={call}", "-e", "status=failed", "-e", faults, "-s", "0"]
+    process = subprocess.Popen([*command, "-o", str(log), "-p", str(pid)], stderr=subprocess.DEVNULL)
+    try:
+        until = time.monotonic() + PATIENCE
+        while "TracerPid:\t0" in Path(f"/proc/{pid}/status").read_text(encoding="utf-8"):
+            assert process.poll() is None, "strace did not attach"
+            assert time.monotonic() < until, "strace did not attach in time"
+            time.sleep(0.01)
+        yield
+    finally:
+        # It lets the threads go; killed it would take them along.
+        process.send_signal(signal.SIGTERM)
+        process.wait()
+
+
+def settled(pid: int) -> Vitals:
+    """What a server has once nothing is left of its clients: when it has had the same for a while."""
+    seen = [Vitals.of(pid)]
+    while len(seen) < 20 or len({each.descriptors for each in seen[-20:]}) > 1:
+        time.sleep(0.05)
+        seen.append(Vitals.of(pid))
+    return seen[-1]
+
+
+class Trial:
+    """One server, and what its clients and faults came to."""
+
+    def __init__(self, server: ServerProcess, scratch: Path) -> None:
+        self.server = server
+        self.address = server.addresses["unix"]
+        self.scratch = scratch
+        self.counts = Counter[str]()
+        self.wrong: list[str] = []
+        with Takers(self.address) as takers:
+            # Whatever is kept for good is there then.
+            time.sleep(0.5)
+        self.wrong += takers.wrong
+        self.before, self.own = settled(server.pid), Vitals.of()
+
+    def round(self, name: str, seconds: float, call: str = "", error: str = "") -> None:
+        """Has clients take descriptors for so long, with faults where a call is named; then looks what is left."""
+        log = self.scratch / "faults"
+        with contextlib.ExitStack() as stack:
+            takers = stack.enter_context(Takers(self.address))
+            if call:
+                stack.enter_context(failing(self.server.pid, call, error, log))
+            select.select([], [], [], seconds)
+        if call:
+            self.counts["faults"] += log.read_text(encoding="utf-8").count("(INJECTED)")
+        self.counts += takers.counts
+        self.wrong += [f"{name}: {line}" for line in takers.wrong]
+        self.look(name)
+
+    def look(self, name: str) -> None:
+        """Whether the server serves, and nobody has more descriptors than before."""
+        if self.server.process.poll() is not None:
+            raise SystemExit(f"{name}: the server has ended with {self.server.process.returncode}")
+        with Client(self.address, timeout=5) as client:
+            if client.read("/a") != CONTENT:
+                self.wrong.append(f"{name}: another content")
+        until = time.monotonic() + PATIENCE
+        while (now := Vitals.of(self.server.pid)).descriptors > self.before.descriptors and time.monotonic() < until:
+            time.sleep(0.05)
+        own = Vitals.of()
+        if now.descriptors > self.before.descriptors or now.inheritable > self.before.inheritable:
+            self.wrong.append(f"{name}: the server has {now}, and had {self.before}")
+        if own.descriptors > self.own.descriptors or own.inheritable > self.own.inheritable:
+            self.wrong.append(f"{name}: the clients have {own}, and had {self.own}")
+
+
+def withstood(folder: Path, model: Concurrency, replies: int, faults: int) -> bool:
+    """Runs every round on a server of this model until there were so many of both, and prints a line."""
+    flags = ("--concurrency-model", model)
+    with ServerProcess(folder / "root", folder / f"{model}.sock", *flags) as server:
+        trial = Trial(server, folder)
+        limited = at_its_limit(trial.address, time.monotonic() + ROUND)
+        trial.look("at the limit of open files")
+        with tqdm(total=faults, desc=f"{model}: faults", unit="fault", leave=False, disable=None) as bar:
+            while trial.counts["faults"] < faults:
+                for call, errors in FAULTS.items():
+                    for error in errors:
+                        trial.round(f"{call}: {error}", ROUND / 4, call, error)
+                        bar.update(trial.counts["faults"] - bar.n)
+        while trial.counts["replies"] < replies:
+            trial.round("without faults", ROUND)
+        after = Vitals.of(server.pid)
+    counts = trial.counts
+    print(
+        f"{model}: {counts['replies']:,} descriptors received, {counts['faults']:,} faults, {counts['errors']:,} "
+        f"errors, {counts['left']:,} left early, {limited['refused']:,} at their limit\n"
+        f"  server {trial.before} → {after}; clients {trial.own.descriptors} → {Vitals.of().descriptors} descriptors"
+    )
+    for line in trial.wrong[:10]:
+        print(f"  {line}")
+    return not trial.wrong
+
+
+def main() -> int:
+    """Every model has its part of the replies and faults."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--replies", type=int, default=1_000_000, help="over all models (1,000,000)")
+    parser.add_argument("--faults", type=int, default=100_000, help="over all models (100,000)")
+    parser.add_argument("--model", type=Concurrency, action="append", choices=MODELS)
+    given = parser.parse_args()
+    if why_not():
+        parser.error(why_not())
+    models = given.model or MODELS
+    os.chdir(HOME)
+    with tempfile.TemporaryDirectory(prefix="objmapper-faults-") as name:
+        folder = Path(name)
+        (folder / "root").mkdir()
+        (folder / "root/a").write_bytes(CONTENT)
+        parts = given.replies // len(models), given.faults // len(models)
+        results = [withstood(folder, model, *parts) for model in models]
+    return 0 if all(results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

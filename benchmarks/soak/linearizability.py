@@ -1,0 +1,224 @@
+"""Whether reads and writes look as if each happened at one moment between its question and its answer.
+
+    python -m benchmarks.soak.linearizability [--operations 1000000] [--clients 16] [--model MODEL …] [--seed 1]
+
+Each object has one client that writes it: versions by number, each with content of its own kind and length, and
+deletes. All clients read all objects, by descriptor, copy and splice, over Unix and TCP, one request at a time; the
+server keeps small objects in memory, as it does by default. Then every object's history is looked at. With one writer
+an object is linearizable just when (Lamport, "On interprocess communication", 1986, his atomic register):
+
+* no read brings a version whose write began after the read had ended;
+* no read brings a version that another had replaced before the read began;
+* no read brings an older version than another read that had ended before it began.
+
+What is read must also be one version as a whole. Ends with 1 where anything is not so.
+"""
+
+import argparse
+import heapq
+import multiprocessing
+import os
+import random
+import sys
+import tempfile
+import time
+from array import array
+from bisect import bisect_left
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from tqdm import tqdm
+
+from benchmarks.soak.vitals import Vitals
+from objmapper_client.protocol_v2 import Operation
+from objmapper_server import Concurrency
+from tests.server_process import ServerProcess
+from tests.version_two.client import COPY, DELETE, FDPASS, SPLICE, Two
+from tests.wire import NOT_FOUND, OK
+
+MODELS = [Concurrency.THREAD_PER_CONNECTION, Concurrency.THREAD_POOL, Concurrency.WORK_STEALING, Concurrency.EPOLL]
+MODES: Final = (FDPASS, COPY, SPLICE)
+MODES_OF_STREAMS: Final = (COPY, SPLICE)
+OBJECTS: Final = 64
+#: Up to what is kept in memory, and beyond what is copied beside its head.
+LENGTHS: Final = (8, 100, 4096, 70_000)
+#: One operation in so many is a write, one write in so many a delete.
+WRITES, DELETES = 6, 8
+#: What a read of nothing brought, and what no version is.
+NOTHING, TORN = -1, -2
+FIELDS: Final = 5
+
+
+class Done(NamedTuple):
+    """An operation: the version that it wrote, deleted or read, and when it began and ended (ns, monotonic)."""
+
+    object: int
+    kind: int
+    version: int
+    began: int
+    ended: int
+
+
+READ, PUT, DELETED = range(3)
+
+
+def content_of(object_: int, version: int) -> bytes:
+    """The content of a version: its number again and again."""
+    number = (object_ << 40 | version).to_bytes(8, "big")
+    return number * (LENGTHS[version % len(LENGTHS)] // 8)
+
+
+def version_of(object_: int, content: bytes) -> int:
+    """The version that a content is, `TORN` where it is none."""
+    version = int.from_bytes(content[:8], "big") & ((1 << 40) - 1)
+    return version if content == content_of(object_, version) else TORN
+
+
+class Client:
+    """One client: writes its own objects, reads all."""
+
+    def __init__(self, addresses: dict[str, str], number: int, clients: int, seed: int) -> None:
+        self._addresses = addresses
+        self._own = range(number, OBJECTS, clients)
+        self._versions = dict.fromkeys(self._own, 0)
+        self._generator = random.Random(seed << 8 | number)
+
+    def run(self, operations: int, log: Path) -> None:
+        """Does so many operations, and leaves in a file what it did."""
+        done = array("q")
+        with Two(self._addresses["unix"]) as unix, Two(self._addresses["tcp"]) as tcp:
+            for _ in range(operations):
+                two, modes = (unix, MODES) if self._generator.random() < 0.7 else (tcp, MODES_OF_STREAMS)
+                if self._own and self._generator.randrange(WRITES) == 0:
+                    done.extend(self._write(two))
+                else:
+                    done.extend(self._read(two, self._generator.choice(modes)))
+        with log.open("wb") as file:
+            done.tofile(file)
+
+    def _write(self, two: Two) -> Done:
+        object_ = self._generator.choice(self._own)
+        self._versions[object_] += 1
+        version = self._versions[object_]
+        is_delete = self._generator.randrange(DELETES) == 0
+        began = time.monotonic_ns()
+        if is_delete:
+            status = two.call(DELETE, f"/{object_}").status
+            # Two deletes one behind the other: there is nothing, as after the first.
+            assert status in (OK, NOT_FOUND), status
+        else:
+            assert two.put(f"/{object_}", content_of(object_, version)).status == OK
+        return Done(object_, DELETED if is_delete else PUT, version, began, time.monotonic_ns())
+
+    def _read(self, two: Two, mode: Operation) -> Done:
+        object_ = self._generator.randrange(OBJECTS)
+        began = time.monotonic_ns()
+        answer = two.call(mode, f"/{object_}")
+        ended = time.monotonic_ns()
+        if answer.status == NOT_FOUND:
+            return Done(object_, READ, NOTHING, began, ended)
+        return Done(object_, READ, version_of(object_, answer.read()), began, ended)
+
+
+@dataclass
+class History:
+    """What was done to one object."""
+
+    writes: list[Done]
+    reads: list[Done]
+
+    def violations(self) -> Iterator[str]:
+        """Yield what cannot be: the reads in the order in which they began, each against what it may bring."""
+        self.writes.sort(key=lambda write: write.version)
+        began = [write.began for write in self.writes]
+        ended = [write.ended for write in self.writes]
+        deletes = [0, *(write.version for write in self.writes if write.kind == DELETED)]
+        versions = {write.version for write in self.writes if write.kind == PUT}
+        # What reads brought that may not have ended yet, by when they end; and the newest of those that have.
+        pending: list[tuple[int, int]] = []
+        newest = 0
+        for read in sorted(self.reads, key=lambda read: read.began):
+            while pending and pending[0][0] < read.began:
+                newest = max(newest, heapq.heappop(pending)[1])
+            # Writes are one behind the other, so as many have ended, or begun, as come before a time.
+            least = max(bisect_left(ended, read.began), newest)
+            most = bisect_left(began, read.ended)
+            version = read.version
+            if version == NOTHING:
+                # Before the first write there is nothing. The earliest delete that fits keeps all others possible.
+                at = bisect_left(deletes, least)
+                version = deletes[at] if at < len(deletes) else TORN
+            elif version not in versions:
+                version = TORN
+            if not least <= version <= most:
+                yield f"{read} where {least} to {most} could be"
+                continue
+            heapq.heappush(pending, (read.ended, version))
+
+
+def histories(logs: list[Path]) -> list[History]:
+    """What all clients did, object by object."""
+    found = [History([], []) for _ in range(OBJECTS)]
+    for log in logs:
+        values = array("q")
+        values.frombytes(log.read_bytes())
+        for at in range(0, len(values), FIELDS):
+            done = Done(*values[at : at + FIELDS])
+            (found[done.object].reads if done.kind == READ else found[done.object].writes).append(done)
+    return found
+
+
+def withstood(folder: Path, model: Concurrency, given: argparse.Namespace, operations: int) -> bool:
+    """Has the clients at work on one model, and looks at what they saw; prints a line."""
+    (folder / "root").mkdir()
+    flags = ("--tcp", "127.0.0.1:0", "--writable", "--concurrency-model", model, "--max-queue-depth", "1000")
+    with ServerProcess(folder / "root", folder / "s", *flags) as server:
+        clients = [Client(server.addresses, number, given.clients, given.seed) for number in range(given.clients)]
+        logs = [folder / f"log-{number}" for number in range(given.clients)]
+        share = operations // given.clients
+        before, start = Vitals.of(server.pid), time.monotonic()
+        processes = [
+            multiprocessing.Process(target=client.run, args=(share, log))
+            for client, log in zip(clients, logs, strict=True)
+        ]
+        for process in processes:
+            process.start()
+        for process in tqdm(processes, desc=str(model), unit="client", leave=False, disable=None):
+            process.join()
+        seconds, after = time.monotonic() - start, Vitals.of(server.pid)
+    failed = sum(process.exitcode != 0 for process in processes)
+    found = histories([log for log in logs if log.exists()])
+    reads, writes = sum(len(each.reads) for each in found), sum(len(each.writes) for each in found)
+    violations = [line for each in found for line in each.violations()]
+    print(
+        f"{model:<23}{reads:>9,} reads, {writes:>8,} writes in {seconds:.0f} s: {len(violations)} violations"
+        f"{f', {failed} clients failed' if failed else ''}; {before.descriptors} → {after.descriptors} descriptors"
+    )
+    for line in violations[:10]:
+        print(f"  {line}")
+    return not violations and not failed and reads + writes == share * given.clients
+
+
+def main() -> int:
+    """Every model has its part of the operations."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--operations", type=int, default=1_000_000, help="over all models (1,000,000)")
+    parser.add_argument("--clients", type=int, default=16)
+    parser.add_argument("--model", type=Concurrency, action="append", choices=MODELS)
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 32))
+    given = parser.parse_args()
+    models = given.model or MODELS
+    print(f"seed {given.seed}")
+    # A write waits for the disk: where it is memory, there are more of them.
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    results = []
+    for model in models:
+        with tempfile.TemporaryDirectory(prefix="objmapper-linear-", dir=memory) as folder:
+            results.append(withstood(Path(folder), model, given, given.operations // len(models)))
+    return 0 if all(results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

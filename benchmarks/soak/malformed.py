@@ -1,0 +1,199 @@
+"""A million frames that mean no good, over live sockets: no crash, no hang, nothing kept, and nobody else notices.
+
+    python -m benchmarks.soak.malformed [--frames 1000000] [--settle 160] [--model MODEL …] [--seed 1]
+
+Random bytes, good requests of both versions that were cut, stretched, repeated, or had bits turned and lengths changed,
+greetings that lie, and descriptors that nobody asked for; each on a connection of its own, over Unix and TCP, since a
+frame that is not understood ends one. Every connection must come to an end within seconds once the client has said
+all. Meanwhile an honest client asks. The server's figures of the last minute take memory for each second and kind of
+request, so it is left to settle first: what it has after that is compared. Ends with 1 where a connection hangs, an
+honest request fails, or the server has more descriptors, or a MiB more memory, than once it had settled.
+
+`cargo test --release --no-default-features malformed` sends ten million through the parsers alone.
+"""
+
+import argparse
+import contextlib
+import os
+import random
+import socket
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from benchmarks.soak.slow_writers import CONTENT, MODELS, OBJECT, Honest
+from benchmarks.soak.vitals import Vitals
+from objmapper_server import Concurrency
+from tests.server_process import ServerProcess
+from tests.vectors import load, unhex
+from tests.version_two.client import frame, hello, parameter
+from tests.wire import request
+
+#: Frames that are made beforehand; each goes out many times.
+DISTINCT = 20_000
+#: What the codecs are held to, right and wrong: requests of version 1, and of version 2 behind a greeting.
+KNOWN = [unhex(row[1]) for row in load("v1_requests.txt")] + [
+    hello() + unhex(row[2]) for row in load("v2_requests.txt")
+]
+#: Seconds until a connection whose client has said all must be over.
+PATIENCE = 10.0
+MIB = 1 << 20
+#: Seconds that figures are kept for; settled for less, a server's memory says nothing.
+MINUTE = 60
+
+
+def good(generator: random.Random) -> bytes:
+    """Something that a client may say."""
+    uri = generator.choice((b"/a", b"/none", b"/../a", b"/" + b"u" * generator.randrange(4200)))
+    number = generator.randrange(1 << 32)
+    operations = [
+        frame(number, bytes([generator.choice(b"123slpPd")]), uri, generator.randrange(256)),
+        frame(number, b"p", b"/written", 0, parameter(0x84, generator.randrange(1 << 40).to_bytes(8, "big"))),
+        frame(number, b"2", uri, 0, parameter(generator.randrange(256), generator.randbytes(generator.randrange(40)))),
+        b"\x03\x00",
+    ]
+    version_two = hello(generator.randrange(1 << 16), generator.randrange(1 << 16)) + b"".join(
+        generator.choices(operations, k=generator.randrange(4))
+    )
+    return generator.choice((request(generator.choice((b"1", b"2", b"3")), uri), version_two, generator.choice(KNOWN)))
+
+
+def spoiled(generator: random.Random) -> bytes:
+    """The same, with something wrong about it."""
+    message = bytearray(good(generator))
+    for _ in range(generator.randrange(4)):
+        at = generator.randrange(len(message) + 1)
+        match generator.randrange(6):
+            case 0:
+                del message[at:]
+            case 1:
+                message[at:at] = generator.randbytes(generator.randrange(64))
+            case 2 if at < len(message):
+                message[at] ^= 1 << generator.randrange(8)
+            case 3:
+                message[at : at + 2] = generator.choice((b"\xff\xff", b"\x00\x00", b"\x10\x01"))
+            case 4:
+                message += bytes(good(generator))
+            case _:
+                message[:at] = generator.randbytes(at)
+    return bytes(message) or b"\xff"
+
+
+def pelt(
+    addresses: dict[str, str], frames: list[bytes], count: int, generator: random.Random, name: str
+) -> Counter[str]:
+    """Sends so many, each on a connection of its own. Returns how many connections ended in which way.
+
+    Shows its progress where it has a name.
+    """
+    counts = Counter[str]()
+    host, _, port = addresses["tcp"].removeprefix("tcp://").rpartition(":")
+    places: list[tuple[socket.AddressFamily, Any]] = [
+        (socket.AF_UNIX, addresses["unix"].removeprefix("unix:")),
+        (socket.AF_INET, (host, int(port))),
+    ]
+    with Path(os.devnull).open("rb") as spare:
+        for number in tqdm(
+            range(count), desc=name, unit="frame", unit_scale=True, leave=False, disable=None if name else True
+        ):
+            family, place = places[number & 1]
+            with socket.socket(family, socket.SOCK_STREAM) as connection:
+                connection.settimeout(PATIENCE)
+                connection.connect(place)
+                message = frames[generator.randrange(len(frames))]
+                try:
+                    if family == socket.AF_UNIX and number % 50 == 0:
+                        socket.send_fds(connection, [message], [spare.fileno()] * generator.randrange(1, 5))
+                    else:
+                        connection.sendall(message)
+                    connection.shutdown(socket.SHUT_WR)
+                    counts[ending(connection)] += 1
+                except (BrokenPipeError, ConnectionResetError):
+                    counts["reset"] += 1
+                except OSError as error:
+                    counts[f"HUNG: {message[:40]!r}: {error}"] += 1
+    return counts
+
+
+def ending(connection: socket.socket) -> str:
+    """Reads to the end; descriptors that come are closed by the kernel, without a buffer for them."""
+    taken = 0
+    while chunk := connection.recv(1 << 16):
+        taken += len(chunk)
+    return "answered" if taken else "closed"
+
+
+def settle(servers: Iterable[ServerProcess], frames: list[bytes], seconds: float, generator: random.Random) -> None:
+    """Pelts all servers, in turn, for so long."""
+    began = time.monotonic()
+    with tqdm(total=round(seconds), desc="settling", unit="s", leave=False, disable=None) as bar:
+        while (passed := time.monotonic() - began) < seconds:
+            bar.update(round(passed) - bar.n)
+            for server in servers:
+                pelt(server.addresses, frames, 1000, generator, "")
+
+
+def withstood(
+    server: ServerProcess, model: Concurrency, frames: list[bytes], given: argparse.Namespace, generator: random.Random
+) -> bool:
+    """Pelts a server of this model, and prints a line."""
+    count = given.frames // len(given.model)
+    with Honest(server.addresses["unix"]) as honest:
+        before, began = Vitals.of(server.pid), time.monotonic()
+        counts = pelt(server.addresses, frames, count, generator, model)
+        seconds = time.monotonic() - began
+    # What a connection had is closed a moment after its client sees the end.
+    after = Vitals.of(server.pid)
+    until = time.monotonic() + PATIENCE
+    while after.descriptors > before.descriptors and time.monotonic() < until:
+        time.sleep(0.05)
+        after = Vitals.of(server.pid)
+    survived = server.process.poll() is None
+    hung = [line for line in counts if line.startswith("HUNG")]
+    print(
+        f"{model:<23}{count:>9,} frames in {seconds:.0f} s: {counts['answered']:,} answered, {counts['closed']:,} "
+        f"closed, {counts['reset']:,} reset, {len(hung)} hung; honest: {honest.right:,} right, {len(honest.wrong)} "
+        f"wrong\n{'':<23}{before} → {after}"
+    )
+    for line in [*hung[:5], *honest.wrong[:5]]:
+        print(f"  {line}")
+    has_settled = given.settle >= MINUTE
+    has_grown = after.descriptors > before.descriptors or (has_settled and after.resident > before.resident + MIB)
+    return survived and not hung and not honest.wrong and honest.right > 0 and not has_grown
+
+
+def main() -> int:
+    """Every model gets its part of the frames."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--frames", type=int, default=1_000_000, help="over all models (1,000,000)")
+    parser.add_argument("--settle", type=float, default=160, help="seconds before it counts (160)")
+    parser.add_argument("--model", type=Concurrency, action="append", choices=MODELS)
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 32))
+    given = parser.parse_args()
+    given.model = given.model or MODELS
+    print(f"seed {given.seed}")
+    generator = random.Random(given.seed)
+    frames = [spoiled(generator) for _ in range(DISTINCT)]
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="objmapper-malformed-")))
+        (folder / "root").mkdir()
+        for name in ("a", OBJECT.removeprefix("/")):
+            (folder / "root" / name).write_bytes(CONTENT)
+        servers = {}
+        for model in given.model:
+            flags = ("--tcp", "127.0.0.1:0", "--concurrency-model", model, "--writable")
+            server = ServerProcess(folder / "root", folder / f"{model}.sock", *flags)
+            servers[model] = stack.enter_context(server)
+        settle(servers.values(), frames, given.settle, generator)
+        results = [withstood(server, model, frames, given, generator) for model, server in servers.items()]
+    return 0 if all(results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
