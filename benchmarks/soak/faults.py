@@ -41,7 +41,7 @@ CONTENT = b"content"
 AT_ONCE = 50
 #: Seconds of one round.
 ROUND = 2.0
-#: Seconds until the server must have the descriptors that it had.
+#: Seconds that strace has to attach.
 PATIENCE = 10.0
 #: Every so many calls one fails.
 EVERY = 5
@@ -179,15 +179,6 @@ def failing(pid: int, call: str, error: str, log: Path) -> Iterator[None]:
         process.wait()
 
 
-def settled(pid: int) -> Vitals:
-    """What a server has once nothing is left of its clients: when it has had the same for a while."""
-    seen = [Vitals.of(pid)]
-    while len(seen) < 20 or len({each.descriptors for each in seen[-20:]}) > 1:
-        time.sleep(0.05)
-        seen.append(Vitals.of(pid))
-    return seen[-1]
-
-
 class Trial:
     """One server, and what its clients and faults came to."""
 
@@ -201,7 +192,7 @@ class Trial:
             # Whatever is kept for good is there then.
             time.sleep(0.5)
         self.wrong += takers.wrong
-        self.before, self.own = settled(server.pid), Vitals.of()
+        self.before, self.own = Vitals.settled(server.pid), Vitals.of()
 
     def round(self, name: str, seconds: float, call: str = "", error: str = "") -> None:
         """Has clients take descriptors for so long, with faults where a call is named; then looks what is left."""
@@ -224,10 +215,7 @@ class Trial:
         with Client(self.address, timeout=5) as client:
             if client.read("/a") != CONTENT:
                 self.wrong.append(f"{name}: another content")
-        until = time.monotonic() + PATIENCE
-        while (now := Vitals.of(self.server.pid)).descriptors > self.before.descriptors and time.monotonic() < until:
-            time.sleep(0.05)
-        own = Vitals.of()
+        now, own = self.before.now(self.server.pid), Vitals.of()
         if now.descriptors > self.before.descriptors or now.inheritable > self.before.inheritable:
             self.wrong.append(f"{name}: the server has {now}, and had {self.before}")
         if own.descriptors > self.own.descriptors or own.inheritable > self.own.inheritable:

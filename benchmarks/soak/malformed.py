@@ -144,16 +144,11 @@ def withstood(
 ) -> bool:
     """Pelts a server of this model, and prints a line."""
     count = given.frames // len(given.model)
+    before, began = Vitals.settled(server.pid), time.monotonic()
     with Honest(server.addresses["unix"]) as honest:
-        before, began = Vitals.of(server.pid), time.monotonic()
         counts = pelt(server.addresses, frames, count, generator, model)
         seconds = time.monotonic() - began
-    # What a connection had is closed a moment after its client sees the end.
-    after = Vitals.of(server.pid)
-    until = time.monotonic() + PATIENCE
-    while after.descriptors > before.descriptors and time.monotonic() < until:
-        time.sleep(0.05)
-        after = Vitals.of(server.pid)
+    after = before.now(server.pid)
     survived = server.process.poll() is None
     hung = [line for line in counts if line.startswith("HUNG")]
     print(

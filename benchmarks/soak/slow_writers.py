@@ -88,10 +88,10 @@ def withstood(folder: Path, model: Concurrency, given: argparse.Namespace) -> bo
         address = server.addresses["unix"]
         with Wire(address) as first:
             assert first.ask(COPY, OBJECT).read() == CONTENT
-        before = Vitals.of(server.pid)
+        before = Vitals.settled(server.pid)
         with Honest(address) as honest:
             late, stayed = drip(address, clients, timeout, model)
-        after = Vitals.of(server.pid)
+        after = before.now(server.pid)
     print(
         f"{model:<23}{clients - stayed:>6,} of {clients:,} gone, the last {late:+.1f} s after its time; honest: "
         f"{honest.right:,} right, {len(honest.wrong)} wrong; {before.descriptors} → {after.descriptors} descriptors"

@@ -1,5 +1,6 @@
 """What a process has: descriptors, memory. What it has more of after a soak than before it has leaked."""
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -8,6 +9,10 @@ from typing import Self
 CLOSE_ON_EXEC = 0o2000000
 #: Standard input, output and error are anybody's.
 OWN = 3
+#: Seconds that a server has to close what it had for clients that have left.
+PATIENCE = 10
+#: Seconds between two looks, and looks alike that make a process settled.
+PAUSE, ALIKE = 0.05, 20
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,25 @@ class Vitals:
         status = dict(line.split(":", 1) for line in (home / "status").read_text(encoding="utf-8").splitlines())
         inheritable = sum(not each & CLOSE_ON_EXEC for each in flags)
         return cls(len(flags), inheritable, int(status["VmRSS"].split()[0]) << 10)
+
+    @classmethod
+    def settled(cls, pid: int) -> Self:
+        """What a server has once nothing is left of its clients: when it has had as many descriptors for a second."""
+        seen = [cls.of(pid)]
+        while len(seen) < ALIKE or len({each.descriptors for each in seen[-ALIKE:]}) > 1:
+            time.sleep(PAUSE)
+            seen.append(cls.of(pid))
+        return seen[-1]
+
+    def now(self, pid: int) -> Self:
+        """What a server has that had this before its clients came, and was left alone by all of them.
+
+        What it had for a client is closed a moment after that client has closed its end: so long it is waited for.
+        """
+        until = time.monotonic() + PATIENCE
+        while (now := self.of(pid)).descriptors > self.descriptors and time.monotonic() < until:
+            time.sleep(PAUSE)
+        return now
 
     def __str__(self) -> str:
         return f"{self.descriptors} descriptors, {self.inheritable} inheritable, {self.resident / 2**20:.1f} MiB"
