@@ -372,7 +372,7 @@ def test_a_server_without_writes_refuses_them(model: Concurrency, tmp_path: Path
                 assert two.answer().fails(FORBIDDEN)
             except PermissionError:  # Linux 6.16 and later refuse on the server's behalf
                 pass
-            assert descriptors_of() <= before + 3
+            assert eventually(lambda: descriptors_of() <= before + 3)
     assert not (root / "target").exists()
     assert not (root / ".objmapper").exists()
 
