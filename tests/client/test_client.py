@@ -154,7 +154,7 @@ def test_descriptors_close_on_exec(address: str) -> None:
 
 
 def test_a_pool_that_is_used_up_waits_and_then_says_so(address: str) -> None:
-    with Client(address, max_connections=1, timeout=0.2, mode="copy") as client:
+    with Client(address, max_connections=1, timeout=0.8, mode="copy") as client:
         chunks = client.stream("/large", chunk_size=1000)
         next(chunks)
         with pytest.raises(RequestTimeout, match="max_connections"):

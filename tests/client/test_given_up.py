@@ -21,11 +21,11 @@ from tests.eventually import eventually
 
 def test_a_reader_whose_time_is_up_leaves_the_reading_to_another(tmp_path: Path) -> None:
     held = Held()
-    with pretend_server(tmp_path, held) as server, Client(server.address, mode="copy", timeout=0.5) as client:
+    with pretend_server(tmp_path, held) as server, Client(server.address, mode="copy", timeout=1.5) as client:
         with ThreadPoolExecutor(2) as threads:
             first = threads.submit(client.read, "/slow/1")
             assert held.has_slow.wait(10)
-            time.sleep(0.3)  # the second one's time is up later
+            time.sleep(1)  # the second one's time is up later
             second = threads.submit(client.read, "/slow/2")
             with pytest.raises(RequestTimeout):
                 first.result(10)
@@ -38,7 +38,7 @@ def test_a_reader_whose_time_is_up_leaves_the_reading_to_another(tmp_path: Path)
 @pytest.mark.parametrize("mode", ["copy", "fdpass"])
 def test_a_late_answer_is_thrown_away_and_the_connection_stays(tmp_path: Path, mode: str) -> None:
     held = Held()
-    with pretend_server(tmp_path, held) as server, Client(server.address, mode=mode, timeout=0.2) as client:
+    with pretend_server(tmp_path, held) as server, Client(server.address, mode=mode, timeout=0.6) as client:
         with pytest.raises(RequestTimeout):
             client.open("/slow")
         held.go.set()
@@ -54,7 +54,7 @@ def test_a_late_answer_to_a_task_is_thrown_away(tmp_path: Path, mode: str, run: 
     held = Held()
 
     async def use(address: str) -> None:
-        async with AsyncClient(address, mode=mode, timeout=0.2) as client:
+        async with AsyncClient(address, mode=mode, timeout=0.6) as client:
             with pytest.raises(RequestTimeout):
                 await client.open("/slow")
             held.go.set()
@@ -72,7 +72,7 @@ def test_a_server_that_hangs_costs_a_connection_only_when_it_is_full(tmp_path: P
     held = Held()
     with (
         pretend_server(tmp_path, held, max_pipeline=3) as server,
-        Client(server.address, mode="copy", timeout=0.1) as client,
+        Client(server.address, mode="copy", timeout=0.6) as client,
     ):
         for number in range(1, 4):
             with pytest.raises(RequestTimeout):

@@ -36,7 +36,7 @@ def test_a_large_content_has_a_connection_of_its_own(tmp_path: Path) -> None:
 
     with (
         pretend_server(tmp_path, script) as server,
-        Client(server.address, mode="copy", max_connections=2, timeout=0.3) as client,
+        Client(server.address, mode="copy", max_connections=2, timeout=0.8) as client,
         ThreadPoolExecutor(1) as threads,
     ):
         patient = Client(server.address, mode="copy", max_connections=2)
@@ -55,7 +55,7 @@ def test_a_large_content_has_a_connection_of_its_own(tmp_path: Path) -> None:
 def test_who_wants_a_place_waits_for_it(tmp_path: Path, most: int) -> None:
     with (
         pretend_server(tmp_path, large_ones) as server,
-        Client(server.address, mode="copy", max_connections=most, timeout=0.3) as client,
+        Client(server.address, mode="copy", max_connections=most, timeout=0.8) as client,
     ):
         chunks = client.stream("/large", chunk_size=1000)
         next(chunks)

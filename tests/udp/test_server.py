@@ -63,7 +63,7 @@ def test_requests_are_counted_by_transport_and_by_kind(root: Path) -> None:
 
 
 def test_a_drained_server_answers_no_more(root: Path) -> None:
-    with Server(Config(root=root, udp="127.0.0.1:0")) as server, Client(server.addresses["udp"], timeout=0.5) as client:
+    with Server(Config(root=root, udp="127.0.0.1:0")) as server, Client(server.addresses["udp"], timeout=2) as client:
         assert client.read("/a")
         assert server.drain(timeout=10)
         with pytest.raises(RequestTimeout):

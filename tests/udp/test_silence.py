@@ -35,10 +35,11 @@ def test_a_host_is_tried_at_its_other_address(root: Path, read: Read, monkeypatc
             (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port)),
         ]
         monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+        monkeypatch.setattr(_udp_connection, "_NEAR_PATIENCE", 60)
         start = time.monotonic()
         assert read("udp://both:1", "/large") == (root / "large").read_bytes()
         # Not after a silence.
-        assert time.monotonic() - start < 0.3
+        assert time.monotonic() - start < 20
 
 
 def test_silence_ends_in_a_timeout(read: Read) -> None:
