@@ -321,7 +321,7 @@ def test_a_slow_frame_ends_after_the_header_timeout(root: Path, model: Concurren
 
 
 def test_an_idle_connection_is_closed(root: Path, model: Concurrency, tmp_path: Path) -> None:
-    config = Config(root=root, unix=tmp_path / "s", concurrency_model=model, admin=None, idle_timeout=0.2)
+    config = Config(root=root, unix=tmp_path / "s", concurrency_model=model, admin=None, idle_timeout=0.8)
     with Server(config) as server, Wire(server.addresses["unix"]) as wire:
         assert wire.ask(COPY, "/a").status == OK
         assert wire.at_end()

@@ -172,7 +172,7 @@ def test_a_stream_left_early_costs_its_connection_alone(address: str) -> None:
 
 
 def test_a_connection_that_the_server_closed_is_replaced(root: Path, tmp_path: Path) -> None:
-    config = Config(root=root, unix=tmp_path / "s", idle_timeout=0.1)
+    config = Config(root=root, unix=tmp_path / "s", idle_timeout=0.6)
     with Server(config) as server, Client(server.addresses["unix"], attempts=1) as client:
         client.read("/small")
         closed = threading.Event()
