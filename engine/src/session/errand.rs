@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::descriptors::{Hold, Source};
-use super::replies::{Asked, BYTES_A_TURN, SMALL};
+use super::replies::{Asked, BYTES_AHEAD, SMALL};
 use crate::errors::Error;
 use crate::protocol::Operation;
 use crate::rules::View;
@@ -106,7 +106,7 @@ impl Errand {
                 self.conditions.check_version(Some(&opened.version))?;
                 let (at, end) = part(opened.size, self.offset, self.length);
                 if end - at > SMALL || (self.operation == Operation::Splice && end > at) {
-                    transport::touch(&opened.file, at, (end - at).min(BYTES_A_TURN as u64));
+                    transport::touch(&opened.file, at, (end - at).min(BYTES_AHEAD));
                     return Ok(Brought::File { opened, at, end });
                 }
                 let bytes = read_part(&opened.file, at, end)?;

@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 pub use self::connection::{Connection, Wake};
 use self::outbox::Segment;
 use self::reading::Came;
-use self::replies::BYTES_A_TURN;
+use self::replies::{BYTES_A_TURN, CONTENT_A_TURN};
 use self::version2::Two;
 use crate::concurrency::{Model, TICK};
 use crate::peers::Guest;
@@ -336,6 +336,7 @@ impl Session {
         let mut requests_left = REQUESTS_A_TURN;
         let turn_ends = manner.most.map(|most| Instant::now() + most);
         let mut bytes_left = BYTES_A_TURN;
+        let mut content_left = CONTENT_A_TURN;
         // Whether the socket is known to hold nothing more.
         let mut emptied = false;
         loop {
@@ -370,7 +371,7 @@ impl Session {
                 Progress::All => {}
             }
             let is_over = turn_ends.is_some_and(|end| Instant::now() >= end);
-            if requests_left == 0 || bytes_left == 0 || is_over {
+            if requests_left == 0 || bytes_left == 0 || content_left == 0 || is_over {
                 return Next::Again;
             }
             // Here it comes to waiting for the client.
@@ -382,7 +383,7 @@ impl Session {
             }
             match self.read(scratch, manner, at, have) {
                 Ok(Came::Requests { filled }) => emptied = !filled,
-                Ok(Came::Content(length)) => bytes_left = bytes_left.saturating_sub(length),
+                Ok(Came::Content(length)) => content_left = content_left.saturating_sub(length),
                 Err(next) => return next,
             }
         }

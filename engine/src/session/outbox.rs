@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::replies::{Asked, BYTES_A_TURN, Framing, SMALL};
+use super::replies::{Asked, BYTES_A_TURN, BYTES_AHEAD, Framing, SMALL};
 use super::{Manner, Next, Scratch, Session};
 use crate::errors::Error;
 use crate::journal::{From, Passed};
@@ -273,7 +273,7 @@ impl Session {
         if *at < *warm {
             return false;
         }
-        let next = next_turn(*at, *end);
+        let next = end_of_part_ahead(*at, *end);
         *warm = next;
         if !self.service.mapping.is_remote() && is_in_memory(file, next) {
             return false;
@@ -382,9 +382,9 @@ impl Session {
     }
 }
 
-/// Up to where the file is sent before others have their turn.
-pub(super) fn next_turn(at: u64, end: u64) -> u64 {
-    (at + BYTES_A_TURN as u64).min(end)
+/// Up to where a file is brought into memory before more of it is sent.
+pub(super) fn end_of_part_ahead(at: u64, end: u64) -> u64 {
+    (at + BYTES_AHEAD).min(end)
 }
 
 /// Whether what lies before `next` can be sent without waiting for the disk.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::connection::Connection;
 use super::descriptors::{Source, brings_a_file};
 use super::errand::{Brought, Done, Errand, Rest, part};
-use super::outbox::{Ending, Payload, Segment, is_in_memory, next_turn};
+use super::outbox::{Ending, Payload, Segment, end_of_part_ahead, is_in_memory};
 use super::{Manner, Scratch, Session};
 use crate::errors::Error;
 use crate::journal::Note;
@@ -20,8 +20,13 @@ use crate::transport::{self, Transport};
 
 /// Contents up to this size are copied beside their head; larger ones go by sendfile.
 pub(super) const SMALL: u64 = 64 << 10;
-/// One turn of a session sends so many bytes of files before others have theirs.
-pub(super) const BYTES_A_TURN: usize = 4 << 20;
+/// One turn of a session sends so many bytes of files before others have theirs. Few, so that clients of the same file stay
+/// close together: what one of them brought into the processor's caches is there for the next.
+pub(super) const BYTES_A_TURN: usize = 256 << 10;
+/// And takes in so many of what is put.
+pub(super) const CONTENT_A_TURN: usize = 4 << 20;
+/// So many bytes of a file the disk is asked for at once, before any of them is sent.
+pub(super) const BYTES_AHEAD: u64 = 4 << 20;
 
 /// How a reply is framed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -208,7 +213,7 @@ impl Session {
         let (at, end) = part(opened.size, offset, length);
         if end > at && (end - at > SMALL || asked.operation == Operation::Splice) {
             // Once its head is out, everything behind it waits for the content.
-            if !may_wait && !is_in_memory(&opened.file, next_turn(at, end)) {
+            if !may_wait && !is_in_memory(&opened.file, end_of_part_ahead(at, end)) {
                 return Ok(false);
             }
             self.push_file(scratch, asked, opened, at, end);
@@ -379,7 +384,8 @@ impl Session {
         self.push_buffered(length, None);
         let ends = Some(Ending { asked, status: Status::Ok, content: end - at });
         self.hold();
-        let payload = Payload::File { file: Arc::new(opened.file), at, end, warm: next_turn(at, end) };
+        let payload =
+            Payload::File { file: Arc::new(opened.file), at, end, warm: end_of_part_ahead(at, end) };
         self.outbox.push_back(Segment { payload, ends });
     }
 
