@@ -8,14 +8,14 @@ import contextlib
 import logging
 import os
 import threading
+from collections.abc import Callable, Mapping, Sequence
 from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Any, Final
+
+from pydantic_core import to_json
 
 from .not_running import NotRunning
-
-if TYPE_CHECKING:
-    from .server import Server
 
 LOG: Final = logging.getLogger(__name__)
 #: Seconds.
@@ -23,11 +23,14 @@ PAUSE: Final = 0.1
 
 
 class AccessLog:
-    """Appends to `path` until it is stopped. Raises OSError where it cannot be opened."""
+    """Appends to `path` until it is stopped. Raises OSError where it cannot be opened.
 
-    def __init__(self, server: "Server", path: Path) -> None:
-        self._server = server
+    `recorded` returns what was recorded behind a number, oldest first.
+    """
+
+    def __init__(self, path: Path, recorded: Callable[[int], Sequence[Mapping[str, Any]]]) -> None:
         self._path = path
+        self._recorded = recorded
         self._file = _appending(path)
         #: Held while a file is written or exchanged.
         self._writing = threading.Lock()
@@ -77,12 +80,12 @@ class AccessLog:
     def _write(self) -> None:
         lines = []
         numbers = [self._written]
-        for request in self._server.recorded_requests(self._read).requests:
-            line = request.model_dump_json(exclude={"number"})
-            if lost := request.number - numbers[-1] - 1:
-                line = f'{line[:-1]},"lost":{lost}}}'
-            lines.append(line.encode() + b"\n")
-            numbers.append(request.number)
+        for record in self._recorded(self._read):
+            line = to_json(record, exclude={"number"})
+            if lost := record["number"] - numbers[-1] - 1:
+                line = b'%b,"lost":%d}' % (line[:-1], lost)
+            lines.append(line + b"\n")
+            numbers.append(record["number"])
         if not lines:
             return
         self._read = numbers[-1]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from ._engine import Engine
 from ._engine import __version__ as engine_version
@@ -82,7 +82,7 @@ class Server:
                 self._admin.start()
             if self.config.access_log is not None:
                 engine.sample_requests(self.config.access_log_sample)
-                self._access_log = AccessLog(self, self.config.access_log)
+                self._access_log = AccessLog(self.config.access_log, self._recorded)
             self._refusal_log = RefusalLog(self)
         except BaseException:
             admin, self._engine, self._admin = self._admin, None, None
@@ -162,6 +162,9 @@ class Server:
         """Return what was recorded behind the number `after`: for watchers, and the sample of the access log."""
         last, native = self._started().recorded_requests(after)
         return Recorded(last=last, requests=tuple(RecordedRequest.read(each) for each in native))
+
+    def _recorded(self, after: int) -> Sequence[Mapping[str, Any]]:
+        return self._started().recorded_requests(after)[1]
 
     def take_refusal(self) -> Refusal | None:
         """Return the first refusal to a user since this was asked before, None where there was none; for the log."""

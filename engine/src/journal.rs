@@ -20,6 +20,8 @@ const BUCKET: Duration = Duration::from_secs(10);
 const BUCKETS: usize = 6;
 /// Records that wait to be fetched; older ones are lost.
 const MOST_KEPT: usize = 8192;
+/// So many threads count at once for the sample without a look at each other's.
+const COUNTERS: usize = 16;
 /// Bytes of a URI that are kept, of its end.
 const TAIL: usize = 95;
 
@@ -65,6 +67,8 @@ pub enum From<'a> {
 /// A request that was answered, and how the time divided.
 #[derive(Debug)]
 pub struct Passed<'a> {
+    /// Where the thread counts, as in the statistics.
+    pub shard: usize,
     pub uri: &'a Note,
     pub from: From<'a>,
     pub transport: Transport,
@@ -139,9 +143,14 @@ pub struct Journal {
     watched_until: Mutex<Instant>,
     /// One of so many is recorded; 0: none.
     sample: AtomicU64,
-    counted: AtomicU64,
+    counted: [Counter; COUNTERS],
     records: Mutex<Records>,
 }
+
+/// In a cache line of its own: threads that write to the same one wait for each other.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct Counter(AtomicU64);
 
 #[derive(Debug)]
 struct Slowest {
@@ -164,7 +173,7 @@ impl Default for Journal {
             watch_floor: AtomicU64::new(u64::MAX),
             watched_until: Mutex::new(now),
             sample: AtomicU64::new(0),
-            counted: AtomicU64::new(0),
+            counted: Default::default(),
             records: Mutex::new(Records::default()),
         }
     }
@@ -178,7 +187,8 @@ impl Journal {
             self.note_slow(passed, total);
         }
         let sample = self.sample.load(Relaxed);
-        let is_sampled = sample > 0 && self.counted.fetch_add(1, Relaxed).is_multiple_of(sample);
+        let counted = &self.counted[passed.shard % COUNTERS].0;
+        let is_sampled = sample > 0 && counted.fetch_add(1, Relaxed).is_multiple_of(sample);
         if is_sampled || total >= self.watch_floor.load(Relaxed) {
             let mut record = Record::of(passed);
             let mut records = lock(&self.records);
@@ -219,7 +229,7 @@ impl Journal {
         self.watch_floor.fetch_min(floor, Relaxed);
     }
 
-    /// Records one request of so many, 0: none.
+    /// Records one request of so many that a shard counts, 0: none.
     pub fn sample(&self, one_of: u64) {
         self.sample.store(one_of, Relaxed);
     }
@@ -227,7 +237,8 @@ impl Journal {
     /// The records behind this number, and the number of the last.
     pub fn records(&self, after: u64) -> (u64, Vec<Record>) {
         let records = lock(&self.records);
-        (records.last, records.kept.iter().filter(|record| record.number > after).cloned().collect())
+        let known = records.kept.partition_point(|record| record.number <= after);
+        (records.last, records.kept.range(known..).cloned().collect())
     }
 
     /// Called once a second.

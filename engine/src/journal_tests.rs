@@ -6,6 +6,7 @@ use super::*;
 fn pass(journal: &Journal, uri: &str, microseconds: u64) {
     let (socket, _other) = std::os::unix::net::UnixStream::pair().unwrap();
     journal.note(&Passed {
+        shard: 0,
         uri: &Note::of(uri),
         from: From::Connection(&socket.into()),
         transport: Transport::Unix,

@@ -354,6 +354,7 @@ impl Session {
         let storage = answered_at.saturating_duration_since(begun_at);
         let send = now.saturating_duration_since(answered_at.max(begun_at));
         self.service.journal.note(&Passed {
+            shard: scratch.shard,
             uri: &ending.asked.uri,
             from: From::Connection(&self.connection.socket),
             transport: self.transport,

@@ -229,6 +229,7 @@ impl Answerer {
         for ending in self.endings.drain(..) {
             let waited = ending.waited.unwrap_or_default();
             self.service.journal.note(&Passed {
+                shard: self.shard,
                 uri: &ending.uri,
                 from: Asker::Address(ending.from),
                 transport: Transport::Udp,
