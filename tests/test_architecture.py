@@ -245,7 +245,7 @@ LAYERS: dict[str, set[str]] = {
     "storage/incoming": {"errors", "mapping", "staging", "target"},
     "storage/staging": {"errors", "incoming", "mapping", "target"},
     "storage/cursor": {"errors"},
-    "storage/directory_run": set(),
+    "storage/directory_run": {"mapping"},
     "storage/walk": {"directory_run", "errors", "mapping", "protocol", "rules"},
     "storage/listing": {"cursor", "directory_run", "errors", "mapping", "protocol", "rules", "walk"},
     "transport": {"errors"},

@@ -8,6 +8,8 @@ use rustix::fs::{self, AtFlags, FileType, RawDir, RawDirEntry};
 use rustix::io::{self, Errno};
 use std::collections::BinaryHeap;
 
+use crate::storage::mapping::is_reserved;
+
 /// What getdents64(2) fills at a time: a thousand names or so.
 const BUFFER: usize = 64 << 10;
 
@@ -55,8 +57,6 @@ pub(crate) struct Wanted<'a> {
     pub bound: &'a Bound,
     /// What a key begins with.
     pub prefix: &'a [u8],
-    /// A name that is never shown.
-    pub hidden: Option<&'a [u8]>,
     pub symlinks: bool,
 }
 
@@ -138,7 +138,7 @@ impl Run {
 /// Writes the entry's key, if it is wanted.
 fn make_key(key: &mut Vec<u8>, directory: &OwnedFd, entry: &RawDirEntry<'_>, wanted: &Wanted<'_>) -> bool {
     let name = entry.file_name().to_bytes();
-    if matches!(name, b"." | b"..") || wanted.hidden == Some(name) {
+    if matches!(name, b"." | b"..") || is_reserved(name) {
         return false;
     }
     key.clear();

@@ -178,31 +178,40 @@ impl Incoming {
         if self.reserved > self.size {
             fs::ftruncate(&self.file, self.size).map_err(Error::from_write)?;
         }
+        self.link()?;
         fs::fsync(&self.file).map_err(Error::Storage)?;
         let staging = Arc::clone(&self.staging);
         let held = staging.lock(&self.target);
         conditions.check(self.target.existing()?.as_ref())?;
+        self.target.confirm(&staging.mapping)?;
         self.rename(conditions.are_exclusive())?;
         // A rename counts as a change of the file, so its version is known only now.
         let found = Found::of(&fs::fstat(&self.file).map_err(Error::Storage)?);
         drop(held);
         self.target.sync()?;
+        // The directory may have been moved between the look before the rename and the rename.
+        self.target.confirm(&staging.mapping)?;
         Ok(found)
     }
 
+    /// Gives the file a name in the staging directory. linkat(2) replaces nothing, so the way into place leads over a name;
+    /// and fsync(2) of a file that has no name is nothing on some file systems (btrfs before 2025), so the name comes first.
+    fn link(&mut self) -> Result<(), Error> {
+        if self.name.is_none() {
+            // AT_EMPTY_PATH would do without /proc, and needs a capability before Linux 6.10.
+            let name = self.staging.next_name();
+            let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+            fs::linkat(CWD, path, &self.staging.file, &name, AtFlags::SYMLINK_FOLLOW).map_err(in_staging)?;
+            self.name = Some(name);
+        }
+        Ok(())
+    }
+
+    /// From the name in the staging directory to that of the object.
     fn rename(&mut self, exclusive: bool) -> Result<(), Error> {
+        self.link()?;
         let (from, to) = (&self.staging.file, &self.target);
-        let name = match &self.name {
-            Some(name) => name,
-            None => {
-                // linkat replaces nothing, so the way into place leads over a name. AT_EMPTY_PATH would do without /proc, and
-                // needs a capability before Linux 6.10.
-                let name = self.staging.next_name();
-                let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
-                fs::linkat(CWD, path, from, &name, AtFlags::SYMLINK_FOLLOW).map_err(in_staging)?;
-                self.name.insert(name)
-            }
-        };
+        let Some(name) = &self.name else { return Err(Error::StagingGone) };
         let flags = if exclusive { RenameFlags::NOREPLACE } else { RenameFlags::empty() };
         let mut answer = fs::renameat_with(from, name, &to.directory, &to.name, flags);
         if exclusive && matches!(answer, Err(Errno::INVAL | Errno::NOSYS)) {

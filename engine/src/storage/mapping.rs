@@ -4,7 +4,7 @@
 //! `openat2(2)` resolves the rest beneath the root (RESOLVE_BENEATH), so a rename or a link planted meanwhile cannot lead
 //! out either.
 
-use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::fs::{self, AtFlags, CWD, FileType, Mode as Permissions, OFlags, ResolveFlags, Stat};
 use rustix::io::{self, Errno, IoSliceMut, ReadWriteFlags};
 use std::ffi::CStr;
@@ -17,7 +17,8 @@ use crate::storage::cache::{Etag, Version};
 
 /// The longest name that Linux file systems hold, in bytes.
 const MAX_SEGMENT: usize = 255;
-/// The directory at the top of the root in which writes are prepared. No URI leads into it.
+/// The directory at the top of a root in which writes are prepared. No URI leads into one of this name, at whatever depth: a
+/// directory below this root may be the root of another server.
 pub const RESERVED: &str = ".objmapper";
 /// File systems that may have to ask somebody else even for what is cached, by `f_type` of statfs(2); the numbers are
 /// those of linux/magic.h and of fs/smb/client.
@@ -32,6 +33,7 @@ const REMOTE: [u32; 9] = [
     0x5346_414f, // AFS, OpenAFS
     0x6b41_4653, // AFS, the kernel's own
 ];
+const NO_LINKS: ResolveFlags = ResolveFlags::NO_SYMLINKS;
 /// openat2 says EAGAIN where a rename raced with it; so many times it is asked again.
 const RENAME_RETRIES: usize = 16;
 
@@ -149,7 +151,14 @@ impl Mapping {
         }
         // Below the root something slower may be mounted.
         let cached = self.resolve | ResolveFlags::CACHED | ResolveFlags::NO_XDEV;
-        match fs::openat2(&*self.root, path, READING, Permissions::empty(), cached) {
+        let found = match fs::openat2(&*self.root, path, READING, Permissions::empty(), cached | NO_LINKS) {
+            Err(Errno::LOOP) if self.follows_symlinks() => {
+                let behind = fs::openat2(&*self.root, path, READING, Permissions::empty(), cached);
+                behind.and_then(|file| self.outside_staging(file))
+            }
+            answer => answer,
+        };
+        match found {
             Ok(file) => opened(file).map(Some),
             // XDEV is a mount or a way out of the root: `open` finds out which.
             Err(Errno::AGAIN | Errno::INTR | Errno::XDEV) => Ok(None),
@@ -175,13 +184,34 @@ impl Mapping {
 
     fn resolve(&self, path: &CStr, flags: OFlags) -> io::Result<OwnedFd> {
         let mut tries = 0;
+        // At first without links: where there are none, the path itself says that it does not lead into a staging directory.
+        let mut resolve = self.resolve | NO_LINKS;
         loop {
-            match fs::openat2(&*self.root, path, flags, Permissions::empty(), self.resolve) {
+            match fs::openat2(&*self.root, path, flags, Permissions::empty(), resolve) {
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) if tries < RENAME_RETRIES => tries += 1,
+                Err(Errno::LOOP) if resolve != self.resolve => resolve = self.resolve,
+                Ok(file) if resolve != self.resolve | NO_LINKS => return self.outside_staging(file),
                 answer => return answer,
             }
         }
+    }
+
+    /// ENOENT for what lies in a directory in which a server prepares writes, however a link has led there; also where that
+    /// cannot be found out, for want of /proc.
+    fn outside_staging(&self, file: OwnedFd) -> io::Result<OwnedFd> {
+        let path_of = |file: BorrowedFd<'_>| {
+            fs::readlinkat(CWD, format!("/proc/self/fd/{}", file.as_raw_fd()), Vec::new())
+        };
+        let reserved = |path: &CStr| {
+            path.to_bytes().split(|&byte| byte == b'/').filter(|name| is_reserved(name)).count()
+        };
+        let found = reserved(&path_of(file.as_fd())?);
+        // The root itself may lie below a directory of this name.
+        if found > 0 && found > reserved(&path_of(self.root())?) {
+            return Err(Errno::NOENT);
+        }
+        Ok(file)
     }
 
     /// What lies at the path now, for comparison with what once was opened there; None where there is nothing.
@@ -238,17 +268,25 @@ pub fn clear_status_flags(file: &OwnedFd) -> Result<(), Error> {
 /// The path below the root, written into `path` so that nothing is allocated, or why there is none. A leading slash is optional, so an object has just one path.
 pub fn relative_path<'a>(uri: &str, path: &'a mut Vec<u8>) -> Result<&'a CStr, Error> {
     let relative = uri.strip_prefix('/').unwrap_or(uri).as_bytes();
-    let is_name = |segment: &[u8]| !matches!(segment, b"" | b"." | b"..") && segment.len() <= MAX_SEGMENT;
-    if !relative.split(|&byte| byte == b'/').all(is_name) {
-        return Err(Error::BadPath);
+    let mut leads_to_staging = false;
+    for segment in relative.split(|&byte| byte == b'/') {
+        if matches!(segment, b"" | b"." | b"..") || segment.len() > MAX_SEGMENT {
+            return Err(Error::BadPath);
+        }
+        leads_to_staging |= is_reserved(segment);
     }
-    if relative.split(|&byte| byte == b'/').next() == Some(RESERVED.as_bytes()) {
+    if leads_to_staging {
         return Err(Error::NotFound);
     }
     path.clear();
     path.extend_from_slice(relative);
     path.push(0);
     CStr::from_bytes_with_nul(path).map_err(|_| Error::BadPath)
+}
+
+/// Whether a name is that of a directory in which writes are prepared, on a file system that does not tell cases apart too.
+pub fn is_reserved(name: &[u8]) -> bool {
+    name.eq_ignore_ascii_case(RESERVED.as_bytes())
 }
 
 #[cfg(test)]

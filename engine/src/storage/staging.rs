@@ -87,6 +87,10 @@ impl Staging {
         let held = self.directory.lock(&target);
         let existing = target.existing()?.ok_or(Error::NotFound)?;
         Conditions { if_match, if_none_match: None }.check(Some(&existing))?;
+        target.confirm(&self.mapping).map_err(|error| match error {
+            Error::NoDirectory | Error::NotDirectory => Error::NotFound,
+            other => other,
+        })?;
         match fs::unlinkat(&target.directory, &target.name, AtFlags::empty()) {
             Err(Errno::NOENT) => return Err(Error::NotFound),
             answer => answer.map_err(Error::from_write)?,
@@ -103,7 +107,7 @@ pub(crate) struct Directory {
     /// Whether files without a name can be made and later be given one.
     pub can_link: bool,
     device: u64,
-    mapping: Mapping,
+    pub mapping: Mapping,
     above: OwnedFd,
     name: CString,
     next: AtomicU64,

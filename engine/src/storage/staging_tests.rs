@@ -165,12 +165,71 @@ fn a_staging_directory_that_was_removed_is_named() {
 #[test]
 fn no_uri_leads_into_it() {
     let mut path = Vec::new();
-    for uri in ["/.objmapper", ".objmapper", "/.objmapper/1-0123456789abcdef/0"] {
+    for uri in [
+        "/.objmapper",
+        ".objmapper",
+        "/.objmapper/1-0123456789abcdef/0",
+        "/sub/.objmapper",
+        "/sub/deeper/.objmapper/1-0123456789abcdef/0",
+        "/.ObjMapper/x",
+    ] {
         assert_eq!(relative_path(uri, &mut path), Err(Error::NotFound), "{uri}");
     }
-    for uri in ["/sub/.objmapper", "/.objmapper2", "/.objmappe"] {
+    assert_eq!(relative_path("/sub/.objmapper/../x", &mut path), Err(Error::BadPath));
+    for uri in ["/sub/.objmapper2", "/.objmapper2", "/.objmappe", "/x.objmapper"] {
         assert!(relative_path(uri, &mut path).is_ok(), "{uri}");
     }
+}
+
+#[test]
+fn no_link_leads_into_that_of_a_server_below() {
+    let root = tempfile::tempdir().expect("a directory");
+    std::fs::create_dir_all(root.path().join("sub")).expect("a directory");
+    std::fs::write(root.path().join("sub/object"), "whole").expect("a file");
+    let below = Staging::new(&Mapping::new(&root.path().join("sub"), false).expect("a mapping"))
+        .expect("a staging directory")
+        .with_named_files();
+    let mut incoming = below.begin(c"new", false).expect("begun");
+    incoming.write(b"unfinished").expect("written");
+    let own = &std::fs::read_dir(root.path().join("sub/.objmapper")).expect("there").next().expect("one");
+    let own = own.as_ref().expect("readable").file_name().into_string().expect("UTF-8");
+    let unfinished = std::fs::read_dir(root.path().join("sub/.objmapper").join(&own)).expect("there").next();
+    let unfinished = unfinished.expect("one").expect("readable").file_name().into_string().expect("UTF-8");
+    let to_file = format!("sub/.objmapper/{own}/{unfinished}");
+    for (link, to) in [
+        ("file", &*to_file),
+        ("directory", &*format!("sub/.objmapper/{own}")),
+        ("top", "sub/.objmapper"),
+        ("fair", "sub"),
+    ] {
+        symlink(to, root.path().join(link)).expect("a link");
+    }
+    let mapping = Mapping::new(root.path(), true).expect("a mapping");
+    let staging = Staging::new(&mapping).expect("a staging directory");
+    for path in ["file", &*format!("directory/{unfinished}"), &*format!("top/{own}/{unfinished}")] {
+        let path = CString::new(path).expect("a path");
+        assert_eq!(mapping.open(&path).map(|_| ()), Err(Error::NotFound), "{path:?}");
+        assert_eq!(mapping.stat(&path).map(|_| ()), Err(Error::NotFound), "{path:?}");
+        assert!(matches!(mapping.open_cached(&path), Ok(None) | Err(Error::NotFound)), "{path:?}");
+        assert!(staging.delete(&path, None).is_err(), "{path:?}");
+    }
+    for path in [c"directory/planted", c"top/planted", c"top/new/planted"] {
+        assert_eq!(staging.begin(path, true).map(|_| ()), Err(Error::NoDirectory), "{path:?}");
+    }
+    let listing = crate::storage::listing::Listing::default();
+    let page = |prefix| listing.page(&mapping, None, prefix, None, 0).map(|page| page.count);
+    // `sub/object`; what lies behind links to directories is not listed, and `file` leads into the staging directory.
+    assert_eq!(page("/"), Ok(1));
+    assert_eq!(page("/fair/"), Ok(1));
+    assert_eq!((page("/top/"), page("/directory/")), (Ok(0), Ok(0)));
+    assert_eq!(page("/sub/.objmapper/"), Err(Error::NotFound));
+    // A root that itself lies below such a directory has its objects, behind links too.
+    let odd = root.path().join(".objmapper/odd");
+    std::fs::create_dir_all(&odd).expect("a directory");
+    std::fs::write(odd.join("object"), "whole").expect("a file");
+    symlink("object", odd.join("link")).expect("a link");
+    assert_eq!(Mapping::new(&odd, true).expect("a mapping").stat(c"link").map(|found| found.size), Ok(5));
+    drop(incoming);
 }
 
 #[test]

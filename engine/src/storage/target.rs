@@ -68,21 +68,23 @@ impl Conditions {
     }
 }
 
-/// A place in the tree. Renames of the directories above do not matter any more: what was opened beneath the root is
-/// written to.
+/// A place in the tree: a directory that was opened beneath the root, and a name in it. The directory may be moved while it
+/// is held; [`confirm`](Target::confirm) finds out.
 #[derive(Debug)]
 pub(crate) struct Target {
     pub directory: OwnedFd,
     pub name: CString,
     /// Device and inode of the directory.
     pub identity: (u64, u64),
+    /// The path by which the directory was opened; empty for the root.
+    above: Box<[u8]>,
 }
 
 impl Target {
     /// `path` comes from `mapping::relative_path`.
     pub fn find(mapping: &Mapping, path: &CStr) -> io::Result<Target> {
         let (above, name) = divide(path.to_bytes());
-        Target::in_directory(open(mapping, above)?, name)
+        Target::in_directory(open(mapping, above)?, above, name)
     }
 
     /// As [`find`](Self::find), and makes the directories that are missing, each of them lasting.
@@ -99,20 +101,47 @@ impl Target {
             let from = if there.is_empty() { 0 } else { there.len() + 1 };
             let length = above[from..].iter().position(|&byte| byte == b'/').unwrap_or(above.len() - from);
             let segment = c_string(&above[from..from + length])?;
-            match fs::mkdirat(&directory, &segment, Permissions::from_raw_mode(0o777)) {
-                // Whoever else made it has perhaps not come to the fsync yet.
-                Ok(()) | Err(Errno::EXIST) => sync_directory(&directory)?,
+            let is_made = match fs::mkdirat(&directory, &segment, Permissions::from_raw_mode(0o777)) {
+                Ok(()) => true,
+                Err(Errno::EXIST) => false,
                 Err(errno) => return Err(errno),
-            }
+            };
             there = &above[..from + length];
-            directory = open(mapping, there)?;
+            let below = open(mapping, there).and_then(|below| match is_made && !is_in(&below, &directory)? {
+                true => Err(Errno::NOENT),
+                false => Ok(below),
+            });
+            match below {
+                // Another writer that made it has perhaps not come to the fsync yet.
+                Ok(below) => {
+                    sync_directory(&directory)?;
+                    directory = below;
+                }
+                Err(errno) => {
+                    // The directory was moved meanwhile, perhaps out of the root: nothing is left there.
+                    if is_made {
+                        let _ = fs::unlinkat(&directory, &segment, AtFlags::REMOVEDIR);
+                    }
+                    return Err(errno);
+                }
+            }
         }
-        Target::in_directory(directory, name)
+        Target::in_directory(directory, above, name)
     }
 
-    fn in_directory(directory: OwnedFd, name: &[u8]) -> io::Result<Target> {
-        let stat = fs::fstat(&directory)?;
-        Ok(Target { directory, name: c_string(name)?, identity: (stat.st_dev, stat.st_ino) })
+    fn in_directory(directory: OwnedFd, above: &[u8], name: &[u8]) -> io::Result<Target> {
+        let identity = identity(&directory)?;
+        Ok(Target { directory, name: c_string(name)?, identity, above: above.into() })
+    }
+
+    /// Whether the path of the directory still leads to it, beneath the root: else a change in it would not be one at the
+    /// URI, or would be one outside of the root. The path is resolved anew.
+    pub fn confirm(&self, mapping: &Mapping) -> Result<(), Error> {
+        let now = open(mapping, &self.above).and_then(|directory| identity(&directory));
+        match now.map_err(no_directory)? {
+            now if now == self.identity => Ok(()),
+            _ => Err(Error::Busy("the object's directory was moved or replaced meanwhile, try again")),
+        }
     }
 
     /// What is there now; refused where that is nothing to be replaced or removed.
@@ -142,6 +171,18 @@ pub(crate) fn no_directory(errno: Errno) -> Error {
         Errno::XDEV => Error::Outside,
         other => Error::from_write(other),
     }
+}
+
+/// Device and inode.
+fn identity(directory: &OwnedFd) -> io::Result<(u64, u64)> {
+    let stat = fs::fstat(directory)?;
+    Ok((stat.st_dev, stat.st_ino))
+}
+
+/// Whether `below` lies in `directory` itself.
+fn is_in(below: &OwnedFd, directory: &OwnedFd) -> io::Result<bool> {
+    let above = fs::statat(below, c"..", AtFlags::SYMLINK_NOFOLLOW)?;
+    Ok((above.st_dev, above.st_ino) == identity(directory)?)
 }
 
 /// The path of the directory, empty for the root, and the last name.

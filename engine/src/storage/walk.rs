@@ -11,7 +11,7 @@ use crate::errors::Error;
 use crate::protocol::MAX_URI;
 use crate::rules::View;
 use crate::storage::directory_run::{Bound, Run, RunLimits, Wanted};
-use crate::storage::mapping::{Mapping, RESERVED};
+use crate::storage::mapping::Mapping;
 
 /// The longest path: a URI has a slash in front.
 const MAX_PATH: usize = MAX_URI - 1;
@@ -199,7 +199,6 @@ impl<'a> Walk<'a> {
                 let wanted = Wanted {
                     bound: &level.bound,
                     prefix: if depth == 0 { self.prefix } else { b"" },
-                    hidden: self.path.is_empty().then_some(RESERVED.as_bytes()),
                     symlinks: self.mapping.follows_symlinks(),
                 };
                 // Opened anew, since what is left of a directory that was read before is its end.

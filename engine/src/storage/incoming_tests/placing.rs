@@ -157,19 +157,97 @@ fn a_directory_that_becomes_a_link_meanwhile_is_no_way_out() {
 const ATTEMPTS: u32 = 150;
 
 #[test]
-fn an_object_goes_where_its_directory_was_renamed_to() {
+fn a_put_whose_directory_was_moved_meanwhile_is_refused() {
     Tree::each(|tree| {
-        std::fs::create_dir(tree.path("before")).expect("a directory");
-        let mut incoming = tree.begin("/before/object").expect("begun");
-        incoming.write(b"moved").expect("written");
-        std::fs::rename(tree.path("before"), tree.path("after")).expect("renamed");
-        incoming.commit(ALWAYS).expect("committed");
-        assert_eq!(tree.content("after/object"), b"moved");
-        let incoming = tree.begin("/after/gone").expect("begun");
-        std::fs::remove_dir_all(tree.path("after")).expect("removed");
+        let begun = |tree: &Tree| {
+            std::fs::create_dir_all(tree.path("above/before")).expect("a directory");
+            let mut incoming = tree.begin("/above/before/object").expect("begun");
+            incoming.write(b"moved").expect("written");
+            incoming
+        };
+        let outside = tree.above.path().join("outside");
+        for (from, to) in [
+            (tree.path("above/before"), tree.path("after")),
+            (tree.path("above/before"), outside.clone()),
+            (tree.path("above"), outside.clone()),
+        ] {
+            let incoming = begun(tree);
+            std::fs::rename(&from, &to).expect("renamed");
+            assert_eq!(incoming.commit(ALWAYS), Err(Error::NoDirectory), "to {to:?}");
+            assert!(names(&to).iter().all(|name| name != "object"), "{:?}", names(&to));
+            std::fs::remove_dir_all(&to).expect("removed");
+        }
+        // Another directory, of the same name.
+        let incoming = begun(tree);
+        std::fs::rename(tree.path("above/before"), &outside).expect("renamed");
+        std::fs::create_dir(tree.path("above/before")).expect("a directory");
+        assert!(matches!(incoming.commit(ALWAYS), Err(Error::Busy(_))));
+        assert!(names(&outside).is_empty() && names(&tree.path("above/before")).is_empty());
+        std::fs::remove_dir_all(&outside).expect("removed");
+        // No directory any more.
+        let incoming = begun(tree);
+        std::fs::remove_dir_all(tree.path("above")).expect("removed");
         assert_eq!(incoming.commit(ALWAYS), Err(Error::NoDirectory));
         assert!(tree.names().is_empty(), "{:?}", tree.names());
+        assert!(names_in_staging(&tree.path("")).is_empty());
     });
+}
+
+#[test]
+fn a_directory_that_is_exchanged_all_the_time_is_told_from_the_one_that_was_opened() {
+    let tree = Tree::new();
+    let outside = tree.above.path().join("outside");
+    for directory in [&outside, &tree.path("there")] {
+        std::fs::create_dir(directory).expect("a directory");
+    }
+    let ended = std::sync::atomic::AtomicBool::new(false);
+    let (mut stored, mut refused) = (0, Vec::new());
+    std::thread::scope(|scope| {
+        let mover = scope.spawn(|| {
+            while !ended.load(SeqCst) {
+                let (there, outside) = (tree.path("there"), &outside);
+                fs::renameat_with(CWD, there, CWD, outside, RenameFlags::EXCHANGE).expect("exchanged");
+                std::thread::yield_now();
+            }
+        });
+        for attempt in 0..20_000 {
+            let path = CString::new(format!("there/{}/object", attempt % 5)).unwrap_or_default();
+            match tree.staging.begin(&path, true).and_then(|incoming| incoming.commit(ALWAYS)) {
+                Ok(_) => stored += 1,
+                Err(error) => refused.push(error),
+            }
+            if let Err(error) = tree.staging.delete(&path, None) {
+                assert!(matches!(error, Error::NotFound | Error::Busy(_)), "{error:?}");
+            }
+            if stored > 20 && refused.len() > 20 {
+                break;
+            }
+        }
+        ended.store(true, SeqCst);
+        mover.join().expect("moved");
+    });
+    assert!(stored > 0 && !refused.is_empty(), "{stored} stored, {} refused", refused.len());
+    assert!(
+        refused.iter().all(|error| matches!(error, Error::NoDirectory | Error::Outside | Error::Busy(_))),
+        "{refused:?}"
+    );
+    assert!(names_in_staging(&tree.path("")).is_empty());
+}
+
+#[test]
+fn a_delete_whose_directory_was_moved_is_refused() {
+    let tree = Tree::new();
+    std::fs::create_dir(tree.path("before")).expect("a directory");
+    std::fs::write(tree.path("before/object"), "kept").expect("a file");
+    let target = Target::find(&tree.mapping, c"before/object").expect("found");
+    target.confirm(&tree.mapping).expect("still there");
+    let outside = tree.above.path().join("outside");
+    std::fs::rename(tree.path("before"), &outside).expect("renamed");
+    assert_eq!(target.confirm(&tree.mapping), Err(Error::NoDirectory));
+    std::fs::create_dir(tree.path("before")).expect("a directory");
+    assert!(matches!(target.confirm(&tree.mapping), Err(Error::Busy(_))));
+    assert_eq!(tree.staging.delete(c"before/object", None), Err(Error::NotFound));
+    assert!(outside.join("object").exists());
 }
 
 #[test]
