@@ -1,11 +1,11 @@
-"""Two servers, one on a directory and one below it: what the inner one has not finished is no object of the outer one."""
+"""Two servers, one on a directory and one below it: what the inner one prepares is no object of the outer one."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from objmapper_client import Client, ObjmapperError, ObjectNotFound, PermissionDenied
+from objmapper_client import Client, ObjectNotFound, ObjmapperError, PermissionDenied
 from objmapper_server import Config, Server
 from tests.version_two.client import DELETE, LIST, STAT, Two
 from tests.wire import NOT_FOUND, OK
