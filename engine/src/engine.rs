@@ -345,6 +345,7 @@ impl Engine {
         if let Some(thread) = lock(&self.clock_thread).take() {
             let _ = thread.join();
         }
+        self.service.drop_unread();
     }
 
     fn order_all(&self, order: Order, timeout: Duration) -> bool {

@@ -4,6 +4,7 @@ use rustix::fd::{AsFd, AsRawFd};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use crate::errors::StartError;
 use crate::in_flight::InFlight;
@@ -49,9 +50,15 @@ pub struct Service {
     pub spinners: AtomicUsize,
     pub max_spinners: usize,
     /// Connections whose session is over, but whose client has not received its descriptors: they count against the user until
-    /// it reads them or closes, so the socket stays open to tell when.
-    unread: Mutex<Vec<Arc<Connection>>>,
+    /// it reads them or closes, so the socket stays open to tell when, and counts as a connection. Not for ever.
+    unread: Mutex<Vec<Kept>>,
     notices: Vec<String>,
+}
+
+#[derive(Debug)]
+struct Kept {
+    connection: Arc<Connection>,
+    since: Instant,
 }
 
 impl Service {
@@ -144,22 +151,39 @@ impl Service {
 
     /// Keeps a connection without a session until its client has received its descriptors.
     pub fn keep_until_read(&self, connection: Arc<Connection>) {
-        self.unread().push(connection);
+        self.unread().push(Kept { connection, since: Instant::now() });
     }
 
-    /// Drops the kept connections whose clients have read everything or are gone. Called once a second.
+    /// Drops the kept connections whose clients have read everything or are gone, and those that have had `request_timeout`
+    /// to read. Called once a second.
     pub fn sweep_unread(&self) {
-        self.unread().retain(|connection| {
-            connection.notice_reading(self);
-            let is_awaited = connection.is_awaited();
-            if !is_awaited {
-                connection.write_off(self);
+        let mut over = Vec::new();
+        self.unread().retain(|kept| {
+            kept.connection.notice_reading(self);
+            let is_awaited = kept.connection.is_awaited();
+            let is_late = kept.since.elapsed() > self.settings.request_timeout.get();
+            if is_awaited && is_late {
+                self.statistics.gauges(kept.connection.transport()).timeouts_total.fetch_add(1, Relaxed);
             }
-            is_awaited
+            if !is_awaited || is_late {
+                over.push(Arc::clone(&kept.connection));
+            }
+            is_awaited && !is_late
         });
+        for connection in over {
+            connection.write_off(self);
+        }
     }
 
-    fn unread(&self) -> std::sync::MutexGuard<'_, Vec<Arc<Connection>>> {
+    /// Drops all kept connections: nothing looks after them any more. They hold the service, too.
+    pub fn drop_unread(&self) {
+        let kept = std::mem::take(&mut *self.unread());
+        for kept in kept {
+            kept.connection.write_off(self);
+        }
+    }
+
+    fn unread(&self) -> std::sync::MutexGuard<'_, Vec<Kept>> {
         self.unread.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

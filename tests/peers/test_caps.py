@@ -1,6 +1,7 @@
 """How much one user may have of a server: connections, descriptors that were not read, writes that are under way."""
 
 import contextlib
+import socket
 from pathlib import Path
 
 from objmapper_server import Concurrency, Config, Server
@@ -32,6 +33,25 @@ def test_one_user_has_as_many_connections_as_one_may_have(
         assert statistics.denied_total == {"connections": 1, "descriptors": 0, "prefix": 0, "user": 0}
         # It is a want of room, too.
         assert statistics.rejected_total == 1
+
+
+@needs_others
+def test_what_a_user_has_left_unread_counts_as_its_connection(
+    root: Path, place: Path, model: Concurrency, alice: Somebody, bob: Somebody
+) -> None:
+    with serving(place, model, max_connections_per_uid=2) as server:
+        with Wire(alice.connect(unix(server))) as first, Wire(alice.connect(unix(server))) as second:
+            for wire in (first, second):
+                wire.send(request(FDPASS, "/open/a"))
+                wire.socket.shutdown(socket.SHUT_WR)
+            assert eventually(lambda: server.statistics().requests_total == 2)
+            with Wire(alice.connect(unix(server))) as third:
+                assert third.reply(COPY).status == UNAVAILABLE
+            with Wire(bob.connect(unix(server))) as other:
+                assert other.ask(COPY, "/open/a").status == OK
+        assert eventually(lambda: server.statistics().connections == 0)
+        with Wire(alice.connect(unix(server))) as again:
+            assert again.ask(COPY, "/open/a").status == OK
 
 
 @needs_others

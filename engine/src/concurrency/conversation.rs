@@ -31,7 +31,7 @@ impl Ear {
 }
 
 impl Wake for Ear {
-    fn wake(&self, _: usize) {
+    fn wake(&self, _: u64) {
         let mut heard = self.heard();
         heard.is_called = true;
         if let Some(bell) = &heard.bell {

@@ -4,13 +4,13 @@
 //! between loops while they serve.
 
 use rustix::event::epoll::EventFlags;
-use slab::Slab;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::places::{Key, Places};
 use super::poller::{Events, Poller, Source, Spin};
 use super::solo::{GiveBack, Solo};
 use super::{Model, Order, Shutdown, TICK, spawn};
@@ -122,6 +122,17 @@ struct Entry {
     interest: EventFlags,
     /// How often it was run and had nothing more to do.
     turns: u32,
+    due: Due,
+}
+
+/// When a session is to be run without an event. There is one turn for it, however often it asked for one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Due {
+    No,
+    /// It is in `again`: events that come meanwhile give it no turn of their own.
+    Again,
+    /// It is in `later` with this time; what is there with another time is outdated.
+    At(Instant),
 }
 
 struct EventLoop<'a> {
@@ -129,28 +140,29 @@ struct EventLoop<'a> {
     mailbox: &'a Mailbox,
     number: usize,
     poller: Poller,
-    entries: Slab<Entry>,
+    entries: Places<Entry>,
     scratch: Scratch,
     manner: Manner,
     /// To be run again without an event.
-    again: VecDeque<usize>,
+    again: VecDeque<Key>,
     /// Likewise, at a time; the soonest first.
-    later: BinaryHeap<Reverse<(Instant, usize)>>,
+    later: BinaryHeap<Reverse<(Instant, Key)>>,
     woken: Arc<Woken>,
-    accepting_since: Option<Instant>,
+    /// When the listener, which had no descriptors left, is watched again.
+    accept_at: Option<Instant>,
     obeyed: Order,
 }
 
 /// Sessions for which storage has something.
 #[derive(Debug)]
 struct Woken {
-    keys: Mutex<Vec<usize>>,
+    keys: Mutex<Vec<Key>>,
     bell: Bell,
 }
 
 impl Wake for Woken {
-    fn wake(&self, key: usize) {
-        self.keys.lock().unwrap_or_else(PoisonError::into_inner).push(key);
+    fn wake(&self, key: u64) {
+        self.keys.lock().unwrap_or_else(PoisonError::into_inner).push(Key::from_number(key));
         self.bell.ring();
     }
 }
@@ -171,7 +183,7 @@ impl<'a> EventLoop<'a> {
             mailbox,
             number,
             poller,
-            entries: Slab::new(),
+            entries: Places::new(),
             scratch: Scratch::new(&shared.service, Model::Epoll),
             manner: Manner {
                 patience: Patience::Never,
@@ -183,7 +195,7 @@ impl<'a> EventLoop<'a> {
             again: VecDeque::new(),
             later: BinaryHeap::new(),
             woken,
-            accepting_since: None,
+            accept_at: None,
             obeyed: Order::Serve,
         })
     }
@@ -193,26 +205,53 @@ impl<'a> EventLoop<'a> {
         let mut spin = Spin::new(&self.shared.service);
         while self.obeyed != Order::Stop && (self.obeyed == Order::Serve || !self.entries.is_empty()) {
             let due = match self.again.is_empty() {
-                true => self.later.peek().map(|Reverse((due, _))| *due),
+                true => {
+                    self.later.peek().map(|Reverse((due, _))| *due).into_iter().chain(self.accept_at).min()
+                }
                 false => Some(Instant::now()),
             };
             self.poller.wait(&mut events, due, &mut spin);
             for source in events.drain() {
                 self.handle(source);
             }
-            for _ in 0..self.again.len() {
-                if let Some(key) = self.again.pop_front() {
-                    self.run_session(key);
-                }
+            self.run_due();
+        }
+    }
+
+    /// Has a session run in this round; once, however much it has to do.
+    fn run_soon(&mut self, key: Key) {
+        if let Some(entry) = self.entries.get_mut(key)
+            && entry.due != Due::Again
+        {
+            entry.due = Due::Again;
+            self.again.push_back(key);
+        }
+    }
+
+    /// Runs the sessions that are to be run without an event.
+    fn run_due(&mut self) {
+        for _ in 0..self.again.len() {
+            if let Some(key) = self.again.pop_front()
+                && let Some(entry) = self.entries.get_mut(key)
+            {
+                entry.due = Due::No;
+                self.run_session(key);
             }
-            if !self.later.is_empty() {
-                let now = Instant::now();
-                while self.later.peek().is_some_and(|Reverse((due, _))| *due <= now) {
-                    if let Some(Reverse((_, key))) = self.later.pop() {
-                        self.run_session(key);
-                    }
-                }
+        }
+        if self.later.is_empty() && self.accept_at.is_none() {
+            return;
+        }
+        let now = Instant::now();
+        while let Some(&Reverse((due, key))) = self.later.peek()
+            && due <= now
+        {
+            self.later.pop();
+            if self.entries.get_mut(key).is_some_and(|entry| entry.due == Due::At(due)) {
+                self.run_session(key);
             }
+        }
+        if self.accept_at.is_some_and(|at| at <= now) {
+            self.accept_again();
         }
     }
 
@@ -230,7 +269,7 @@ impl<'a> EventLoop<'a> {
                 let keys =
                     std::mem::take(&mut *self.woken.keys.lock().unwrap_or_else(PoisonError::into_inner));
                 for key in keys {
-                    self.run_session(key);
+                    self.run_soon(key);
                 }
             }
             Source::HandedOver => {
@@ -265,8 +304,7 @@ impl<'a> EventLoop<'a> {
                 Accepted::Exhausted(rest) => {
                     // It would be reported as readable all the time.
                     let _ = self.poller.delete(&*self.shared.listener);
-                    self.accepting_since = Some(Instant::now() + rest);
-                    self.later.push(Reverse((Instant::now() + rest, usize::MAX)));
+                    self.accept_at = Some(Instant::now() + rest);
                     return;
                 }
             }
@@ -304,28 +342,30 @@ impl<'a> EventLoop<'a> {
         if self.obeyed == Order::Drain {
             session.stop_reading();
         }
-        let entry = self.entries.vacant_entry();
-        let key = entry.key();
+        let key = self.entries.next_key();
         if self.poller.add(session.socket(), Source::Session(key), EventFlags::IN).is_ok() {
             let wake: Arc<dyn Wake> = Arc::<Woken>::clone(&self.woken);
-            session.connection().set_wake(&wake, key);
+            session.connection().set_wake(&wake, key.number());
+            let mut due = Due::No;
             if session.wants_a_turn() {
                 // It comes from another model, which had begun something.
                 self.again.push_back(key);
+                due = Due::Again;
             }
-            entry.insert(Entry { session, interest: EventFlags::IN, turns: 0 });
+            self.entries.insert(Entry { session, interest: EventFlags::IN, turns: 0, due });
         } else {
             self.count_out();
         }
     }
 
-    fn run_session(&mut self, key: usize) {
-        if key == usize::MAX {
-            return self.accept_again();
-        }
-        let Some(Entry { session, interest, turns }) = self.entries.get_mut(key) else {
+    fn run_session(&mut self, key: Key) {
+        let Some(Entry { session, interest, turns, due }) = self.entries.get_mut(key) else {
             return;
         };
+        if *due == Due::Again {
+            return;
+        }
+        *due = Due::No;
         // An end of the connection is reported whatever is waited for: once, then.
         let nothing = EventFlags::ONESHOT;
         let wanted = match session.run(&mut self.scratch, self.manner) {
@@ -337,12 +377,11 @@ impl<'a> EventLoop<'a> {
                 EventFlags::IN
             }
             Next::Writable => EventFlags::OUT,
-            Next::Again => {
-                self.again.push_back(key);
-                return;
-            }
+            Next::Again => return self.run_soon(key),
             Next::Later(pause) => {
-                self.later.push(Reverse((Instant::now() + pause, key)));
+                let at = Instant::now() + pause;
+                *due = Due::At(at);
+                self.later.push(Reverse((at, key)));
                 nothing
             }
             Next::Waiting => nothing,
@@ -357,8 +396,8 @@ impl<'a> EventLoop<'a> {
     }
 
     /// Moves a session that has come to stay to a thread of its own.
-    fn give_a_thread(&mut self, key: usize) {
-        let session = self.entries.remove(key).session;
+    fn give_a_thread(&mut self, key: Key) {
+        let Some(Entry { session, .. }) = self.entries.remove(key) else { return };
         let _ = self.poller.delete(session.socket());
         let origin: Arc<dyn GiveBack> = Arc::<Loops>::clone(self.shared);
         match self.shared.solo.take(session, &origin) {
@@ -370,19 +409,21 @@ impl<'a> EventLoop<'a> {
     }
 
     fn accept_again(&mut self) {
-        if self.obeyed == Order::Serve && self.accepting_since.take().is_some() {
+        self.accept_at = None;
+        if self.obeyed == Order::Serve {
             let flags = EventFlags::IN | EventFlags::EXCLUSIVE;
             // It was there before; without room for it now, the next tick of an accept tries again.
             if self.poller.add(&*self.shared.listener, Source::Listener, flags).is_err() {
-                self.accepting_since = Some(Instant::now() + TICK);
-                self.later.push(Reverse((Instant::now() + TICK, usize::MAX)));
+                self.accept_at = Some(Instant::now() + TICK);
             }
         }
     }
 
-    fn remove(&mut self, key: usize) {
-        self.entries.remove(key);
-        self.count_out();
+    fn remove(&mut self, key: Key) {
+        if let Some(entry) = self.entries.remove(key) {
+            self.poller.drop_session(entry.session);
+            self.count_out();
+        }
     }
 
     /// One session fewer, in this loop and in all.
@@ -392,8 +433,8 @@ impl<'a> EventLoop<'a> {
     }
 
     fn tick(&mut self, now: Instant) {
-        let overdue = |(key, entry): (usize, &mut Entry)| entry.session.is_overdue(now).then_some(key);
-        let overdue: Vec<usize> = self.entries.iter_mut().filter_map(overdue).collect();
+        let overdue = |(key, entry): (Key, &mut Entry)| entry.session.is_overdue(now).then_some(key);
+        let overdue: Vec<Key> = self.entries.iter_mut().filter_map(overdue).collect();
         for key in overdue {
             self.remove(key);
         }
@@ -427,7 +468,7 @@ impl<'a> EventLoop<'a> {
             Order::Serve | Order::Stop => {}
             Order::HandOver => self.hand_over_all(),
             Order::Drain => {
-                for (_, entry) in &self.entries {
+                for entry in self.entries.iter() {
                     entry.session.stop_reading();
                 }
             }
@@ -435,7 +476,7 @@ impl<'a> EventLoop<'a> {
     }
 
     fn hand_over_all(&mut self) {
-        for (_, entry) in std::mem::take(&mut self.entries) {
+        for entry in self.entries.take_all() {
             self.count_out();
             let _ = self.poller.delete(entry.session.socket());
             self.shared.listener.hand_over(entry.session);

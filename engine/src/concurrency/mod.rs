@@ -3,6 +3,7 @@
 mod conversation;
 pub(crate) mod desks;
 mod epoll;
+mod places;
 pub(crate) mod poller;
 mod reactor;
 mod solo;

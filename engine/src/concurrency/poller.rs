@@ -9,7 +9,9 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use super::SPIN;
+use super::places::Key;
 use crate::service::Service;
+use crate::session::Session;
 use crate::settings::OptimizeFor;
 use crate::transport::Ticker;
 
@@ -18,7 +20,7 @@ const MOST_EVENTS: usize = 256;
 /// What became ready.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Source {
-    Session(usize),
+    Session(Key),
     Listener,
     /// A session was handed over by another model.
     HandedOver,
@@ -37,14 +39,16 @@ impl Source {
 
     fn token(self) -> u64 {
         match self {
-            Source::Session(key) => (key + Self::NAMED.len()) as u64,
+            Source::Session(key) => key.number(),
             named => Self::NAMED.iter().position(|&other| other == named).unwrap_or(0) as u64,
         }
     }
 
     fn from_token(token: u64) -> Self {
-        let token = token as usize;
-        Self::NAMED.get(token).copied().unwrap_or(Source::Session(token.saturating_sub(Self::NAMED.len())))
+        match Self::NAMED.get(usize::try_from(token).unwrap_or(usize::MAX)) {
+            Some(named) => *named,
+            None => Source::Session(Key::from_number(token)),
+        }
     }
 }
 
@@ -73,6 +77,15 @@ impl Poller {
 
     pub fn delete(&self, descriptor: impl AsFd) -> io::Result<()> {
         epoll::delete(&self.epoll, descriptor)
+    }
+
+    /// Ends a session that was added. The kernel forgets a socket by itself only when its last descriptor is closed, and
+    /// others may hold one: what keeps a socket until its client has read, a job of the storage pool, a forked process.
+    /// Until then epoll would go on reporting it.
+    pub fn drop_session(&self, session: Box<Session>) {
+        // ENOENT: adding it had failed.
+        let _ = self.delete(session.socket());
+        drop(session);
     }
 
     /// Waits for events, at most until `due`; without that for as long as it takes, which is a tick at most.

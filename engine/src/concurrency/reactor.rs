@@ -5,12 +5,12 @@
 //! or nobody's (gone). A worker gives it back by arming it again.
 
 use rustix::event::epoll::EventFlags;
-use slab::Slab;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU8, Ordering, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use super::places::{Key, Places};
 use super::poller::{Events, Poller, Source, Spin};
 use super::{Model, Order, Shutdown, TICK};
 use crate::listener::{Accepted, Listener};
@@ -37,7 +37,7 @@ pub struct Ready {
 /// A session's place: epoll knows it by its key.
 #[derive(Debug)]
 struct Seat {
-    key: usize,
+    key: Key,
     hands: AtomicU8,
     /// None once it is gone.
     session: Mutex<Option<Box<Session>>>,
@@ -83,7 +83,7 @@ pub struct Reactor {
     pub shutdown: Arc<Shutdown>,
     model: Model,
     poller: Poller,
-    seats: Mutex<Slab<Arc<Seat>>>,
+    seats: Mutex<Places<Arc<Seat>>>,
     /// Sessions that want to be run at a later time, told to the reactor by the bell.
     later: Mutex<Vec<(Instant, Arc<Seat>)>>,
     bell: Bell,
@@ -107,9 +107,9 @@ struct Waker<D> {
 }
 
 impl<D: Dispatch + Send + Sync + std::fmt::Debug> Wake for Waker<D> {
-    fn wake(&self, key: usize) {
+    fn wake(&self, key: u64) {
         let Some(reactor) = self.reactor.upgrade() else { return };
-        let seat = reactor.seats().get(key).map(Arc::clone);
+        let seat = reactor.seats().get(Key::from_number(key)).map(Arc::clone);
         if let Some(seat) = seat
             && seat.take_to_wake()
         {
@@ -136,14 +136,14 @@ impl Reactor {
             shutdown: Arc::clone(shutdown),
             model,
             poller,
-            seats: Mutex::new(Slab::new()),
+            seats: Mutex::new(Places::new()),
             later: Mutex::new(Vec::new()),
             bell,
             delay: ControlledDelay::new(),
         }))
     }
 
-    fn seats(&self) -> MutexGuard<'_, Slab<Arc<Seat>>> {
+    fn seats(&self) -> MutexGuard<'_, Places<Arc<Seat>>> {
         self.seats.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -249,11 +249,7 @@ impl Reactor {
                 self.bell.ring();
                 return;
             }
-            Next::Closed => {
-                *held = None;
-                drop(held);
-                return self.leave(seat.key);
-            }
+            Next::Closed => return self.end(seat, held),
         };
         // Before it is armed: the event may come at once, and finds the session free only then.
         if !seat.release() {
@@ -265,14 +261,21 @@ impl Reactor {
         let flags = interest | EventFlags::ONESHOT;
         let Some(session) = held.as_ref() else { return };
         if self.poller.modify(session.socket(), Source::Session(seat.key), flags).is_err() {
-            *held = None;
-            drop(held);
-            self.leave(seat.key);
+            self.end(seat, held);
         }
     }
 
-    fn leave(&self, key: usize) {
-        self.seats().try_remove(key);
+    /// Ends the session of a seat that one has in one's hands.
+    fn end(&self, seat: &Seat, mut held: MutexGuard<'_, Option<Box<Session>>>) {
+        if let Some(session) = held.take() {
+            self.poller.drop_session(session);
+        }
+        drop(held);
+        self.leave(seat.key);
+    }
+
+    fn leave(&self, key: Key) {
+        self.seats().remove(key);
     }
 
     /// Accepts and waits until an order ends it and no session is left.
@@ -404,35 +407,34 @@ impl Reactor {
 
     fn adopt(&self, session: Box<Session>, wake: &Arc<dyn Wake>) {
         let mut seats = self.seats();
-        let entry = seats.vacant_entry();
-        let key = entry.key();
+        let key = seats.next_key();
         let flags = EventFlags::IN | EventFlags::ONESHOT;
         if self.poller.add(session.socket(), Source::Session(key), flags).is_ok() {
             let connection = Arc::clone(session.connection());
             let wants_a_turn = session.wants_a_turn();
             let (hands, session) = (AtomicU8::new(ARMED), Mutex::new(Some(session)));
-            entry.insert(Arc::new(Seat { key, hands, session }));
+            seats.insert(Arc::new(Seat { key, hands, session }));
             drop(seats);
-            connection.set_wake(wake, key);
+            connection.set_wake(wake, key.number());
             if wants_a_turn {
                 // It comes from another model, which had begun something.
-                wake.wake(key);
+                wake.wake(key.number());
             }
         }
     }
 
     /// Drops the sessions whose time is over, of those that nobody works at.
     fn tick(&self, now: Instant, ready: &mut VecDeque<Ready>) {
-        self.seats().retain(|_, seat| {
+        self.seats().retain(|seat| {
             if !seat.take() {
                 return true;
             }
-            let mut session = seat.session();
-            let overdue = session.as_mut().is_none_or(|session| session.is_overdue(now));
-            if overdue {
-                *session = None;
+            let mut held = seat.session();
+            let overdue = held.as_mut().is_none_or(|session| session.is_overdue(now));
+            if overdue && let Some(session) = held.take() {
+                self.poller.drop_session(session);
             }
-            drop(session);
+            drop(held);
             if !seat.release() && !overdue {
                 ready.push_back(Ready { seat: Arc::clone(seat), since: now });
             }
@@ -460,7 +462,7 @@ impl Reactor {
             let _ = self.poller.delete(self.listener.bell());
         }
         if order == Order::Drain {
-            let seats: Vec<_> = self.seats().iter().map(|(_, seat)| Arc::clone(seat)).collect();
+            let seats: Vec<_> = self.seats().iter().map(Arc::clone).collect();
             for seat in seats {
                 if let Some(session) = seat.session().as_ref() {
                     session.stop_reading();
@@ -473,7 +475,7 @@ impl Reactor {
     /// Hands over what nobody works at; the workers hand over what they hold.
     fn hand_over_all(&self) {
         let mut free = Vec::new();
-        self.seats().retain(|_, seat| {
+        self.seats().retain(|seat| {
             if seat.take() {
                 free.extend(seat.session().take());
                 return false;

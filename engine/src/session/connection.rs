@@ -7,14 +7,14 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 
 use super::errand::Done;
 use super::unread::Unread;
-use crate::peers::Account;
+use crate::peers::{Account, Guest};
 use crate::service::Service;
-use crate::transport;
+use crate::transport::{self, Transport};
 
 /// Who is told that a session has something to do.
 pub trait Wake: Send + Sync + std::fmt::Debug {
     /// `key` is what the model said when it took the session in.
-    fn wake(&self, key: usize);
+    fn wake(&self, key: u64);
 }
 
 #[derive(Debug)]
@@ -32,16 +32,38 @@ pub struct Connection {
     /// The server wants no further request.
     pub(super) is_stopped: AtomicBool,
     finished: Mutex<Finished>,
+    /// Set when its session has ended: its user's count of connections goes with it.
+    guest: OnceLock<Box<Guest>>,
+    // Behind the socket: it is dropped after it.
+    counted: Counted,
+}
+
+/// A connection in the counts of the server, until its socket is closed: who keeps the socket keeps it counted.
+#[derive(Debug)]
+struct Counted {
+    service: Arc<Service>,
+    transport: Transport,
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.service.connection_ended();
+        self.service.statistics.gauges(self.transport).connections.fetch_sub(1, Relaxed);
+    }
 }
 
 #[derive(Debug, Default)]
 struct Finished {
     done: Vec<Done>,
-    wake: Option<(Arc<dyn Wake>, usize)>,
+    wake: Option<(Arc<dyn Wake>, u64)>,
 }
 
 impl Connection {
-    pub(super) fn new(socket: OwnedFd) -> Self {
+    /// Takes a connection that was counted by [`Service::admit_connection`].
+    pub(super) fn new(socket: OwnedFd, transport: Transport, service: &Arc<Service>) -> Self {
+        let gauges = service.statistics.gauges(transport);
+        gauges.connections.fetch_add(1, Relaxed);
+        gauges.connections_total.fetch_add(1, Relaxed);
         Connection {
             socket,
             unread: AtomicU32::new(0),
@@ -50,11 +72,25 @@ impl Connection {
             writing: AtomicU32::new(0),
             is_stopped: AtomicBool::new(false),
             finished: Mutex::new(Finished::default()),
+            guest: OnceLock::new(),
+            counted: Counted { service: Arc::clone(service), transport },
         }
     }
 
     pub fn socket(&self) -> &OwnedFd {
         &self.socket
+    }
+
+    pub fn transport(&self) -> Transport {
+        self.counted.transport
+    }
+
+    /// Counts the connection for its user until the socket is closed, though its session has ended.
+    pub(super) fn keep_guest(&self, guest: Option<Box<Guest>>) {
+        if let Some(guest) = guest {
+            // A session ends once.
+            let _ = self.guest.set(guest);
+        }
     }
 
     /// Lets the client send nothing more, whichever thread runs its session.
@@ -64,7 +100,7 @@ impl Connection {
     }
 
     /// From now on `wake` is told, with this key; at once where something has come meanwhile.
-    pub fn set_wake(&self, wake: &Arc<dyn Wake>, key: usize) {
+    pub fn set_wake(&self, wake: &Arc<dyn Wake>, key: u64) {
         let mut finished = self.finished();
         finished.wake = Some((Arc::clone(wake), key));
         if !finished.done.is_empty() {

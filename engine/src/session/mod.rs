@@ -175,8 +175,7 @@ enum End {
 impl Drop for Session {
     fn drop(&mut self) {
         self.outbox.clear();
-        self.service.connection_ended();
-        self.service.statistics.gauges(self.transport).connections.fetch_sub(1, Relaxed);
+        self.connection.keep_guest(self.guest.take());
         self.connection.release(&self.service, self.held);
         let is_awaited = self.connection.is_awaited();
         if is_awaited || self.jobs > 0 {
@@ -225,12 +224,9 @@ impl Session {
         service: &Arc<Service>,
         guest: Option<Box<Guest>>,
     ) -> Self {
-        let gauges = service.statistics.gauges(transport);
-        gauges.connections.fetch_add(1, Relaxed);
-        gauges.connections_total.fetch_add(1, Relaxed);
         let now = Instant::now();
         let mut session = Session {
-            connection: Arc::new(Connection::new(socket)),
+            connection: Arc::new(Connection::new(socket, transport, service)),
             transport,
             service: Arc::clone(service),
             rules_seen: guest.as_ref().map_or(0, |guest| guest.generation),
