@@ -32,12 +32,18 @@ class LoadPlan:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoadResult:
-    """What came of a load. Latency is in microseconds; with a rate it counts from when a request was due."""
+    """What came of a load. Latency is in microseconds; with a rate it counts from when a request was due.
+
+    Requests that get no answer until a second after the end are lost: those under way, those of a connection that
+    broke, and with a rate those that were due and could not be sent. The latency of each is the time from when it was
+    due to the end.
+    """
 
     requests: int  #: answered, refusals not among them
     bytes: int
     refused: int  #: answered UNAVAILABLE
-    errors: int
+    errors: int  #: answered with another error; and connections that broke
+    lost: int  #: without an answer
     elapsed: float  #: seconds
     requests_per_sec: float
     bytes_per_sec: float
@@ -73,9 +79,11 @@ def run_load(plan: LoadPlan, on_progress: Callable[[int], None] | None = None) -
     """
     load = _engine.Load(_native(plan))
     try:
-        while on_progress is not None and load.running:
-            on_progress(load.answered)
-            time.sleep(0.1)
+        # Never in `finish` while it runs: signals are handled between two looks.
+        while load.running:
+            if on_progress is not None:
+                on_progress(load.answered)
+            time.sleep(0.05)
     except BaseException:
         load.stop()
         load.finish()
@@ -90,6 +98,7 @@ def run_load(plan: LoadPlan, on_progress: Callable[[int], None] | None = None) -
         bytes=outcome["bytes"],
         refused=outcome["refused"],
         errors=outcome["errors"],
+        lost=outcome["lost"],
         elapsed=elapsed,
         requests_per_sec=outcome["requests"] / elapsed,
         bytes_per_sec=outcome["bytes"] / elapsed,

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use rustix::net::{SocketType, sockopt};
+use rustix::process::{Pid, getpid};
 
 use crate::concurrency::{Model, Order, Shutdown, spawn};
 use crate::errors::StartError;
@@ -119,6 +120,8 @@ struct Clock {
 /// See `typings/objmapper_server/_engine.pyi` for what each method promises.
 #[derive(Debug)]
 pub struct Engine {
+    /// In a fork of it there are none of the threads, and nothing may be done for it.
+    process: Pid,
     service: Arc<Service>,
     lanes: Mutex<Vec<Lane>>,
     clock: Arc<Clock>,
@@ -171,6 +174,7 @@ impl Engine {
         let service = Arc::new(Service::new(settings)?);
         let notices = Mutex::new(service.notices().to_vec());
         Ok(Engine {
+            process: getpid(),
             service,
             lanes: Mutex::new(Vec::new()),
             clock: Arc::new(Clock { stopped: Mutex::new(false), stop: Condvar::new() }),
@@ -178,6 +182,11 @@ impl Engine {
             notices,
             draining: false.into(),
         })
+    }
+
+    /// The process that it was made in, and serves in.
+    pub fn process(&self) -> Pid {
+        self.process
     }
 
     pub fn start(&self) -> Result<(), StartError> {
@@ -328,8 +337,11 @@ impl Engine {
         self.order_all(Order::Drain, timeout)
     }
 
-    /// Ends everything. Can be called twice.
+    /// Ends everything. Can be called twice; does nothing in a fork of the engine's process.
     pub fn stop(&self) {
+        if self.process != getpid() {
+            return;
+        }
         self.draining.store(true, Relaxed);
         if self.order_all(Order::Stop, STOP_GRACE) {
             for tenure in lock(&self.lanes).drain(..).flat_map(|lane| lane.tenures) {
@@ -349,7 +361,7 @@ impl Engine {
     }
 
     fn order_all(&self, order: Order, timeout: Duration) -> bool {
-        let until = Instant::now() + timeout;
+        let until = Instant::now().checked_add(timeout);
         for lane in lock(&self.lanes).iter() {
             lane.give(order);
         }
@@ -357,7 +369,7 @@ impl Engine {
             if lock(&self.lanes).iter().all(Lane::is_finished) {
                 return true;
             }
-            if Instant::now() >= until {
+            if until.is_some_and(|until| Instant::now() >= until) {
                 return false;
             }
             std::thread::sleep(Duration::from_millis(2));
@@ -367,22 +379,33 @@ impl Engine {
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        self.stop();
+        if self.process == getpid() {
+            return self.stop();
+        }
+        // A fork has no threads to join, and the paths and locks are its parent's to remove. Locks may have been held when it
+        // came to be: none is taken here.
+        std::mem::forget(std::mem::take(self.lanes.get_mut().unwrap_or_else(PoisonError::into_inner)));
+        std::mem::forget(self.clock_thread.get_mut().unwrap_or_else(PoisonError::into_inner).take());
+        std::mem::forget(Arc::clone(&self.service));
     }
 }
 
 impl Clock {
-    /// Ends a second of the statistics each second, and looks after sockets that no session has any more.
+    /// Ends a second of the statistics each second, and looks after sockets that no session has any more. Where the process
+    /// was stopped meanwhile (SIGSTOP, a suspended machine), all seconds that have passed end at once.
     fn run(&self, service: &Service) {
-        let mut next = Instant::now();
+        let started = Instant::now();
+        let mut passed = 0;
         let mut stopped = lock(&self.stopped);
         while !*stopped {
-            next += Duration::from_secs(1);
+            let next = started + Duration::from_secs(passed + 1);
             while !*stopped && Instant::now() < next {
                 let left = next.saturating_duration_since(Instant::now());
                 stopped = self.stop.wait_timeout(stopped, left).unwrap_or_else(PoisonError::into_inner).0;
             }
-            service.statistics.tick();
+            let now = started.elapsed().as_secs().max(passed + 1);
+            service.statistics.tick(now - passed);
+            passed = now;
             service.sweep_unread();
             service.journal.tick();
         }

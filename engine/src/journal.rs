@@ -248,12 +248,15 @@ impl Journal {
             self.watch_floor.store(u64::MAX, Relaxed);
         }
         let mut slowest = lock(&self.slowest);
-        if now.duration_since(slowest.began) >= BUCKET {
+        // Several at once where the clock's thread did not run for so long.
+        let passed = now.duration_since(slowest.began).as_secs() / BUCKET.as_secs();
+        if passed > 0 {
             slowest.began = now;
-            slowest.buckets.push_back(Vec::new());
-            if slowest.buckets.len() > BUCKETS {
-                slowest.buckets.pop_front();
+            for _ in 0..passed.min(BUCKETS as u64) {
+                slowest.buckets.push_back(Vec::new());
             }
+            let old = slowest.buckets.len().saturating_sub(BUCKETS);
+            slowest.buckets.drain(..old);
             self.slow_floor.store(0, Relaxed);
         }
     }

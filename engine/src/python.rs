@@ -1,11 +1,12 @@
 //! What Python sees. `typings/objmapper_server/_engine.pyi` is its description.
 
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use rustix::fd::{BorrowedFd, OwnedFd};
+use rustix::process::{Pid, getpid};
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::concurrency::Model;
@@ -153,9 +154,28 @@ impl From<PyRules> for Rules {
     }
 }
 
+/// A longer time counts as this: sums with the clock stay within its range.
+const A_CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+/// More connections than a machine has ports for.
+const MOST_CLIENTS: usize = 1_000_000;
+
 fn seconds(name: &str, value: f64) -> PyResult<Duration> {
+    if value > A_CENTURY.as_secs_f64() {
+        return Ok(A_CENTURY);
+    }
     Duration::try_from_secs_f64(value)
         .map_err(|error| PyValueError::new_err(format!("{name} is no number of seconds ({value}): {error}")))
+}
+
+/// Threads do not survive a fork, and their locks may be held for ever in the child: it uses nothing of its parent's.
+fn of_this_process(what: &str, process: Pid) -> PyResult<()> {
+    if process == getpid() {
+        return Ok(());
+    }
+    Err(PyRuntimeError::new_err(format!(
+        "this {what} belongs to process {}, of which this one is a fork: use it there",
+        process.as_raw_pid()
+    )))
 }
 
 fn transport_named(name: &str) -> PyResult<Transport> {
@@ -169,72 +189,103 @@ fn model_named(name: &str) -> PyResult<Model> {
     })
 }
 
+/// Every call leaves the interpreter to others while it works or waits.
 #[pyclass(frozen, module = "objmapper_server._engine")]
 #[derive(Debug)]
 struct Engine(NativeEngine);
 
+impl Engine {
+    fn here(&self) -> PyResult<&NativeEngine> {
+        of_this_process("engine", self.0.process()).map(|()| &self.0)
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        // The interpreter drops it with its lock held. None: the interpreter is ending, and nothing waits for the lock.
+        if Python::try_attach(|py| py.detach(|| self.0.stop())).is_none() {
+            self.0.stop();
+        }
+    }
+}
+
 #[pymethods]
 impl Engine {
     #[new]
-    fn new(settings: PySettings) -> PyResult<Self> {
-        Ok(Engine(NativeEngine::new(settings.try_into()?)?))
+    fn new(py: Python<'_>, settings: PySettings) -> PyResult<Self> {
+        let settings = settings.try_into()?;
+        Ok(Engine(py.detach(|| NativeEngine::new(settings))?))
     }
 
     fn start(&self, py: Python<'_>) -> PyResult<()> {
-        Ok(py.detach(|| self.0.start())?)
+        let engine = self.here()?;
+        Ok(py.detach(|| engine.start())?)
     }
 
     #[getter]
-    fn addresses(&self) -> BTreeMap<&'static str, String> {
-        self.0.addresses().into_iter().collect()
+    fn addresses(&self, py: Python<'_>) -> PyResult<BTreeMap<&'static str, String>> {
+        let engine = self.here()?;
+        Ok(py.detach(|| engine.addresses()).into_iter().collect())
     }
 
-    fn statistics(&self, py: Python<'_>) -> Snapshot {
-        py.detach(|| self.0.snapshot())
+    fn statistics(&self, py: Python<'_>) -> PyResult<Snapshot> {
+        let engine = self.here()?;
+        Ok(py.detach(|| engine.snapshot()))
     }
 
-    fn counted_up_to(&self, py: Python<'_>, bounds_us: Vec<f64>) -> Vec<CountedUpTo> {
-        py.detach(|| self.0.counted_up_to(&bounds_us))
+    fn counted_up_to(&self, py: Python<'_>, bounds_us: Vec<f64>) -> PyResult<Vec<CountedUpTo>> {
+        let engine = self.here()?;
+        Ok(py.detach(|| engine.counted_up_to(&bounds_us)))
     }
 
-    fn slow_requests(&self) -> Vec<Record> {
-        self.0.journal().slowest()
+    fn slow_requests(&self, py: Python<'_>) -> PyResult<Vec<Record>> {
+        let engine = self.here()?;
+        Ok(py.detach(|| engine.journal().slowest()))
     }
 
-    fn watch_requests(&self, slower_than: f64, for_seconds: f64) -> PyResult<()> {
+    fn watch_requests(&self, py: Python<'_>, slower_than: f64, for_seconds: f64) -> PyResult<()> {
         let (floor, time) = (seconds("slower_than", slower_than)?, seconds("for_seconds", for_seconds)?);
-        self.0.journal().watch(floor, time);
+        let engine = self.here()?;
+        py.detach(|| engine.journal().watch(floor, time));
         Ok(())
     }
 
-    fn sample_requests(&self, one_of: u64) {
-        self.0.journal().sample(one_of);
+    fn sample_requests(&self, one_of: u64) -> PyResult<()> {
+        self.here()?.journal().sample(one_of);
+        Ok(())
     }
 
-    fn recorded_requests(&self, after: u64) -> (u64, Vec<Record>) {
-        self.0.journal().records(after)
+    fn recorded_requests(&self, py: Python<'_>, after: u64) -> PyResult<(u64, Vec<Record>)> {
+        let engine = self.here()?;
+        Ok(py.detach(|| engine.journal().records(after)))
     }
 
-    fn notices(&self) -> Vec<String> {
-        self.0.notices()
+    fn notices(&self, py: Python<'_>) -> PyResult<Vec<String>> {
+        let engine = self.here()?;
+        Ok(py.detach(|| engine.notices()))
     }
 
-    fn set_rules(&self, rules: PyRules) {
-        self.0.set_rules(rules.into());
+    fn set_rules(&self, py: Python<'_>, rules: PyRules) -> PyResult<()> {
+        let (engine, rules) = (self.here()?, rules.into());
+        py.detach(|| engine.set_rules(rules));
+        Ok(())
     }
 
-    fn take_refusal(&self) -> Option<Refusal> {
-        self.0.take_refusal()
+    fn take_refusal(&self, py: Python<'_>) -> PyResult<Option<Refusal>> {
+        let engine = self.here()?;
+        Ok(py.detach(|| engine.take_refusal()))
     }
 
-    fn set_limits(&self, limits: PyLimits) -> PyResult<()> {
-        self.0.set_limits(&limits.try_into()?);
+    fn set_limits(&self, py: Python<'_>, limits: PyLimits) -> PyResult<()> {
+        let (engine, limits) = (self.here()?, limits.try_into()?);
+        py.detach(|| engine.set_limits(&limits));
         Ok(())
     }
 
     fn set_concurrency(&self, py: Python<'_>, transport: &str, model: &str) -> PyResult<()> {
         let (lane, chosen) = (transport_named(transport)?, model_named(model)?);
-        if py.detach(|| self.0.set_concurrency(lane, chosen))? {
+        let engine = self.here()?;
+        if py.detach(|| engine.set_concurrency(lane, chosen))? {
             Ok(())
         } else {
             Err(PyValueError::new_err(format!("{transport} is not served")))
@@ -243,7 +294,8 @@ impl Engine {
 
     fn drain(&self, py: Python<'_>, timeout: f64) -> PyResult<bool> {
         let timeout = seconds("timeout", timeout)?;
-        Ok(py.detach(|| self.0.drain(timeout)))
+        let engine = self.here()?;
+        Ok(py.detach(|| engine.drain(timeout)))
     }
 
     fn stop(&self, py: Python<'_>) {
@@ -305,10 +357,24 @@ impl TryFrom<PyPlan> for Plan {
                 "over UDP a load is copy, pull or memcached, in a closed loop of one request at a time",
             ));
         }
-        let rate = given.rate.filter(|rate| rate.is_finite() && *rate > 0.0);
-        if given.uris.is_empty() || given.clients == 0 || given.pipeline == 0 || rate != given.rate {
-            return Err(PyValueError::new_err("a load needs a URI, a client, a pipeline and a rate above 0"));
+        if given.rate.is_some() && given.reconnect {
+            return Err(PyValueError::new_err("a load with reconnect has no rate: leave out one of them"));
         }
+        if given.uris.is_empty() || given.pipeline == 0 || !(1..=MOST_CLIENTS).contains(&given.clients) {
+            return Err(PyValueError::new_err(format!(
+                "a load needs a URI, a pipeline above 0 and from 1 to {MOST_CLIENTS} clients"
+            )));
+        }
+        let interval = given.rate.map(|rate| {
+            let interval = Duration::try_from_secs_f64(given.clients as f64 / rate).ok();
+            interval.filter(|interval| !interval.is_zero() && *interval <= A_CENTURY).ok_or_else(|| {
+                PyValueError::new_err(format!(
+                    "rate is out of range ({rate}): give requests a second, above 0 and below {} for {} clients",
+                    given.clients * 1_000_000_000,
+                    given.clients
+                ))
+            })
+        });
         Ok(Plan {
             target,
             dialect,
@@ -318,7 +384,7 @@ impl TryFrom<PyPlan> for Plan {
             pipeline: given.pipeline.min(1000),
             duration: seconds("duration", given.duration)?,
             requests: given.requests,
-            rate,
+            interval: interval.transpose()?,
             reconnect: given.reconnect,
         })
     }
@@ -326,38 +392,33 @@ impl TryFrom<PyPlan> for Plan {
 
 #[pyclass(frozen, module = "objmapper_server._engine")]
 #[derive(Debug)]
-struct Load(Mutex<NativeLoad>);
-
-impl Load {
-    fn load(&self) -> MutexGuard<'_, NativeLoad> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
+struct Load(NativeLoad);
 
 #[pymethods]
 impl Load {
     #[new]
     fn new(py: Python<'_>, plan: PyPlan) -> PyResult<Self> {
         let plan = plan.try_into()?;
-        Ok(Load(Mutex::new(py.detach(|| NativeLoad::start(plan))?)))
+        Ok(Load(py.detach(|| NativeLoad::start(plan))?))
     }
 
     #[getter]
     fn answered(&self) -> u64 {
-        self.load().answered()
+        self.0.answered()
     }
 
     #[getter]
     fn running(&self) -> bool {
-        self.load().is_running()
+        self.0.is_running()
     }
 
     fn stop(&self) {
-        self.load().stop();
+        self.0.stop();
     }
 
-    fn finish(&self, py: Python<'_>) -> Outcome {
-        py.detach(|| self.load().finish())
+    fn finish(&self, py: Python<'_>) -> PyResult<Outcome> {
+        of_this_process("load", self.0.process())?;
+        Ok(py.detach(|| self.0.finish()))
     }
 }
 

@@ -3,6 +3,8 @@
 What an address gets that has shown nothing, and what one that has; how large datagrams are, and that none is divided.
 """
 
+import contextlib
+import os
 import random
 import socket
 import struct
@@ -226,6 +228,48 @@ def test_an_address_gets_its_bytes_a_second_and_no_more(hosts: tuple[Host, Host]
         counts = server.statistics().datagrams
         assert counts is not None
         assert counts.limited_dropped_total > 0
+    finally:
+        server.stop()
+
+
+def evicted(root: Path, count: int, size: int) -> bool:
+    """Makes files that are not in the page cache; False where the file system keeps them there."""
+    for number in range(count):
+        path = root / f"{number}"
+        path.write_bytes(random.Random(number).randbytes(size))
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            with contextlib.suppress(BlockingIOError, OSError):
+                os.preadv(descriptor, [bytearray(1)], 0, os.RWF_NOWAIT)
+                return False
+        finally:
+            os.close(descriptor)
+    return True
+
+
+def test_answers_that_wait_for_the_disk_count_towards_the_rate(hosts: tuple[Host, Host], tmp_path: Path) -> None:
+    here, there = hosts
+    if not evicted(tmp_path, 200, 30_000):
+        pytest.skip("this file system keeps in memory what it is asked to forget")
+    rate = 40_000
+    config = Config(root=tmp_path, udp=f"{here.address}:0", udp_rate_limit=rate, cache_size=0, async_storage=True)
+    server = here.run(Server(config).__enter__)
+    try:
+        start = time.monotonic()
+        far = Far(server, there)
+        with far.socket() as source:
+            source.send(encode_pull(Pull(1, 0, 1, FAR_CHUNK, b"", "/0")))
+            retry = decode_answer(source.recv(2048), 0)
+            assert isinstance(retry, Retry)
+            for number in range(200):
+                source.send(encode_pull(Pull(number, 0, 30_000, FAR_CHUNK, retry.cookie, f"/{number}")))
+            counts = far.settled(201)
+        # The first second's bytes are there at once, the last answer goes out whole, and the RETRY.
+        allowed = rate * (time.monotonic() - start + 1) + 36_000
+        assert 30_000 <= counts.bytes_sent_total <= allowed
+        assert counts.limited_dropped_total >= 150
     finally:
         server.stop()
 

@@ -212,7 +212,11 @@ class Record(TypedDict):
 
 @final
 class Engine:
-    """Serves one root over the transports that the settings name. The GIL is never held to serve a request."""
+    """Serves one root over the transports that the settings name.
+
+    The GIL is never held to serve a request, nor while a call works or waits. In a fork of the process every call
+    raises RuntimeError, but `stop`, which does nothing: the fork has none of the threads.
+    """
 
     def __new__(cls, settings: Settings) -> Engine: ...
     def start(self) -> None:
@@ -281,8 +285,9 @@ class Outcome(TypedDict):
     bytes: int
     refused: int
     errors: int
+    lost: int  # without an answer
     elapsed: float
-    latency: Percentiles
+    latency: Percentiles  # of answers other than refusals, and of what was lost
     refusals: Percentiles
     curve: Sequence[tuple[float, float]]  # (quantile, microseconds)
 
@@ -296,6 +301,6 @@ class Load:
     @property
     def running(self) -> bool: ...
     def stop(self) -> None:
-        """End it early."""
+        """End it early. Does not wait: it ends within a moment more than a second."""
     def finish(self) -> Outcome:
-        """Wait for the end. To be called once."""
+        """Wait for the end, and say what came of it. Raises RuntimeError in a fork of its process."""

@@ -56,7 +56,7 @@ def show(rows: Sequence[Row], *, as_json: bool, title: str) -> None:
         table.add_column(name)
     with_memory = any(row.memory is not None for row in rows)
     refused = any(row.result.refused for row in rows)
-    for name in ("requests/s", "MB/s", "p50 µs", "p99 µs", "p99.9 µs", "errors"):
+    for name in ("requests/s", "MB/s", "p50 µs", "p99 µs", "p99.9 µs", "errors", "lost"):
         table.add_column(name, justify="right")
     for name, wanted in (("refused", refused), ("MiB", with_memory)):
         if wanted:
@@ -66,7 +66,7 @@ def show(rows: Sequence[Row], *, as_json: bool, title: str) -> None:
         cells = [str(value) for value in row.what.values()]
         cells += [f"{result.requests_per_sec:,.0f}", f"{result.bytes_per_sec / 1e6:,.1f}"]
         cells += [f"{value:,.1f}" for value in (result.p50_us, result.p99_us, result.p999_us)]
-        cells += [str(result.errors)]
+        cells += [str(result.errors), f"{result.lost:,}"]
         cells += [f"{result.refused:,}"] * refused
         cells += [f"{row.memory / (1 << 20):,.1f}" if row.memory is not None else ""] * with_memory
         table.add_row(*cells)

@@ -114,11 +114,11 @@ impl Shutdown {
 
 /// Starts a thread on which no signal handler runs: signals belong to the interpreter's main thread, and a SIGPIPE that
 /// sendfile raises has nobody to disturb.
-pub fn spawn(
+pub fn spawn<T: Send + 'static>(
     name: &str,
     stack: usize,
-    body: impl FnOnce() + Send + 'static,
-) -> std::io::Result<std::thread::JoinHandle<()>> {
+    body: impl FnOnce() -> T + Send + 'static,
+) -> std::io::Result<std::thread::JoinHandle<T>> {
     // SAFETY: both sets are initialised by the calls before they are read.
     unsafe {
         let mut all = std::mem::zeroed::<libc::sigset_t>();

@@ -4,16 +4,23 @@
 //! are due, whatever the server does, and latency counts from then, so a server that stalls is charged for all that it kept
 //! waiting ("coordinated omission": Tene, "How NOT to Measure Latency", 2015).
 //!
+//! What has no answer a moment after the end is lost: requests under way, those that a broken connection owed, and with a
+//! rate those that were due and could not be sent. Each is counted with the time from when it was due to the end.
+//!
 //! Besides objmapper it speaks HTTP/1.1 and Redis's protocol, so that peers are measured by the same client.
 
+mod connect;
 mod dialects;
 mod worker;
 
 use histogram::Histogram;
+use rustix::process::{Pid, getpid};
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{
+    AtomicBool, AtomicU64, AtomicUsize, Ordering::Acquire, Ordering::Relaxed, Ordering::Release,
+};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -22,8 +29,10 @@ use self::worker::Worker;
 use crate::statistics::Percentiles;
 
 const STACK: usize = 512 << 10;
-/// 2^-7: 0.8 %, up to 2^40 ns: 18 min.
-const HISTOGRAM: (u8, u8) = (7, 40);
+/// 2^-7: 0.8 %, up to 2^44 ns: 4.9 h.
+const HISTOGRAM: (u8, u8) = (7, 44);
+/// After the end, answers to what is under way are waited for this long.
+pub(crate) const GRACE: Duration = Duration::from_secs(1);
 
 /// Whom to load.
 #[derive(Debug, Clone)]
@@ -47,8 +56,8 @@ pub struct Plan {
     pub duration: Duration,
     /// End after so many requests, 0: only after the duration.
     pub requests: u64,
-    /// Requests a second of all clients together; None: closed loop.
-    pub rate: Option<f64>,
+    /// With a rate: the time between two requests of one client; not 0. None: closed loop.
+    pub interval: Option<Duration>,
     /// A new connection for every request.
     pub reconnect: bool,
 }
@@ -63,7 +72,10 @@ pub struct Outcome {
     pub refused: u64,
     /// Other errors, and connections that broke.
     pub errors: u64,
+    /// Requests without an answer.
+    pub lost: u64,
     pub elapsed: f64,
+    /// Of answers other than refusals, and of what was lost.
     pub latency: Percentiles,
     /// Latency of refusals alone.
     pub refusals: Percentiles,
@@ -75,8 +87,16 @@ pub struct Outcome {
 #[derive(Debug)]
 pub struct Load {
     shared: Arc<Shared>,
-    threads: Vec<JoinHandle<Tally>>,
+    /// The process that its threads run in.
+    process: Pid,
     started: Instant,
+    ending: Mutex<Ending>,
+}
+
+#[derive(Debug)]
+struct Ending {
+    threads: Vec<JoinHandle<Tally>>,
+    sum: Tally,
 }
 
 #[derive(Debug)]
@@ -85,6 +105,8 @@ pub(crate) struct Shared {
     frames: Vec<Vec<u8>>,
     answered: AtomicU64,
     stop: AtomicBool,
+    /// Threads that have not ended.
+    running: AtomicUsize,
 }
 
 #[derive(Debug)]
@@ -95,7 +117,9 @@ pub(crate) struct Tally {
     pub(crate) bytes: u64,
     refused: u64,
     pub(crate) errors: u64,
-    pub(crate) ended: Instant,
+    lost: u64,
+    /// When the last answer came, or sending ended.
+    ended: Instant,
 }
 
 impl Tally {
@@ -107,24 +131,49 @@ impl Tally {
             bytes: 0,
             refused: 0,
             errors: 0,
+            lost: 0,
             ended: Instant::now(),
         }
     }
 
     /// Counts one answer.
     pub(crate) fn count(&mut self, latency: Duration, refused: bool, failed: bool) {
-        let nanoseconds = u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX);
-        let nanoseconds = nanoseconds.min((1 << HISTOGRAM.1) - 1);
-        // Fails only for a value out of range, which was cut off.
+        // Adding fails only for a value out of range, which is cut off.
         if refused {
             self.refused += 1;
-            let _ = self.refusals.increment(nanoseconds);
+            let _ = self.refusals.increment(nanoseconds(latency));
         } else {
             self.requests += 1;
             self.errors += u64::from(failed);
-            let _ = self.latency.increment(nanoseconds);
+            let _ = self.latency.increment(nanoseconds(latency));
         }
     }
+
+    /// Counts requests that have waited this long and get no answer.
+    pub(crate) fn lose(&mut self, waited: Duration, count: u64) {
+        self.lost += count;
+        let _ = self.latency.add(nanoseconds(waited), count);
+    }
+
+    /// Takes note of a moment of the measurement.
+    pub(crate) fn end(&mut self, at: Instant) {
+        self.ended = self.ended.max(at);
+    }
+
+    fn add(&mut self, other: &Tally) {
+        add(&mut self.latency, &other.latency);
+        add(&mut self.refusals, &other.refusals);
+        self.requests += other.requests;
+        self.bytes += other.bytes;
+        self.refused += other.refused;
+        self.errors += other.errors;
+        self.lost += other.lost;
+        self.end(other.ended);
+    }
+}
+
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX).min((1 << HISTOGRAM.1) - 1)
 }
 
 impl Shared {
@@ -139,6 +188,15 @@ impl Shared {
     }
 }
 
+/// Counts a thread as ended, also where it panics.
+struct Running<'a>(&'a Shared);
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.running.fetch_sub(1, Release);
+    }
+}
+
 fn new_histogram() -> Histogram {
     match Histogram::new(HISTOGRAM.0, HISTOGRAM.1) {
         Ok(histogram) => histogram,
@@ -149,22 +207,42 @@ fn new_histogram() -> Histogram {
 impl Load {
     pub fn start(plan: Plan) -> std::io::Result<Self> {
         let frames = plan.uris.iter().map(|uri| plan.dialect.frame(uri)).collect();
-        let threads = plan.threads.clamp(1, plan.clients.max(1));
-        let shared =
-            Arc::new(Shared { plan, frames, answered: AtomicU64::new(0), stop: AtomicBool::new(false) });
-        let started = Instant::now();
-        let threads = (0..threads)
-            .map(|number| {
-                let shared = Arc::clone(&shared);
-                std::thread::Builder::new().name("objmapper-load".into()).stack_size(STACK).spawn(move || {
-                    match shared.plan.target {
-                        Target::Udp(address) => crate::udp::load::run(&shared, address, number, threads),
-                        _ => Worker::new(&shared, number, threads).run(),
-                    }
-                })
-            })
-            .collect::<Result<_, _>>()?;
-        Ok(Load { shared, threads, started })
+        let count = plan.threads.clamp(1, plan.clients.max(1));
+        let shared = Arc::new(Shared {
+            plan,
+            frames,
+            answered: AtomicU64::new(0),
+            stop: AtomicBool::new(false),
+            running: AtomicUsize::new(count),
+        });
+        let load = Load {
+            shared: Arc::clone(&shared),
+            process: getpid(),
+            started: Instant::now(),
+            ending: Mutex::new(Ending { threads: Vec::new(), sum: Tally::new() }),
+        };
+        for number in 0..count {
+            let shared = Arc::clone(&shared);
+            let body = move || {
+                let _running = Running(&shared);
+                match shared.plan.target {
+                    Target::Udp(address) => crate::udp::load::run(&shared, address, number, count),
+                    _ => Worker::new(&shared, number, count).run(),
+                }
+            };
+            // Where one cannot be started, dropping the load ends the others.
+            load.ending().threads.push(crate::concurrency::spawn("objmapper-load", STACK, body)?);
+        }
+        Ok(load)
+    }
+
+    fn ending(&self) -> MutexGuard<'_, Ending> {
+        self.ending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The process that it runs in.
+    pub fn process(&self) -> Pid {
+        self.process
     }
 
     /// Requests answered so far.
@@ -173,42 +251,42 @@ impl Load {
     }
 
     pub fn is_running(&self) -> bool {
-        self.threads.iter().any(|thread| !thread.is_finished())
+        self.shared.running.load(Acquire) > 0
     }
 
-    /// Ends it early.
+    /// Ends it early: within [`GRACE`] and a moment. Does not wait.
     pub fn stop(&self) {
         self.shared.stop.store(true, Relaxed);
     }
 
     /// Waits for the end.
-    pub fn finish(&mut self) -> Outcome {
-        let mut sum = Tally::new();
-        let mut ended = self.started;
-        for thread in self.threads.drain(..) {
+    pub fn finish(&self) -> Outcome {
+        let mut ending = self.ending();
+        while let Some(thread) = ending.threads.pop() {
             match thread.join() {
-                Ok(tally) => {
-                    add(&mut sum.latency, &tally.latency);
-                    add(&mut sum.refusals, &tally.refusals);
-                    sum.requests += tally.requests;
-                    sum.bytes += tally.bytes;
-                    sum.refused += tally.refused;
-                    sum.errors += tally.errors;
-                    ended = ended.max(tally.ended);
-                }
-                Err(_) => sum.errors += 1,
+                Ok(tally) => ending.sum.add(&tally),
+                // A panic has been reported on stderr by the runtime.
+                Err(_) => ending.sum.errors += 1,
             }
         }
+        let sum = &ending.sum;
         Outcome {
             requests: sum.requests,
             bytes: sum.bytes,
             refused: sum.refused,
             errors: sum.errors,
-            elapsed: ended.duration_since(self.started).as_secs_f64(),
+            lost: sum.lost,
+            elapsed: sum.ended.duration_since(self.started).as_secs_f64(),
             latency: Percentiles::of(&sum.latency),
             refusals: Percentiles::of(&sum.refusals),
             curve: curve(&sum.latency),
         }
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.stop();
     }
 }
 

@@ -1,24 +1,24 @@
 //! The connections of one thread of a load.
 
+use rustix::event::Timespec;
 use rustix::event::epoll::{self, EventData, EventFlags};
-use rustix::fd::{AsFd, OwnedFd};
+use rustix::fd::OwnedFd;
 use rustix::io::{self, Errno, IoSliceMut};
-use rustix::net::{
-    self, AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, SocketAddrUnix,
-    SocketType, sockopt,
-};
+use rustix::net::{self, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, sockopt};
 use std::collections::VecDeque;
 use std::mem::MaybeUninit;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
+use super::connect::connect;
 use super::dialects::{Answer, AnswerDecoder};
-use super::{Plan, Shared, Tally, Target};
-use crate::protocol::v2::{self, DecodedHelloAck};
+use super::{GRACE, Shared, Tally};
 
 /// With a rate, and where nothing else was asked for: a client that is further behind stops sending.
 const MOST_AHEAD: usize = 1000;
 const ROOM: usize = 256 << 10;
+/// A thread that waits for an answer looks this often whether the load is over.
+const STEP: Duration = Duration::from_millis(50);
 /// As many as the kernel passes in a message.
 const MOST_DESCRIPTORS: usize = 253;
 
@@ -43,7 +43,9 @@ struct Client {
     unsent: Vec<u8>,
     interest: EventFlags,
     next_uri: usize,
+    /// With a rate: when the next request is due, and how long after the start the first was.
     due: Instant,
+    first_due: Duration,
 }
 
 pub(super) struct Worker<'a> {
@@ -53,13 +55,16 @@ pub(super) struct Worker<'a> {
     room: Vec<u8>,
     interval: Option<Duration>,
     until: Instant,
+    /// Requests that were sent and may still be answered.
+    outstanding: usize,
+    /// When requests were due whose connection broke before the answer.
+    owed: Vec<Instant>,
 }
 
 impl<'a> Worker<'a> {
     pub fn new(shared: &'a Shared, number: usize, threads: usize) -> Self {
         let plan = &shared.plan;
         let mine = plan.clients / threads + usize::from(number < plan.clients % threads);
-        let interval = plan.rate.map(|rate| Duration::from_secs_f64(plan.clients as f64 / rate));
         let now = Instant::now();
         let clients = (0..mine)
             .map(|index| Client {
@@ -72,11 +77,12 @@ impl<'a> Worker<'a> {
                 unsent: Vec::new(),
                 interest: EventFlags::IN,
                 next_uri: (number + index * threads) % shared.frames.len().max(1),
+                due: now,
                 // Spread over the interval, so that they do not all come at once.
-                due: now
-                    + interval
-                        .unwrap_or_default()
-                        .mul_f64((index * threads + number) as f64 / plan.clients as f64),
+                first_due: plan
+                    .interval
+                    .unwrap_or_default()
+                    .mul_f64((index * threads + number) as f64 / plan.clients as f64),
             })
             .collect();
         Worker {
@@ -84,47 +90,101 @@ impl<'a> Worker<'a> {
             clients,
             tally: Tally::new(),
             room: vec![0; ROOM],
-            interval,
+            interval: plan.interval,
             until: now + plan.duration,
+            outstanding: 0,
+            owed: Vec::new(),
         }
     }
 
     pub fn run(mut self) -> Tally {
         let one_at_a_time =
             self.clients.len() == 1 && self.shared.plan.pipeline == 1 && self.interval.is_none();
-        let outcome =
-            if self.shared.plan.reconnect || one_at_a_time { self.run_blocking() } else { self.run_many() };
-        if outcome.is_err() {
+        let blocking = self.shared.plan.reconnect || one_at_a_time;
+        if (if blocking { self.run_blocking() } else { self.run_many() }).is_err() {
             self.tally.errors += 1;
         }
-        self.tally.ended = Instant::now();
+        self.settle();
         self.tally
+    }
+
+    /// Counts what was asked for, or due, and has no answer.
+    fn settle(&mut self) {
+        let now = Instant::now();
+        let over = now.min(self.until);
+        self.tally.end(over);
+        for index in 0..self.clients.len() {
+            self.give_up(index);
+        }
+        for due in self.owed.drain(..) {
+            self.tally.lose(now.saturating_duration_since(due), 1);
+        }
+        let Some(interval) = self.interval else { return };
+        for client in &self.clients {
+            let behind = over.saturating_duration_since(client.due).as_nanos();
+            let unsent = u64::try_from(behind.div_ceil(interval.as_nanos().max(1))).unwrap_or(u64::MAX);
+            // By the thousand where they are many: each counted as the longest of its thousand.
+            let together = unsent.div_ceil(1000).max(1);
+            for first in (0..unsent).step_by(usize::try_from(together).unwrap_or(usize::MAX)) {
+                let earliest = interval.saturating_mul(u32::try_from(first).unwrap_or(u32::MAX));
+                let waited = now.saturating_duration_since(client.due).saturating_sub(earliest);
+                self.tally.lose(waited, together.min(unsent - first));
+            }
+        }
     }
 
     fn is_over(&self, now: Instant) -> bool {
         now >= self.until || self.shared.is_over()
     }
 
+    /// A connection is gone, or is no longer listened to.
+    fn give_up(&mut self, index: usize) {
+        let client = &mut self.clients[index];
+        client.socket = None;
+        client.unsent.clear();
+        client.kept.clear();
+        self.outstanding -= client.under_way.len();
+        self.owed.extend(client.under_way.drain(..).map(|request| request.due));
+    }
+
     /// One client that sleeps in its socket: how latency is read, without an epoll in between.
     fn run_blocking(&mut self) -> io::Result<()> {
-        let patience = Duration::from_secs(10);
         for index in (0..self.clients.len()).cycle() {
-            let now = Instant::now();
-            if self.is_over(now) {
+            if self.is_over(Instant::now()) {
                 break;
             }
             if self.clients[index].socket.is_none() {
-                let socket = connect(&self.shared.plan)?;
-                sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(patience))?;
+                let socket = connect(self.shared)?;
+                io::ioctl_fionbio(&socket, false)?;
+                sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(STEP))?;
+                sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(GRACE))?;
                 self.clients[index].socket = Some(socket);
+                self.clients[index].decoder = AnswerDecoder::new(self.shared.plan.dialect);
             }
-            self.begin_request(index, now);
-            self.send(index, SendFlags::empty())?;
-            while !self.clients[index].under_way.is_empty() {
-                self.receive(index, RecvFlags::empty())?;
+            self.begin_request(index, Instant::now());
+            match self.send(index, SendFlags::empty()).and_then(|()| self.await_answer(index)) {
+                Ok(()) => {}
+                // Without an answer until the end: lost, which is counted later.
+                Err(Errno::TIMEDOUT) => break,
+                Err(_) if self.shared.plan.reconnect => self.tally.errors += 1,
+                Err(errno) => return Err(errno),
             }
             if self.shared.plan.reconnect {
-                self.clients[index].socket = None;
+                self.give_up(index);
+            }
+        }
+        Ok(())
+    }
+
+    /// Receives until a blocking client's request is answered; ETIMEDOUT where the load ended first.
+    fn await_answer(&mut self, index: usize) -> io::Result<()> {
+        let mut over = None;
+        while !self.clients[index].under_way.is_empty() {
+            if !self.receive(index, RecvFlags::empty())? {
+                let now = Instant::now();
+                if self.is_over(now) && now >= *over.get_or_insert(now) + GRACE {
+                    return Err(Errno::TIMEDOUT);
+                }
             }
         }
         Ok(())
@@ -133,31 +193,36 @@ impl<'a> Worker<'a> {
     fn run_many(&mut self) -> io::Result<()> {
         let poller = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         for index in 0..self.clients.len() {
-            let socket = connect(&self.shared.plan)?;
-            io::ioctl_fionbio(&socket, true)?;
+            let socket = connect(self.shared)?;
             epoll::add(&poller, &socket, EventData::new_u64(index as u64), EventFlags::IN)?;
             self.clients[index].socket = Some(socket);
         }
         // Only now: connecting ten thousand clients is not part of the measurement.
         let now = Instant::now();
         self.until = now + self.shared.plan.duration;
+        for client in &mut self.clients {
+            client.due = now + client.first_due;
+        }
         if self.interval.is_none() {
             for index in 0..self.clients.len() {
                 self.refill(index, &poller)?;
             }
-        } else {
-            for client in &mut self.clients {
-                client.due += now.saturating_duration_since(self.tally.ended);
-            }
         }
+        let mut over = None;
         let mut events = [MaybeUninit::<epoll::Event>::uninit(); 256];
         loop {
             let now = Instant::now();
-            if self.is_over(now) {
-                return Ok(());
+            if over.is_none() && self.is_over(now) {
+                over = Some(now);
+                self.until = self.until.min(now);
             }
-            let pause = self.send_due(now, &poller)?.min(Duration::from_millis(50));
-            let timeout = rustix::event::Timespec::try_from(pause).ok();
+            let pause = match over {
+                // What is under way may still be answered.
+                Some(over) if self.outstanding == 0 || now >= over + GRACE => return Ok(()),
+                Some(_) => STEP,
+                None => self.send_due(now, &poller)?.min(STEP),
+            };
+            let timeout = Timespec::try_from(pause).ok();
             let ready = match epoll::wait(&poller, &mut events, timeout.as_ref()) {
                 Ok((ready, _)) => ready,
                 Err(Errno::INTR) => continue,
@@ -168,17 +233,12 @@ impl<'a> Worker<'a> {
                 if flags.contains(EventFlags::OUT) {
                     self.flush(index, &poller)?;
                 }
-                if flags.intersects(EventFlags::IN | EventFlags::HUP | EventFlags::ERR) {
-                    match self.receive(index, RecvFlags::DONTWAIT) {
-                        Ok(()) => {}
-                        Err(_) => {
-                            self.tally.errors += 1;
-                            self.clients[index].socket = None;
-                            self.clients[index].under_way.clear();
-                            continue;
-                        }
-                    }
-                    if self.interval.is_none() {
+                let ended = EventFlags::HUP | EventFlags::ERR;
+                if flags.intersects(EventFlags::IN | ended) && self.clients[index].socket.is_some() {
+                    if self.receive(index, RecvFlags::DONTWAIT).is_err() {
+                        self.tally.errors += 1;
+                        self.give_up(index);
+                    } else if self.interval.is_none() && over.is_none() {
                         self.refill(index, &poller)?;
                     }
                 }
@@ -188,29 +248,36 @@ impl<'a> Worker<'a> {
 
     /// Sends what is due. Returns the time until something else is.
     fn send_due(&mut self, now: Instant, poller: &OwnedFd) -> io::Result<Duration> {
-        let Some(interval) = self.interval else { return Ok(Duration::from_millis(50)) };
-        let mut nearest = Duration::from_millis(50);
+        let Some(interval) = self.interval else { return Ok(STEP) };
+        let mut nearest = STEP;
         // One is what nobody asked for: with a rate it would make the loop a closed one.
         let ahead = if self.shared.plan.pipeline > 1 { self.shared.plan.pipeline } else { MOST_AHEAD };
         for index in 0..self.clients.len() {
             let mut sent = false;
             while self.clients[index].due <= now && self.clients[index].under_way.len() < ahead {
+                if self.clients[index].socket.is_none() {
+                    // It stays due, and is counted as lost at the end.
+                    break;
+                }
                 let due = self.clients[index].due;
                 self.clients[index].due += interval;
-                if self.clients[index].socket.is_some() {
-                    self.begin_request(index, due);
-                    sent = true;
-                }
+                self.begin_request(index, due);
+                sent = true;
             }
             if sent {
                 self.flush(index, poller)?;
             }
-            nearest = nearest.min(self.clients[index].due.saturating_duration_since(now));
+            if self.clients[index].socket.is_some() {
+                nearest = nearest.min(self.clients[index].due.saturating_duration_since(now));
+            }
         }
         Ok(nearest)
     }
 
     fn refill(&mut self, index: usize, poller: &OwnedFd) -> io::Result<()> {
+        if self.clients[index].socket.is_none() {
+            return Ok(());
+        }
         let now = Instant::now();
         let missing = self.shared.plan.pipeline.saturating_sub(self.clients[index].under_way.len());
         for _ in 0..missing {
@@ -228,6 +295,7 @@ impl<'a> Worker<'a> {
         self.shared.plan.dialect.number(&mut client.unsent[start..], id);
         client.next_uri = (client.next_uri + 1) % self.shared.frames.len();
         client.under_way.push_back(UnderWay { id, due: at, sent: Instant::now() });
+        self.outstanding += 1;
     }
 
     fn flush(&mut self, index: usize, poller: &OwnedFd) -> io::Result<()> {
@@ -238,8 +306,7 @@ impl<'a> Worker<'a> {
             Ok(()) | Err(Errno::AGAIN) => {}
             Err(_) => {
                 self.tally.errors += 1;
-                self.clients[index].socket = None;
-                self.clients[index].under_way.clear();
+                self.give_up(index);
                 return Ok(());
             }
         }
@@ -272,8 +339,8 @@ impl<'a> Worker<'a> {
         outcome
     }
 
-    /// One `recv`, and all the answers in it.
-    fn receive(&mut self, index: usize, flags: RecvFlags) -> io::Result<()> {
+    /// One `recv`, and all the answers in it; false where nothing has come.
+    fn receive(&mut self, index: usize, flags: RecvFlags) -> io::Result<bool> {
         let kept = self.clients[index].kept.len();
         self.room[..kept].copy_from_slice(&self.clients[index].kept);
         self.clients[index].kept.clear();
@@ -290,7 +357,7 @@ impl<'a> Worker<'a> {
             Err(Errno::AGAIN | Errno::INTR) => {
                 let room = self.room[..kept].to_vec();
                 self.clients[index].kept = room;
-                return if flags.is_empty() { Err(Errno::TIMEDOUT) } else { Ok(()) };
+                return Ok(false);
             }
             Err(errno) => return Err(errno),
         };
@@ -319,7 +386,7 @@ impl<'a> Worker<'a> {
             self.tally.errors += 1;
         }
         self.clients[index].spare = came.saturating_sub(opened);
-        Ok(())
+        Ok(true)
     }
 
     fn count(
@@ -335,9 +402,11 @@ impl<'a> Worker<'a> {
         let Some(UnderWay { due, sent, .. }) = at.and_then(|at| under_way.remove(at)) else {
             return Err(Errno::PROTO);
         };
+        self.outstanding -= 1;
         // A refusal tells how quick the server is to say no; that the generator itself came too late is not its doing.
         let since = if refused { sent } else { due };
         self.tally.count(now.saturating_duration_since(since), refused, failed);
+        self.tally.end(now);
         self.shared.answered.fetch_add(1, Relaxed);
         Ok(())
     }
@@ -356,44 +425,4 @@ fn receive_and_close(socket: &OwnedFd, room: &mut [u8], flags: RecvFlags) -> io:
         }
     }
     Ok((received.bytes, descriptors))
-}
-
-/// A connection that has been greeted.
-fn connect(plan: &Plan) -> io::Result<OwnedFd> {
-    let socket = connect_to(&plan.target)?;
-    let greeting = plan.dialect.greeting();
-    if !greeting.is_empty() {
-        net::send(&socket, &greeting, SendFlags::NOSIGNAL)?;
-        let mut answer = [0; v2::HELLO_ACK];
-        let (length, _) = net::recv(&socket, &mut answer, RecvFlags::WAITALL)?;
-        let DecodedHelloAck::Ack { .. } = v2::decode_hello_ack(&mut &answer[..length]) else {
-            return Err(Errno::PROTO);
-        };
-    }
-    Ok(socket)
-}
-
-fn connect_to(target: &Target) -> io::Result<OwnedFd> {
-    let flags = net::SocketFlags::CLOEXEC;
-    match target {
-        Target::Unix(path) => {
-            let socket = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-            let name = SocketAddrUnix::new(path.as_path())?;
-            loop {
-                match net::connect(socket.as_fd(), &name) {
-                    // The backlog is full: the server accepts as fast as it can.
-                    Err(Errno::AGAIN) => std::thread::sleep(Duration::from_micros(200)),
-                    outcome => return outcome.map(|()| socket),
-                }
-            }
-        }
-        Target::Tcp(address) => {
-            let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-            let socket = net::socket_with(family, SocketType::STREAM, flags, None)?;
-            sockopt::set_tcp_nodelay(&socket, true)?;
-            net::connect(socket.as_fd(), address)?;
-            Ok(socket)
-        }
-        Target::Udp(_) => Err(Errno::PROTOTYPE),
-    }
 }

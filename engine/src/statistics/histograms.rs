@@ -8,8 +8,8 @@ use std::time::Duration;
 
 /// 2^-6: 1.6 %.
 const GROUPING_POWER: u8 = 6;
-/// 2^36 ns: 68 s. What took longer counts as that.
-const MAX_VALUE_POWER: u8 = 36;
+/// 2^44 ns: 4.9 h. What took longer counts as that.
+const MAX_VALUE_POWER: u8 = 44;
 pub(super) const MAX_VALUE: u64 = (1 << MAX_VALUE_POWER) - 1;
 
 pub(super) fn config() -> &'static Config {

@@ -87,12 +87,13 @@ impl Statistics {
         CacheCounts { hits: sum(|shard| &shard.cache_hits), misses: sum(|shard| &shard.cache_misses) }
     }
 
-    /// Ends a second of the window. Called once a second, by one thread.
-    pub fn tick(&self) {
+    /// Ends a second of the window, or several where the clock's thread did not run for so long: what came in them counts for
+    /// the last. Called once a second, by one thread.
+    pub fn tick(&self, seconds: u64) {
         let mut history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
         for labels in Labels::all() {
             if let Some(now) = self.totals(labels) {
-                history.entry(labels).or_insert_with(History::new).tick(now);
+                history.entry(labels).or_insert_with(History::new).tick(now, seconds);
             }
         }
     }

@@ -149,14 +149,14 @@ fn the_wait_in_a_queue_is_told_apart() {
 fn the_last_minute_ages_out_and_what_was_since_start_stays() {
     let statistics = Statistics::new();
     statistics.record(0, &answered(any_labels(), Duration::from_micros(10)));
-    statistics.tick();
+    statistics.tick(1);
     for _ in 0..WINDOW_SECONDS - 1 {
         assert_eq!(total(&statistics).latency.count, 1);
-        statistics.tick();
+        statistics.tick(1);
     }
     // Its second is the oldest of sixty, and the next one pushes it out.
     assert_eq!(total(&statistics).latency.count, 1);
-    statistics.tick();
+    statistics.tick(1);
     let figures = total(&statistics);
     assert_eq!(figures.latency.count, 0);
     assert_eq!(figures.latency_since_start.count, 1);
@@ -164,11 +164,45 @@ fn the_last_minute_ages_out_and_what_was_since_start_stays() {
 }
 
 #[test]
+fn missed_seconds_push_nothing_out_of_the_window_that_came_in_them() {
+    let statistics = Statistics::new();
+    statistics.record(0, &answered(any_labels(), Duration::from_micros(10)));
+    statistics.tick(1);
+    // The process is stopped for more than the window, and then answers what has come meanwhile.
+    statistics.record(0, &answered(any_labels(), Duration::from_micros(10)));
+    statistics.tick(3_000_000_000);
+    assert_eq!(total(&statistics).latency.count, 1);
+    for _ in 0..WINDOW_SECONDS - 1 {
+        statistics.tick(1);
+        assert_eq!(total(&statistics).latency.count, 1);
+    }
+    statistics.tick(1);
+    assert_eq!(total(&statistics).latency.count, 0);
+}
+
+#[test]
+fn a_missed_second_counts_as_one_in_which_nothing_came() {
+    let statistics = Statistics::new();
+    for _ in 0..10 {
+        statistics.record(0, &answered(any_labels(), Duration::from_micros(1)));
+        statistics.tick(2);
+    }
+    assert_eq!(total(&statistics).requests_per_sec, 0.5);
+}
+
+#[test]
+fn a_request_of_an_hour_counts_as_one() {
+    let statistics = Statistics::new();
+    statistics.record(0, &answered(any_labels(), Duration::from_secs(3600)));
+    assert_near(total(&statistics).latency.max_us, 3600e6);
+}
+
+#[test]
 fn the_window_holds_what_came_since_the_last_tick() {
     let statistics = Statistics::new();
     for _ in 0..3 {
         statistics.record(0, &answered(any_labels(), Duration::from_micros(10)));
-        statistics.tick();
+        statistics.tick(1);
     }
     statistics.record(0, &answered(any_labels(), Duration::from_micros(900)));
     let latency = total(&statistics).latency;
@@ -183,7 +217,7 @@ fn rates_are_over_the_last_ten_seconds() {
         for _ in 0..second {
             statistics.record(0, &Answered { bytes: 7, ..answered(any_labels(), Duration::from_micros(1)) });
         }
-        statistics.tick();
+        statistics.tick(1);
     }
     let wanted = (10..20).sum::<u64>() as f64 / 10.0;
     let figures = total(&statistics);
@@ -208,7 +242,7 @@ fn threads_that_record_at_once_lose_nothing() {
         }
         // A reader and the clock, meanwhile: they must not disturb the count.
         for _ in 0..20 {
-            statistics.tick();
+            statistics.tick(1);
             assert!(total(&statistics).requests_total <= (THREADS * EACH) as u64);
         }
     });

@@ -82,18 +82,33 @@ impl History {
         History { last: Totals::nothing(), seconds: VecDeque::with_capacity(WINDOW_SECONDS) }
     }
 
-    /// Ends a second.
-    pub(super) fn tick(&mut self, now: Totals) {
-        if self.seconds.len() == WINDOW_SECONDS {
-            self.seconds.pop_front();
+    /// Ends so many seconds: all but the last as seconds in which nothing came, so that none of it leaves the window early.
+    pub(super) fn tick(&mut self, now: Totals, seconds: u64) {
+        let missed = seconds.saturating_sub(1).min(WINDOW_SECONDS as u64);
+        for _ in 0..missed {
+            self.push(Second::default());
         }
-        self.seconds.push_back(Second {
+        self.push(Second {
             latency: SparseHistogram::from(&difference(&now.latency, &self.last.latency)),
             queue_wait: SparseHistogram::from(&difference(&now.queue_wait, &self.last.queue_wait)),
             requests: now.requests() - self.last.requests(),
             bytes: now.bytes - self.last.bytes,
         });
         self.last = now;
+    }
+
+    fn push(&mut self, second: Second) {
+        if self.seconds.len() == WINDOW_SECONDS {
+            self.seconds.pop_front();
+        }
+        self.seconds.push_back(second);
+    }
+}
+
+impl Default for Second {
+    fn default() -> Self {
+        let nothing = || SparseHistogram::from(&Histogram::with_config(config()));
+        Second { latency: nothing(), queue_wait: nothing(), requests: 0, bytes: 0 }
     }
 }
 

@@ -52,15 +52,27 @@ enum Outcome {
     /// The address had its bytes for this moment: silence, so that it asks more slowly.
     Limited,
     Refused(Refusal),
-    /// A disk may have to be waited for first.
-    Storage,
+    /// A disk may have to be waited for first. So many bytes are counted already as sent to the address.
+    Storage {
+        counted: usize,
+    },
+}
+
+/// What became of a question, for those that answer questions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub enum Done {
+    /// Answered, or left without an answer on purpose.
+    Now,
+    /// A disk would have to be waited for. To be answered elsewhere, with [`Turn::counted`] as it is here.
+    Elsewhere { counted: usize },
 }
 
 impl From<Stop> for Outcome {
     fn from(stop: Stop) -> Self {
         match stop {
             Stop::Failed(error) => Outcome::Refused(error.into()),
-            Stop::Storage => Outcome::Storage,
+            Stop::Storage => Outcome::Storage { counted: 0 },
         }
     }
 }
@@ -79,6 +91,8 @@ pub struct Turn {
     /// How long it lay in a queue; None where there is none.
     pub waited: Option<Duration>,
     pub storage: Storage,
+    /// Bytes of the answer that its address's rate was charged with before.
+    pub counted: usize,
 }
 
 /// An answer that is in the outbox, to be counted when it is gone.
@@ -152,9 +166,8 @@ impl Answerer {
         }
     }
 
-    /// Answers a question that the gate let in; false where a disk would have to be waited for, and may not be.
-    #[must_use]
-    pub fn answer(&mut self, question: &Question<'_>, turn: Turn) -> bool {
+    /// Answers a question that the gate let in, where no disk must be waited for that may not be.
+    pub fn answer(&mut self, question: &Question<'_>, turn: Turn) -> Done {
         let mark = self.outbox.bytes.len();
         let outcome = match question {
             Question::Pull(pull) => match pull.uri {
@@ -163,16 +176,16 @@ impl Answerer {
             },
             Question::Plain(Ok((mode, uri))) => self.plain(*mode, uri, turn),
             Question::Plain(Err(status)) => Err(Refusal::from(Error::Refused(*status)).into()),
-            Question::Noise => return true,
+            Question::Noise => return Done::Now,
         };
         match outcome.unwrap_or_else(|outcome| outcome) {
             Outcome::Content(content) => {
                 self.endings.push(Ending::new(question, turn, Status::Ok, content));
             }
             Outcome::Limited => self.outbox.bytes.truncate(mark),
-            Outcome::Storage => {
+            Outcome::Storage { counted } => {
                 self.outbox.bytes.truncate(mark);
-                return false;
+                return Done::Elsewhere { counted };
             }
             Outcome::Refused(refusal) => {
                 self.outbox.bytes.truncate(mark);
@@ -182,14 +195,19 @@ impl Answerer {
         if self.outbox.bytes.len() >= FULL {
             self.flush();
         }
-        true
+        Done::Now
+    }
+
+    /// Whether an address has used up what it may be sent now; counted as dropped if so. For what would cost work first.
+    pub fn is_over_its_rate(&self, from: Peer) -> bool {
+        !self.gate().may_send(from.address, 0, Instant::now())
     }
 
     /// Answers that there is no room, before any work.
     pub fn refuse(&mut self, question: &Question<'_>, from: Peer, arrived: Instant) {
         self.service.statistics.gauges(Transport::Udp).rejected_total.fetch_add(1, Relaxed);
         let refusal = Refusal::from(Error::Busy("the server's queue is full, try again"));
-        let turn = Turn { from, arrived, waited: None, storage: Storage::Never };
+        let turn = Turn { from, arrived, waited: None, storage: Storage::Never, counted: 0 };
         self.push_refusal(question, &refusal, turn);
     }
 
@@ -254,9 +272,10 @@ impl Answerer {
         }
     }
 
-    /// Whether the asker may be sent so many bytes. What was begun elsewhere was counted there.
+    /// Whether the asker may be sent so many bytes, each of which is counted once.
     fn may_send(&self, bytes: usize, turn: Turn) -> bool {
-        turn.storage == Storage::Waited || self.gate().may_send(turn.from.address, bytes, turn.arrived)
+        let due = bytes.saturating_sub(turn.counted);
+        (due == 0 && turn.counted > 0) || self.gate().may_send(turn.from.address, due, turn.arrived)
     }
 
     /// A version 1 request: its reply in one datagram, or not at all.
@@ -286,21 +305,34 @@ impl Answerer {
     /// A range in pieces. A range of nothing, and one behind the end, is answered with an empty piece: it tells version and
     /// size.
     fn pull(&mut self, pull: &Pull<'_>, uri: &str, turn: Turn) -> Result<Outcome, Outcome> {
-        for attempt in 0..TRIES {
-            let content = self.reader.find(uri, turn.storage)?;
+        let mut counted = 0;
+        for _ in 0..TRIES {
+            let content = match self.reader.find(uri, turn.storage) {
+                Err(Stop::Storage) => return Err(Outcome::Storage { counted }),
+                found => found?,
+            };
             let range = Range::new(pull, content.total(), turn.from.address);
             let datagrams = range.length.div_ceil(range.piece).max(1);
             let bytes = range.length + datagrams * DATA_HEAD;
-            if attempt == 0 && !self.may_send(bytes + datagrams * HEADERS, turn) {
+            let cost = bytes + datagrams * HEADERS;
+            // Another attempt may find a longer content: what is more is counted as well.
+            let turn = Turn { counted: counted.max(turn.counted), ..turn };
+            if !self.may_send(cost, turn) {
                 return Ok(Outcome::Limited);
             }
+            counted = cost.max(turn.counted);
             let start = self.outbox.bytes.len();
             self.outbox.bytes.resize(start + bytes, 0);
             let room = &mut self.outbox.bytes[start..];
             if let Content::Open(opened) = &content {
-                if !read_pieces(opened, room, range.piece, range.offset, turn.storage)? {
-                    self.outbox.bytes.truncate(start);
-                    continue;
+                match read_pieces(opened, room, range.piece, range.offset, turn.storage) {
+                    Ok(true) => {}
+                    Ok(false) => {
+                        self.outbox.bytes.truncate(start);
+                        continue;
+                    }
+                    Err(Stop::Storage) => return Err(Outcome::Storage { counted }),
+                    Err(stop) => return Err(stop.into()),
                 }
             } else if let Some(small) = self.reader.small(&content) {
                 let mut rest = small.get(range.start..).unwrap_or_default();
@@ -361,3 +393,7 @@ fn longest_datagram(to: SocketAddr) -> usize {
         _ => NEAR_DATAGRAM_V6,
     }
 }
+
+#[cfg(test)]
+#[path = "answer_tests.rs"]
+mod tests;

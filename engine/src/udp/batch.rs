@@ -23,6 +23,13 @@ pub struct Peer {
     local: Option<(IpAddr, u32)>,
 }
 
+#[cfg(test)]
+impl Peer {
+    pub fn of(address: SocketAddr) -> Self {
+        Peer { address, local: None }
+    }
+}
+
 /// A datagram as it came.
 #[derive(Debug)]
 pub struct Received<'a> {

@@ -20,8 +20,6 @@ pub enum Storage {
     /// Other questions would wait as well: see [`Stop::Storage`].
     Never,
     Wait,
-    /// As `Wait`, on behalf of a question that was begun elsewhere, and counted there.
-    Waited,
 }
 
 /// Why there is no content.
@@ -162,7 +160,7 @@ fn read_into(
                 Err(Errno::AGAIN) => return Err(Stop::Storage),
                 answer => answer,
             },
-            Storage::Wait | Storage::Waited => preadv(&opened.file, slices, at),
+            Storage::Wait => preadv(&opened.file, slices, at),
         };
         match read {
             Ok(0) => return Ok(false),

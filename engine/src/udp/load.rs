@@ -1,7 +1,8 @@
 //! The load generator's datagrams: clients that ask again when they are answered, each with a socket of its own.
 //!
-//! What is not answered within a while is an error, and is asked again. Besides objmapper's two forms it speaks memcached's
-//! protocol for UDP, so that a peer is measured by the same client.
+//! What is not answered within a while is an error, and is asked again from another port: an answer that comes late goes to
+//! the port before, so it does not count for the next question. Latency counts from when a question was asked first. Besides
+//! objmapper's two forms it speaks memcached's protocol for UDP, so that a peer is measured by the same client.
 
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::fd::OwnedFd;
@@ -12,19 +13,21 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use super::wire::{self, Answer, Pull};
-use crate::load::{Dialect, Shared, Tally};
+use crate::load::{Dialect, GRACE, Shared, Tally};
 use crate::protocol::{Mode, Status, encode_request};
 
 /// Bytes of content in a piece, and pieces in a PULL.
 const CHUNK: u32 = 32 << 10;
 const PIECES: u32 = 32;
-/// An answer that takes longer than this is lost.
+/// An answer that takes longer than this is asked for again.
 const PATIENCE: Duration = Duration::from_millis(200);
 const KERNEL_BUFFER: usize = 8 << 20;
 const ROOM: usize = 64 << 10;
 
 struct Client {
     socket: OwnedFd,
+    /// When the question under way was asked first, and when last; None after the end of the load.
+    due: Option<Instant>,
     asked_at: Instant,
     next_uri: usize,
     /// Of a PULL: where it begins, and how many bytes have come of it.
@@ -36,10 +39,14 @@ struct Client {
 /// Runs this thread's share of the clients.
 pub(crate) fn run(shared: &Shared, address: SocketAddr, number: usize, threads: usize) -> Tally {
     let mut tally = Tally::new();
-    if load(shared, address, number, threads, &mut tally).is_err() {
+    let mut clients = Vec::new();
+    if load(shared, address, number, threads, &mut clients, &mut tally).is_err() {
         tally.errors += 1;
     }
-    tally.ended = Instant::now();
+    let now = Instant::now();
+    for due in clients.iter().filter_map(|client| client.due) {
+        tally.lose(now.saturating_duration_since(due), 1);
+    }
     tally
 }
 
@@ -48,36 +55,48 @@ fn load(
     address: SocketAddr,
     number: usize,
     threads: usize,
+    clients: &mut Vec<Client>,
     tally: &mut Tally,
 ) -> io::Result<()> {
     let plan = &shared.plan;
     let mine = plan.clients / threads + usize::from(number < plan.clients % threads);
     let poller = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-    let mut clients = Vec::with_capacity(mine);
     for index in 0..mine {
         let socket = connect(address)?;
         epoll::add(&poller, &socket, EventData::new_u64(index as u64), EventFlags::IN)?;
         let next_uri = (number + index * threads) % plan.uris.len().max(1);
-        clients.push(Client { socket, asked_at: Instant::now(), next_uri, offset: 0, came: 0, number: 0 });
+        let (due, asked_at) = (None, Instant::now());
+        clients.push(Client { socket, due, asked_at, next_uri, offset: 0, came: 0, number: 0 });
     }
     let until = Instant::now() + plan.duration;
-    for client in &mut clients {
-        client.ask(shared)?;
+    for client in clients.iter_mut() {
+        client.ask_next(shared)?;
     }
     let mut events = [MaybeUninit::<epoll::Event>::uninit(); 256];
     let mut room = vec![0; ROOM];
     let mut next_look = Instant::now() + PATIENCE;
+    let mut over = None;
     let timeout = rustix::event::Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
     loop {
         let now = Instant::now();
-        if now >= until || shared.is_over() {
+        if over.is_none() && (now >= until || shared.is_over()) {
+            over = Some(now);
+            tally.end(now.min(until));
+        }
+        // What is under way may still be answered.
+        if over.is_some_and(|over| now >= over + GRACE || clients.iter().all(|client| client.due.is_none())) {
             return Ok(());
         }
         if now >= next_look {
             next_look = now + PATIENCE;
-            for client in clients.iter_mut().filter(|client| now - client.asked_at > PATIENCE) {
-                tally.errors += 1;
-                client.ask(shared)?;
+            for (index, client) in clients.iter_mut().enumerate() {
+                if client.due.is_some() && now - client.asked_at > PATIENCE {
+                    tally.errors += 1;
+                    client.socket = connect(address)?;
+                    let data = EventData::new_u64(index as u64);
+                    epoll::add(&poller, &client.socket, data, EventFlags::IN)?;
+                    client.ask(shared)?;
+                }
             }
         }
         let ready = match epoll::wait(&poller, &mut events, Some(&timeout)) {
@@ -86,7 +105,7 @@ fn load(
             Err(errno) => return Err(errno),
         };
         for event in ready {
-            clients[event.data.u64() as usize].receive(shared, &mut room, tally)?;
+            clients[event.data.u64() as usize].receive(shared, &mut room, tally, over.is_some())?;
         }
     }
 }
@@ -102,6 +121,12 @@ fn connect(address: SocketAddr) -> io::Result<OwnedFd> {
 }
 
 impl Client {
+    /// Asks a question for the first time.
+    fn ask_next(&mut self, shared: &Shared) -> io::Result<()> {
+        self.due = Some(Instant::now());
+        self.ask(shared)
+    }
+
     fn ask(&mut self, shared: &Shared) -> io::Result<()> {
         let uri = &shared.plan.uris[self.next_uri];
         self.number = self.number.wrapping_add(1);
@@ -130,8 +155,9 @@ impl Client {
         }
     }
 
-    fn receive(&mut self, shared: &Shared, room: &mut [u8], tally: &mut Tally) -> io::Result<()> {
-        loop {
+    /// Takes what has come; asks the next question unless the load is `over`.
+    fn receive(&mut self, shared: &Shared, room: &mut [u8], tally: &mut Tally, over: bool) -> io::Result<()> {
+        while let Some(due) = self.due {
             let length = match net::recv(&self.socket, &mut *room, RecvFlags::DONTWAIT) {
                 Ok((length, _)) => length,
                 Err(Errno::AGAIN | Errno::INTR | Errno::CONNREFUSED) => return Ok(()),
@@ -142,13 +168,19 @@ impl Client {
             let Some((refused, failed)) = self.read(shared.plan.dialect, uri, &room[..length]) else {
                 continue;
             };
-            tally.count(self.asked_at.elapsed(), refused, failed);
+            let now = Instant::now();
+            tally.count(now.saturating_duration_since(due), refused, failed);
+            tally.end(now);
             shared.count(1);
+            self.due = None;
             if self.offset == 0 {
                 self.next_uri = (self.next_uri + 1) % shared.plan.uris.len();
             }
-            self.ask(shared)?;
+            if !over {
+                self.ask_next(shared)?;
+            }
         }
+        Ok(())
     }
 
     /// Whether a datagram completes the answer; if so, whether that was a refusal or a failure.

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::answer::{Answerer, Turn};
+use super::answer::{Answerer, Done, Turn};
 use super::batch::{BATCH, Inbox, Peer};
 use super::content::Storage;
 use super::gate::Verdict;
@@ -172,7 +172,10 @@ impl Serving {
         let settings = &self.service.settings;
         let elsewhere = self.service.storage_pool.as_ref().filter(|_| settings.async_storage);
         let storage = if elsewhere.is_some() { Storage::Never } else { Storage::Wait };
-        if answerer.answer(question, Turn { from, arrived, waited, storage }) {
+        let turn = Turn { from, arrived, waited, storage, counted: 0 };
+        let Done::Elsewhere { counted } = answerer.answer(question, turn) else { return };
+        // Before the disk has work for an answer that is not sent.
+        if counted == 0 && answerer.is_over_its_rate(from) {
             return;
         }
         let Some(pool) = elsewhere.filter(|pool| pool.pending() < settings.max_queue_depth) else {
@@ -182,8 +185,8 @@ impl Serving {
         let (serving, datagram) = (Arc::clone(self), Box::<[u8]>::from(datagram));
         pool.submit(move || {
             let mut answerer = serving.answerer();
-            let turn = Turn { from, arrived, waited, storage: Storage::Waited };
-            // It says no only where it may not wait.
+            let turn = Turn { from, arrived, waited, storage: Storage::Wait, counted };
+            // It is answered now: this thread may wait.
             let _ = answerer.answer(&Question::decode(&datagram), turn);
             answerer.flush();
             serving.deferred.fetch_sub(1, Relaxed);

@@ -48,6 +48,10 @@ fn settings(root: &Path, model: Model, listen: &str) -> Settings {
     }
 }
 
+pub(super) fn settings_for(root: &Path) -> Settings {
+    settings(root, Model::Epoll, "127.0.0.1:0")
+}
+
 fn serving(model: Model, listen: &str, change: impl FnOnce(&mut Settings)) -> Served {
     let root = tempfile::tempdir().unwrap();
     for (name, size) in [("empty", 0), ("a", 1), ("small", 4096), ("snug", 65_498), ("large", 300_000)] {
