@@ -16,6 +16,7 @@ from typing import Any, Final
 from pydantic_core import to_json
 
 from .not_running import NotRunning
+from .process.threads import start_thread
 
 LOG: Final = logging.getLogger(__name__)
 #: Seconds.
@@ -23,7 +24,7 @@ PAUSE: Final = 0.1
 
 
 class AccessLog:
-    """Appends to `path` until it is stopped. Raises OSError where it cannot be opened.
+    """Appends to `path` until it is stopped. Raises OSError where the file or a thread for it cannot be had.
 
     `recorded` returns what was recorded behind a number, oldest first.
     """
@@ -39,7 +40,11 @@ class AccessLog:
         self._read = self._written = 0
         self._fails = False
         self._thread = threading.Thread(target=self._run, name="objmapper-access-log", daemon=True)
-        self._thread.start()
+        try:
+            start_thread(self._thread)
+        except BaseException:
+            self._file.close()
+            raise
 
     def reopen(self) -> None:
         """Open the path anew: whoever has renamed the file has it to himself when this returns.

@@ -11,6 +11,7 @@ import os
 import socket
 import stat
 import threading
+from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,6 +19,7 @@ import uvicorn
 
 from .endpoint.http_limits import BACKLOG, HEADERS, IDLE_TIME, LimitedHttp
 from .endpoint.routes import application
+from .process.threads import start_thread
 from .settings.listening import ListeningPoint
 
 if TYPE_CHECKING:
@@ -54,24 +56,35 @@ class Admin:
             )
         )
         self._thread = threading.Thread(target=self._serve, name="admin", daemon=True)
+        self._serving: Future[None] = Future()
         self.address = ""
 
     def start(self) -> None:
-        """Listen and serve; raises OSError with the address where that cannot be."""
+        """Listen and serve; raises OSError with the address where that cannot be, and nothing is left of it then."""
         if self._given is None:
             self._socket, self.address = listen_on(self._listen)
         else:
             # One of our own for uvicorn to close.
             self._socket = self._given.dup()
             self.address = self._listen if self._listen.startswith("unix:") else f"http://{self._listen}"
-        self._thread.start()
+        try:
+            start_thread(self._thread)
+            self._serving.result()
+        except OSError as error:
+            # The kernel refuses the thread, or the descriptors of its event loop.
+            self.stop()
+            raise OSError(error.errno, f"the admin endpoint cannot start ({error.strerror})", self.address) from error
+        except BaseException:
+            self.stop()
+            raise
 
     def stop(self) -> None:
-        """Stop serving, close the socket and remove its file."""
+        """Stop serving, close the socket and remove its file. Can be called twice, and after a start that failed."""
         if self._socket is None:
             return
         self._http.should_exit = True
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
         self._socket.close()
         self._socket = None
         if self._given is None and self.address.startswith("unix:"):
@@ -82,11 +95,17 @@ class Admin:
         # forbid it, and then it is as every other.
         with contextlib.suppress(PermissionError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
-        asyncio.run(self._serve_here())
+        try:
+            asyncio.run(self._serve_here())
+        except BaseException as error:
+            if self._serving.done():
+                raise
+            self._serving.set_exception(error)
 
     async def _serve_here(self) -> None:
         assert self._socket is not None
         asyncio.get_running_loop().set_exception_handler(_log_failure)
+        self._serving.set_result(None)
         await self._http.serve(sockets=[self._socket])
 
 

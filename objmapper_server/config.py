@@ -21,8 +21,8 @@ from objmapper_client import address
 
 from .concurrency import TRANSPORTS, Concurrency, Transport, choose
 from .settings.config_error import ConfigError, did_you_mean
-from .settings.layers import ENVIRONMENT_PREFIX, layered
-from .settings.listening import ListeningPoint, parse_networks
+from .settings.layers import ENVIRONMENT_PREFIX, absolute_path, layered
+from .settings.listening import ListeningPoint, parse_host_names, parse_networks
 from .settings.peers import groups, prefixes, users
 
 DEFAULT_ADMIN_PORT: Final = 9997
@@ -44,6 +44,7 @@ class Given(TypedDict, total=False):
     udp_trusted: str | Iterable[str]
     udp_rate_limit: int | str
     admin: str | None
+    admin_host: str | Iterable[str]
     admin_token: str | None
     concurrency_model: Models
     pool_size: int
@@ -116,6 +117,7 @@ class Config(BaseSettings):
         Field(ge=0, le=1 << 62, description="bytes a second: a number, or with a unit as in 100MB; 0 for none"),
     ] = ByteSize(128 << 20)
     admin: str | None = Field(None, description="HOST:PORT or unix:PATH, or none")
+    admin_host: Annotated[tuple[str, ...], NoDecode] = Field((), description="host names, or * for any")
     admin_token: str | None = Field(None, min_length=16, repr=False, description="16 characters at least, or none")
     concurrency_model: Concurrency | Mapping[Transport, Concurrency] = Field(
         Concurrency.AUTO,
@@ -249,7 +251,7 @@ class Config(BaseSettings):
             text = text.removeprefix("unix:")
         if not text or "\0" in text:
             raise ValueError("a path is needed")
-        return Path(text).expanduser().absolute()
+        return absolute_path(text)
 
     @field_validator("tcp", "udp", mode="before")
     @classmethod
@@ -284,8 +286,23 @@ class Config(BaseSettings):
             path = value.removeprefix("unix:")
             if not path:
                 raise ValueError("a path is needed after unix:")
-            return f"unix:{Path(path).expanduser().absolute()}"
+            return f"unix:{absolute_path(path)}"
         return str(ListeningPoint.parse(value.removeprefix("http://").rstrip("/"), DEFAULT_ADMIN_PORT))
+
+    @field_validator("admin_host", mode="before")
+    @classmethod
+    def _admin_host(cls, value: object) -> object:
+        if _switched_off(value) is None:
+            return ()
+        return parse_host_names([value] if isinstance(value, str) else value) if isinstance(value, Iterable) else value
+
+    @field_validator("admin_token", mode="after")
+    @classmethod
+    def _admin_token(cls, value: str | None) -> str | None:
+        # An HTTP header loses white space at its ends, and cannot carry control characters.
+        if value is not None and (value != value.strip() or not value.isprintable()):
+            raise ValueError("a token is printable text without white space at its ends")
+        return value
 
     @field_validator("concurrency_model", mode="before")
     @classmethod
@@ -360,4 +377,6 @@ def _explained(error: ValidationError) -> ConfigError:
         return ConfigError(field, f"is needed: {allowed}")
     if first["type"] == "value_error":
         return ConfigError(field, str(first["ctx"]["error"]))
-    return ConfigError(field, f"{first['input']!r} is not allowed: it takes {allowed}")
+    # A secret is what `Config` does not show either: a token that is too short may be most of the right one.
+    got = repr(first["input"]) if Config.model_fields[field].repr else "the value given"
+    return ConfigError(field, f"{got} is not allowed: it takes {allowed}")

@@ -38,3 +38,8 @@ class Recorded(BaseModel):
 
     last: int  #: where to go on: the number of the last record, 0 where there is none
     requests: tuple[RecordedRequest, ...]
+
+    def slower_than(self, milliseconds: float) -> Self:
+        """Return the same, but only the requests that took at least this long."""
+        slow = tuple(each for each in self.requests if each.total_us >= milliseconds * 1000)
+        return self.model_copy(update={"requests": slow})

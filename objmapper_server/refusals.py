@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Final
 
 from .not_running import NotRunning
+from .process.threads import start_thread
 
 if TYPE_CHECKING:
     from .server import Server
@@ -39,13 +40,13 @@ class Refusal:
 
 
 class RefusalLog:
-    """Tells of refusals until it is stopped."""
+    """Logs refusals until it is stopped. Raises OSError where a thread for it cannot be had."""
 
     def __init__(self, server: "Server") -> None:
         self._server = server
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="objmapper-refusals", daemon=True)
-        self._thread.start()
+        start_thread(self._thread)
 
     def stop(self) -> None:
         """Tell of what there is, and end."""

@@ -5,6 +5,7 @@ import os
 import stat
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from ._engine import Engine
 from ._engine import __version__ as engine_version
 from .access_log import AccessLog
-from .concurrency import TRANSPORTS, Concurrency, choose
+from .concurrency import TRANSPORTS, Concurrency, Transport, choose
 from .config import Config
 from .not_running import NotRunning
 from .process.activation import ADMIN, NO_SOCKETS, Sockets, address_of
@@ -85,10 +86,10 @@ class Server:
                 self._access_log = AccessLog(self.config.access_log, self._recorded)
             self._refusal_log = RefusalLog(self)
         except BaseException:
-            admin, self._engine, self._admin = self._admin, None, None
-            if admin is not None:
-                admin.stop()
-            engine.stop()
+            self._engine = engine
+            # The error's traceback keeps this frame, which would keep the engine and its descriptor of the root.
+            del engine
+            self.stop()
             raise
 
     def drain(self, timeout: float | None = None) -> bool:
@@ -96,26 +97,33 @@ class Server:
 
         Returns False where that took longer. The admin endpoint stays, and says that the server is not ready.
         """
-        engine = self._started()
-        self._draining = True
+        with self._changing:
+            # A reload that is under way finishes first; a later one finds the server draining.
+            engine = self._started()
+            self._draining = True
         return engine.drain(self.config.shutdown_grace if timeout is None else timeout)
 
     def stop(self) -> None:
         """End what is left, close every socket and remove the Unix socket. Can be called twice."""
-        logs, self._access_log, self._refusal_log = (self._access_log, self._refusal_log), None, None
-        engine, admin = self._engine, self._admin
-        self._draining = True
-        try:
-            if engine is not None:
-                engine.stop()
-            # Their last look is behind the last request: one is noted after its answer has left.
+        with self._changing:
+            # A change that is under way finishes first; a later one finds no logs to reopen and a server that ends.
+            logs, self._access_log, self._refusal_log = (self._access_log, self._refusal_log), None, None
+            engine, admin = self._engine, self._admin
+            self._draining = True
+        with ExitStack() as stack:
+            # Each step is taken whatever becomes of the others, the last one first.
+            if admin is not None:
+                stack.callback(admin.stop)
+            stack.callback(self._forget_engine)
             for log in logs:
                 if log is not None:
-                    log.stop()
-        finally:
-            self._engine = self._admin = None
-            if admin is not None:
-                admin.stop()
+                    # A log reads once more behind the last request: one is noted after its answer has left.
+                    stack.callback(log.stop)
+            if engine is not None:
+                stack.callback(engine.stop)
+
+    def _forget_engine(self) -> None:
+        self._engine = self._admin = None
 
     def serve_forever(self, ready: Callable[[], None] = lambda: None) -> bool:
         """Start, call `ready`, serve until SIGTERM or SIGINT, drain, stop; a second signal cuts the drain short.
@@ -188,26 +196,42 @@ class Server:
         then nothing has changed.
         """
         with self._changing:
-            engine = self._started()
+            served = self._started().addresses
             if self._draining:
                 raise ValueError("the server drains: its models stay as they are")
             wanted = {}
             for name, model in models.items():
-                transport = next((known for known in TRANSPORTS if known == name and known in engine.addresses), None)
+                transport = next((known for known in TRANSPORTS if known == name and known in served), None)
                 if transport is None:
-                    raise ValueError(f"{name!r} is not served here: {', '.join(engine.addresses)} can be changed")
+                    raise ValueError(f"{name!r} is not served here: {', '.join(served)} can be changed")
                 wanted[transport] = choose(Concurrency(model), transport)
-            for transport, chosen in wanted.items():
-                engine.set_concurrency(transport, chosen)
-                LOG.info("%s is served by %s now", transport, chosen)
+            self._switch_models(wanted)
             self.config = self.config.replaced("set while it runs", concurrency_model={**self.config.models, **wanted})
+
+    def _switch_models(self, wanted: Mapping[Transport, Concurrency]) -> None:
+        """Give each transport its model, or none of them: where one cannot change, those before it change back."""
+        with ExitStack() as back:
+            for transport, model in wanted.items():
+                before = self.config.models[transport]
+                self._started().set_concurrency(transport, model)
+                back.callback(self._switch_back, transport, before)
+            back.pop_all()
+        for transport, model in wanted.items():
+            LOG.info("%s is served by %s now", transport, model)
+
+    def _switch_back(self, transport: Transport, model: Concurrency) -> None:
+        try:
+            self._started().set_concurrency(transport, model)
+        except Exception as error:
+            LOG.error("%s could not go back to %s: %s", transport, model, error)
 
     def reload(self) -> Reloaded:
         """Read the file and the environment again, and let what can change without a restart do so.
 
         The flags stay what they were. What was set while the server runs gives way to what is written. Raises
-        `ConfigError` where something is wrong, and ValueError where there is nothing to read or the server drains; then
-        nothing has changed. The access log is opened anew in any case, for whoever has renamed it.
+        `ConfigError` where something is wrong, ValueError where there is nothing to read or the server drains, and
+        OSError where the machine has no room for another model; then nothing has changed. The access log is opened anew
+        in any case, so that its file can be renamed before.
         """
         with self._changing:
             try:
@@ -219,18 +243,31 @@ class Server:
                 # What a service manager has opened stays as it is.
                 fresh = self.config.read_again().with_those_of(self.config, self._given)
                 found = Reloaded.compare(self.config, fresh)
-                if "concurrency_model" in found.changed:
-                    # Transports that are new need a restart.
-                    served = self.addresses
-                    self.set_concurrency(**{name: model for name, model in fresh.models.items() if name in served})
-                self.config = self.config.with_those_of(fresh, found.changed)
-                self._started().set_limits(self.config)
-                self._started().set_rules(PeerRules.of(self.config))
-            except ValueError as error:
+                self._apply(self.config.with_those_of(fresh, found.changed))
+            except Exception as error:
                 LOG.error("the settings stay as they were: %s", error)
                 raise
             LOG.info("settings read again, %s", found)
             return found
+
+    # These take the engine from `self` at each step: a frame that an error's traceback keeps would keep it alive.
+    def _apply(self, fresh: Config) -> None:
+        """Put settings that differ only in what a reload may change in force: all of them, or none."""
+        before = self.config
+        # Transports that are new need a restart.
+        served = self.addresses
+        models = {name: new for name, new in fresh.models.items() if name in served and new != before.models[name]}
+        with ExitStack() as back:
+            self._set_limits(fresh)
+            back.callback(self._set_limits, before)
+            # Last, since it alone can fail for want of threads or descriptors.
+            self._switch_models(models)
+            self.config = fresh
+            back.pop_all()
+
+    def _set_limits(self, config: Config) -> None:
+        self._started().set_limits(config)
+        self._started().set_rules(PeerRules.of(config))
 
     def _started(self) -> Engine:
         if self._engine is None:

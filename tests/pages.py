@@ -96,7 +96,16 @@ def run_page(page: Path, folder: Path) -> int:
     return compared
 
 
+HOME = Path(__file__).parent.parent
+#: What the files of this repository are called on the web: README's links also work where only README is shown.
+OWN_FILES = re.compile(
+    r"https://(?:github\.com|raw\.githubusercontent\.com)/objmapper/objmapper/(?:(?:blob|tree)/)?main/(\S+)"
+)
+
+
 def broken_links(page: Path) -> list[str]:
-    """The files that a page links to and that are not there."""
-    targets = re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", page.read_text())
-    return [target for target in targets if not (page.parent / target).exists()]
+    """The files that a page links to and that are not there, and references without a target."""
+    text = page.read_text()
+    targets = [page.parent / target for target in re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", text)]
+    targets += [HOME / target.rstrip(").,#") for target in OWN_FILES.findall(text)]
+    return [str(target) for target in targets if not target.exists()]

@@ -1,7 +1,8 @@
 """The admin endpoint as the command sees it. The only module that imports httpx."""
 
+import json
 import os
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from objmapper_cli.errors import ExitCode, Failure
@@ -29,13 +30,23 @@ class AdminClient:
 
     def get(self, path: str) -> str:
         """Return the document at `path`."""
+        return self._request("GET", path)
+
+    def post(self, path: str, content: dict[str, Any]) -> Any:
+        """Send a document as JSON and return the one that answers it; with OBJMAPPER_ADMIN_TOKEN where that is set."""
+        return json.loads(self._request("POST", path, content))
+
+    def _request(self, method: str, path: str, content: dict[str, Any] | None = None) -> str:
         import httpx
 
+        token = os.environ.get("OBJMAPPER_ADMIN_TOKEN") if method != "GET" else None
+        # httpx takes text for ASCII; the server reads UTF-8.
+        headers = {b"Authorization": f"Bearer {token}".encode()} if token else {}
         # A proxy that the environment names has no business between us and our own server.
         transport = httpx.HTTPTransport(uds=self._socket)
         try:
             with httpx.Client(transport=transport, timeout=PATIENCE, trust_env=False) as client:
-                answer = client.get(self._base + path)
+                answer = client.request(method, self._base + path, json=content, headers=headers)
         except httpx.TimeoutException as error:
             raise Failure(f"{self.address}: no answer in {PATIENCE:.0f} s", ExitCode.TIMEOUT) from error
         except (httpx.TransportError, httpx.InvalidURL) as error:

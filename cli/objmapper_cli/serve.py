@@ -1,6 +1,7 @@
 """``objmapper serve``: one server in the foreground, until a signal ends it."""
 
 import os
+import signal
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated
 
@@ -35,6 +36,12 @@ def serve(
     admin: Annotated[
         str | None,
         typer.Option(metavar="HOST:PORT|unix:PATH", help="Where the figures are shown. [default: 127.0.0.1:9997]"),
+    ] = None,
+    admin_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help="Answer over the admin endpoint to this host name too, or to any with * (repeatable)."
+        ),
     ] = None,
     no_admin: Annotated[bool, typer.Option("--no-admin", help="Show no figures.")] = False,
     concurrency_model: Annotated[
@@ -131,6 +138,8 @@ def serve(
     from objmapper_server.process.activation import handed_over
     from objmapper_server.process.logs import LOG, log_to_stderr
 
+    # While it serves, SIGHUP is a reload; before and after, one that comes a moment too early or late ends nothing.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     settings = Config.load(file=config, **flags)
     log_to_stderr(settings.log_format)
     try:

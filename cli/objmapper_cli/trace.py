@@ -32,28 +32,21 @@ def trace(
 
     floor = milliseconds(slower_than)
     client = AdminClient(admin)
-    after, left = _ask(client, floor, None)["last"], count
+    after, left = client.post("/watch", {"slower_than_ms": floor})["last"], count
     if sys.stdout.isatty() and not as_json:
         print("time          total  =  queue + storage +   send  mode      status  URI  (client)")
     while left is None or left > 0:
-        recorded = _ask(client, floor, after)
+        # A watch ends by itself a few seconds after its client does.
+        client.post("/watch", {"slower_than_ms": floor})
+        recorded = json.loads(client.get(f"/requests?slower_than_ms={floor:g}&after={after}"))
         # A server that has begun again counts from 0.
         after = recorded["last"]
         for request in recorded["requests"]:
-            # Others may watch for less, or a sample be taken.
-            if request["total_us"] < floor * 1000 or left == 0:
-                continue
+            if left == 0:
+                break
             print(json.dumps(request) if as_json else line(request), flush=True)
             left = None if left is None else left - 1
         time.sleep(PAUSE)
-
-
-def _ask(client: AdminClient, floor: float, after: int | None) -> dict[str, Any]:
-    import json
-
-    where = "" if after is None else f"&after={after}"
-    document: dict[str, Any] = json.loads(client.get(f"/requests?slower_than_ms={floor:g}{where}"))
-    return document
 
 
 def line(request: dict[str, Any]) -> str:

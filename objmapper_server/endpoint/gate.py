@@ -1,12 +1,16 @@
-"""Who gets past the admin endpoint's door: its own names only, writes with the token or from the same user."""
+"""Access control of the admin endpoint: which names it answers to, which pages may call it, what a write needs.
+
+A browser lets any page call a loopback port. Three headers tell such calls apart: Host (DNS rebinding: a foreign name
+that leads to this address), Origin, and Sec-Fetch-Site (https://www.w3.org/TR/fetch-metadata/).
+"""
 
 import hmac
 import ipaddress
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Collection
 from http import HTTPStatus
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers, MutableHeaders
@@ -15,6 +19,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 LOCAL_NAMES: Final = frozenset({"localhost", "localhost.localdomain", "ip6-localhost"})
 READS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+#: Writes that clients on this machine may send without the token: they change what is recorded for five seconds.
+LOCAL_WRITES: Final = frozenset({"/watch"})
+#: Pages that a link on another site may lead to: the browser shows them, the other site cannot read them.
+PAGES: Final = frozenset({"/", "/docs"})
+#: What a browser says of requests that no other site has made. Other programs send no such header.
+OWN_SITES: Final = frozenset({"same-origin", "none"})
+#: `admin_host` for any name.
+ANY_HOST: Final = "*"
+#: uri-host and port (RFC 9110, 7.2): no user, no path.
+HOST: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{0,5}))?")
 #: Bytes of a request's content; the longest that makes sense here has a hundred.
 CONTENT: Final = 64 << 10
 #: For every answer that does not bring its own.
@@ -29,12 +43,22 @@ ADVICE: Final = "Authorization: Bearer TOKEN (OBJMAPPER_ADMIN_TOKEN), or the adm
 
 
 class Gate:
-    """Stands before the application. Every method that is no read is a write: no route has to remember it."""
+    """Stands before the application. Every method that is no read is a write: no route has to remember it.
 
-    def __init__(self, app: ASGIApp, bound_host: str, token: Callable[[], str | None]) -> None:
+    `names` are host names that count as this server's own, besides its addresses; `ANY_HOST` among them allows all.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        bound_host: str | None,
+        token: Callable[[], str | None],
+        names: Callable[[], Collection[str]],
+    ) -> None:
         self._app = app
         self._bound_host = bound_host
         self._token = token
+        self._names = names
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse, or hand on."""
@@ -56,13 +80,13 @@ class Gate:
             await answer(scope, receive, send_with_headers)
 
     def _refusal(self, scope: Scope, headers: Headers) -> JSONResponse | None:
-        # A page from elsewhere can make a browser call a loopback port: across origins, or under its own name
-        # (DNS rebinding).
-        host, origin = headers.get("host", ""), headers.get("origin")
-        if not is_local(host, self._bound_host):
-            return _problem(HTTPStatus.FORBIDDEN, f"Host {host!r} is not this server")
-        if origin is not None and urlsplit(origin).netloc != host:
-            return _problem(HTTPStatus.FORBIDDEN, f"Origin {origin!r} is not this server")
+        host = headers.get("host", "")
+        if not is_local(host, self._bound_host, self._names()):
+            return _problem(HTTPStatus.FORBIDDEN, f"Host {host!r} is not this server; admin_host allows further names")
+        if not all(_is_origin_of(origin, host) for origin in headers.getlist("origin")):
+            return _problem(HTTPStatus.FORBIDDEN, f"Origin {headers['origin']!r} is not this server")
+        if not all(site in OWN_SITES for site in headers.getlist("sec-fetch-site")) and not _is_link(scope, headers):
+            return _problem(HTTPStatus.FORBIDDEN, f"Sec-Fetch-Site {headers['sec-fetch-site']!r}: another site asks")
         if scope["method"] not in READS and not self._may_write(scope, headers):
             return _problem(HTTPStatus.UNAUTHORIZED, f"a write needs {ADVICE}", {"WWW-Authenticate": "Bearer"})
         length = headers.get("content-length", "0")
@@ -74,9 +98,33 @@ class Gate:
         # Root could read the token, and everything else.
         if scope.get("state", {}).get("peer_uid") in (os.geteuid(), 0):
             return True
+        if scope["path"] in LOCAL_WRITES and _is_on_this_machine(scope):
+            return True
         token = self._token()
         scheme, _, given = headers.get("authorization", "").partition(" ")
-        return token is not None and scheme.lower() == "bearer" and hmac.compare_digest(given.encode(), token.encode())
+        # Headers are read as Latin-1, which keeps every byte; a token is UTF-8.
+        return (
+            token is not None
+            and scheme.lower() == "bearer"
+            and hmac.compare_digest(given.strip().encode("latin-1"), token.encode())
+        )
+
+
+def _is_origin_of(origin: str, host: str) -> bool:
+    scheme, separator, rest = origin.partition("://")
+    return bool(separator) and scheme in {"http", "https"} and rest.lower() == host.lower()
+
+
+def _is_link(scope: Scope, headers: Headers) -> bool:
+    """Return whether a browser follows a link to one of the pages, in a tab of its own."""
+    kind = headers.get("sec-fetch-mode"), headers.get("sec-fetch-dest")
+    return scope["method"] == "GET" and scope["path"] in PAGES and kind == ("navigate", "document")
+
+
+def _is_on_this_machine(scope: Scope) -> bool:
+    # A Unix socket's client has no address.
+    client = scope.get("client")
+    return not client or not client[0] or _is_loopback(client[0])
 
 
 def _problem(status: HTTPStatus, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
@@ -97,20 +145,24 @@ def _bounded(receive: Receive) -> Receive:
     return receive_bounded
 
 
-def is_local(host: str, bound_host: str) -> bool:
-    """Return whether a Host header names this server: a number or a name of this machine, not a name from elsewhere."""
-    try:
-        name = urlsplit(f"//{host}").hostname or ""
-    except ValueError:
+def is_local(host: str, bound_host: str | None, names: Collection[str] = ()) -> bool:
+    """Return whether a Host header names this server: one of `names`, a name of this machine, or an address of it.
+
+    `bound_host` is the host that the endpoint listens on: "" for every address, None for a Unix socket.
+    """
+    found = HOST.fullmatch(host)
+    if found is None or int(found[2] or 0) > 65535:
         return False
-    if name in LOCAL_NAMES or (bound_host and name == bound_host.lower()):
+    name = found[1].strip("[]").lower().removesuffix(".")
+    if name in LOCAL_NAMES or name in names or ANY_HOST in names or (bound_host and name == bound_host.lower()):
         return True
     try:
         number = ipaddress.ip_address(name)
     except ValueError:
         return False
-    # Numbers cannot be rebound. On loopback only loopback numbers lead here.
-    return number.is_loopback or bool(bound_host and bound_host not in LOCAL_NAMES and not _is_loopback(bound_host))
+    # A DNS name can lead to any address, an address only to itself. On loopback only loopback addresses lead here.
+    listens_elsewhere = bound_host is not None and bound_host not in LOCAL_NAMES and not _is_loopback(bound_host)
+    return number.is_loopback or listens_elsewhere
 
 
 def _is_loopback(host: str) -> bool:

@@ -9,7 +9,7 @@ from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.security import HTTPBearer
-from pydantic import BaseModel, ConfigDict, create_model
+from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from ..concurrency import TRANSPORTS, Concurrency
 from ..not_running import NotRunning
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from ..server import Server
 
 LOG: Final = logging.getLogger(__name__)
+#: Seconds that requests are recorded after one `POST /watch`.
+WATCH_TIME: Final = 5.0
 #: Microseconds: twelve to a decade, from 1 µs to 10 s, for pictures.
 PICTURE_BOUNDS_US: Final = bounds_us((1.0, 1.2, 1.5, 1.8, 2.2, 2.7, 3.3, 3.9, 4.7, 5.6, 6.8, 8.2), least=1.0)
 
@@ -71,6 +73,21 @@ class Overview(BaseModel):
     slow: tuple[RecordedRequest, ...]
 
 
+class Watch(BaseModel):
+    """Record the requests that take longer than a time."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    slower_than_ms: float = Field(ge=0, le=1e9, allow_inf_nan=False)
+
+
+class Watching(BaseModel):
+    """How long requests are recorded, and the number of the last one that was recorded before."""
+
+    seconds: float
+    last: int
+
+
 class Changes(BaseModel):
     """Which settings changed, and which of those that differ need a restart."""
 
@@ -88,7 +105,7 @@ Change: Final = create_model(
 
 REFUSED: Final[dict[int | str, dict[str, Any]]] = {
     403: {"model": Problem, "description": "Host or Origin is not this server"},
-    503: {"model": Problem, "description": "The server is ending"},
+    503: {"model": Problem, "description": "The server is ending, or the machine has no threads or descriptors left"},
 }
 NOT_ALLOWED: Final[dict[int | str, dict[str, Any]]] = {
     401: {"model": Problem, "description": "The token is missing or wrong"},
@@ -107,8 +124,13 @@ def application(server: "Server", listen: str = "") -> FastAPI:
         redoc_url=None,
         responses=REFUSED,
     )
-    bound_host = "" if listen.startswith("unix:") or not listen else ListeningPoint.parse(listen, 0).host
-    app.add_middleware(Gate, bound_host=bound_host, token=lambda: server.config.admin_token)
+    bound_host = None if listen.startswith("unix:") or not listen else ListeningPoint.parse(listen, 0).host
+    app.add_middleware(
+        Gate,
+        bound_host=bound_host,
+        token=lambda: server.config.admin_token,
+        names=lambda: server.config.admin_host,
+    )
     _add_reads(app, server)
     _add_writes(app, server)
     _add_pages(app)
@@ -150,16 +172,15 @@ def _add_reads(app: FastAPI, server: "Server") -> None:
         slower_than_ms: Annotated[float | None, Query(ge=0, le=1e9)] = None,
         after: Annotated[int | None, Query(ge=0, lt=1 << 63)] = None,
     ) -> Recorded:
-        """What was recorded behind a number; without one, only where to begin.
+        """Return what was recorded after a number; without one, only the number to begin with.
 
-        With a time, requests that take longer are recorded for the next five seconds, so whoever asks again sooner
-        misses none.
+        With a time, only requests that took longer. Which requests are recorded is said with `POST /watch`.
         """
-        if slower_than_ms is not None:
-            server.watch_requests(slower_than_ms / 1000)
         recorded = server.recorded_requests((1 << 63) - 1 if after is None else after)
         # A server that has begun again counts from 0.
-        return recorded if after is None or after <= recorded.last else server.recorded_requests(0)
+        if after is not None and after > recorded.last:
+            recorded = server.recorded_requests(0)
+        return recorded.slower_than(slower_than_ms or 0)
 
     @app.get("/config")
     async def config() -> dict[str, Setting]:
@@ -209,7 +230,26 @@ def _add_writes(app: FastAPI, server: "Server") -> None:
             server.set_concurrency(**wanted)
         except ValueError as error:
             raise HTTPException(HTTPStatus.CONFLICT, str(error)) from None
+        except OSError as error:
+            raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, str(error)) from None
         return server.statistics().concurrency_model
+
+    @app.post(
+        "/watch",
+        responses={
+            **NOT_ALLOWED,
+            400: {"model": Problem, "description": "The content is no JSON"},
+            422: {"model": Problem, "description": "No time"},
+        },
+    )
+    async def watch(wanted: Watch) -> Watching:
+        """Record requests that take longer than a time, for the next five seconds; `GET /requests` returns them.
+
+        A client that asks again before they are over misses none. Clients on this machine need no token.
+        """
+        last = server.recorded_requests((1 << 63) - 1).last
+        server.watch_requests(wanted.slower_than_ms / 1000, WATCH_TIME)
+        return Watching(seconds=WATCH_TIME, last=last)
 
     @app.post("/drain", dependencies=BEARER, responses=NOT_ALLOWED)
     async def drain() -> Draining:
@@ -228,7 +268,7 @@ def _add_writes(app: FastAPI, server: "Server") -> None:
     async def reload() -> Changes:
         """Read file and environment again. What can change without a restart does; what cannot is named.
 
-        The access log is opened anew, for whoever has renamed it.
+        The access log is opened anew, so that its file can be renamed before.
         """
         try:
             found = server.reload()
@@ -236,6 +276,8 @@ def _add_writes(app: FastAPI, server: "Server") -> None:
             raise HTTPException(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)) from None
         except ValueError as error:
             raise HTTPException(HTTPStatus.CONFLICT, str(error)) from None
+        except OSError as error:
+            raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, str(error)) from None
         return Changes(changed=list(found.changed), needs_restart=list(found.needs_restart))
 
 

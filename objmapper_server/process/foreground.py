@@ -28,8 +28,8 @@ def serve_until_told(server: "Server", ready: Callable[[], None]) -> bool:
         manager.ready(status)
         while _next_signal(server, manager) == RELOAD_SIGNAL:
             manager.reloading()
-            # What came of it has been logged; a file that is wrong ends nothing.
-            with contextlib.suppress(ValueError):
+            # The server has logged what is wrong; a reload never ends it.
+            with contextlib.suppress(Exception):
                 server.reload()
             manager.ready(status)
         manager.stopping()
@@ -60,9 +60,12 @@ def _drain(server: "Server") -> bool:
 
 @contextmanager
 def _held_back(signals: frozenset[signal.Signals]) -> Iterator[None]:
-    """Hold signals back in this thread and those that it starts: they stay pending until somebody waits for them."""
+    """Hold signals back in this thread and those that it starts: they stay pending until this thread waits for them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         yield
     finally:
+        # A signal that came during the drain would end the process now, before it has said how the drain ended.
+        while signal.sigtimedwait(signals - before, 0) is not None:
+            pass
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -14,6 +14,8 @@ from .config_error import ConfigError, did_you_mean
 ENVIRONMENT_PREFIX: Final = "OBJMAPPER_"
 #: Where a server that is started with layers shows its figures unless it is told otherwise.
 DEFAULT_ADMIN: Final = "127.0.0.1:9997"
+#: Bytes of a file of settings. One with every setting has a few thousand.
+MAX_FILE_SIZE: Final = 1 << 20
 #: In the environment for the client's sake.
 NOT_OURS = frozenset({"SERVER"})
 
@@ -46,15 +48,34 @@ def _from_file(cls: type[BaseSettings], file: Path) -> dict[str, Any]:
             # A reload reads it again; what comes out of a pipe comes once.
             if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode) and str(file) != os.devnull:
                 raise ConfigError("--config", f"{str(file)!r} is no regular file, which a reload could read again")
-            found = tomllib.load(opened)
+            content = opened.read(MAX_FILE_SIZE + 1)
+        if len(content) > MAX_FILE_SIZE:
+            raise ConfigError(
+                "--config", f"{str(file)!r} is no file of settings: it has more than {MAX_FILE_SIZE} bytes"
+            )
+        found = tomllib.loads(content.decode())
     except OSError as error:
         raise ConfigError("--config", f"cannot read {str(file)!r}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise ConfigError("--config", f"{str(file)!r} is nested too deeply for a file of settings") from None
+    except ValueError as error:
+        # ConfigError is one of them, as are the errors of TOML and UTF-8, a path with a NUL and a number without end.
+        if isinstance(error, ConfigError):
+            raise
         raise ConfigError("--config", f"{str(file)!r} is not TOML: {error}") from error
     for name in found:
         if name not in cls.model_fields:
             raise ConfigError(name, f"no such setting{did_you_mean(name, cls.model_fields)}", str(file))
     return found
+
+
+def absolute_path(text: str) -> Path:
+    """Return `text` as an absolute path, with ``~`` and ``~user`` expanded; raises ValueError."""
+    try:
+        return Path(text).expanduser().absolute()
+    except (RuntimeError, OSError) as error:
+        # There is no such user, or the current directory has been removed.
+        raise ValueError(f"{text!r} is not a path that can be found: {error}") from None
 
 
 def _without_waiting(path: str, flags: int) -> int:

@@ -1,6 +1,7 @@
 """Where a server listens on the network, and for whom: ``HOST:PORT``, the numeric address that is bound, networks."""
 
 import ipaddress
+import re
 import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -46,6 +47,15 @@ class ListeningPoint:
             raise OSError(f"cannot listen on {self}: unknown host {self.host!r} ({reason})") from error
         found.sort(key=lambda entry: entry[0] != socket.AF_INET)
         return type(self)(str(found[0][4][0]), self.port)
+
+
+def parse_host_names(items: Iterable[object]) -> tuple[str, ...]:
+    """Read host names, one or several parted by commas in each item, and ``*`` for any; raises ValueError."""
+    names = [name.strip() for item in items for name in str(item).split(",")]
+    for name in names:
+        if name != "*" and not re.fullmatch(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?", name):
+            raise ValueError(f"{name!r} is not a host name: write it without scheme and port, as in node7.example")
+    return tuple(dict.fromkeys(name.lower() for name in names))
 
 
 def parse_networks(items: Iterable[object]) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from ..config import Config
 #: Whatever else is in a file that was changed has to wait for a restart.
 CHANGEABLE: Final = frozenset(
     {
+        "admin_host",
         "admin_token",
         "allow_gid",
         "allow_prefix",

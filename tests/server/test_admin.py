@@ -116,11 +116,19 @@ def test_its_own_names_are_accepted(server: Server) -> None:
         ("figures.example", "0.0.0.0", False),
         ("figures.example", "figures.example", True),
         ("localhost.evil.example", "127.0.0.1", False),
-        ("localhost:x", "127.0.0.1", True),
+        ("localhost:x", "127.0.0.1", False),
+        ("localhost:99999", "127.0.0.1", False),
+        ("localhost.", "127.0.0.1", True),
+        ("evil.example@localhost", "127.0.0.1", False),
+        ("localhost#.evil.example", "127.0.0.1", False),
+        ("localhost/..", "127.0.0.1", False),
+        ("10.0.0.7:80", "", True),
+        ("10.0.0.7:80", None, False),
+        ("localhost", None, True),
         ("", "0.0.0.0", False),
     ],
 )
-def test_which_hosts_are_this_server(host: str, bound: str, local: bool) -> None:
+def test_which_hosts_are_this_server(host: str, bound: str | None, local: bool) -> None:
     assert is_local(host, bound) is local
 
 

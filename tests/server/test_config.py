@@ -23,6 +23,7 @@ def test_the_defaults_are_the_documented_ones(tmp_path: Path) -> None:
         "udp_trusted": (),
         "udp_rate_limit": 128 << 20,
         "admin": None,
+        "admin_host": (),
         "admin_token": None,
         "concurrency_model": Concurrency.AUTO,
         "pool_size": 0,
@@ -306,3 +307,19 @@ def test_permissions_are_octal(tmp_path: Path, text: str, mode: int) -> None:
 def test_permissions_that_are_none_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="unix_mode"):
         Config(root=tmp_path, unix_mode="rw")
+
+
+def test_a_secret_is_in_no_message() -> None:
+    for wrong in ("short secret", "  a secret of sixteen or more ", "a secret with \x00 in it", 12345678901234567):
+        with pytest.raises(ConfigError) as caught:
+            Config(root="/", unix="/s", admin_token=wrong)  # type: ignore[arg-type]
+        assert str(wrong).strip() not in str(caught.value)
+        assert "admin_token" in str(caught.value)
+    secrets = {name for name, field in Config.model_fields.items() if not field.repr}
+    assert secrets == {"admin_token"}
+
+
+@pytest.mark.parametrize("name", ["http://x", "a b", "x:80", "", "-x", "*.example", "a/b"])
+def test_a_host_name_is_one(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"admin_host: .* is not a host name"):
+        Config(root="/", unix="/s", admin_host=[name])

@@ -107,8 +107,8 @@ def test_the_admin_endpoint_tells_of_both(server: Server) -> None:
         httpx.Client(base_url=server.admin_address, trust_env=False) as admin,
         Client(server.addresses["unix"]) as client,
     ):
-        began = admin.get("/requests?slower_than_ms=0").json()
-        assert began == {"last": 0, "requests": []}
+        assert admin.get("/requests").json() == {"last": 0, "requests": []}
+        assert admin.post("/watch", json={"slower_than_ms": 0}).json()["last"] == 0
         client.read("/a", mode="copy")
         recorded = admin.get("/requests?slower_than_ms=0&after=0").json()
         assert [each["uri"] for each in recorded["requests"]] == ["/a"]

@@ -1,17 +1,27 @@
 """Settings that are read again while a server runs: what changes, what waits for a restart, and what a slip does."""
 
+import json
 import logging
 import os
+import re
+import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from objmapper_client import Client
 from objmapper_server import Concurrency, Config, ConfigError, Server
+from objmapper_server.not_running import NotRunning
+from objmapper_server.settings.peers import PeerRules
 from objmapper_server.settings.reload import CHANGEABLE, Reloaded
+from tests.server_process import ServerProcess
 from tests.wire import COPY, OK, UNAVAILABLE, Wire
 
 TOKEN = "a token of sixteen characters"
@@ -188,3 +198,95 @@ def test_it_is_read_again_while_it_is_asked(server: Server, file: Path) -> None:
             write(file, concurrency_model='"epoll"')
             server.reload()
             assert unix.ask(COPY, "/a").status == OK
+
+
+@pytest.mark.parametrize(
+    "content",
+    ['access_log = "~nosuchuser/x"', 'unix = "~nosuchuser/x"', f"root = {'[' * 20000}", "a." * 20000 + "b = 1", "\0"],
+)
+def test_no_file_ends_a_server_that_reads_it_again(root: Path, tmp_path: Path, content: str) -> None:
+    file = tmp_path / "o.toml"
+    write(file)
+    with ServerProcess(root, tmp_path / "s", "--config", str(file)) as server:
+        file.write_text(content)
+        server.process.send_signal(signal.SIGHUP)
+        assert server.process.stderr is not None
+        line = server.process.stderr.readline()
+        assert re.match(r"objmapper: the settings stay as they were: |objmapper: settings read again", line), line
+        with Client(server.addresses["unix"]) as client:
+            assert client.read("/a") == b"hello"
+        server.process.terminate()
+        assert server.process.wait(30) == 0
+        assert "Traceback" not in server.process.stderr.read()
+
+
+VALUES = st.one_of(
+    st.text(max_size=12).map(json.dumps),
+    st.integers().map(str),
+    st.floats().map(repr),
+    st.sampled_from(
+        [
+            '"~nosuchuser"',
+            "1979-05-27",
+            "07:32:00",
+            "[]",
+            "{}",
+            "[[1]]",
+            "{a = 1}",
+            '"9e999GB"',
+            "9" * 5000,
+            '"\\u0000"',
+        ]
+    ),
+)
+
+
+@given(written=st.dictionaries(st.sampled_from(list(Config.model_fields)), VALUES, max_size=3))
+@settings(deadline=None, max_examples=500, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_file_is_taken_or_refused_in_one_line(file: Path, root: Path, written: dict[str, str]) -> None:
+    file.write_text("".join(f"{name} = {value}\n" for name, value in written.items()), errors="surrogatepass")
+    wrong = None
+    try:
+        PeerRules.of(Config.load(file=file, environment=False, root=root))
+    except ConfigError as error:
+        wrong = str(error)
+    assert wrong is None or "\n" not in wrong
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
+def test_a_signal_late_in_a_drain_ends_nothing(root: Path, tmp_path: Path, number: signal.Signals) -> None:
+    with (
+        ServerProcess(root, tmp_path / "s", "--shutdown-grace", "1") as server,
+        Wire(server.addresses["unix"]) as wire,
+    ):
+        # A request that is never finished keeps the drain going for its grace.
+        wire.send(b"2\0")
+        server.process.terminate()
+        assert wire.at_end()
+        server.process.send_signal(number)
+        assert server.process.wait(30) in (0, 1)
+
+
+def test_a_stop_and_reloads_at_once_end_in_order(root: Path, tmp_path: Path, file: Path) -> None:
+    for _ in range(10):
+        server = Server(Config.load(file=file, root=root, unix=tmp_path / "s", admin=None, access_log=tmp_path / "log"))
+        server.start()
+        failures: list[BaseException] = []
+
+        def reload_until_ended(server: Server = server, failures: list[BaseException] = failures) -> None:
+            while True:
+                try:
+                    server.reload()
+                except (ValueError, NotRunning):
+                    return
+                except BaseException as error:
+                    failures.append(error)
+                    return
+
+        threads = [threading.Thread(target=reload_until_ended) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        server.stop()
+        for thread in threads:
+            thread.join(30)
+        assert failures == []

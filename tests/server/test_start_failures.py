@@ -1,0 +1,68 @@
+"""A start that fails midway: what it says, and that nothing is left of it."""
+
+import asyncio
+import errno
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from objmapper_client import Client
+from objmapper_server import Config, Server
+from tests.eventually import eventually
+
+
+def refuse_thread(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Have the interpreter refuse the thread of that name, as it does where the kernel gives none."""
+    start = threading.Thread.start
+
+    def refused(thread: threading.Thread) -> None:
+        if thread.name == name:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+
+
+def refuse_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(coroutine: Any) -> None:
+        coroutine.close()
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(asyncio, "run", refused)
+
+
+@pytest.mark.parametrize("part", ["admin", "objmapper-access-log", "objmapper-refusals", "event loop"])
+@pytest.mark.parametrize("admin", ["127.0.0.1:0", "unix"])
+def test_a_start_without_room_for_a_thread_leaves_nothing(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, admin: str
+) -> None:
+    config = Config(
+        root=root,
+        unix=tmp_path / "s",
+        admin=f"unix:{tmp_path}/admin" if admin == "unix" else admin,
+        access_log=tmp_path / "log",
+    )
+    descriptors, threads = os.listdir("/proc/self/fd"), len(os.listdir("/proc/self/task"))
+    server = Server(config)
+    with monkeypatch.context() as patched:
+        if part == "event loop":
+            refuse_event_loop(patched)
+        else:
+            refuse_thread(patched, part)
+        with pytest.raises(
+            OSError, match="thread" if part != "event loop" else "admin endpoint cannot start"
+        ) as caught:
+            server.start()
+    assert caught.value.errno == (errno.EMFILE if part == "event loop" else errno.EAGAIN)
+    assert not server.addresses
+    assert os.listdir("/proc/self/fd") == descriptors
+    # The kernel lists a thread for a moment after it has been joined.
+    assert eventually(lambda: len(os.listdir("/proc/self/task")) == threads)
+    assert not (tmp_path / "s").exists()
+    assert not (tmp_path / "admin").exists()
+    # The same value can be started once there is room.
+    with server, Client(server.addresses["unix"]) as client:
+        assert client.read("/a") == b"hello"
