@@ -16,7 +16,7 @@ from typing import Any, Final
 from pydantic_core import to_json
 
 from .not_running import NotRunning
-from .process.threads import start_thread
+from .threads import start_thread
 
 LOG: Final = logging.getLogger(__name__)
 #: Seconds.

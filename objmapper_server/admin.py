@@ -19,8 +19,8 @@ import uvicorn
 
 from .endpoint.http_limits import BACKLOG, HEADERS, IDLE_TIME, LimitedHttp
 from .endpoint.routes import application
-from .process.threads import start_thread
 from .settings.listening import ListeningPoint
+from .threads import start_thread
 
 if TYPE_CHECKING:
     from .server import Server

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Final
 
 from .not_running import NotRunning
-from .process.threads import start_thread
+from .threads import start_thread
 
 if TYPE_CHECKING:
     from .server import Server
