@@ -78,7 +78,7 @@ class Watch(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    slower_than_ms: float = Field(ge=0, le=1e9, allow_inf_nan=False)
+    slower_than_ms: float = Field(ge=0, le=1e9, allow_inf_nan=False, strict=True)
 
 
 class Watching(BaseModel):
