@@ -26,7 +26,7 @@ from objmapper_client.errors import (
 )
 from objmapper_client.object import Object
 from objmapper_client.protocol import Mode, Status
-from objmapper_client.protocol_v2_responses import Entry
+from objmapper_client.protocol_v2_responses import Entry, LeftOut
 
 __all__ = [
     "Address",
@@ -38,6 +38,7 @@ __all__ = [
     "DescriptorLimit",
     "Entry",
     "InvalidRequest",
+    "LeftOut",
     "LocalProtocolError",
     "Mode",
     "Object",

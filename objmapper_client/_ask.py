@@ -25,9 +25,10 @@ def details(
     cursor: bytes | None = None,
     if_match: str | None = None,
     make_parents: bool = False,
+    form: int | None = None,
 ) -> Details:
     """What a request says beside operation, URI and the time that is left; in the order of `Parameters`."""
-    return (offset, length, content_len, if_none_match, limit, cursor, if_match, make_parents)
+    return (offset, length, content_len, if_none_match, limit, cursor, if_match, make_parents, form)
 
 
 @lru_cache(maxsize=64)
@@ -41,8 +42,8 @@ def _parameters(seconds: float, said: Details) -> Parameters:
     milliseconds = max(1, min(int(seconds * 1000), _LONGEST_DEADLINE))
     if not said:
         return Parameters(deadline_ms=milliseconds)
-    offset, length, content_len, if_none_match, limit, cursor, if_match, make_parents = said
-    return Parameters(offset, length, milliseconds, content_len, if_none_match, limit, cursor, if_match, make_parents)
+    offset, length, *others = said
+    return Parameters(offset, length, milliseconds, *others)
 
 
 def encode(number: int, operation: Operation, uri: str, said: Details, seconds: float) -> bytes:

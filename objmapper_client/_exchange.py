@@ -14,12 +14,14 @@ from objmapper_client.errors import Conflict, LocalProtocolError, ObjmapperError
 from objmapper_client.object import MemoryFile, Object, no_room
 from objmapper_client.protocol import Mode
 from objmapper_client.protocol_v2 import Operation
-from objmapper_client.protocol_v2_responses import Entry, Metadata, decode_entries
+from objmapper_client.protocol_v2_responses import Entry, LeftOut, Metadata, decode_details, decode_entries
 
 #: A content up to this length shares a connection with other answers; what is longer would hold them up.
 SHARED_MOST = 1 << 18
 #: A page of a list has at most so many bytes: servers end it at 1 MiB.
 _PAGE_MOST = 1 << 24
+#: The form of a list's entries that says nanoseconds, and what was left out.
+_DETAILED = 1
 #: Reading more than this from a file is left to a thread by an event loop.
 _QUICK = 1 << 18
 # Looking members up in their enumerations costs more than one thinks: see `object`.
@@ -207,15 +209,20 @@ def put(pool: Pool, uri: str, wanted: Put) -> Steps[Stat]:
     return _upload.put(pool, uri, wanted)
 
 
-Page = tuple[list[Entry], bytes | None]
+#: The entries, where the next page begins, and what was left out.
+Page = tuple[list[Entry], bytes | None, list[LeftOut]]
 
 
 class Listing(Single[Page]):
     """A page of a list."""
 
     def result(self) -> Page:
-        """The entries, and where the next page begins: None where there is none."""
-        return list(decode_entries(self.content)), self.metadata.cursor or None
+        """The entries, where the next page begins (None where there is none), and what the server says it left out."""
+        cursor = self.metadata.cursor or None
+        if self.metadata.form != _DETAILED:
+            return list(decode_entries(self.content)), cursor, []
+        listed, left_out = decode_details(self.content)
+        return listed, cursor, left_out
 
     def otherwise(self, pool: Pool) -> Steps[Page]:
         """Version 1 has no such request."""
@@ -223,10 +230,10 @@ class Listing(Single[Page]):
 
 
 def list_page(_: Pool, prefix: str, page_size: int, cursor: bytes | None) -> Verb[Page]:
-    """A page of a list, and where the next one begins: None where there is none."""
+    """A page of a list, where the next one begins (None where there is none), and what was left out."""
     if page_size < 1:
         raise LocalProtocolError(f"a page has at least 1 entry, not {page_size}")
-    said = details(limit=min(page_size, 0xFFFFFFFF), cursor=cursor)
+    said = details(limit=min(page_size, 0xFFFFFFFF), cursor=cursor, form=_DETAILED)
     return Listing(Operation.LIST, prefix).saying(said, most=_PAGE_MOST)
 
 

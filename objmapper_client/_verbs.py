@@ -11,7 +11,7 @@ from objmapper_client._steps import Steps
 from objmapper_client.address import Address, UdpAddress
 from objmapper_client.object import Object
 from objmapper_client.protocol import Mode
-from objmapper_client.protocol_v2_responses import Entry
+from objmapper_client.protocol_v2_responses import Entry, LeftOut
 
 
 class Verbs(Protocol):
@@ -67,7 +67,7 @@ class Verbs(Protocol):
 
     def list_page(
         self, pool: Pool, prefix: str, page_size: int, cursor: bytes | None, /
-    ) -> Verb[tuple[list[Entry], bytes | None]]:
+    ) -> Verb[tuple[list[Entry], bytes | None, list[LeftOut]]]:
         """A page of a list, and where the next one begins."""
         raise NotImplementedError
 

@@ -14,7 +14,7 @@ from objmapper_client._steps import T
 from objmapper_client.address import Address
 from objmapper_client.object import Object
 from objmapper_client.protocol import Mode
-from objmapper_client.protocol_v2_responses import Entry
+from objmapper_client.protocol_v2_responses import Entry, LeftOut
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -162,14 +162,23 @@ class AsyncClient(Settings):
         pool = self._line
         return await self._run(pool, self._verbs.stat(pool, uri))
 
-    async def list(self, prefix: str = "/", *, page_size: int = PAGE) -> AsyncGenerator[Entry, None]:
-        """The objects whose URIs begin with `prefix`, in the order of their URIs; memory is bounded by one page."""
+    async def list(
+        self, prefix: str = "/", *, page_size: int = PAGE, left_out: Callable[[LeftOut], object] | None = None
+    ) -> AsyncGenerator[Entry, None]:
+        """The objects whose URIs begin with `prefix`, in the order of their URIs; memory is bounded by one page.
+
+        `left_out` is called with each file or directory below the prefix that the server cannot list: one whose name is
+        not UTF-8 has no URI, and a directory may be closed to the server.
+        """
         cursor: bytes | None = None
         while True:
             pool = self._line
-            entries, cursor = await self._run(pool, self._verbs.list_page(pool, prefix, page_size, cursor))
+            entries, cursor, missing = await self._run(pool, self._verbs.list_page(pool, prefix, page_size, cursor))
             for entry in entries:
                 yield entry
+            if left_out is not None:
+                for each in missing:
+                    left_out(each)
             if cursor is None:
                 return
 

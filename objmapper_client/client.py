@@ -13,7 +13,7 @@ from objmapper_client._threads import Threads, run
 from objmapper_client.address import Address
 from objmapper_client.object import Object
 from objmapper_client.protocol import Mode
-from objmapper_client.protocol_v2_responses import Entry
+from objmapper_client.protocol_v2_responses import Entry, LeftOut
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -154,13 +154,22 @@ class Client(Settings):
         pool = self._line
         return run(pool, self._verbs.stat(pool, uri))
 
-    def list(self, prefix: str = "/", *, page_size: int = PAGE) -> Generator[Entry, None, None]:
-        """The objects whose URIs begin with `prefix`, in the order of their URIs; memory is bounded by one page."""
+    def list(
+        self, prefix: str = "/", *, page_size: int = PAGE, left_out: Callable[[LeftOut], object] | None = None
+    ) -> Generator[Entry, None, None]:
+        """The objects whose URIs begin with `prefix`, in the order of their URIs; memory is bounded by one page.
+
+        `left_out` is called with each file or directory below the prefix that the server cannot list: one whose name is
+        not UTF-8 has no URI, and a directory may be closed to the server.
+        """
         cursor: bytes | None = None
         while True:
             pool = self._line
-            entries, cursor = run(pool, self._verbs.list_page(pool, prefix, page_size, cursor))
+            entries, cursor, missing = run(pool, self._verbs.list_page(pool, prefix, page_size, cursor))
             yield from entries
+            if left_out is not None:
+                for each in missing:
+                    left_out(each)
             if cursor is None:
                 return
 

@@ -34,6 +34,8 @@ _ENTRY_HEAD = struct.Struct(">BH")
 _U16 = struct.Struct(">H")
 U32 = struct.Struct(">I")
 U64 = struct.Struct(">Q")
+I64 = struct.Struct(">q")
+U8 = struct.Struct(">B")
 
 
 class Capability(IntFlag):
@@ -159,6 +161,8 @@ class Parameters:
     if_match: str | None = None
     #: A put makes the directories that are missing.
     make_parents: bool = False
+    #: The form in which a list's entries are wanted: 1 for the detailed one.
+    form: int | None = None
 
 
 NO_PARAMETERS = Parameters()
@@ -169,6 +173,7 @@ _NUMBERS = {
     0x83: ("deadline_ms", U32),
     _CONTENT_LEN: ("content_len", U64),
     0x86: ("limit", U32),
+    0x8A: ("form", U8),
 }
 _WORDS = {0x85: "if_none_match", _CURSOR: "cursor", 0x88: "if_match"}
 

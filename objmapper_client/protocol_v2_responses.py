@@ -15,6 +15,8 @@ from objmapper_client.protocol_v2 import (
     CLOSE,
     CLOSE_ACK,
     CLOSE_ACK_FRAME,
+    I64,
+    U8,
     U32,
     U64,
     CloseAck,
@@ -28,18 +30,26 @@ from objmapper_client.protocol_v2 import (
 _RESPONSE, _MARKER = 0x02, 0x58
 _RESPONSE_HEAD = struct.Struct(">BIBQH")
 _HEAD_SIZE = _RESPONSE_HEAD.size
-_U8 = struct.Struct(">B")
 _U16 = struct.Struct(">H")
-_SIZE_AND_MTIME = struct.Struct(">QQ")
+_SIZE_AND_MTIME = struct.Struct(">Qq")
+_DETAILS = struct.Struct(">QqI")
 _CURSOR = 0x87
-_NUMBERS = {0x01: ("size", U64), 0x02: ("mtime", U64), 0x05: ("backend", _U8), 0x06: ("latency", U32)}
+_ENTRY_HEAD = struct.Struct(">BH")
+_SECOND = 1_000_000_000
+_NUMBERS = {
+    0x01: ("size", U64),
+    0x02: ("mtime", I64),
+    0x05: ("backend", U8),
+    0x06: ("latency", U32),
+    0x8A: ("form", U8),
+}
 _WORDS = {0x03: ("etag", "latin-1"), 0x04: ("mime", "latin-1"), 0xFF: ("message", "utf-8")}
 #: Size, modification time and an etag of 16 digits, each behind its type and length: what this project's server says of
 #: an object. Taken apart at once.
-_USUAL = struct.Struct(">3sQ3sQ3s16s")
+_USUAL = struct.Struct(">3sQ3sq3s16s")
 _USUAL_SIZE = _USUAL.size
 #: A whole response of that kind, but for its content.
-_USUAL_RESPONSE = struct.Struct(">BIBQH3sQ3sQ3s16s")
+_USUAL_RESPONSE = struct.Struct(">BIBQH3sQ3sq3s16s")
 USUAL_RESPONSE_SIZE = _USUAL_RESPONSE.size
 _SIZE_HEAD, _MTIME_HEAD, _ETAG_HEAD = b"\x01\x00\x08", b"\x02\x00\x08", b"\x03\x00\x10"
 # Half of what calling a named tuple costs.
@@ -50,7 +60,7 @@ class Metadata(NamedTuple):
     """What a response says beside status and content; None where it does not."""
 
     size: int | None = None
-    #: Seconds since 1970.
+    #: Seconds since 1970, negative before that.
     mtime: int | None = None
     etag: str | None = None
     mime: str | None = None
@@ -61,6 +71,8 @@ class Metadata(NamedTuple):
     cursor: bytes | None = None
     #: What went wrong, for people.
     message: str | None = None
+    #: The form of a list's entries; None for the plain one.
+    form: int | None = None
 
 
 NO_METADATA = Metadata()
@@ -109,7 +121,7 @@ def decode_usual(data: bytes, request_id: int) -> tuple[int, Metadata] | None:
         return None
     if size_head != _SIZE_HEAD or mtime_head != _MTIME_HEAD or etag_head != _ETAG_HEAD:
         return None
-    return content_len, _new(Metadata, (size, mtime, etag.decode("latin-1"), None, None, None, None, None))
+    return content_len, _new(Metadata, (size, mtime, etag.decode("latin-1"), None, None, None, None, None, None))
 
 
 class ResponseDecoder:
@@ -170,7 +182,7 @@ class ResponseDecoder:
         if metadata_len == _USUAL_SIZE:
             size_head, size, mtime_head, mtime, etag_head, etag = _USUAL.unpack_from(kept, start)
             if size_head == _SIZE_HEAD and mtime_head == _MTIME_HEAD and etag_head == _ETAG_HEAD:
-                metadata = _new(Metadata, (size, mtime, etag.decode("latin-1"), None, None, None, None, None))
+                metadata = _new(Metadata, (size, mtime, etag.decode("latin-1"), None, None, None, None, None, None))
             else:
                 metadata = _decode_metadata(bytes(kept[start:end]))
         elif metadata_len:
@@ -237,12 +249,34 @@ def _decode_metadata(data: bytes) -> Metadata:
     return Metadata(**found)  # type: ignore[arg-type]  # each name has got a value of its own type
 
 
-class Entry(NamedTuple):
-    """An object in a list: its size in bytes, its modification time in seconds since 1970."""
-
+class _Listed(NamedTuple):
     uri: str
     size: int
+    #: Seconds since 1970, negative before that.
     mtime: int
+
+
+class Entry(_Listed):
+    """An object in a list: a tuple of its URI, its size in bytes, its modification time in seconds since 1970.
+
+    Beside them, as in `os.stat_result`: `mtime_ns`, the same in nanoseconds, None where the server does not say it.
+    """
+
+    mtime_ns: int | None = None
+
+
+class LeftOut(NamedTuple):
+    """A file or directory that a list leaves out although it is below the prefix."""
+
+    #: Its path below the root with a slash in front, as the server's file system has it; a directory ends in a slash.
+    path: bytes
+    #: Why, for people.
+    reason: str
+
+
+#: What an entry of the detailed form is about.
+_IS_LISTED = 1
+_REASONS = {2: "its name is not UTF-8, so it has no URI", 3: "the server may not read this directory"}
 
 
 def encode_entry(found: Entry) -> bytes:
@@ -264,11 +298,49 @@ def decode_entries(content: bytes) -> Iterator[Entry]:
         if at > end:
             raise RemoteProtocolError("the server sent a list that ends inside an entry")
         raw = content[start:uri_end]
-        if not 0 < length <= MAX_URI or 0 in raw:
-            raise RemoteProtocolError(f"the server listed what no object can be called: {raw[:80]!r}")
-        try:
-            uri = raw.decode()
-        except UnicodeDecodeError:
-            raise RemoteProtocolError(f"the server listed a URI that is not UTF-8: {raw[:80]!r}") from None
+        uri = _listed_uri(raw)
         size, mtime = _SIZE_AND_MTIME.unpack_from(content, uri_end)
         yield Entry(uri, size, mtime)
+
+
+def decode_details(content: bytes) -> tuple[list[Entry], list[LeftOut]]:
+    """What a list's whole content of the detailed form lists and leaves out.
+
+    Each entry is ``kind(1) path_len(2) path``, behind it ``size(8) mtime(8) nanoseconds(4)`` where it is an object.
+    Raises RemoteProtocolError at the one that is wrong.
+    """
+    listed: list[Entry] = []
+    left_out: list[LeftOut] = []
+    at, end = 0, len(content)
+    while at < end:
+        start = at + _ENTRY_HEAD.size
+        if start > end:
+            raise RemoteProtocolError("the server sent a list that ends inside an entry")
+        kind, length = _ENTRY_HEAD.unpack_from(content, at)
+        at = start + length
+        path = content[start:at]
+        if at > end or (kind == _IS_LISTED and at + _DETAILS.size > end):
+            raise RemoteProtocolError("the server sent a list that ends inside an entry")
+        if kind != _IS_LISTED:
+            reason = _REASONS.get(kind)
+            if reason is None or not path:
+                raise RemoteProtocolError(f"the server sent a list with an entry of the unknown kind {kind}")
+            left_out.append(LeftOut(path, reason))
+            continue
+        size, mtime, nanoseconds = _DETAILS.unpack_from(content, at)
+        at += _DETAILS.size
+        if nanoseconds >= _SECOND:
+            raise RemoteProtocolError(f"the server sent a time with {nanoseconds} nanoseconds")
+        found = Entry(_listed_uri(path), size, mtime)
+        found.mtime_ns = mtime * _SECOND + nanoseconds
+        listed.append(found)
+    return listed, left_out
+
+
+def _listed_uri(raw: bytes) -> str:
+    if not 0 < len(raw) <= MAX_URI or 0 in raw:
+        raise RemoteProtocolError(f"the server listed what no object can be called: {raw[:80]!r}")
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        raise RemoteProtocolError(f"the server listed a URI that is not UTF-8: {raw[:80]!r}") from None

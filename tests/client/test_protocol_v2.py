@@ -33,6 +33,7 @@ HELLOS = load("v2_hello.txt")
 REQUESTS = load("v2_requests.txt")
 NEXT = encode_request(42, Operation.COPY, "/next")
 NAMES = {"deadline_ms": "deadline"}
+NAMED = ("offset", "length", "deadline_ms", "content_len", "if_none_match", "limit", "cursor", "if_match", "form")
 
 
 def hex_of(value: str | bytes) -> str:
@@ -42,7 +43,7 @@ def hex_of(value: str | bytes) -> str:
 def in_words(request: Request) -> str:
     words = ["request", f"{request.id:08x}", f"{request.flags:02x}", chr(request.operation.value)]
     words.append(request.uri.encode().hex())
-    for name in ("offset", "length", "deadline_ms", "content_len", "if_none_match", "limit", "cursor", "if_match"):
+    for name in NAMED:
         value = getattr(request.parameters, name)
         if value is not None:
             words.append(f"{NAMES.get(name, name)}={value if isinstance(value, int) else hex_of(value)}")
@@ -167,6 +168,7 @@ def requests(draw: st.DrawFn) -> Request:
         cursor=draw(st.none() | st.binary(max_size=20)),
         if_match=draw(st.none() | etags),
         make_parents=draw(st.booleans()),
+        form=draw(st.none() | st.integers(0, 255)),
     )
     has_any = parameters != Parameters()
     flags = draw(st.integers(0, 255)) | (0x80 if has_any else 0)

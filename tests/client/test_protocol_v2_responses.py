@@ -1,5 +1,7 @@
 """The responses of version 2 against the shared vectors, and against themselves."""
 
+import pickle
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,6 +14,7 @@ from objmapper_client.protocol_v2_responses import (
     Metadata,
     ResponseDecoder,
     ResponseHead,
+    decode_details,
     decode_entries,
     encode_entry,
     encode_response,
@@ -105,19 +108,21 @@ def test_lists_are_what_the_vectors_say(name: str, raw: str, outcome: str) -> No
 
 
 u32, u64 = st.integers(0, (1 << 32) - 1), st.integers(0, (1 << 64) - 1)
+i64 = st.integers(-(1 << 63), (1 << 63) - 1)
 words = st.none() | st.text(st.characters(max_codepoint=255), max_size=20)
 texts = st.none() | st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 metadata = st.builds(
     Metadata,
     size=st.none() | u64,
-    mtime=st.none() | u64,
+    mtime=st.none() | i64,
     etag=words,
     mime=words,
     backend=st.none() | st.integers(0, 255),
     latency=st.none() | u32,
     cursor=st.none() | st.binary(max_size=20),
     message=texts,
-) | st.tuples(u64, u64, st.text("0123456789abcdef", min_size=16, max_size=16)).map(lambda usual: Metadata(*usual))
+    form=st.none() | st.integers(0, 255),
+) | st.tuples(u64, i64, st.text("0123456789abcdef", min_size=16, max_size=16)).map(lambda usual: Metadata(*usual))
 
 
 @given(
@@ -215,3 +220,35 @@ def test_a_response_that_the_wire_cannot_carry_is_the_callers_fault(
 def test_an_entry_is_called_what_an_object_can_be_called(uri: str) -> None:
     with pytest.raises(LocalProtocolError):
         encode_entry(Entry(uri, 0, 0))
+
+
+DETAILED = unhex("01 0002 2f61 0000000000000007 ffffffffffffffff 00000005 02 0003 2fff61 03 0003 2f642f")
+
+
+def test_a_list_of_the_detailed_form_says_nanoseconds_and_what_was_left_out() -> None:
+    listed, left_out = decode_details(DETAILED)
+    assert listed == [Entry("/a", 7, -1)]
+    assert listed[0].mtime_ns == -999_999_995
+    assert [each.path for each in left_out] == [b"/\xffa", b"/d/"]
+    assert "UTF-8" in left_out[0].reason
+    assert "may not read" in left_out[1].reason
+    assert decode_details(b"") == ([], [])
+    copied = pickle.loads(pickle.dumps(listed[0]))
+    assert (copied, copied.mtime_ns) == (listed[0], listed[0].mtime_ns)
+    assert Entry("/a", 1, 2).mtime_ns is None
+
+
+def test_a_list_of_the_detailed_form_that_is_cut_is_the_servers_fault() -> None:
+    whole = {0, len(DETAILED)} | {at for at in range(len(DETAILED)) if at in (25, 31)}
+    for at in sorted(set(range(len(DETAILED))) - whole):
+        with pytest.raises(RemoteProtocolError):
+            decode_details(DETAILED[:at])
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["00 0002 2f61", "04 0002 2f61", "02 0000", f"01 0001 ff {'00' * 20}", f"01 0001 61 {'00' * 16} 3b9aca00"],
+)
+def test_what_no_list_of_the_detailed_form_has_is_the_servers_fault(content: str) -> None:
+    with pytest.raises(RemoteProtocolError):
+        decode_details(unhex(content))

@@ -42,6 +42,10 @@ pub fn number_u64(data: &[u8]) -> Option<u64> {
     data.try_into().ok().map(u64::from_be_bytes)
 }
 
+pub fn number_u8(data: &[u8]) -> Option<u8> {
+    data.try_into().ok().map(u8::from_be_bytes)
+}
+
 pub fn number_u32(data: &[u8]) -> Option<u32> {
     data.try_into().ok().map(u32::from_be_bytes)
 }

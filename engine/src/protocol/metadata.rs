@@ -1,7 +1,7 @@
 //! What a response says about its object beside the status and the content.
 
 use super::MAX_URI;
-use super::entries::{self, ENTRY_HEAD, Entries, number_u32, number_u64};
+use super::entries::{self, ENTRY_HEAD, Entries, number_u8, number_u32, number_u64};
 
 const SIZE: u8 = 0x01;
 const MTIME: u8 = 0x02;
@@ -10,6 +10,7 @@ const MIME: u8 = 0x04;
 const BACKEND: u8 = 0x05;
 const LATENCY: u8 = 0x06;
 const CURSOR: u8 = 0x87;
+const FORM: u8 = 0x8a;
 const TEXT: u8 = 0xff;
 
 /// The entries of a response, borrowed: by the server from what it knows, by a client from what came.
@@ -17,7 +18,7 @@ const TEXT: u8 = 0xff;
 pub struct Metadata<'a> {
     /// Bytes.
     pub size: Option<u64>,
-    /// Seconds since 1970.
+    /// Seconds since 1970, in two's complement.
     pub mtime: Option<u64>,
     /// The object's version.
     pub etag: Option<&'a [u8]>,
@@ -27,6 +28,8 @@ pub struct Metadata<'a> {
     pub latency: Option<u32>,
     /// Where a list goes on, at most [`MAX_URI`] bytes.
     pub cursor: Option<&'a [u8]>,
+    /// The form of a list's entries; None for the first one.
+    pub form: Option<u8>,
     /// What went wrong, UTF-8, for people.
     pub text: Option<&'a [u8]>,
 }
@@ -42,9 +45,10 @@ impl<'a> Metadata<'a> {
                 MTIME => found.mtime = Some(number_u64(data)?),
                 ETAG => found.etag = Some(data),
                 MIME => found.mime = Some(data),
-                BACKEND => found.backend = Some(*<&[u8; 1]>::try_from(data).ok()?.first()?),
+                BACKEND => found.backend = Some(number_u8(data)?),
                 LATENCY => found.latency = Some(number_u32(data)?),
                 CURSOR => found.cursor = Some(data),
+                FORM => found.form = Some(number_u8(data)?),
                 TEXT => found.text = Some(data),
                 _ => {}
             }
@@ -76,6 +80,9 @@ impl<'a> Metadata<'a> {
         }
         if let Some(cursor) = self.cursor {
             push_word(out, CURSOR, cursor);
+        }
+        if let Some(form) = self.form {
+            entries::push(out, FORM, &[form]);
         }
         let start = length_at + 2;
         if let Some(text) = self.text {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::MAX_CONTENT;
-use super::entries::{Entries, number_u32, number_u64};
+use super::entries::{Entries, number_u8, number_u32, number_u64};
 
 /// The parameters of one request have at most so many bytes.
 pub const MAX_PARAMETERS: usize = 8192;
@@ -17,6 +17,7 @@ const LIMIT: u8 = 0x86;
 const CURSOR: u8 = 0x87;
 const IF_MATCH: u8 = 0x88;
 const MAKE_PARENTS: u8 = 0x89;
+const FORM: u8 = 0x8a;
 
 /// What was said beside operation and URI.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -33,6 +34,8 @@ pub struct Parameters<'a> {
     pub if_match: Option<&'a [u8]>,
     /// A put makes the directories that are missing.
     pub make_parents: bool,
+    /// The form in which a list's entries are wanted.
+    pub form: Option<u8>,
 }
 
 /// Parameters as they were read.
@@ -75,6 +78,7 @@ impl<'a> Parameters<'a> {
                     found.make_parents = true;
                     is_first && data.is_empty()
                 }
+                FORM => set(&mut found.form, number_u8(data)),
                 // Of a later version: whoever sends it can do without.
                 _ => true,
             };
@@ -108,6 +112,9 @@ impl<'a> Parameters<'a> {
         }
         if self.make_parents {
             super::entries::push(out, MAKE_PARENTS, &[]);
+        }
+        if let Some(form) = self.form {
+            super::entries::push(out, FORM, &[form]);
         }
     }
 }

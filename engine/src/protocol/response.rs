@@ -46,13 +46,37 @@ pub fn encode_close_ack(out: &mut Vec<u8>, outstanding: u32) {
 }
 
 /// Appends an entry of a list's content. `mtime` is in seconds since 1970; a URI, here in pieces, has at most 4,096 bytes.
-pub fn encode_entry(out: &mut Vec<u8>, uri: [&[u8]; 2], size: u64, mtime: u64) {
-    let length = uri[0].len() + uri[1].len();
-    debug_assert!(length <= super::MAX_URI);
-    out.extend_from_slice(&(length as u16).to_be_bytes());
-    uri.iter().for_each(|piece| out.extend_from_slice(piece));
+pub fn encode_entry(out: &mut Vec<u8>, uri: [&[u8]; 2], size: u64, mtime: i64) {
+    push_path(out, uri);
     out.extend_from_slice(&size.to_be_bytes());
     out.extend_from_slice(&mtime.to_be_bytes());
+}
+
+/// What an entry of the second form is about; see [`encode_detailed`].
+pub const LISTED: u8 = 1;
+/// Left out: the name is not UTF-8.
+pub const LEFT_OUT_NAME: u8 = 2;
+/// Left out: the server may not read the directory.
+pub const LEFT_OUT_UNREADABLE: u8 = 3;
+
+/// Appends an entry of the second form, for an object: with nanoseconds beyond `mtime`.
+pub fn encode_detailed(out: &mut Vec<u8>, uri: [&[u8]; 2], size: u64, mtime: i64, nanoseconds: u32) {
+    out.push(LISTED);
+    encode_entry(out, uri, size, mtime);
+    out.extend_from_slice(&nanoseconds.to_be_bytes());
+}
+
+/// Appends an entry of the second form for what a list leaves out: `kind` says why. A directory's path ends in a slash.
+pub fn encode_left_out(out: &mut Vec<u8>, kind: u8, path: [&[u8]; 2]) {
+    out.push(kind);
+    push_path(out, path);
+}
+
+fn push_path(out: &mut Vec<u8>, path: [&[u8]; 2]) {
+    let length = path[0].len() + path[1].len();
+    debug_assert!(length <= super::MAX_URI);
+    out.extend_from_slice(&(length as u16).to_be_bytes());
+    path.iter().for_each(|piece| out.extend_from_slice(piece));
 }
 
 /// A response without what follows it.

@@ -57,13 +57,14 @@ fn in_words(id: u32, status: u8, content_len: u64, metadata: &Metadata<'_>) -> S
     let mut words = format!("head {id:08x} {status:02x} {content_len}");
     let named = [
         ("size", metadata.size.map(|number| number.to_string())),
-        ("mtime", metadata.mtime.map(|number| number.to_string())),
+        ("mtime", metadata.mtime.map(|number| (number as i64).to_string())),
         ("etag", metadata.etag.map(hex)),
         ("mime", metadata.mime.map(hex)),
         ("backend", metadata.backend.map(|number| number.to_string())),
         ("latency", metadata.latency.map(|number| number.to_string())),
         ("cursor", metadata.cursor.map(hex)),
         ("text", metadata.text.map(hex)),
+        ("form", metadata.form.map(|number| number.to_string())),
     ];
     for (name, value) in named {
         words.extend(value.map(|value| format!(" {name}={value}")));
@@ -224,7 +225,7 @@ proptest! {
             asked.insert(id, each.operation);
             let (size, mtime, backend, latency) = each.numbers;
             let [etag, mime, cursor, text] = each.words.each_ref().map(Option::as_deref);
-            let metadata = Metadata { size, mtime, etag, mime, backend, latency, cursor, text };
+            let metadata = Metadata { size, mtime, etag, mime, backend, latency, cursor, form: backend, text };
             let by_descriptor = each.operation == Operation::FdPass;
             let delivers = each.status == Status::Ok;
             let content_len = if delivers && (extended || !by_descriptor) { each.content.len() as u64 } else { 0 };

@@ -70,6 +70,7 @@ fn in_words(request: &Request<'_>) -> String {
         ("limit", parameters.limit.map(|number| number.to_string())),
         ("cursor", parameters.cursor.map(hex)),
         ("if_match", parameters.if_match.map(hex)),
+        ("form", parameters.form.map(|number| number.to_string())),
     ];
     for (name, value) in named {
         words.extend(value.map(|value| format!(" {name}={value}")));
@@ -221,6 +222,7 @@ impl Sent {
             cursor: self.words[1].as_deref(),
             if_match: self.words[2].as_deref(),
             make_parents,
+            form: limit.map(|limit| limit as u8),
         };
         let has_parameters = if parameters == Parameters::default() { 0 } else { 0x80 };
         Request { id: *id, flags: flags | has_parameters, operation: *operation, uri, parameters }

@@ -12,7 +12,7 @@ use crate::protocol::Operation;
 use crate::rules::View;
 use crate::service::Service;
 use crate::storage::incoming::Incoming;
-use crate::storage::listing::Page;
+use crate::storage::listing::{Form, Page};
 use crate::storage::mapping::{Found, Opened};
 use crate::storage::target::Conditions;
 use crate::transport;
@@ -38,6 +38,7 @@ pub(super) enum Rest {
         view: Option<View>,
         cursor: Option<Vec<u8>>,
         limit: u32,
+        form: Form,
     },
     /// All bytes came with the request: nothing is open for them until they are written.
     Content {
@@ -121,9 +122,9 @@ impl Errand {
                 self.conditions.check_version(Some(&found.version))?;
                 Ok(Brought::Known(found))
             }
-            (Operation::List, Rest::List { prefix, view, cursor, limit }) => {
+            (Operation::List, Rest::List { prefix, view, cursor, limit, form }) => {
                 let (mapping, cursor) = (&service.mapping, cursor.as_deref());
-                let page = service.listing.page(mapping, view.as_ref(), &prefix, cursor, limit)?;
+                let page = service.listing.page_in(form, mapping, view.as_ref(), &prefix, cursor, limit)?;
                 Ok(Brought::Page(page))
             }
             (Operation::Put, Rest::Content { bytes, make_parents, hold }) => {

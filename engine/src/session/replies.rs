@@ -14,6 +14,7 @@ use crate::errors::Error;
 use crate::journal::Note;
 use crate::protocol::{self, Operation, Status, v2};
 use crate::storage::cache::Cached;
+use crate::storage::listing::Form;
 use crate::storage::mapping::{self, Found, Opened};
 use crate::storage::target::{Conditions, Match};
 use crate::transport::{self, Transport};
@@ -100,7 +101,8 @@ impl Session {
             Operation::List => {
                 let (prefix, view) = (wanted.uri.to_owned(), self.check_list(wanted.uri)?);
                 let cursor = parameters.cursor.map(<[u8]>::to_vec);
-                Rest::List { prefix, view, cursor, limit: parameters.limit.unwrap_or(0) }
+                let form = Form::asked_for(parameters.form);
+                Rest::List { prefix, view, cursor, limit: parameters.limit.unwrap_or(0), form }
             }
             Operation::PutDescriptor => {
                 let source = wanted.source.take().ok_or(Error::BadDescriptor)?;
@@ -333,7 +335,8 @@ impl Session {
             Brought::Page(page) => {
                 let Framing::Two { id, .. } = asked.framing else { return Ok(()) };
                 let before = scratch.out.len();
-                let metadata = v2::Metadata { cursor: page.cursor.as_deref(), ..v2::Metadata::default() };
+                let (cursor, form) = (page.cursor.as_deref(), page.form.number());
+                let metadata = v2::Metadata { cursor, form, ..v2::Metadata::default() };
                 let content = page.entries.len() as u64;
                 v2::encode_response(&mut scratch.out, id, Status::Ok, content, &metadata);
                 scratch.out.extend_from_slice(&page.entries);
@@ -421,7 +424,7 @@ fn push_head(out: &mut Vec<u8>, asked: Asked, content: u64, found: Option<&Found
             let etag = found.map(Found::etag);
             let metadata = v2::Metadata {
                 size: found.map(|found| found.size),
-                mtime: found.map(|found| found.mtime),
+                mtime: found.map(|found| found.mtime as u64),
                 etag: etag.as_ref().map(<[u8; 16]>::as_slice),
                 ..v2::Metadata::default()
             };

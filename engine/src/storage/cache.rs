@@ -47,9 +47,14 @@ impl Version {
         self.size.max(0) as u64
     }
 
-    /// Seconds since 1970 at which the content last changed; 0 for a time before that.
-    pub fn mtime(&self) -> u64 {
-        self.modified.0.max(0) as u64
+    /// Seconds since 1970 at which the content last changed, negative before that.
+    pub fn mtime(&self) -> i64 {
+        self.modified.0
+    }
+
+    /// Nanoseconds beyond those seconds.
+    pub fn mtime_nanoseconds(&self) -> u32 {
+        self.modified.1 as u32
     }
 
     /// The version as 16 hex digits, which stay the same over restarts.

@@ -154,8 +154,7 @@ fn make_key(key: &mut Vec<u8>, directory: &OwnedFd, entry: &RawDirEntry<'_>, wan
         FileType::Directory => key.push(b'/'),
         _ => return false,
     }
-    // A name that is not UTF-8 has no URI.
-    key.starts_with(wanted.prefix) && wanted.bound.admits(key) && std::str::from_utf8(key).is_ok()
+    key.starts_with(wanted.prefix) && wanted.bound.admits(key)
 }
 
 /// The smallest keys so far; the greatest of them is on top and the first to go.

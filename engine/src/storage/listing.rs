@@ -13,26 +13,50 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::errors::Error;
-use crate::protocol::v2::encode_entry;
+use crate::protocol::v2::{self, encode_detailed, encode_entry, encode_left_out};
 use crate::rules::View;
 use crate::storage::cursor::Cursor;
 use crate::storage::directory_run::{Run, RunLimits};
 use crate::storage::mapping::{Found, Mapping, relative_path};
-use crate::storage::walk::{Step, Walk};
+use crate::storage::walk::{LeftOut, Step, Walk};
 
 /// Where the caller names no limit.
 pub const DEFAULT_LIMIT: u32 = 1_000;
 pub const MAX_LIMIT: u32 = 10_000;
 /// Bytes of entries in a page.
 const MOST_CONTENT: usize = 1 << 20;
+/// Bytes of an entry beside its path: kind, length and slash, size, time and nanoseconds.
+const MOST_FACTS: usize = 24;
 /// Bytes of runs that are kept, for all listings together, how many, and for how long.
 const MOST_KEPT: usize = 16 << 20;
 const MOST_RUNS: usize = 256;
 const KEEP: Duration = Duration::from_secs(60);
 
+/// How the entries of a page are written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Form {
+    /// `uri_len(2) uri size(8) mtime(8)` each, integers big-endian.
+    #[default]
+    Plain,
+    /// `kind(1) path_len(2) path` each; behind an object `size(8) mtime(8) nanoseconds(4)`. It also says what is left out.
+    Detailed,
+}
+
+impl Form {
+    /// The form to answer with, where a request names one.
+    pub fn asked_for(number: Option<u8>) -> Form {
+        if number.is_some_and(|number| number > 0) { Form::Detailed } else { Form::Plain }
+    }
+
+    /// What the response says of it.
+    pub fn number(self) -> Option<u8> {
+        (self == Form::Detailed).then_some(1)
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Page {
-    /// `uri_len(2) uri size(8) mtime(8)` each, integers big-endian.
+    pub form: Form,
     pub entries: Vec<u8>,
     pub count: u32,
     /// Where the next page goes on; None on the last. A page may be short, even empty, and yet have one.
@@ -62,9 +86,10 @@ impl Listing {
     ///
     /// Links are listed where the mapping follows them and they lead to objects; what lies below a link to a directory is
     /// listed only where the prefix itself leads there, since links can form circles. What the server cannot read and what
-    /// has no URI is left out, and what `view` hides.
-    pub fn page(
+    /// has no URI is left out; the detailed form says so. What `view` hides is left out without a word.
+    pub fn page_in(
         &self,
+        form: Form,
         mapping: &Mapping,
         view: Option<&View>,
         prefix: &str,
@@ -82,8 +107,9 @@ impl Listing {
             None => Cursor { listing: self.next.fetch_add(1, Relaxed), after: Vec::new() },
         };
         let listing = cursor.listing;
-        let mut walk = Walk::new(mapping, view, directory, name, &cursor.after, self.limits);
-        let mut page = Page { entries: Vec::new(), count: 0, cursor: None };
+        let mut walk = Walk::new(mapping, view, directory, name, &cursor.after, self.limits)
+            .reporting(form == Form::Detailed);
+        let mut page = Page { form, entries: Vec::new(), count: 0, cursor: None };
         let mut after = cursor.after.clone();
         let goes_on = loop {
             match walk.step(|place| self.take(listing, place))? {
@@ -97,13 +123,33 @@ impl Listing {
                         continue;
                     };
                     let path = walk.path();
-                    if page.count == limit || page.entries.len() + path.len() + 19 > MOST_CONTENT {
+                    if page.count == limit || page.entries.len() + path.len() + MOST_FACTS > MOST_CONTENT {
                         break true;
                     }
-                    encode_entry(&mut page.entries, [b"/", path], found.size, found.mtime);
+                    let (uri, size, mtime) = ([&b"/"[..], path], found.size, found.mtime);
+                    match form {
+                        Form::Plain => encode_entry(&mut page.entries, uri, size, mtime),
+                        Form::Detailed => {
+                            let nanoseconds = found.version.mtime_nanoseconds();
+                            encode_detailed(&mut page.entries, uri, size, mtime, nanoseconds);
+                        }
+                    }
                     page.count += 1;
                     after.clear();
                     after.extend_from_slice(path);
+                }
+                Step::LeftOut(reason) => {
+                    let path = walk.path();
+                    if page.count == limit || page.entries.len() + path.len() + MOST_FACTS > MOST_CONTENT {
+                        break true;
+                    }
+                    let kind = match reason {
+                        LeftOut::Name => v2::LEFT_OUT_NAME,
+                        LeftOut::Unreadable => v2::LEFT_OUT_UNREADABLE,
+                    };
+                    encode_left_out(&mut page.entries, kind, [b"/", path]);
+                    page.count += 1;
+                    after = walk.place();
                 }
             }
         };

@@ -67,8 +67,8 @@ impl Opened {
 pub struct Found {
     /// Bytes.
     pub size: u64,
-    /// Seconds since 1970.
-    pub mtime: u64,
+    /// Seconds since 1970, negative before that.
+    pub mtime: i64,
     pub version: Version,
 }
 

@@ -299,7 +299,7 @@ fn stat_tells_what_open_would_give_under_the_same_fences() {
     assert_eq!(found, opened.found());
     assert_eq!((found.size, found.version), (6, opened.version));
     let metadata = std::fs::metadata(tree.root().join("sub/object")).expect("there");
-    assert_eq!(found.mtime, metadata.mtime() as u64);
+    assert_eq!(found.mtime, metadata.mtime());
     assert_eq!(found.etag(), opened.version.etag());
 
     tree.link("inside", "object");

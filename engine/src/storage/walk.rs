@@ -26,16 +26,32 @@ const MOST_HELD: usize = 8 << 20;
 pub(crate) enum Step {
     /// [`Walk::path`] is perhaps one.
     Object,
+    /// [`Walk::path`] would be one, or a directory with some in it, and cannot be listed.
+    LeftOut(LeftOut),
     /// Enough for one page; this is where to go on.
     Pause(Vec<u8>),
     End,
 }
+
+/// Why the walk leaves something out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LeftOut {
+    /// Its name is not UTF-8, so it has no URI.
+    Name,
+    /// The server may not read the directory.
+    Unreadable,
+}
+
+/// Behind the path of a directory that a page has reported, in a cursor: no name has this byte.
+const REPORTED: u8 = 0;
 
 #[derive(Debug)]
 pub(crate) struct Walk<'a> {
     mapping: &'a Mapping,
     /// None where nothing is hidden.
     view: Option<&'a View>,
+    /// Whether it stops at what it leaves out.
+    reports: bool,
     limits: RunLimits,
     /// What the names in the outermost directory begin with.
     prefix: &'a [u8],
@@ -73,6 +89,7 @@ impl<'a> Walk<'a> {
         let mut walk = Walk {
             mapping,
             view,
+            reports: false,
             limits,
             prefix: prefix.as_bytes(),
             after,
@@ -83,6 +100,20 @@ impl<'a> Walk<'a> {
         };
         walk.enter();
         walk
+    }
+
+    /// The same walk, which also stops at what it leaves out.
+    pub fn reporting(self, reports: bool) -> Walk<'a> {
+        Walk { reports, ..self }
+    }
+
+    /// Where the next page goes on when this one has just taken what [`Walk::path`] is.
+    pub fn place(&self) -> Vec<u8> {
+        let mut place = self.path.clone();
+        if place.ends_with(b"/") {
+            place.push(REPORTED);
+        }
+        place
     }
 
     /// The path of the object that was found, below the root.
@@ -98,7 +129,9 @@ impl<'a> Walk<'a> {
             };
             self.path.truncate(level.length);
             let Some(run) = &level.run else {
-                self.fetch(&kept)?;
+                if self.fetch(&kept)? == Fetched::Unreadable && self.may_report() {
+                    return Ok(Step::LeftOut(LeftOut::Unreadable));
+                }
                 continue;
             };
             match run.get(level.next) {
@@ -109,6 +142,12 @@ impl<'a> Walk<'a> {
                     }
                     self.path.extend_from_slice(key);
                     if self.view.is_some_and(|view| view.hides(&self.path)) {
+                        continue;
+                    }
+                    if std::str::from_utf8(key).is_err() {
+                        if self.may_report() {
+                            return Ok(Step::LeftOut(LeftOut::Name));
+                        }
                         continue;
                     }
                     if !key.ends_with(b"/") {
@@ -132,12 +171,20 @@ impl<'a> Walk<'a> {
         }
     }
 
+    /// Whether what is at the path is to be reported: an earlier page may have done so.
+    fn may_report(&self) -> bool {
+        self.reports && self.after.strip_prefix(&*self.path) != Some(&[REPORTED])
+    }
+
     /// The directory in which the object was found, and its name there; None where the directory is gone.
     pub fn here(&mut self) -> Result<Option<(&OwnedFd, CString)>, Error> {
         let length = self.levels.last().map_or(0, |level| level.length);
         let name = CString::new(&self.path[length..]).map_err(|_| Error::BadPath)?;
         if self.directory.is_none() {
-            self.directory = open(self.mapping, &self.path[..length])?;
+            self.directory = match open(self.mapping, &self.path[..length])? {
+                Reached::Directory(directory) => Some(directory),
+                Reached::Nothing | Reached::Unreadable => None,
+            };
         }
         Ok(self.directory.as_ref().map(|directory| (directory, name)))
     }
@@ -185,10 +232,11 @@ impl<'a> Walk<'a> {
     }
 
     /// Gets the innermost directory's run.
-    fn fetch(&mut self, kept: impl Fn(&[u8]) -> Option<Arc<Run>>) -> Result<(), Error> {
+    fn fetch(&mut self, kept: impl Fn(&[u8]) -> Option<Arc<Run>>) -> Result<Fetched, Error> {
+        let mut fetched = Fetched::Run;
         let depth = self.levels.len() - 1;
         let Some(level) = self.levels.last_mut() else {
-            return Ok(());
+            return Ok(fetched);
         };
         // Only on the way to where the earlier page ended can there be anything.
         let is_on_the_way = self.after.starts_with(&self.path);
@@ -202,18 +250,24 @@ impl<'a> Walk<'a> {
                     symlinks: self.mapping.follows_symlinks(),
                 };
                 // Opened anew, since what is left of a directory that was read before is its end.
-                self.directory = open(self.mapping, &self.path)?;
-                Arc::new(match &self.directory {
-                    Some(directory) => {
-                        Run::read(directory, &wanted, self.limits).map_err(Error::from_open)?
+                self.directory = None;
+                Arc::new(match open(self.mapping, &self.path)? {
+                    Reached::Directory(directory) => {
+                        let run = Run::read(&directory, &wanted, self.limits).map_err(Error::from_open)?;
+                        self.directory = Some(directory);
+                        run
                     }
-                    None => Run::empty(),
+                    Reached::Nothing => Run::empty(),
+                    Reached::Unreadable => {
+                        fetched = Fetched::Unreadable;
+                        Run::empty()
+                    }
                 })
             }
         };
         level.next = run.position(&level.bound);
         level.run = Some(run);
-        Ok(())
+        Ok(fetched)
     }
 }
 
@@ -222,13 +276,29 @@ fn place(directory: &[u8], prefix: &[u8], depth: usize) -> Vec<u8> {
     [directory, if depth == 0 { prefix } else { b"" }].concat()
 }
 
-/// None where there is nothing that the server could list.
-fn open(mapping: &Mapping, directory: &[u8]) -> Result<Option<OwnedFd>, Error> {
+#[derive(Debug, PartialEq, Eq)]
+enum Fetched {
+    Run,
+    /// An empty run stands for a directory that the server may not read.
+    Unreadable,
+}
+
+#[derive(Debug)]
+enum Reached {
+    Directory(OwnedFd),
+    /// No directory that could be listed.
+    Nothing,
+    Unreadable,
+}
+
+fn open(mapping: &Mapping, directory: &[u8]) -> Result<Reached, Error> {
     let path = CString::new(directory.strip_suffix(b"/").unwrap_or(b".")).map_err(|_| Error::BadPath)?;
     match mapping.open_directory(&path) {
-        Ok(directory) => Ok(Some(directory)),
-        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV | Errno::NAMETOOLONG) => Ok(None),
-        Err(Errno::ACCESS | Errno::PERM) => Ok(None),
+        Ok(directory) => Ok(Reached::Directory(directory)),
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV | Errno::NAMETOOLONG) => {
+            Ok(Reached::Nothing)
+        }
+        Err(Errno::ACCESS | Errno::PERM) => Ok(Reached::Unreadable),
         Err(errno) => Err(Error::from_open(errno)),
     }
 }

@@ -4,6 +4,7 @@
 mod changes;
 mod contents;
 mod cost;
+mod left_out;
 mod pages;
 
 use super::*;
@@ -32,15 +33,28 @@ fn mapping(root: &TempDir) -> Mapping {
     Mapping::new(root.path(), false).expect("a mapping")
 }
 
+impl Listing {
+    fn page(
+        &self,
+        mapping: &Mapping,
+        view: Option<&View>,
+        prefix: &str,
+        cursor: Option<&[u8]>,
+        limit: u32,
+    ) -> Result<Page, Error> {
+        self.page_in(Form::Plain, mapping, view, prefix, cursor, limit)
+    }
+}
+
 /// URI, size and mtime of each entry.
-fn decode(mut entries: &[u8]) -> Vec<(String, u64, u64)> {
+fn decode(mut entries: &[u8]) -> Vec<(String, u64, i64)> {
     let mut decoded = Vec::new();
     while let Some((length, rest)) = entries.split_first_chunk::<2>() {
         let (uri, rest) = rest.split_at(u16::from_be_bytes(*length).into());
         let (size, rest) = rest.split_first_chunk::<8>().expect("a size");
         let (mtime, rest) = rest.split_first_chunk::<8>().expect("a time");
         let uri = String::from_utf8(uri.to_vec()).expect("UTF-8");
-        decoded.push((uri, u64::from_be_bytes(*size), u64::from_be_bytes(*mtime)));
+        decoded.push((uri, u64::from_be_bytes(*size), i64::from_be_bytes(*mtime)));
         entries = rest;
     }
     assert!(entries.is_empty());

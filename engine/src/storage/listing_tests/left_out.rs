@@ -1,0 +1,108 @@
+//! What a listing leaves out and, in the detailed form, says so; and times that seconds since 1970 cannot tell.
+
+use super::*;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Told {
+    Object(String, u64, i64, u32),
+    LeftOut(u8, Vec<u8>),
+}
+
+fn detailed(mut entries: &[u8]) -> Vec<Told> {
+    let mut told = Vec::new();
+    while let [kind, high, low, rest @ ..] = entries {
+        let (path, rest) = rest.split_at(u16::from_be_bytes([*high, *low]).into());
+        entries = rest;
+        if *kind != crate::protocol::v2::LISTED {
+            told.push(Told::LeftOut(*kind, path.to_vec()));
+            continue;
+        }
+        let (size, rest) = rest.split_first_chunk::<8>().expect("a size");
+        let (mtime, rest) = rest.split_first_chunk::<8>().expect("a time");
+        let (nanoseconds, rest) = rest.split_first_chunk::<4>().expect("nanoseconds");
+        let uri = String::from_utf8(path.to_vec()).expect("UTF-8");
+        let (mtime, nanoseconds) = (i64::from_be_bytes(*mtime), u32::from_be_bytes(*nanoseconds));
+        told.push(Told::Object(uri, u64::from_be_bytes(*size), mtime, nanoseconds));
+        entries = rest;
+    }
+    assert!(entries.is_empty());
+    told
+}
+
+/// Everything that all pages say, by pages of `limit`.
+fn all_told(listing: &Listing, mapping: &Mapping, prefix: &str, limit: u32) -> Vec<Told> {
+    let (mut told, mut cursor) = (Vec::new(), None);
+    loop {
+        let page =
+            listing.page_in(Form::Detailed, mapping, None, prefix, cursor.as_deref(), limit).expect("a page");
+        assert_eq!(page.form, Form::Detailed);
+        told.extend(detailed(&page.entries));
+        match page.cursor {
+            Some(next) => assert_ne!(cursor.replace(next), cursor, "every page gets further"),
+            None => return told,
+        }
+    }
+}
+
+#[test]
+fn names_that_are_not_utf8_are_said_once_whatever_the_pages() {
+    let root = tree(&["a", "d/b", "z/y/x"]);
+    for name in [&b"a\xff"[..], b"d/\xfe", b"\xff\xff", b"z/y/\x80"] {
+        File::create(root.path().join(OsStr::from_bytes(name))).expect("a file");
+    }
+    std::fs::create_dir(root.path().join(OsStr::from_bytes(b"m\xff"))).expect("a directory");
+    File::create(root.path().join(OsStr::from_bytes(b"m\xff/inside"))).expect("a file");
+    let mapping = mapping(&root);
+    for (names, limit) in [(1, 1), (2, 1), (3, 2), (1000, 1), (1000, 1000)] {
+        let told = all_told(&Listing::with_runs_of(names), &mapping, "/", limit);
+        let left_out: Vec<_> = told
+            .iter()
+            .filter_map(|told| match told {
+                Told::LeftOut(kind, path) => Some((*kind, &path[..])),
+                Told::Object(..) => None,
+            })
+            .collect();
+        let wanted = [&b"/a\xff"[..], b"/d/\xfe", b"/m\xff/", b"/z/y/\x80", b"/\xff\xff"];
+        assert_eq!(left_out, wanted.map(|path| (v2::LEFT_OUT_NAME, path)), "{names} {limit}");
+        assert_eq!(told.len() - left_out.len(), 3);
+    }
+    assert_eq!(list(&root, "/"), ["/a", "/d/b", "/z/y/x"]);
+    assert_eq!(all_told(&Listing::default(), &mapping, "/d/", 10).len(), 2);
+}
+
+#[test]
+fn directories_that_the_server_may_not_read_are_said() {
+    if rustix::process::geteuid().is_root() {
+        // Root may read everything: see tests/cli.
+        return;
+    }
+    let root = tree(&["a/x", "b/x", "c/x"]);
+    let close = |mode| {
+        let permissions = std::os::unix::fs::PermissionsExt::from_mode(mode);
+        std::fs::set_permissions(root.path().join("b"), permissions).expect("permissions");
+    };
+    close(0);
+    for limit in [1, 10] {
+        let told = all_told(&Listing::default(), &mapping(&root), "/", limit);
+        assert_eq!(told.len(), 3);
+        assert_eq!(told[1], Told::LeftOut(v2::LEFT_OUT_UNREADABLE, b"/b/".to_vec()));
+    }
+    close(0o700);
+}
+
+#[test]
+fn times_have_their_sign_and_their_nanoseconds() {
+    let root = tree(&["later", "old"]);
+    let at = |name: &str, seconds: i64, nanoseconds: i64| {
+        let time = fs::Timespec { tv_sec: seconds, tv_nsec: nanoseconds };
+        let times = fs::Timestamps { last_access: time, last_modification: time };
+        fs::utimensat(fs::CWD, root.path().join(name), &times, AtFlags::empty()).expect("a time");
+    };
+    at("later", 1_700_000_000, 123_456_789);
+    at("old", -86_401, 5);
+    let told = all_told(&Listing::default(), &mapping(&root), "/", 10);
+    let object = |uri: &str, size, mtime, nanoseconds| Told::Object(uri.into(), size, mtime, nanoseconds);
+    assert_eq!(told, [object("/later", 5, 1_700_000_000, 123_456_789), object("/old", 3, -86_401, 5)]);
+}
