@@ -27,6 +27,8 @@ use crate::udp::{self, DatagramCounts, UdpSocket};
 const STACK: usize = 256 << 10;
 /// How long threads are given to notice that they are to stop at once.
 const STOP_GRACE: Duration = Duration::from_secs(5);
+/// The least that storage is given of it for what it is doing.
+const POOL_GRACE: Duration = Duration::from_secs(1);
 
 /// A transport that is served. While one model hands over to the next, there are several tenures.
 #[derive(Debug)]
@@ -343,6 +345,7 @@ impl Engine {
             return;
         }
         self.draining.store(true, Relaxed);
+        let until = Instant::now() + STOP_GRACE;
         if self.order_all(Order::Stop, STOP_GRACE) {
             for tenure in lock(&self.lanes).drain(..).flat_map(|lane| lane.tenures) {
                 // A panic in a thread has been reported on stderr by the runtime.
@@ -350,7 +353,7 @@ impl Engine {
             }
         }
         if let Some(pool) = &self.service.storage_pool {
-            pool.stop();
+            pool.stop(until.max(Instant::now() + POOL_GRACE));
         }
         *lock(&self.clock.stopped) = true;
         self.clock.stop.notify_all();

@@ -121,15 +121,6 @@ impl<T> Queue<T> {
         }
     }
 
-    /// Puts one in front of all others, whatever the bound.
-    pub fn push_front(&self, item: T) {
-        let mut state = self.state();
-        state.items.push_front(item);
-        self.depth.store(state.items.len(), Ordering::Relaxed);
-        drop(state);
-        self.filled.notify_one();
-    }
-
     /// The oldest, without waiting.
     pub fn try_pop(&self) -> Option<T> {
         if self.depth.load(Ordering::Relaxed) == 0 {

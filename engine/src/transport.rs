@@ -1,5 +1,6 @@
 //! Sockets and SCM_RIGHTS. With the files of `storage/` the only one near raw system calls.
 
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::io::{self, Errno, IoSlice, IoSliceMut};
 use rustix::net::sockopt::{self, Timeout};
@@ -219,6 +220,25 @@ pub fn credentials(socket: &OwnedFd) -> io::Result<Credentials> {
     let mut gids = peer_groups(socket)?;
     gids.push(peer.gid);
     Ok(Credentials { pid: peer.pid, uid: peer.uid, gids })
+}
+
+/// The user at the other end of a Unix socket.
+pub fn peer_uid(socket: &OwnedFd) -> io::Result<u32> {
+    peer_credentials(socket).map(|peer| peer.uid)
+}
+
+/// The address at the other end of an Internet socket.
+pub fn peer_address(socket: &OwnedFd) -> Option<std::net::IpAddr> {
+    let address = net::getpeername(socket).ok()??;
+    std::net::SocketAddr::try_from(address).ok().map(|address| address.ip())
+}
+
+/// Whether the client neither sends nor receives any more. One that has only ended its sending still waits for answers.
+pub fn has_hung_up(socket: &OwnedFd) -> bool {
+    let mut asked = [PollFd::new(socket, PollFlags::empty())];
+    let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+    let gone = PollFlags::HUP | PollFlags::ERR;
+    poll(&mut asked, Some(&now)).is_ok_and(|ready| ready > 0) && asked[0].revents().intersects(gone)
 }
 
 // rustix's type cannot hold the process id 0, which the kernel gives for a process in another namespace.

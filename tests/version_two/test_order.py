@@ -190,13 +190,48 @@ def test_a_request_with_priority_goes_before_those_that_wait(root: Path, model: 
         Brake(served.threads("objmapper-storage"[:15], 1)) as storage,
     ):
         for _ in range(40):
-            two.ask(LIST, "/many/")
+            two.ask(STAT, unasked())
         urgent = two.ask(STAT, unasked(), flags=PRIORITY)
         behind = two.ask(COPY, "/a")
         assert two.answer().id == behind
         storage.release()
         # The thread may have taken one before it was held.
         assert list(two.answers(41)).index(urgent) <= 1
+
+
+def test_beyond_four_listings_the_rest_waits_unread(served: ServerProcess, address: str) -> None:
+    with Two(address) as two, slow_storage(served) as storage:
+        lists = [two.ask(LIST, "/many/") for _ in range(4)]
+        fast = two.ask(COPY, "/a")
+        behind = [two.ask(LIST, "/many/"), two.ask(COPY, "/a")]
+        assert two.answer().id == fast
+        with Two(address) as other:
+            # The server has had its turn, and others are served meanwhile.
+            assert other.call(COPY, "/a").status == OK
+        assert is_silent(two)
+        storage.release()
+        assert set(two.answers(6)) == {*lists, *behind}
+
+
+def test_the_work_of_clients_that_left_is_dropped(root: Path, model: Concurrency, tmp_path: Path) -> None:
+    flags = ["--concurrency-model", model, "--storage-pool-size", "1"]
+    with ServerProcess(root, tmp_path / "o.sock", *flags) as served:
+        files = Path(f"/proc/{served.pid}/fd")
+        with Brake(served.threads("objmapper-storage"[:15], 1)) as storage:
+            before = len(list(files.iterdir()))
+            for operation in (LIST, STAT):
+                for _ in range(8):
+                    with Two(served.addresses["unix"]) as gone:
+                        for _ in range(40):
+                            gone.ask(operation, "/many/" if operation == LIST else unasked())
+                        if operation == STAT:
+                            fast = gone.ask(COPY, "/a")
+                            assert gone.answer().id == fast
+            # Work that waits keeps its connection open. The thread may have taken one piece before it was held.
+            assert eventually(lambda: len(list(files.iterdir())) <= before + 1)
+            storage.release()
+        with Two(served.addresses["unix"]) as two:
+            assert two.call(LIST, "/many/").status == OK
 
 
 @pytest.mark.parametrize("most", [1, 2, 8, 1000])
@@ -310,9 +345,10 @@ def test_clients_that_vanish_while_storage_is_slow_cost_nothing(
     with slow_storage(served) as storage:
         gone = [Two(address) for _ in range(20)]
         for two in gone:
-            for _ in range(10):
+            for number in range(16):
                 two.ask(FDPASS if transport == "unix" else SPLICE, unasked())
-                two.ask(LIST, "/many/")
+                if number % 4 == 0:
+                    two.ask(LIST, "/many/")
             fast = two.ask(COPY, "/a")
             # A pool that is short of time may have refused some of the others.
             while two.answer().id != fast:

@@ -2,14 +2,18 @@
 //! out for it.
 
 use rustix::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 
 use super::errand::Done;
 use super::unread::Unread;
 use crate::peers::{Account, Guest};
 use crate::service::Service;
+use crate::storage::pool::{Client, User};
 use crate::transport::{self, Transport};
+
+/// The number of the next connection.
+static NEXT: AtomicU64 = AtomicU64::new(1);
 
 /// Who is told that a session has something to do.
 pub trait Wake: Send + Sync + std::fmt::Debug {
@@ -31,6 +35,11 @@ pub struct Connection {
     writing: AtomicU32,
     /// The server wants no further request.
     pub(super) is_stopped: AtomicBool,
+    /// Its session is over: storage has nothing more to do for it.
+    is_over: AtomicBool,
+    number: u64,
+    /// Asked of the kernel when storage first works for it.
+    client: OnceLock<Client>,
     finished: Mutex<Finished>,
     /// Set when its session has ended: its user's count of connections goes with it.
     guest: OnceLock<Box<Guest>>,
@@ -71,6 +80,9 @@ impl Connection {
             account: OnceLock::new(),
             writing: AtomicU32::new(0),
             is_stopped: AtomicBool::new(false),
+            is_over: AtomicBool::new(false),
+            number: NEXT.fetch_add(1, Relaxed),
+            client: OnceLock::new(),
             finished: Mutex::new(Finished::default()),
             guest: OnceLock::new(),
             counted: Counted { service: Arc::clone(service), transport },
@@ -93,6 +105,27 @@ impl Connection {
         }
     }
 
+    /// On whose turn storage works for it.
+    pub(super) fn client(&self) -> Client {
+        *self.client.get_or_init(|| {
+            let user = match self.transport() {
+                Transport::Unix => transport::peer_uid(&self.socket).ok().map(User::Uid),
+                _ => transport::peer_address(&self.socket).map(User::Address),
+            };
+            Client { user: user.unwrap_or(User::Unknown), connection: self.number }
+        })
+    }
+
+    /// The session is over.
+    pub(super) fn end(&self) {
+        self.is_over.store(true, Relaxed);
+    }
+
+    /// Whether no answer reaches the client any more.
+    pub(super) fn is_gone(&self) -> bool {
+        self.is_over.load(Relaxed) || transport::has_hung_up(&self.socket)
+    }
+
     /// Lets the client send nothing more, whichever thread runs its session.
     pub fn stop_reading(&self) {
         self.is_stopped.store(true, Relaxed);
@@ -111,6 +144,10 @@ impl Connection {
 
     /// Leaves a result for the session, and has it run.
     pub(super) fn finish(&self, done: Done) {
+        // Without a session there is nothing to run, and the thread that ends it may hold what `wake` needs.
+        if self.is_over.load(Relaxed) {
+            return;
+        }
         let mut finished = self.finished();
         finished.done.push(done);
         let wake = finished.wake.clone();

@@ -96,7 +96,8 @@ impl Session {
             }
             overdue
         } else if self.jobs > 0 {
-            false
+            // Nothing is read from it meanwhile, so nothing else tells that it has gone.
+            return transport::has_hung_up(self.socket());
         } else if matches!(&self.speaks, Speaks::Two(two) if two.is_receiving()) {
             still > settings.request_timeout
         } else if !self.kept_input.is_empty() {

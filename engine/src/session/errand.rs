@@ -5,6 +5,7 @@ use std::ffi::CString;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::connection::Connection;
 use super::descriptors::{Hold, Source};
 use super::replies::{Asked, BYTES_AHEAD, SMALL};
 use crate::errors::Error;
@@ -87,6 +88,40 @@ pub(super) enum Done {
     },
     /// The next part of the file that is being sent is in memory.
     Warmed,
+    /// Nothing came of this operation: the client has gone, or the work broke off. The session is to end.
+    Abandoned(Operation),
+}
+
+/// An outcome that a session waits for. Dropped without one, it ends the session.
+#[derive(Debug)]
+pub(super) struct Owed {
+    connection: Arc<Connection>,
+    operation: Operation,
+    is_paid: bool,
+}
+
+impl Owed {
+    pub fn new(connection: &Arc<Connection>, operation: Operation) -> Owed {
+        Owed { connection: Arc::clone(connection), operation, is_paid: false }
+    }
+
+    /// Whether the client has gone.
+    pub fn client_is_gone(&self) -> bool {
+        self.connection.is_gone()
+    }
+
+    pub fn pay(mut self, done: Done) {
+        self.is_paid = true;
+        self.connection.finish(done);
+    }
+}
+
+impl Drop for Owed {
+    fn drop(&mut self) {
+        if !self.is_paid {
+            self.connection.finish(Done::Abandoned(self.operation));
+        }
+    }
 }
 
 impl Errand {

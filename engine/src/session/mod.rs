@@ -149,8 +149,11 @@ pub struct Session {
     kept_out: Vec<u8>,
     /// Descriptors opened for this client, or about to be, and not passed yet.
     held: u32,
-    /// What the storage pool is doing for this session.
+    /// What the storage pool is doing for this session, and how much of it is listing.
     jobs: u32,
+    listings: u32,
+    /// The storage pool found that the client has gone, or lost what it was doing for it.
+    is_abandoned: bool,
     /// The storage pool is reading on in the file in front.
     is_warming: bool,
     is_non_blocking: bool,
@@ -176,6 +179,7 @@ impl Drop for Session {
     fn drop(&mut self) {
         self.outbox.clear();
         self.connection.keep_guest(self.guest.take());
+        self.end_jobs();
         self.connection.release(&self.service, self.held);
         let is_awaited = self.connection.is_awaited();
         if is_awaited || self.jobs > 0 {
@@ -237,6 +241,8 @@ impl Session {
             kept_out: Vec::new(),
             held: 0,
             jobs: 0,
+            listings: 0,
+            is_abandoned: false,
             is_warming: false,
             is_non_blocking: false,
             complete_at: now,
@@ -338,6 +344,9 @@ impl Session {
         loop {
             if self.jobs > 0 {
                 self.collect(scratch);
+                if self.is_abandoned {
+                    return Next::Closed;
+                }
             }
             if let Some(next) = self.flush(scratch, manner, sent, &mut bytes_left) {
                 return next;
@@ -474,7 +483,7 @@ impl Session {
 
     fn must_wait_for_jobs(&self, rest: &[u8]) -> bool {
         match &self.speaks {
-            Speaks::Two(two) => two.must_wait(self.jobs, rest),
+            Speaks::Two(two) => two.must_wait(self.jobs, self.listings, rest),
             _ => true,
         }
     }

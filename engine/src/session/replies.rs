@@ -5,9 +5,8 @@ use std::ffi::CStr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::connection::Connection;
 use super::descriptors::{Source, brings_a_file};
-use super::errand::{Brought, Done, Errand, Rest, part};
+use super::errand::{Brought, Done, Errand, Owed, Rest, part};
 use super::outbox::{Ending, Payload, Segment, end_of_part_ahead, is_in_memory};
 use super::{Manner, Scratch, Session};
 use crate::errors::Error;
@@ -16,6 +15,7 @@ use crate::protocol::{self, Operation, Status, v2};
 use crate::storage::cache::Cached;
 use crate::storage::listing::Form;
 use crate::storage::mapping::{self, Found, Opened};
+use crate::storage::pool::Kind;
 use crate::storage::target::{Conditions, Match};
 use crate::transport::{self, Transport};
 
@@ -273,17 +273,23 @@ impl Session {
             self.hold();
         }
         self.jobs += 1;
-        let (connection, on) = (Arc::clone(&self.connection), Arc::clone(&service));
-        let work = move || {
-            let outcome = errand.run(&on);
-            let asked = Asked { answered_at: Some(Instant::now()), ..asked };
-            connection.finish(Done::Reply { asked, outcome });
+        let is_listing = errand.operation == Operation::List;
+        self.listings += u32::from(is_listing);
+        let owed = Owed::new(&self.connection, errand.operation);
+        let on = Arc::clone(&service);
+        let kind = match (is_write, has_priority) {
+            (true, _) => Kind::Write,
+            (false, true) => Kind::Urgent,
+            (false, false) => Kind::Short,
         };
-        if has_priority {
-            pool.submit_first(work)
-        } else {
-            pool.submit(work)
-        }
+        pool.submit(self.connection.client(), kind, move || {
+            // A write that came as a whole is done, whether or not there is still a client to be answered.
+            if is_write || !owed.client_is_gone() {
+                let outcome = errand.run(&on);
+                let asked = Asked { answered_at: Some(Instant::now()), ..asked };
+                owed.pay(Done::Reply { asked, outcome });
+            }
+        });
         Ok(())
     }
 
@@ -292,12 +298,24 @@ impl Session {
         let Some(pool) = &self.service.storage_pool else { return };
         self.is_warming = true;
         self.jobs += 1;
-        let connection: Arc<Connection> = Arc::clone(&self.connection);
-        pool.submit(move || {
-            transport::touch(&file, at, length);
-            drop(file);
-            connection.finish(Done::Warmed);
+        let owed = Owed::new(&self.connection, Operation::Stat);
+        pool.submit(self.connection.client(), Kind::Short, move || {
+            if !owed.client_is_gone() {
+                transport::touch(&file, at, length);
+                drop(file);
+                owed.pay(Done::Warmed);
+            }
         });
+    }
+
+    /// Storage does nothing more for this session, but for writes that came as a whole.
+    pub(super) fn end_jobs(&self) {
+        self.connection.end();
+        if self.jobs > 0
+            && let Some(pool) = &self.service.storage_pool
+        {
+            pool.leave(self.connection.client());
+        }
     }
 
     /// Takes back what errands brought.
@@ -306,7 +324,15 @@ impl Session {
             self.jobs -= 1;
             match done {
                 Done::Warmed => self.is_warming = false,
+                Done::Abandoned(operation) => {
+                    self.is_abandoned = true;
+                    self.listings -= u32::from(operation == Operation::List);
+                    if brings_a_file(operation) {
+                        self.release_held(1);
+                    }
+                }
                 Done::Reply { asked, outcome } => {
+                    self.listings -= u32::from(asked.operation == Operation::List);
                     if brings_a_file(asked.operation) {
                         // Counted again by whoever pushes it.
                         self.release_held(1);

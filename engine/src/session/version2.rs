@@ -19,6 +19,8 @@ use crate::storage::target::Conditions;
 
 /// Requests that one client may have waiting for storage; each may hold a descriptor or a content.
 const JOBS_A_SESSION: u32 = 64;
+/// Listings of those; each takes far longer than a read. What comes behind them waits unread.
+const LISTINGS_A_SESSION: u32 = 4;
 /// What one call reads of a content that comes in.
 const BULK: usize = 256 << 10;
 
@@ -85,10 +87,12 @@ impl Two {
     }
 
     /// Whether the request in front must wait for those that are under way.
-    pub fn must_wait(&self, jobs: u32, rest: &[u8]) -> bool {
+    pub fn must_wait(&self, jobs: u32, listings: u32, rest: &[u8]) -> bool {
         let is_ordered = !self.agreed.capabilities.contains(Capabilities::OUT_OF_ORDER)
             || rest.get(v2::FLAGS_AT).is_some_and(|flags| flags & v2::ORDERED != 0);
-        jobs >= JOBS_A_SESSION || (jobs > 0 && is_ordered)
+        let is_list = rest.first() == Some(&v2::REQUEST)
+            && rest.get(v2::MODE_AT).is_some_and(|mode| *mode == Operation::List as u8);
+        jobs >= JOBS_A_SESSION || (jobs > 0 && is_ordered) || (is_list && listings >= LISTINGS_A_SESSION)
     }
 
     /// Whether the front of a frame has been skipped, and its end is still to come.

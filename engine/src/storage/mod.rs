@@ -9,4 +9,5 @@ pub mod mapping;
 pub mod pool;
 pub mod staging;
 pub mod target;
+mod turns;
 mod walk;

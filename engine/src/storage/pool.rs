@@ -1,23 +1,96 @@
 //! Threads that may wait for a disk, so that those that serve need not. Used where `async_storage` is on, and for writes.
+//!
+//! Work belongs to a connection. Connections take turns, see `turns.rs`; what waits on one that ends is dropped, but for
+//! writes that came as a whole.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
+pub use super::turns::{Client, Kind, User};
+use super::turns::{LongLimits, Place, Taken, Turns};
 use crate::concurrency::spawn;
 use crate::errors::StartError;
-use crate::queue::Queue;
+use crate::settings::cores;
 
 const STACK: usize = 256 << 10;
+/// Long work gives its thread back after this time, and goes on when it is its turn again.
+const TURN: Duration = Duration::from_millis(1);
+/// Pieces of long work that hold what they have read, for all clients together.
+const MOST_BEGUN: usize = 16;
 
-type Work = Box<dyn FnOnce() + Send>;
+/// Work that may take several turns.
+pub trait Work: Send {
+    /// Works until it is done or its turn is over.
+    fn run(&mut self, turn: &Turn) -> Progress;
+
+    /// Gives up what it holds; the next turn begins again.
+    fn give_up(&mut self) {}
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    Done,
+    /// Wants another turn.
+    More,
+}
+
+/// How long work may go on.
+#[derive(Debug)]
+pub struct Turn(Option<Instant>);
+
+impl Turn {
+    /// One that ends when the work does.
+    pub const ENDLESS: Turn = Turn(None);
+
+    pub fn is_over(&self) -> bool {
+        self.0.is_some_and(|end| Instant::now() >= end)
+    }
+}
+
+struct Once<F>(Option<F>);
+
+impl<F: FnOnce() + Send> Work for Once<F> {
+    fn run(&mut self, _: &Turn) -> Progress {
+        if let Some(work) = self.0.take() {
+            work();
+        }
+        Progress::Done
+    }
+}
+
+struct Job {
+    work: Box<dyn Work>,
+    pending: Arc<AtomicUsize>,
+}
+
+impl Drop for Job {
+    fn drop(&mut self) {
+        self.pending.fetch_sub(1, Relaxed);
+    }
+}
 
 pub struct StoragePool {
-    queue: Arc<Queue<Work>>,
-    pending: Arc<AtomicUsize>,
+    shared: Arc<Shared>,
     threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    filled: Condvar,
+    ended: Condvar,
+    pending: Arc<AtomicUsize>,
+}
+
+struct State {
+    turns: Turns<Job>,
+    sleepers: usize,
+    threads: usize,
+    is_closed: bool,
 }
 
 impl std::fmt::Debug for StoragePool {
@@ -28,48 +101,164 @@ impl std::fmt::Debug for StoragePool {
 
 impl StoragePool {
     pub fn start(size: usize) -> Result<Self, StartError> {
-        let queue: Arc<Queue<Work>> = Arc::new(Queue::new(usize::MAX));
-        let pending = Arc::new(AtomicUsize::new(0));
-        let mut threads = Vec::new();
-        for _ in 0..size.max(1) {
-            let (queue, pending) = (Arc::clone(&queue), Arc::clone(&pending));
-            let body = move || {
-                while let Some(work) = queue.pop() {
-                    work();
-                    pending.fetch_sub(1, Relaxed);
+        let size = size.max(1);
+        // Long work is mostly reading what is in memory: as many threads as there are cores, and half of them are left.
+        let limits = LongLimits { threads: (size / 2).clamp(1, cores()), begun: MOST_BEGUN };
+        let state = State { turns: Turns::new(limits), sleepers: 0, threads: 0, is_closed: false };
+        let pool = StoragePool {
+            shared: Arc::new(Shared {
+                state: Mutex::new(state),
+                filled: Condvar::new(),
+                ended: Condvar::new(),
+                pending: Arc::default(),
+            }),
+            threads: Mutex::default(),
+        };
+        for _ in 0..size {
+            let shared = Arc::clone(&pool.shared);
+            pool.shared.state().threads += 1;
+            match spawn("objmapper-storage", STACK, move || shared.work()) {
+                Ok(thread) => lock(&pool.threads).push(thread),
+                Err(error) => {
+                    pool.shared.state().threads -= 1;
+                    pool.stop(Instant::now());
+                    let errno = Errno::from_io_error(&error).unwrap_or(Errno::AGAIN);
+                    return Err(StartError::new(errno, "cannot start a storage thread", "storage_pool_size"));
                 }
-            };
-            threads.push(spawn("objmapper-storage", STACK, body).map_err(|error| {
-                let errno = Errno::from_io_error(&error).unwrap_or(Errno::AGAIN);
-                StartError::new(errno, "cannot start a storage thread", "storage_pool_size")
-            })?);
+            }
         }
-        Ok(StoragePool { queue, pending, threads: Mutex::new(threads) })
+        Ok(pool)
     }
 
-    /// Has the work done by a thread that may wait. A session has a bounded number under way, so connections bound them.
-    pub fn submit(&self, work: impl FnOnce() + Send + 'static) {
-        self.pending.fetch_add(1, Relaxed);
-        self.queue.push_back_again(Box::new(work));
+    /// Has the work done for a client by a thread that may wait. A session has a bounded number under way, so connections
+    /// bound them. After a stop it is dropped.
+    pub fn submit(&self, client: Client, kind: Kind, work: impl FnOnce() + Send + 'static) {
+        self.submit_work(client, kind, Box::new(Once(Some(work))));
     }
 
-    /// The same, before all that waits.
-    pub fn submit_first(&self, work: impl FnOnce() + Send + 'static) {
-        self.pending.fetch_add(1, Relaxed);
-        self.queue.push_front(Box::new(work));
+    /// The same for work that may take several turns.
+    pub fn submit_work(&self, client: Client, kind: Kind, work: Box<dyn Work>) {
+        self.shared.pending.fetch_add(1, Relaxed);
+        let job = Job { work, pending: Arc::clone(&self.shared.pending) };
+        let mut state = self.shared.state();
+        if state.is_closed {
+            drop(state);
+            // It may hold what has locks of its own.
+            return drop(job);
+        }
+        state.turns.push(client, kind, job);
+        let wake = state.sleepers > 0;
+        drop(state);
+        if wake {
+            self.shared.filled.notify_one();
+        }
+    }
+
+    /// Drops what waits on a connection that has ended, but for writes.
+    pub fn leave(&self, client: Client) {
+        let left = self.shared.state().turns.leave(client);
+        drop(left);
+    }
+
+    /// Pieces of work that wait on a connection.
+    pub fn waiting(&self, client: Client) -> usize {
+        self.shared.state().turns.waiting(client)
     }
 
     /// Pieces of work that are not done.
     pub fn pending(&self) -> usize {
-        self.pending.load(Relaxed)
+        self.shared.pending.load(Relaxed)
     }
 
-    /// Does what was submitted, then ends the threads.
-    pub fn stop(&self) {
-        self.queue.close();
-        for thread in self.threads.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
-            // A panic has been reported on stderr by the runtime.
-            let _ = thread.join();
+    /// Drops what waits, does the writes that wait, and ends the threads; what is not done by then is left behind. False
+    /// where a thread is.
+    pub fn stop(&self, until: Instant) -> bool {
+        let mut state = self.shared.state();
+        state.is_closed = true;
+        let left = state.turns.clear(false);
+        drop(state);
+        drop(left);
+        self.shared.filled.notify_all();
+        let mut state = self.shared.state();
+        while state.threads > 0 {
+            let wait = until.saturating_duration_since(Instant::now());
+            if wait.is_zero() {
+                break;
+            }
+            state = self.shared.ended.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
         }
+        let have_ended = state.threads == 0;
+        let left = state.turns.clear(true);
+        drop(state);
+        drop(left);
+        for thread in lock(&self.threads).drain(..) {
+            if have_ended || thread.is_finished() {
+                // A panic has been reported on stderr by the runtime.
+                let _ = thread.join();
+            }
+        }
+        have_ended
     }
 }
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+
+    /// The work of one thread.
+    fn work(&self) {
+        let mut state = self.state();
+        loop {
+            let Some(taken) = state.turns.pop() else {
+                if state.is_closed {
+                    break;
+                }
+                state.sleepers += 1;
+                state = self.filled.wait(state).unwrap_or_else(PoisonError::into_inner);
+                state.sleepers -= 1;
+                continue;
+            };
+            // The end of one turn can make more ready than this thread takes.
+            let wake = state.sleepers > 0 && state.turns.has_next();
+            drop(state);
+            if wake {
+                self.filled.notify_one();
+            }
+            state = self.run(taken);
+        }
+        state.threads -= 1;
+        drop(state);
+        self.ended.notify_all();
+    }
+
+    fn run(&self, mut taken: Taken<Job>) -> MutexGuard<'_, State> {
+        let began = Instant::now();
+        let turn = Turn((taken.kind == Kind::Long).then(|| began + TURN));
+        // A panic has been reported on stderr by the runtime; what the work owed its client says so when it is dropped.
+        let progress = catch_unwind(AssertUnwindSafe(|| taken.job.work.run(&turn))).unwrap_or(Progress::Done);
+        let mut state = self.state();
+        if progress == Progress::Done || state.is_closed {
+            state.turns.end(&taken, began.elapsed());
+            drop(state);
+            // It may hold what has locks of its own.
+            drop(taken);
+            return self.state();
+        }
+        if state.turns.place(&mut taken) == Place::Refused {
+            drop(state);
+            taken.job.work.give_up();
+            state = self.state();
+        }
+        state.turns.put_back(taken, began.elapsed());
+        state
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+#[path = "pool_tests.rs"]
+mod tests;

@@ -21,6 +21,7 @@ use crate::queue::{ControlledDelay, Queue};
 use crate::service::Service;
 use crate::settings::cores;
 use crate::statistics::Gauges;
+use crate::storage::pool::{Client, Kind, StoragePool, User};
 use crate::transport::Transport;
 
 const STACK: usize = 256 << 10;
@@ -30,6 +31,10 @@ const BATCHES_A_TURN: usize = 16;
 const BATCHES_OF_A_DRAIN: usize = 512;
 /// A worker answers so many questions before it sends, where there are so many.
 const ANSWERS_A_TURN: usize = 16;
+/// Keeps ports apart from the numbers of connections.
+const UDP: u64 = 1 << 63;
+/// Questions from one address and port that may wait for storage.
+const DEFERRED_OF_AN_ADDRESS: usize = 64;
 
 /// What the threads of a model share.
 #[derive(Debug)]
@@ -40,6 +45,22 @@ struct Serving {
     shutdown: Arc<Shutdown>,
     /// Questions that the storage pool has.
     deferred: AtomicUsize,
+}
+
+/// A question that the storage pool has.
+struct Deferred(Arc<Serving>);
+
+impl Deferred {
+    fn new(serving: &Arc<Serving>) -> Deferred {
+        serving.deferred.fetch_add(1, Relaxed);
+        Deferred(Arc::clone(serving))
+    }
+}
+
+impl Drop for Deferred {
+    fn drop(&mut self) {
+        self.0.deferred.fetch_sub(1, Relaxed);
+    }
 }
 
 /// A question on its way to a worker.
@@ -178,18 +199,22 @@ impl Serving {
         if counted == 0 && answerer.is_over_its_rate(from) {
             return;
         }
-        let Some(pool) = elsewhere.filter(|pool| pool.pending() < settings.max_queue_depth) else {
+        let (address, port) = (from.address.ip(), from.address.port());
+        let client = Client { user: User::Address(address), connection: UDP | u64::from(port) };
+        let has_room = |pool: &&StoragePool| {
+            self.deferred.load(Relaxed) < settings.max_queue_depth
+                && pool.waiting(client) < DEFERRED_OF_AN_ADDRESS
+        };
+        let Some(pool) = elsewhere.filter(has_room) else {
             return answerer.refuse(question, from, arrived);
         };
-        self.deferred.fetch_add(1, Relaxed);
-        let (serving, datagram) = (Arc::clone(self), Box::<[u8]>::from(datagram));
-        pool.submit(move || {
-            let mut answerer = serving.answerer();
+        let (deferred, datagram) = (Deferred::new(self), Box::<[u8]>::from(datagram));
+        pool.submit(client, Kind::Short, move || {
+            let mut answerer = deferred.0.answerer();
             let turn = Turn { from, arrived, waited, storage: Storage::Wait, counted };
             // It is answered now: this thread may wait.
             let _ = answerer.answer(&Question::decode(&datagram), turn);
             answerer.flush();
-            serving.deferred.fetch_sub(1, Relaxed);
         });
     }
 

@@ -1,0 +1,104 @@
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+use super::*;
+use std::sync::mpsc::{Receiver, Sender, channel};
+
+const CLIENT: Client = Client { user: User::Unknown, connection: 1 };
+const LONG: Duration = Duration::from_secs(60);
+
+/// Keeps the only thread until the sender is used or dropped; returns once it has begun.
+fn block(pool: &StoragePool) -> Sender<()> {
+    let (go_on, wait): (Sender<()>, Receiver<()>) = channel();
+    let (begun, has_begun) = channel();
+    pool.submit(Client { user: User::Unknown, connection: 0 }, Kind::Short, move || {
+        begun.send(()).expect("the test waits");
+        let _ = wait.recv();
+    });
+    has_begun.recv_timeout(LONG).expect("it begins");
+    go_on
+}
+
+#[test]
+fn a_stop_drops_what_waits_and_does_the_writes() {
+    let pool = StoragePool::start(1).expect("a pool");
+    let go_on = block(&pool);
+    let (done, did) = channel();
+    for kind in [Kind::Short, Kind::Write, Kind::Urgent, Kind::Write] {
+        let done = done.clone();
+        pool.submit(CLIENT, kind, move || done.send(kind).expect("the test listens"));
+    }
+    drop(done);
+    assert_eq!(pool.pending(), 5);
+    std::thread::scope(|scope| {
+        let stop = scope.spawn(|| pool.stop(Instant::now() + LONG));
+        while pool.pending() > 3 {
+            std::thread::yield_now();
+        }
+        drop(go_on);
+        assert!(stop.join().expect("it stops"));
+    });
+    assert_eq!(did.iter().collect::<Vec<_>>(), [Kind::Write, Kind::Write]);
+    assert_eq!(pool.pending(), 0);
+}
+
+#[test]
+fn a_stop_does_not_wait_for_a_disk_that_never_answers() {
+    let pool = StoragePool::start(1).expect("a pool");
+    let stuck = block(&pool);
+    let (done, did) = channel();
+    pool.submit(CLIENT, Kind::Write, move || done.send(()).expect("the test listens"));
+    let began = Instant::now();
+    assert!(!pool.stop(began + Duration::from_millis(50)));
+    assert!(began.elapsed() < LONG);
+    assert!(did.recv().is_err(), "what cannot be done by then is dropped");
+    drop(stuck);
+}
+
+#[test]
+fn work_that_panics_takes_no_thread_with_it() {
+    let pool = StoragePool::start(1).expect("a pool");
+    let (done, did) = channel();
+    let owed = done.clone();
+    pool.submit(CLIENT, Kind::Short, move || {
+        let _owed = owed;
+        panic!("a test panics");
+    });
+    pool.submit(CLIENT, Kind::Short, move || done.send(()).expect("the test listens"));
+    assert_eq!(did.recv_timeout(LONG), Ok(()));
+    assert!(pool.stop(Instant::now() + LONG));
+}
+
+/// Wants turns until it is told that it is enough.
+struct Endless(Receiver<()>);
+
+impl Work for Endless {
+    fn run(&mut self, turn: &Turn) -> Progress {
+        while !turn.is_over() {
+            std::hint::spin_loop();
+        }
+        if self.0.try_recv().is_ok() { Progress::Done } else { Progress::More }
+    }
+}
+
+#[test]
+fn long_work_lets_short_work_of_others_through_and_ends_with_a_stop() {
+    let pool = StoragePool::start(1).expect("a pool");
+    let enders: Vec<_> = (2..10)
+        .map(|connection| {
+            let (enough, is_enough) = channel();
+            let client = Client { user: User::Unknown, connection };
+            pool.submit_work(client, Kind::Long, Box::new(Endless(is_enough)));
+            enough
+        })
+        .collect();
+    for _ in 0..20 {
+        let (done, did) = channel();
+        pool.submit(CLIENT, Kind::Short, move || done.send(()).expect("the test listens"));
+        assert_eq!(did.recv_timeout(LONG), Ok(()));
+    }
+    enders[0].send(()).expect("it goes on");
+    while pool.pending() > 7 {
+        std::thread::yield_now();
+    }
+    assert!(pool.stop(Instant::now() + LONG));
+    assert_eq!(pool.pending(), 0);
+}

@@ -1,0 +1,404 @@
+//! Whose turn it is among clients that wait for storage: users take turns, then the connections of each user.
+//!
+//! Start-time fair queueing (Goyal, Vin, Cheng, "Start-time fair queueing", 1996) at both levels. Each member has a sum of
+//! the time that its work took; the one with the least is served next. A member that comes back begins at the clock of its
+//! round, so it neither saves up time while it is idle nor waits for the backlog of others. How long work takes is known only
+//! afterwards: an estimate is charged when it begins, and corrected when it ends.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::hash::Hash;
+use std::net::IpAddr;
+use std::time::Duration;
+
+/// What a turn is charged before it is known how long it takes, and what each costs at the least.
+const ESTIMATE: u64 = 100_000;
+const LEAST: u64 = 5_000;
+/// Members beyond this number are looked through for those that are idle and owe nothing.
+const MOST_IDLE: usize = 64;
+
+/// The user on whose behalf storage works.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum User {
+    /// Of a Unix socket; the kernel names it.
+    Uid(u32),
+    /// Over TCP and UDP the address stands for the user.
+    Address(IpAddr),
+    Unknown,
+}
+
+/// One connection of a user.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Client {
+    pub user: User,
+    pub connection: u64,
+}
+
+/// How a piece of work is to be treated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Done in one turn.
+    Short,
+    /// The same, before what else waits on this connection.
+    Urgent,
+    /// Done in one turn, also when the client has left.
+    Write,
+    /// Takes as many turns as it needs; one at a time on each connection.
+    Long,
+}
+
+/// Work that is ready, by what it needs to go on.
+const CLASSES: usize = 3;
+/// A thread.
+const SHORT: usize = 0;
+/// One of the threads that long work may take.
+const BEGUN: usize = 1;
+/// That, and one of the places for long work that has begun.
+const PLACELESS: usize = 2;
+
+/// How much long work there may be at a time.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct LongLimits {
+    /// Threads that go on with it.
+    pub threads: usize,
+    /// Pieces that have begun and hold memory.
+    pub begun: usize,
+}
+
+/// Work that was taken out, and what must be said when its turn is over.
+#[derive(Debug)]
+pub(super) struct Taken<J> {
+    pub client: Client,
+    pub kind: Kind,
+    pub job: J,
+    /// It takes one of the threads for long work.
+    is_continued: bool,
+    /// It has one of the places for long work that has begun.
+    has_place: bool,
+}
+
+/// What became of work that is not done after its turn.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    Kept,
+    /// There is none: it must give up what it holds, and begins again when there is one.
+    Refused,
+}
+
+/// One level: members, and which of them have work that is ready.
+#[derive(Debug)]
+struct Round<K, V> {
+    members: HashMap<K, Member<V>>,
+    ready: [BTreeSet<(u64, K)>; CLASSES],
+    clock: u64,
+    prune_at: usize,
+}
+
+#[derive(Debug)]
+struct Member<V> {
+    spent: u64,
+    running: usize,
+    ready: [bool; CLASSES],
+    value: V,
+}
+
+impl<K: Copy + Ord + Hash, V> Round<K, V> {
+    fn new() -> Self {
+        Round { members: HashMap::new(), ready: Default::default(), clock: 0, prune_at: MOST_IDLE }
+    }
+
+    /// The member, made or brought up to the clock where it has been idle.
+    fn enter(&mut self, key: K, new: impl FnOnce() -> V) -> &mut Member<V> {
+        if self.members.len() >= self.prune_at && !self.members.contains_key(&key) {
+            let clock = self.clock;
+            self.members.retain(|_, member| !member.is_idle() || member.spent > clock);
+            self.prune_at = MOST_IDLE.max(2 * self.members.len());
+        }
+        let clock = self.clock;
+        let member = self.members.entry(key).or_insert_with(|| Member {
+            spent: clock,
+            running: 0,
+            ready: [false; CLASSES],
+            value: new(),
+        });
+        if member.is_idle() {
+            member.spent = member.spent.max(clock);
+        }
+        member
+    }
+
+    fn set_ready(&mut self, key: K, now: [bool; CLASSES]) {
+        let Some(member) = self.members.get_mut(&key) else { return };
+        for (class, set) in self.ready.iter_mut().enumerate() {
+            match (member.ready[class], now[class]) {
+                (false, true) => _ = set.insert((member.spent, key)),
+                (true, false) => _ = set.remove(&(member.spent, key)),
+                _ => {}
+            }
+        }
+        member.ready = now;
+    }
+
+    fn charge(&mut self, key: K, change: impl FnOnce(u64) -> u64) {
+        let Some(before) = self.members.get(&key).map(|member| member.ready) else { return };
+        self.set_ready(key, [false; CLASSES]);
+        if let Some(member) = self.members.get_mut(&key) {
+            member.spent = change(member.spent);
+        }
+        self.set_ready(key, before);
+    }
+
+    /// The member to be served next of those that have ready what is allowed.
+    fn first(&self, allowed: [bool; CLASSES]) -> Option<(u64, K)> {
+        let sets = self.ready.iter().zip(allowed).filter(|(_, allowed)| *allowed);
+        sets.filter_map(|(set, _)| set.first().copied()).min()
+    }
+
+    fn begin(&mut self, key: K) {
+        if let Some(member) = self.members.get_mut(&key) {
+            member.running += 1;
+            self.clock = self.clock.max(member.spent);
+        }
+        self.charge(key, |spent| spent + ESTIMATE);
+    }
+
+    fn end(&mut self, key: K, cost: u64) {
+        if let Some(member) = self.members.get_mut(&key) {
+            member.running -= 1;
+        }
+        self.charge(key, |spent| (spent + cost).saturating_sub(ESTIMATE));
+    }
+
+    fn ready_classes(&self) -> [bool; CLASSES] {
+        [SHORT, BEGUN, PLACELESS].map(|class| !self.ready[class].is_empty())
+    }
+}
+
+impl<V> Member<V> {
+    fn is_idle(&self) -> bool {
+        self.running == 0 && self.ready == [false; CLASSES]
+    }
+}
+
+/// What one connection waits for.
+#[derive(Debug)]
+struct Flow<J> {
+    short: VecDeque<(Kind, J)>,
+    long: VecDeque<J>,
+    /// How the long work in front stands.
+    front: Front,
+    /// The last turn was short work's.
+    short_was_last: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Front {
+    New,
+    Begun,
+    /// It had a turn, and gave up what it held.
+    Placeless,
+    /// A thread has it.
+    Taken,
+}
+
+impl<J> Flow<J> {
+    fn ready(&self) -> [bool; CLASSES] {
+        let front = (!self.long.is_empty()).then_some(self.front);
+        [
+            !self.short.is_empty() || front == Some(Front::New),
+            front == Some(Front::Begun),
+            front == Some(Front::Placeless),
+        ]
+    }
+}
+
+/// All work that waits.
+#[derive(Debug)]
+pub(super) struct Turns<J> {
+    users: Round<User, Round<u64, Flow<J>>>,
+    limits: LongLimits,
+    /// Threads that go on with long work.
+    continuing: usize,
+    begun: usize,
+    running: usize,
+}
+
+impl<J> Turns<J> {
+    pub fn new(limits: LongLimits) -> Self {
+        Turns { users: Round::new(), limits, continuing: 0, begun: 0, running: 0 }
+    }
+
+    pub fn push(&mut self, client: Client, kind: Kind, job: J) {
+        let user = self.users.enter(client.user, Round::new);
+        let flow = user.value.enter(client.connection, || Flow {
+            short: VecDeque::new(),
+            long: VecDeque::new(),
+            front: Front::New,
+            short_was_last: false,
+        });
+        match kind {
+            Kind::Short | Kind::Write => flow.value.short.push_back((kind, job)),
+            Kind::Urgent => flow.value.short.push_front((kind, job)),
+            Kind::Long => flow.value.long.push_back(job),
+        }
+        self.settle(client);
+    }
+
+    /// Work that is ready and has not begun or may go on.
+    pub fn has_next(&self) -> bool {
+        self.users.first(self.allowed()).is_some()
+    }
+
+    /// Takes out what is to be done next.
+    pub fn pop(&mut self) -> Option<Taken<J>> {
+        let allowed = self.allowed();
+        let (_, user) = self.users.first(allowed)?;
+        let flows = &mut self.users.members.get_mut(&user)?.value;
+        let (_, connection) = flows.first(allowed)?;
+        let flow = &mut flows.members.get_mut(&connection)?.value;
+        let front = if flow.long.is_empty() { Front::Taken } else { flow.front };
+        let may_go_on = match front {
+            Front::New => true,
+            Front::Begun => allowed[BEGUN],
+            Front::Placeless => allowed[PLACELESS],
+            Front::Taken => false,
+        };
+        let takes_long = may_go_on && (flow.short.is_empty() || flow.short_was_last);
+        flow.short_was_last = !takes_long;
+        let (kind, job) = match takes_long {
+            true => (Kind::Long, flow.long.pop_front()?),
+            false => flow.short.pop_front()?,
+        };
+        let is_continued = takes_long && front != Front::New;
+        if takes_long {
+            flow.front = Front::Taken;
+        }
+        if is_continued {
+            self.continuing += 1;
+            self.begun += usize::from(front == Front::Placeless);
+        }
+        self.running += 1;
+        flows.begin(connection);
+        self.users.begin(user);
+        let client = Client { user, connection };
+        self.settle(client);
+        Some(Taken { client, kind, job, is_continued, has_place: is_continued })
+    }
+
+    /// Work that was taken has had its turn and is done.
+    pub fn end<T>(&mut self, taken: &Taken<T>, cost: Duration) {
+        self.begun -= usize::from(taken.has_place);
+        self.after_turn(taken, cost, Front::New);
+    }
+
+    /// Whether long work that is not done after its turn may keep what it holds; said before it is put back.
+    pub fn place(&mut self, taken: &mut Taken<J>) -> Place {
+        if taken.has_place {
+            return Place::Kept;
+        }
+        if self.begun >= self.limits.begun {
+            return Place::Refused;
+        }
+        self.begun += 1;
+        taken.has_place = true;
+        Place::Kept
+    }
+
+    /// Puts long work back that is not done after its turn.
+    pub fn put_back(&mut self, taken: Taken<J>, cost: Duration) {
+        let Taken { client, kind, job, is_continued, has_place } = taken;
+        if let Some(flow) = self.flow(client) {
+            flow.long.push_front(job);
+        }
+        let front = if has_place { Front::Begun } else { Front::Placeless };
+        self.after_turn(&Taken { client, kind, job: (), is_continued, has_place }, cost, front);
+    }
+
+    /// Takes out all that waits on a connection but writes.
+    pub fn leave(&mut self, client: Client) -> Vec<J> {
+        let Some(flow) = self.flow(client) else { return Vec::new() };
+        let mut left: Vec<J> = Vec::new();
+        let (writes, reads) = flow.short.drain(..).partition(|(kind, _)| *kind == Kind::Write);
+        flow.short = writes;
+        left.extend(VecDeque::into_iter(reads).map(|(_, job)| job));
+        let held_place = flow.front == Front::Begun && !flow.long.is_empty();
+        left.extend(flow.long.drain(..));
+        if flow.front != Front::Taken {
+            flow.front = Front::New;
+        }
+        self.begun -= usize::from(held_place);
+        self.settle(client);
+        left
+    }
+
+    /// Takes out everything but writes, or those too.
+    pub fn clear(&mut self, writes_too: bool) -> Vec<J> {
+        let clients: Vec<Client> = (self.users.members.iter())
+            .flat_map(|(&user, member)| {
+                member.value.members.keys().map(move |&connection| Client { user, connection })
+            })
+            .collect();
+        let mut left = Vec::new();
+        for client in clients {
+            left.extend(self.leave(client));
+            if writes_too && let Some(flow) = self.flow(client) {
+                left.extend(std::mem::take(&mut flow.short).into_iter().map(|(_, job)| job));
+                self.settle(client);
+            }
+        }
+        left
+    }
+
+    /// How much waits on a connection.
+    pub fn waiting(&self, client: Client) -> usize {
+        let user = self.users.members.get(&client.user);
+        let flow = user.and_then(|user| user.value.members.get(&client.connection));
+        flow.map_or(0, |flow| flow.value.short.len() + flow.value.long.len())
+    }
+
+    fn allowed(&self) -> [bool; CLASSES] {
+        let may_go_on = self.continuing < self.limits.threads;
+        [true, may_go_on, may_go_on && self.begun < self.limits.begun]
+    }
+
+    fn flow(&mut self, client: Client) -> Option<&mut Flow<J>> {
+        let user = self.users.members.get_mut(&client.user)?;
+        Some(&mut user.value.members.get_mut(&client.connection)?.value)
+    }
+
+    fn after_turn<T>(&mut self, taken: &Taken<T>, cost: Duration, front: Front) {
+        let client = taken.client;
+        let cost = u64::try_from(cost.as_nanos()).unwrap_or(u64::MAX / 4).clamp(LEAST, u64::MAX / 4);
+        self.continuing -= usize::from(taken.is_continued);
+        self.running -= 1;
+        if taken.kind == Kind::Long
+            && let Some(flow) = self.flow(client)
+        {
+            flow.front = front;
+        }
+        if let Some(user) = self.users.members.get_mut(&client.user) {
+            user.value.end(client.connection, cost);
+        }
+        self.users.end(client.user, cost);
+        self.settle(client);
+        if self.running == 0 && !self.users.ready.iter().any(|set| !set.is_empty()) {
+            // All are idle: nobody has anything to catch up on.
+            self.users = Round::new();
+        }
+    }
+
+    /// Brings the rounds up to what waits on a connection.
+    fn settle(&mut self, client: Client) {
+        let Some(user) = self.users.members.get_mut(&client.user) else { return };
+        let flows = &mut user.value;
+        let Some(ready) = flows.members.get(&client.connection).map(|flow| flow.value.ready()) else {
+            return;
+        };
+        flows.set_ready(client.connection, ready);
+        let ready = flows.ready_classes();
+        self.users.set_ready(client.user, ready);
+    }
+}
+
+#[cfg(test)]
+#[path = "turns_tests.rs"]
+mod tests;

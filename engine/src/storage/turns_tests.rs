@@ -1,0 +1,201 @@
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+use super::*;
+use proptest::prelude::*;
+
+const LIMITS: LongLimits = LongLimits { threads: 2, begun: 3 };
+const MS: Duration = Duration::from_millis(1);
+
+fn client(uid: u32, connection: u64) -> Client {
+    Client { user: User::Uid(uid), connection }
+}
+
+/// Does what comes next, for this long, and says whose it was.
+fn one(turns: &mut Turns<u32>, cost: Duration) -> (Client, u32) {
+    let taken = turns.pop().expect("work");
+    turns.end(&taken, cost);
+    (taken.client, taken.job)
+}
+
+#[test]
+fn a_client_that_asks_for_little_comes_before_the_backlog_of_another() {
+    let mut turns = Turns::new(LIMITS);
+    for job in 0..1000 {
+        turns.push(client(1, 1), Kind::Short, job);
+    }
+    for _ in 0..10 {
+        assert_eq!(one(&mut turns, MS).0, client(1, 1));
+    }
+    turns.push(client(1, 2), Kind::Short, 7);
+    assert_eq!(one(&mut turns, MS), (client(1, 2), 7));
+    turns.push(client(2, 3), Kind::Short, 8);
+    assert_eq!(one(&mut turns, MS), (client(2, 3), 8));
+}
+
+#[test]
+fn users_get_the_same_time_however_many_connections_they_have_and_however_dear_their_work_is() {
+    let mut turns = Turns::new(LIMITS);
+    let mut spent = HashMap::<Client, u32>::new();
+    for _ in 0..400 {
+        for connection in 0..9 {
+            turns.push(client(1, connection), Kind::Short, 10);
+        }
+        (0..4).for_each(|_| turns.push(client(2, 9), Kind::Short, 1));
+    }
+    for _ in 0..500 {
+        let taken = turns.pop().expect("work");
+        turns.end(&taken, MS * taken.job);
+        *spent.entry(taken.client).or_default() += taken.job;
+    }
+    let of_one: u32 = (0..9).filter_map(|connection| spent.get(&client(1, connection))).sum();
+    let of_two = spent[&client(2, 9)];
+    assert!(of_one.abs_diff(of_two) <= 40, "{of_one} and {of_two}");
+    assert!((0..9).all(|connection| spent[&client(1, connection)].abs_diff(of_one / 9) <= 20), "{spent:?}");
+}
+
+#[test]
+fn time_that_was_not_used_is_not_saved_up() {
+    let mut turns = Turns::new(LIMITS);
+    turns.push(client(2, 2), Kind::Short, 0);
+    for job in 0..200 {
+        turns.push(client(1, 1), Kind::Short, job);
+    }
+    for _ in 0..100 {
+        one(&mut turns, MS);
+    }
+    for job in 0..100 {
+        turns.push(client(2, 2), Kind::Short, job);
+    }
+    let of_two = (0..40).filter(|_| one(&mut turns, MS).0 == client(2, 2)).count();
+    assert!((19..=22).contains(&of_two), "{of_two} of 40");
+}
+
+#[test]
+fn long_work_takes_turns_with_the_short_work_of_the_same_connection() {
+    let mut turns = Turns::new(LIMITS);
+    turns.push(client(1, 1), Kind::Long, 1000);
+    for job in 0..10 {
+        turns.push(client(1, 1), Kind::Short, job);
+    }
+    let mut order = Vec::new();
+    for _ in 0..8 {
+        let mut taken = turns.pop().expect("work");
+        order.push(taken.job == 1000);
+        match taken.kind {
+            Kind::Long => {
+                assert_eq!(turns.place(&mut taken), Place::Kept);
+                turns.put_back(taken, MS);
+            }
+            _ => turns.end(&taken, MS),
+        }
+    }
+    assert_eq!(order, [false, true, false, true, false, true, false, true]);
+}
+
+#[test]
+fn a_connection_has_one_piece_of_long_work_begun_and_all_together_few() {
+    let mut turns = Turns::new(LIMITS);
+    for connection in 0..6 {
+        turns.push(client(1, connection), Kind::Long, 0);
+        turns.push(client(1, connection), Kind::Long, 1);
+    }
+    let taken: Vec<_> = std::iter::from_fn(|| turns.pop()).collect();
+    assert!(taken.len() == 6 && taken.iter().all(|taken| taken.job == 0), "one of each connection");
+    let mut places = Vec::new();
+    for mut taken in taken {
+        places.push(turns.place(&mut taken));
+        turns.put_back(taken, MS);
+    }
+    assert_eq!(places.iter().filter(|place| **place == Place::Kept).count(), LIMITS.begun);
+    // Of what has begun as many go on as there are threads for that; those without a place wait for one.
+    let going_on: Vec<_> = std::iter::from_fn(|| turns.pop()).collect();
+    assert_eq!(going_on.len(), LIMITS.threads);
+    // What is new and short has its turn all the same.
+    turns.push(client(1, 9), Kind::Long, 2);
+    assert_eq!(one(&mut turns, MS), (client(1, 9), 2));
+    for taken in going_on {
+        turns.end(&taken, MS);
+    }
+    let mut rest = 0;
+    while let Some(taken) = turns.pop() {
+        turns.end(&taken, MS);
+        rest += 1;
+    }
+    assert_eq!((rest, turns.begun, turns.continuing, turns.running), (10, 0, 0, 0));
+}
+
+#[test]
+fn what_waits_on_a_connection_that_ends_is_dropped_but_for_writes() {
+    let mut turns = Turns::new(LIMITS);
+    for (kind, job) in [(Kind::Short, 1), (Kind::Write, 2), (Kind::Long, 3), (Kind::Urgent, 4)] {
+        turns.push(client(1, 1), kind, job);
+        turns.push(client(1, 2), kind, job + 10);
+    }
+    let mut left = turns.leave(client(1, 1));
+    left.sort_unstable();
+    assert_eq!(left, [1, 3, 4]);
+    assert_eq!(turns.waiting(client(1, 1)), 1);
+    let mut rest: Vec<_> = (0..5).map(|_| one(&mut turns, MS).1).collect();
+    rest.sort_unstable();
+    assert_eq!(rest, [2, 11, 12, 13, 14]);
+    assert!(turns.pop().is_none());
+}
+
+#[test]
+fn clients_that_have_gone_leave_nothing_behind() {
+    let mut turns = Turns::new(LIMITS);
+    // One is always there, so that the rounds are never empty.
+    turns.push(client(0, 0), Kind::Short, 0);
+    for connection in 1..10_000 {
+        turns.push(client(connection as u32, connection), Kind::Short, 0);
+        turns.push(client(0, connection), Kind::Short, 0);
+        one(&mut turns, MS);
+        one(&mut turns, MS);
+        one(&mut turns, MS / 1000);
+        turns.push(client(0, 0), Kind::Short, 0);
+    }
+    let flows = turns.users.members.values().map(|user| user.value.members.len()).max();
+    assert!(turns.users.members.len() <= 3 * MOST_IDLE, "{}", turns.users.members.len());
+    assert!(flows <= Some(3 * MOST_IDLE), "{flows:?}");
+}
+
+proptest! {
+    /// Whatever comes, everything is done once or dropped, and at the end nothing is counted.
+    #[test]
+    fn nothing_is_lost_done_twice_or_counted_at_the_end(steps in prop::collection::vec((0u8..5, 0u32..3, 0u64..3, 0u8..4), 0..200)) {
+        let mut turns = Turns::new(LIMITS);
+        let mut under_way = Vec::new();
+        let (mut pushed, mut finished) = (0u32, Vec::new());
+        for (step, uid, connection, kind) in steps {
+            match step {
+                0 | 1 => {
+                    let kind = [Kind::Short, Kind::Urgent, Kind::Write, Kind::Long][usize::from(kind)];
+                    turns.push(client(uid, connection), kind, pushed);
+                    pushed += 1;
+                }
+                2 => under_way.extend(turns.pop()),
+                3 => finished.extend(turns.leave(client(uid, connection))),
+                _ => if let Some(mut taken) = under_way.pop() {
+                    if taken.kind == Kind::Long && kind > 0 {
+                        turns.place(&mut taken);
+                        turns.put_back(taken, MS * kind.into());
+                    } else {
+                        turns.end(&taken, MS * kind.into());
+                        finished.push(taken.job);
+                    }
+                }
+            }
+            prop_assert!(turns.begun <= LIMITS.begun && turns.continuing <= LIMITS.threads);
+        }
+        for taken in under_way {
+            turns.end(&taken, MS);
+            finished.push(taken.job);
+        }
+        while let Some(taken) = turns.pop() {
+            turns.end(&taken, MS);
+            finished.push(taken.job);
+        }
+        finished.sort_unstable();
+        prop_assert_eq!(finished, (0..pushed).collect::<Vec<_>>());
+        prop_assert_eq!((turns.begun, turns.continuing, turns.running), (0, 0, 0));
+    }
+}
