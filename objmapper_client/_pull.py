@@ -73,6 +73,9 @@ class Transfer:
         #: Which pieces have come, and how many have not.
         self._have = bytearray()
         self._left = 0
+        #: The PULL that brought the first piece, and whether others brought some, too.
+        self._bringer: int | None = None
+        self.is_from_several = False
         self._room: memoryview | None = None
         self._early: list[tuple[int, bytes | memoryview]] = []
         #: When the newest PULL was sent of those that were answered, and when the window was last halved.
@@ -304,6 +307,9 @@ class Transfer:
             self._doubt_length(piece, len(payload), due, number)
             return False
         self._short.clear()
+        if self._bringer is None:
+            self._bringer = number
+        self.is_from_several = self.is_from_several or number != self._bringer
         payload = payload[:due]
         self._have[piece] = 1
         self._left -= 1

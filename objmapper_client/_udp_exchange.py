@@ -68,9 +68,14 @@ def _begin(
 
 
 def _fill(connection: UdpConnection, transfer: Transfer, room: memoryview) -> Steps[None]:
-    """The rest of it, into `room`."""
+    """The rest of it, into `room`. Raises Changed where the object is another at the end.
+
+    The server itself looks at the file before and after it reads for one PULL.
+    """
     transfer.attach(room)
     yield from _advance(connection, transfer, lambda: transfer.is_done)
+    if transfer.is_from_several:
+        yield from _begin(connection, transfer.uri, 0, 0, transfer.version)
 
 
 def _fetch(

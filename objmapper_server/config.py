@@ -60,6 +60,7 @@ class Given(TypedDict, total=False):
     async_storage: bool
     storage_pool_size: int
     cache_size: int | str
+    cache_max_age: float
     follow_symlinks: bool
     writable: bool
     idle_timeout: float
@@ -141,6 +142,7 @@ class Config(BaseSettings):
         ByteSize,
         Field(ge=0, le=1 << 62, description="bytes: a number, or with a unit as in 512MB or 1GiB; 0 for none"),
     ] = ByteSize(1 << 30)
+    cache_max_age: Seconds = 60.0
     follow_symlinks: bool = Field(False, description="true or false")
     writable: bool = Field(False, description="true or false")
     idle_timeout: Seconds = 60.0

@@ -296,6 +296,7 @@ class _Settings:
     async_storage: bool
     storage_pool_size: int
     cache_size: int
+    cache_max_age: float
     follow_symlinks: bool
     writable: bool
     idle_timeout: float
@@ -324,6 +325,7 @@ class _Settings:
             async_storage=config.async_storage,
             storage_pool_size=config.storage_pool_size,
             cache_size=config.cache_size,
+            cache_max_age=config.cache_max_age,
             follow_symlinks=config.follow_symlinks,
             writable=config.writable,
             idle_timeout=config.idle_timeout,

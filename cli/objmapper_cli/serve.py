@@ -94,6 +94,10 @@ def serve(
     cache_size: Annotated[
         str | None, typer.Option(metavar="BYTES", help="Small objects kept in memory, such as 512MB. [default: 1GiB]")
     ] = None,
+    cache_max_age: Annotated[
+        str | None,
+        typer.Option(metavar="SECONDS", help="Objects in memory are read again after that time. [default: 60]"),
+    ] = None,
     follow_symlinks: Annotated[
         bool | None,
         typer.Option("--follow-symlinks/--no-follow-symlinks", help="Follow links that stay inside ROOT."),

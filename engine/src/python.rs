@@ -40,6 +40,7 @@ struct PySettings {
     async_storage: bool,
     storage_pool_size: usize,
     cache_size: u64,
+    cache_max_age: f64,
     follow_symlinks: bool,
     writable: bool,
     idle_timeout: f64,
@@ -90,6 +91,7 @@ impl TryFrom<PySettings> for Settings {
             async_storage: given.async_storage,
             storage_pool_size: given.storage_pool_size,
             cache_size: given.cache_size,
+            cache_max_age: seconds("cache_max_age", given.cache_max_age)?,
             follow_symlinks: given.follow_symlinks,
             writable: given.writable,
             idle_timeout: seconds("idle_timeout", given.idle_timeout)?.into(),
@@ -114,6 +116,7 @@ fn borrowed(number: i32) -> PyResult<Arc<OwnedFd>> {
 #[derive(FromPyObject)]
 struct PyLimits {
     max_connections: usize,
+    cache_max_age: f64,
     idle_timeout: f64,
     header_timeout: f64,
     request_timeout: f64,
@@ -125,6 +128,7 @@ impl TryFrom<PyLimits> for Limits {
     fn try_from(given: PyLimits) -> PyResult<Limits> {
         Ok(Limits {
             max_connections: given.max_connections,
+            cache_max_age: seconds("cache_max_age", given.cache_max_age)?,
             idle_timeout: seconds("idle_timeout", given.idle_timeout)?,
             header_timeout: seconds("header_timeout", given.header_timeout)?,
             request_timeout: seconds("request_timeout", given.request_timeout)?,

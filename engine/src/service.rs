@@ -1,10 +1,12 @@
 //! What all sessions share: settings, the mapping, statistics, and the limits that hold over all connections.
 
 use rustix::fd::{AsFd, AsRawFd};
+use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use std::ffi::CStr;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use crate::errors::StartError;
 use crate::in_flight::InFlight;
@@ -14,8 +16,9 @@ use crate::session::Connection;
 use crate::settings::{Limits, Settings};
 use crate::statistics::Statistics;
 use crate::storage::cache::Cache;
+use crate::storage::file_system;
 use crate::storage::listing::Listing;
-use crate::storage::mapping::Mapping;
+use crate::storage::mapping::{Mapping, Opened};
 use crate::storage::pool::StoragePool;
 use crate::storage::staging::Staging;
 use crate::transport::Transport;
@@ -64,11 +67,24 @@ struct Kept {
 impl Service {
     pub fn new(settings: Settings) -> Result<Self, StartError> {
         let mapping = Mapping::new(&settings.root, settings.follow_symlinks)?;
+        let remote = remote_name(&mapping)?;
+        if let (Some(name), true) = (remote, settings.writable) {
+            let why = format!(
+                "the root is on {name}, where another machine may write as well and no lock of this server holds: serve it \
+                 without --writable, or where the disk is"
+            );
+            return Err(StartError::new(Errno::OPNOTSUPP, why, mapping.name().display().to_string()));
+        }
         let staging = if settings.writable { Some(Staging::new(&mapping)?) } else { None };
         let needs_pool = settings.async_storage || settings.writable;
         let storage_pool =
             if needs_pool { Some(StoragePool::start(settings.storage_pool_size)?) } else { None };
         let mut notices = staging.as_ref().map_or(Vec::new(), |staging| staging.notices().to_vec());
+        if let (Some(name), true) = (remote, settings.cache_size > 0) {
+            notices.push(format!(
+                "nothing is kept in memory: the root is on {name}, where another machine may change an object unseen"
+            ));
+        }
         let limit = raise_descriptor_limit(&mut notices);
         // A quarter of the limit may be in flight; as many can be open, waiting to be sent.
         let in_flight = limit / 4;
@@ -84,7 +100,7 @@ impl Service {
         }
         Ok(Service {
             mapping,
-            cache: Cache::new(settings.cache_size),
+            cache: Cache::new(if remote.is_some() { 0 } else { settings.cache_size }, settings.cache_max_age),
             listing: Listing::default(),
             staging,
             storage_pool,
@@ -119,9 +135,18 @@ impl Service {
     /// Changes what may change while sessions live. Who is connected stays, also over a lower cap.
     pub fn set_limits(&self, limits: &Limits) {
         self.max_connections.store(limits.max_connections.min(self.room), Relaxed);
+        self.cache.max_age.set(limits.cache_max_age);
         self.settings.idle_timeout.set(limits.idle_timeout);
         self.settings.header_timeout.set(limits.header_timeout);
         self.settings.request_timeout.set(limits.request_timeout);
+    }
+
+    /// Keeps the content of a small object in memory, unless a later change of the file might not show. `seen` is a time
+    /// before it was opened.
+    pub fn keep(&self, path: &CStr, opened: &Opened, bytes: &[u8], seen: SystemTime) {
+        if self.cache.is_on() && self.mapping.sees_changes_of(opened) {
+            self.cache.put(path, opened.version, bytes, seen);
+        }
     }
 
     /// Counts one connection more; false where the cap is reached (and then nothing is counted).
@@ -186,6 +211,17 @@ impl Service {
     fn unread(&self) -> std::sync::MutexGuard<'_, Vec<Kept>> {
         self.unread.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The name of the root's file system where others may change it behind this kernel's back.
+fn remote_name(mapping: &Mapping) -> Result<Option<&'static str>, StartError> {
+    file_system::remote_name(mapping.root()).map_err(|errno| {
+        StartError::new(
+            errno,
+            "cannot tell the file system of this root",
+            mapping.name().display().to_string(),
+        )
+    })
 }
 
 /// Raises the soft limit on descriptors to the hard one. Returns the limit in force.

@@ -47,6 +47,8 @@ pub struct Settings {
     pub storage_pool_size: usize,
     /// Bytes of small objects kept in memory; 0 keeps none.
     pub cache_size: u64,
+    /// How long what is kept is used before it is read again.
+    pub cache_max_age: Duration,
     pub follow_symlinks: bool,
     /// Whether clients may put and delete.
     pub writable: bool,
@@ -99,6 +101,7 @@ impl PartialOrd<TimeLimit> for Duration {
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     pub max_connections: usize,
+    pub cache_max_age: Duration,
     pub idle_timeout: Duration,
     pub header_timeout: Duration,
     pub request_timeout: Duration,

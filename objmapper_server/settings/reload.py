@@ -13,6 +13,7 @@ CHANGEABLE: Final = frozenset(
         "allow_gid",
         "allow_prefix",
         "allow_uid",
+        "cache_max_age",
         "concurrency_model",
         "header_timeout",
         "idle_timeout",

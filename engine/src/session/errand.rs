@@ -3,7 +3,7 @@
 use rustix::fd::OwnedFd;
 use std::ffi::CString;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use super::connection::Connection;
 use super::descriptors::{Hold, Source};
@@ -138,6 +138,7 @@ impl Errand {
                 Ok(Brought::Descriptor(opened))
             }
             (Operation::Copy | Operation::Splice, _) => {
+                let seen = SystemTime::now();
                 let opened = service.mapping.open(&self.path)?;
                 self.conditions.check_version(Some(&opened.version))?;
                 let (at, end) = part(opened.size, self.offset, self.length);
@@ -148,7 +149,7 @@ impl Errand {
                 let bytes = read_part(&opened.file, at, end)?;
                 let is_whole = at == 0 && end == opened.size && bytes.len() as u64 == end;
                 if self.operation == Operation::Copy && is_whole {
-                    service.cache.put(&self.path, opened.version, &bytes);
+                    service.keep(&self.path, &opened, &bytes, seen);
                 }
                 Ok(Brought::Bytes { found: opened.found(), bytes: bytes.into() })
             }

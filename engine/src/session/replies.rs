@@ -3,7 +3,7 @@
 use rustix::fd::OwnedFd;
 use std::ffi::CStr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::descriptors::{Source, brings_a_file};
 use super::errand::{Brought, Done, Errand, Owed, Rest, part};
@@ -199,9 +199,8 @@ impl Session {
             (wanted.asked, wanted.parameters.offset.unwrap_or(0), wanted.parameters.length);
         let is_cached = asked.operation == Operation::Copy && self.service.cache.is_on();
         if is_cached
-            && (may_wait || !self.service.mapping.is_remote())
-            && let Some(Cached { version, bytes }) = self.service.cache.get(path)
-            && self.service.mapping.version(path) == Some(version)
+            && let Some(Cached { version, bytes, .. }) = self.service.cache.get(path, asked.complete_at)
+            && self.service.mapping.is_still(path, &version)
         {
             self.service.statistics.record_cache(scratch.shard, true);
             conditions.check_version(Some(&version))?;
@@ -210,6 +209,7 @@ impl Session {
             self.push_bytes(scratch, asked, &found, &bytes[at as usize..end as usize]);
             return Ok(true);
         }
+        let seen = is_cached.then(SystemTime::now);
         let Some(opened) = self.open(path, may_wait)? else { return Ok(false) };
         conditions.check_version(Some(&opened.version))?;
         let (at, end) = part(opened.size, offset, length);
@@ -240,10 +240,10 @@ impl Session {
             // The file became shorter meanwhile.
             correct_length(&mut scratch.out[before..], asked.framing, content);
         }
-        if is_cached {
+        if let Some(seen) = seen {
             self.service.statistics.record_cache(scratch.shard, false);
             if content == opened.size {
-                self.service.cache.put(path, opened.version, &scratch.out[start..]);
+                self.service.keep(path, &opened, &scratch.out[start..], seen);
             }
         }
         let length = scratch.out.len() - before;

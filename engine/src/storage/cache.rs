@@ -2,16 +2,21 @@
 //!
 //! Every hit is validated: what lies at the path must be the same inode with the same size, modification and change time
 //! as when it was read. A change within the last moments before reading could hide behind a coarse clock, so such a file is
-//! not kept yet (git calls that "racily clean").
+//! not kept yet (git calls that "racily clean"). A store through a mapping (mmap) need not change any of these, so an entry
+//! has a greatest age.
 
 use quick_cache::{Weighter, sync::Cache as Store};
 use rustix::fs::Stat;
 use std::ffi::{CStr, CString};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use crate::settings::TimeLimit;
 
 /// Kernel clocks tick every 10 ms at the slowest (CONFIG_HZ=100).
 const SETTLED: Duration = Duration::from_millis(20);
+/// Where both times are whole seconds, the file system may keep no fractions; the coarsest (FAT) counts in 2 s.
+const SETTLED_COARSE: Duration = Duration::from_secs(2);
 /// What an entry costs besides its bytes.
 const OVERHEAD: u64 = 256;
 
@@ -24,14 +29,17 @@ pub type Etag = [u8; 16];
 /// What must be the same for a file to have the same content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Version {
-    device: u64,
+    pub(crate) device: u64,
     inode: u64,
     size: i64,
     modified: (i64, i64),
     changed: (i64, i64),
+    /// What the server wrote beside the content because times are coarse here (`versions.rs`); 0 for none.
+    stamp: u64,
 }
 
 impl Version {
+    /// All but the stamp.
     pub fn of(stat: &Stat) -> Self {
         Version {
             device: stat.st_dev,
@@ -39,7 +47,22 @@ impl Version {
             size: stat.st_size,
             modified: (stat.st_mtime, stat.st_mtime_nsec as i64),
             changed: (stat.st_ctime, stat.st_ctime_nsec as i64),
+            stamp: 0,
         }
+    }
+
+    pub fn stamped(self, stamp: u64) -> Self {
+        Version { stamp, ..self }
+    }
+
+    /// Whether both times are whole seconds, as on a file system that keeps no fractions.
+    pub fn is_coarse(&self) -> bool {
+        (self.modified.1, self.changed.1) == (0, 0)
+    }
+
+    /// Whether stat(2) says the same of both.
+    pub fn looks_like(&self, other: &Version) -> bool {
+        self.stamped(0) == other.stamped(0)
     }
 
     /// Bytes.
@@ -77,17 +100,21 @@ impl Version {
         let (modified, changed) = (self.modified, self.changed);
         let fields = [self.inode, self.size as u64, nanoseconds(modified), nanoseconds(changed)];
         // The fraction of the golden ratio, SplitMix64's increment, keeps a field of 0 from being a fixed point.
-        fields.iter().fold(0u64, |state, &field| mix(state.wrapping_add(GOLDEN) ^ field))
+        let step = |state: u64, field: u64| mix(state.wrapping_add(GOLDEN) ^ field);
+        let mixed = fields.iter().fold(0u64, |state, &field| step(state, field));
+        if self.stamp == 0 { mixed } else { step(mixed, self.stamp) }
     }
 
-    /// Whether a later change is sure to show.
-    fn is_settled(&self, now: SystemTime) -> bool {
+    /// Whether a change after `seen` is sure to show, but for one through a mapping. `seen` is a time before stat(2) was
+    /// called: afterwards a slow read could let any file look old.
+    fn is_settled(&self, seen: SystemTime) -> bool {
         let (seconds, nanoseconds) = self.changed.max(self.modified);
         let (Ok(seconds), Ok(nanoseconds)) = (u64::try_from(seconds), u32::try_from(nanoseconds)) else {
             return false;
         };
         let at = UNIX_EPOCH + Duration::new(seconds, nanoseconds);
-        now.duration_since(at).is_ok_and(|age| age > SETTLED)
+        let settled = if self.is_coarse() { SETTLED_COARSE } else { SETTLED };
+        seen.duration_since(at).is_ok_and(|age| age > settled)
     }
 }
 
@@ -107,6 +134,7 @@ pub(crate) fn mix(mut bits: u64) -> u64 {
 pub struct Cached {
     pub version: Version,
     pub bytes: Arc<[u8]>,
+    kept_at: Instant,
 }
 
 #[derive(Debug, Clone)]
@@ -121,30 +149,37 @@ impl Weighter<CString, Cached> for BySize {
 #[derive(Debug)]
 pub struct Cache {
     store: Option<Store<CString, Cached, BySize>>,
+    /// How long an entry is used before the file is read again.
+    pub max_age: TimeLimit,
 }
 
 impl Cache {
     /// Keeps up to `size` bytes; 0 keeps nothing.
-    pub fn new(size: u64) -> Self {
+    pub fn new(size: u64, max_age: Duration) -> Self {
         // The number of entries is only an estimate that sizes the tables' growth.
         let entries = usize::try_from(size / 4096).unwrap_or(usize::MAX).clamp(16, 1 << 16);
-        Cache { store: (size > 0).then(|| Store::with_weighter(entries, size, BySize)) }
+        let store = (size > 0).then(|| Store::with_weighter(entries, size, BySize));
+        Cache { store, max_age: max_age.into() }
     }
 
     pub fn is_on(&self) -> bool {
         self.store.is_some()
     }
 
-    pub fn get(&self, path: &CStr) -> Option<Cached> {
-        self.store.as_ref()?.get(path)
+    /// What is kept of this path and not too old at `now`. The caller compares its version with the file's.
+    pub fn get(&self, path: &CStr, now: Instant) -> Option<Cached> {
+        let cached = self.store.as_ref()?.get(path)?;
+        (now.saturating_duration_since(cached.kept_at) < self.max_age.get()).then_some(cached)
     }
 
-    /// Keeps the bytes, unless the file changed too short a time ago.
-    pub fn put(&self, path: &CStr, version: Version, bytes: &[u8]) {
+    /// Keeps the bytes, unless the file had changed too short a time before `seen`: a time before the stat(2) that gave
+    /// `version`, and so before the bytes were read.
+    pub fn put(&self, path: &CStr, version: Version, bytes: &[u8], seen: SystemTime) {
         if let Some(store) = &self.store
-            && version.is_settled(SystemTime::now())
+            && version.is_settled(seen)
         {
-            store.insert(path.to_owned(), Cached { version, bytes: bytes.into() });
+            let kept_at = Instant::now();
+            store.insert(path.to_owned(), Cached { version, bytes: bytes.into(), kept_at });
         }
     }
 

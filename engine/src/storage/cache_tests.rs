@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use std::collections::HashSet;
 
 fn version(inode: u64, size: i64, modified: (i64, i64), changed: (i64, i64)) -> Version {
-    Version { device: 7, inode, size, modified, changed }
+    Version { device: 7, inode, size, modified, changed, stamp: 0 }
 }
 
 fn etag(version: Version) -> String {
@@ -27,6 +27,56 @@ fn etags_are_the_same_in_every_version_of_the_server() {
 fn a_reboot_that_renumbers_devices_leaves_etags_as_they_are() {
     let before = version(1, 2, (3, 4), (5, 6));
     assert_eq!(etag(before), etag(Version { device: 8, ..before }));
+}
+
+/// A moment of 2023, so many milliseconds after a whole second.
+fn moment(milliseconds: u64) -> SystemTime {
+    UNIX_EPOCH + Duration::from_secs(1_700_000_000) + Duration::from_millis(milliseconds)
+}
+
+fn kept(version: Version, seen: SystemTime) -> bool {
+    let cache = Cache::new(1 << 20, Duration::from_secs(60));
+    cache.put(c"object", version, b"content", seen);
+    cache.get(c"object", Instant::now()).is_some()
+}
+
+#[test]
+fn what_changed_a_moment_before_it_was_looked_at_is_not_kept() {
+    let fine = version(1, 7, (1_700_000_000, 1), (1_700_000_000, 1));
+    assert!(!kept(fine, moment(20)));
+    assert!(kept(fine, moment(21)));
+    // The clock of now is long past: only the time before the look counts.
+    assert!(!kept(fine, moment(0)));
+}
+
+#[test]
+fn where_times_are_whole_seconds_two_of_them_must_pass() {
+    let coarse = version(1, 7, (1_700_000_000, 0), (1_700_000_000, 0));
+    assert!(!kept(coarse, moment(1_999)));
+    assert!(!kept(coarse, moment(2_000)));
+    assert!(kept(coarse, moment(2_001)));
+    // An archive gives the modification time of whole seconds to a file whose change time has a fraction.
+    assert!(kept(version(1, 7, (1_600_000_000, 0), (1_700_000_000, 1)), moment(21)));
+}
+
+#[test]
+fn an_entry_is_used_up_to_its_greatest_age() {
+    let cache = Cache::new(1 << 20, Duration::from_secs(60));
+    cache.put(c"object", version(1, 7, (1, 1), (1, 1)), b"content", moment(0));
+    let now = Instant::now();
+    assert!(cache.get(c"object", now + Duration::from_secs(59)).is_some());
+    assert!(cache.get(c"object", now + Duration::from_secs(61)).is_none());
+    cache.max_age.set(Duration::from_secs(120));
+    assert!(cache.get(c"object", now + Duration::from_secs(61)).is_some());
+}
+
+#[test]
+fn a_stamp_makes_another_etag_of_the_same_times() {
+    let plain = version(42, 1000, (1_700_000_000, 0), (1_700_000_000, 0));
+    let (one, two) = (plain.stamped(1), plain.stamped(2));
+    assert_ne!(etag(one), etag(two));
+    assert_ne!(etag(one), etag(plain));
+    assert!(one.looks_like(&two) && one != two);
 }
 
 #[test]

@@ -170,7 +170,7 @@ impl Incoming {
     pub fn commit(mut self, conditions: Conditions) -> Result<Found, Error> {
         // Checked again below; here it saves the wait for the disk.
         let existing = self.target.existing()?;
-        conditions.check(existing.as_ref())?;
+        self.target.check(&conditions, existing.as_ref())?;
         if let Some(existing) = existing {
             let permissions = Permissions::from_raw_mode(existing.st_mode & 0o777);
             fs::fchmod(&self.file, permissions).map_err(Error::from_write)?;
@@ -179,14 +179,15 @@ impl Incoming {
             fs::ftruncate(&self.file, self.size).map_err(Error::from_write)?;
         }
         self.link()?;
+        self.staging.versions.give(&self.file).map_err(Error::from_write)?;
         fs::fsync(&self.file).map_err(Error::Storage)?;
         let staging = Arc::clone(&self.staging);
         let held = staging.lock(&self.target);
-        conditions.check(self.target.existing()?.as_ref())?;
+        self.target.check(&conditions, self.target.existing()?.as_ref())?;
         self.target.confirm(&staging.mapping)?;
         self.rename(conditions.are_exclusive())?;
         // A rename counts as a change of the file, so its version is known only now.
-        let found = Found::of(&fs::fstat(&self.file).map_err(Error::Storage)?);
+        let found = Found::of_file(&self.file, &fs::fstat(&self.file).map_err(Error::Storage)?);
         drop(held);
         self.target.sync()?;
         // The directory may have been moved between the look before the rename and the rename.

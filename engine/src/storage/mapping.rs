@@ -14,25 +14,14 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use crate::errors::{Error, StartError};
 use crate::storage::cache::{Etag, Version};
+use crate::storage::file_system;
+use crate::storage::versions;
 
 /// The longest name that Linux file systems hold, in bytes.
 const MAX_SEGMENT: usize = 255;
 /// The directory at the top of a root in which writes are prepared. No URI leads into one of this name, at whatever depth: a
 /// directory below this root may be the root of another server.
 pub const RESERVED: &str = ".objmapper";
-/// File systems that may have to ask somebody else even for what is cached, by `f_type` of statfs(2); the numbers are
-/// those of linux/magic.h and of fs/smb/client.
-const REMOTE: [u32; 9] = [
-    0x6573_5546, // FUSE, virtiofs too
-    0x6969,      // NFS
-    0xff53_4d42, // CIFS
-    0xfe53_4d42, // SMB2 and later
-    0x517b,      // SMB, until Linux 5.15
-    0x0102_1997, // 9p
-    0x00c3_6400, // CEPH
-    0x5346_414f, // AFS, OpenAFS
-    0x6b41_4653, // AFS, the kernel's own
-];
 const NO_LINKS: ResolveFlags = ResolveFlags::NO_SYMLINKS;
 /// openat2 says EAGAIN where a rename raced with it; so many times it is asked again.
 const RENAME_RETRIES: usize = 16;
@@ -54,7 +43,7 @@ impl Opened {
     /// Whether the file is still what it was when it was opened: asked after reading, it says that what was read is one
     /// state of it.
     pub fn is_unchanged(&self) -> bool {
-        fs::fstat(&self.file).is_ok_and(|stat| Version::of(&stat) == self.version)
+        fs::fstat(&self.file).is_ok_and(|stat| self.version.looks_like(&Version::of(&stat)))
     }
 
     pub fn found(&self) -> Found {
@@ -74,7 +63,15 @@ pub struct Found {
 
 impl Found {
     pub fn of(stat: &Stat) -> Self {
-        let version = Version::of(stat);
+        Found::new(Version::of(stat))
+    }
+
+    /// What is known of an open file.
+    pub fn of_file(file: &OwnedFd, stat: &Stat) -> Self {
+        Found::new(versions::version_of(file, stat))
+    }
+
+    fn new(version: Version) -> Self {
         Found { size: version.size(), mtime: version.mtime(), version }
     }
 
@@ -92,6 +89,7 @@ pub struct Mapping {
     name: Arc<Path>,
     resolve: ResolveFlags,
     is_remote: bool,
+    device: u64,
     /// Whether this kernel knows RESOLVE_CACHED, as far as it has been asked.
     resolves_cached: Arc<AtomicBool>,
 }
@@ -108,12 +106,14 @@ impl Mapping {
         if !follow_symlinks {
             resolve |= ResolveFlags::NO_SYMLINKS;
         }
-        let kind = fs::fstatfs(&directory).map_err(failed)?.f_type;
+        let is_remote = file_system::is_remote(&directory).map_err(failed)?;
+        let device = fs::fstat(&directory).map_err(failed)?.st_dev;
         Ok(Mapping {
             root: Arc::new(directory),
             name: root.into(),
             resolve,
-            is_remote: is_remote(kind as u32),
+            is_remote,
+            device,
             resolves_cached: Arc::new(AtomicBool::new(true)),
         })
     }
@@ -131,6 +131,14 @@ impl Mapping {
     /// Whether the root lies on a network file system or one in user space, where any look-up may have to wait.
     pub fn is_remote(&self) -> bool {
         self.is_remote
+    }
+
+    /// Whether stat(2) of this file tells of every change that stat(2) can tell of. Not so where another machine may
+    /// change the file: the kernel then answers from attributes that it keeps for a while.
+    pub fn sees_changes_of(&self, opened: &Opened) -> bool {
+        // Below the root something else may be mounted. Subvolumes and layers have devices of their own, too.
+        let is_remote = || file_system::is_remote(&opened.file).unwrap_or(true);
+        !self.is_remote && (opened.version.device == self.device || !is_remote())
     }
 
     pub fn follows_symlinks(&self) -> bool {
@@ -173,7 +181,14 @@ impl Mapping {
     /// What [`open`](Self::open) would open, without opening it; it may be an object that the server cannot read.
     pub fn stat(&self, path: &CStr) -> Result<Found, Error> {
         let file = self.resolve(path, OFlags::PATH | OFlags::CLOEXEC).map_err(Error::from_open)?;
-        Ok(Found::of(&regular(&file)?))
+        let found = Found::of(&regular(&file)?);
+        // Its stamp takes a descriptor for reading. What cannot be read has none for this server.
+        if found.version.is_coarse()
+            && let Ok(file) = self.resolve(path, READING)
+        {
+            return opened(file).map(|opened| opened.found());
+        }
+        Ok(found)
     }
 
     /// Opens a directory, for reading its entries and for fsync(2); `.` is the root itself.
@@ -214,17 +229,19 @@ impl Mapping {
         Ok(file)
     }
 
-    /// What lies at the path now, for comparison with what once was opened there; None where there is nothing.
+    /// Whether what lies at the path looks as it did when `version` was taken of it.
     ///
     /// This follows links on the way, unlike `open`: it decides only whether bytes that were rightly read are still those
     /// of the same, unchanged file.
-    pub fn version(&self, path: &CStr) -> Option<Version> {
-        fs::statat(&*self.root, path, AtFlags::SYMLINK_NOFOLLOW).ok().map(|stat| Version::of(&stat))
+    pub fn is_still(&self, path: &CStr, version: &Version) -> bool {
+        fs::statat(&*self.root, path, AtFlags::SYMLINK_NOFOLLOW)
+            .is_ok_and(|stat| version.looks_like(&Version::of(&stat)))
     }
 }
 
 fn opened(file: OwnedFd) -> Result<Opened, Error> {
-    let found = Found::of(&regular(&file)?);
+    let stat = regular(&file)?;
+    let found = Found::of_file(&file, &stat);
     Ok(Opened { file, size: found.size, version: found.version })
 }
 
@@ -235,10 +252,6 @@ fn regular(file: &OwnedFd) -> Result<Stat, Error> {
         FileType::RegularFile => Ok(stat),
         _ => Err(Error::NotRegular),
     }
-}
-
-fn is_remote(file_system: u32) -> bool {
-    REMOTE.contains(&file_system)
 }
 
 /// Reads what the kernel has in memory; at the end of the file 0. None where the disk would have to be waited for.

@@ -3,6 +3,7 @@
 pub mod cache;
 mod cursor;
 mod directory_run;
+pub mod file_system;
 pub mod incoming;
 pub mod listing;
 pub mod mapping;
@@ -10,4 +11,5 @@ pub mod pool;
 pub mod staging;
 pub mod target;
 mod turns;
+mod versions;
 mod walk;

@@ -20,6 +20,7 @@ use crate::storage::incoming::Incoming;
 use crate::storage::mapping::{Mapping, RESERVED};
 pub use crate::storage::target::{Conditions, Match};
 use crate::storage::target::{Target, no_directory};
+use crate::storage::versions::{Kept, Versions};
 
 /// Another server may be starting at this moment; it sweeps, which takes no longer than to remove a few files.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -86,7 +87,7 @@ impl Staging {
         let target = Target::find(&self.mapping, path).map_err(Error::from_open)?;
         let held = self.directory.lock(&target);
         let existing = target.existing()?.ok_or(Error::NotFound)?;
-        Conditions { if_match, if_none_match: None }.check(Some(&existing))?;
+        target.check(&Conditions { if_match, if_none_match: None }, Some(&existing))?;
         target.confirm(&self.mapping).map_err(|error| match error {
             Error::NoDirectory | Error::NotDirectory => Error::NotFound,
             other => other,
@@ -106,6 +107,8 @@ pub(crate) struct Directory {
     pub file: OwnedFd,
     /// Whether files without a name can be made and later be given one.
     pub can_link: bool,
+    /// Tells the files apart that are written here.
+    pub versions: Versions,
     device: u64,
     pub mapping: Mapping,
     above: OwnedFd,
@@ -144,8 +147,10 @@ impl Directory {
                 return Err(errno);
             }
         };
+        let versions = probe_versions(&file)?;
         let mut directory = Directory {
             can_link: false,
+            versions,
             device: 0,
             mapping: mapping.clone(),
             above,
@@ -159,7 +164,14 @@ impl Directory {
         }
         directory.device = fs::fstat(&directory.file)?.st_dev;
         directory.can_link = directory.try_link();
-        let notices = sweep(&directory.above)?;
+        let mut notices = sweep(&directory.above)?;
+        if directory.versions.kept() == Kept::Nothing {
+            notices.push(
+                "conditions are not exact here: this file system keeps neither nanoseconds nor attributes, so two \
+                 contents of one size that are put within 2 s may have the same etag"
+                    .into(),
+            );
+        }
         fs::flock(&directory.above, FlockOperation::Unlock)?;
         Ok(Some((directory, notices)))
     }
@@ -260,6 +272,15 @@ fn remove_files(directory: &OwnedFd) -> io::Result<usize> {
         }
     }
     Ok(count)
+}
+
+/// Finds out in a fresh directory how the files in it can be told apart.
+fn probe_versions(directory: &OwnedFd) -> io::Result<Versions> {
+    let (name, flags) = (c"probe", OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::CLOEXEC);
+    let file = fs::openat(directory, name, flags, Permissions::RUSR | Permissions::WUSR)?;
+    let versions = random().and_then(|seed| Versions::new(&file, seed));
+    fs::unlinkat(directory, name, AtFlags::empty())?;
+    versions
 }
 
 /// `<pid>-<16 hex digits>`.

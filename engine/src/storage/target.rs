@@ -1,13 +1,14 @@
 //! Where a write goes: a directory that is held open, a name in it, and what must hold of the object that is there.
 
 use rustix::fd::OwnedFd;
-use rustix::fs::{self, AtFlags, FileType, Mode as Permissions, Stat};
+use rustix::fs::{self, AtFlags, FileType, Mode as Permissions, OFlags, Stat};
 use rustix::io::{self, Errno};
 use std::ffi::{CStr, CString};
 
 use crate::errors::Error;
 use crate::storage::cache::{Etag, Version};
 use crate::storage::mapping::Mapping;
+use crate::storage::versions;
 
 /// What a condition compares with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,11 +48,7 @@ pub struct Conditions {
 }
 
 impl Conditions {
-    pub(crate) fn check(&self, existing: Option<&Stat>) -> Result<(), Error> {
-        self.check_version(existing.map(Version::of).as_ref())
-    }
-
-    /// The same for what has been read.
+    /// CONFLICT where they do not hold of what is there; None is for nothing.
     pub fn check_version(&self, existing: Option<&Version>) -> Result<(), Error> {
         if self.if_match.is_none() && self.if_none_match.is_none() {
             return Ok(());
@@ -155,6 +152,24 @@ impl Target {
             FileType::Directory => Err(Error::IsDirectory),
             FileType::Symlink => Err(Error::WriteToLink),
             _ => Err(Error::NotRegular),
+        }
+    }
+
+    /// Whether the conditions hold of what [`existing`](Self::existing) has found.
+    pub fn check(&self, conditions: &Conditions, existing: Option<&Stat>) -> Result<(), Error> {
+        conditions.check_version(existing.map(|stat| self.version(stat)).as_ref())
+    }
+
+    fn version(&self, stat: &Stat) -> Version {
+        let version = Version::of(stat);
+        if !version.is_coarse() {
+            return version;
+        }
+        // Only a descriptor for reading gives the stamp; one of another file, that came meanwhile, gives another version.
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::NOCTTY;
+        match fs::openat(&self.directory, &self.name, flags, Permissions::empty()) {
+            Ok(file) => versions::version_of(&file, stat),
+            Err(_) => version,
         }
     }
 

@@ -285,7 +285,7 @@ impl Answerer {
             return Err(Refusal(Status::InvalidMode, words.into()).into());
         }
         let room = longest_datagram(turn.from.address) - CONTENT_HEAD;
-        let content = self.reader.find(uri, turn.storage)?;
+        let content = self.reader.find(uri, turn.storage, turn.arrived)?;
         let total = content.total();
         let Some(bytes) = self.reader.small(&content).filter(|bytes| bytes.len() <= room) else {
             let words = format!("{total} bytes do not fit one datagram of {room}: pull ranges, or use TCP");
@@ -307,7 +307,7 @@ impl Answerer {
     fn pull(&mut self, pull: &Pull<'_>, uri: &str, turn: Turn) -> Result<Outcome, Outcome> {
         let mut counted = 0;
         for _ in 0..TRIES {
-            let content = match self.reader.find(uri, turn.storage) {
+            let content = match self.reader.find(uri, turn.storage, turn.arrived) {
                 Err(Stop::Storage) => return Err(Outcome::Storage { counted }),
                 found => found?,
             };

@@ -2,6 +2,7 @@
 
 use rustix::io::{Errno, IoSliceMut, ReadWriteFlags, preadv, preadv2};
 use std::sync::Arc;
+use std::time::{Instant, SystemTime};
 
 use super::wire::DATA_HEAD;
 use crate::errors::Error;
@@ -87,19 +88,19 @@ impl Reader {
     }
 
     /// The object of this URI: its bytes where it is small, else the open file.
-    pub fn find(&mut self, uri: &str, storage: Storage) -> Result<Content, Stop> {
+    pub fn find(&mut self, uri: &str, storage: Storage, arrived: Instant) -> Result<Content, Stop> {
         let Reader { service, shard, path, small } = self;
         let path = mapping::relative_path(uri, path)?;
         service.peers.check_without_user(path.to_bytes())?;
         let may_wait = storage != Storage::Never;
-        if (may_wait || !service.mapping.is_remote())
-            && let Some(kept) = service.cache.get(path)
-            && service.mapping.version(path) == Some(kept.version)
+        if let Some(kept) = service.cache.get(path, arrived)
+            && service.mapping.is_still(path, &kept.version)
         {
             service.statistics.record_cache(*shard, true);
             return Ok(Content::Kept(kept.version, kept.bytes));
         }
         for _ in 0..TRIES {
+            let seen = service.cache.is_on().then(SystemTime::now);
             let opened = match may_wait {
                 true => service.mapping.open(path)?,
                 false => service.mapping.open_cached(path)?.ok_or(Stop::Storage)?,
@@ -109,9 +110,9 @@ impl Reader {
             }
             small.resize(opened.size as usize, 0);
             if read_into(&opened, &mut [IoSliceMut::new(small)], 0, storage)? && opened.is_unchanged() {
-                if service.cache.is_on() {
+                if let Some(seen) = seen {
                     service.statistics.record_cache(*shard, false);
-                    service.cache.put(path, opened.version, small);
+                    service.keep(path, &opened, small, seen);
                 }
                 return Ok(Content::Small(opened.version));
             }

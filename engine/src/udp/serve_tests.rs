@@ -39,6 +39,7 @@ fn settings(root: &Path, model: Model, listen: &str) -> Settings {
         async_storage: false,
         storage_pool_size: 2,
         cache_size: 1 << 20,
+        cache_max_age: Duration::from_secs(60),
         follow_symlinks: false,
         writable: false,
         inherited: Vec::new(),
