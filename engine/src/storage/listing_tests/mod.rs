@@ -34,7 +34,7 @@ fn mapping(root: &TempDir) -> Mapping {
 }
 
 impl Listing {
-    fn page(
+    pub(crate) fn page(
         &self,
         mapping: &Mapping,
         view: Option<&View>,
