@@ -1,20 +1,27 @@
 """One generator for each verb: what is asked, and what is made of the answer."""
 
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from objmapper_client._ask import NO_DETAILS, Ask, Single, Verb, details
 from objmapper_client._lines import lacking
 from objmapper_client._pool import Pool
-from objmapper_client._steps import Call, Steps
-from objmapper_client._transfer import Begun, begin, fill, finish, give_up, next_chunk
+from objmapper_client._steps import Call, Steps, Wait
+from objmapper_client._transfer import Begun, begin, fill, finish, give_up, leave, next_chunk, within
 from objmapper_client.address import Address, UnixAddress
-from objmapper_client.errors import Conflict, LocalProtocolError, ObjmapperError
-from objmapper_client.object import MemoryFile, Object, no_room
+from objmapper_client.errors import Conflict, LocalProtocolError, ObjmapperError, RemoteProtocolError
+from objmapper_client.object import MemoryFile, Object, no_room, truncated
 from objmapper_client.protocol import Mode
 from objmapper_client.protocol_v2 import Operation
-from objmapper_client.protocol_v2_responses import Entry, LeftOut, Metadata, decode_details, decode_entries
+from objmapper_client.protocol_v2_responses import (
+    Entry,
+    LeftOut,
+    Metadata,
+    check_size,
+    decode_details,
+    decode_entries,
+)
 
 #: A content up to this length shares a connection with other answers; what is longer would hold them up.
 SHARED_MOST = 1 << 18
@@ -22,6 +29,8 @@ SHARED_MOST = 1 << 18
 _PAGE_MOST = 1 << 24
 #: The form of a list's entries that says nanoseconds, and what was left out.
 _DETAILED = 1
+#: Pages without an entry, one after the other, that a list may have.
+_EMPTY_PAGES = 10_000
 #: Reading more than this from a file is left to a thread by an event loop.
 _QUICK = 1 << 18
 # Looking members up in their enumerations costs more than one thinks: see `object`.
@@ -32,8 +41,8 @@ __all__ = [
     "begin_stream",
     "best_mode",
     "delete",
-    "finish",
     "give_up",
+    "leave",
     "list_page",
     "make_pool",
     "next_chunk",
@@ -117,8 +126,11 @@ def read(pool: Pool, uri: str, mode: Mode, offset: int, length: int | None) -> S
         with (yield from opened(pool, uri, mode)) as found:
             wanted = within(found.size, offset, length)
             if wanted <= _QUICK:
-                return found.pread(wanted, offset)
-            data: bytes = yield Call(lambda: found.pread(wanted, offset))
+                data = found.pread(wanted, offset)
+            else:
+                data = yield Call(lambda: found.pread(wanted, offset))
+            if len(data) < wanted:
+                raise truncated(uri, len(data), wanted)
             return data
     room = _BytesRoom()
     got = yield from _copy(pool, uri, mode, offset, length, room.make)
@@ -130,9 +142,13 @@ def readinto(pool: Pool, uri: str, mode: Mode, buffer: memoryview, offset: int) 
     _check_range(offset, None)
     if mode is Mode.FDPASS:
         with (yield from opened(pool, uri, mode)) as found:
+            wanted = within(found.size, offset, len(buffer))
             if len(buffer) <= _QUICK:
-                return found.readinto(buffer, offset)
-            count: int = yield Call(lambda: found.readinto(buffer, offset))
+                count = found.readinto(buffer, offset)
+            else:
+                count = yield Call(lambda: found.readinto(buffer, offset))
+            if count < wanted:
+                raise truncated(uri, count, wanted)
             return count
     got = yield from _copy(pool, uri, mode, offset, len(buffer), lambda length: buffer[:length])
     if got.content is not None:
@@ -167,7 +183,9 @@ def stat(_: Pool, uri: str) -> Verb[Stat]:
 
 def stat_of(uri: str, metadata: Metadata) -> Stat:
     """What an answer says of its object."""
-    return Stat(uri, metadata.size or 0, metadata.mtime or 0, metadata.etag or "")
+    size, mtime = metadata.size or 0, metadata.mtime or 0
+    check_size(size)
+    return Stat(uri, size, mtime, metadata.etag or "")
 
 
 class Deleting(Single[None]):
@@ -219,14 +237,55 @@ class Listing(Single[Page]):
     def result(self) -> Page:
         """The entries, where the next page begins (None where there is none), and what the server says it left out."""
         cursor = self.metadata.cursor or None
-        if self.metadata.form != _DETAILED:
-            return list(decode_entries(self.content)), cursor, []
-        listed, left_out = decode_details(self.content)
+        try:
+            if self.metadata.form == _DETAILED:
+                listed, left_out = decode_details(self.content)
+            else:
+                listed, left_out = list(decode_entries(self.content)), []
+            for uri, size, _ in listed:
+                check_size(size)
+                if not uri.startswith(self.uri):
+                    raise RemoteProtocolError(f"the server listed {uri!r}, which does not begin with {self.uri!r}")
+        except RemoteProtocolError as error:
+            raise accused(self, str(error)) from error
         return listed, cursor, left_out
 
     def otherwise(self, pool: Pool) -> Steps[Page]:
         """Version 1 has no such request."""
         raise lacking(pool, "list")
+
+
+class Listed:
+    """What came of a list so far. Its pages must go on, or a server could keep a client listing for ever."""
+
+    __slots__ = ("_cursors", "_last", "_prefix", "cursor")
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+        self._last = ""
+        #: Where the next page begins; None before the first and after the last.
+        self.cursor: bytes | None = None
+        # Those since the last entry.
+        self._cursors: set[bytes] = set()
+
+    def new_of(self, page: Page) -> list[Entry]:
+        """The entries that were not in an earlier page. Raises RemoteProtocolError where the list does not go on."""
+        found, self.cursor, _ = page
+        last, new = self._last, []
+        for entry in found:
+            if entry.uri > last:
+                last = entry.uri
+                new.append(entry)
+            elif entry.uri < last:
+                raise RemoteProtocolError(f"{self._prefix}: the server listed {entry.uri!r} behind {last!r}")
+        if new:
+            self._last = last
+            self._cursors.clear()
+        if self.cursor is not None:
+            if self.cursor in self._cursors or len(self._cursors) > _EMPTY_PAGES:
+                raise RemoteProtocolError(f"{self._prefix}: the server's list does not go on behind {last!r}")
+            self._cursors.add(self.cursor)
+        return new
 
 
 def list_page(_: Pool, prefix: str, page_size: int, cursor: bytes | None) -> Verb[Page]:
@@ -271,11 +330,21 @@ def _copy(
 
 
 def is_whole(first: Ask, offset: int, length: int | None) -> bool:
-    """Whether a first part is all that was asked for."""
+    """Whether a first part is all that was asked for. Raises RemoteProtocolError where it is not as long as it must."""
     have, size = len(first.content), first.metadata.size
-    if have < SHARED_MOST or have == length:
-        return True
-    return size is not None and offset + have >= size
+    if size is None:
+        return have < SHARED_MOST or have == length
+    wanted = within(size, offset, length)
+    if have < min(wanted, SHARED_MOST):
+        raise accused(first, f"{first.uri}: the server sent {have} of the {wanted} bytes that it has")
+    return have >= wanted
+
+
+def accused(ask: Ask, words: str) -> RemoteProtocolError:
+    """The error for an answer that cannot be true. No further requests are sent on its connection."""
+    if ask.multiplex is not None:
+        ask.multiplex.retire()
+    return RemoteProtocolError(words)
 
 
 def rest_of(pool: Pool, first: Ask, offset: int, make_room: Callable[[int], memoryview]) -> Steps[_Got | None]:
@@ -341,15 +410,22 @@ def _check_range(offset: int, length: int | None) -> None:
         raise LocalProtocolError(f"a range has an offset and a length from 0 on, not {offset} and {length}")
 
 
-def within(size: int, offset: int, length: int | None) -> int:
-    """How many bytes of an object a range has."""
-    there = max(0, size - offset)
-    return there if length is None else min(there, length)
+def next_piece(found: Object, chunk_size: int, offset: int, end: int) -> Steps[bytes]:
+    """The bytes of an object from `offset` on, at most `chunk_size` of them. Raises Conflict where they are gone."""
+    if min(chunk_size, end - offset) > _QUICK:
+        chunk: bytes = yield Call(lambda: piece_at(found, chunk_size, offset, end))
+        return chunk
+    chunk = piece_at(found, chunk_size, offset, end)
+    if offset // _QUICK < (offset + len(chunk)) // _QUICK:
+        # An event loop does its other work now.
+        yield Wait(seconds=0)
+    return chunk
 
 
-def chunks_of(found: Object, chunk_size: int, offset: int, length: int | None) -> Iterator[bytes]:
-    """The bytes of an object, or of a range of it, in pieces."""
-    end = offset + within(found.size, offset, length)
-    while offset < end and (chunk := found.pread(min(chunk_size, end - offset), offset)):
-        offset += len(chunk)
-        yield chunk
+def piece_at(found: Object, chunk_size: int, offset: int, end: int) -> bytes:
+    """`next_piece` in this thread."""
+    wanted = min(chunk_size, end - offset)
+    chunk = found.pread(wanted, offset)
+    if len(chunk) < wanted:
+        raise truncated(found.uri, offset + len(chunk), found.size)
+    return chunk

@@ -61,7 +61,8 @@ class Pool:
         self.budget = Budget()
         #: How many have been made in all.
         self.requests = 0
-        self._lock = threading.Lock()
+        # The collector may close a stream, and so come here, while this very thread has the lock.
+        self._lock = threading.RLock()
         #: What the server speaks: None where it has not been asked yet.
         self.version = self.agreed
         self.shared: Multiplex | None = None
@@ -179,6 +180,9 @@ class Pool:
 
     def answered(self) -> None:
         """The shared connection has done a request: it may have room now, or be free."""
+        if self._closed:
+            # It was being made when the client was closed.
+            self._retire()
         with self._lock:
             self._open(self._wanting_shared, 1)
             if self.most == 1:
@@ -200,6 +204,11 @@ class Pool:
             self._closed = True
             while self._idle:
                 self._idle.pop().close()
+            self._note()
+        self._retire()
+
+    def _retire(self) -> None:
+        with self._lock:
             shared, self.shared = self.shared, None
         if shared is not None:
             shared.retire()
@@ -245,4 +254,5 @@ class Pool:
         self._note()
 
     def _note(self) -> None:
-        self.is_waited_for = bool(self._wanting_shared) or (self.most == 1 and bool(self._wanting))
+        # Where the pool is closed, requests that are done have what they leave closed by `answered`.
+        self.is_waited_for = self._closed or bool(self._wanting_shared) or (self.most == 1 and bool(self._wanting))

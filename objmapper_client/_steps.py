@@ -45,13 +45,20 @@ class Call:
         self.function = function
 
 
+Pieces = Iterator[bytes | memoryview] | AsyncIterator[bytes | memoryview]
+
+
 class Pull:
     """The next piece of what a caller handed over, None at its end."""
 
-    __slots__ = ("source",)
+    __slots__ = ("descriptor", "may_wait", "source")
 
-    def __init__(self, source: Iterator[bytes] | AsyncIterator[bytes]) -> None:
+    def __init__(self, source: Pieces, *, may_wait: bool = False, descriptor: int = -1) -> None:
         self.source = source
+        #: Whether the next piece is read from a file, which may wait: an event loop has it done by another thread.
+        self.may_wait = may_wait
+        #: Readable once the next piece is there, which an event loop waits for; -1 where that is not known.
+        self.descriptor = descriptor
 
 
 class Progress:

@@ -6,6 +6,7 @@ loop leave in one call.
 
 import asyncio
 import contextlib
+import os
 import select
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -118,9 +119,34 @@ async def _grant(loop: asyncio.AbstractEventLoop, wish: object, deadline: float)
             return await loop.run_in_executor(None, wish.function)
         case Pull(source=AsyncIterator() as pieces):
             return await anext(pieces, None)
-        case Pull(source=Iterator() as pieces):
-            return next(pieces, None)
+        case Pull(source=Iterator()):
+            return await _pull(loop, wish)
     raise AssertionError(wish)
+
+
+async def _pull(loop: asyncio.AbstractEventLoop, pull: Pull) -> Any:
+    """The next piece of an iterator. A file that may wait is read in a thread, or once it has something."""
+    assert isinstance(pull.source, Iterator)
+    if pull.may_wait and not (pull.descriptor >= 0 and await _has_come(loop, pull.descriptor)):
+        return await loop.run_in_executor(None, next, pull.source, None)
+    return next(pull.source, None)
+
+
+async def _has_come(loop: asyncio.AbstractEventLoop, descriptor: int) -> bool:
+    """Waits until a descriptor is readable. False where the event loop cannot wait for it."""
+    ready: asyncio.Future[bool] = loop.create_future()
+    # A copy: the program may have a callback of its own for the number.
+    own = os.dup(descriptor)
+    try:
+        loop.add_reader(own, _resolve, ready, True)
+        try:
+            return await ready
+        finally:
+            loop.remove_reader(own)
+    except OSError:
+        return False
+    finally:
+        os.close(own)
 
 
 async def _exchange_all(asks: list[Ask], deadline: float) -> None:

@@ -62,12 +62,21 @@ def _begin(pool: Pool, connection: Connection, operation: Operation, uri: str, a
     connection.last_id = number = connection.last_id + 1 & 0xFFFFFFFF
     yield from _transport.send(connection, encode(number, operation, uri, asked, pool.timeout))
     head = yield from head_of(connection, number, operation, uri)
-    most = asked[1] if asked else None
+    offset, most = asked[:2] if asked else (None, None)
+    size = head.metadata.size
     if most is not None and head.content_len > most:
         raise RemoteProtocolError(
             f"{connection.address}: the server sends {head.content_len} bytes, more than it was asked for"
         )
+    if size is not None and head.content_len < (due := within(size, offset or 0, most)):
+        raise RemoteProtocolError(f"{uri}: the server sends {head.content_len} of the {due} bytes that it has")
     return Begun(connection, head.content_len, head.metadata, asked)
+
+
+def within(size: int, offset: int, length: int | None) -> int:
+    """How many bytes of an object a range has."""
+    there = max(0, size - offset)
+    return there if length is None else min(there, length)
 
 
 def head_of(connection: Connection, number: int, operation: Operation, uri: str) -> Steps[ResponseHead]:
@@ -176,6 +185,29 @@ def finish(pool: Pool, begun: Begun) -> Steps[None]:
         pool.drop(begun.connection)
         raise
     pool.give(begun.connection)
+
+
+def leave(pool: Pool, begun: Begun) -> None:
+    """Gives the connection back where the rest of the content has come already, and else drops it. It never waits."""
+    connection = begun.connection
+    behind = begun.before + begun.left + begun.behind
+    try:
+        while behind:
+            decoder = connection.replies if connection.version == 1 else connection.responses
+            came = decoder.take_content(behind)
+            if not came:
+                # No more than the rest of the content: what is behind it is for the decoder.
+                came = _transport.receive_now(connection, behind)
+            if not came:
+                pool.drop(connection)
+                return
+            behind -= len(came)
+        _transport.refuse_descriptors(connection)
+        nothing_behind(connection)
+    except BaseException:
+        pool.drop(connection)
+        raise
+    pool.give(connection)
 
 
 def nothing_behind(connection: Connection) -> None:

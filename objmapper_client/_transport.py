@@ -186,14 +186,15 @@ def receive_some(connection: Connection, most: int) -> Steps[bytes]:
         return data
 
 
-def receive_now(connection: Connection) -> bytes:
-    """What has come by now, if anything; the end counts as nothing."""
+def receive_now(connection: Connection, most: int = CHUNK) -> bytes:
+    """What has come by now, if anything, up to `most` bytes; the end counts as nothing."""
+    most = min(most, CHUNK)
     try:
         if connection.is_unix:
-            data, ancillary, flags, _ = connection.socket.recvmsg(CHUNK, CONTROL, CLOEXEC | AT_ONCE)
+            data, ancillary, flags, _ = connection.socket.recvmsg(most, CONTROL, CLOEXEC | AT_ONCE)
             connection.keep(ancillary, flags)
         else:
-            data = connection.socket.recv(CHUNK, AT_ONCE)
+            data = connection.socket.recv(most, AT_ONCE)
     except OSError:
         # Nothing yet, or nothing any more: whoever sends or waits next is told.
         return b""

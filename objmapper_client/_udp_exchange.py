@@ -182,7 +182,7 @@ class Begun:
 
 
 def begin_stream(pool: Pool, uri: str, mode: Mode, offset: int, length: int | None) -> Steps[Begun]:
-    """Fetches the first segment of a stream. The socket stays with what has begun: see `finish` and `give_up`."""
+    """Fetches the first segment of a stream. The socket stays with what has begun: see `leave` and `give_up`."""
     _check(uri, mode, offset, length)
 
     def once(connection: UdpConnection) -> Steps[Begun]:
@@ -213,10 +213,9 @@ def next_chunk(pool: Pool, begun: Begun, most: int) -> Steps[bytes]:  # noqa: AR
     return chunk
 
 
-def finish(pool: Pool, begun: Begun) -> Steps[None]:
+def leave(pool: Pool, begun: Begun) -> None:
     """Gives the socket back, also where something is left."""
     pool.give(begun.connection)
-    yield from ()
 
 
 def give_up(pool: Pool, begun: Begun) -> None:

@@ -8,7 +8,7 @@ from objmapper_client._exchange import Put, Stat, Stating, stat_of
 from objmapper_client._lines import lacking, on_own
 from objmapper_client._pool import Pool
 from objmapper_client._sources import Source, source_of
-from objmapper_client._steps import Call, Progress, Pull, Steps
+from objmapper_client._steps import Call, Progress, Steps
 from objmapper_client._transfer import head_of, next_head, nothing_behind
 from objmapper_client._transport import Connection, NotPassed
 from objmapper_client.address import UnixAddress
@@ -28,6 +28,8 @@ def put(pool: Pool, uri: str, wanted: Put) -> Steps[Stat]:
     source = yield from source_of(wanted.data, wanted.length)
     try:
         upload = _Upload(pool, uri, source, wanted)
+        if source.length == 0:
+            yield from upload.end()
         if source.length <= _SHARED_MOST:
             return (yield from upload.together())
         metadata = yield from on_own(pool, upload.exchange, repeatable=upload.is_conditional)
@@ -70,7 +72,7 @@ class _Upload:
         """A large one, on a connection of its own."""
         if connection.version == 1:
             raise lacking(self._pool, "put")
-        if self._has_begun and self._source.pieces is not None:
+        if self._has_begun and self._source.pull is not None:
             raise ConnectionFailed(f"{self._uri}: another try would need the pieces that the first one has taken")
         connection.last_id = number = connection.last_id + 1 & 0xFFFFFFFF
         operation = Operation.PUT
@@ -130,11 +132,26 @@ class _Upload:
         elif source.descriptor is not None:
             descriptor, length = source.descriptor, min(_PIECE, source.length - sent)
             piece = yield Call(lambda: os.pread(descriptor, length, source.offset + sent))
-        elif source.pieces is not None:
-            piece = yield Pull(source.pieces)
-        if piece is None or (not piece and source.pieces is None) or sent + len(piece) > source.length:
-            raise LocalProtocolError(f"{self._uri}: the data has not the {source.length} bytes that were promised")
+        elif source.pull is not None:
+            piece = yield source.pull
+            if piece is not None and sent + len(piece) == source.length:
+                # The last one waits here: once it is sent, the server stores what it has.
+                yield from self.end()
+        if piece is None or (not piece and source.pull is None) or sent + len(piece) > source.length:
+            raise self._mismatch()
         return piece
+
+    def end(self) -> Steps[None]:
+        """Raises LocalProtocolError where there is more data than was promised."""
+        pull = self._source.pull
+        while pull is not None and (piece := (yield pull)) is not None:
+            if len(piece):
+                raise self._mismatch()
+
+    def _mismatch(self) -> LocalProtocolError:
+        return LocalProtocolError(
+            f"{self._uri}: length: the data does not have the promised {self._source.length} bytes"
+        )
 
     def _tell(self, sent: int) -> None:
         if self._progress is not None:

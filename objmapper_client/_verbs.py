@@ -53,8 +53,8 @@ class Verbs(Protocol):
         """The next 1 to `most` bytes of a content; nothing at its end."""
         raise NotImplementedError
 
-    def finish(self, pool: Pool, begun: Any, /) -> Steps[None]:
-        """Wants no more of it."""
+    def leave(self, pool: Pool, begun: Any, /) -> None:
+        """Wants no more of it. The connection is kept where that takes no waiting."""
         raise NotImplementedError
 
     def give_up(self, pool: Pool, begun: Any, /) -> None:

@@ -1,16 +1,18 @@
 """The client for asyncio: the same verbs as `Client`, with ``await``."""
 
 import os
+import warnings
 from collections.abc import AsyncGenerator, Callable, Iterable
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from objmapper_client._ask import Verb
-from objmapper_client._exchange import Put, Stat, chunks_of, within
+from objmapper_client._exchange import Listed, Put, Stat, next_piece
 from objmapper_client._forks import forks
 from objmapper_client._pool import Pool
 from objmapper_client._settings import CHUNK, PAGE, Results, Settings
 from objmapper_client._steps import T
+from objmapper_client._transfer import within
 from objmapper_client.address import Address
 from objmapper_client.object import Object
 from objmapper_client.protocol import Mode
@@ -25,8 +27,8 @@ if TYPE_CHECKING:
 class AsyncClient(Settings):
     """Objects from one server, for any number of tasks of one event loop at a time.
 
-    Arguments and errors are those of `Client`. A cancelled request leaves nothing behind: its answer, if it still
-    comes, is thrown away.
+    Arguments and errors are those of `Client`. Close it, or use it in an ``async with`` statement. A cancelled request
+    leaves nothing behind: its answer, if it still comes, is thrown away.
     """
 
     def __init__(
@@ -48,7 +50,9 @@ class AsyncClient(Settings):
             mode=mode,
         )
         self._forks = forks.made
-        self._pool: Pool | None = None
+
+    # Where the constructor raises.
+    _pool: Pool | None = None
 
     async def __aenter__(self) -> Self:
         return self
@@ -57,6 +61,18 @@ class AsyncClient(Settings):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+    def __del__(self) -> None:
+        pool = self._pool
+        if pool is None or not len(pool) or self._forks != forks.made:
+            return
+        loop: Any = pool.waiting.loop
+        if loop.is_running():
+            # Perhaps in another thread, or in the middle of what this would change.
+            loop.call_soon_threadsafe(pool.close)
+        else:
+            pool.close()
+        warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
 
     async def close(self) -> None:
         """Close the idle connections. The client can be used again; it connects anew."""
@@ -141,7 +157,10 @@ class AsyncClient(Settings):
             with begun:
                 if announce is not None:
                     announce(within(begun.size, offset, length))
-                for chunk in chunks_of(begun, chunk_size, offset, length):
+                end = offset + within(begun.size, offset, length)
+                while offset < end:
+                    chunk = await self._run(pool, next_piece(begun, chunk_size, offset, end))
+                    offset += len(chunk)
                     yield chunk
             return
         try:
@@ -150,12 +169,12 @@ class AsyncClient(Settings):
             while chunk := await self._run(pool, self._verbs.next_chunk(pool, begun, chunk_size)):
                 yield chunk
         except GeneratorExit:
-            await self._run(pool, self._verbs.finish(pool, begun))
+            self._verbs.leave(pool, begun)
             raise
         except BaseException:
             self._verbs.give_up(pool, begun)
             raise
-        await self._run(pool, self._verbs.finish(pool, begun))
+        self._verbs.leave(pool, begun)
 
     async def stat(self, uri: str) -> Stat:
         """What the server says of an object."""
@@ -170,16 +189,16 @@ class AsyncClient(Settings):
         `left_out` is called with each file or directory below the prefix that the server cannot list: one whose name is
         not UTF-8 has no URI, and a directory may be closed to the server.
         """
-        cursor: bytes | None = None
+        listed = Listed(prefix)
         while True:
             pool = self._line
-            entries, cursor, missing = await self._run(pool, self._verbs.list_page(pool, prefix, page_size, cursor))
-            for entry in entries:
+            page = await self._run(pool, self._verbs.list_page(pool, prefix, page_size, listed.cursor))
+            for entry in listed.new_of(page):
                 yield entry
             if left_out is not None:
-                for each in missing:
+                for each in page[2]:
                     left_out(each)
-            if cursor is None:
+            if listed.cursor is None:
                 return
 
     async def put(
@@ -195,11 +214,11 @@ class AsyncClient(Settings):
     ) -> Stat:
         """Stores an object, whole or not at all, and returns what the server says of it then.
 
-        `data`: bytes, a path, a binary file (from its position on), or an iterable of bytes, of which `length` may say
-        how many they are in all; else they are collected first. Over a Unix socket a file goes by descriptor: nothing
-        is copied here. `if_match`: only over this version (an etag). `if_none_match="*"`: only where there is no object
-        yet. Else Conflict is raised. `make_parents` makes directories that are missing. `progress` is called with the
-        bytes so far.
+        `data`: bytes or another buffer, a path, a binary file (from its position to its end), or an iterable of bytes.
+        `length` says how many bytes that is; more or fewer are an error, and nothing is stored. Pieces without a
+        `length` are collected first. Over a Unix socket a file goes by descriptor: nothing is copied here. `if_match`:
+        only over this version (an etag). `if_none_match="*"`: only where there is no object yet. Else Conflict is
+        raised. `make_parents` makes directories that are missing. `progress` is called with the bytes so far.
         """
         pool = self._line
         wanted = Put(data, length, if_match, if_none_match, make_parents, progress)

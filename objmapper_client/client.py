@@ -5,11 +5,12 @@ from collections.abc import Callable, Generator, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from objmapper_client._exchange import Put, Stat, chunks_of, within
+from objmapper_client._exchange import Listed, Put, Stat, piece_at
 from objmapper_client._forks import forks
 from objmapper_client._pool import Pool
 from objmapper_client._settings import CHUNK, PAGE, Results, Settings
 from objmapper_client._threads import Threads, run
+from objmapper_client._transfer import within
 from objmapper_client.address import Address
 from objmapper_client.object import Object
 from objmapper_client.protocol import Mode
@@ -134,7 +135,11 @@ class Client(Settings):
             with begun:
                 if announce is not None:
                     announce(within(begun.size, offset, length))
-                yield from chunks_of(begun, chunk_size, offset, length)
+                end = offset + within(begun.size, offset, length)
+                while offset < end:
+                    chunk = piece_at(begun, chunk_size, offset, end)
+                    offset += len(chunk)
+                    yield chunk
             return
         try:
             if announce is not None:
@@ -142,12 +147,12 @@ class Client(Settings):
             while chunk := run(pool, self._verbs.next_chunk(pool, begun, chunk_size)):
                 yield chunk
         except GeneratorExit:
-            run(pool, self._verbs.finish(pool, begun))
+            self._verbs.leave(pool, begun)
             raise
         except BaseException:
             self._verbs.give_up(pool, begun)
             raise
-        run(pool, self._verbs.finish(pool, begun))
+        self._verbs.leave(pool, begun)
 
     def stat(self, uri: str) -> Stat:
         """What the server says of an object."""
@@ -162,15 +167,15 @@ class Client(Settings):
         `left_out` is called with each file or directory below the prefix that the server cannot list: one whose name is
         not UTF-8 has no URI, and a directory may be closed to the server.
         """
-        cursor: bytes | None = None
+        listed = Listed(prefix)
         while True:
             pool = self._line
-            entries, cursor, missing = run(pool, self._verbs.list_page(pool, prefix, page_size, cursor))
-            yield from entries
+            page = run(pool, self._verbs.list_page(pool, prefix, page_size, listed.cursor))
+            yield from listed.new_of(page)
             if left_out is not None:
-                for each in missing:
+                for each in page[2]:
                     left_out(each)
-            if cursor is None:
+            if listed.cursor is None:
                 return
 
     def put(
@@ -186,11 +191,11 @@ class Client(Settings):
     ) -> Stat:
         """Stores an object, whole or not at all, and returns what the server says of it then.
 
-        `data`: bytes, a path, a binary file (from its position on), or an iterable of bytes, of which `length` may say
-        how many they are in all; else they are collected first. Over a Unix socket a file goes by descriptor: nothing
-        is copied here. `if_match`: only over this version (an etag). `if_none_match="*"`: only where there is no object
-        yet. Else Conflict is raised. `make_parents` makes directories that are missing. `progress` is called with the
-        bytes so far.
+        `data`: bytes or another buffer, a path, a binary file (from its position to its end), or an iterable of bytes.
+        `length` says how many bytes that is; more or fewer are an error, and nothing is stored. Pieces without a
+        `length` are collected first. Over a Unix socket a file goes by descriptor: nothing is copied here. `if_match`:
+        only over this version (an etag). `if_none_match="*"`: only where there is no object yet. Else Conflict is
+        raised. `make_parents` makes directories that are missing. `progress` is called with the bytes so far.
         """
         pool = self._line
         wanted = Put(data, length, if_match, if_none_match, make_parents, progress)

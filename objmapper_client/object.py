@@ -8,8 +8,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from objmapper_client.errors import RemoteProtocolError
-from objmapper_client.protocol import MAX_CONTENT, Mode
+from objmapper_client.errors import RemoteProtocolError, ServerReply, error_for
+from objmapper_client.protocol import MAX_CONTENT, Mode, Status
 from objmapper_client.whole_file import written_to
 
 _CHUNK = 1 << 20
@@ -28,10 +28,12 @@ class Object:
     came over the wire it is a file in memory. Not safe for use by several threads at once, except `pread` and `view`.
     """
 
-    # Where a constructor was called wrongly, there is nothing to close.
+    # What there is where the constructor was called wrongly, or interrupted.
     _descriptor = -1
+    uri = ""
+    mode = _FDPASS
     #: Bytes, when it came.
-    size: int
+    size = 0
 
     def __init__(
         self,
@@ -73,8 +75,10 @@ class Object:
 
     def __del__(self) -> None:
         if self._descriptor >= 0:
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
+            words = f"unclosed {self!r}"
+            # First: where warnings are errors, the next line raises.
             self.close()
+            warnings.warn(words, ResourceWarning, stacklevel=2, source=self)
 
     def __reduce__(self) -> str:
         raise TypeError("an Object owns a descriptor and cannot be pickled; pickle its client and URI")
@@ -137,6 +141,8 @@ class Object:
         """The content, read-only and without a copy: pages are read when they are touched.
 
         Valid as long as it is referenced, also after the object is closed: ``numpy.frombuffer(found.view(), …)``.
+        Where a program truncates the file in place, touching what is gone ends this process with SIGBUS. A put never
+        does that; where other programs write to the served directory, `read` and `pread` are safe: they return less.
         """
         if self.size == 0:
             return memoryview(b"")
@@ -147,11 +153,21 @@ class Object:
 
         The bytes are shared or copied by the kernel (copy_file_range, sendfile) where it can. `progress` is called with
         the number of bytes of each step. A file that is there keeps its permissions; a device or a pipe is written to.
-        Raises OSError; then, and also after a SIGKILL, the file is as it was, and nothing else is left.
+        Raises OSError, and Conflict where the object was truncated meanwhile; then, and also after a SIGKILL, the file
+        is as it was, and nothing else is left.
         """
         descriptor = self.fileno()
         with written_to(path) as output:
-            return copy_to(descriptor, output, self.size, progress=progress)
+            copied = copy_to(descriptor, output, self.size, progress=progress)
+            if copied < self.size:
+                raise truncated(self.uri, copied, self.size)
+            return copied
+
+
+def truncated(uri: str, have: int, promised: int) -> ServerReply:
+    """The error for an object whose file became shorter while it was read, which a put never does."""
+    words = f"the object was truncated while it was read: {have} of {promised} bytes came; read it again"
+    return error_for(Status.CONFLICT, words, uri)
 
 
 def copy_to(

@@ -62,6 +62,8 @@ def encode_uri(uri: str) -> bytes:
         raw = uri.encode()
     except UnicodeEncodeError:
         raise LocalProtocolError(f"{uri!r}: a URI must be UTF-8") from None
+    except AttributeError:
+        raise LocalProtocolError(f"a URI must be a str, got {type(uri).__name__}: {uri!r}") from None
     if not raw or len(raw) > MAX_URI:
         raise LocalProtocolError(f"a URI has 1 to {MAX_URI} bytes, this one {len(raw)}")
     if 0 in raw:

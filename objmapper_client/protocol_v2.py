@@ -229,7 +229,7 @@ def encode_with_tail(request_id: int, operation: Operation, uri: str, tail: byte
     """
     try:
         raw = uri.encode()
-    except UnicodeEncodeError:
+    except (UnicodeEncodeError, AttributeError):
         raw = b""
     if not 0 < len(raw) <= MAX_URI or 0 in raw:
         raw = encode_uri(uri)

@@ -249,6 +249,12 @@ def _decode_metadata(data: bytes) -> Metadata:
     return Metadata(**found)  # type: ignore[arg-type]  # each name has got a value of its own type
 
 
+def check_size(size: int) -> None:
+    """Raises RemoteProtocolError for a size that no file can have."""
+    if size > MAX_CONTENT:
+        raise RemoteProtocolError(f"the server told of an object of {size} bytes, more than any file can have")
+
+
 class _Listed(NamedTuple):
     uri: str
     size: int

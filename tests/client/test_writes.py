@@ -121,25 +121,6 @@ def test_async_iterators_are_put(address: str, root: Path) -> None:
     assert not (root / "c").exists()
 
 
-@pytest.mark.parametrize("length", [4, 6])
-def test_a_length_that_is_wrong_stores_nothing(call: Caller, address: str, root: Path, length: int) -> None:
-    for source in (b"fives", io.BytesIO(b"fives"), iter([b"fi", b"ves"])):
-        if isinstance(source, io.BytesIO) and length < 5:
-            continue  # a file may hold more than is to be stored
-        with pytest.raises(LocalProtocolError):
-            call(address, ("put", "/x", source, {"length": length}))
-    assert not (root / "x").exists()
-
-
-def test_part_of_a_file_is_put_if_its_length_is_given(call: Caller, address: str, root: Path, tmp_path: Path) -> None:
-    path = tmp_path / "source"
-    path.write_bytes(b"0123456789")
-    with path.open("rb") as file:
-        file.read(2)
-        call(address, ("put", "/x", file, {"length": 5}))
-    assert (root / "x").read_bytes() == b"23456"
-
-
 @pytest.mark.parametrize("wrong", [io.StringIO("text"), 5, None, ["text"]])
 def test_what_holds_no_bytes_is_a_type_error(call: Caller, address: str, wrong: object) -> None:
     with pytest.raises(TypeError):
