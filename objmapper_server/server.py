@@ -43,6 +43,8 @@ class Server:
         self._sockets = sockets
         self._given = _settings_of(sockets, config)
         self.config = config.replaced("the service manager", **self._given)
+        #: The process that started it.
+        self._process: int | None = None
         self._engine: Engine | None = None
         self._admin: Admin | None = None
         self._access_log: AccessLog | None = None
@@ -51,6 +53,8 @@ class Server:
         self._changing = threading.RLock()
 
     def __repr__(self) -> str:
+        if self._process not in {None, os.getpid()}:
+            return f"<Server of {self.config.root}: of process {self._process}>"
         listening = ", ".join(self.addresses.values()) if self._engine else "not started"
         return f"<Server of {self.config.root}: {listening}>"
 
@@ -71,6 +75,7 @@ class Server:
         if self.config.unix is not None and self.config.origins["unix"] == "default":
             make_private_directory(self.config.unix.parent)
         engine = Engine(_Settings.of(self.config, self._sockets))
+        self._process = os.getpid()
         self._draining = False
         engine.set_rules(PeerRules.of(self.config))
         try:
@@ -104,7 +109,12 @@ class Server:
         return engine.drain(self.config.shutdown_grace if timeout is None else timeout)
 
     def stop(self) -> None:
-        """End what is left, close every socket and remove the Unix socket. Can be called twice."""
+        """End what is left, close every socket and remove the Unix socket. Can be called twice.
+
+        Does nothing in a fork of the process that started the server: threads, sockets and files are that process's.
+        """
+        if self._process not in {None, os.getpid()}:
+            return
         with self._changing:
             # A change that is under way finishes first; a later one finds no logs to reopen and a server that ends.
             logs, self._access_log, self._refusal_log = (self._access_log, self._refusal_log), None, None

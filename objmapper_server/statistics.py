@@ -70,6 +70,7 @@ class Load(Figures):
     accept_failures_total: int
     timeouts_total: int
     protocol_errors_total: int
+    panics_total: int  #: connections that a fault of the server's ended
     steals_total: int
     parks_total: int
 
@@ -258,6 +259,7 @@ def _together(states: "list[_engine.TransportState]") -> dict[str, Any]:
         "accept_failures_total": sum(state["accept_failures_total"] for state in states),
         "timeouts_total": sum(state["timeouts_total"] for state in states),
         "protocol_errors_total": sum(state["protocol_errors_total"] for state in states),
+        "panics_total": sum(state["panics_total"] for state in states),
         "steals_total": sum(state["steals_total"] for state in states),
         "parks_total": sum(state["parks_total"] for state in states),
     }

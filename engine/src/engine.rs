@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -10,6 +11,7 @@ use rustix::io::Errno;
 use rustix::net::{SocketType, sockopt};
 use rustix::process::{Pid, getpid};
 
+use crate::concurrency::starting::{Begun, start_error};
 use crate::concurrency::{Model, Order, Shutdown, spawn};
 use crate::errors::StartError;
 use crate::journal::Journal;
@@ -59,10 +61,10 @@ impl Front {
         }
     }
 
-    fn serve(&self, model: Model, service: &Arc<Service>, shutdown: &Arc<Shutdown>) {
+    fn serve(&self, model: Model, service: &Arc<Service>, shutdown: &Arc<Shutdown>, begun: Begun) {
         match self {
-            Front::Connections(listener) => model.serve(listener, service, shutdown),
-            Front::Datagrams(socket) => udp::serve(model, socket, service, shutdown),
+            Front::Connections(listener) => model.serve(listener, service, shutdown, begun),
+            Front::Datagrams(socket) => udp::serve(model, socket, service, shutdown, begun),
         }
     }
 
@@ -83,25 +85,41 @@ struct Tenure {
 }
 
 impl Lane {
+    /// Has a model serve. Where this fails nothing has changed: the model before it, if any, serves on.
     fn begin(&mut self, model: Model, service: &Arc<Service>) -> Result<(), StartError> {
-        let fail = |what: &'static str, errno| StartError::new(errno, what, self.front.address());
+        let address = self.front.address();
         if !model.serves(self.front.transport()) {
-            return Err(fail("thread-per-connection needs connections, and UDP has none", Errno::INVAL));
+            let why = "thread-per-connection needs connections, and UDP has none";
+            return Err(StartError::new(Errno::INVAL, why, address));
         }
-        let shutdown = Arc::new(Shutdown::new().map_err(|errno| fail("cannot make an eventfd", errno))?);
-        let (front, service, told) = (self.front.clone(), Arc::clone(service), Arc::clone(&shutdown));
+        let shutdown = Shutdown::new().map_err(|errno| start_error(errno, "make an eventfd", address))?;
+        let shutdown = Arc::new(shutdown);
+        let (tell, told) = sync_channel(1);
+        let (front, service, order) = (self.front.clone(), Arc::clone(service), Arc::clone(&shutdown));
         let name = format!("objmapper-{}", front.transport().name());
-        let thread = spawn(&name, STACK, move || front.serve(model, &service, &told)).map_err(|error| {
-            fail("cannot start a thread", Errno::from_io_error(&error).unwrap_or(Errno::AGAIN))
+        let body = move || front.serve(model, &service, &order, Begun(tell));
+        let thread = spawn(&name, STACK, body).map_err(|error| {
+            start_error(Errno::from_io_error(&error).unwrap_or(Errno::AGAIN), "start a thread", address)
         })?;
-        self.tenures.push(Tenure { model, shutdown, thread });
-        Ok(())
+        match told.recv() {
+            Ok(Ok(())) => {
+                self.tenures.push(Tenure { model, shutdown, thread });
+                Ok(())
+            }
+            failed => {
+                // A panic has been reported on stderr by the runtime.
+                let _ = thread.join();
+                let lost = || StartError::new(Errno::CANCELED, "the model ended before it served", address);
+                Err(failed.ok().and_then(Result::err).unwrap_or_else(lost))
+            }
+        }
     }
 
     fn model(&self) -> Option<Model> {
         self.tenures.last().map(|tenure| tenure.model)
     }
 
+    /// Gives an order to all, the oldest first: one that no longer finds a taker for what it hands over has got it then.
     fn give(&self, order: Order) {
         for tenure in &self.tenures {
             tenure.shutdown.give(order);
@@ -149,6 +167,7 @@ pub struct TransportState {
     pub accept_failures_total: u64,
     pub timeouts_total: u64,
     pub protocol_errors_total: u64,
+    pub panics_total: u64,
     pub steals_total: u64,
     pub parks_total: u64,
 }
@@ -272,6 +291,7 @@ impl Engine {
                     accept_failures_total: gauges.accept_failures_total.load(Relaxed),
                     timeouts_total: gauges.timeouts_total.load(Relaxed),
                     protocol_errors_total: gauges.protocol_errors_total.load(Relaxed),
+                    panics_total: gauges.panics_total.load(Relaxed),
                     steals_total: gauges.steals_total.load(Relaxed),
                     parks_total: gauges.parks_total.load(Relaxed),
                 }
@@ -314,9 +334,13 @@ impl Engine {
         self.service.set_limits(limits);
     }
 
-    /// Changes the model of a transport; false where the transport is not served.
+    /// Changes the model of a transport; false where the transport is not served. On an error the model before it serves on.
     pub fn set_concurrency(&self, transport: Transport, model: Model) -> Result<bool, StartError> {
         let mut lanes = lock(&self.lanes);
+        if self.draining.load(Relaxed) {
+            let why = "the server drains: its models stay as they are";
+            return Err(StartError::new(Errno::SHUTDOWN, why, transport.name()));
+        }
         let Some(lane) = lanes.iter_mut().find(|lane| lane.front.transport() == transport) else {
             return Ok(false);
         };
@@ -324,7 +348,8 @@ impl Engine {
         if lane.model() == Some(model) {
             return Ok(true);
         }
-        // The successor first, so that at no moment nobody accepts.
+        // The successor first, so that somebody accepts at every moment; an order then comes to the predecessor first, so that
+        // what it hands over is taken.
         let predecessors = lane.tenures.len();
         lane.begin(model, &self.service)?;
         for tenure in &lane.tenures[..predecessors] {
@@ -335,7 +360,6 @@ impl Engine {
 
     /// Stops accepting and waits until what is under way is finished; false where that took too long.
     pub fn drain(&self, timeout: Duration) -> bool {
-        self.draining.store(true, Relaxed);
         self.order_all(Order::Drain, timeout)
     }
 
@@ -365,8 +389,13 @@ impl Engine {
 
     fn order_all(&self, order: Order, timeout: Duration) -> bool {
         let until = Instant::now().checked_add(timeout);
-        for lane in lock(&self.lanes).iter() {
-            lane.give(order);
+        {
+            let lanes = lock(&self.lanes);
+            // Under the lock: a change of models that comes later finds it.
+            self.draining.store(true, Relaxed);
+            for lane in lanes.iter() {
+                lane.give(order);
+            }
         }
         loop {
             if lock(&self.lanes).iter().all(Lane::is_finished) {
@@ -418,3 +447,7 @@ impl Clock {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+#[path = "engine_tests.rs"]
+mod tests;

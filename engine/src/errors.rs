@@ -69,6 +69,10 @@ pub enum Error {
 impl Error {
     pub const QUEUE_FULL: Error = Error::Busy("the server's queue is full, try again");
 
+    pub fn is_queue_full(&self) -> bool {
+        matches!((self, Self::QUEUE_FULL), (Error::Busy(why), Error::Busy(full)) if *why == full)
+    }
+
     /// What an operating system's error means for the one who asked for an object.
     pub fn from_open(errno: Errno) -> Self {
         match errno {

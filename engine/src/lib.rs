@@ -11,6 +11,7 @@
 mod concurrency;
 mod engine;
 mod errors;
+mod hand_over;
 mod in_flight;
 mod journal;
 mod listener;
@@ -25,9 +26,12 @@ mod session;
 mod settings;
 mod statistics;
 mod storage;
+mod sync;
 mod transport;
 mod udp;
 
+#[cfg(all(test, model_check))]
+mod models_tests;
 #[cfg(feature = "python")]
 mod python;
 

@@ -4,15 +4,15 @@ use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::fs::{self, CWD, FileType, FlockOperation, Mode as Permissions, OFlags};
 use rustix::io::Errno;
 use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
-use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::errors::{Error, StartError};
+use crate::hand_over::HandOver;
 use crate::protocol::{self, Status};
 use crate::service::Service;
 use crate::session::Session;
@@ -47,7 +47,7 @@ pub struct Listener {
     socket: OwnedFd,
     /// Whether somebody else holds the socket, too, and lets clients wait in it for the next server.
     shared: bool,
-    handed_over: Mutex<VecDeque<Box<Session>>>,
+    handed_over: HandOver<Box<Session>>,
     bell: Bell,
     // Removed when the listener is dropped.
     _path: Option<SocketPath>,
@@ -152,7 +152,7 @@ impl Listener {
             address,
             socket,
             shared: false,
-            handed_over: Mutex::new(VecDeque::new()),
+            handed_over: HandOver::new(),
             bell,
             _path: path,
         })
@@ -193,32 +193,81 @@ impl Listener {
         Accepted::Refused
     }
 
-    /// Gives a session to whichever model serves this listener now.
-    pub fn hand_over(&self, session: Box<Session>) {
-        self.handed_over().push_back(session);
-        self.bell.ring();
+    /// Takes what waits in the backlog, past those that are refused, and ends listening: who connects now is refused by the
+    /// kernel, or waits for the next server where the socket is shared with who has bound it (shutdown(2) would end it for all).
+    pub fn accept_rest(&self, service: &Arc<Service>, mut take: impl FnMut(Box<Session>)) {
+        // Those that come meanwhile could make it go on for ever.
+        for _ in 0..=BACKLOG {
+            match self.accept(service) {
+                Accepted::Session(session) => take(session),
+                Accepted::Refused => {}
+                Accepted::Nothing | Accepted::Exhausted(_) => break,
+            }
+        }
+        if !self.shared {
+            let _ = net::shutdown(&self.socket, net::Shutdown::Both);
+        }
     }
 
-    /// Takes in a session that was handed over.
+    /// Gives a session to the model that serves this listener next. It comes back where none is left, which is so only
+    /// while all drain or stop.
+    pub fn hand_over(&self, session: Box<Session>) -> Result<(), Box<Session>> {
+        self.handed_over.give(session)?;
+        self.bell.ring();
+        Ok(())
+    }
+
+    /// Takes in a session that was handed over. Only after [`serve`](Self::serve).
     pub fn take_over(&self) -> Option<Box<Session>> {
-        if self.bell.take() { self.handed_over().pop_front() } else { None }
+        // Whether or not it has rung: a ring too many is one look too many.
+        self.bell.take();
+        self.handed_over.take()
+    }
+
+    /// A thread of a model takes over sessions as long as it has what this gives.
+    pub fn serve(self: &Arc<Self>) -> Taker {
+        self.handed_over.enlist();
+        Taker { listener: Arc::clone(self), is_enlisted: true }
     }
 
     /// Readable while sessions wait to be taken over.
     pub fn bell(&self) -> &Bell {
         &self.bell
     }
+}
 
-    /// Ends listening: whoever connects now is refused by the kernel, or waits for the next server where the socket is
-    /// shared with who has bound it (shutdown(2) would end it for all).
-    pub fn close(&self) {
-        if !self.shared {
-            let _ = net::shutdown(&self.socket, net::Shutdown::Both);
-        }
+/// The right, and the duty, to take over sessions.
+#[derive(Debug)]
+pub struct Taker {
+    listener: Arc<Listener>,
+    is_enlisted: bool,
+}
+
+impl Taker {
+    pub fn is_enlisted(&self) -> bool {
+        self.is_enlisted
     }
 
-    fn handed_over(&self) -> std::sync::MutexGuard<'_, VecDeque<Box<Session>>> {
-        self.handed_over.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Gives it up, unless a session waits that no other takes; false then.
+    pub fn leave(&mut self) -> bool {
+        if self.is_enlisted && !self.listener.handed_over.leave() {
+            return false;
+        }
+        self.is_enlisted = false;
+        true
+    }
+
+    /// Gives it up to others: to the model that takes over.
+    pub fn resign(&mut self) {
+        if std::mem::take(&mut self.is_enlisted) {
+            self.listener.handed_over.resign();
+        }
+    }
+}
+
+impl Drop for Taker {
+    fn drop(&mut self) {
+        self.resign();
     }
 }
 

@@ -33,6 +33,7 @@ COUNTERS: Final = {
     "accept_failures_total": ("accept_failures", "Attempts to accept that failed for want of a descriptor or memory."),
     "timeouts_total": ("timeouts", "Connections that were closed because the client was too slow."),
     "protocol_errors_total": ("protocol_errors", "Connections that were closed because the client broke the protocol."),
+    "panics_total": ("panics", "Connections that a fault of the server's ended; stderr says where in the program."),
     "steals_total": ("steals", "Sessions that one worker took from another (work-stealing)."),
     "parks_total": ("parks", "Times that a worker went to sleep (work-stealing)."),
 }

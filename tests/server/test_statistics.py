@@ -78,6 +78,7 @@ def state(transport: str, model: str, number: int) -> "_engine.TransportState":
         "accept_failures_total": number,
         "timeouts_total": number,
         "protocol_errors_total": number,
+        "panics_total": number,
         "steals_total": number,
         "parks_total": number,
     }

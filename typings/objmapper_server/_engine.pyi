@@ -143,6 +143,7 @@ class TransportState(TypedDict):
     accept_failures_total: int
     timeouts_total: int
     protocol_errors_total: int
+    panics_total: int  # connections that a fault of the server's ended
     steals_total: int
     parks_total: int
 
@@ -224,7 +225,7 @@ class Engine:
 
     def __new__(cls, settings: Settings) -> Engine: ...
     def start(self) -> None:
-        """Bind and serve. Raises OSError (with errno and the address) where a socket cannot be had."""
+        """Bind and serve. Raises OSError (with errno and the address) where a socket or a thread cannot be had."""
     @property
     def addresses(self) -> dict[str, str]:
         """Transport -> the address really bound ("unix:/…", "tcp://127.0.0.1:40123"); empty before start()."""
@@ -248,7 +249,11 @@ class Engine:
     def set_limits(self, limits: Limits) -> None:
         """Change what may change while connections live; who is connected stays, also over a lower cap."""
     def set_concurrency(self, transport: str, model: str) -> None:
-        """Change the model of a transport while it serves. Raises ValueError for a name that is not served."""
+        """Change the model of a transport while it serves.
+
+        Raises ValueError for a name that is not served, and OSError where the model cannot have its threads or
+        descriptors, or the server drains: then the one before it serves on.
+        """
     def drain(self, timeout: float) -> bool:
         """Stop accepting, finish what is under way, wait `timeout` seconds at most. True where all was finished."""
     def stop(self) -> None:

@@ -4,7 +4,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::{Order, SPIN, Shutdown, TICK};
+use super::{Order, SPIN, Shutdown, TICK, run};
 use crate::service::Service;
 use crate::session::{Manner, Next, Scratch, Session, Wake};
 use crate::settings::OptimizeFor;
@@ -68,7 +68,7 @@ pub fn converse(
             Order::Drain => session.stop_reading(),
             Order::Stop => return None,
         }
-        let next = session.run(scratch, manner);
+        let next = run(&mut session, scratch, manner);
         match next {
             Next::Closed => return None,
             Next::Again => continue,
@@ -77,7 +77,7 @@ pub fn converse(
             Next::Readable | Next::Writable | Next::Waiting => {
                 if session.has_jobs() {
                     listen(&session, service, &ear, next);
-                } else if scratch.is_recalled() {
+                } else if scratch.is_recalled() && shutdown.order() == Order::Serve {
                     return Some(session);
                 }
             }

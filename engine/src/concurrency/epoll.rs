@@ -4,17 +4,19 @@
 //! between loops while they serve.
 
 use rustix::event::epoll::EventFlags;
+use rustix::io::Errno;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::places::{Key, Places};
 use super::poller::{Events, Poller, Source, Spin};
 use super::solo::{GiveBack, Solo};
-use super::{Model, Order, Shutdown, TICK, spawn};
-use crate::listener::{Accepted, Listener};
+use super::starting::{Begun, Starting, start_error};
+use super::{Model, Order, Shutdown, TICK, run};
+use crate::listener::{Accepted, Listener, Taker};
 use crate::service::Service;
 use crate::session::{Manner, Next, Scratch, Session, Wake};
 use crate::settings::cores;
@@ -35,11 +37,23 @@ struct Loops {
     solo: Arc<Solo>,
 }
 
+impl Loops {
+    /// The loop that has the fewest sessions, of those that run; of equals, `own`.
+    fn least(&self, own: usize) -> Option<(usize, &Mailbox)> {
+        let running = self.loops.iter().enumerate().filter(|(_, mailbox)| mailbox.is_open());
+        running.min_by_key(|(number, mailbox)| (mailbox.sessions.load(Relaxed), *number != own))
+    }
+}
+
 impl GiveBack for Loops {
-    fn give_back(&self, session: Box<Session>) {
-        if let Some(mailbox) = self.loops.iter().min_by_key(|mailbox| mailbox.sessions.load(Relaxed)) {
-            mailbox.put(session);
+    fn give_back(&self, mut session: Box<Session>) -> Result<(), Box<Session>> {
+        while let Some((_, mailbox)) = self.least(0) {
+            match mailbox.put(session) {
+                Ok(()) => return Ok(()),
+                Err(back) => session = back,
+            }
         }
+        Err(session)
     }
 }
 
@@ -48,72 +62,94 @@ impl GiveBack for Loops {
 struct Mailbox {
     /// Those that the loop has, and those on their way to it: of many that come at once, it does not get all.
     sessions: AtomicUsize,
-    arrived: Mutex<VecDeque<Box<Session>>>,
+    /// None once the loop takes no more.
+    arrived: Mutex<Option<VecDeque<Box<Session>>>>,
     bell: Bell,
 }
 
 impl Mailbox {
-    fn put(&self, session: Box<Session>) {
+    fn new() -> rustix::io::Result<Self> {
+        let arrived = Mutex::new(Some(VecDeque::new()));
+        Ok(Mailbox { sessions: AtomicUsize::new(0), arrived, bell: Bell::new()? })
+    }
+
+    fn arrived(&self) -> MutexGuard<'_, Option<VecDeque<Box<Session>>>> {
+        self.arrived.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_open(&self) -> bool {
+        self.arrived().is_some()
+    }
+
+    /// Gives the loop a session; it comes back where the loop takes no more.
+    fn put(&self, session: Box<Session>) -> Result<(), Box<Session>> {
+        let mut arrived = self.arrived();
+        let Some(queue) = arrived.as_mut() else { return Err(session) };
         self.sessions.fetch_add(1, Relaxed);
-        self.arrived.lock().unwrap_or_else(PoisonError::into_inner).push_back(session);
+        queue.push_back(session);
+        drop(arrived);
         self.bell.ring();
+        Ok(())
     }
 
     fn take(&self) -> Option<Box<Session>> {
-        if !self.bell.take() {
-            return None;
+        // Whether or not it has rung: a ring too many is one look too many.
+        self.bell.take();
+        self.arrived().as_mut()?.pop_front()
+    }
+
+    /// Takes no more, unless something waits; false then.
+    fn close(&self) -> bool {
+        let mut arrived = self.arrived();
+        let is_empty = arrived.as_ref().is_none_or(VecDeque::is_empty);
+        if is_empty {
+            *arrived = None;
         }
-        self.arrived.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
+        is_empty
     }
 }
 
-pub fn serve(listener: &Arc<Listener>, service: &Arc<Service>, shutdown: &Arc<Shutdown>) {
+pub fn serve(listener: &Arc<Listener>, service: &Arc<Service>, shutdown: &Arc<Shutdown>, begun: Begun) {
     let count = match service.settings.pool_size {
         // The clients live on this machine too, and need cores of their own.
         0 => cores().div_ceil(2),
         size => size.min(cores()),
     };
-    let mailboxes = (0..count).filter_map(|_| {
-        let bell = Bell::new().ok()?;
-        Some(Mailbox { sessions: AtomicUsize::new(0), arrived: Mutex::new(VecDeque::new()), bell })
-    });
+    let fail = |(errno, what)| start_error(errno, what, &listener.address);
+    let mailboxes = match (0..count).map(|_| Mailbox::new()).collect::<Result<Vec<_>, _>>() {
+        Ok(mailboxes) => mailboxes,
+        Err(errno) => return begun.badly(fail((errno, "make an eventfd"))),
+    };
     let loops = Arc::new(Loops {
         listener: Arc::clone(listener),
         service: Arc::clone(service),
         shutdown: Arc::clone(shutdown),
-        loops: mailboxes.collect(),
+        loops: mailboxes,
         solo: Arc::new(Solo::new(listener, service, shutdown)),
     });
-    let threads: Vec<_> = (1..loops.loops.len())
-        .filter_map(|number| {
-            let loops = Arc::clone(&loops);
-            spawn("objmapper-loop", STACK, move || run_loop(&loops, number)).ok()
-        })
-        .collect();
-    run_loop(&loops, 0);
+    let mut starting = Starting::default();
+    for number in 1..count {
+        let loops = Arc::clone(&loops);
+        starting.spawn("objmapper-loop", STACK, move |gate| {
+            if let Some(mut event_loop) = gate.pass(EventLoop::new(&loops, number)) {
+                event_loop.run();
+            }
+        });
+    }
+    let own = EventLoop::new(&loops, 0);
+    let threads = match starting.run(own.as_ref().err().copied()) {
+        Ok(threads) => threads,
+        Err(failed) => return begun.badly(fail(failed)),
+    };
+    begun.well();
+    if let Ok(mut event_loop) = own {
+        event_loop.run();
+    }
     for thread in threads {
         // A panic has been reported on stderr by the runtime.
         let _ = thread.join();
     }
     loops.solo.join();
-    // What came in after the last look of a loop.
-    for mailbox in &loops.loops {
-        while let Some(session) = mailbox.take() {
-            if shutdown.order() == Order::HandOver {
-                listener.hand_over(session);
-            }
-        }
-    }
-}
-
-fn run_loop(loops: &Arc<Loops>, number: usize) {
-    let gauges = loops.service.statistics.gauges(loops.listener.transport);
-    gauges.active_threads.fetch_add(1, Relaxed);
-    match EventLoop::new(loops, number) {
-        Ok(mut event_loop) => event_loop.run(),
-        Err(errno) => eprintln!("objmapper: an event loop could not start: {errno}"),
-    }
-    gauges.active_threads.fetch_sub(1, Relaxed);
 }
 
 #[derive(Debug)]
@@ -150,7 +186,15 @@ struct EventLoop<'a> {
     woken: Arc<Woken>,
     /// When the listener, which had no descriptors left, is watched again.
     accept_at: Option<Instant>,
+    taker: Taker,
     obeyed: Order,
+}
+
+impl Drop for EventLoop<'_> {
+    fn drop(&mut self) {
+        // After a panic, or a stop: what waits ends with it.
+        *self.mailbox.arrived() = None;
+    }
 }
 
 /// Sessions for which storage has something.
@@ -168,16 +212,20 @@ impl Wake for Woken {
 }
 
 impl<'a> EventLoop<'a> {
-    fn new(shared: &'a Arc<Loops>, number: usize) -> rustix::io::Result<Self> {
+    fn new(shared: &'a Arc<Loops>, number: usize) -> Result<Self, (Errno, &'static str)> {
         let mailbox = &shared.loops[number];
-        let woken = Arc::new(Woken { keys: Mutex::new(Vec::new()), bell: Bell::new()? });
-        let poller = Poller::new()?;
-        poller.add(&mailbox.bell, Source::Mailbox, EventFlags::IN)?;
-        poller.add(&woken.bell, Source::Woken, EventFlags::IN)?;
-        poller.add(shared.shutdown.bell(), Source::Order, EventFlags::IN)?;
-        // Of all the loops that wait, the kernel wakes one.
-        poller.add(shared.listener.bell(), Source::HandedOver, EventFlags::IN | EventFlags::EXCLUSIVE)?;
-        poller.add(&*shared.listener, Source::Listener, EventFlags::IN | EventFlags::EXCLUSIVE)?;
+        let bell = Bell::new().map_err(|errno| (errno, "make an eventfd"))?;
+        let woken = Arc::new(Woken { keys: Mutex::new(Vec::new()), bell });
+        let poller = Poller::new().map_err(|errno| (errno, "make an epoll"))?;
+        let add = || {
+            poller.add(&mailbox.bell, Source::Mailbox, EventFlags::IN)?;
+            poller.add(&woken.bell, Source::Woken, EventFlags::IN)?;
+            poller.add(shared.shutdown.bell(), Source::Order, EventFlags::IN | EventFlags::ET)?;
+            // Of all the loops that wait, the kernel wakes one.
+            poller.add(shared.listener.bell(), Source::HandedOver, EventFlags::IN | EventFlags::EXCLUSIVE)?;
+            poller.add(&*shared.listener, Source::Listener, EventFlags::IN | EventFlags::EXCLUSIVE)
+        };
+        add().map_err(|errno| (errno, "fill an epoll"))?;
         Ok(EventLoop {
             shared,
             mailbox,
@@ -196,14 +244,18 @@ impl<'a> EventLoop<'a> {
             later: BinaryHeap::new(),
             woken,
             accept_at: None,
+            taker: shared.listener.serve(),
             obeyed: Order::Serve,
         })
     }
 
     fn run(&mut self) {
+        let service = Arc::clone(&self.shared.service);
+        let gauges = service.statistics.gauges(self.shared.listener.transport);
+        gauges.active_threads.fetch_add(1, Relaxed);
         let mut events = Events::new();
         let mut spin = Spin::new(&self.shared.service);
-        while self.obeyed != Order::Stop && (self.obeyed == Order::Serve || !self.entries.is_empty()) {
+        while !self.is_over() {
             let due = match self.again.is_empty() {
                 true => {
                     self.later.peek().map(|Reverse((due, _))| *due).into_iter().chain(self.accept_at).min()
@@ -216,6 +268,27 @@ impl<'a> EventLoop<'a> {
             }
             self.run_due();
         }
+        gauges.active_threads.fetch_sub(1, Relaxed);
+    }
+
+    /// Whether an order ends this loop: no session is left, and none can come any more.
+    fn is_over(&mut self) -> bool {
+        match self.obeyed {
+            Order::Serve => return false,
+            Order::Stop => return true,
+            Order::HandOver | Order::Drain => {}
+        }
+        while self.entries.is_empty() {
+            let newcomer = match self.mailbox.close() {
+                true if self.taker.leave() => return true,
+                true => self.shared.listener.take_over().inspect(|_| self.count_in()),
+                false => self.mailbox.take(),
+            };
+            if let Some(session) = newcomer {
+                self.adopt(session);
+            }
+        }
+        false
     }
 
     /// Has a session run in this round; once, however much it has to do.
@@ -273,7 +346,7 @@ impl<'a> EventLoop<'a> {
                 }
             }
             Source::HandedOver => {
-                if self.obeyed == Order::Serve
+                if self.taker.is_enlisted()
                     && let Some(session) = self.shared.listener.take_over()
                 {
                     self.shared.solo.count(true);
@@ -314,17 +387,14 @@ impl<'a> EventLoop<'a> {
     /// Gives a connection to the loop that has the fewest.
     fn place(&mut self, session: Box<Session>) {
         let mine = self.mailbox.sessions.load(Relaxed);
-        let least = self
-            .shared
-            .loops
-            .iter()
-            .enumerate()
-            .min_by_key(|(number, mailbox)| (mailbox.sessions.load(Relaxed), *number != self.number));
-        match least {
+        let kept = match self.shared.least(self.number) {
             Some((number, mailbox)) if number != self.number && mailbox.sessions.load(Relaxed) < mine => {
-                mailbox.put(session);
+                mailbox.put(session)
             }
-            _ => self.keep(session),
+            _ => Err(session),
+        };
+        if let Err(session) = kept {
+            self.keep(session);
         }
     }
 
@@ -333,13 +403,21 @@ impl<'a> EventLoop<'a> {
         self.adopt(session);
     }
 
+    fn count_in(&self) {
+        self.mailbox.sessions.fetch_add(1, Relaxed);
+        self.shared.solo.count(true);
+    }
+
     /// Takes in a session that is counted already.
-    fn adopt(&mut self, session: Box<Session>) {
+    fn adopt(&mut self, mut session: Box<Session>) {
         if self.obeyed == Order::HandOver {
-            self.count_out();
-            return self.shared.listener.hand_over(session);
+            match self.shared.listener.hand_over(session) {
+                Ok(()) => return self.count_out(),
+                // A drain has overtaken the order: the session is drained here.
+                Err(back) => session = back,
+            }
         }
-        if self.obeyed == Order::Drain {
+        if self.shared.shutdown.order() == Order::Drain {
             session.stop_reading();
         }
         let key = self.entries.next_key();
@@ -368,7 +446,7 @@ impl<'a> EventLoop<'a> {
         *due = Due::No;
         // An end of the connection is reported whatever is waited for: once, then.
         let nothing = EventFlags::ONESHOT;
-        let wanted = match session.run(&mut self.scratch, self.manner) {
+        let wanted = match run(session, &mut self.scratch, self.manner) {
             Next::Readable => {
                 *turns += 1;
                 if *turns >= SETTLED_TURNS && self.shared.solo.has_room() && !session.has_jobs() {
@@ -450,17 +528,18 @@ impl<'a> EventLoop<'a> {
             }
             return;
         }
-        let _ = self.poller.delete(self.shared.shutdown.bell());
         if self.obeyed == Order::Serve {
             if order == Order::Drain {
-                while let Accepted::Session(session) = self.shared.listener.accept(&self.shared.service) {
-                    self.shared.solo.count(true);
+                let shared = Arc::clone(self.shared);
+                shared.listener.accept_rest(&shared.service, |session| {
+                    shared.solo.count(true);
                     self.keep(session);
-                }
-                self.shared.listener.close();
+                });
+            } else {
+                self.taker.resign();
+                let _ = self.poller.delete(self.shared.listener.bell());
             }
             let _ = self.poller.delete(&*self.shared.listener);
-            let _ = self.poller.delete(self.shared.listener.bell());
         }
         self.obeyed = order;
         self.shared.solo.obey(order);
@@ -477,9 +556,8 @@ impl<'a> EventLoop<'a> {
 
     fn hand_over_all(&mut self) {
         for entry in self.entries.take_all() {
-            self.count_out();
             let _ = self.poller.delete(entry.session.socket());
-            self.shared.listener.hand_over(entry.session);
+            self.adopt(entry.session);
         }
     }
 }

@@ -3,22 +3,29 @@
 mod conversation;
 pub(crate) mod desks;
 mod epoll;
+pub(crate) mod hands;
 mod places;
 pub(crate) mod poller;
 mod reactor;
+pub(crate) mod roster;
 mod solo;
+pub(crate) mod starting;
 mod thread_per_connection;
 mod thread_pool;
 mod work_stealing;
 
 use rustix::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use crate::listener::Listener;
 use crate::service::Service;
+use crate::session::{Manner, Next, Scratch, Session};
 use crate::transport::{Bell, Transport};
+
+use starting::Begun;
 
 /// Sessions are asked about their deadlines this often.
 pub const TICK: Duration = Duration::from_secs(1);
@@ -55,15 +62,47 @@ impl Model {
         transport != Transport::Udp || self != Model::ThreadPerConnection
     }
 
-    /// Serves until `shutdown` says otherwise and no session is left.
-    pub fn serve(self, listener: &Arc<Listener>, service: &Arc<Service>, shutdown: &Arc<Shutdown>) {
+    /// Makes all that it needs, says through `begun` how that went, and serves until `shutdown` says otherwise and no session
+    /// is left.
+    pub fn serve(
+        self,
+        listener: &Arc<Listener>,
+        service: &Arc<Service>,
+        shutdown: &Arc<Shutdown>,
+        begun: Begun,
+    ) {
         match self {
-            Model::ThreadPerConnection => thread_per_connection::serve(listener, service, shutdown),
-            Model::ThreadPool => thread_pool::serve(listener, service, shutdown),
-            Model::WorkStealing => work_stealing::serve(listener, service, shutdown),
-            Model::Epoll => epoll::serve(listener, service, shutdown),
+            Model::ThreadPerConnection => thread_per_connection::serve(listener, service, shutdown, begun),
+            Model::ThreadPool => thread_pool::serve(listener, service, shutdown, begun),
+            Model::WorkStealing => work_stealing::serve(listener, service, shutdown, begun),
+            Model::Epoll => epoll::serve(listener, service, shutdown, begun),
         }
     }
+}
+
+/// Runs a session. A panic in it ends this session and no other; it is counted, and reported on stderr by the runtime.
+pub fn run(session: &mut Session, scratch: &mut Scratch, manner: Manner) -> Next {
+    caught(session, scratch, |session, scratch| session.run(scratch, manner))
+}
+
+/// The same for [`Session::read_on`].
+pub fn read_on(session: &mut Session, scratch: &mut Scratch, manner: Manner) -> Option<Next> {
+    caught(session, scratch, |session, scratch| session.read_on(scratch, manner))
+}
+
+/// What `work` makes of a session; where it panics: that the session is over.
+fn caught<T: From<Next>>(
+    session: &mut Session,
+    scratch: &mut Scratch,
+    work: impl FnOnce(&mut Session, &mut Scratch) -> T,
+) -> T {
+    // The session is dropped and the scratch made anew: nothing that may be half done is used again.
+    let result = catch_unwind(AssertUnwindSafe(|| work(session, scratch)));
+    result.unwrap_or_else(|_| {
+        session.count_panic();
+        scratch.renew();
+        T::from(Next::Closed)
+    })
 }
 
 /// What a model is told to do, from weak to strong.
@@ -79,7 +118,7 @@ pub enum Order {
     Stop,
 }
 
-/// How a model is told: an order, and a bell that stays rung once the order has changed.
+/// How a model is told: an order, and a bell that is rung for each.
 #[derive(Debug)]
 pub struct Shutdown {
     order: AtomicU8,
@@ -106,7 +145,8 @@ impl Shutdown {
         self.bell.ring();
     }
 
-    /// Rings once for every order that is given.
+    /// Rings once for every order that is given. Several threads may watch it, each for the edge (EPOLLET): a ring that no
+    /// order came with, of a process that shares the descriptor, then costs each of them one look.
     pub fn bell(&self) -> &Bell {
         &self.bell
     }

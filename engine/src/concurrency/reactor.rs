@@ -5,15 +5,16 @@
 //! or nobody's (gone). A worker gives it back by arming it again.
 
 use rustix::event::epoll::EventFlags;
+use rustix::io::Errno;
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU8, Ordering, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use super::hands::Hands;
 use super::places::{Key, Places};
 use super::poller::{Events, Poller, Source, Spin};
-use super::{Model, Order, Shutdown, TICK};
-use crate::listener::{Accepted, Listener};
+use super::{Model, Order, Shutdown, TICK, read_on, run};
+use crate::listener::{Accepted, Listener, Taker};
 use crate::queue::ControlledDelay;
 use crate::service::Service;
 use crate::session::{Manner, Next, Queued, Scratch, Session, Wake};
@@ -21,11 +22,6 @@ use crate::transport::{Bell, Patience};
 
 /// While one session is worked at, those behind it in the queue wait.
 const TURN: Duration = Duration::from_micros(500);
-
-const ARMED: u8 = 0;
-const TAKEN: u8 = 1;
-/// Taken, and to be run once more: storage had something while it was run.
-const WOKEN: u8 = 2;
 
 /// A session that has something to do, since when.
 #[derive(Debug)]
@@ -38,7 +34,7 @@ pub struct Ready {
 #[derive(Debug)]
 struct Seat {
     key: Key,
-    hands: AtomicU8,
+    hands: Hands,
     /// None once it is gone.
     session: Mutex<Option<Box<Session>>>,
 }
@@ -46,32 +42,6 @@ struct Seat {
 impl Seat {
     fn session(&self) -> MutexGuard<'_, Option<Box<Session>>> {
         self.session.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn take(&self) -> bool {
-        self.hands.compare_exchange(ARMED, TAKEN, Ordering::AcqRel, Ordering::Relaxed).is_ok()
-    }
-
-    /// Gives it out of one's hands; false where it must be run once more first.
-    fn release(&self) -> bool {
-        let released = self.hands.compare_exchange(TAKEN, ARMED, Ordering::AcqRel, Ordering::Relaxed).is_ok();
-        if !released {
-            self.hands.store(TAKEN, Ordering::Release);
-        }
-        released
-    }
-
-    /// Whether whoever wakes it must see to it that it is run; else somebody runs it who will do so once more.
-    fn take_to_wake(&self) -> bool {
-        loop {
-            if self.take() {
-                return true;
-            }
-            match self.hands.compare_exchange(TAKEN, WOKEN, Ordering::AcqRel, Ordering::Relaxed) {
-                Ok(_) | Err(WOKEN) => return false,
-                Err(_) => {}
-            }
-        }
     }
 }
 
@@ -111,7 +81,7 @@ impl<D: Dispatch + Send + Sync + std::fmt::Debug> Wake for Waker<D> {
         let Some(reactor) = self.reactor.upgrade() else { return };
         let seat = reactor.seats().get(Key::from_number(key)).map(Arc::clone);
         if let Some(seat) = seat
-            && seat.take_to_wake()
+            && seat.hands.take_to_wake()
         {
             self.dispatch.dispatch_again(Ready { seat, since: Instant::now() });
         }
@@ -124,12 +94,16 @@ impl Reactor {
         listener: &Arc<Listener>,
         service: &Arc<Service>,
         shutdown: &Arc<Shutdown>,
-    ) -> rustix::io::Result<Arc<Self>> {
-        let (poller, bell) = (Poller::new()?, Bell::new()?);
-        poller.add(&bell, Source::Mailbox, EventFlags::IN)?;
-        poller.add(shutdown.bell(), Source::Order, EventFlags::IN)?;
-        poller.add(listener.bell(), Source::HandedOver, EventFlags::IN)?;
-        poller.add(&**listener, Source::Listener, EventFlags::IN)?;
+    ) -> Result<Arc<Self>, (Errno, &'static str)> {
+        let poller = Poller::new().map_err(|errno| (errno, "make an epoll"))?;
+        let bell = Bell::new().map_err(|errno| (errno, "make an eventfd"))?;
+        let add = || {
+            poller.add(&bell, Source::Mailbox, EventFlags::IN)?;
+            poller.add(shutdown.bell(), Source::Order, EventFlags::IN | EventFlags::ET)?;
+            poller.add(listener.bell(), Source::HandedOver, EventFlags::IN)?;
+            poller.add(&**listener, Source::Listener, EventFlags::IN)
+        };
+        add().map_err(|errno| (errno, "fill an epoll"))?;
         Ok(Arc::new(Reactor {
             listener: Arc::clone(listener),
             service: Arc::clone(service),
@@ -167,16 +141,10 @@ impl Reactor {
     ) {
         let now = Instant::now();
         let waited = now.saturating_duration_since(ready.since);
+        // Refused requests are counted where they are answered: a session may have several, or none that is whole.
         let refuse = self.delay.is_too_late(waited, now);
-        if refuse {
-            self.count_refusal();
-        }
         scratch.queued = Some(Queued { wait: waited, until: now });
         self.run(ready.seat, scratch, refuse, dispatch);
-    }
-
-    fn count_refusal(&self) {
-        self.service.statistics.gauges(self.listener.transport).rejected_total.fetch_add(1, Relaxed);
     }
 
     fn run(
@@ -188,7 +156,7 @@ impl Reactor {
     ) {
         let mut held = seat.session();
         let Some(session) = held.as_mut() else { return };
-        let next = session.run(scratch, self.manner(refuse));
+        let next = run(session, scratch, self.manner(refuse));
         self.give_back(&seat, held, next, dispatch);
     }
 
@@ -205,9 +173,9 @@ impl Reactor {
         let mut held = seat.session();
         let Some(session) = held.as_mut() else { return true };
         let next = if session.is_lingering() {
-            Some(session.run(scratch, self.manner(false)))
+            Some(run(session, scratch, self.manner(false)))
         } else if session.is_inside_a_frame() || (scarce && session.is_between_requests()) {
-            session.read_on(scratch, self.manner(false))
+            read_on(session, scratch, self.manner(false))
         } else {
             None
         };
@@ -224,14 +192,27 @@ impl Reactor {
         next: Next,
         dispatch: &Arc<impl Dispatch + Send + Sync + std::fmt::Debug + 'static>,
     ) {
-        if self.shutdown.order() == Order::HandOver && next != Next::Closed {
-            if let Some(session) = held.take() {
-                drop(held);
-                self.leave(seat.key);
-                let _ = self.poller.delete(session.socket());
-                self.listener.hand_over(session);
+        if self.shutdown.order() == Order::HandOver
+            && next != Next::Closed
+            && let Some(session) = held.take()
+        {
+            let _ = self.poller.delete(session.socket());
+            match self.listener.hand_over(session) {
+                Ok(()) => {
+                    drop(held);
+                    return self.leave(seat.key);
+                }
+                // A drain has overtaken the order: the session is drained here.
+                Err(back) => {
+                    back.stop_reading();
+                    let added =
+                        self.poller.add(back.socket(), Source::Session(seat.key), EventFlags::ONESHOT);
+                    *held = Some(back);
+                    if added.is_err() {
+                        return self.end(seat, held);
+                    }
+                }
             }
-            return;
         }
         let interest = match next {
             Next::Readable => Some(EventFlags::IN),
@@ -252,7 +233,7 @@ impl Reactor {
             Next::Closed => return self.end(seat, held),
         };
         // Before it is armed: the event may come at once, and finds the session free only then.
-        if !seat.release() {
+        if !seat.hands.release() {
             drop(held);
             return dispatch.dispatch_again(Ready { seat: Arc::clone(seat), since: Instant::now() });
         }
@@ -282,6 +263,7 @@ impl Reactor {
     pub fn run_reactor(
         self: &Arc<Self>,
         dispatch: &Arc<impl Dispatch + Send + Sync + std::fmt::Debug + 'static>,
+        mut taker: Taker,
     ) {
         let mut events = Events::new();
         let mut spin = Spin::new(&self.service);
@@ -291,7 +273,7 @@ impl Reactor {
         let mut ready = VecDeque::new();
         let mut accept_at: Option<Instant> = None;
         let mut obeyed = Order::Serve;
-        while obeyed != Order::Stop && (obeyed == Order::Serve || !self.seats().is_empty()) {
+        while !self.is_over(obeyed, &mut taker, &wake) {
             let due = self.next_later().into_iter().chain(accept_at).min();
             self.poller.wait(&mut events, due, &mut spin);
             let now = Instant::now();
@@ -303,7 +285,7 @@ impl Reactor {
                     match source {
                         Source::Session(key) => {
                             if let Some(seat) = seats.get(key)
-                                && seat.take()
+                                && seat.hands.take()
                             {
                                 ready.push_back(Ready { seat: Arc::clone(seat), since: now });
                             }
@@ -317,7 +299,7 @@ impl Reactor {
                         Source::Listener if obeyed == Order::Serve => {
                             accept_at = self.accept(&wake).map(|rest| now + rest);
                         }
-                        Source::HandedOver if obeyed == Order::Serve => {
+                        Source::HandedOver if taker.is_enlisted() => {
                             if let Some(session) = self.listener.take_over() {
                                 self.adopt(session, &wake);
                             }
@@ -347,7 +329,7 @@ impl Reactor {
                 ordered = true;
             }
             if ordered {
-                obeyed = self.obey(obeyed, &wake);
+                obeyed = self.obey(obeyed, &mut taker, &wake);
             }
         }
         // On a stop, what the workers still hold ends with them.
@@ -368,7 +350,6 @@ impl Reactor {
         ready.retain(|ready| self.is_worth_a_worker(&ready.seat, scarce, scratch, dispatch));
         dispatch.dispatch(ready);
         for refused in ready.drain(..) {
-            self.count_refusal();
             scratch.queued = Some(Queued { wait: Duration::ZERO, until: Instant::now() });
             self.run(refused.seat, scratch, true, dispatch);
         }
@@ -406,13 +387,16 @@ impl Reactor {
     }
 
     fn adopt(&self, session: Box<Session>, wake: &Arc<dyn Wake>) {
+        if self.shutdown.order() == Order::Drain {
+            session.stop_reading();
+        }
         let mut seats = self.seats();
         let key = seats.next_key();
         let flags = EventFlags::IN | EventFlags::ONESHOT;
         if self.poller.add(session.socket(), Source::Session(key), flags).is_ok() {
             let connection = Arc::clone(session.connection());
             let wants_a_turn = session.wants_a_turn();
-            let (hands, session) = (AtomicU8::new(ARMED), Mutex::new(Some(session)));
+            let (hands, session) = (Hands::armed(), Mutex::new(Some(session)));
             seats.insert(Arc::new(Seat { key, hands, session }));
             drop(seats);
             connection.set_wake(wake, key.number());
@@ -426,7 +410,7 @@ impl Reactor {
     /// Drops the sessions whose time is over, of those that nobody works at.
     fn tick(&self, now: Instant, ready: &mut VecDeque<Ready>) {
         self.seats().retain(|seat| {
-            if !seat.take() {
+            if !seat.hands.take() {
                 return true;
             }
             let mut held = seat.session();
@@ -435,31 +419,29 @@ impl Reactor {
                 self.poller.drop_session(session);
             }
             drop(held);
-            if !seat.release() && !overdue {
+            if !seat.hands.release() && !overdue {
                 ready.push_back(Ready { seat: Arc::clone(seat), since: now });
             }
             !overdue
         });
     }
 
-    fn obey(&self, obeyed: Order, wake: &Arc<dyn Wake>) -> Order {
+    fn obey(&self, obeyed: Order, taker: &mut Taker, wake: &Arc<dyn Wake>) -> Order {
         let order = self.shutdown.order();
+        if obeyed == Order::Serve && order != Order::Serve {
+            if order == Order::Drain {
+                self.listener.accept_rest(&self.service, |session| self.adopt(session, wake));
+            } else {
+                taker.resign();
+                let _ = self.poller.delete(self.listener.bell());
+            }
+            let _ = self.poller.delete(&*self.listener);
+        }
         if order == Order::HandOver {
-            self.hand_over_all();
+            self.hand_over_all(wake);
         }
         if order == obeyed {
             return order;
-        }
-        let _ = self.poller.delete(self.shutdown.bell());
-        if obeyed == Order::Serve {
-            if order == Order::Drain {
-                while let Accepted::Session(session) = self.listener.accept(&self.service) {
-                    self.adopt(session, wake);
-                }
-                self.listener.close();
-            }
-            let _ = self.poller.delete(&*self.listener);
-            let _ = self.poller.delete(self.listener.bell());
         }
         if order == Order::Drain {
             let seats: Vec<_> = self.seats().iter().map(Arc::clone).collect();
@@ -472,11 +454,29 @@ impl Reactor {
         order
     }
 
+    /// Whether an order ends it: no session is left, and none can come any more.
+    fn is_over(&self, obeyed: Order, taker: &mut Taker, wake: &Arc<dyn Wake>) -> bool {
+        match obeyed {
+            Order::Serve => return false,
+            Order::Stop => return true,
+            Order::HandOver | Order::Drain => {}
+        }
+        while self.seats().is_empty() {
+            if taker.leave() {
+                return true;
+            }
+            if let Some(session) = self.listener.take_over() {
+                self.adopt(session, wake);
+            }
+        }
+        false
+    }
+
     /// Hands over what nobody works at; the workers hand over what they hold.
-    fn hand_over_all(&self) {
+    fn hand_over_all(&self, wake: &Arc<dyn Wake>) {
         let mut free = Vec::new();
         self.seats().retain(|seat| {
-            if seat.take() {
+            if seat.hands.take() {
                 free.extend(seat.session().take());
                 return false;
             }
@@ -484,7 +484,10 @@ impl Reactor {
         });
         for session in free {
             let _ = self.poller.delete(session.socket());
-            self.listener.hand_over(session);
+            if let Err(back) = self.listener.hand_over(session) {
+                // A drain has overtaken the order: the session is drained here.
+                self.adopt(back, wake);
+            }
         }
     }
 }

@@ -15,9 +15,9 @@ use crate::settings::cores;
 
 const STACK: usize = 128 << 10;
 
-/// Where a session goes that a thread of its own is no longer right for.
+/// Where a session goes that a thread of its own is no longer right for. It comes back where none takes it any more.
 pub trait GiveBack: Send + Sync + std::fmt::Debug {
-    fn give_back(&self, session: Box<Session>);
+    fn give_back(&self, session: Box<Session>) -> Result<(), Box<Session>>;
 }
 
 #[derive(Debug)]
@@ -102,16 +102,27 @@ impl Solo {
         let mut scratch = Scratch::new(&self.service, Model::Epoll);
         scratch.recalled = Some(Arc::clone(&self.crowded));
         while let Some(session) = self.next_session() {
-            match converse(session, &mut scratch, &self.service, &self.shutdown) {
-                None => self.count(false),
-                Some(session) if self.shutdown.order() == Order::HandOver => {
-                    self.count(false);
-                    self.listener.hand_over(session);
-                }
-                Some(session) => origin.give_back(session),
-            }
+            self.serve(session, &mut scratch, origin);
         }
         gauges.active_threads.fetch_sub(1, Relaxed);
+    }
+
+    /// Runs a session until it ends, or goes elsewhere.
+    fn serve(&self, mut session: Box<Session>, scratch: &mut Scratch, origin: &dyn GiveBack) {
+        while let Some(left) = converse(session, scratch, &self.service, &self.shutdown) {
+            let gone = if self.shutdown.order() == Order::HandOver {
+                self.count(false);
+                // It comes back where a drain overtook the order: then it is drained here.
+                self.listener.hand_over(left).inspect_err(|_| self.count(true))
+            } else {
+                origin.give_back(left)
+            };
+            match gone {
+                Ok(()) => return,
+                Err(left) => session = left,
+            }
+        }
+        self.count(false);
     }
 
     fn next_session(&self) -> Option<Box<Session>> {

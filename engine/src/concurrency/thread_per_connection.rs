@@ -4,74 +4,73 @@
 //! next connection rather than end, which saves its creation where clients connect for every request.
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Duration, Instant};
+use rustix::io::Errno;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
 use super::conversation::converse;
+use super::roster::Roster;
+use super::starting::{Begun, start_error};
 use super::{Model, Order, Shutdown, spawn};
-use crate::listener::{Accepted, Listener};
+use crate::listener::{Accepted, Listener, Taker};
 use crate::service::Service;
 use crate::session::{Connection, Scratch, Session};
 
 const STACK: usize = 128 << 10;
-/// A thread without a connection ends after this time.
+/// A thread without a connection ends after this time, unless it is the last.
 const IDLE_THREAD: Duration = Duration::from_secs(10);
+/// Where a thread could not be started, this often another try is made.
+const RETRY: Duration = Duration::from_millis(100);
 
-/// The connections and the threads, and who waits for whom.
+/// The connections and the threads.
 #[derive(Debug)]
 struct Crew {
     listener: Arc<Listener>,
     service: Arc<Service>,
     shutdown: Arc<Shutdown>,
-    state: Mutex<State>,
-    work: Condvar,
-    done: Condvar,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    /// Connections that no thread serves yet, oldest first.
-    waiting: VecDeque<Box<Session>>,
-    idle: usize,
-    threads: usize,
+    roster: Roster<Box<Session>>,
     /// The sockets that threads may be asleep in, to wake them with shutdown(2).
-    served: HashMap<usize, Weak<Connection>>,
-    next_number: usize,
-    accepting_ended: bool,
+    served: Mutex<HashMap<usize, Weak<Connection>>>,
+    next_number: AtomicUsize,
+    is_short_of_threads: AtomicBool,
 }
 
-pub fn serve(listener: &Arc<Listener>, service: &Arc<Service>, shutdown: &Arc<Shutdown>) {
+pub fn serve(listener: &Arc<Listener>, service: &Arc<Service>, shutdown: &Arc<Shutdown>, begun: Begun) {
     let crew = Arc::new(Crew {
         listener: Arc::clone(listener),
         service: Arc::clone(service),
         shutdown: Arc::clone(shutdown),
-        state: Mutex::new(State::default()),
-        work: Condvar::new(),
-        done: Condvar::new(),
+        roster: Roster::new(service.settings.max_threads),
+        served: Mutex::default(),
+        next_number: AtomicUsize::new(0),
+        is_short_of_threads: AtomicBool::new(false),
     });
+    // There is one for as long as the model serves, so that each connection has its turn at last.
+    if crew.roster.claim_first()
+        && let Err(error) = crew.start_thread()
+    {
+        let errno = Errno::from_io_error(&error).unwrap_or(Errno::AGAIN);
+        return begun.badly(start_error(errno, "start a thread", &listener.address));
+    }
+    let mut taker = listener.serve();
+    begun.well();
     let mut obeyed = Order::Serve;
     while obeyed == Order::Serve {
         crew.accept();
         obeyed = shutdown.order();
     }
     if obeyed == Order::Drain {
-        // Whoever was let in by the kernel before this moment is served.
-        while let Accepted::Session(session) = listener.accept(service) {
-            crew.add(session);
-        }
-        while let Some(session) = listener.take_over() {
-            crew.add(session);
-        }
-        listener.close();
+        // Clients that the kernel let in before this moment are served.
+        listener.accept_rest(service, |session| crew.add(session));
     }
-    crew.wind_up(obeyed);
+    crew.wind_up(obeyed, &mut taker);
 }
 
 impl Crew {
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn served(&self) -> MutexGuard<'_, HashMap<usize, Weak<Connection>>> {
+        self.served.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Accepts until there is nothing to accept, then sleeps until there is, or an order comes.
@@ -94,6 +93,7 @@ impl Crew {
                 return;
             }
         }
+        self.start_missing();
         let mut sources = [
             PollFd::new(self.shutdown.bell(), PollFlags::IN),
             PollFd::new(self.listener.bell(), PollFlags::IN),
@@ -101,37 +101,62 @@ impl Crew {
         ];
         // An exhausted listener stays readable; only the bells may cut its rest short.
         let sources = if pause.is_some() { &mut sources[..2] } else { &mut sources[..] };
+        let pause = pause.or_else(|| self.is_short_of_threads.load(Relaxed).then_some(RETRY));
         let timeout = pause.and_then(|rest| Timespec::try_from(rest).ok());
         // EINTR and ENOMEM: go round once more.
         let _ = poll(sources, timeout.as_ref());
+        // The order is looked at after this: a ring that none came with must not wake this thread again and again.
+        self.shutdown.bell().take();
     }
 
-    /// Gives a connection to a thread: an idle one, a new one, or — at the limit — the next that is free.
+    /// Gives a connection to a thread: an idle one, a new one, or, at the limit, the next that is free.
     fn add(self: &Arc<Self>, session: Box<Session>) {
-        let limit = self.service.settings.max_threads;
-        let mut state = self.state();
-        state.waiting.push_back(session);
-        if state.idle >= state.waiting.len() {
-            self.work.notify_one();
-            return;
+        if self.roster.add(session) {
+            self.start_counted();
         }
-        if state.threads < limit {
-            state.threads += 1;
-            let crew = Arc::clone(self);
-            drop(state);
-            if spawn("objmapper-conn", STACK, move || crew.thread()).is_ok() {
-                return;
-            }
-            // No thread to be had: the connection waits for one of those that there are.
-            state = self.state();
-            state.threads -= 1;
-        }
-        self.count_waiting(&state);
+        self.count_waiting();
     }
 
-    fn count_waiting(&self, state: &State) {
-        let waiting = state.waiting.len().saturating_sub(state.idle);
-        self.gauges().connections_waiting.store(waiting, Relaxed);
+    /// Starts the threads that could not be started before.
+    fn start_missing(self: &Arc<Self>) {
+        while self.is_short_of_threads.load(Relaxed) {
+            if !self.roster.wants_a_thread() {
+                // Nothing waits any more, or there are as many as there may be.
+                self.is_short_of_threads.store(false, Relaxed);
+            } else if !self.start_counted() {
+                break;
+            }
+        }
+        self.count_waiting();
+    }
+
+    /// Starts a thread that the roster counts already; false where the machine has none to give: then its connection waits
+    /// for another thread, or for the next try.
+    fn start_counted(self: &Arc<Self>) -> bool {
+        let started = self.start_thread();
+        if let Err(error) = &started
+            && !self.is_short_of_threads.swap(true, Relaxed)
+        {
+            eprintln!(
+                "objmapper: {}: cannot start a thread for a connection: {error}; it waits: raise the limit on threads \
+                 (ulimit -u, TasksMax=) or lower max_threads",
+                self.listener.address
+            );
+        }
+        started.is_ok()
+    }
+
+    fn start_thread(self: &Arc<Self>) -> std::io::Result<()> {
+        let crew = Arc::clone(self);
+        let started = spawn("objmapper-conn", STACK, move || crew.thread());
+        if started.is_err() {
+            self.roster.thread_failed();
+        }
+        started.map(|_| ())
+    }
+
+    fn count_waiting(&self) {
+        self.gauges().connections_waiting.store(self.roster.waiting(), Relaxed);
     }
 
     fn gauges(&self) -> &crate::statistics::Gauges {
@@ -142,75 +167,62 @@ impl Crew {
     fn thread(&self) {
         self.gauges().active_threads.fetch_add(1, Relaxed);
         let mut scratch = Scratch::new(&self.service, Model::ThreadPerConnection);
-        while let Some((number, session)) = self.next_session() {
-            if let Some(session) = converse(session, &mut scratch, &self.service, &self.shutdown) {
-                self.listener.hand_over(session);
-            }
-            self.state().served.remove(&number);
+        while let Some(session) = self.roster.next(IDLE_THREAD) {
+            self.count_waiting();
+            self.serve(session, &mut scratch);
         }
         self.gauges().active_threads.fetch_sub(1, Relaxed);
-        let mut state = self.state();
-        state.threads -= 1;
-        if state.threads == 0 {
-            self.done.notify_all();
-        }
     }
 
-    /// The next connection, or None where the thread is of no more use.
-    fn next_session(&self) -> Option<(usize, Box<Session>)> {
-        let mut state = self.state();
-        let until = Instant::now() + IDLE_THREAD;
-        loop {
-            if let Some(session) = state.waiting.pop_front() {
-                self.count_waiting(&state);
-                let number = state.next_number;
-                state.next_number += 1;
-                state.served.insert(number, Arc::downgrade(session.connection()));
-                return Some((number, session));
+    fn serve(&self, mut session: Box<Session>, scratch: &mut Scratch) {
+        let number = self.next_number.fetch_add(1, Relaxed);
+        self.served().insert(number, Arc::downgrade(session.connection()));
+        while let Some(left) = converse(session, scratch, &self.service, &self.shutdown) {
+            match self.listener.hand_over(left) {
+                Ok(()) => break,
+                // A drain overtook the order: it is drained here.
+                Err(left) => session = left,
             }
-            let left = until.saturating_duration_since(Instant::now());
-            if state.accepting_ended || left.is_zero() {
-                return None;
-            }
-            state.idle += 1;
-            state = self.work.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
-            state.idle -= 1;
         }
+        self.served().remove(&number);
     }
 
     /// Sees to it that all sessions end as ordered, and returns when the last thread has.
-    fn wind_up(&self, mut obeyed: Order) {
+    fn wind_up(self: &Arc<Self>, mut obeyed: Order, taker: &mut Taker) {
         loop {
-            let mut state = self.state();
-            state.accepting_ended = true;
-            // Threads that sleep in their sockets wake of it. What has already come can still be read.
             match obeyed {
-                Order::Serve => {}
+                Order::Serve | Order::Drain => {}
                 Order::HandOver => {
-                    while let Some(session) = state.waiting.pop_front() {
-                        self.listener.hand_over(session);
+                    taker.resign();
+                    for session in self.roster.take_waiting() {
+                        if let Err(session) = self.listener.hand_over(session) {
+                            self.add(session);
+                        }
                     }
                 }
-                Order::Drain => {
-                    state.served.values().filter_map(Weak::upgrade).for_each(|served| served.stop_reading())
-                }
                 Order::Stop => {
-                    state.waiting.clear();
-                    for connection in state.served.values().filter_map(Weak::upgrade) {
+                    taker.resign();
+                    self.roster.take_waiting().clear();
+                }
+            }
+            while taker.is_enlisted()
+                && let Some(session) = self.listener.take_over()
+            {
+                self.add(session);
+            }
+            // Threads that sleep in their sockets wake of it. What has already come can still be read.
+            for connection in self.served().values().filter_map(Weak::upgrade) {
+                match obeyed {
+                    Order::Serve | Order::HandOver => break,
+                    Order::Drain => connection.stop_reading(),
+                    Order::Stop => {
                         let _ = rustix::net::shutdown(connection.socket(), rustix::net::Shutdown::Both);
                     }
                 }
             }
-            self.count_waiting(&state);
-            self.work.notify_all();
-            while state.threads > 0 && self.shutdown.order() == obeyed {
-                state = self
-                    .done
-                    .wait_timeout(state, Duration::from_millis(50))
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .0;
-            }
-            if state.threads == 0 && state.waiting.is_empty() {
+            self.start_missing();
+            self.roster.end();
+            if self.roster.is_over(Duration::from_millis(50)) && taker.leave() {
                 return;
             }
             obeyed = self.shutdown.order();

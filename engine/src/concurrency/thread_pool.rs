@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::reactor::{Dispatch, Reactor, Ready};
-use super::{Model, Shutdown, spawn};
+use super::starting::{Begun, Starting, start_error};
+use super::{Model, Shutdown};
 use crate::listener::Listener;
 use crate::queue::Queue;
 use crate::service::Service;
@@ -40,23 +41,33 @@ impl Dispatch for Pool {
     }
 }
 
-pub fn serve(listener: &Arc<Listener>, service: &Arc<Service>, shutdown: &Arc<Shutdown>) {
+pub fn serve(listener: &Arc<Listener>, service: &Arc<Service>, shutdown: &Arc<Shutdown>, begun: Begun) {
+    let fail = |(errno, what)| start_error(errno, what, &listener.address);
     let reactor = match Reactor::new(Model::ThreadPool, listener, service, shutdown) {
         Ok(reactor) => reactor,
-        Err(errno) => return eprintln!("objmapper: the thread pool could not start: {errno}"),
+        Err(failed) => return begun.badly(fail(failed)),
     };
     let pool = Arc::new(Pool {
         queue: Queue::new(service.settings.max_queue_depth),
         service: Arc::clone(service),
         transport: listener.transport,
     });
-    let workers: Vec<_> = (0..service.settings.workers())
-        .filter_map(|_| {
-            let (reactor, pool) = (Arc::clone(&reactor), Arc::clone(&pool));
-            spawn("objmapper-worker", STACK, move || work(&reactor, &pool)).ok()
-        })
-        .collect();
-    reactor.run_reactor(&pool);
+    let mut starting = Starting::default();
+    for _ in 0..service.settings.workers() {
+        let (reactor, pool) = (Arc::clone(&reactor), Arc::clone(&pool));
+        starting.spawn("objmapper-worker", STACK, move |gate| {
+            if gate.pass(Ok(())).is_some() {
+                work(&reactor, &pool);
+            }
+        });
+    }
+    let workers = match starting.run(None) {
+        Ok(workers) => workers,
+        Err(failed) => return begun.badly(fail(failed)),
+    };
+    let taker = listener.serve();
+    begun.well();
+    reactor.run_reactor(&pool, taker);
     pool.queue.close();
     for worker in workers {
         // A panic has been reported on stderr by the runtime.

@@ -7,7 +7,8 @@ use std::sync::atomic::Ordering::Relaxed;
 use super::desks::{Desks, Seat};
 use super::poller::Spin;
 use super::reactor::{Dispatch, Reactor, Ready};
-use super::{Model, Shutdown, spawn};
+use super::starting::{Begun, Starting, start_error};
+use super::{Model, Shutdown};
 use crate::listener::Listener;
 use crate::service::Service;
 use crate::session::Scratch;
@@ -39,21 +40,30 @@ impl Dispatch for Pool {
     }
 }
 
-pub fn serve(listener: &Arc<Listener>, service: &Arc<Service>, shutdown: &Arc<Shutdown>) {
+pub fn serve(listener: &Arc<Listener>, service: &Arc<Service>, shutdown: &Arc<Shutdown>, begun: Begun) {
+    let fail = |(errno, what)| start_error(errno, what, &listener.address);
     let reactor = match Reactor::new(Model::WorkStealing, listener, service, shutdown) {
         Ok(reactor) => reactor,
-        Err(errno) => return eprintln!("objmapper: the work-stealing pool could not start: {errno}"),
+        Err(failed) => return begun.badly(fail(failed)),
     };
     let (desks, seats) = Desks::new(service.settings.workers());
     let pool = Arc::new(Pool { desks, service: Arc::clone(service), transport: listener.transport });
-    let workers: Vec<_> = seats
-        .into_iter()
-        .filter_map(|seat| {
-            let (reactor, pool) = (Arc::clone(&reactor), Arc::clone(&pool));
-            spawn("objmapper-worker", STACK, move || work(&reactor, &pool, seat)).ok()
-        })
-        .collect();
-    reactor.run_reactor(&pool);
+    let mut starting = Starting::default();
+    for seat in seats {
+        let (reactor, pool) = (Arc::clone(&reactor), Arc::clone(&pool));
+        starting.spawn("objmapper-worker", STACK, move |gate| {
+            if gate.pass(Ok(())).is_some() {
+                work(&reactor, &pool, seat);
+            }
+        });
+    }
+    let workers = match starting.run(None) {
+        Ok(workers) => workers,
+        Err(failed) => return begun.badly(fail(failed)),
+    };
+    let taker = listener.serve();
+    begun.well();
+    reactor.run_reactor(&pool, taker);
     pool.desks.close();
     for worker in workers {
         // A panic has been reported on stderr by the runtime.

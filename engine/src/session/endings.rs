@@ -117,6 +117,11 @@ impl Session {
         overdue
     }
 
+    /// Takes note that a fault of the server's ends this session.
+    pub fn count_panic(&self) {
+        self.service.statistics.gauges(self.transport).panics_total.fetch_add(1, Relaxed);
+    }
+
     /// Lets the client send nothing more: what has come is answered, then the session closes.
     pub fn stop_reading(&self) {
         self.connection.stop_reading();

@@ -98,18 +98,27 @@ pub struct Scratch {
 
 impl Scratch {
     pub fn new(service: &Service, model: Model) -> Self {
+        Self::blank(service.statistics.assign_shard(), model)
+    }
+
+    fn blank(shard: usize, model: Model) -> Self {
         Scratch {
             input: vec![0; INPUT].into_boxed_slice(),
             bulk: Box::default(),
             out: Vec::new(),
             path: Vec::new(),
             segments: VecDeque::new(),
-            shard: service.statistics.assign_shard(),
+            shard,
             model,
             flush_began: Instant::now(),
             queued: None,
             recalled: None,
         }
+    }
+
+    /// Makes everything anew but what it was made for: a panic may have left it in any state.
+    pub fn renew(&mut self) {
+        *self = Scratch { recalled: self.recalled.take(), ..Self::blank(self.shard, self.model) };
     }
 
     pub fn is_recalled(&self) -> bool {

@@ -16,6 +16,8 @@ pub struct Gauges {
     pub accept_failures_total: AtomicU64,
     pub timeouts_total: AtomicU64,
     pub protocol_errors_total: AtomicU64,
+    /// Sessions that a fault of the server's ended.
+    pub panics_total: AtomicU64,
     pub steals_total: AtomicU64,
     pub parks_total: AtomicU64,
 }

@@ -280,6 +280,8 @@ pub fn clear_status_flags(file: &OwnedFd) -> Result<(), Error> {
 
 /// The path below the root, written into `path` so that nothing is allocated, or why there is none. A leading slash is optional, so an object has just one path.
 pub fn relative_path<'a>(uri: &str, path: &'a mut Vec<u8>) -> Result<&'a CStr, Error> {
+    #[cfg(test)]
+    assert_ne!(uri, "/panic", "a test wants this");
     let relative = uri.strip_prefix('/').unwrap_or(uri).as_bytes();
     let mut leads_to_staging = false;
     for segment in relative.split(|&byte| byte == b'/') {

@@ -25,4 +25,4 @@ pub use serve::serve;
 pub use socket::UdpSocket;
 
 #[cfg(test)]
-mod serve_tests;
+pub(crate) mod serve_tests;

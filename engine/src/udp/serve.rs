@@ -2,7 +2,9 @@
 //! can take over at any time: whoever asks it for datagrams next gets them.
 
 use rustix::event::epoll::EventFlags;
+use rustix::io::Errno;
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::thread::JoinHandle;
@@ -16,7 +18,8 @@ use super::socket::UdpSocket;
 use super::wire::Question;
 use crate::concurrency::desks::{Desks, Seat};
 use crate::concurrency::poller::{Events, Poller, Source, Spin};
-use crate::concurrency::{Model, Order, Shutdown, spawn};
+use crate::concurrency::starting::{Begun, Starting, start_error};
+use crate::concurrency::{Model, Order, Shutdown};
 use crate::queue::{ControlledDelay, Queue};
 use crate::service::Service;
 use crate::settings::cores;
@@ -35,6 +38,9 @@ const ANSWERS_A_TURN: usize = 16;
 const UDP: u64 = 1 << 63;
 /// Questions from one address and port that may wait for storage.
 const DEFERRED_OF_AN_ADDRESS: usize = 64;
+
+/// Why a thread could not have what it needs.
+type Failed = (Errno, &'static str);
 
 /// What the threads of a model share.
 #[derive(Debug)]
@@ -71,8 +77,14 @@ struct Task {
     arrived: Instant,
 }
 
-/// Serves until `shutdown` says otherwise.
-pub fn serve(model: Model, socket: &Arc<UdpSocket>, service: &Arc<Service>, shutdown: &Arc<Shutdown>) {
+/// Makes all that it needs, says through `begun` how that went, and serves until `shutdown` says otherwise.
+pub fn serve(
+    model: Model,
+    socket: &Arc<UdpSocket>,
+    service: &Arc<Service>,
+    shutdown: &Arc<Shutdown>,
+    begun: Begun,
+) {
     let serving = Arc::new(Serving {
         model,
         socket: Arc::clone(socket),
@@ -80,11 +92,14 @@ pub fn serve(model: Model, socket: &Arc<UdpSocket>, service: &Arc<Service>, shut
         shutdown: Arc::clone(shutdown),
         deferred: AtomicUsize::new(0),
     });
-    match model {
-        Model::ThreadPool => serve_by_pool(&serving),
-        Model::WorkStealing => serve_by_stealing(&serving),
+    let started = match model {
+        Model::ThreadPool => serve_by_pool(&serving, begun),
+        Model::WorkStealing => serve_by_stealing(&serving, begun),
         // The engine refuses the first of these before it comes here.
-        Model::ThreadPerConnection | Model::Epoll => serve_by_loops(&serving),
+        Model::ThreadPerConnection | Model::Epoll => serve_by_loops(&serving, begun),
+    };
+    if let Err((begun, (errno, what))) = started {
+        return begun.badly(start_error(errno, what, &socket.address));
     }
     while serving.deferred.load(Relaxed) > 0 && shutdown.order() != Order::Stop {
         std::thread::sleep(Duration::from_millis(1));
@@ -100,32 +115,29 @@ impl Serving {
         Answerer::new(&self.socket, &self.service, self.model)
     }
 
-    /// Starts threads that count as active while they run.
-    fn start<W: Send + 'static>(
+    /// Starts threads that count as active while they run: all that are wanted, or none.
+    fn start<W: Send + 'static, M>(
         self: &Arc<Self>,
         name: &str,
         each: impl IntoIterator<Item = W>,
-        work: impl Fn(&Arc<Serving>, W) + Copy + Send + 'static,
-    ) -> Vec<JoinHandle<()>> {
-        each.into_iter()
-            .filter_map(|own| {
-                let serving = Arc::clone(self);
-                spawn(name, STACK, move || {
-                    serving.gauges().active_threads.fetch_add(1, Relaxed);
-                    work(&serving, own);
-                    serving.gauges().active_threads.fetch_sub(1, Relaxed);
-                })
-                .ok()
-            })
-            .collect()
+        make: impl Fn(&Arc<Serving>) -> Result<M, Failed> + Copy + Send + 'static,
+        work: impl Fn(&Arc<Serving>, W, M) + Copy + Send + 'static,
+    ) -> Result<Vec<JoinHandle<()>>, Failed> {
+        let mut starting = Starting::default();
+        for own in each {
+            let serving = Arc::clone(self);
+            starting.spawn(name, STACK, move |gate| {
+                let Some(made) = gate.pass(make(&serving)) else { return };
+                serving.gauges().active_threads.fetch_add(1, Relaxed);
+                work(&serving, own, made);
+                serving.gauges().active_threads.fetch_sub(1, Relaxed);
+            });
+        }
+        starting.run(None)
     }
 
     /// Receives batches until an order ends it; `take` gets each. A drain takes what has come by then.
-    fn receive(&self, mut take: impl FnMut(&Inbox, usize)) {
-        let poller = match self.poller() {
-            Ok(poller) => poller,
-            Err(errno) => return eprintln!("objmapper: UDP could not be served: {errno}"),
-        };
+    fn receive(&self, poller: &Poller, mut take: impl FnMut(&Inbox, usize)) {
         let (mut events, mut spin) = (Events::new(), Spin::new(&self.service));
         let mut inbox = Inbox::new();
         loop {
@@ -155,11 +167,14 @@ impl Serving {
         }
     }
 
-    fn poller(&self) -> rustix::io::Result<Poller> {
-        let poller = Poller::new()?;
-        poller.add(self.shutdown.bell(), Source::Order, EventFlags::IN)?;
-        // Of all the loops that wait, the kernel wakes one.
-        poller.add(&*self.socket, Source::Listener, EventFlags::IN | EventFlags::EXCLUSIVE)?;
+    fn poller(self: &Arc<Self>) -> Result<Poller, Failed> {
+        let poller = Poller::new().map_err(|errno| (errno, "make an epoll"))?;
+        let add = || {
+            poller.add(self.shutdown.bell(), Source::Order, EventFlags::IN | EventFlags::ET)?;
+            // Of all the loops that wait, the kernel wakes one.
+            poller.add(&*self.socket, Source::Listener, EventFlags::IN | EventFlags::EXCLUSIVE)
+        };
+        add().map_err(|errno| (errno, "fill an epoll"))?;
         Ok(poller)
     }
 
@@ -194,7 +209,7 @@ impl Serving {
         let elsewhere = self.service.storage_pool.as_ref().filter(|_| settings.async_storage);
         let storage = if elsewhere.is_some() { Storage::Never } else { Storage::Wait };
         let turn = Turn { from, arrived, waited, storage, counted: 0 };
-        let Done::Elsewhere { counted } = answerer.answer(question, turn) else { return };
+        let Done::Elsewhere { counted } = self.answer_or_none(answerer, question, turn) else { return };
         // Before the disk has work for an answer that is not sent.
         if counted == 0 && answerer.is_over_its_rate(from) {
             return;
@@ -213,9 +228,26 @@ impl Serving {
             let mut answerer = deferred.0.answerer();
             let turn = Turn { from, arrived, waited, storage: Storage::Wait, counted };
             // It is answered now: this thread may wait.
-            let _ = answerer.answer(&Question::decode(&datagram), turn);
+            let _ = deferred.0.answer_or_none(&mut answerer, &Question::decode(&datagram), turn);
             answerer.flush();
         });
+    }
+
+    /// Answers. A panic leaves this question without an answer, and what waited with it to be sent; it is counted, and
+    /// reported on stderr by the runtime.
+    fn answer_or_none(
+        self: &Arc<Self>,
+        answerer: &mut Answerer,
+        question: &Question<'_>,
+        turn: Turn,
+    ) -> Done {
+        // The answerer is made anew: nothing that may be half done is used again.
+        let caught = catch_unwind(AssertUnwindSafe(|| answerer.answer(question, turn)));
+        caught.unwrap_or_else(|_| {
+            self.gauges().panics_total.fetch_add(1, Relaxed);
+            *answerer = self.answerer();
+            Done::Now
+        })
     }
 
     /// A worker's work: answers a task and those that wait behind it, then sends.
@@ -243,30 +275,37 @@ impl Serving {
     }
 }
 
-fn serve_by_loops(serving: &Arc<Serving>) {
+fn serve_by_loops(serving: &Arc<Serving>, begun: Begun) -> Result<(), (Begun, Failed)> {
     let count = match serving.service.settings.pool_size {
         // The clients live on this machine too, and need cores of their own.
         0 => cores().div_ceil(2),
         size => size.min(cores()),
     };
-    let run = |serving: &Arc<Serving>, ()| {
+    let run = |serving: &Arc<Serving>, (), poller: Poller| {
         let mut answerer = serving.answerer();
-        serving.receive(|inbox, received| {
+        serving.receive(&poller, |inbox, received| {
             serving.admit(inbox, received, &mut answerer, |answerer, question, bytes, from, arrived| {
                 serving.answer(answerer, question, bytes, (from, arrived, None));
             });
             answerer.flush();
         });
     };
-    let threads = serving.start("objmapper-loop", vec![(); count.max(1)], run);
-    join(threads);
+    match serving.start("objmapper-loop", vec![(); count.max(1)], Serving::poller, run) {
+        Ok(threads) => {
+            begun.well();
+            join(threads);
+            Ok(())
+        }
+        Err(failed) => Err((begun, failed)),
+    }
 }
 
-fn serve_by_pool(serving: &Arc<Serving>) {
+fn serve_by_pool(serving: &Arc<Serving>, begun: Begun) -> Result<(), (Begun, Failed)> {
     let queue: Arc<Queue<Task>> = Arc::new(Queue::new(serving.service.settings.max_queue_depth));
     let delay = Arc::new(ControlledDelay::new());
     let shares = (0..serving.service.settings.workers()).map(|_| (Arc::clone(&queue), Arc::clone(&delay)));
-    let workers = serving.start("objmapper-worker", shares, |serving, (queue, delay)| {
+    let nothing = |_: &Arc<Serving>| Ok(());
+    let work = |serving: &Arc<Serving>, (queue, delay): (Arc<Queue<Task>>, Arc<ControlledDelay>), ()| {
         let mut answerer = serving.answerer();
         let mut spin = Spin::new(&serving.service);
         loop {
@@ -281,34 +320,49 @@ fn serve_by_pool(serving: &Arc<Serving>) {
             serving.work(&mut answerer, &delay, task, || queue.try_pop());
             serving.gauges().queue_depth.store(queue.depth(), Relaxed);
         }
-    });
+    };
+    let (poller, workers) = match serving
+        .poller()
+        .and_then(|poller| Ok((poller, serving.start("objmapper-worker", shares, nothing, work)?)))
+    {
+        Ok(started) => started,
+        Err(failed) => return Err((begun, failed)),
+    };
+    begun.well();
     let gauges = serving.gauges();
-    feed(serving, |tasks| {
+    feed(serving, &poller, |tasks| {
         queue.push_all(tasks);
         gauges.queue_depth.store(queue.depth(), Relaxed);
         gauges.queue_depth_max.fetch_max(queue.depth(), Relaxed);
     });
     queue.close();
     join(workers);
+    Ok(())
 }
 
-fn serve_by_stealing(serving: &Arc<Serving>) {
+fn serve_by_stealing(serving: &Arc<Serving>, begun: Begun) -> Result<(), (Begun, Failed)> {
     let (desks, seats) = Desks::<Task>::new(serving.service.settings.workers());
     let delay = Arc::new(ControlledDelay::new());
     let shares = seats.into_iter().map(|seat| (Arc::clone(&desks), Arc::clone(&delay), seat));
-    let workers = serving.start(
-        "objmapper-worker",
-        shares,
-        |serving, (desks, delay, mut seat): (Arc<Desks<Task>>, Arc<ControlledDelay>, Seat<Task>)| {
-            let mut answerer = serving.answerer();
-            let mut spin = Spin::new(&serving.service);
-            while let Some(task) = desks.next(&mut seat, &mut spin, serving.gauges()) {
-                serving.work(&mut answerer, &delay, task, || desks.try_next(&mut seat, serving.gauges()));
-            }
-        },
-    );
+    let nothing = |_: &Arc<Serving>| Ok(());
+    type Share = (Arc<Desks<Task>>, Arc<ControlledDelay>, Seat<Task>);
+    let work = |serving: &Arc<Serving>, (desks, delay, mut seat): Share, ()| {
+        let mut answerer = serving.answerer();
+        let mut spin = Spin::new(&serving.service);
+        while let Some(task) = desks.next(&mut seat, &mut spin, serving.gauges()) {
+            serving.work(&mut answerer, &delay, task, || desks.try_next(&mut seat, serving.gauges()));
+        }
+    };
+    let (poller, workers) = match serving
+        .poller()
+        .and_then(|poller| Ok((poller, serving.start("objmapper-worker", shares, nothing, work)?)))
+    {
+        Ok(started) => started,
+        Err(failed) => return Err((begun, failed)),
+    };
+    begun.well();
     let most = serving.service.settings.max_queue_depth;
-    feed(serving, |tasks| {
+    feed(serving, &poller, |tasks| {
         let room = most.saturating_sub(desks.depth()).min(tasks.len());
         for task in tasks.drain(..room) {
             desks.put(task);
@@ -317,13 +371,14 @@ fn serve_by_stealing(serving: &Arc<Serving>) {
     });
     desks.close();
     join(workers);
+    Ok(())
 }
 
 /// Receives and has the tasks put where workers find them. What `put` leaves is refused at once, before any work.
-fn feed(serving: &Arc<Serving>, mut put: impl FnMut(&mut VecDeque<Task>)) {
+fn feed(serving: &Arc<Serving>, poller: &Poller, mut put: impl FnMut(&mut VecDeque<Task>)) {
     let mut answerer = serving.answerer();
     let mut tasks = VecDeque::new();
-    serving.receive(|inbox, received| {
+    serving.receive(poller, |inbox, received| {
         serving.admit(inbox, received, &mut answerer, |_, _, bytes, from, arrived| {
             tasks.push_back(Task { datagram: bytes.into(), from, arrived });
         });

@@ -49,7 +49,7 @@ fn settings(root: &Path, model: Model, listen: &str) -> Settings {
     }
 }
 
-pub(super) fn settings_for(root: &Path) -> Settings {
+pub(crate) fn settings_for(root: &Path) -> Settings {
     settings(root, Model::Epoll, "127.0.0.1:0")
 }
 

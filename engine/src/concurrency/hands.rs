@@ -1,0 +1,44 @@
+//! Whose a session is: epoll's (armed), a worker's (taken), or a worker's who must run it once more (woken).
+
+use crate::sync::{AtomicU8, Ordering};
+
+const ARMED: u8 = 0;
+const TAKEN: u8 = 1;
+/// Taken, and to be run once more: storage had something while it was run.
+const WOKEN: u8 = 2;
+
+#[derive(Debug)]
+pub struct Hands(AtomicU8);
+
+impl Hands {
+    /// Of a session that nobody has.
+    pub fn armed() -> Self {
+        Hands(AtomicU8::new(ARMED))
+    }
+
+    pub fn take(&self) -> bool {
+        self.0.compare_exchange(ARMED, TAKEN, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    }
+
+    /// Gives it out of one's hands; false where it must be run once more first.
+    pub fn release(&self) -> bool {
+        let released = self.0.compare_exchange(TAKEN, ARMED, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+        if !released {
+            self.0.store(TAKEN, Ordering::Release);
+        }
+        released
+    }
+
+    /// Whether the caller must see to it that the session is run; else the worker that has it runs it once more.
+    pub fn take_to_wake(&self) -> bool {
+        loop {
+            if self.take() {
+                return true;
+            }
+            match self.0.compare_exchange(TAKEN, WOKEN, Ordering::AcqRel, Ordering::Relaxed) {
+                Ok(_) | Err(WOKEN) => return false,
+                Err(_) => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! Threads that take one piece of work after the other, at most so many: who waits for whom. A piece that is added is taken
+//! by an idle thread, by a new one, or by the next that is done; a thread that ends is counted out before the lock is free
+//! again, so that no piece waits for it.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+use std::time::Instant;
+
+use crate::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+#[derive(Debug)]
+pub struct Roster<T> {
+    state: Mutex<State<T>>,
+    work: Condvar,
+    done: Condvar,
+    most: usize,
+}
+
+#[derive(Debug)]
+struct State<T> {
+    /// Pieces that no thread has, oldest first.
+    waiting: VecDeque<T>,
+    idle: usize,
+    threads: usize,
+    ended: bool,
+}
+
+impl<T> Roster<T> {
+    pub fn new(most: usize) -> Self {
+        let state = State { waiting: VecDeque::new(), idle: 0, threads: 0, ended: false };
+        Roster { state: Mutex::new(state), work: Condvar::new(), done: Condvar::new(), most: most.max(1) }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State<T>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds a piece of work; true where the caller is to start a thread, which is counted already.
+    pub fn add(&self, item: T) -> bool {
+        let mut state = self.state();
+        state.waiting.push_back(item);
+        if state.idle >= state.waiting.len() {
+            drop(state);
+            self.work.notify_one();
+            return false;
+        }
+        state.claim(self.most)
+    }
+
+    /// Counts the first thread, before there is work; the caller starts it.
+    pub fn claim_first(&self) -> bool {
+        self.state().claim(1)
+    }
+
+    /// Whether the caller is to start a thread, since one could not be started before; it is counted already.
+    pub fn wants_a_thread(&self) -> bool {
+        let mut state = self.state();
+        state.waiting.len() > state.idle && state.claim(self.most)
+    }
+
+    /// A thread that was to be started could not be: work waits for those that there are.
+    pub fn thread_failed(&self) {
+        self.state().threads -= 1;
+    }
+
+    /// The next piece. None where the thread has ended, and is counted out: it was idle for so long, or all has ended. The
+    /// last one stays as long as there may be work.
+    pub fn next(&self, idle: Duration) -> Option<T> {
+        let until = Instant::now() + idle;
+        let mut state = self.state();
+        loop {
+            if let Some(item) = state.waiting.pop_front() {
+                return Some(item);
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if state.ended || (left.is_zero() && state.threads > 1) {
+                state.threads -= 1;
+                if state.threads == 0 {
+                    self.done.notify_all();
+                }
+                return None;
+            }
+            state.idle += 1;
+            let wait = if left.is_zero() { idle.max(Duration::from_millis(1)) } else { left };
+            state = self.work.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
+            state.idle -= 1;
+        }
+    }
+
+    /// Pieces that no thread is on its way to.
+    pub fn waiting(&self) -> usize {
+        let state = self.state();
+        state.waiting.len().saturating_sub(state.idle)
+    }
+
+    /// From here on threads end when nothing waits.
+    pub fn end(&self) {
+        self.state().ended = true;
+        self.work.notify_all();
+    }
+
+    /// What waits, and no thread gets any more.
+    pub fn take_waiting(&self) -> VecDeque<T> {
+        std::mem::take(&mut self.state().waiting)
+    }
+
+    /// Waits so long for the end of all threads; true where none is left and nothing waits.
+    pub fn is_over(&self, patience: Duration) -> bool {
+        let mut state = self.state();
+        if state.threads > 0 || !state.waiting.is_empty() {
+            state = self.done.wait_timeout(state, patience).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        state.threads == 0 && state.waiting.is_empty()
+    }
+
+    #[cfg(all(test, model_check))]
+    pub fn threads(&self) -> usize {
+        self.state().threads
+    }
+}
+
+impl<T> State<T> {
+    fn claim(&mut self, most: usize) -> bool {
+        let claimed = self.threads < most;
+        self.threads += usize::from(claimed);
+        claimed
+    }
+}

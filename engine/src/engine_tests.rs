@@ -1,0 +1,102 @@
+//! Faults of the server's own, in every model: they end one session, or one answer, and nothing else.
+#![allow(clippy::unwrap_used)]
+
+use super::*;
+use crate::protocol::{Mode, encode_request};
+use crate::udp::serve_tests::settings_for;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream, UdpSocket as Datagrams};
+
+fn serving(model: Model) -> (Engine, tempfile::TempDir, BTreeMap<&'static str, SocketAddr>) {
+    let root = tempfile::tempdir().unwrap();
+    std::fs::write(root.path().join("a"), b"a").unwrap();
+    let by_datagrams = if model == Model::ThreadPerConnection { Model::Epoll } else { model };
+    let settings = Settings {
+        tcp: Some("127.0.0.1:0".parse().unwrap()),
+        models: BTreeMap::from([(Transport::Tcp, model), (Transport::Udp, by_datagrams)]),
+        ..settings_for(root.path())
+    };
+    let engine = Engine::new(settings).unwrap();
+    engine.start().unwrap();
+    let addresses = engine.addresses().into_iter();
+    let addresses = addresses.map(|(name, at)| (name, at.split("//").nth(1).unwrap().parse().unwrap()));
+    let addresses = addresses.collect();
+    (engine, root, addresses)
+}
+
+fn question(uri: &str) -> Vec<u8> {
+    let mut question = Vec::new();
+    encode_request(&mut question, Mode::Copy, uri);
+    question
+}
+
+fn ask(client: &mut TcpStream) -> Option<u8> {
+    ask_for(client, "/a")
+}
+
+fn ask_for(client: &mut TcpStream, uri: &str) -> Option<u8> {
+    client.write_all(&question(uri)).ok()?;
+    let mut answer = [0; 10];
+    client.read_exact(&mut answer).ok().map(|()| answer[9])
+}
+
+fn connect(address: SocketAddr) -> TcpStream {
+    let client = TcpStream::connect(address).unwrap();
+    client.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    client
+}
+
+fn panics(engine: &Engine, transport: &str) -> u64 {
+    let states = engine.snapshot().transports;
+    states.iter().find(|state| state.transport == transport).unwrap().panics_total
+}
+
+#[test]
+fn a_panic_ends_its_session_and_no_other_in_every_model() {
+    for model in Model::ALL {
+        let (engine, _root, addresses) = serving(model);
+        let (mut one, mut other) = (connect(addresses["tcp"]), connect(addresses["tcp"]));
+        assert_eq!((ask(&mut one), ask(&mut other)), (Some(b'a'), Some(b'a')), "{model:?}");
+        // More than there are workers: each of them survives some.
+        for round in 1..=10 {
+            let mut victim = connect(addresses["tcp"]);
+            assert_eq!(ask(&mut victim), Some(b'a'), "{model:?}");
+            assert_eq!(ask_for(&mut victim, "/panic"), None, "{model:?}");
+            assert_eq!(panics(&engine, "tcp"), round, "{model:?}");
+        }
+        assert_eq!((ask(&mut one), ask(&mut other)), (Some(b'a'), Some(b'a')), "{model:?}");
+        drop((one, other));
+        let until = Instant::now() + Duration::from_secs(20);
+        while engine.service.connections.load(Relaxed) > 0 && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert_eq!(engine.service.connections.load(Relaxed), 0, "{model:?}");
+        assert!(engine.drain(Duration::from_secs(20)), "{model:?}");
+    }
+}
+
+#[test]
+fn a_panic_leaves_one_datagram_without_an_answer() {
+    for model in [Model::Epoll, Model::ThreadPool, Model::WorkStealing] {
+        let (engine, _root, addresses) = serving(model);
+        let client = Datagrams::bind("127.0.0.1:0").unwrap();
+        client.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        for round in 1..=10 {
+            client.send_to(&question("/panic"), addresses["udp"]).unwrap();
+            let until = Instant::now() + Duration::from_secs(20);
+            while panics(&engine, "udp") < round && Instant::now() < until {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            client.send_to(&question("/a"), addresses["udp"]).unwrap();
+            assert_eq!(client.recv(&mut [0; 100]).unwrap(), 10, "{model:?}");
+            assert_eq!(panics(&engine, "udp"), round, "{model:?}");
+        }
+    }
+}
+
+#[test]
+fn a_drain_longer_than_the_clock_counts_is_one() {
+    let (engine, _root, _) = serving(Model::Epoll);
+    assert!(engine.drain(Duration::MAX));
+    assert!(engine.set_concurrency(Transport::Tcp, Model::ThreadPool).is_err(), "it drains");
+}

@@ -1,0 +1,139 @@
+//! The protocols between threads that are ours, in every order of their steps: `make models` runs these under loom.
+
+use loom::sync::Arc;
+use loom::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use loom::thread;
+use std::time::Duration;
+
+use crate::concurrency::hands::Hands;
+use crate::concurrency::roster::Roster;
+use crate::hand_over::HandOver;
+
+/// A worker runs a session while storage wakes it, and epoll reports it: what storage brought is seen by a run that begins
+/// after it, and no two threads run the session at once.
+#[test]
+fn a_session_that_is_woken_is_run_after_it_and_by_one_thread_at_a_time() {
+    loom::model(|| {
+        let hands = Arc::new(Hands::armed());
+        let brought = Arc::new(AtomicUsize::new(0));
+        let seen = Arc::new(AtomicUsize::new(0));
+        let running = Arc::new(AtomicUsize::new(0));
+        // What a worker does that has the session.
+        let work = {
+            let (hands, brought) = (Arc::clone(&hands), Arc::clone(&brought));
+            let (seen, running) = (Arc::clone(&seen), Arc::clone(&running));
+            move || {
+                loop {
+                    assert_eq!(running.fetch_add(1, Relaxed), 0, "two at once");
+                    seen.store(brought.load(Relaxed), Relaxed);
+                    assert_eq!(running.fetch_sub(1, Relaxed), 1);
+                    if hands.release() {
+                        break;
+                    }
+                }
+            }
+        };
+        let storage = {
+            let (hands, brought, work) = (Arc::clone(&hands), Arc::clone(&brought), work.clone());
+            thread::spawn(move || {
+                brought.store(1, loom::sync::atomic::Ordering::Release);
+                if hands.take_to_wake() {
+                    work();
+                }
+            })
+        };
+        if hands.take() {
+            work();
+        }
+        storage.join().unwrap();
+        assert_eq!(seen.load(Relaxed), 1, "a wake-up is lost");
+        assert!(hands.take(), "it stays in a hand");
+    });
+}
+
+/// Two wake-ups at once, of a session that nobody has: it is run, and is free again at the end.
+#[test]
+fn wake_ups_that_meet_leave_the_session_free() {
+    loom::model(|| {
+        let hands = Arc::new(Hands::armed());
+        let runs = Arc::new(AtomicUsize::new(0));
+        let wakers: Vec<_> = (0..2)
+            .map(|_| {
+                let (hands, runs) = (Arc::clone(&hands), Arc::clone(&runs));
+                thread::spawn(move || {
+                    if hands.take_to_wake() {
+                        loop {
+                            runs.fetch_add(1, Relaxed);
+                            if hands.release() {
+                                break;
+                            }
+                        }
+                    }
+                })
+            })
+            .collect();
+        for waker in wakers {
+            waker.join().unwrap();
+        }
+        assert!(runs.load(Relaxed) >= 1);
+        assert!(hands.take());
+    });
+}
+
+/// One model hands a session over while the one that takes over drains: it is taken, or comes back; it never stays behind.
+#[test]
+fn no_session_stays_behind_where_the_last_taker_leaves() {
+    loom::model(|| {
+        let hand_over = Arc::new(HandOver::new());
+        hand_over.enlist();
+        hand_over.enlist();
+        let takers: Vec<_> = (0..2)
+            .map(|_| {
+                let hand_over = Arc::clone(&hand_over);
+                thread::spawn(move || {
+                    let mut taken = 0;
+                    loop {
+                        taken += usize::from(hand_over.take().is_some());
+                        if hand_over.leave() {
+                            return taken;
+                        }
+                    }
+                })
+            })
+            .collect();
+        let refused = usize::from(hand_over.give(7).is_err());
+        let taken: usize = takers.into_iter().map(|taker| taker.join().unwrap()).sum();
+        assert_eq!(refused + taken, 1);
+        assert_eq!(hand_over.take(), None);
+    });
+}
+
+/// A thread that was idle for long enough ends while a connection comes, at a limit of one: the connection gets that thread,
+/// or another is started; and the count of threads is right.
+#[test]
+fn no_connection_waits_for_a_thread_that_ends() {
+    loom::model(|| {
+        let roster = Arc::new(Roster::new(2));
+        let served = Arc::new(AtomicUsize::new(0));
+        let work = {
+            let (roster, served) = (Arc::clone(&roster), Arc::clone(&served));
+            // It waits no time at all: as one whose time is over.
+            move || {
+                while roster.next(Duration::ZERO).is_some() {
+                    served.fetch_add(1, Relaxed);
+                }
+            }
+        };
+        assert!(roster.claim_first());
+        assert!(roster.add(0), "there is room for a second thread");
+        let threads = [thread::spawn(work.clone()), thread::spawn(work.clone())];
+        let third = roster.add(1).then(|| thread::spawn(work.clone()));
+        roster.end();
+        for thread in threads.into_iter().chain(third) {
+            thread.join().unwrap();
+        }
+        assert_eq!(served.load(Relaxed), 2, "one waits for ever");
+        assert!(roster.is_over(Duration::ZERO));
+        assert_eq!(roster.threads(), 0);
+    });
+}
