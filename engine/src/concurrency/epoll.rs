@@ -7,10 +7,11 @@ use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
+use super::mailbox::{Mailbox, Woken};
 use super::places::{Key, Places};
 use super::poller::{Events, Poller, Source, Spin};
 use super::solo::{GiveBack, Solo};
@@ -20,7 +21,7 @@ use crate::listener::{Accepted, Listener, Taker};
 use crate::service::Service;
 use crate::session::{Manner, Next, Scratch, Session, Wake};
 use crate::settings::cores;
-use crate::transport::{Bell, Patience};
+use crate::transport::Patience;
 
 const STACK: usize = 256 << 10;
 const ACCEPTS_A_TURN: usize = 64;
@@ -54,58 +55,6 @@ impl GiveBack for Loops {
             }
         }
         Err(session)
-    }
-}
-
-/// How sessions get into a loop from outside.
-#[derive(Debug)]
-struct Mailbox {
-    /// Those that the loop has, and those on their way to it: of many that come at once, it does not get all.
-    sessions: AtomicUsize,
-    /// None once the loop takes no more.
-    arrived: Mutex<Option<VecDeque<Box<Session>>>>,
-    bell: Bell,
-}
-
-impl Mailbox {
-    fn new() -> rustix::io::Result<Self> {
-        let arrived = Mutex::new(Some(VecDeque::new()));
-        Ok(Mailbox { sessions: AtomicUsize::new(0), arrived, bell: Bell::new()? })
-    }
-
-    fn arrived(&self) -> MutexGuard<'_, Option<VecDeque<Box<Session>>>> {
-        self.arrived.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn is_open(&self) -> bool {
-        self.arrived().is_some()
-    }
-
-    /// Gives the loop a session; it comes back where the loop takes no more.
-    fn put(&self, session: Box<Session>) -> Result<(), Box<Session>> {
-        let mut arrived = self.arrived();
-        let Some(queue) = arrived.as_mut() else { return Err(session) };
-        self.sessions.fetch_add(1, Relaxed);
-        queue.push_back(session);
-        drop(arrived);
-        self.bell.ring();
-        Ok(())
-    }
-
-    fn take(&self) -> Option<Box<Session>> {
-        // Whether or not it has rung: a ring too many is one look too many.
-        self.bell.take();
-        self.arrived().as_mut()?.pop_front()
-    }
-
-    /// Takes no more, unless something waits; false then.
-    fn close(&self) -> bool {
-        let mut arrived = self.arrived();
-        let is_empty = arrived.as_ref().is_none_or(VecDeque::is_empty);
-        if is_empty {
-            *arrived = None;
-        }
-        is_empty
     }
 }
 
@@ -193,29 +142,14 @@ struct EventLoop<'a> {
 impl Drop for EventLoop<'_> {
     fn drop(&mut self) {
         // After a panic, or a stop: what waits ends with it.
-        *self.mailbox.arrived() = None;
-    }
-}
-
-/// Sessions for which storage has something.
-#[derive(Debug)]
-struct Woken {
-    keys: Mutex<Vec<Key>>,
-    bell: Bell,
-}
-
-impl Wake for Woken {
-    fn wake(&self, key: u64) {
-        self.keys.lock().unwrap_or_else(PoisonError::into_inner).push(Key::from_number(key));
-        self.bell.ring();
+        self.mailbox.end();
     }
 }
 
 impl<'a> EventLoop<'a> {
     fn new(shared: &'a Arc<Loops>, number: usize) -> Result<Self, (Errno, &'static str)> {
         let mailbox = &shared.loops[number];
-        let bell = Bell::new().map_err(|errno| (errno, "make an eventfd"))?;
-        let woken = Arc::new(Woken { keys: Mutex::new(Vec::new()), bell });
+        let woken = Arc::new(Woken::new().map_err(|errno| (errno, "make an eventfd"))?);
         let poller = Poller::new().map_err(|errno| (errno, "make an epoll"))?;
         let add = || {
             poller.add(&mailbox.bell, Source::Mailbox, EventFlags::IN)?;
@@ -338,10 +272,7 @@ impl<'a> EventLoop<'a> {
                 }
             }
             Source::Woken => {
-                while self.woken.bell.take() {}
-                let keys =
-                    std::mem::take(&mut *self.woken.keys.lock().unwrap_or_else(PoisonError::into_inner));
-                for key in keys {
+                for key in self.woken.take() {
                     self.run_soon(key);
                 }
             }
