@@ -19,6 +19,7 @@ HOME = Path(__file__).parent.parent
         ("slow_writers", ["--clients", "60", "--header-timeout", "1", "--model", "work-stealing"]),
         ("escapes", ["--seconds", "2", "--model", "thread-pool"]),
         ("linearizability", ["--operations", "8000"]),
+        ("lifecycle", ["--seconds", "8", "--seed", "5"]),
         ("malformed", ["--frames", "4000", "--settle", "0.5"]),
         pytest.param(
             "faults",

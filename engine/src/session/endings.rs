@@ -117,6 +117,13 @@ impl Session {
         overdue
     }
 
+    /// Counts a request that is refused since the queue is full.
+    pub(super) fn count_refusal(&self, error: &Error) {
+        if error.is_queue_full() {
+            self.service.statistics.gauges(self.transport).rejected_total.fetch_add(1, Relaxed);
+        }
+    }
+
     /// Takes note that a fault of the server's ends this session.
     pub fn count_panic(&self) {
         self.service.statistics.gauges(self.transport).panics_total.fetch_add(1, Relaxed);

@@ -431,13 +431,7 @@ impl Session {
     }
 
     pub(super) fn push_error(&mut self, scratch: &mut Scratch, asked: Asked, error: Error) {
-        if error.is_queue_full() {
-            self.service
-                .statistics
-                .gauges(self.transport)
-                .rejected_total
-                .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        }
+        self.count_refusal(&error);
         let before = scratch.out.len();
         let (status, text) = (error.status(), error.to_string());
         match asked.framing {
