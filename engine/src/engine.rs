@@ -439,6 +439,7 @@ impl Clock {
             service.statistics.tick(now - passed);
             passed = now;
             service.sweep_unread();
+            service.listing.sweep();
             service.journal.tick();
         }
     }

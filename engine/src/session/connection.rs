@@ -116,6 +116,11 @@ impl Connection {
         })
     }
 
+    /// Which connection of this server it is.
+    pub(super) fn number(&self) -> u64 {
+        self.number
+    }
+
     /// The session is over.
     pub(super) fn end(&self) {
         self.is_over.store(true, Relaxed);

@@ -10,11 +10,11 @@ use super::descriptors::{Hold, Source};
 use super::replies::{Asked, BYTES_AHEAD, SMALL};
 use crate::errors::Error;
 use crate::protocol::Operation;
-use crate::rules::View;
 use crate::service::Service;
 use crate::storage::incoming::Incoming;
-use crate::storage::listing::{Form, Page};
+use crate::storage::listing::{Page, Paging, WantedPage};
 use crate::storage::mapping::{Found, Opened};
+use crate::storage::pool::{Progress, Turn, Work};
 use crate::storage::target::Conditions;
 use crate::transport;
 
@@ -34,13 +34,7 @@ pub(super) struct Errand {
 #[derive(Debug)]
 pub(super) enum Rest {
     Nothing,
-    List {
-        prefix: String,
-        view: Option<View>,
-        cursor: Option<Vec<u8>>,
-        limit: u32,
-        form: Form,
-    },
+    List(WantedPage),
     /// All bytes came with the request: nothing is open for them until they are written.
     Content {
         bytes: Box<[u8]>,
@@ -158,10 +152,13 @@ impl Errand {
                 self.conditions.check_version(Some(&found.version))?;
                 Ok(Brought::Known(found))
             }
-            (Operation::List, Rest::List { prefix, view, cursor, limit, form }) => {
-                let (mapping, cursor) = (&service.mapping, cursor.as_deref());
-                let page = service.listing.page_in(form, mapping, view.as_ref(), &prefix, cursor, limit)?;
-                Ok(Brought::Page(page))
+            (Operation::List, Rest::List(wanted)) => {
+                let mut paging = service.listing.begin(wanted)?;
+                loop {
+                    if let Some(page) = service.listing.go_on(&service.mapping, &mut paging, &|| false)? {
+                        return Ok(Brought::Page(page));
+                    }
+                }
             }
             (Operation::Put, Rest::Content { bytes, make_parents, hold }) => {
                 let mut incoming = staging?.begin(&self.path, make_parents)?;
@@ -189,6 +186,67 @@ impl Errand {
             (Operation::List | Operation::Put | Operation::PutDescriptor, _) => {
                 unreachable!("an errand carries what its operation needs")
             }
+        }
+    }
+}
+
+/// A list, in as many turns as it takes.
+#[derive(Debug)]
+pub(super) struct ListWork {
+    service: Arc<Service>,
+    asked: Asked,
+    deadline: Option<Instant>,
+    wanted: WantedPage,
+    /// What has been put together so far.
+    paging: Option<Paging>,
+    /// None once the client has its answer.
+    owed: Option<Owed>,
+}
+
+impl ListWork {
+    pub fn new(
+        service: &Arc<Service>,
+        owed: Owed,
+        asked: Asked,
+        deadline: Option<Instant>,
+        wanted: WantedPage,
+    ) -> Self {
+        ListWork { service: Arc::clone(service), asked, deadline, wanted, paging: None, owed: Some(owed) }
+    }
+
+    fn go_on(&mut self, turn: &Turn) -> Result<Option<Page>, Error> {
+        if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            return Err(Error::DeadlinePassed);
+        }
+        let Service { listing, mapping, .. } = &*self.service;
+        let paging = match &mut self.paging {
+            Some(paging) => paging,
+            None => self.paging.insert(listing.begin(self.wanted.clone())?),
+        };
+        listing.go_on(mapping, paging, &|| turn.is_over())
+    }
+}
+
+impl Work for ListWork {
+    fn run(&mut self, turn: &Turn) -> Progress {
+        if self.owed.as_ref().is_none_or(Owed::client_is_gone) {
+            return Progress::Done;
+        }
+        let outcome = match self.go_on(turn) {
+            Ok(None) => return Progress::More,
+            Ok(Some(page)) => Ok(Brought::Page(page)),
+            Err(error) => Err(error),
+        };
+        if let Some(owed) = self.owed.take() {
+            let asked = Asked { answered_at: Some(Instant::now()), ..self.asked };
+            owed.pay(Done::Reply { asked, outcome });
+        }
+        Progress::Done
+    }
+
+    fn give_up(&mut self) {
+        if let Some(mut paging) = self.paging.take() {
+            self.service.listing.keep_runs(&mut paging);
         }
     }
 }

@@ -161,6 +161,7 @@ pub struct Session {
     /// What the storage pool is doing for this session, and how much of it is listing.
     jobs: u32,
     listings: u32,
+    has_listed: bool,
     /// The storage pool found that the client has gone, or lost what it was doing for it.
     is_abandoned: bool,
     /// The storage pool is reading on in the file in front.
@@ -251,6 +252,7 @@ impl Session {
             held: 0,
             jobs: 0,
             listings: 0,
+            has_listed: false,
             is_abandoned: false,
             is_warming: false,
             is_non_blocking: false,

@@ -6,14 +6,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::descriptors::{Source, brings_a_file};
-use super::errand::{Brought, Done, Errand, Owed, Rest, part};
+use super::errand::{Brought, Done, Errand, ListWork, Owed, Rest, part};
 use super::outbox::{Ending, Payload, Segment, end_of_part_ahead, is_in_memory};
 use super::{Manner, Scratch, Session};
 use crate::errors::Error;
 use crate::journal::Note;
 use crate::protocol::{self, Operation, Status, v2};
 use crate::storage::cache::Cached;
-use crate::storage::listing::Form;
+use crate::storage::listing::{Form, WantedPage};
 use crate::storage::mapping::{self, Found, Opened};
 use crate::storage::pool::Kind;
 use crate::storage::target::{Conditions, Match};
@@ -101,8 +101,10 @@ impl Session {
             Operation::List => {
                 let (prefix, view) = (wanted.uri.to_owned(), self.check_list(wanted.uri)?);
                 let cursor = parameters.cursor.map(<[u8]>::to_vec);
-                let form = Form::asked_for(parameters.form);
-                Rest::List { prefix, view, cursor, limit: parameters.limit.unwrap_or(0), form }
+                let (form, limit) = (Form::asked_for(parameters.form), parameters.limit.unwrap_or(0));
+                self.has_listed = true;
+                let session = self.connection.number();
+                Rest::List(WantedPage { session, form, view, prefix, cursor, limit })
             }
             Operation::PutDescriptor => {
                 let source = wanted.source.take().ok_or(Error::BadDescriptor)?;
@@ -277,12 +279,18 @@ impl Session {
         self.listings += u32::from(is_listing);
         let owed = Owed::new(&self.connection, errand.operation);
         let on = Arc::clone(&service);
+        let client = self.connection.client();
+        if let Rest::List(wanted) = errand.rest {
+            let work = ListWork::new(&service, owed, asked, errand.deadline, wanted);
+            pool.submit_work(client, Kind::Long, Box::new(work));
+            return Ok(());
+        }
         let kind = match (is_write, has_priority) {
             (true, _) => Kind::Write,
             (false, true) => Kind::Urgent,
             (false, false) => Kind::Short,
         };
-        pool.submit(self.connection.client(), kind, move || {
+        pool.submit(client, kind, move || {
             // A write that came as a whole is done, whether or not there is still a client to be answered.
             if is_write || !owed.client_is_gone() {
                 let outcome = errand.run(&on);
@@ -315,6 +323,9 @@ impl Session {
             && let Some(pool) = &self.service.storage_pool
         {
             pool.leave(self.connection.client());
+        }
+        if self.has_listed {
+            self.service.listing.forget(self.connection.number());
         }
     }
 

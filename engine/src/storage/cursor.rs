@@ -1,12 +1,16 @@
-//! Where a listing goes on, as the bytes that a client sends back: `01 listing(8) path checksum(8)`.
+//! Where a listing goes on, as the bytes that a client sends back: `02 listing(8) path seal(8) checksum(8)`.
 //!
-//! The checksum covers the prefix too, so a cursor that was cut, changed or sent with another prefix is recognised. It keeps no
-//! secret: whoever forges one may ask for any place below the prefix, which a prefix could do as well.
+//! The checksum covers the prefix too, so a cursor that was cut, changed or sent with another prefix is recognised, also by
+//! another server, and after a restart. It keeps no secret: a client that forges one may ask for any place below the prefix, which a
+//! prefix could do as well. The seal does: SipHash with a random key of this server, over the session and all of the cursor. Only a
+//! cursor that its own session brings back gets what that listing has kept.
+
+use std::hash::{BuildHasher, RandomState};
 
 use crate::errors::Error;
 use crate::storage::cache::mix;
 
-const FORM: u8 = 1;
+const FORM: u8 = 2;
 const NUMBER: usize = 8;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,26 +22,37 @@ pub(crate) struct Cursor {
 }
 
 impl Cursor {
-    pub fn encode(&self, prefix: &[u8]) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(1 + NUMBER + self.after.len() + NUMBER);
+    /// As bytes for the client of this session.
+    pub fn encode(&self, prefix: &[u8], key: &RandomState, session: u64) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(1 + self.after.len() + 3 * NUMBER);
         bytes.push(FORM);
         bytes.extend_from_slice(&self.listing.to_be_bytes());
         bytes.extend_from_slice(&self.after);
+        let seal = key.hash_one((session, prefix, &bytes[..]));
+        bytes.extend_from_slice(&seal.to_be_bytes());
         let checksum = checksum(prefix, &bytes);
         bytes.extend_from_slice(&checksum.to_be_bytes());
         bytes
     }
 
-    pub fn decode(bytes: &[u8], prefix: &[u8]) -> Result<Cursor, Error> {
+    /// The cursor, and whether this server gave it to this session.
+    pub fn decode(
+        bytes: &[u8],
+        prefix: &[u8],
+        key: &RandomState,
+        session: u64,
+    ) -> Result<(Cursor, bool), Error> {
         let (covered, sum) = bytes.split_last_chunk::<NUMBER>().ok_or(Error::BadCursor)?;
-        let Some((&[FORM, ref listing @ ..], after)) = covered.split_first_chunk::<{ 1 + NUMBER }>() else {
+        let (sealed, seal) = covered.split_last_chunk::<NUMBER>().ok_or(Error::BadCursor)?;
+        let Some((&[FORM, ref listing @ ..], after)) = sealed.split_first_chunk::<{ 1 + NUMBER }>() else {
             return Err(Error::BadCursor);
         };
         let &[a, b, c, d, e, f, g, h] = listing;
         if u64::from_be_bytes(*sum) != checksum(prefix, covered) || !after.starts_with(prefix) {
             return Err(Error::BadCursor);
         }
-        Ok(Cursor { listing: u64::from_be_bytes([a, b, c, d, e, f, g, h]), after: after.to_vec() })
+        let is_own = u64::from_be_bytes(*seal) == key.hash_one((session, prefix, sealed));
+        Ok((Cursor { listing: u64::from_be_bytes([a, b, c, d, e, f, g, h]), after: after.to_vec() }, is_own))
     }
 }
 

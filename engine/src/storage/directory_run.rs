@@ -6,12 +6,22 @@
 use rustix::fd::OwnedFd;
 use rustix::fs::{self, AtFlags, FileType, RawDir, RawDirEntry};
 use rustix::io::{self, Errno};
-use std::collections::BinaryHeap;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::storage::mapping::is_reserved;
 
-/// What getdents64(2) fills at a time: a thousand names or so.
-const BUFFER: usize = 64 << 10;
+/// What getdents64(2) fills at a time: eight thousand short names. The kernel locks the directory for the time of one call, so
+/// a directory whose names fit is read as of one moment.
+const BUFFER: usize = 256 << 10;
+/// The same for a directory that changed while it was read in several calls, and how often it is read again.
+const LARGEST_BUFFER: usize = 8 << 20;
+const MOST_READINGS: u32 = 3;
+/// A directory that changed less than this ago may change again without another time: clocks tick every few milliseconds, and
+/// on some file systems every one or two seconds.
+const TICK: Duration = Duration::from_millis(20);
+const COARSE_TICK: Duration = Duration::from_secs(2);
+/// A directory with fewer entries is as quickly read again.
+const WORTH_KEEPING: usize = 512;
 
 /// Where a run begins.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -47,16 +57,16 @@ pub(crate) struct RunLimits {
 
 impl Default for RunLimits {
     fn default() -> Self {
-        RunLimits { names: 65_536, bytes: 4 << 20 }
+        RunLimits { names: 262_144, bytes: 4 << 20 }
     }
 }
 
 /// Which names of a directory are wanted.
 #[derive(Debug)]
-pub(crate) struct Wanted<'a> {
-    pub bound: &'a Bound,
+pub(crate) struct Wanted {
+    pub bound: Bound,
     /// What a key begins with.
-    pub prefix: &'a [u8],
+    pub prefix: Vec<u8>,
     pub symlinks: bool,
 }
 
@@ -66,6 +76,8 @@ pub(crate) struct Run {
     /// All keys, one behind the other, and where each ends.
     keys: Vec<u8>,
     ends: Vec<u32>,
+    /// Entries of the directory that were read to find them.
+    scanned: usize,
     /// Whether the directory has no key beyond these.
     pub is_last: bool,
 }
@@ -73,28 +85,7 @@ pub(crate) struct Run {
 impl Run {
     /// Of a directory that cannot be read.
     pub fn empty() -> Run {
-        Run { from: Bound::START, keys: Vec::new(), ends: Vec::new(), is_last: true }
-    }
-
-    /// Reads all of the directory, and holds what is in the limits.
-    pub fn read(directory: &OwnedFd, wanted: &Wanted<'_>, limits: RunLimits) -> io::Result<Run> {
-        let mut smallest = Smallest { heap: BinaryHeap::new(), bytes: 0, limits, is_last: true };
-        let mut buffer = Vec::with_capacity(BUFFER);
-        let mut entries = RawDir::new(directory, buffer.spare_capacity_mut());
-        let mut key = Vec::new();
-        while let Some(entry) = entries.next() {
-            let entry = match entry {
-                Ok(entry) => entry,
-                Err(Errno::INTR) => continue,
-                // The directory has been removed meanwhile.
-                Err(Errno::NOENT) => break,
-                Err(errno) => return Err(errno),
-            };
-            if make_key(&mut key, directory, &entry, wanted) {
-                smallest.offer(&key);
-            }
-        }
-        Ok(smallest.into_run(wanted.bound.clone()))
+        Run { from: Bound::START, keys: Vec::new(), ends: Vec::new(), scanned: 0, is_last: true }
     }
 
     pub fn get(&self, at: usize) -> Option<&[u8]> {
@@ -129,6 +120,11 @@ impl Run {
         low
     }
 
+    /// Whether it costs more to read it again than to keep it.
+    pub fn is_worth_keeping(&self) -> bool {
+        self.scanned >= WORTH_KEEPING || !self.is_last
+    }
+
     /// Bytes that it takes.
     pub fn weight(&self) -> usize {
         self.keys.capacity() + self.ends.capacity() * size_of::<u32>() + size_of::<Run>()
@@ -136,7 +132,7 @@ impl Run {
 }
 
 /// Writes the entry's key, if it is wanted.
-fn make_key(key: &mut Vec<u8>, directory: &OwnedFd, entry: &RawDirEntry<'_>, wanted: &Wanted<'_>) -> bool {
+fn make_key(key: &mut Vec<u8>, directory: &OwnedFd, entry: &RawDirEntry<'_>, wanted: &Wanted) -> bool {
     let name = entry.file_name().to_bytes();
     if matches!(name, b"." | b"..") || is_reserved(name) {
         return false;
@@ -154,44 +150,188 @@ fn make_key(key: &mut Vec<u8>, directory: &OwnedFd, entry: &RawDirEntry<'_>, wan
         FileType::Directory => key.push(b'/'),
         _ => return false,
     }
-    key.starts_with(wanted.prefix) && wanted.bound.admits(key)
+    key.starts_with(&wanted.prefix) && wanted.bound.admits(key)
 }
 
-/// The smallest keys so far; the greatest of them is on top and the first to go.
-struct Smallest {
-    heap: BinaryHeap<Vec<u8>>,
+/// A directory that is being read, in steps.
+///
+/// An object that another replaces by rename(2) moves to another place in the directory: a reading of several calls may miss
+/// it, or meet it twice. So a directory that changed meanwhile is read again, at best in one call, and what was found each
+/// time is put together. What is gone by then is noticed when it is looked at.
+#[derive(Debug)]
+pub(crate) struct Reading {
+    wanted: Wanted,
+    smallest: Smallest,
+    /// Of the directory, before it was read.
+    before: Option<Times>,
+    buffer: usize,
+    /// Of this reading: calls that brought something, and how much.
+    calls: u32,
     bytes: usize,
-    limits: RunLimits,
-    is_last: bool,
+    readings: u32,
+    scanned: usize,
 }
 
-impl Smallest {
-    fn offer(&mut self, key: &[u8]) {
-        // Once a key had to go, all beyond it have, so that the run has no gap.
-        let is_full = !self.is_last || self.heap.len() >= self.limits.names;
-        if is_full && self.heap.peek().is_some_and(|greatest| key >= &**greatest) {
-            self.is_last = false;
-            return;
-        }
-        self.bytes += key.len();
-        self.heap.push(key.to_vec());
-        while self.heap.len() > self.limits.names || (self.bytes > self.limits.bytes && self.heap.len() > 1) {
-            self.bytes -= self.heap.pop().map_or(0, |greatest| greatest.len());
-            self.is_last = false;
+impl Reading {
+    pub fn new(wanted: Wanted, limits: RunLimits) -> Reading {
+        Reading {
+            wanted,
+            smallest: Smallest::new(limits),
+            before: None,
+            buffer: BUFFER,
+            calls: 0,
+            bytes: 0,
+            readings: 0,
+            scanned: 0,
         }
     }
 
-    fn into_run(self, from: Bound) -> Run {
-        let mut run = Run {
-            from,
-            keys: Vec::with_capacity(self.bytes),
-            ends: Vec::with_capacity(self.heap.len()),
-            is_last: self.is_last,
-        };
-        for key in self.heap.into_sorted_vec() {
-            run.keys.extend_from_slice(&key);
-            run.ends.push(run.keys.len() as u32);
+    /// Reads on, one call at the least, and says whether that was all of the directory.
+    pub fn go_on(&mut self, directory: &OwnedFd, is_over: &dyn Fn() -> bool) -> io::Result<bool> {
+        let mut buffer = Vec::with_capacity(self.buffer);
+        loop {
+            if self.before.is_none() {
+                self.before = Some(Times::of(directory)?);
+            }
+            if !self.fill(directory, &mut buffer)? {
+                self.readings += 1;
+                if self.calls <= 1 || self.readings >= MOST_READINGS || !self.has_changed(directory)? {
+                    return Ok(true);
+                }
+                self.buffer = (self.bytes + self.bytes / 4 + BUFFER).min(LARGEST_BUFFER);
+                buffer = Vec::with_capacity(self.buffer);
+                (self.before, self.calls, self.bytes) = (None, 0, 0);
+                fs::seek(directory, fs::SeekFrom::Start(0))?;
+            }
+            if is_over() {
+                return Ok(false);
+            }
         }
-        run
+    }
+
+    pub fn into_run(self) -> Run {
+        Run { scanned: self.scanned, ..self.smallest.into_run(self.wanted.bound) }
+    }
+
+    /// One call of getdents64(2); false at the end.
+    fn fill(&mut self, directory: &OwnedFd, buffer: &mut Vec<u8>) -> io::Result<bool> {
+        let mut entries = RawDir::new(directory, buffer.spare_capacity_mut());
+        let mut key = Vec::new();
+        let mut has_some = false;
+        loop {
+            let entry = match entries.next() {
+                None => return Ok(false),
+                Some(Ok(entry)) => entry,
+                Some(Err(Errno::INTR)) => continue,
+                // The directory has been removed meanwhile.
+                Some(Err(Errno::NOENT)) => return Ok(false),
+                Some(Err(errno)) => return Err(errno),
+            };
+            if !has_some {
+                has_some = true;
+                self.calls += 1;
+            }
+            self.scanned += 1;
+            // As much as an entry takes beside its name, at the most.
+            self.bytes += entry.file_name().to_bytes().len() + 28;
+            if make_key(&mut key, directory, &entry, &self.wanted) {
+                self.smallest.offer(&key);
+            }
+            if entries.is_buffer_empty() {
+                return Ok(true);
+            }
+        }
+    }
+
+    /// Whether the directory may have changed since this reading began.
+    fn has_changed(&self, directory: &OwnedFd) -> io::Result<bool> {
+        let now = Times::of(directory)?;
+        Ok(self.before.is_none_or(|before| !before.is_settled || before.at != now.at))
+    }
+}
+
+/// When a directory last changed.
+#[derive(Debug, Clone, Copy)]
+struct Times {
+    at: [i64; 4],
+    /// A later change has another time.
+    is_settled: bool,
+}
+
+impl Times {
+    fn of(directory: &OwnedFd) -> io::Result<Times> {
+        let stat = fs::fstat(directory)?;
+        let nanoseconds =
+            [stat.st_mtime_nsec, stat.st_ctime_nsec].map(|part| i64::try_from(part).unwrap_or(0));
+        let changed = Duration::new(
+            u64::try_from(stat.st_ctime.max(stat.st_mtime)).unwrap_or(0),
+            u32::try_from(nanoseconds[0].max(nanoseconds[1])).unwrap_or(0),
+        );
+        let tick = if nanoseconds == [0, 0] { COARSE_TICK } else { TICK };
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let at = [stat.st_mtime, nanoseconds[0], stat.st_ctime, nanoseconds[1]];
+        Ok(Times { at, is_settled: now > changed + tick })
+    }
+}
+
+/// The smallest keys so far, in one buffer: twice as many as are wanted at the most, then the greater half goes.
+#[derive(Debug)]
+struct Smallest {
+    keys: Vec<u8>,
+    /// Where each key is.
+    spans: Vec<(u32, u32)>,
+    limits: RunLimits,
+    /// Once a key had to go, all beyond this one have, so that the run has no gap.
+    greatest: Option<Vec<u8>>,
+}
+
+impl Smallest {
+    fn new(limits: RunLimits) -> Smallest {
+        Smallest { keys: Vec::new(), spans: Vec::new(), limits, greatest: None }
+    }
+
+    fn offer(&mut self, key: &[u8]) {
+        if self.greatest.as_ref().is_some_and(|greatest| key >= &**greatest) {
+            return;
+        }
+        let start = self.keys.len();
+        self.keys.extend_from_slice(key);
+        self.spans.push((start as u32, self.keys.len() as u32));
+        if self.spans.len() >= 2 * self.limits.names || self.keys.len() >= 2 * self.limits.bytes {
+            self.sort();
+        }
+    }
+
+    /// Sorts what is held, each key once, and drops what is beyond the limits.
+    fn sort(&mut self) {
+        let Smallest { keys, spans, limits, greatest } = self;
+        let key = |(start, end): (u32, u32)| &keys[start as usize..end as usize];
+        spans.sort_unstable_by(|one, other| key(*one).cmp(key(*other)));
+        spans.dedup_by(|one, other| key(*one) == key(*other));
+        let (mut fitting, mut bytes) = (0, 0);
+        for span in &*spans {
+            bytes += key(*span).len();
+            if fitting >= limits.names || (bytes > limits.bytes && fitting > 0) {
+                break;
+            }
+            fitting += 1;
+        }
+        if fitting < spans.len() {
+            spans.truncate(fitting);
+            *greatest = spans.last().map(|span| key(*span).to_vec());
+        }
+        let mut sorted = Vec::with_capacity(spans.iter().map(|(start, end)| (end - start) as usize).sum());
+        for span in spans {
+            let start = sorted.len() as u32;
+            sorted.extend_from_slice(key(*span));
+            *span = (start, sorted.len() as u32);
+        }
+        self.keys = sorted;
+    }
+
+    fn into_run(mut self, from: Bound) -> Run {
+        self.sort();
+        let ends = self.spans.iter().map(|(_, end)| *end).collect();
+        Run { from, keys: self.keys, ends, scanned: 0, is_last: self.greatest.is_none() }
     }
 }

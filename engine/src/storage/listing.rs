@@ -1,13 +1,14 @@
 //! All objects below a prefix, in the order of their URIs, a page at a time.
 //!
-//! A page knows of the one before only the path at which that ended, so whatever is added or removed meanwhile, an object
-//! that is there all the time is listed once. Directories are read in runs of bounded size; the run in which a page ends
+//! A page knows of the one before only the path at which that ended, so whatever is added, removed or replaced meanwhile, an
+//! object that is there all the time is listed once; see `directory_run.rs` for what holds of large directories. Directories are read in runs of bounded size; the run in which a page ends
 //! is kept for the next page of the same listing, and for no other: an object that is put before a listing begins must be
 //! in it.
 
 use rustix::fs::{self, AtFlags, FileType};
 use rustix::io::Errno;
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -28,8 +29,8 @@ const MOST_CONTENT: usize = 1 << 20;
 /// Bytes of an entry beside its path: kind, length and slash, size, time and nanoseconds.
 const MOST_FACTS: usize = 24;
 /// Bytes of runs that are kept, for all listings together, how many, and for how long.
-const MOST_KEPT: usize = 16 << 20;
-const MOST_RUNS: usize = 256;
+const MOST_KEPT: usize = 64 << 20;
+const MOST_RUNS: usize = 512;
 const KEEP: Duration = Duration::from_secs(60);
 
 /// How the entries of a page are written.
@@ -63,84 +64,134 @@ pub struct Page {
     pub cursor: Option<Vec<u8>>,
 }
 
-/// What listings that are under way have already read of large directories. One for all sessions.
-#[derive(Debug, Default)]
+/// What listings that are under way have already read of large directories. One for all sessions; each gets only what its own
+/// listings have read.
+#[derive(Debug)]
 pub struct Listing {
     kept: Mutex<VecDeque<Kept>>,
+    /// The number of the next listing. The first is random, so that it is none of another server's.
     next: AtomicU64,
+    key: RandomState,
     limits: RunLimits,
+}
+
+impl Default for Listing {
+    fn default() -> Self {
+        let next = AtomicU64::new(RandomState::new().hash_one(0));
+        Listing { kept: Mutex::default(), next, key: RandomState::new(), limits: RunLimits::default() }
+    }
 }
 
 /// A run that the next page of a listing will go on in.
 #[derive(Debug)]
 struct Kept {
+    session: u64,
     listing: u64,
     place: Vec<u8>,
     run: Arc<Run>,
     since: Instant,
 }
 
+/// Which page is wanted: the first of all objects whose URI starts with `prefix`, or the one after that which gave `cursor`.
+///
+/// The leading slash of the prefix is optional, `/` means everything; `limit` 0 means [`DEFAULT_LIMIT`].
+#[derive(Debug, Clone)]
+pub struct WantedPage {
+    /// Whose listing it is.
+    pub session: u64,
+    pub form: Form,
+    /// None where nothing is hidden.
+    pub view: Option<View>,
+    pub prefix: String,
+    pub cursor: Option<Vec<u8>>,
+    pub limit: u32,
+}
+
+/// A page that is being put together.
+#[derive(Debug)]
+pub struct Paging {
+    session: u64,
+    listing: u64,
+    prefix: Vec<u8>,
+    limit: u32,
+    walk: Walk,
+    /// Where the next page would go on.
+    after: Vec<u8>,
+    page: Page,
+}
+
 impl Listing {
-    /// The first page of all objects whose URI starts with `prefix`, or the one after that which gave `cursor`. The leading
-    /// slash is optional, `/` means everything; `limit` 0 means [`DEFAULT_LIMIT`].
+    /// Begins a page.
     ///
     /// Links are listed where the mapping follows them and they lead to objects; what lies below a link to a directory is
     /// listed only where the prefix itself leads there, since links can form circles. What the server cannot read and what
-    /// has no URI is left out; the detailed form says so. What `view` hides is left out without a word.
-    pub fn page_in(
-        &self,
-        form: Form,
-        mapping: &Mapping,
-        view: Option<&View>,
-        prefix: &str,
-        cursor: Option<&[u8]>,
-        limit: u32,
-    ) -> Result<Page, Error> {
+    /// has no URI is left out; the detailed form says so. What the view hides is left out without a word.
+    pub fn begin(&self, wanted: WantedPage) -> Result<Paging, Error> {
+        let WantedPage { session, form, view, prefix, cursor, limit } = wanted;
         let limit = if limit == 0 { DEFAULT_LIMIT } else { limit.min(MAX_LIMIT) };
-        let prefix = prefix.strip_prefix('/').unwrap_or(prefix);
+        let prefix = prefix.strip_prefix('/').unwrap_or(&prefix);
         let (directory, name) = prefix.split_at(prefix.rfind('/').map_or(0, |at| at + 1));
         if let Some(directory) = directory.strip_suffix('/') {
             relative_path(directory, &mut Vec::new())?;
         }
-        let cursor = match cursor {
-            Some(bytes) => Cursor::decode(bytes, prefix.as_bytes())?,
-            None => Cursor { listing: self.next.fetch_add(1, Relaxed), after: Vec::new() },
+        let (listing, after) = match cursor {
+            Some(bytes) => match Cursor::decode(&bytes, prefix.as_bytes(), &self.key, session)? {
+                (Cursor { listing, after }, true) => (listing, after),
+                // Of another session or server, or forged: a place and nothing else.
+                (Cursor { after, .. }, false) => (self.next.fetch_add(1, Relaxed), after),
+            },
+            None => (self.next.fetch_add(1, Relaxed), Vec::new()),
         };
-        let listing = cursor.listing;
-        let mut walk = Walk::new(mapping, view, directory, name, &cursor.after, self.limits)
-            .reporting(form == Form::Detailed);
-        let mut page = Page { form, entries: Vec::new(), count: 0, cursor: None };
-        let mut after = cursor.after.clone();
+        let walk = Walk::new(view, directory, name, &after, self.limits).reporting(form == Form::Detailed);
+        let page = Page { form, entries: Vec::new(), count: 0, cursor: None };
+        Ok(Paging { session, listing, prefix: prefix.as_bytes().to_vec(), limit, walk, after, page })
+    }
+
+    /// Goes on with a page until it is there, or the turn is over: then None.
+    pub fn go_on(
+        &self,
+        mapping: &Mapping,
+        paging: &mut Paging,
+        is_over: &dyn Fn() -> bool,
+    ) -> Result<Option<Page>, Error> {
+        let (session, listing, limit) = (paging.session, paging.listing, paging.limit);
+        let Paging { walk, page, after, .. } = paging;
+        let is_full = |page: &Page, path: &[u8]| {
+            page.count == limit || page.entries.len() + path.len() + MOST_FACTS > MOST_CONTENT
+        };
         let goes_on = loop {
-            match walk.step(|place| self.take(listing, place))? {
+            match walk.step(mapping, |place| self.take(session, listing, place), is_over)? {
                 Step::End => break false,
+                Step::Rest => return Ok(None),
                 Step::Pause(at) => {
-                    after = at;
+                    *after = at;
                     break true;
                 }
                 Step::Object => {
-                    let Some(found) = stat(mapping, &mut walk)? else {
-                        continue;
-                    };
-                    let path = walk.path();
-                    if page.count == limit || page.entries.len() + path.len() + MOST_FACTS > MOST_CONTENT {
-                        break true;
-                    }
-                    let (uri, size, mtime) = ([&b"/"[..], path], found.size, found.mtime);
-                    match form {
-                        Form::Plain => encode_entry(&mut page.entries, uri, size, mtime),
-                        Form::Detailed => {
-                            let nanoseconds = found.version.mtime_nanoseconds();
-                            encode_detailed(&mut page.entries, uri, size, mtime, nanoseconds);
+                    if let Some(found) = stat(mapping, walk)? {
+                        let path = walk.path();
+                        if is_full(page, path) {
+                            break true;
                         }
+                        let (uri, size, mtime) = ([&b"/"[..], path], found.size, found.mtime);
+                        match page.form {
+                            Form::Plain => encode_entry(&mut page.entries, uri, size, mtime),
+                            Form::Detailed => {
+                                let nanoseconds = found.version.mtime_nanoseconds();
+                                encode_detailed(&mut page.entries, uri, size, mtime, nanoseconds);
+                            }
+                        }
+                        page.count += 1;
+                        after.clear();
+                        after.extend_from_slice(path);
                     }
-                    page.count += 1;
-                    after.clear();
-                    after.extend_from_slice(path);
+                    if is_over() {
+                        return Ok(None);
+                    }
                 }
                 Step::LeftOut(reason) => {
                     let path = walk.path();
-                    if page.count == limit || page.entries.len() + path.len() + MOST_FACTS > MOST_CONTENT {
+                    if is_full(page, path) {
                         break true;
                     }
                     let kind = match reason {
@@ -149,17 +200,35 @@ impl Listing {
                     };
                     encode_left_out(&mut page.entries, kind, [b"/", path]);
                     page.count += 1;
-                    after = walk.place();
+                    *after = walk.place();
                 }
             }
         };
         if goes_on {
-            walk.into_runs().for_each(|(place, run)| self.keep(listing, place, run));
-            page.cursor = Some(Cursor { listing, after }.encode(prefix.as_bytes()));
+            let cursor = Cursor { listing, after: std::mem::take(after) };
+            page.cursor = Some(cursor.encode(&paging.prefix, &self.key, session));
+            self.keep_runs(paging);
         } else {
-            self.kept().retain(|kept| kept.listing != listing);
+            self.kept().retain(|kept| kept.listing != listing || kept.session != session);
         }
-        Ok(page)
+        let empty = Page { form: paging.page.form, entries: Vec::new(), count: 0, cursor: None };
+        Ok(Some(std::mem::replace(&mut paging.page, empty)))
+    }
+
+    /// Keeps what a page has read that is not put together further for now.
+    pub fn keep_runs(&self, paging: &mut Paging) {
+        let runs: Vec<_> = paging.walk.take_runs().collect();
+        runs.into_iter().for_each(|(place, run)| self.keep(paging.session, paging.listing, place, run));
+    }
+
+    /// Drops what is kept for a session that is over.
+    pub fn forget(&self, session: u64) {
+        self.kept().retain(|kept| kept.session != session);
+    }
+
+    /// Drops what was kept for too long. Called once a second.
+    pub fn sweep(&self) {
+        self.kept().retain(|kept| kept.since.elapsed() <= KEEP);
     }
 
     #[cfg(test)]
@@ -167,21 +236,28 @@ impl Listing {
         Listing { limits: RunLimits { names, ..RunLimits::default() }, ..Listing::default() }
     }
 
-    fn take(&self, listing: u64, place: &[u8]) -> Option<Arc<Run>> {
+    fn take(&self, session: u64, listing: u64, place: &[u8]) -> Option<Arc<Run>> {
         let mut kept = self.kept();
-        let at = kept.iter().position(|kept| kept.listing == listing && kept.place == place)?;
-        kept.remove(at).map(|kept| kept.run)
+        let is_wanted =
+            |kept: &Kept| kept.session == session && kept.listing == listing && kept.place == place;
+        let at = kept.iter().position(is_wanted)?;
+        kept.remove(at).filter(|kept| kept.since.elapsed() <= KEEP).map(|kept| kept.run)
     }
 
-    fn keep(&self, listing: u64, place: Vec<u8>, run: Arc<Run>) {
+    /// Where there is too much, the oldest goes of the session that has most.
+    fn keep(&self, session: u64, listing: u64, place: Vec<u8>, run: Arc<Run>) {
         let mut kept = self.kept();
-        kept.push_back(Kept { listing, place, run, since: Instant::now() });
+        kept.push_back(Kept { session, listing, place, run, since: Instant::now() });
         let mut weight: usize = kept.iter().map(Kept::weight).sum();
-        while let Some(oldest) = kept.front()
-            && (weight > MOST_KEPT || kept.len() > MOST_RUNS || oldest.since.elapsed() > KEEP)
-        {
-            weight -= oldest.weight();
-            kept.pop_front();
+        while weight > MOST_KEPT || kept.len() > MOST_RUNS {
+            let mut shares = HashMap::<u64, usize>::new();
+            for kept in &*kept {
+                *shares.entry(kept.session).or_default() += kept.weight();
+            }
+            let greediest = shares.into_iter().max_by_key(|(_, share)| *share).map(|(session, _)| session);
+            let at = kept.iter().position(|kept| Some(kept.session) == greediest);
+            let Some(dropped) = at.and_then(|at| kept.remove(at)) else { break };
+            weight -= dropped.weight();
         }
     }
 
@@ -197,8 +273,8 @@ impl Kept {
 }
 
 /// What the walk stands at; None where that is no object, or no longer.
-fn stat(mapping: &Mapping, walk: &mut Walk<'_>) -> Result<Option<Found>, Error> {
-    let Some((directory, name)) = walk.here()? else {
+fn stat(mapping: &Mapping, walk: &mut Walk) -> Result<Option<Found>, Error> {
+    let Some((directory, name)) = walk.here(mapping)? else {
         return Ok(None);
     };
     let stat = match fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {

@@ -102,8 +102,8 @@ impl std::fmt::Debug for StoragePool {
 impl StoragePool {
     pub fn start(size: usize) -> Result<Self, StartError> {
         let size = size.max(1);
-        // Long work is mostly reading what is in memory: as many threads as there are cores, and half of them are left.
-        let limits = LongLimits { threads: (size / 2).clamp(1, cores()), begun: MOST_BEGUN };
+        // Long work is mostly reading what is in memory: it takes half of the cores, and half of the threads, at the most.
+        let limits = LongLimits { threads: (size / 2).min(cores() / 2).max(1), begun: MOST_BEGUN };
         let state = State { turns: Turns::new(limits), sleepers: 0, threads: 0, is_closed: false };
         let pool = StoragePool {
             shared: Arc::new(Shared {

@@ -10,15 +10,13 @@ use std::sync::Arc;
 use crate::errors::Error;
 use crate::protocol::MAX_URI;
 use crate::rules::View;
-use crate::storage::directory_run::{Bound, Run, RunLimits, Wanted};
+use crate::storage::directory_run::{Bound, Reading, Run, RunLimits, Wanted};
 use crate::storage::mapping::Mapping;
 
 /// The longest path: a URI has a slash in front.
 const MAX_PATH: usize = MAX_URI - 1;
 /// Directories that one page enters; beyond that it ends, so that a tree without objects keeps no thread for long.
 const MOST_DIRECTORIES: usize = 4096;
-/// Names that are left in a run; a small directory is as quickly read again.
-const WORTH_KEEPING: usize = 512;
 /// Bytes of runs that one walk holds besides the innermost.
 const MOST_HELD: usize = 8 << 20;
 
@@ -30,6 +28,8 @@ pub(crate) enum Step {
     LeftOut(LeftOut),
     /// Enough for one page; this is where to go on.
     Pause(Vec<u8>),
+    /// The turn is over; the next step goes on.
+    Rest,
     End,
 }
 
@@ -46,22 +46,23 @@ pub(crate) enum LeftOut {
 const REPORTED: u8 = 0;
 
 #[derive(Debug)]
-pub(crate) struct Walk<'a> {
-    mapping: &'a Mapping,
+pub(crate) struct Walk {
     /// None where nothing is hidden.
-    view: Option<&'a View>,
+    view: Option<View>,
     /// Whether it stops at what it leaves out.
     reports: bool,
     limits: RunLimits,
     /// What the names in the outermost directory begin with.
-    prefix: &'a [u8],
+    prefix: Vec<u8>,
     /// Where an earlier page ended.
-    after: &'a [u8],
+    after: Vec<u8>,
     /// The innermost directory, empty or with a slash at its end, and behind it the name of the object that was found.
     path: Vec<u8>,
     levels: Vec<Level>,
     /// The innermost directory, where it is needed.
     directory: Option<OwnedFd>,
+    /// It is being read.
+    reading: Option<Reading>,
     entered: usize,
 }
 
@@ -75,27 +76,20 @@ struct Level {
     next: usize,
 }
 
-impl<'a> Walk<'a> {
+impl Walk {
     /// Through `directory`, which is empty or ends in a slash, and all below it whose path starts with `directory` and
     /// `prefix`, from beyond `after` on, which is empty for a new walk.
-    pub fn new(
-        mapping: &'a Mapping,
-        view: Option<&'a View>,
-        directory: &str,
-        prefix: &'a str,
-        after: &'a [u8],
-        limits: RunLimits,
-    ) -> Walk<'a> {
+    pub fn new(view: Option<View>, directory: &str, prefix: &str, after: &[u8], limits: RunLimits) -> Walk {
         let mut walk = Walk {
-            mapping,
             view,
             reports: false,
             limits,
-            prefix: prefix.as_bytes(),
-            after,
+            prefix: prefix.as_bytes().to_vec(),
+            after: after.to_vec(),
             path: directory.as_bytes().to_vec(),
             levels: Vec::new(),
             directory: None,
+            reading: None,
             entered: 0,
         };
         walk.enter();
@@ -103,7 +97,7 @@ impl<'a> Walk<'a> {
     }
 
     /// The same walk, which also stops at what it leaves out.
-    pub fn reporting(self, reports: bool) -> Walk<'a> {
+    pub fn reporting(self, reports: bool) -> Walk {
         Walk { reports, ..self }
     }
 
@@ -121,18 +115,27 @@ impl<'a> Walk<'a> {
         &self.path
     }
 
-    /// The next object; `kept` gives what is kept of an earlier page for a directory.
-    pub fn step(&mut self, kept: impl Fn(&[u8]) -> Option<Arc<Run>>) -> Result<Step, Error> {
+    /// The next object; `kept` gives what is kept of an earlier page for a directory. Where the turn is over it rests, but gets
+    /// further with each step.
+    pub fn step(
+        &mut self,
+        mapping: &Mapping,
+        kept: impl Fn(&[u8]) -> Option<Arc<Run>>,
+        is_over: &dyn Fn() -> bool,
+    ) -> Result<Step, Error> {
         loop {
             let Some(level) = self.levels.last_mut() else {
                 return Ok(Step::End);
             };
             self.path.truncate(level.length);
             let Some(run) = &level.run else {
-                if self.fetch(&kept)? == Fetched::Unreadable && self.may_report() {
-                    return Ok(Step::LeftOut(LeftOut::Unreadable));
+                match self.fetch(mapping, &kept, is_over)? {
+                    Fetched::Unreadable if self.may_report() => {
+                        return Ok(Step::LeftOut(LeftOut::Unreadable));
+                    }
+                    _ if is_over() => return Ok(Step::Rest),
+                    _ => continue,
                 }
-                continue;
             };
             match run.get(level.next) {
                 Some(key) => {
@@ -141,7 +144,7 @@ impl<'a> Walk<'a> {
                         continue;
                     }
                     self.path.extend_from_slice(key);
-                    if self.view.is_some_and(|view| view.hides(&self.path)) {
+                    if self.view.as_ref().is_some_and(|view| view.hides(&self.path)) {
                         continue;
                     }
                     if std::str::from_utf8(key).is_err() {
@@ -177,11 +180,11 @@ impl<'a> Walk<'a> {
     }
 
     /// The directory in which the object was found, and its name there; None where the directory is gone.
-    pub fn here(&mut self) -> Result<Option<(&OwnedFd, CString)>, Error> {
+    pub fn here(&mut self, mapping: &Mapping) -> Result<Option<(&OwnedFd, CString)>, Error> {
         let length = self.levels.last().map_or(0, |level| level.length);
         let name = CString::new(&self.path[length..]).map_err(|_| Error::BadPath)?;
         if self.directory.is_none() {
-            self.directory = match open(self.mapping, &self.path[..length])? {
+            self.directory = match open(mapping, &self.path[..length])? {
                 Reached::Directory(directory) => Some(directory),
                 Reached::Nothing | Reached::Unreadable => None,
             };
@@ -189,13 +192,13 @@ impl<'a> Walk<'a> {
         Ok(self.directory.as_ref().map(|directory| (directory, name)))
     }
 
-    /// What the next page may go on in: for each directory a name that is its own, and the run.
-    pub fn into_runs(self) -> impl Iterator<Item = (Vec<u8>, Arc<Run>)> {
-        let Walk { path, levels, prefix, .. } = self;
+    /// What the next page may go on in: for each directory a name that is its own, and the run. The walk ends with it.
+    pub fn take_runs(&mut self) -> impl Iterator<Item = (Vec<u8>, Arc<Run>)> {
+        let levels = std::mem::take(&mut self.levels);
+        let (path, prefix) = (&self.path, &self.prefix);
         levels.into_iter().enumerate().filter_map(move |(depth, level)| {
             let run = level.run?;
-            let is_worth_it = !run.is_last || run.len() - level.next.min(run.len()) >= WORTH_KEEPING;
-            is_worth_it.then(|| (place(&path[..level.length], prefix, depth), run))
+            run.is_worth_keeping().then(|| (place(&path[..level.length], prefix, depth), run))
         })
     }
 
@@ -231,42 +234,57 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Gets the innermost directory's run.
-    fn fetch(&mut self, kept: impl Fn(&[u8]) -> Option<Arc<Run>>) -> Result<Fetched, Error> {
-        let mut fetched = Fetched::Run;
+    /// Gets the innermost directory's run, or a part of it.
+    fn fetch(
+        &mut self,
+        mapping: &Mapping,
+        kept: impl Fn(&[u8]) -> Option<Arc<Run>>,
+        is_over: &dyn Fn() -> bool,
+    ) -> Result<Fetched, Error> {
         let depth = self.levels.len() - 1;
         let Some(level) = self.levels.last_mut() else {
-            return Ok(fetched);
+            return Ok(Fetched::Run);
         };
-        // Only on the way to where the earlier page ended can there be anything.
-        let is_on_the_way = self.after.starts_with(&self.path);
-        let from_before = if is_on_the_way { kept(&place(&self.path, self.prefix, depth)) } else { None };
-        let run = match from_before {
-            Some(run) if run.covers(&level.bound) => run,
-            _ => {
-                let wanted = Wanted {
-                    bound: &level.bound,
-                    prefix: if depth == 0 { self.prefix } else { b"" },
-                    symlinks: self.mapping.follows_symlinks(),
-                };
+        let mut fetched = Fetched::Run;
+        let mut run = None;
+        if self.reading.is_none() {
+            // Only on the way to where the earlier page ended can there be anything.
+            let is_on_the_way = self.after.starts_with(&self.path);
+            let from_before =
+                if is_on_the_way { kept(&place(&self.path, &self.prefix, depth)) } else { None };
+            run = from_before.filter(|run| run.covers(&level.bound));
+            if run.is_none() {
                 // Opened anew, since what is left of a directory that was read before is its end.
                 self.directory = None;
-                Arc::new(match open(self.mapping, &self.path)? {
+                match open(mapping, &self.path)? {
                     Reached::Directory(directory) => {
-                        let run = Run::read(&directory, &wanted, self.limits).map_err(Error::from_open)?;
+                        let wanted = Wanted {
+                            bound: level.bound.clone(),
+                            prefix: if depth == 0 { self.prefix.clone() } else { Vec::new() },
+                            symlinks: mapping.follows_symlinks(),
+                        };
                         self.directory = Some(directory);
-                        run
+                        self.reading = Some(Reading::new(wanted, self.limits));
                     }
-                    Reached::Nothing => Run::empty(),
+                    Reached::Nothing => run = Some(Arc::new(Run::empty())),
                     Reached::Unreadable => {
                         fetched = Fetched::Unreadable;
-                        Run::empty()
+                        run = Some(Arc::new(Run::empty()));
                     }
-                })
+                }
             }
-        };
-        level.next = run.position(&level.bound);
-        level.run = Some(run);
+        }
+        if let (Some(mut reading), Some(directory)) = (self.reading.take(), &self.directory) {
+            if !reading.go_on(directory, is_over).map_err(Error::from_open)? {
+                self.reading = Some(reading);
+                return Ok(Fetched::Part);
+            }
+            run = Some(Arc::new(reading.into_run()));
+        }
+        if let Some(run) = run {
+            level.next = run.position(&level.bound);
+            level.run = Some(run);
+        }
         Ok(fetched)
     }
 }
@@ -279,6 +297,8 @@ fn place(directory: &[u8], prefix: &[u8], depth: usize) -> Vec<u8> {
 #[derive(Debug, PartialEq, Eq)]
 enum Fetched {
     Run,
+    /// There is more of the directory to be read.
+    Part,
     /// An empty run stands for a directory that the server may not read.
     Unreadable,
 }

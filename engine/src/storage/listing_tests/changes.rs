@@ -76,3 +76,34 @@ fn each_object_that_is_there_all_the_time_is_listed_once_while_others_come_and_g
         }
     });
 }
+
+/// Of 20,000 objects some are replaced all the time. Of the directory, the kernel gives some 8,000 names in one call.
+#[test]
+fn each_object_is_listed_once_while_others_are_replaced_by_rename() {
+    for place in [std::env::temp_dir(), "/dev/shm".into()] {
+        let Ok(root) = tempfile::tempdir_in(&place) else { continue };
+        let objects: Vec<_> = (0..20_000).map(|at| format!("{at:05}")).collect();
+        objects.iter().for_each(|object| drop(File::create(root.path().join(object)).expect("a file")));
+        let stable: Vec<_> = objects.iter().map(|object| format!("/{object}")).collect();
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let (done, root_path) = (&done, root.path());
+            scope.spawn(move || {
+                let elsewhere = tempfile::tempdir_in(&place).expect("a directory");
+                for at in (0..).take_while(|_| !done.load(SeqCst)) {
+                    let new = elsewhere.path().join("new");
+                    File::create(&new).expect("a file");
+                    std::fs::rename(&new, root_path.join(format!("{:05}", at * 7919 % 20_000)))
+                        .expect("renamed");
+                }
+            });
+            let _ends = Ends(done);
+            for _ in 0..5 {
+                let listing = Listing::default();
+                let listed = all(&listing, &mapping(&root), "/", 10_000).expect("a listing");
+                assert_eq!(listed.len(), stable.len());
+                assert!(listed == stable, "each of them once");
+            }
+        });
+    }
+}

@@ -44,6 +44,29 @@ impl Listing {
     ) -> Result<Page, Error> {
         self.page_in(Form::Plain, mapping, view, prefix, cursor, limit)
     }
+
+    fn page_in(
+        &self,
+        form: Form,
+        mapping: &Mapping,
+        view: Option<&View>,
+        prefix: &str,
+        cursor: Option<&[u8]>,
+        limit: u32,
+    ) -> Result<Page, Error> {
+        let (view, prefix, cursor) = (view.cloned(), prefix.to_owned(), cursor.map(<[u8]>::to_vec));
+        self.whole(mapping, WantedPage { session: 0, form, view, prefix, cursor, limit })
+    }
+
+    /// In turns that are over at once.
+    fn whole(&self, mapping: &Mapping, wanted: WantedPage) -> Result<Page, Error> {
+        let mut paging = self.begin(wanted)?;
+        loop {
+            if let Some(page) = self.go_on(mapping, &mut paging, &|| true)? {
+                return Ok(page);
+            }
+        }
+    }
 }
 
 /// URI, size and mtime of each entry.

@@ -107,7 +107,7 @@ fn a_forged_cursor_leads_nowhere_else() {
     let root = tree(&["a/1", "b"]);
     std::fs::write(root.path().join("../secret-of-listing-tests"), "").expect("a file");
     for after in ["../", "../x", "a/../../", "a/1/x", "/", "//", "a//", "\0", "a/\0"] {
-        let cursor = Cursor { listing: 0, after: after.into() }.encode(b"");
+        let cursor = Cursor { listing: 0, after: after.into() }.encode(b"", &RandomState::new(), 0);
         let page = Listing::default().page(&mapping(&root), None, "/", Some(&cursor), 0).expect("a page");
         assert!(uris(&page).iter().all(|uri| ["/a/1", "/b"].contains(&&**uri)), "{after:?}");
     }
@@ -129,4 +129,59 @@ fn a_page_ends_after_so_many_directories_even_without_an_object() {
             listing.page(&mapping, None, "/", Some(&page.cursor.expect("more to come")), 10).expect("a page");
     }
     assert_eq!((uris(&page), page.cursor), (vec!["/9999/object".to_owned()], None));
+}
+
+#[test]
+fn no_cursor_of_another_session_or_server_gets_what_a_listing_has_kept() {
+    let objects: Vec<_> = (0..3000).map(|at| format!("{at:04}")).collect();
+    let root = tree(&objects.iter().map(String::as_str).collect::<Vec<_>>());
+    let (listing, mapping) = (Listing::default(), mapping(&root));
+    let page = |listing: &Listing, session, cursor: Option<Vec<u8>>| {
+        let wanted =
+            WantedPage { session, form: Form::Plain, view: None, prefix: "/".into(), cursor, limit: 10 };
+        listing.whole(&mapping, wanted).expect("a page")
+    };
+    let victim = page(&listing, 1, None).cursor.expect("more to come");
+    let at = victim[1..9].try_into().map(u64::from_be_bytes).expect("the number of the listing");
+    // Read before the object is put, under the number of the victim's listing.
+    let forged = Cursor { listing: at, after: b"0004".to_vec() }.encode(b"", &RandomState::new(), 2);
+    for _ in 0..3 {
+        page(&listing, 2, Some(forged.clone()));
+        page(&listing, 2, Some(victim.clone()));
+    }
+    make(root.path(), "2000-new");
+    let of_victim = || listing.kept().iter().filter(|kept| kept.listing == at).count();
+    assert_eq!(of_victim(), 1, "its own");
+    listing.forget(1);
+    assert_eq!(of_victim(), 0);
+    let mut listed = Vec::new();
+    let mut cursor = Some(victim);
+    while let Some(next) = cursor {
+        let next = page(&listing, 1, Some(next));
+        listed.extend(uris(&next));
+        cursor = next.cursor;
+    }
+    assert!(listed.contains(&"/2000-new".to_owned()));
+    // Numbers of another server are others, so cursors from before a restart are nobody's.
+    let other = page(&Listing::default(), 1, None).cursor.expect("more to come");
+    assert_ne!(other[1..9], at.to_be_bytes());
+}
+
+#[test]
+fn what_was_kept_for_too_long_is_not_used() {
+    let objects: Vec<_> = (0..3000).map(|at| format!("{at:04}")).collect();
+    let root = tree(&objects.iter().map(String::as_str).collect::<Vec<_>>());
+    let (listing, mapping) = (Listing::default(), mapping(&root));
+    let first = listing.page(&mapping, None, "/", None, 10).expect("a page");
+    make(root.path(), "0010-new");
+    let second = || uris(&listing.page(&mapping, None, "/", first.cursor.as_deref(), 2).expect("a page"));
+    let Some(long_ago) = Instant::now().checked_sub(KEEP + Duration::from_secs(1)) else {
+        return eprintln!("the clock began less than a minute ago");
+    };
+    assert_eq!(second(), ["/0010", "/0011"], "kept as it was read");
+    listing.kept().iter_mut().for_each(|kept| kept.since = long_ago);
+    assert_eq!(second(), ["/0010", "/0010-new"]);
+    listing.kept().iter_mut().for_each(|kept| kept.since = long_ago);
+    listing.sweep();
+    assert!(listing.kept().is_empty());
 }

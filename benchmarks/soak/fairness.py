@@ -1,0 +1,153 @@
+"""Eight connections with 64 listings each of a large directory: an honest client's reads and listings stay fast.
+
+    python -m benchmarks.soak.fairness [--connections 8] [--listings 64] [--names 100000] [--seconds 20] [--most 20]
+                                       [--model MODEL …]
+
+The greedy connections belong to the same user as the honest one. Each always has 64 listings under way: where one is
+answered it asks for the next page, or begins anew. Meanwhile an honest client reads objects of 4 KiB that are not in
+memory, and lists a directory of 20. Ends with 1 where the 99th percentile of either is above `--most` milliseconds, or
+the greedy get nothing.
+"""
+
+import argparse
+import multiprocessing
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from multiprocessing.sharedctypes import Synchronized
+from multiprocessing.synchronize import Event
+from pathlib import Path
+from typing import Final
+
+from benchmarks.soak.vitals import Vitals
+from objmapper_server import Concurrency
+from tests.server_process import ServerProcess
+from tests.version_two.client import COPY, LIST, Two
+from tests.wire import OK
+
+MODELS = [Concurrency.THREAD_PER_CONNECTION, Concurrency.THREAD_POOL, Concurrency.WORK_STEALING, Concurrency.EPOLL]
+COLD: Final = 500
+SIZE: Final = 4096
+SMALL: Final = 20
+#: Seconds that a client waits for an answer.
+PATIENCE: Final = 120.0
+
+
+def make(root: Path, names: int) -> None:
+    """The directory that is listed, one that is small, and the objects that are read."""
+    for folder, count, content in (("many", names, b""), ("small", SMALL, b""), ("cold", COLD, b"c" * SIZE)):
+        (root / folder).mkdir()
+        for number in range(count):
+            (root / folder / f"{number:08}").write_bytes(content)
+    os.sync()
+
+
+def be_greedy(address: str, listings: int, pages: "Synchronized[int]", ended: Event) -> None:
+    """Has so many listings under way on one connection."""
+    with Two(address, timeout=PATIENCE) as two:
+        for _ in range(listings):
+            two.ask(LIST, "/many/")
+        while not ended.is_set():
+            answer = two.answer()
+            assert answer.status == OK, (answer.status, answer.metadata.message)
+            with pages:
+                pages.value += 1
+            two.ask(LIST, "/many/", cursor=answer.metadata.cursor)
+
+
+def evict(path: Path) -> None:
+    """Takes a file out of the page cache."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(file)
+
+
+def timed(times: list[float], ask: Callable[[], object]) -> None:
+    """Notes how long it takes, in milliseconds."""
+    began = time.perf_counter()
+    ask()
+    times.append((time.perf_counter() - began) * 1000)
+
+
+def be_honest(root: Path, address: str, seconds: float) -> tuple[list[float], list[float]]:
+    """Reads and lists for so long. Returns the times of both, sorted."""
+    reads: list[float] = []
+    lists: list[float] = []
+    with Two(address, timeout=PATIENCE) as two:
+        until = time.monotonic() + seconds
+        number = 0
+        while time.monotonic() < until:
+            name = f"cold/{number % COLD:08}"
+            number += 1
+            evict(root / name)
+            timed(reads, lambda name=name: two.call(COPY, f"/{name}").read())  # type: ignore[misc]
+            timed(lists, lambda: two.call(LIST, "/small/").entries())
+            # One that asks without a break would be greedy, too.
+            time.sleep(0.002)
+    return sorted(reads), sorted(lists)
+
+
+def percentile(times: list[float], percent: float) -> float:
+    """Of sorted times."""
+    return times[min(len(times) - 1, int(len(times) * percent / 100))]
+
+
+def is_fair(root: Path, socket: Path, model: Concurrency, given: argparse.Namespace) -> bool:
+    """Runs one model and prints a line."""
+    with ServerProcess(root, socket, "--concurrency-model", model, "--cache-size", "0") as server:
+        address = server.addresses["unix"]
+        context = multiprocessing.get_context("spawn")
+        pages = context.Value("Q", 0)
+        ended = context.Event()
+        greedy = [
+            context.Process(target=be_greedy, args=(address, given.listings, pages, ended), daemon=True)
+            for _ in range(given.connections)
+        ]
+        before = Vitals.settled(server.pid)
+        for each in greedy:
+            each.start()
+        try:
+            deadline = time.monotonic() + PATIENCE
+            while pages.value < given.connections and time.monotonic() < deadline:
+                time.sleep(0.01)
+            reads, lists = be_honest(root, address, given.seconds)
+        finally:
+            ended.set()
+            for each in greedy:
+                each.kill()
+                each.join()
+        after = before.now(server.pid)
+    worst = max(percentile(reads, 99), percentile(lists, 99))
+    print(
+        f"{model:<23}{len(reads):,} cold reads: p50 {percentile(reads, 50):.1f}, p99 {percentile(reads, 99):.1f}, "
+        f"most {reads[-1]:.1f} ms; {len(lists):,} small lists: p50 {percentile(lists, 50):.1f}, "
+        f"p99 {percentile(lists, 99):.1f}, most {lists[-1]:.1f} ms; {pages.value:,} pages of the greedy; "
+        f"{before.resident >> 20} → {after.resident >> 20} MiB"
+    )
+    return worst <= given.most and pages.value > 0
+
+
+def main() -> int:
+    """Makes the tree and runs the models."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--connections", type=int, default=8)
+    parser.add_argument("--listings", type=int, default=64, help="that each has under way (64)")
+    parser.add_argument("--names", type=int, default=100_000, help="in the directory (100000)")
+    parser.add_argument("--seconds", type=float, default=20)
+    parser.add_argument("--most", type=float, default=20, help="milliseconds that the 99th percentile may be (20)")
+    parser.add_argument("--model", type=Concurrency, action="append", choices=MODELS)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="objmapper-fair-") as folder:
+        root = Path(folder) / "root"
+        root.mkdir()
+        make(root, given.names)
+        fair = [is_fair(root, Path(folder) / f"{model}.sock", model, given) for model in given.model or MODELS]
+    return 0 if all(fair) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
