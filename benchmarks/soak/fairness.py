@@ -16,16 +16,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from multiprocessing.sharedctypes import Synchronized
 from multiprocessing.synchronize import Event
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from benchmarks.soak.vitals import Vitals
 from objmapper_server import Concurrency
 from tests.server_process import ServerProcess
 from tests.version_two.client import COPY, LIST, Two
 from tests.wire import OK
+
+if TYPE_CHECKING:
+    from multiprocessing.sharedctypes import Synchronized
 
 MODELS = [Concurrency.THREAD_PER_CONNECTION, Concurrency.THREAD_POOL, Concurrency.WORK_STEALING, Concurrency.EPOLL]
 COLD: Final = 500
@@ -128,7 +130,7 @@ def is_fair(root: Path, socket: Path, model: Concurrency, given: argparse.Namesp
         f"p99 {percentile(lists, 99):.1f}, most {lists[-1]:.1f} ms; {pages.value:,} pages of the greedy; "
         f"{before.resident >> 20} → {after.resident >> 20} MiB"
     )
-    return worst <= given.most and pages.value > 0
+    return bool(worst <= given.most and pages.value > 0)
 
 
 def main() -> int:

@@ -94,10 +94,6 @@ impl Run {
         Some(&self.keys[start..end])
     }
 
-    pub fn len(&self) -> usize {
-        self.ends.len()
-    }
-
     pub fn last(&self) -> Option<&[u8]> {
         self.get(self.ends.len().checked_sub(1)?)
     }
