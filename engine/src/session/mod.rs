@@ -11,6 +11,7 @@ mod connection;
 mod descriptors;
 mod endings;
 mod errand;
+mod jobs;
 mod outbox;
 mod reading;
 mod replies;

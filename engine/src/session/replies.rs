@@ -5,8 +5,8 @@ use std::ffi::CStr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use super::descriptors::{Source, brings_a_file};
-use super::errand::{Brought, Done, Errand, ListWork, Owed, Rest, part};
+use super::descriptors::Source;
+use super::errand::{Brought, Errand, Rest, part};
 use super::outbox::{Ending, Payload, Segment, end_of_part_ahead, is_in_memory};
 use super::{Manner, Scratch, Session};
 use crate::errors::Error;
@@ -15,9 +15,8 @@ use crate::protocol::{self, Operation, Status, v2};
 use crate::storage::cache::Cached;
 use crate::storage::listing::{Form, WantedPage};
 use crate::storage::mapping::{self, Found, Opened};
-use crate::storage::pool::Kind;
 use crate::storage::target::{Conditions, Match};
-use crate::transport::{self, Transport};
+use crate::transport::Transport;
 
 /// Contents up to this size are copied beside their head; larger ones go by sendfile.
 pub(super) const SMALL: u64 = 64 << 10;
@@ -253,111 +252,12 @@ impl Session {
         Ok(true)
     }
 
-    /// Has an errand run by the storage pool; at once where there is none.
-    pub(super) fn send_errand(
+    pub(super) fn push_brought(
         &mut self,
         scratch: &mut Scratch,
-        manner: Manner,
         asked: Asked,
-        errand: Errand,
-        has_priority: bool,
+        brought: Brought,
     ) -> Result<(), Error> {
-        // Writes wait for the disk as long as they take, so they always go to the pool where there is one.
-        let is_write =
-            matches!(errand.operation, Operation::Put | Operation::PutDescriptor | Operation::Delete);
-        let service = Arc::clone(&self.service);
-        let pool = service.storage_pool.as_ref().filter(|_| is_write || !self.may_wait(manner));
-        let Some(pool) = pool else {
-            let brought = errand.run(&service)?;
-            return self.push_brought(scratch, asked, brought);
-        };
-        if brings_a_file(errand.operation) {
-            self.hold();
-        }
-        self.jobs += 1;
-        let is_listing = errand.operation == Operation::List;
-        self.listings += u32::from(is_listing);
-        let owed = Owed::new(&self.connection, errand.operation);
-        let on = Arc::clone(&service);
-        let client = self.connection.client();
-        if let Rest::List(wanted) = errand.rest {
-            let work = ListWork::new(&service, owed, asked, errand.deadline, wanted);
-            pool.submit_work(client, Kind::Long, Box::new(work));
-            return Ok(());
-        }
-        let kind = match (is_write, has_priority) {
-            (true, _) => Kind::Write,
-            (false, true) => Kind::Urgent,
-            (false, false) => Kind::Short,
-        };
-        pool.submit(client, kind, move || {
-            // A write that came as a whole is done, whether or not there is still a client to be answered.
-            if is_write || !owed.client_is_gone() {
-                let outcome = errand.run(&on);
-                let asked = Asked { answered_at: Some(Instant::now()), ..asked };
-                owed.pay(Done::Reply { asked, outcome });
-            }
-        });
-        Ok(())
-    }
-
-    /// Has the storage pool bring a part of a file into memory.
-    pub(super) fn warm(&mut self, file: Arc<OwnedFd>, at: u64, length: u64) {
-        let Some(pool) = &self.service.storage_pool else { return };
-        self.is_warming = true;
-        self.jobs += 1;
-        let owed = Owed::new(&self.connection, Operation::Stat);
-        pool.submit(self.connection.client(), Kind::Short, move || {
-            if !owed.client_is_gone() {
-                transport::touch(&file, at, length);
-                drop(file);
-                owed.pay(Done::Warmed);
-            }
-        });
-    }
-
-    /// Storage does nothing more for this session, but for writes that came as a whole.
-    pub(super) fn end_jobs(&self) {
-        self.connection.end();
-        if self.jobs > 0
-            && let Some(pool) = &self.service.storage_pool
-        {
-            pool.leave(self.connection.client());
-        }
-        if self.has_listed {
-            self.service.listing.forget(self.connection.number());
-        }
-    }
-
-    /// Takes back what errands brought.
-    pub(super) fn collect(&mut self, scratch: &mut Scratch) {
-        for done in self.connection.take_done() {
-            self.jobs -= 1;
-            match done {
-                Done::Warmed => self.is_warming = false,
-                Done::Abandoned(operation) => {
-                    self.is_abandoned = true;
-                    self.listings -= u32::from(operation == Operation::List);
-                    if brings_a_file(operation) {
-                        self.release_held(1);
-                    }
-                }
-                Done::Reply { asked, outcome } => {
-                    self.listings -= u32::from(asked.operation == Operation::List);
-                    if brings_a_file(asked.operation) {
-                        // Counted again by whoever pushes it.
-                        self.release_held(1);
-                    }
-                    let pushed = outcome.and_then(|brought| self.push_brought(scratch, asked, brought));
-                    if let Err(error) = pushed {
-                        self.push_error(scratch, asked, error);
-                    }
-                }
-            }
-        }
-    }
-
-    fn push_brought(&mut self, scratch: &mut Scratch, asked: Asked, brought: Brought) -> Result<(), Error> {
         match brought {
             Brought::Descriptor(opened) => self.push_descriptor(scratch, asked, opened)?,
             Brought::Bytes { found, bytes } => {
