@@ -6,6 +6,8 @@ import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -290,3 +292,49 @@ def test_a_stop_and_reloads_at_once_end_in_order(root: Path, tmp_path: Path, fil
         for thread in threads:
             thread.join(30)
         assert failures == []
+
+
+#: Run by root: everything is imported before the user changes, because root's own Python may be closed to others.
+RELOAD_WITHOUT_THREADS = """
+import os, resource, sys
+from pathlib import Path
+from objmapper_server import Config, Server
+import objmapper_server.access_log, objmapper_server.statistics, encodings.idna
+folder = Path(sys.argv[1])
+os.setgroups([])
+os.setresgid(64321, 64321, 64321)
+os.setresuid(64321, 64321, 64321)
+file = folder / "o.toml"
+common = 'tcp = "127.0.0.1:0"\\npool_size = 60\\n'
+file.write_text(common + 'concurrency_model = "thread-per-connection"')
+with Server(Config.load(file=file, environment=False, root=folder, unix=folder / "s", admin="none")) as server:
+    file.write_text(common + 'concurrency_model = "unix=epoll,tcp=thread-pool"\\nmax_connections = 7')
+    # Room for the loops of the first transport, not for the pool of the second.
+    resource.setrlimit(resource.RLIMIT_NPROC, (len(os.listdir("/proc/self/task")) + 10,) * 2)
+    before = server.config, server.statistics().max_connections
+    try:
+        server.reload()
+    except OSError as error:
+        assert "thread" in str(error), error
+    else:
+        raise AssertionError("the models changed")
+    assert (server.config, server.statistics().max_connections) == before
+    print(*server.statistics().concurrency_model.values())
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root makes a user that has no other threads")
+def test_a_change_that_fails_midway_changes_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    os.chown(folder, 64321, 64321)
+    for parent in (tmp_path, *tmp_path.parents[:2]):
+        parent.chmod(parent.stat().st_mode | 0o011)
+    done = subprocess.run(
+        [sys.executable, "-c", RELOAD_WITHOUT_THREADS, str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "thread-per-connection thread-per-connection\n"), done.stderr
