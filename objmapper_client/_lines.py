@@ -8,7 +8,7 @@ from objmapper_client._connect import connect, negotiate
 from objmapper_client._multiplex import Multiplex, NoRoom
 from objmapper_client._pool import Gate, Pool
 from objmapper_client._retry import Tries
-from objmapper_client._steps import Steps, T, Wait
+from objmapper_client._steps import Progress, Steps, T, Wait
 from objmapper_client._transport import Connection
 from objmapper_client.errors import (
     ConnectionFailed,
@@ -79,6 +79,9 @@ def pause_after(ask: Ask, error: ConnectionFailed | ServerBusy, tries: Tries) ->
 
 def rest(pool: Pool, pause: float) -> Steps[None]:
     """The time between two tries."""
+    if pool.wait:
+        # The time that a server takes to start is not the request's.
+        yield Progress()
     if pause and not (yield Wait(seconds=pause)):
         raise RequestTimeout(f"{pool.address}: no time left for another try")
 
@@ -126,6 +129,8 @@ def own(pool: Pool) -> Steps[Connection]:
 
 def _stand(pool: Pool, gate: Gate) -> Steps[None]:
     try:
+        if pool.wait:
+            yield Progress(pool.wait)
         in_time = yield gate
     except BaseException:
         pool.withdraw(gate)

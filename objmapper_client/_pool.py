@@ -48,6 +48,8 @@ class Pool:
 
     #: The version that is spoken without being agreed on; None where the server is asked.
     agreed: ClassVar[int | None] = None
+    #: Seconds for which a server that is not there is waited for.
+    wait = 0.0
 
     def __init__(
         self, address: Address, waiting: Waiting, *, most: int, attempts: int, timeout: float, connect_timeout: float

@@ -1,5 +1,7 @@
 """When a request is tried again, and after which pause."""
 
+import errno
+import time
 from typing import TYPE_CHECKING
 
 from objmapper_client.errors import ConnectionFailed, ServerBusy
@@ -10,6 +12,10 @@ if TYPE_CHECKING:
 _FIRST_PAUSE = 0.01
 _LONGEST_PAUSE = 1.0
 _SHARE = 0.1
+#: Seconds between two looks for a server that is waited for.
+_LOOK = 0.05
+#: What a later start of the server does not change.
+_FINAL = (errno.EACCES, errno.EPERM, errno.EINVAL)
 _SAVED = 10.0
 
 
@@ -40,12 +46,13 @@ class Budget:
 class Tries:
     """The tries of one request."""
 
-    __slots__ = ("_had_stale", "_made", "_pool")
+    __slots__ = ("_had_stale", "_made", "_pool", "_wait_until")
 
     def __init__(self, pool: "Pool") -> None:
         self._pool = pool
         self._made = 0
         self._had_stale = False
+        self._wait_until = time.monotonic() + pool.wait if pool.wait else 0.0
 
     def pause_after(self, error: ConnectionFailed | ServerBusy, *, may_repeat: bool, is_stale: bool = False) -> float:
         """The seconds until the next try. Raises the error where there is none.
@@ -56,6 +63,8 @@ class Tries:
         if may_repeat and is_stale and not self._had_stale:
             self._had_stale = True
             return 0.0
+        if may_repeat and self._wait_until and may_start(error) and time.monotonic() < self._wait_until:
+            return _LOOK
         self._made += 1
         pool = self._pool
         if not may_repeat or self._made >= pool.attempts or not pool.budget.spend(pool.requests):
@@ -64,3 +73,9 @@ class Tries:
         import random
 
         return random.uniform(0, min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**self._made))  # noqa: S311 - jitter
+
+
+def may_start(error: ConnectionFailed | ServerBusy) -> bool:
+    """Whether the error is that of a server that is not reached, and may be once it has started."""
+    cause = error.__cause__
+    return isinstance(error, ConnectionFailed) and isinstance(cause, OSError) and cause.errno not in _FINAL

@@ -11,6 +11,8 @@ from objmapper_client.object import Object
 from objmapper_client.protocol import Mode
 
 CHUNK = 1 << 20
+#: Seconds: a week. What is meant to be for ever is a loop of the caller's.
+MOST_WAIT = 604_800.0
 #: Entries of a page of a list.
 PAGE = 1000
 # Spelled here, where `list` is not yet the name of a verb.
@@ -29,17 +31,21 @@ class Settings:
         max_connections: int = 8,
         attempts: int = 3,
         mode: Mode | str | None = None,
+        wait: float = 0.0,
     ) -> None:
         _forks.watch()
         if max_connections < 1 or attempts < 1:
             raise ValueError("max_connections and attempts must be at least 1")
         if timeout <= 0 or connect_timeout <= 0:
             raise ValueError("timeout and connect_timeout are seconds, more than 0")
+        if not 0 <= wait <= MOST_WAIT:
+            raise ValueError(f"wait is 0 to {MOST_WAIT:.0f} seconds, not {wait}")
         self.address: Address = default_address() if address is None else parse(address)
         self.timeout = timeout
         self.connect_timeout = connect_timeout
         self.max_connections = max_connections
         self.attempts = attempts
+        self.wait = wait
         self._verbs = verbs_for(self.address)
         self.mode: Mode = self._verbs.best_mode(self.address) if mode is None else Mode.of(mode)
 
@@ -47,7 +53,7 @@ class Settings:
         return f"{type(self).__name__}({str(self.address)!r}, timeout={self.timeout}, mode={self.mode.name.lower()!r})"
 
     def __getstate__(self) -> dict[str, object]:
-        names = ("address", "timeout", "connect_timeout", "max_connections", "attempts", "mode")
+        names = ("address", "timeout", "connect_timeout", "max_connections", "attempts", "mode", "wait")
         return {name: getattr(self, name) for name in names}
 
     def __setstate__(self, state: dict[str, object]) -> None:
@@ -62,7 +68,7 @@ class Settings:
             raise LocalProtocolError(f"a piece has at least 1 byte, not {chunk_size}")
 
     def _make_pool(self, waiting: Waiting) -> Pool:
-        return self._verbs.make_pool(
+        pool = self._verbs.make_pool(
             self.address,
             waiting,
             most=self.max_connections,
@@ -70,3 +76,5 @@ class Settings:
             timeout=self.timeout,
             connect_timeout=self.connect_timeout,
         )
+        pool.wait = self.wait
+        return pool

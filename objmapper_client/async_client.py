@@ -40,6 +40,7 @@ class AsyncClient(Settings):
         max_connections: int = 8,
         attempts: int = 3,
         mode: Mode | str | None = None,
+        wait: float = 0.0,
     ) -> None:
         super().__init__(
             address,
@@ -48,6 +49,7 @@ class AsyncClient(Settings):
             max_connections=max_connections,
             attempts=attempts,
             mode=mode,
+            wait=wait,
         )
         self._forks = forks.made
 

@@ -30,8 +30,9 @@ class Client(Settings):
     content; `connect_timeout` for one connection; both in seconds. Of at most `max_connections` one is shared by all
     requests, each of the others carries one large content at a time; who needs one waits for it, `timeout` seconds at
     most. A request is tried `attempts` times at most, again only before the first byte of an answer; a put or a delete
-    only where the first try cannot have been executed, or with a condition. Safe after a fork; pickled by its
-    arguments.
+    only where the first try cannot have been executed, or with a condition. With `wait` a request to a server that is
+    not reached is tried for so many seconds more, beside all other limits: the server may be about to start. Safe after
+    a fork; pickled by its arguments.
 
     Raises, from every verb: ObjectNotFound, PermissionDenied, InvalidRequest, UnsupportedMode, Conflict, ServerBusy,
     ServerFailed (what the server answered), UnsupportedOperation (it speaks an older version), ConnectionFailed,
@@ -47,6 +48,7 @@ class Client(Settings):
         max_connections: int = 8,
         attempts: int = 3,
         mode: Mode | str | None = None,
+        wait: float = 0.0,
     ) -> None:
         super().__init__(
             address,
@@ -55,6 +57,7 @@ class Client(Settings):
             max_connections=max_connections,
             attempts=attempts,
             mode=mode,
+            wait=wait,
         )
         self._forks = forks.made
         self._pool = self._make_pool(Threads())

@@ -3,6 +3,23 @@
 import errno
 
 
+def printable(text: str) -> str:
+    r"""The text in one line, without what would move a terminal's cursor, change its colours, or forge a line of a log.
+
+    Such characters are written as ``\n``, ``\x1b``, ``\u202e``; bytes that are not UTF-8 as ``\xff``.
+    """
+    return text if text.isprintable() else "".join(map(_escaped, text))
+
+
+def _escaped(each: str) -> str:
+    if each.isprintable():
+        return each
+    # How a name of bytes that are not UTF-8 travels in a str.
+    if "\udc80" <= each <= "\udcff":
+        return f"\\x{ord(each) - 0xDC00:02x}"
+    return each.encode("unicode_escape").decode()
+
+
 class ObjmapperError(Exception):
     """Whatever goes wrong between a program and its objects."""
 

@@ -175,8 +175,62 @@ def copy_to(
 ) -> int:
     """Copies `length` bytes of `source` from `offset` on to wherever `output` is, in the kernel where it can.
 
-    Both descriptors stay the caller's. Returns how many bytes there were.
+    Both descriptors stay the caller's, and that of `source` its position. A hole of `source` becomes one in a new file.
+    Returns how many bytes there were.
     """
+    if is_new_file(output) and _has_holes(source):
+        return _copy_data(source, output, length, offset, progress)
+    return _copy_all(source, output, length, offset, progress)
+
+
+def is_new_file(descriptor: int) -> bool:
+    """Whether a descriptor is at the start of an empty file, so that what is not written there is a hole."""
+    found = os.fstat(descriptor)
+    return found.st_mode & _TYPE == _REGULAR and found.st_size == 0 and os.lseek(descriptor, 0, os.SEEK_CUR) == 0
+
+
+def _has_holes(descriptor: int) -> bool:
+    found = os.fstat(descriptor)
+    blocks: int = getattr(found, "st_blocks", found.st_size)
+    return found.st_mode & _TYPE == _REGULAR and blocks * 512 < found.st_size and hasattr(os, "SEEK_DATA")
+
+
+def _copy_data(source: int, output: int, length: int, offset: int, progress: Callable[[int], None] | None) -> int:
+    position = os.lseek(source, 0, os.SEEK_CUR)
+    try:
+        at, end = offset, min(offset + length, os.fstat(source).st_size)
+        while at < end:
+            data = min(_next_data(source, at, end), end)
+            if progress is not None and data > at:
+                progress(data - at)
+            if data < end:
+                hole = min(os.lseek(source, data, os.SEEK_HOLE), end)
+                os.lseek(output, data - offset, os.SEEK_SET)
+                moved = _copy_all(source, output, hole - data, data, progress)
+                if moved < hole - data:
+                    end = data + moved
+                data = hole
+            at = data
+        done = max(0, end - offset)
+        os.ftruncate(output, done)
+        os.lseek(output, done, os.SEEK_SET)
+        return done
+    finally:
+        os.lseek(source, position, os.SEEK_SET)
+
+
+def _next_data(source: int, at: int, end: int) -> int:
+    import errno
+
+    try:
+        return os.lseek(source, at, os.SEEK_DATA)
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        return end
+
+
+def _copy_all(source: int, output: int, length: int, offset: int, progress: Callable[[int], None] | None) -> int:
     ways = [_copy_file_range, _sendfile, _read_and_write]
     at, end = offset, offset + length
     # Steps short enough to show progress, long enough to cost nothing.

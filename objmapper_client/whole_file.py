@@ -20,8 +20,20 @@ def written_to(path: str | os.PathLike[str], *, sync: bool = False) -> Iterator[
     """Yield a descriptor to write to, for the time of the block; after a failure a file is as it was before.
 
     A file that is there keeps its permissions, and a symbolic link its place: the file that it leads to is replaced. A
-    device or a pipe is written to, and never replaced. `sync` is that of `whole_file`. Raises OSError.
+    device or a pipe is written to, and never replaced; so is a descriptor of this or another process, as /dev/stdout or
+    /proc/self/fd/N name it: at its position, or appended. `sync` is that of `whole_file`. Raises OSError.
     """
+    held = _held(path)
+    if held >= 0:
+        try:
+            yield held
+        finally:
+            os.close(held)
+        return
+    name = os.fspath(path)
+    if not name or (os.path.basename(name) == name[:0] and not os.path.isdir(name)):
+        # Without a name for the file; the system would leave the slash out.
+        raise FileNotFoundError(errno.ENOENT, "No such directory" if name else "A file without a name", name)
     try:
         kept = os.stat(path)
     except FileNotFoundError:
@@ -36,6 +48,38 @@ def written_to(path: str | os.PathLike[str], *, sync: bool = False) -> Iterator[
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _held(path: str | os.PathLike[str]) -> int:
+    """A new descriptor for the open file that a path below /proc/PID/fd stands for; -1 for any other path."""
+    name = os.fspath(path)
+    # More links than this the kernel does not follow either.
+    for _ in range(40):
+        folder, last = os.path.split(name)
+        if not last:
+            return -1
+        folder = os.path.realpath(folder or ".")
+        parts = folder.split("/")
+        if last.isdigit() and parts[1:2] == ["proc"] and parts[-1] == "fd" and len(parts) in (4, 6):
+            return _reopened(path, int(last)) if os.getpid() == int(parts[2]) else os.open(path, _WRITE)
+        try:
+            target = os.readlink(os.path.join(folder, last))
+        except OSError:
+            return -1
+        name = os.path.join(folder, target)
+    return -1
+
+
+def _reopened(path: str | os.PathLike[str], number: int) -> int:
+    import fcntl
+
+    try:
+        if fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, "The descriptor is not open for writing", path)
+        return os.dup(number)
+    except OSError as error:
+        error.filename = path
+        raise
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from typing import Any, Final
 from pydantic_core import to_json
 
 from .not_running import NotRunning
+from .process.plain_json import as_plain_json
 from .threads import start_thread
 
 LOG: Final = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ class AccessLog:
             line = to_json(record, exclude={"number"})
             if lost := record["number"] - numbers[-1] - 1:
                 line = b'%b,"lost":%d}' % (line[:-1], lost)
-            lines.append(line + b"\n")
+            lines.append(as_plain_json(line) + b"\n")
             numbers.append(record["number"])
         if not lines:
             return
@@ -105,7 +106,9 @@ class AccessLog:
 
 
 def _appending(path: Path) -> FileIO:
-    return path.open("ab", buffering=0)
+    # It names users and what they ask for: nobody else's to read. A file that is there keeps its permissions.
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    return FileIO(descriptor, "a")
 
 
 def _append(file: FileIO, lines: bytes) -> tuple[int, OSError | None]:

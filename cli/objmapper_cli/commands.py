@@ -1,5 +1,6 @@
 """The command as a whole: which subcommands there are. A subcommand's module is imported when it is called for."""
 
+import os
 from collections import UserDict
 from importlib import import_module
 from typing import Annotated, Any, Final
@@ -61,7 +62,7 @@ def show_version(wanted: bool) -> None:
 
 def objmapper(
     version: Annotated[
-        bool, typer.Option("--version", help="Show the version and leave.", callback=show_version, is_eager=True)
+        bool, typer.Option("--version", "-V", help="Show the version and leave.", callback=show_version, is_eager=True)
     ] = False,
 ) -> None:
     """Objects by URI: an open file descriptor on a Unix socket, the bytes over TCP."""
@@ -74,9 +75,15 @@ def run() -> None:
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
         no_args_is_help=True,
+        # `objmapper completion` is the one way.
+        add_completion=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(objmapper)
+    if "_OBJMAPPER_COMPLETE" in os.environ:
+        from typer.completion import completion_init
+
+        completion_init()
     guarded(_ended)(app)
 
 

@@ -27,7 +27,9 @@ def completion(
     bash: eval "$(objmapper completion bash)" in ~/.bashrc; zsh: the same in ~/.zshrc, after compinit; fish: objmapper
     completion fish > ~/.config/fish/completions/objmapper.fish.
     """
-    from typer.completion import shell_complete
+    from typer.completion import completion_init, shell_complete
+
+    completion_init()
 
     if shell is None:
         named = Path(os.environ.get("SHELL", "")).name

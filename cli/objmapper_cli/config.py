@@ -24,9 +24,9 @@ def config(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="As one document: name → value, origin, changeable.")] = False,
 ) -> None:
-    """Show the settings of a running server, and where each came from; secrets are masked.
+    """Show the settings of a server and where they came from.
 
-    Where no server is named and none runs: those that one started here and now would have.
+    Secrets are masked. Where no server is named and none runs: those that one started here and now would have.
     """
     document = _in_force(admin) if check is None else _of(check, environment=False)
     if as_json:

@@ -29,9 +29,10 @@ def doctor(
     config: Annotated[str | None, typer.Option(metavar="FILE", help="The settings file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="A list of check, level, finding and cure.")] = False,
 ) -> int:
-    """Look for what would keep a server from working well: a finding a line, with its cure.
+    """Look for what keeps a server from working well.
 
-    Takes its settings where `objmapper serve` does. The exit code is 1 where there is a problem.
+    Each line is a finding, with its cure. Takes its settings where `objmapper serve` does. The exit code is 1 where
+    there is a problem.
     """
     from objmapper_cli.machine import problem
     from objmapper_server import ConfigError

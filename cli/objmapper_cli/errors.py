@@ -17,7 +17,7 @@ ADVICE: Final = {
     errno.EDQUOT: "free some of your quota, or choose another place",
     errno.EFBIG: "the file system or a limit (ulimit -f) allows no larger file",
     errno.EBADF: "standard input or output is closed, and this needs it",
-    errno.EADDRINUSE: "choose another, or end who has it; port 0 is any free one",
+    errno.EADDRINUSE: "choose another, or end the process that has it",
     errno.EADDRNOTAVAIL: "this machine does not have that address",
 }
 
@@ -32,6 +32,7 @@ class ExitCode(IntEnum):
     NOT_REACHED = 4
     TIMEOUT = 5
     REFUSED = 6
+    CONFLICT = 7
 
 
 class Failure(Exception):
@@ -62,6 +63,8 @@ def _in_one_line(error: OSError) -> str:
     what = error.strerror or str(error)
     reason = os.strerror(error.errno) if error.errno else what
     advice = f"; {ADVICE[error.errno]}" if error.errno in ADVICE else ""
+    if error.errno == errno.EADDRINUSE and not subject.startswith("unix:"):
+        advice += "; port 0 is any free one"
     return f"{subject}{what}{'' if reason == what else f' ({reason})'}{advice}"
 
 
@@ -78,6 +81,7 @@ def _code(error: Exception) -> ExitCode | None:
     refused_by_the_system = isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM)
     for kind, code in (
         (errors.ObjectNotFound, ExitCode.NOT_FOUND),
+        (errors.Conflict, ExitCode.CONFLICT),
         (errors.PermissionDenied, ExitCode.REFUSED),
         (errors.ServerBusy, ExitCode.REFUSED),
         (errors.AddressError, ExitCode.USAGE),
@@ -116,8 +120,10 @@ def guarded(command: Callable[P, int | None]) -> Callable[P, None]:
 
 def say(line: str) -> None:
     """Print one line for people on stderr. Where nobody takes it, the exit code says it alone."""
+    from objmapper_client.errors import printable
+
     try:
-        print("objmapper:", " ".join(line.split()), file=sys.stderr, flush=True)
+        print("objmapper:", printable(line), file=sys.stderr, flush=True)
     except OSError:
         _discard(2)
 

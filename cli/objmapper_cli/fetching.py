@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from contextlib import suppress
 
-from objmapper_cli.copying import write_all
+from objmapper_cli.copying import end_file, write_all, write_sparsely
 from objmapper_cli.errors import Failure
 from objmapper_client.client import Client
-from objmapper_client.object import Object, copy_to
+from objmapper_client.object import Object, copy_to, is_new_file
 from objmapper_client.protocol import Mode
 
 
@@ -48,10 +48,14 @@ class Fetch:
         """Write all of it to a descriptor. Raises what `Client.stream` raises, OSError, Failure."""
         if self.found is None:
             chunk: bytes | None = self._first
+            is_new = is_new_file(target)
+            write = write_sparsely if is_new else write_all
             while chunk:
-                write_all(target, chunk)
+                write(target, chunk)
                 progress(len(chunk))
                 chunk = next(self._chunks, None)
+            if is_new:
+                end_file(target)
             return
         assert self.size is not None
         written = copy_to(self.found.fileno(), target, self.size, self._offset, progress)

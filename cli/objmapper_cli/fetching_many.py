@@ -1,29 +1,37 @@
 """Many objects into a directory, several at once; those that are there already are not fetched again.
 
-An object counts as there when a file has its size and its modification time, to the second: files get the time of their
-objects. What changes twice within a second, and keeps its size, is not noticed.
+An object counts as there when a file has its size and its modification time, as exactly as the local file system keeps
+it: files get the time of their objects. What is in the way of one object is said, and the others are fetched.
 """
 
 import contextlib
+import errno
 import os
 import queue
 import stat
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from objmapper_cli.destination import make_directories, named, unless_terminated
 from objmapper_cli.errors import ExitCode, Failure, explain, say
 from objmapper_cli.fetching import Fetch
+from objmapper_cli.names import local_name
 from objmapper_cli.progress import Progress
+from objmapper_cli.showing import SECOND
 from objmapper_client.client import Client
-from objmapper_client.errors import RemoteProtocolError, ServerReply
+from objmapper_client.errors import ObjmapperError, RemoteProtocolError, ServerReply
+from objmapper_client.protocol_v2_responses import LeftOut
 from objmapper_client.whole_file import whole_file
 
 #: Seconds that those at work get to clean up after an interruption.
 _GRACE = 2.0
+#: What the next object would meet as well.
+_ENDS_ALL = (
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EPIPE
+)  # fmt: skip
 
 
 class Wanted(NamedTuple):
@@ -32,27 +40,34 @@ class Wanted(NamedTuple):
     uri: str
     path: Path
     size: int | None = None
+    #: Seconds since 1970, and the same in nanoseconds where the server says them.
     mtime: int | None = None
+    mtime_ns: int | None = None
 
 
-def below(client: Client, prefix: str, folder: Path) -> Iterator[Wanted]:
+def below(
+    client: Client, prefix: str, folder: Path, left_out: Callable[[LeftOut], None] | None = None
+) -> Iterator[Wanted]:
     """Everything that begins with a prefix; in the folder it is called what follows the prefix's last slash.
 
-    Raises RemoteProtocolError for a name that would lead out of the folder.
+    `left_out` is called with what the server cannot list. Raises RemoteProtocolError for a name that would lead out of
+    the folder.
     """
     start = f"/{prefix.removeprefix('/')}".rindex("/") + 1
-    for entry in client.list(prefix):
+    for entry in client.list(prefix) if left_out is None else client.list(prefix, left_out=left_out):
         parts = entry.uri[start:].split("/")
         if any(part in ("", ".", "..") or "\0" in part for part in parts):
             raise RemoteProtocolError(f"{entry.uri!r}: the server lists what is no path below {prefix}")
-        yield Wanted(entry.uri, folder.joinpath(*parts), entry.size, entry.mtime)
+        path = folder.joinpath(*map(local_name, parts))
+        yield Wanted(entry.uri, path, entry.size, entry.mtime, entry.mtime_ns)
 
 
 def fetch_many(client: Client, wanted: Iterable[Wanted], at_once: int, sync: bool = False) -> tuple[int, int]:
     """Fetch them all. Returns an exit code, and how many they were. With `sync` they are on the disk then.
 
-    The code is that of the first that the server refused; the others are fetched all the same. Raises what ends
-    everything: OSError, and errors of the connection.
+    The code is that of the first that the server refused, or that something local was in the way of; the others are
+    fetched all the same, and the end says how many were not. Raises what ends everything: a full disk, and errors of
+    the connection.
     """
     count = 0
     with unless_terminated(), Progress("objects") as progress:
@@ -68,6 +83,8 @@ def fetch_many(client: Client, wanted: Iterable[Wanted], at_once: int, sync: boo
             raise
     if crew.failure is not None:
         raise crew.failure
+    if crew.failed and count > 1:
+        say(f"{crew.failed} of {count} objects were not fetched")
     return crew.code, count
 
 
@@ -77,9 +94,39 @@ def is_there(wanted: Wanted) -> bool:
         return False
     try:
         found = wanted.path.lstat()
-    except (FileNotFoundError, NotADirectoryError):
+    except OSError:
+        # Fetching it meets the same error, and says it.
         return False
-    return stat.S_ISREG(found.st_mode) and found.st_size == wanted.size and int(found.st_mtime) == wanted.mtime
+    return stat.S_ISREG(found.st_mode) and found.st_size == wanted.size and _has_time(found.st_mtime_ns, wanted)
+
+
+def _has_time(local_ns: int, wanted: Wanted) -> bool:
+    """Whether a file's time is the object's, as exactly as the file system keeps it: it cuts digits off."""
+    if wanted.mtime_ns is None:
+        return local_ns // SECOND == wanted.mtime
+    kept = 1
+    while kept < SECOND and local_ns % (kept * 10) == 0:
+        kept *= 10
+    return 0 <= wanted.mtime_ns - local_ns < kept
+
+
+def is_of_one_object(error: Exception) -> bool:
+    """Whether the others can be fetched all the same."""
+    if isinstance(error, ServerReply | Failure):
+        return True
+    return isinstance(error, OSError | OverflowError) and (
+        not isinstance(error, ObjmapperError) and getattr(error, "errno", None) not in _ENDS_ALL
+    )
+
+
+def _in_the_way(path: Path) -> str:
+    try:
+        mode = path.lstat().st_mode
+    except OSError:
+        return ""
+    if stat.S_ISREG(mode) or stat.S_ISLNK(mode):
+        return ""
+    return "a directory" if stat.S_ISDIR(mode) else "what is no regular file"
 
 
 class _Stopped(BaseException):
@@ -91,6 +138,7 @@ class _Crew:
 
     def __init__(self, client: Client, at_once: int, progress: Progress, sync: bool) -> None:
         self.code: int = ExitCode.DONE
+        self.failed = 0
         self.failure: Exception | None = None
         self._client = client
         self._progress = progress
@@ -141,12 +189,14 @@ class _Crew:
                 self._fetch(wanted)
             except _Stopped:
                 return
-            except ServerReply as error:
-                code, line = explain(error)
-                with self._lock:
-                    say(line)
-                    self.code = self.code or code
             except Exception as error:
+                if is_of_one_object(error):
+                    code, line = explain(error)
+                    with self._lock:
+                        say(line)
+                        self.code = self.code or code
+                        self.failed += 1
+                    continue
                 with self._lock:
                     self.failure = self.failure or error
                 self._stop.set()
@@ -154,8 +204,9 @@ class _Crew:
     def _fetch(self, wanted: Wanted) -> None:
         with Fetch(self._client, wanted.uri) as fetch, named(str(wanted.path)):
             make_directories(wanted.path.parent, sync=self._sync)
-            if wanted.path.is_dir():
-                raise Failure(f"{wanted.path}: a directory is in the way of {wanted.uri}")
+            in_the_way = _in_the_way(wanted.path)
+            if in_the_way:
+                raise Failure(f"{wanted.path}: {in_the_way} is in the way of {wanted.uri}")
             with whole_file(wanted.path, under_way=self._under_way, sync=self._sync) as target:
                 fetch.write(target, self._moved)
                 if fetch.found is not None:
@@ -163,7 +214,8 @@ class _Crew:
                     at = os.fstat(fetch.found.fileno()).st_mtime_ns
                     os.utime(target, ns=(at, at))
                 elif wanted.mtime is not None:
-                    os.utime(target, (wanted.mtime, wanted.mtime))
+                    at = wanted.mtime * SECOND if wanted.mtime_ns is None else wanted.mtime_ns
+                    os.utime(target, ns=(at, at))
 
     def _moved(self, step: int) -> None:
         if self._stop.is_set():

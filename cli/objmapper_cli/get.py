@@ -8,7 +8,8 @@ import typer
 from objmapper_cli.destination import destination, make_directories
 from objmapper_cli.errors import ExitCode, Failure
 from objmapper_cli.fetching import Fetch
-from objmapper_cli.options import ServerOption, TimeoutOption, client_of
+from objmapper_cli.names import local_name, uri_of
+from objmapper_cli.options import ServerOption, TimeoutOption, WaitOption, client_of, one_of
 from objmapper_cli.progress import Progress
 from objmapper_client.client import Client
 from objmapper_client.protocol import Mode
@@ -30,7 +31,11 @@ def get(
     ] = False,
     mode: Annotated[
         str | None,
-        typer.Option(metavar="fdpass|copy|splice", help="How it is delivered; by default the best that there is."),
+        typer.Option(
+            metavar="fdpass|copy|splice",
+            help="How it is delivered; by default the best that there is.",
+            autocompletion=one_of("fdpass", "copy", "splice"),
+        ),
     ] = None,
     server: ServerOption = None,
     offset: Annotated[int, typer.Option(metavar="BYTES", help="Begin here.", min=0)] = 0,
@@ -40,20 +45,25 @@ def get(
         bool, typer.Option("--sync", help="Have files, and their names, on the disk when this returns.")
     ] = False,
     timeout: TimeoutOption = 30.0,
+    wait: WaitOption = "0",
 ) -> int:
-    """Write objects to standard output one after the other, into a file, or each into a file in a directory.
+    """Write objects to standard output or into files.
 
-    A file appears under its name when it is whole; an interrupted, failed or killed run leaves what was there. With
-    --sync that holds for power failures, too. With --recursive a file that has its object's size and modification time
-    already is kept as it is, so that an interrupted run can go on.
+    Several go to standard output one after the other, or each into a file in a directory. A file appears under its
+    name when it is whole; an interrupted, failed or killed run leaves what was there. With --sync that holds for power
+    failures, too. With --recursive a file that has its object's size and modification time already is kept as it is,
+    so that an interrupted run can go on.
     """
+    uris = [uri_of(uri) for uri in uris]
+    if output == "":
+        raise Failure('--output "": a file or directory is needed, - is standard output', ExitCode.USAGE)
     ranged = offset > 0 or length is not None
     into_directory = recursive or (len(uris) > 1 and output not in (None, "-"))
     if ranged and (len(uris) > 1 or recursive):
         raise Failure("--offset and --length are for one object", ExitCode.USAGE)
     if recursive and output in (None, "-"):
         raise Failure("--recursive needs a directory to write to: -o DIR", ExitCode.USAGE)
-    with client_of(server, timeout, _mode(mode)) as client:
+    with client_of(server, timeout, _mode(mode), wait) as client:
         if into_directory:
             assert output is not None
             return _into(client, uris, Path(output), recursive, jobs, sync)
@@ -77,6 +87,7 @@ def _get(client: Client, uri: str, output: str | None, offset: int, length: int 
 
 def _into(client: Client, uris: list[str], folder: Path, recursive: bool, jobs: int, sync: bool) -> int:
     from objmapper_cli.fetching_many import Wanted, below, fetch_many
+    from objmapper_cli.left_out import LeftOutFiles
 
     if not recursive:
         names = [uri.rstrip("/").rpartition("/")[2] for uri in uris]
@@ -84,13 +95,14 @@ def _into(client: Client, uris: list[str], folder: Path, recursive: bool, jobs: 
             if names.count(name) > 1 or name in ("", ".", ".."):
                 raise Failure(f"{folder / name}: not a file for one object; get them one by one", ExitCode.USAGE)
         make_directories(folder, sync=sync)
-        return fetch_many(client, map(Wanted, uris, (folder / name for name in names)), jobs, sync)[0]
+        return fetch_many(client, map(Wanted, uris, (folder / local_name(name) for name in names)), jobs, sync)[0]
     first: int = ExitCode.DONE
     for prefix in uris:
-        code, found = fetch_many(client, below(client, prefix, folder), jobs, sync)
-        if not found:
+        left_out = LeftOutFiles()
+        code, found = fetch_many(client, below(client, prefix, folder, left_out), jobs, sync)
+        if not found and not left_out.code:
             raise Failure(f"{prefix}: no object begins with it", ExitCode.NOT_FOUND)
-        first = first or code
+        first = first or code or left_out.code
     return first
 
 

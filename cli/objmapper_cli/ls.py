@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from objmapper_cli.options import JsonOption, ServerOption, TimeoutOption, client_of
+from objmapper_cli.options import JsonOption, ServerOption, TimeoutOption, WaitOption, client_of
 
 
 def ls(
@@ -13,19 +13,29 @@ def ls(
     as_json: JsonOption = False,
     server: ServerOption = None,
     timeout: TimeoutOption = 30.0,
-) -> None:
-    """List the objects whose URIs begin with PREFIX, in the order of their URIs.
+    wait: WaitOption = "0",
+) -> int:
+    """List the objects whose URIs begin with PREFIX.
 
-    A prefix is text: /a stands for /a, /ab and /a/b; end it in a slash to mean a directory. To find nothing is no
-    failure.
+    They come in the order of their URIs. A prefix is text: /a stands for /a, /ab and /a/b; end it in a slash to mean a
+    directory. To find nothing is no failure. What the server cannot list, because its name is not UTF-8 or because it
+    may not read a directory, is named on standard error, and the exit code is 1.
     """
-    from objmapper_cli.showing import print_json, print_line, shown, when
+    import json
 
-    with client_of(server, timeout) as client:
-        for uri, size, mtime in client.list(prefix):
+    from objmapper_cli.left_out import LeftOutFiles
+    from objmapper_cli.names import uri_of
+    from objmapper_cli.showing import print_line, seconds_text, shown, when
+
+    with client_of(server, timeout, wait=wait) as client:
+        left_out = LeftOutFiles()
+        for entry in client.list(uri_of(prefix), left_out=left_out):
+            uri, size, mtime = entry
             if as_json:
-                print_json({"uri": uri, "size": size, "mtime": mtime})
+                at = seconds_text(mtime, entry.mtime_ns)
+                print_line(f'{{"uri": {json.dumps(uri)}, "size": {size}, "mtime": {at}}}')
             elif long:
-                print_line(f"{size:>14} {when(mtime)} {shown(uri)}")
+                print_line(f"{size:>14} {when(mtime, entry.mtime_ns)} {shown(uri)}")
             else:
                 print_line(shown(uri))
+    return left_out.code

@@ -3,6 +3,7 @@
 import ctypes
 import errno
 import ipaddress
+import json
 import os
 import resource
 import socket
@@ -176,14 +177,17 @@ def _directory(directory: Path, *, is_default: bool) -> Iterator[Finding]:
     if not stat.S_ISDIR(found.st_mode):
         yield problem(check, f"{directory} is no directory", "remove it, or choose another path")
     elif found.st_uid not in {os.geteuid(), 0} or (is_default and found.st_uid != os.geteuid()):
-        cure = f"chown {os.geteuid()} {directory}, or choose a path below a directory of your own"
+        cure = "choose a path below a directory of your own"
         yield problem(check, f"{directory} belongs to user {found.st_uid}, who could put another socket there", cure)
     elif mode & 0o022 and (is_default or not mode & stat.S_ISVTX):
-        cure = f"chmod go-w {directory}"
+        # Others may need what they may do now: only a directory of this server's alone is to be changed.
+        cure = "choose a path in a directory of the server's own (mode 0700), such as the default one"
+        if is_default:
+            cure = f"chmod 0700 {directory}"
         yield problem(check, f"others may write to {directory} and put another socket there ({mode:04o})", cure)
     elif not os.access(directory, os.W_OK | os.X_OK):
         yield problem(
-            check, f"user {os.geteuid()} may not write to {directory}", "choose another path, or change its owner"
+            check, f"user {os.geteuid()} may not write to {directory}", "choose a path in a directory of your own"
         )
     else:
         yield ok(check, f"{directory} is fit ({mode:04o}, user {found.st_uid})")
@@ -229,15 +233,31 @@ def peers(config: "Config") -> Iterator[Finding]:
 
 def ports(config: "Config") -> Iterator[Finding]:
     """Look whether the addresses on the network can be had."""
+    running = _running(config.admin)
     if config.tcp is not None:
-        yield _port("tcp", config.tcp)
+        yield _port("tcp", config.tcp, running)
     if config.udp is not None:
-        yield _port("udp", config.udp)
+        yield _port("udp", config.udp, running)
     if config.admin is not None and not config.admin.startswith("unix:"):
-        yield _port("admin", config.admin)
+        yield _port("admin", config.admin, running)
 
 
-def _port(setting: str, listen: str) -> Finding:
+def _running(admin: str | None) -> frozenset[str]:
+    """The names of the settings whose addresses an objmapper server has that answers at the admin address."""
+    from objmapper_cli.admin_client import AdminClient
+    from objmapper_cli.errors import Failure
+
+    if admin is None or admin.endswith(":0"):
+        return frozenset()
+    try:
+        document = json.loads(AdminClient(admin).get("/stats"))
+        return frozenset({"admin", *document["transports"]})
+    except (Failure, ValueError, TypeError, KeyError):
+        # None answers, or something else.
+        return frozenset()
+
+
+def _port(setting: str, listen: str, running: frozenset[str]) -> Finding:
     from objmapper_server.settings.listening import ListeningPoint
 
     kind = socket.SOCK_DGRAM if setting == "udp" else socket.SOCK_STREAM
@@ -251,6 +271,8 @@ def _port(setting: str, listen: str) -> Finding:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((point.host, point.port))
     except OSError as error:
+        if error.errno == errno.EADDRINUSE and setting in running:
+            return ok(f"{setting} port", f"{listen} is an objmapper server's that runs already")
         who = "ss -lunp" if kind == socket.SOCK_DGRAM else "ss -ltnp"
         cure = {
             errno.EADDRINUSE: f"end who has it ({who}), or set {setting} to another, or to none",

@@ -1,5 +1,6 @@
 """The entry: a process in which the command can run. It loads nothing that takes time."""
 
+import io
 import os
 import signal
 import sys
@@ -8,6 +9,9 @@ from typing import Final
 #: Of a stream that is closed: what fails at once when it is used, so that it is said, and takes its number.
 UNUSABLE: Final = {0: os.O_WRONLY, 1: os.O_RDONLY, 2: os.O_WRONLY}
 
+#: How characters of our own texts are spelled in an encoding that has not got them.
+ASCII: Final = {"µ": "u", "…": "...", "×": "x", "–": "-", "·": "."}
+
 
 def main() -> None:
     """Run the command that the arguments name, and leave with its exit code."""
@@ -15,11 +19,32 @@ def main() -> None:
     if interruptible := signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     hold_streams()
+    speak_any_locale()
     from objmapper_cli.commands import run
 
     if interruptible:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     run()
+
+
+def speak_any_locale() -> None:
+    """Let every stream take every text: what its encoding has not is written in ASCII, or escaped."""
+    for stream in (sys.stdout, sys.stderr):
+        assert isinstance(stream, io.TextIOWrapper)
+        if stream.encoding.lower() not in ("utf-8", "utf8"):
+            import codecs
+
+            codecs.register_error("objmapper", in_ascii)
+            stream.reconfigure(errors="objmapper")
+        elif stream is sys.stdout:
+            stream.reconfigure(errors="surrogateescape")
+
+
+def in_ascii(error: UnicodeError) -> tuple[str, int]:
+    """What is written instead of characters that an encoding has not. An error handler of `codecs`."""
+    assert isinstance(error, UnicodeEncodeError)
+    text = error.object[error.start : error.end]
+    return "".join(ASCII.get(each) or each.encode("ascii", "backslashreplace").decode() for each in text), error.end
 
 
 def hold_streams() -> None:

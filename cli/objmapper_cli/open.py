@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from objmapper_cli.options import ServerOption, TimeoutOption, client_of
+from objmapper_cli.names import uri_of
+from objmapper_cli.options import ServerOption, TimeoutOption, WaitOption, client_of
 
 #: Where the object is to be found, in the arguments of a command.
 PLACE = "{}"
@@ -24,12 +25,14 @@ def open(  # noqa: A001 - the command's name
     ],
     server: ServerOption = None,
     timeout: TimeoutOption = 30.0,
+    wait: WaitOption = "0",
 ) -> int:
-    """Run COMMAND with an object: {} becomes /proc/self/fd/N; without {} it is standard input.
+    """Run COMMAND with an object as its input.
 
-    Over a Unix socket it is the open file itself: nothing is copied. The exit code is the command's.
+    {} becomes /proc/self/fd/N; without {} the object is standard input. Over a Unix socket it is the open file itself:
+    nothing is copied. The exit code is the command's.
     """
-    with client_of(server, timeout) as client, client.open(uri) as found:
+    with client_of(server, timeout, wait=wait) as client, client.open(uri_of(uri)) as found:
         # Out of the way of standard input, output and error, should one of them be closed.
         descriptor = fcntl.fcntl(found.fileno(), fcntl.F_DUPFD, 3)
     if any(PLACE in each for each in command):

@@ -1,10 +1,12 @@
 """Options that every command which talks to a server has, and the client that they describe."""
 
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
 from objmapper_cli.errors import ExitCode, Failure
+from objmapper_client._settings import MOST_WAIT
 from objmapper_client.address import default_address, parse
 from objmapper_client.client import Client
 from objmapper_client.protocol import Mode
@@ -17,8 +19,45 @@ TimeoutOption = Annotated[float, typer.Option(metavar="SECONDS", help="The longe
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, one document a line.")]
 
 
-def client_of(server: str | None, timeout: float, mode: Mode | None = None) -> Client:
+WaitOption = Annotated[
+    str, typer.Option(metavar="TIME", help="Wait so long for a server that is starting, such as 30s or 2m.")
+]
+UNITS = {"": 1.0, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def seconds(flag: str, text: str) -> float:
+    """Seconds from ``30``, ``30s``, ``500ms``, ``2m``. Raises Failure."""
+    import re
+
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h|)", text.strip())
+    if match is None or float(match[1]) * UNITS[match[2]] > MOST_WAIT:
+        raise Failure(f"{flag} {text}: a time is a number with a unit, such as 30s, 2m or 500ms", ExitCode.USAGE)
+    return float(match[1]) * UNITS[match[2]]
+
+
+def one_of(*names: str) -> Callable[[], list[str]]:
+    """What a shell offers for an option that has one of these values."""
+    return lambda: list(names)
+
+
+def model_names() -> list[str]:
+    """The names of the concurrency models. It loads the server: called where a shell completes, or a text is wrong."""
+    from objmapper_server.concurrency import Concurrency
+
+    return [model.value for model in Concurrency]
+
+
+def models_by_transport() -> list[str]:
+    """The same, and for one transport each."""
+    from objmapper_server.concurrency import TRANSPORTS
+
+    return [*model_names(), *(f"{transport}={model}" for transport in TRANSPORTS for model in model_names())]
+
+
+def client_of(server: str | None, timeout: float, mode: Mode | None = None, wait: str = "0") -> Client:
     """The client for these options, to be closed by the caller. Raises Failure, AddressError."""
     if not timeout > 0:
         raise Failure(f"--timeout {timeout}: more than 0 seconds are needed", ExitCode.USAGE)
-    return Client(parse(server) if server else default_address(), timeout=timeout, mode=mode)
+    return Client(
+        parse(server) if server else default_address(), timeout=timeout, mode=mode, wait=seconds("--wait", wait)
+    )

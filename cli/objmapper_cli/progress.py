@@ -44,8 +44,10 @@ class Progress:
     def _new_bar(self) -> "tqdm[Never]":
         from tqdm import tqdm
 
+        from objmapper_client.errors import printable
+
         return tqdm(
-            desc=self._name,
+            desc=printable(self._name),
             total=self._size,
             initial=self._done,
             unit="B",

@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from objmapper_cli.errors import ExitCode, Failure
-from objmapper_cli.options import JsonOption, ServerOption, TimeoutOption, client_of
+from objmapper_cli.names import uri_of
+from objmapper_cli.options import JsonOption, ServerOption, TimeoutOption, WaitOption, client_of
 from objmapper_cli.progress import Progress
 from objmapper_client.errors import ObjectNotFound
 
@@ -25,15 +26,20 @@ def put(
     as_json: JsonOption = False,
     server: ServerOption = None,
     timeout: TimeoutOption = 30.0,
+    wait: WaitOption = "0",
 ) -> None:
-    """Store a file as an object: whole or not at all, and on the server's disk when this returns.
+    """Store a file as an object, whole or not at all.
 
-    The server must have been started with --writable. Over a Unix socket it copies the file itself.
+    It is on the server's disk when this returns. The server must have been started with --writable. Over a Unix socket
+    it copies the file itself.
     """
+    uri = uri_of(uri)
+    if not file:
+        raise Failure('FILE is "": a file is needed, - is standard input', ExitCode.USAGE)
     if uri.endswith("/") and file != "-":
-        uri += Path(file).name
+        uri += uri_of(Path(file).name)
     data = sys.stdin.buffer if file == "-" else file
-    with client_of(server, timeout) as client, Progress(uri, _size(file)) as progress:
+    with client_of(server, timeout, wait=wait) as client, Progress(uri, _size(file)) as progress:
         try:
             stored = client.put(
                 uri,

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from objmapper_cli.options import ServerOption, TimeoutOption, client_of
+from objmapper_cli.options import ServerOption, TimeoutOption, WaitOption, client_of
 
 
 def rm(
@@ -14,9 +14,11 @@ def rm(
     ] = None,
     server: ServerOption = None,
     timeout: TimeoutOption = 30.0,
+    wait: WaitOption = "0",
 ) -> int:
     """Delete objects. The server must have been started with --writable."""
+    from objmapper_cli.names import uri_of
     from objmapper_cli.one_by_one import one_by_one
 
-    with client_of(server, timeout) as client:
-        return one_by_one(uris, lambda uri: client.delete(uri, if_match=if_match))
+    with client_of(server, timeout, wait=wait) as client:
+        return one_by_one(map(uri_of, uris), lambda uri: client.delete(uri, if_match=if_match))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from objmapper_cli.errors import ExitCode, explain
+from objmapper_cli.options import models_by_transport, one_of
 
 if TYPE_CHECKING:
     from objmapper_server import Server
@@ -46,7 +47,11 @@ def serve(
     no_admin: Annotated[bool, typer.Option("--no-admin", help="Show no figures.")] = False,
     concurrency_model: Annotated[
         list[str] | None,
-        typer.Option(metavar="[TRANSPORT=]MODEL", help="auto, by-transport, thread-per-connection, … (repeatable)"),
+        typer.Option(
+            metavar="[TRANSPORT=]MODEL",
+            help="auto, by-transport, thread-per-connection, … (repeatable)",
+            autocompletion=models_by_transport,
+        ),
     ] = None,
     pool_size: Annotated[
         str | None, typer.Option(metavar="N", help="Threads of a pool. [default: 0, twice the cores]")
@@ -80,7 +85,11 @@ def serve(
     ] = None,
     optimize_for: Annotated[
         str | None,
-        typer.Option(metavar="latency|throughput", help="Spin before sleeping, or batch. [default: throughput]"),
+        typer.Option(
+            metavar="latency|throughput",
+            help="Spin before sleeping, or batch. [default: throughput]",
+            autocompletion=one_of("latency", "throughput"),
+        ),
     ] = None,
     async_storage: Annotated[
         bool | None,
@@ -118,7 +127,10 @@ def serve(
         str | None, typer.Option(metavar="SECONDS", help="What is under way gets so long at the end. [default: 10]")
     ] = None,
     log_format: Annotated[
-        str | None, typer.Option(metavar="text|json", help="How messages are written. [default: text]")
+        str | None,
+        typer.Option(
+            metavar="text|json", help="How messages are written. [default: text]", autocompletion=one_of("text", "json")
+        ),
     ] = None,
     access_log: Annotated[
         str | None, typer.Option(metavar="FILE", help="Append a sample of the requests, a line of JSON each.")
@@ -128,9 +140,10 @@ def serve(
     ] = None,
     config: Annotated[str | None, typer.Option(metavar="FILE", help="Read settings from a TOML file.")] = None,
 ) -> int:
-    """Serve the files under ROOT until SIGTERM or Ctrl-C; SIGHUP reads the settings again and reopens the access log.
+    """Serve the files under ROOT until SIGTERM or Ctrl-C.
 
-    Every setting can also be given in the file, under its name, and in the environment, as OBJMAPPER_ and its name.
+    SIGHUP reads the settings again and reopens the access log. Every setting can also be given in the file, under its
+    name, and in the environment, as OBJMAPPER_ and its name.
     """
     # Text as it was typed: the settings themselves say what is wrong with it.
     flags = dict(locals())

@@ -4,13 +4,19 @@ import json
 import sys
 import time
 from collections.abc import Mapping
+from typing import Final
+
+#: Nanoseconds.
+SECOND: Final = 1_000_000_000
 
 
 def shown(uri: str) -> str:
     """A URI as it can be shown: on a terminal without what would move its cursor or change its colours."""
     if not sys.stdout.isatty():
         return uri
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in uri)
+    from objmapper_client.errors import printable
+
+    return printable(uri)
 
 
 def print_line(text: str) -> None:
@@ -20,14 +26,29 @@ def print_line(text: str) -> None:
         sys.stdout.buffer.flush()
 
 
+def print_text(text: str) -> None:
+    """Print a text and a line break at once: for those who follow."""
+    print_line(text)
+    sys.stdout.buffer.flush()
+
+
 def print_json(document: Mapping[str, object]) -> None:
-    """Print a document in one line."""
+    """Print a document in one line; for people who look at it the same: JSON escapes what is not ASCII."""
     print_line(json.dumps(document))
 
 
-def when(mtime: int) -> str:
-    """A time, in seconds since 1970, as UTC. A server may say what is no year of ours."""
+def seconds_text(mtime: int, mtime_ns: int | None) -> str:
+    """A time in seconds since 1970 as a JSON number: whole, or with nine digits behind the point."""
+    if mtime_ns is None or mtime_ns == mtime * SECOND:
+        return str(mtime)
+    whole, rest = divmod(abs(mtime_ns), SECOND)
+    return f"{'-' if mtime_ns < 0 else ''}{whole}.{rest:09}"
+
+
+def when(mtime: int, mtime_ns: int | None = None) -> str:
+    """A time, in seconds since 1970, as UTC, with nanoseconds where it has some. It may be no year of ours."""
+    rest = 0 if mtime_ns is None else mtime_ns - mtime * SECOND
     try:
-        return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(mtime))
+        return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(mtime)) + (f".{rest:09}Z" if rest else "Z")
     except (OverflowError, OSError, ValueError):
         return f"@{mtime}"

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from objmapper_cli.options import JsonOption, ServerOption, TimeoutOption, client_of
+from objmapper_cli.options import JsonOption, ServerOption, TimeoutOption, WaitOption, client_of
 
 
 def stat(
@@ -12,13 +12,15 @@ def stat(
     as_json: JsonOption = False,
     server: ServerOption = None,
     timeout: TimeoutOption = 30.0,
+    wait: WaitOption = "0",
 ) -> int:
-    """Show size, modification time and version (etag) of objects."""
+    """Show size, modification time and etag of objects."""
+    from objmapper_cli.names import uri_of
     from objmapper_cli.one_by_one import one_by_one
     from objmapper_cli.showing import print_json, print_line, shown, when
     from objmapper_client.address import UdpAddress
 
-    with client_of(server, timeout) as client:
+    with client_of(server, timeout, wait=wait) as client:
         tells_mtime = not isinstance(client.address, UdpAddress)
 
         def show(uri: str) -> None:
@@ -29,4 +31,4 @@ def stat(
                 mtime = when(found.mtime) if tells_mtime else "not told over UDP"
                 print_line(f"{shown(uri)}\n  size   {found.size}\n  mtime  {mtime}\n  etag   {found.etag}")
 
-        return one_by_one(uris, show)
+        return one_by_one(map(uri_of, uris), show)

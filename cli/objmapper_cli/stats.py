@@ -27,7 +27,10 @@ def stats(
     as_json: Annotated[bool, typer.Option("--json", help="The endpoint's own document.")] = False,
     watch: Annotated[float | None, typer.Option(metavar="SECONDS", help="Show it again and again.")] = None,
 ) -> None:
-    """Show what a server is doing: rates of the last 10 s, times of the last minute, totals since start."""
+    """Show what a server is doing.
+
+    Rates are those of the last 10 s, times those of the last minute, totals since start.
+    """
     if watch is not None and not 0.1 <= watch <= 86400:
         raise Failure(f"--watch {watch:g}: 0.1 to 86400 seconds", ExitCode.USAGE)
     client = AdminClient(admin)

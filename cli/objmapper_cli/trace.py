@@ -9,6 +9,7 @@ import typer
 
 from objmapper_cli.admin_client import AdminClient
 from objmapper_cli.errors import ExitCode, Failure
+from objmapper_cli.showing import print_text, shown
 from objmapper_cli.units import micros
 
 #: Seconds between two looks.
@@ -27,7 +28,10 @@ def trace(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="A document a line.")] = False,
 ) -> None:
-    """Follow the requests that take longer than a time: what was asked, by whom, and where the time went."""
+    """Follow the requests that take longer than a time.
+
+    Each is a line: what was asked, by which client, and where the time went.
+    """
     import json
 
     floor = milliseconds(slower_than)
@@ -44,7 +48,7 @@ def trace(
         for request in recorded["requests"]:
             if left == 0:
                 break
-            print(json.dumps(request) if as_json else line(request), flush=True)
+            print_text(json.dumps(request) if as_json else line(request))
             left = None if left is None else left - 1
         time.sleep(PAUSE)
 
@@ -56,7 +60,7 @@ def line(request: dict[str, Any]) -> str:
         f"{micros(request[f'{part}_us']):>8}" for part in ("total", "queue", "storage", "send")
     )
     status = "ok" if request["status"] == 0 else f"{request['status']:02x}"
-    what = f"{request['mode']:<9} {status:<6}  {request['uri']}  ({request['peer']})"
+    what = f"{request['mode']:<9} {status:<6}  {shown(request['uri'])}  ({request['peer']})"
     return f"{at} {total} ={queue} +{storage} +{send}  {what}"
 
 

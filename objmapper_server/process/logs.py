@@ -7,6 +7,10 @@ import sys
 from datetime import UTC, datetime
 from typing import Final, Literal
 
+from objmapper_client.errors import printable
+
+from .plain_json import as_plain_json
+
 #: Above those of all modules of the server.
 LOG: Final = logging.getLogger("objmapper_server")
 
@@ -27,7 +31,7 @@ class TextLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
-        line = f"objmapper: {' '.join(record.getMessage().split())}"
+        line = f"objmapper: {printable(record.getMessage())}"
         if record.exc_info and os.environ.get("OBJMAPPER_DEBUG"):
             line += f"\n{self.formatException(record.exc_info)}"
         return line
@@ -46,4 +50,5 @@ class JsonLines(logging.Formatter):
         }
         if record.exc_info:
             document["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(document, ensure_ascii=False, default=str)
+        text = json.dumps(document, ensure_ascii=False, default=str)
+        return as_plain_json(text.encode(errors="backslashreplace")).decode()

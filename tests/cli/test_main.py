@@ -77,7 +77,7 @@ def test_a_transfer_loads_nothing_heavy(environment: dict[str, str]) -> None:
         (errors.LocalProtocolError("no"), 2),
         (errors.error_for(Status.INVALID_MODE, "no", "/a"), 2),
         (errors.error_for(Status.INVALID_REQUEST, "no", "/a"), 2),
-        (errors.error_for(Status.CONFLICT, "no", "/a"), 1),
+        (errors.error_for(Status.CONFLICT, "no", "/a"), 7),
         (errors.RemoteProtocolError("no"), 1),
         (errors.ObjmapperError("no"), 1),
         (OSError(errno.EIO, "no disk"), 1),

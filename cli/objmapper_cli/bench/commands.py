@@ -15,13 +15,13 @@ from objmapper_cli.bench.own_server import OwnServer, own_server
 from objmapper_cli.bench.report import Row, check_picture, median, plot_curves, show
 from objmapper_cli.bench.report import plot as draw
 from objmapper_cli.errors import ExitCode, Failure, guarded
-from objmapper_cli.options import client_of
+from objmapper_cli.options import client_of, model_names, one_of
 from objmapper_client.errors import UnsupportedOperation
 from objmapper_server.concurrency import TRANSPORTS
 from objmapper_server.load import Dialect, LoadPlan
 
 bench = typer.Typer(
-    help="Measure a server on this machine: one that it starts itself, or --server ADDRESS.",
+    help="Measure a server on this machine.\n\nIt is one of the bench's own, or --server ADDRESS.",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -32,15 +32,34 @@ OBJECT = "object"
 
 Server = Annotated[str | None, typer.Option(metavar="ADDRESS", help="Measure this server. [default: one of its own]")]
 Uri = Annotated[str | None, typer.Option(metavar="URI", help="The object to ask --server for.")]
-Transport = Annotated[str, typer.Option(metavar="unix|tcp|udp", help="How the bench's own server is reached.")]
+Transport = Annotated[
+    str,
+    typer.Option(
+        metavar="unix|tcp|udp",
+        help="How the bench's own server is reached.",
+        autocompletion=one_of("unix", "tcp", "udp"),
+    ),
+]
 Mode = Annotated[
     str | None,
     typer.Option(
-        metavar="fdpass|copy|splice|pull", help="[default: fdpass on unix, copy on tcp, pull (or copy) on udp]"
+        metavar="fdpass|copy|splice|pull",
+        help="[default: fdpass on unix, copy on tcp, pull (or copy) on udp]",
+        autocompletion=one_of("fdpass", "copy", "splice", "pull"),
     ),
 ]
-Model = Annotated[str, typer.Option(metavar="MODEL", help="The concurrency model of the bench's own server.")]
-OptimizeFor = Annotated[str, typer.Option(metavar="latency|throughput", help="Of the bench's own server.")]
+Model = Annotated[
+    str,
+    typer.Option(metavar="MODEL", help="The concurrency model of the bench's own server.", autocompletion=model_names),
+]
+OptimizeFor = Annotated[
+    str,
+    typer.Option(
+        metavar="latency|throughput",
+        help="Of the bench's own server.",
+        autocompletion=one_of("latency", "throughput"),
+    ),
+]
 FileSize = Annotated[str, typer.Option(metavar="BYTES", help="The object's size, such as 4096 or 1MB.")]
 Duration = Annotated[str, typer.Option(metavar="TIME", help="Of each round: 10s, 2m, 500ms.")]
 Rounds = Annotated[int, typer.Option(min=1, max=99, help="The median round counts.")]

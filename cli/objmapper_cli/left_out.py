@@ -1,0 +1,21 @@
+"""What a listing leaves out, named on standard error."""
+
+import os
+import sys
+
+from objmapper_cli.errors import ExitCode, say
+from objmapper_client.protocol_v2_responses import LeftOut
+
+
+class LeftOutFiles:
+    """Says each that it is called with; `code` is the exit code for them."""
+
+    def __init__(self) -> None:
+        self.code: int = ExitCode.DONE
+
+    def __call__(self, found: LeftOut) -> None:
+        """Say what is left out, and why."""
+        # In the order in which it happened, also where both lead to one place.
+        sys.stdout.flush()
+        say(f"{os.fsdecode(found.path)}: left out: {found.reason}")
+        self.code = ExitCode.FAILED

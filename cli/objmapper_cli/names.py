@@ -1,0 +1,28 @@
+"""Names of objects and of local files: URIs are UTF-8, file names are bytes, arguments are text of the locale."""
+
+import os
+
+from objmapper_cli.errors import ExitCode, Failure
+
+
+def uri_of(argument: str) -> str:
+    """The URI that an argument names: in a locale without UTF-8 it holds bytes in disguise. Raises Failure."""
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        try:
+            return os.fsencode(argument).decode()
+        except UnicodeError:
+            from objmapper_client.errors import printable
+
+            raise Failure(f"{printable(argument)}: a URI is UTF-8, this is not", ExitCode.USAGE) from None
+    return argument
+
+
+def local_name(name: str) -> str:
+    """The name of a local file for a part of a URI: as the locale writes it, else its UTF-8 as it is."""
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        return os.fsdecode(name.encode())
+    return name
