@@ -81,7 +81,7 @@ def run() -> None:
     )
     app.callback()(objmapper)
     if "_OBJMAPPER_COMPLETE" in os.environ:
-        from typer.completion import completion_init
+        from typer._completion_classes import completion_init
 
         completion_init()
     guarded(_ended)(app)

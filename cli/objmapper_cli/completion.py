@@ -27,7 +27,8 @@ def completion(
     bash: eval "$(objmapper completion bash)" in ~/.bashrc; zsh: the same in ~/.zshrc, after compinit; fish: objmapper
     completion fish > ~/.config/fish/completions/objmapper.fish.
     """
-    from typer.completion import completion_init, shell_complete
+    from typer._completion_classes import completion_init
+    from typer.completion import shell_complete
 
     completion_init()
 

@@ -63,7 +63,7 @@ def _in_one_line(error: OSError) -> str:
     what = error.strerror or str(error)
     reason = os.strerror(error.errno) if error.errno else what
     advice = f"; {ADVICE[error.errno]}" if error.errno in ADVICE else ""
-    if error.errno == errno.EADDRINUSE and not subject.startswith("unix:"):
+    if error.errno == errno.EADDRINUSE and not subject.startswith(("unix:", "/")):
         advice += "; port 0 is any free one"
     return f"{subject}{what}{'' if reason == what else f' ({reason})'}{advice}"
 

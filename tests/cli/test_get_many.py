@@ -111,7 +111,7 @@ def test_a_directory_is_not_replaced(server: Server, objmapper: Run, tree: Path,
 class Liar(Client):
     """A client of a server that lists what no server should."""
 
-    def list(self, prefix: str = "/", *, page_size: int = 1000):  # type: ignore[no-untyped-def]
+    def list(self, prefix: str = "/", *, page_size: int = 1000, left_out=None):  # type: ignore[no-untyped-def]
         yield Entry(f"{prefix}../../etc/passwd", 1, 1)
 
 
