@@ -16,7 +16,7 @@ from typing import Any, Final
 from pydantic_core import to_json
 
 from .not_running import NotRunning
-from .process.plain_json import as_plain_json
+from .plain_json import as_plain_json
 from .threads import start_thread
 
 LOG: Final = logging.getLogger(__name__)

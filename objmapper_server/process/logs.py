@@ -9,7 +9,7 @@ from typing import Final, Literal
 
 from objmapper_client.errors import printable
 
-from .plain_json import as_plain_json
+from ..plain_json import as_plain_json
 
 #: Above those of all modules of the server.
 LOG: Final = logging.getLogger("objmapper_server")

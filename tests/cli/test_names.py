@@ -10,8 +10,8 @@ import pytest
 from objmapper_cli.trace import line
 from objmapper_client.errors import printable
 from objmapper_server import Config, Server
+from objmapper_server.plain_json import as_plain_json
 from objmapper_server.process.logs import JsonLines, TextLines
-from objmapper_server.process.plain_json import as_plain_json
 from tests.cli.conftest import Run, one_line
 
 EVIL = "\x1b]0;owned\x07\x9b31m\n\u202e"
