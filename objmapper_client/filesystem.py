@@ -1,8 +1,8 @@
-"""The fsspec file system: ``fsspec.open("objmapper:///a.parquet")``. The only module that knows fsspec.
+"""The fsspec file system: ``fsspec.open("objmapper:///a.parquet")`` The only module that knows fsspec.
 
 ``objmapper:///a`` is on the default server, or on the one of the option `server`; ``objmapper://host:port/a`` is on a
-TCP server. Directories are there as long as objects are below them; making one does nothing. Nothing is cached: an
-object is what the server has now.
+TCP server. A directory is there as long as objects are below it, or from its making on for the file system that made
+it. Nothing is cached: an object is what the server has now.
 """
 
 import errno
@@ -10,27 +10,59 @@ import os
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlsplit
 
 from fsspec.callbacks import DEFAULT_CALLBACK
+from fsspec.compression import compr
+from fsspec.core import get_compression
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
-from fsspec.utils import isfilelike
+from fsspec.utils import isfilelike, other_paths
 
-from objmapper_client._object_files import ObjectReader, ObjectWriter
-from objmapper_client.address import TcpAddress
+from objmapper_client._directories import (
+    Info,
+    MadeDirectories,
+    Trees,
+    already_there,
+    as_file,
+    facts_of_directory,
+    facts_of_file,
+    is_pattern,
+    not_found,
+)
+from objmapper_client._object_files import CompressedWriter, ObjectReader, ObjectWriter, TextWriter
+from objmapper_client.address import TcpAddress, parse
 from objmapper_client.client import Client
-from objmapper_client.errors import Conflict, InvalidRequest, LocalProtocolError, ObjectNotFound, PermissionDenied
+from objmapper_client.errors import (
+    AddressError,
+    Conflict,
+    InvalidRequest,
+    LocalProtocolError,
+    ObjectNotFound,
+    PermissionDenied,
+)
 from objmapper_client.object import Object
 from objmapper_client.protocol import Mode
+from objmapper_client.whole_file import written_to
 
 #: Ranges that are asked for at once where bytes come over a wire.
 _AT_ONCE = 8
-Info = dict[str, Any]
+#: What fsspec itself knows of the options of any file system.
+_FSSPEC_OPTIONS = {
+    "asynchronous",
+    "batch_size",
+    "dir_cache",
+    "listings_expiry_time",
+    "loop",
+    "max_paths",
+    "skip_instance_cache",
+    "use_listings_cache",
+}
 
 
-class ObjmapperFileSystem(AbstractFileSystem):  # type: ignore[misc] # fsspec has no types
+class ObjmapperFileSystem(Trees, AbstractFileSystem):  # type: ignore[misc] # fsspec has no types
     """The objects of one server as files.
 
     `server` is an address (``unix:/path``, ``tcp://host:port``), by default the server of this user; the other options
@@ -41,6 +73,7 @@ class ObjmapperFileSystem(AbstractFileSystem):  # type: ignore[misc] # fsspec ha
 
     protocol = "objmapper"
     root_marker = "/"
+    _other_paths = staticmethod(other_paths)
 
     def __init__(
         self,
@@ -49,12 +82,21 @@ class ObjmapperFileSystem(AbstractFileSystem):  # type: ignore[misc] # fsspec ha
         timeout: float = 30.0,
         connect_timeout: float = 5.0,
         max_connections: int = 8,
+        attempts: int = 3,
         mode: Mode | str | None = None,
         **options: Any,
     ) -> None:
+        if unknown := options.keys() - _FSSPEC_OPTIONS:
+            raise TypeError(f"unknown options of the file system: {', '.join(sorted(unknown))}")
         super().__init__(**options)
+        self._made = MadeDirectories()
         self.client: Client = Client(
-            server, timeout=timeout, connect_timeout=connect_timeout, max_connections=max_connections, mode=mode
+            server,
+            timeout=timeout,
+            connect_timeout=connect_timeout,
+            max_connections=max_connections,
+            attempts=attempts,
+            mode=mode,
         )
         # A file system has no end but this.
         weakref.finalize(self, self.client.close)
@@ -76,7 +118,7 @@ class ObjmapperFileSystem(AbstractFileSystem):  # type: ignore[misc] # fsspec ha
         else:
             text = text.removeprefix(f"{cls.protocol}::")
         text = text.rstrip("/")
-        return text if text.startswith("/") else f"/{text}"
+        return "/" + text.lstrip("/")
 
     def unstrip_protocol(self, name: str) -> str:
         """The URL of a path; it names the server where that is a TCP one."""
@@ -86,8 +128,22 @@ class ObjmapperFileSystem(AbstractFileSystem):  # type: ignore[misc] # fsspec ha
 
     @staticmethod
     def _get_kwargs_from_urls(path: str) -> dict[str, str]:
-        parts = urlsplit(path)
-        return {"server": f"tcp://{parts.netloc}"} if parts.scheme == "objmapper" and parts.netloc else {}
+        try:
+            parts = urlsplit(path)
+        except ValueError as error:
+            raise AddressError(
+                f"invalid URL {path!r}: {error}; fsspec splits URLs at '::', so an IPv6 address with '::' is written "
+                "out, or given as the option server='tcp://[::1]:9999'"
+            ) from error
+        if parts.scheme != "objmapper" or not parts.netloc:
+            return {}
+        server = parse(f"tcp://{parts.netloc}")
+        if not parts.path and ":" not in parts.netloc:
+            raise AddressError(
+                f"invalid URL {path!r}: {parts.netloc!r} is the host here; write objmapper:///{parts.netloc} for an "
+                f"object of the default server, objmapper://{parts.netloc}/ for the host"
+            )
+        return {"server": str(server)}
 
     def info(self, path: str, **_: Any) -> Info:
         """Name, size, type, and of an object mtime (seconds since 1970) and etag. Raises FileNotFoundError."""
@@ -95,12 +151,13 @@ class ObjmapperFileSystem(AbstractFileSystem):  # type: ignore[misc] # fsspec ha
         if path != self.root_marker:
             try:
                 found = self.client.stat(path)
-                return _file(found.uri, found.size, found.mtime, found.etag)
-            except (ObjectNotFound, PermissionDenied) as error:
+                return facts_of_file(found.uri, found.size, found.mtime, found.etag)
+            except (ObjectNotFound, PermissionDenied, InvalidRequest, LocalProtocolError) as error:
                 # What is not handed out is not listed either: an empty directory, a link, what the server may not read.
-                if not self._has_objects(path):
-                    raise _not_found(path) from error
-        return _directory(path)
+                # And what is no URI is nothing.
+                if path not in self._made and not self._has_objects(path):
+                    raise not_found(path) from error
+        return facts_of_directory(path)
 
     def exists(self, path: str, **_: Any) -> bool:
         """Whether there is an object, or one below."""
@@ -128,8 +185,12 @@ class ObjmapperFileSystem(AbstractFileSystem):  # type: ignore[misc] # fsspec ha
         return next(self._below(path, page_size=1), None) is not None
 
     def _below(self, path: str, page_size: int = 1000) -> Iterator[Info]:
-        for entry in self.client.list(path.rstrip("/") + "/", page_size=page_size):
-            yield _file(entry.uri, entry.size, entry.mtime)
+        try:
+            for entry in self.client.list(path.rstrip("/") + "/", page_size=page_size):
+                yield facts_of_file(entry.uri, entry.size, entry.mtime)
+        except (InvalidRequest, LocalProtocolError):
+            # No URI begins so.
+            return
 
     def ls(self, path: str, detail: bool = True, **_: Any) -> list[Any]:
         """What is directly in a directory, in order. It costs a listing of all that is below.
@@ -142,7 +203,12 @@ class ObjmapperFileSystem(AbstractFileSystem):  # type: ignore[misc] # fsspec ha
         for each in self._below(path):
             child, slash, _rest = each["name"][start:].partition("/")
             name = each["name"][:start] + child
-            found.setdefault(name, _directory(name) if slash else each)
+            found.setdefault(name, facts_of_directory(name) if slash else each)
+        for name in self._made.below(path):
+            child = name[:start] + name[start:].partition("/")[0]
+            found.setdefault(child, facts_of_directory(child))
+        if path in self._made:
+            return [found[name] for name in sorted(found)] if detail else sorted(found)
         if not found and path != self.root_marker:
             each = self.info(path)
             found[path] = each
@@ -160,12 +226,16 @@ class ObjmapperFileSystem(AbstractFileSystem):  # type: ignore[misc] # fsspec ha
         for each in self._below(path):
             parts = each["name"][start:].split("/")
             if withdirs:
-                found.setdefault(path, _directory(path))
+                found.setdefault(path, facts_of_directory(path))
                 for depth in range(1, min(len(parts), maxdepth + 1 if maxdepth else len(parts))):
                     name = each["name"][:start] + "/".join(parts[:depth])
-                    found.setdefault(name, _directory(name))
+                    found.setdefault(name, facts_of_directory(name))
             if maxdepth is None or len(parts) <= maxdepth:
                 found[each["name"]] = each
+        if withdirs:
+            made = [name for name in self._made.below(path) if not maxdepth or name[start:].count("/") < maxdepth]
+            for name in (*made, *([path] if made or path in self._made else [])):
+                found.setdefault(name, facts_of_directory(name))
         if not found and self.isfile(path):
             found[path] = self.info(path)
         return {name: found[name] for name in sorted(found)} if detail else sorted(found)
@@ -176,7 +246,11 @@ class ObjmapperFileSystem(AbstractFileSystem):  # type: ignore[misc] # fsspec ha
 
     def modified(self, path: str) -> datetime:
         """When an object was modified, to the second, in UTC."""
-        return datetime.fromtimestamp(self._stat(path).mtime, UTC)
+        mtime = self._stat(path).mtime
+        try:
+            return datetime.fromtimestamp(mtime, UTC)
+        except (OverflowError, ValueError, OSError) as error:
+            raise ValueError(f"{path}: modified {mtime} seconds after 1970, which no datetime holds") from error
 
     def ukey(self, path: str) -> str:
         """The version of an object: its etag."""
@@ -189,8 +263,28 @@ class ObjmapperFileSystem(AbstractFileSystem):  # type: ignore[misc] # fsspec ha
 
     def _stat(self, path: str) -> Any:
         path = self._strip_protocol(path)
-        with _as_file(path, self):
+        with as_file(path, self):
             return self.client.stat(path)
+
+    def open(
+        self,
+        path: str,
+        mode: str = "rb",
+        block_size: int | None = None,
+        cache_options: dict[str, Any] | None = None,
+        compression: str | None = None,
+        **options: Any,
+    ) -> Any:
+        """A file: see fsspec. A ``with`` block that an exception leaves stores nothing, compressed or not."""
+        if "r" in mode:
+            return super().open(path, mode, block_size, cache_options, compression, **options)
+        path = self._strip_protocol(path)
+        text = {name: options.pop(name) for name in ("encoding", "errors", "newline") if name in options}
+        binary = mode.replace("t", "").replace("b", "") + "b"
+        file: Any = super().open(path, binary, block_size, cache_options, **options)
+        if compression is not None and (name := get_compression(path, compression)) is not None:
+            file = CompressedWriter(file, compr[name](file, mode=binary[0]))
+        return file if "b" in mode else TextWriter(file, **text)
 
     def _open(
         self,
@@ -204,14 +298,16 @@ class ObjmapperFileSystem(AbstractFileSystem):  # type: ignore[misc] # fsspec ha
         if mode == "rb":
             if self.client.mode is Mode.FDPASS:
                 reopen: Any = self.open
-                return ObjectReader(self._object(path), reopen, path)
+                return ObjectReader(self, self._object(path), block_size or self.blocksize, reopen, path)
             return RemoteFile(self, path, block_size=block_size, cache_options=cache_options, **options)
         if mode == "wb":
-            return ObjectWriter(path, lambda data: self._put(path, data), autocommit=autocommit)
+            return ObjectWriter(self, path, lambda data: self._put(path, data), autocommit=autocommit)
         if mode == "xb":
             if self.exists(path):
-                raise _exists(path)
-            return ObjectWriter(path, lambda data: self._put(path, data, if_none_match="*"), autocommit=autocommit)
+                raise already_there(path)
+            return ObjectWriter(
+                self, path, lambda data: self._put(path, data, if_none_match="*"), autocommit=autocommit
+            )
         if mode == "ab":
             try:
                 with self._object(path) as found:
@@ -219,12 +315,12 @@ class ObjmapperFileSystem(AbstractFileSystem):  # type: ignore[misc] # fsspec ha
             except FileNotFoundError:
                 begin, condition = b"", {"if_none_match": "*"}
             return ObjectWriter(
-                path, lambda data: self._put(path, data, **condition), autocommit=autocommit, begin=begin
+                self, path, lambda data: self._put(path, data, **condition), autocommit=autocommit, begin=begin
             )
         raise ValueError(f"mode {mode!r}: an object is opened to be read (rb) or to be stored (wb, xb, ab)")
 
     def _object(self, path: str) -> Object:
-        with _as_file(path, self):
+        with as_file(path, self):
             return self.client.open(path)
 
     def _put(self, path: str, data: Any, **options: Any) -> None:
@@ -232,13 +328,13 @@ class ObjmapperFileSystem(AbstractFileSystem):  # type: ignore[misc] # fsspec ha
             self.client.put(path, data, make_parents=True, **options)
         except Conflict as error:
             if options.get("if_none_match"):
-                raise _exists(path) from error
+                raise already_there(path) from error
             raise
 
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **_: Any) -> bytes:
         """An object's bytes, or those from `start` to before `end`; negative ones count from its end."""
         path = self._strip_protocol(path)
-        with _as_file(path, self):
+        with as_file(path, self):
             if (start or 0) < 0 or (end or 0) < 0:
                 size = self.client.stat(path).size
                 start, end, _step = slice(start, end).indices(size)
@@ -253,7 +349,7 @@ class ObjmapperFileSystem(AbstractFileSystem):  # type: ignore[misc] # fsspec ha
         if recursive:
             names = sorted({name for each in self.expand_path(path) for name in self.find(each)})
             if not names:
-                raise _not_found(str(path))
+                raise not_found(str(path))
             path = names
         return super().cat(path, on_error=on_error, **options)
 
@@ -307,18 +403,40 @@ class ObjmapperFileSystem(AbstractFileSystem):  # type: ignore[misc] # fsspec ha
     ) -> None:
         """Copies an object into a file, which appears when it is whole; a directory is made."""
         rpath = self._strip_protocol(rpath)
-        if outfile is not None or isfilelike(lpath) or self.client.mode is not Mode.FDPASS:
+        if outfile is not None or isfilelike(lpath):
             super().get_file(rpath, lpath, callback=callback, outfile=outfile, **options)
             return
-        try:
-            found = self._object(rpath)
-        except IsADirectoryError:
+        if self.isdir(rpath):
             os.makedirs(lpath, exist_ok=True)
             return
-        with found:
-            os.makedirs(os.path.dirname(os.path.abspath(lpath)), exist_ok=True)
-            callback.set_size(found.size)
-            found.save(lpath, callback.relative_update)
+        folder = os.path.dirname(os.path.abspath(lpath))
+        if self.client.mode is Mode.FDPASS:
+            with self._object(rpath) as found:
+                os.makedirs(folder, exist_ok=True)
+                callback.set_size(found.size)
+                found.save(lpath, callback.relative_update)
+            return
+        with closing(self.client.stream(rpath, announce=callback.set_size)) as stream:
+            chunk = next(stream, b"")
+            os.makedirs(folder, exist_ok=True)
+            with written_to(lpath) as target, open(target, "wb", buffering=0, closefd=False) as file:
+                while chunk:
+                    left = memoryview(chunk)
+                    while left:
+                        left = left[file.write(left) :]
+                    callback.relative_update(len(chunk))
+                    chunk = next(stream, b"")
+
+    def get(self, rpath: Any, lpath: Any, recursive: bool = False, **options: Any) -> Any:
+        """Copies objects into files: see fsspec. The name of an object that is there is no pattern."""
+        if isinstance(rpath, str) and is_pattern(rpath) and isinstance(lpath, str | os.PathLike):
+            rpath = self._strip_protocol(rpath)
+            if self.isfile(rpath):
+                local = os.fspath(lpath)
+                if local.endswith(os.sep) or os.path.isdir(local):
+                    local = os.path.join(local, rpath.rsplit("/", 1)[-1])
+                rpath, lpath = [rpath], [local]
+        return super().get(rpath, lpath, recursive=recursive, **options)
 
     def put_file(
         self, lpath: Any, rpath: str, callback: Any = DEFAULT_CALLBACK, mode: str = "overwrite", **options: Any
@@ -330,15 +448,6 @@ class ObjmapperFileSystem(AbstractFileSystem):  # type: ignore[misc] # fsspec ha
             condition = {"if_none_match": "*"} if mode == "create" else {}
             callback.set_size(os.path.getsize(lpath))
             self._put(self._strip_protocol(rpath), lpath, progress=callback.absolute_update, **condition)
-
-    def cp_file(self, path1: str, path2: str, **_: Any) -> None:
-        """Copies an object; over a Unix socket the bytes never come here. A directory is nothing by itself."""
-        path1, path2 = self._strip_protocol(path1), self._strip_protocol(path2)
-        try:
-            with self._open(path1) as file:
-                self._put(path2, file, length=file.size)
-        except IsADirectoryError:
-            return
 
     def touch(self, path: str, truncate: bool = True, **_: Any) -> None:
         """Stores an empty object; without `truncate` one that is there stays and is stored anew."""
@@ -355,24 +464,8 @@ class ObjmapperFileSystem(AbstractFileSystem):  # type: ignore[misc] # fsspec ha
     def rm_file(self, path: str) -> None:
         """Deletes an object. Raises FileNotFoundError, IsADirectoryError."""
         path = self._strip_protocol(path)
-        with _as_file(path, self):
+        with as_file(path, self):
             self.client.delete(path)
-
-    def rm(self, path: Any, recursive: bool = False, maxdepth: int | None = None) -> None:
-        """Deletes objects, with `recursive` all below a path. Raises FileNotFoundError, IsADirectoryError."""
-        names = self.expand_path(path)
-        if recursive:
-            names = sorted({name for each in names for name in self.find(each, maxdepth=maxdepth)})
-            if not names:
-                raise _not_found(str(path))
-        for name in names:
-            self.rm_file(name)
-
-    def rmdir(self, path: str) -> None:
-        """Nothing, for an empty directory is none. Raises OSError where objects are below."""
-        path = self._strip_protocol(path)
-        if self._has_objects(path):
-            raise OSError(errno.ENOTEMPTY, "there are objects in the directory", path)
 
 
 class RemoteFile(AbstractBufferedFile):  # type: ignore[misc] # fsspec has no types
@@ -382,50 +475,13 @@ class RemoteFile(AbstractBufferedFile):  # type: ignore[misc] # fsspec has no ty
         # fsspec closes what was not made, too.
         self.closed = True
         found = fs._stat(path)
-        self._version = found.etag
+        #: The version that is read.
+        self.etag = found.etag
         super().__init__(fs, path, "rb", **{**options, "size": found.size})
 
     def _fetch_range(self, start: int, end: int) -> bytes:
         data: bytes = self.fs.client.read(self.path, offset=start, length=end - start)
         # What has this version now had it when it was read: versions do not come back.
-        if self.fs.client.stat(self.path).etag != self._version:
+        if self.fs.client.stat(self.path).etag != self.etag:
             raise OSError(errno.ESTALE, "the object changed while it was read; open it again", self.path)
         return data
-
-
-class _as_file:  # noqa: N801 - reads as a word of its `with` statement
-    """Turns the server's words for a directory into the system's, within the block."""
-
-    def __init__(self, path: str, system: ObjmapperFileSystem) -> None:
-        self._path = path
-        self._system = system
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if self._path == "/" or (
-            isinstance(error, ObjectNotFound | PermissionDenied) and self._system._has_objects(self._path)
-        ):
-            raise _is_a_directory(self._path) from error
-
-
-def _file(name: str, size: int, mtime: int, etag: str | None = None) -> Info:
-    known = {"name": name, "size": size, "type": "file", "mtime": mtime}
-    return known if etag is None else {**known, "etag": etag}
-
-
-def _directory(name: str) -> Info:
-    return {"name": name, "size": 0, "type": "directory"}
-
-
-def _not_found(path: str) -> FileNotFoundError:
-    return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
-
-
-def _exists(path: str) -> FileExistsError:
-    return FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
-
-
-def _is_a_directory(path: str) -> IsADirectoryError:
-    return IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)

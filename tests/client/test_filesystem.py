@@ -122,8 +122,10 @@ def test_directories_are_what_has_objects_below(system: ObjmapperFileSystem, tre
         with pytest.raises(FileNotFoundError):
             missing("/none")
     system.mkdir("/new")
-    assert not system.exists("/new")
+    assert system.isdir("/new")
+    assert system.ls("/new") == []
     system.rmdir("/new")
+    assert not system.exists("/new")
     with pytest.raises(OSError, match="objects in the directory"):
         system.rmdir("/b")
 

@@ -1,0 +1,276 @@
+"""What the fsspec file system knows of directories, which the server has none of, and where copies of trees go."""
+
+import errno
+import os
+import re
+from typing import Any
+
+from objmapper_client.client import Client
+from objmapper_client.errors import ObjectNotFound, PermissionDenied
+
+Info = dict[str, Any]
+
+#: Directories that are remembered; beyond, those that were made first are forgotten.
+_MOST = 10_000
+
+
+def is_pattern(path: str) -> bool:
+    """Whether fsspec takes it for one."""
+    return re.search(r"[*?\[]", path) is not None
+
+
+class MadeDirectories:
+    """The directories that this process has made, whether or not there is an object in them."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, None] = {}
+
+    def __contains__(self, path: str) -> bool:
+        return path in self._names
+
+    def add(self, *paths: str) -> None:
+        """Knows directories from now on."""
+        for path in paths:
+            self._names[path] = None
+        while len(self._names) > _MOST:
+            self._names.pop(next(iter(self._names)), None)
+
+    def below(self, path: str) -> list[str]:
+        """Those below a path."""
+        start = path.rstrip("/") + "/"
+        return [name for name in tuple(self._names) if name.startswith(start)]
+
+    def has(self, path: str) -> bool:
+        """Whether it is known, or one below."""
+        return path in self._names or bool(self.below(path))
+
+    def forget(self, path: str) -> None:
+        """Knows it no more, nor those below."""
+        for name in (path, *self.below(path)):
+            self._names.pop(name, None)
+
+
+def planned(system: Any, path1: Any, path2: Any, recursive: bool, maxdepth: int | None) -> list[tuple[str, str]]:
+    """Which path is copied to which: fsspec's rules, for the two arguments of `copy` and `mv`.
+
+    Raises OSError where something would be lost: a directory goes into itself, two objects to one place, or one to
+    where another that is to be copied is.
+    """
+    if isinstance(path1, list) and isinstance(path2, list):
+        sources, targets = system._strip_protocol(path1), system._strip_protocol(path2)
+        if len(sources) != len(targets):
+            raise ValueError(f"there are {len(sources)} paths to copy, and {len(targets)} to copy to")
+    else:
+        is_one = isinstance(path1, str)
+        matches = is_one and is_pattern(path1) and not system.exists(path1)
+        sources = system.expand_path(path1, recursive=recursive, maxdepth=maxdepth)
+        if is_one and (not recursive or maxdepth is not None):
+            sources = [each for each in sources if not system.isdir(each)]
+            if not sources:
+                return []
+        is_directory = isinstance(path2, str) and (path2.endswith("/") or system.isdir(path2))
+        goes_inside = is_one and (
+            (matches and len(sources) == 1) or (not matches and is_directory and not path1.endswith("/"))
+        )
+        if is_one and isinstance(path2, str) and system._strip_protocol(path1) == system._strip_protocol(path2):
+            # Onto itself, and not into itself.
+            goes_inside = False
+        path2 = system._strip_protocol(path2)
+        targets = system._strip_protocol(system._other_paths(sources, path2, exists=goes_inside, flatten=not is_one))
+    pairs = list(zip(sources, targets, strict=True))
+    moving = {source for source, target in pairs if source != target}
+    taken: set[str] = set()
+    for source, target in pairs:
+        if target.startswith(source.rstrip("/") + "/"):
+            raise OSError(errno.EINVAL, "a directory cannot be copied into itself", source)
+        if target in taken or (target in moving and source != target):
+            raise OSError(errno.EEXIST, "another object that is copied is there, or goes there", target)
+        taken.add(target)
+    return pairs
+
+
+class Trees:
+    """What the file system does with several paths at once, and with directories."""
+
+    _made: MadeDirectories
+    client: Client
+    # What of fsspec and of the file system this uses.
+    root_marker: str
+    _other_paths: Any
+    _strip_protocol: Any
+    _parent: Any
+    _open: Any
+    _put: Any
+    _type: Any
+    _has_objects: Any
+    exists: Any
+    isdir: Any
+    info: Any
+    find: Any
+    glob: Any
+    rm_file: Any
+
+    def cp_file(self, path1: str, path2: str, **_: Any) -> None:
+        """Copies an object; over a Unix socket the bytes never come here. A directory is nothing by itself."""
+        path1, path2 = self._strip_protocol(path1), self._strip_protocol(path2)
+        if path1 == path2:
+            self.info(path1)
+        else:
+            self._copied(path1, path2)
+
+    def _copied(self, path1: str, path2: str) -> str | None:
+        """Copies an object. Returns the version that was copied, None of a directory."""
+        try:
+            with self._open(path1) as file:
+                self._put(path2, file, length=file.size)
+                return str(file.etag)
+        except IsADirectoryError:
+            return None
+
+    def expand_path(
+        self, path: Any, recursive: bool = False, maxdepth: int | None = None, assume_literal: bool = False, **_: Any
+    ) -> list[str]:
+        """The paths that are meant: see fsspec. The name of an object or directory that is there is no pattern."""
+        if maxdepth is not None and maxdepth < 1:
+            raise ValueError("maxdepth must be at least 1")
+        given = [path] if isinstance(path, str | os.PathLike) else path
+        found: set[str] = set()
+        for each in map(self._strip_protocol, given):
+            if not assume_literal and is_pattern(each) and not self.exists(each):
+                matches = self.glob(each, maxdepth=maxdepth)
+                found.update(matches)
+                depth = None if maxdepth is None else maxdepth - 1
+                if recursive and matches and depth != 0:
+                    found.update(self.expand_path(matches, True, depth, assume_literal=True))
+                continue
+            if recursive:
+                found.update(self.find(each, maxdepth=maxdepth, withdirs=True))
+            if not recursive or (each not in found and self.exists(each)):
+                found.add(each)
+        if not found:
+            raise not_found(str(path))
+        return sorted(found)
+
+    def copy(
+        self,
+        path1: Any,
+        path2: Any,
+        recursive: bool = False,
+        maxdepth: int | None = None,
+        on_error: str | None = None,
+        **_: Any,
+    ) -> None:
+        """Copies objects: see fsspec. What is copied onto itself stays; a directory cannot go into itself (OSError)."""
+        ignores = on_error == "ignore" or (on_error is None and recursive)
+        for source, target in planned(self, path1, path2, recursive, maxdepth):
+            try:
+                self.cp_file(source, target)
+            except FileNotFoundError:
+                if not ignores:
+                    raise
+
+    def mv(self, path1: Any, path2: Any, recursive: bool = False, maxdepth: int | None = None, **_: Any) -> None:
+        """Moves objects, as `copy` does. Just the versions that were copied are deleted, once all have been copied."""
+        copied = []
+        for source, target in planned(self, path1, path2, recursive, maxdepth):
+            if source == target:
+                self.info(source)
+            else:
+                copied.append((source, self._copied(source, target)))
+        if not copied and isinstance(path1, str) and not recursive and self.isdir(path1):
+            raise is_a_directory(path1)
+        for source, etag in copied:
+            if etag is None:
+                self._made.forget(source)
+            else:
+                self.client.delete(source, if_match=etag)
+
+    def rm(self, path: Any, recursive: bool = False, maxdepth: int | None = None) -> None:
+        """Deletes objects, with `recursive` all below a path. Raises FileNotFoundError, IsADirectoryError."""
+        names = self.expand_path(path)
+        made: list[str] = []
+        if recursive:
+            made = [each for each in names if self._made.has(each)] if maxdepth is None else []
+            names = sorted({name for each in names for name in self.find(each, maxdepth=maxdepth)})
+            if not names and not made:
+                raise not_found(str(path))
+        for name in names:
+            self.rm_file(name)
+        for name in made:
+            self._made.forget(name)
+
+    def mkdir(self, path: str, create_parents: bool = True, **_: Any) -> None:
+        """Makes a directory, for this file system until `rmdir`; for others once there is an object in it.
+
+        Raises FileExistsError, NotADirectoryError where a file is in its way, FileNotFoundError.
+        """
+        path = self._strip_protocol(path)
+        if self.exists(path):
+            raise already_there(path)
+        parents = []
+        parent = self._parent(path)
+        while parent != self.root_marker and (kind := self._type(parent)) != "directory":
+            if kind == "file":
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
+            if not create_parents:
+                raise not_found(parent)
+            parents.append(parent)
+            parent = self._parent(parent)
+        self._made.add(*reversed(parents), path)
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        """`mkdir` with all parents. With `exist_ok` a directory may be there already."""
+        if not (exist_ok and self.isdir(path)):
+            self.mkdir(path)
+
+    def rmdir(self, path: str) -> None:
+        """Removes an empty directory. Raises OSError where it has something below, FileNotFoundError."""
+        path = self._strip_protocol(path)
+        if self.info(path)["type"] != "directory":
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
+        if self._has_objects(path) or self._made.below(path):
+            raise OSError(errno.ENOTEMPTY, "there are objects in the directory", path)
+        self._made.forget(path)
+
+
+def not_found(path: str) -> FileNotFoundError:
+    """The error for what is not there."""
+    return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+
+
+def already_there(path: str) -> FileExistsError:
+    """The error for what is there already."""
+    return FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
+
+
+def is_a_directory(path: str) -> IsADirectoryError:
+    """The error for a directory where an object is due."""
+    return IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+
+
+class as_file:  # noqa: N801 - reads as a word of its `with` statement
+    """Turns the server's words for a directory into the system's, within the block."""
+
+    def __init__(self, path: str, system: Any) -> None:
+        self._path = path
+        self._system = system
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if self._path == "/" or (
+            isinstance(error, ObjectNotFound | PermissionDenied) and self._system._has_objects(self._path)
+        ):
+            raise is_a_directory(self._path) from error
+
+
+def facts_of_file(name: str, size: int, mtime: int, etag: str | None = None) -> Info:
+    """What `info` says."""
+    known = {"name": name, "size": size, "type": "file", "mtime": mtime}
+    return known if etag is None else {**known, "etag": etag}
+
+
+def facts_of_directory(name: str) -> Info:
+    """What `info` says."""
+    return {"name": name, "size": 0, "type": "directory"}
