@@ -22,7 +22,8 @@ impl Hands {
 
     /// Gives it out of one's hands; false where it must be run once more first.
     pub fn release(&self) -> bool {
-        let released = self.0.compare_exchange(TAKEN, ARMED, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+        // Acquire on failure as well: what storage brought before it said so is seen by the run that follows.
+        let released = self.0.compare_exchange(TAKEN, ARMED, Ordering::AcqRel, Ordering::Acquire).is_ok();
         if !released {
             self.0.store(TAKEN, Ordering::Release);
         }
