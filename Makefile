@@ -18,7 +18,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 SOAKS := slow_writers fairness escapes linearizability malformed faults crashes udp_junk lifecycle
 
-.PHONY: help setup build demo test test-python test-rust lint check bench bench-recording verify crashes soak reference \
+.PHONY: help setup build demo test test-python test-rust lint check bench bench-recording models verify crashes soak reference \
 	contract screenshots clean
 
 help: ## what there is
@@ -55,6 +55,10 @@ check: lint test ## lint, then all tests: what must pass before a change goes in
 
 bench-recording: .venv/.tools ## what the statistics cost a request, in nanoseconds
 	$(rust_env); cd engine && cargo bench --no-default-features
+
+models: .venv/.tools ## the protocols between the engine's threads, in every order of their steps (loom)
+	$(rust_env); cd engine && CARGO_TARGET_DIR=target/models RUSTFLAGS="--cfg model_check" \
+		cargo test --release --lib --no-default-features models_tests
 
 verify: setup ## fetches every file under ROOT in every way and compares (ROOT=/usr/share; default: the standard library)
 	$(bin)/python benchmarks/verify_tree.py $(ROOT)

@@ -3,10 +3,8 @@
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use loom::thread;
-use std::time::Duration;
 
 use crate::concurrency::hands::Hands;
-use crate::concurrency::roster::Roster;
 use crate::hand_over::HandOver;
 
 /// A worker runs a session while storage wakes it, and epoll reports it: what storage brought is seen by a run that begins
@@ -105,35 +103,5 @@ fn no_session_stays_behind_where_the_last_taker_leaves() {
         let taken: usize = takers.into_iter().map(|taker| taker.join().unwrap()).sum();
         assert_eq!(refused + taken, 1);
         assert_eq!(hand_over.take(), None);
-    });
-}
-
-/// A thread that was idle for long enough ends while a connection comes, at a limit of one: the connection gets that thread,
-/// or another is started; and the count of threads is right.
-#[test]
-fn no_connection_waits_for_a_thread_that_ends() {
-    loom::model(|| {
-        let roster = Arc::new(Roster::new(2));
-        let served = Arc::new(AtomicUsize::new(0));
-        let work = {
-            let (roster, served) = (Arc::clone(&roster), Arc::clone(&served));
-            // It waits no time at all: as one whose time is over.
-            move || {
-                while roster.next(Duration::ZERO).is_some() {
-                    served.fetch_add(1, Relaxed);
-                }
-            }
-        };
-        assert!(roster.claim_first());
-        assert!(roster.add(0), "there is room for a second thread");
-        let threads = [thread::spawn(work.clone()), thread::spawn(work.clone())];
-        let third = roster.add(1).then(|| thread::spawn(work.clone()));
-        roster.end();
-        for thread in threads.into_iter().chain(third) {
-            thread.join().unwrap();
-        }
-        assert_eq!(served.load(Relaxed), 2, "one waits for ever");
-        assert!(roster.is_over(Duration::ZERO));
-        assert_eq!(roster.threads(), 0);
     });
 }
