@@ -1,9 +1,9 @@
 """A request of version 2 that shares its connection with others, and its answer once it has come."""
 
-import os
 from functools import lru_cache
 from typing import Any, Generic, Self
 
+from objmapper_client._owned import close_descriptor
 from objmapper_client._steps import Steps, T
 from objmapper_client.protocol_v2 import Operation, Parameters, encode_request, encode_with_tail
 from objmapper_client.protocol_v2_responses import NO_METADATA, Metadata
@@ -47,9 +47,12 @@ def _parameters(seconds: float, said: Details) -> Parameters:
 
 
 def encode(number: int, operation: Operation, uri: str, said: Details, seconds: float) -> bytes:
-    """A request that must be answered within so many seconds. Raises LocalProtocolError."""
+    """A request that must be answered within `seconds`. Raises LocalProtocolError."""
     if operation is Operation.PUT:
         return encode_request(number, operation, uri, parameters=_parameters(seconds, said))
+    if seconds != round(seconds, 1):
+        # The rest of a time limit, which no other request will have.
+        return encode_with_tail(number, operation, uri, tail_of.__wrapped__(seconds, said))
     return encode_with_tail(number, operation, uri, tail_of(seconds, said))
 
 
@@ -63,6 +66,8 @@ class Ask:
     payload: bytes | None = None
     #: Whether a second request does no harm where the first one may have been executed.
     repeatable = True
+    #: Whether the socket has not taken all of its bytes, so that no server can have executed it.
+    is_unsent = False
     #: The shared connection that it runs on.
     multiplex: Any = None
     #: Its id on that connection, 0 where it was not sent.
@@ -79,7 +84,7 @@ class Ask:
     metadata: Metadata = NO_METADATA
     content_len = 0
     content = b""
-    descriptor = -1
+    _descriptor = -1
     failure: Exception | None = None
     #: What its owner waits for, and until when, where an event loop waits.
     gate: Any = None
@@ -101,27 +106,25 @@ class Ask:
         self.metadata = NO_METADATA
         self.content = b""
         self.failure = None
-        self.is_begun = self.is_done = self.is_abandoned = self.is_late = self.found_idle = False
+        self.is_begun = self.is_done = self.is_abandoned = self.is_late = self.found_idle = self.is_unsent = False
 
-    def take(self) -> int:
-        """The descriptor, given away."""
-        descriptor, self.descriptor = self.descriptor, -1
-        return descriptor
+    @property
+    def descriptor(self) -> int:
+        """The descriptor that it was answered with, -1 where there is none."""
+        return self._descriptor
 
     def discard(self) -> None:
         """Wants no answer any more: one that is still to come is thrown away."""
         if self.multiplex is None:
             self.drop()
         else:
-            with self.multiplex.lock:
-                self.drop()
+            self.multiplex.let_go(self)
 
     def drop(self) -> None:
-        """`discard`, for whoever has the connection's lock."""
+        """`discard`, for a caller that has the connection's lock."""
         self.is_abandoned = True
-        descriptor = self.take()
-        if descriptor >= 0:
-            os.close(descriptor)
+        if self._descriptor >= 0:
+            close_descriptor(self)
 
 
 class Single(Ask, Generic[T]):

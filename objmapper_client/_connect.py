@@ -7,14 +7,26 @@ import socket
 from objmapper_client._steps import Steps, Wait
 from objmapper_client._transport import Connection, receive, send
 from objmapper_client.address import Address, TcpAddress, UnixAddress
-from objmapper_client.errors import ConnectionFailed, LocalProtocolError, RemoteProtocolError, RequestTimeout, error_for
+from objmapper_client.errors import (
+    ConnectionFailed,
+    DescriptorLimit,
+    LocalProtocolError,
+    RemoteProtocolError,
+    RequestTimeout,
+    at_limit,
+    error_for,
+)
 from objmapper_client.protocol import ErrorReply, Status
-from objmapper_client.protocol_v2 import HELLO_ACK_SIZE, Capability, HelloAck, decode_hello_ack, encode_hello
+from objmapper_client.protocol_v2 import CLOSE, HELLO_ACK_SIZE, Capability, HelloAck, decode_hello_ack, encode_hello
 
 #: Requests under way on one connection. Each may hold a descriptor here and one in the server.
 PIPELINE = 256
 CAPABILITIES = Capability.OUT_OF_ORDER | Capability.PIPELINING | Capability.EXTENDED
 _BACKLOG_PAUSE = 0.002
+
+
+class HungUp(ConnectionFailed):
+    """The server closed the connection before it answered the hello."""
 
 
 def connect(address: Address) -> Steps[Connection]:
@@ -31,7 +43,7 @@ def connect(address: Address) -> Steps[Connection]:
 def negotiate(connection: Connection) -> Steps[bool]:
     """Agrees on version 2 with its extension. False where the server has none: then this connection is of no more use.
 
-    Raises what a server answers that has no room, RemoteProtocolError, ConnectionFailed, RequestTimeout.
+    Raises what a server answers that has no room, HungUp, RemoteProtocolError, ConnectionFailed, RequestTimeout.
     """
     data = b""
     # A server that refuses the connection may have closed it already; its word is still there to be read.
@@ -40,20 +52,22 @@ def negotiate(connection: Connection) -> Steps[bool]:
     while True:
         try:
             data += yield from receive(connection)
-        except ConnectionFailed:
+        except ConnectionFailed as error:
             if data:
                 raise
-            # Whoever knows no version but the first may also say so by closing.
-            return False
+            raise HungUp(f"{connection.address}: the server closed the connection before it said hello") from error
         found = decode_hello_ack(data)
         if found is not None:
             break
-    if connection.descriptors or (isinstance(found, HelloAck) and len(data) > HELLO_ACK_SIZE):
+    behind = data[HELLO_ACK_SIZE:] if isinstance(found, HelloAck) else b""
+    if connection.descriptors or (behind and behind[0] != CLOSE):
         raise RemoteProtocolError(f"{connection.address}: the server sent more than it was asked for")
     match found:
         case HelloAck(capabilities, max_pipeline):
             if Capability.EXTENDED not in capabilities:
                 return False
+            if behind:
+                raise ConnectionFailed(f"{connection.address}: the server closes the connection, and takes no requests")
             connection.version = 2
             connection.max_pipeline = max(1, min(PIPELINE, max_pipeline))
             return True
@@ -66,7 +80,7 @@ def negotiate(connection: Connection) -> Steps[bool]:
 def _connect_unix(address: UnixAddress) -> Steps[Connection]:
     if not hasattr(socket, "AF_UNIX"):
         raise LocalProtocolError(f"{address}: this platform has no Unix sockets; use tcp://")
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock = new_socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
         while True:
@@ -88,11 +102,18 @@ def _connect_tcp(address: TcpAddress) -> Steps[Connection]:
     found = yield Wait(host=address.host, port=address.port)
     if found is False:
         raise RequestTimeout(f"{address}: the host's address was not found in time")
-    if isinstance(found, OSError):
-        raise ConnectionFailed(f"{address}: unknown host ({found.strerror})") from found
+    if isinstance(found, Exception):
+        raise unknown_host(address, found) from found
     last: ConnectionFailed | None = None
     for family, kind, number, _, target in found:
-        sock = socket.socket(family, kind, number)
+        try:
+            sock = new_socket(family, kind, number)
+        except DescriptorLimit:
+            raise
+        except OSError as error:
+            # A family that this kernel has not.
+            last = _unreachable(address, error)
+            continue
         try:
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -117,6 +138,20 @@ def _connect_tcp(address: TcpAddress) -> Steps[Connection]:
             sock.close()
             raise
     raise last or ConnectionFailed(f"{address}: the host has no address")
+
+
+def new_socket(family: int, kind: int, number: int = 0) -> socket.socket:
+    """A socket. Raises DescriptorLimit, OSError."""
+    try:
+        return socket.socket(family, kind, number)
+    except OSError as error:
+        raise at_limit(error) or error from error
+
+
+def unknown_host(address: Address, error: Exception) -> ConnectionFailed:
+    """The error for a host whose address cannot be found, or whose name can have none."""
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return ConnectionFailed(f"{address}: unknown host ({reason})")
 
 
 def _unreachable(address: Address, error: OSError) -> ConnectionFailed:

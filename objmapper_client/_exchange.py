@@ -5,12 +5,13 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from objmapper_client._ask import NO_DETAILS, Ask, Single, Verb, details
-from objmapper_client._lines import lacking
+from objmapper_client._lines import insist
+from objmapper_client._owned import give_last
 from objmapper_client._pool import Pool
 from objmapper_client._steps import Call, Steps, Wait
 from objmapper_client._transfer import Begun, begin, fill, finish, give_up, leave, next_chunk, within
 from objmapper_client.address import Address, UnixAddress
-from objmapper_client.errors import Conflict, LocalProtocolError, ObjmapperError, RemoteProtocolError
+from objmapper_client.errors import Conflict, LocalProtocolError, ObjmapperError, RemoteProtocolError, at_limit
 from objmapper_client.object import MemoryFile, Object, no_room, truncated
 from objmapper_client.protocol import Mode
 from objmapper_client.protocol_v2 import Operation
@@ -33,6 +34,8 @@ _DETAILED = 1
 _EMPTY_PAGES = 10_000
 #: Reading more than this from a file is left to a thread by an event loop.
 _QUICK = 1 << 18
+#: Of a buffer that is filled by another thread this much is filled at once.
+_PIECE = 8 << 20
 # Looking members up in their enumerations costs more than one thinks: see `object`.
 _FDPASS, _BY_DESCRIPTOR = Operation.FDPASS, Mode.FDPASS
 _OPERATIONS = {mode: Operation.of(mode) for mode in Mode}
@@ -75,16 +78,40 @@ def best_mode(address: Address) -> Mode:
 class Opening(Single[Object]):
     """An object by descriptor."""
 
+    _found: Object | None = None
+
     def result(self) -> Object:
         """The object that came."""
-        metadata, descriptor, self.descriptor = self.metadata, self.descriptor, -1
-        return Object(descriptor, self.uri, _BY_DESCRIPTOR, None, metadata[2], metadata[1])
+        metadata = self.metadata
+        # Spelled out: this is what programs do all the time, and each call counts.
+        found = self._found = Object.__new__(Object)
+        found.uri, found.mode, found.etag, found.mtime = self.uri, _BY_DESCRIPTOR, metadata[2], metadata[1]
+        # Both have it for a moment: see `drop`.
+        found._descriptor = self._descriptor
+        self._descriptor = -1
+        found._examine()
+        return found
+
+    def drop(self) -> None:
+        """`discard`, for a caller that has the connection's lock."""
+        if self._found is not None and self._found._descriptor == self._descriptor:
+            self._descriptor = -1
+        super().drop()
 
     def otherwise(self, pool: Pool) -> Steps[Object]:
-        """The same in version 1, on a connection of its own."""
+        """The same on a connection of its own, in the version that the server speaks by then."""
         begun = yield from begin(pool, Operation.FDPASS, self.uri)
-        pool.give(begun.connection)
-        return Object(begun.descriptor, self.uri, Mode.FDPASS)
+        connection, metadata = begun.connection, begun.metadata
+        try:
+            found = Object(-1, self.uri, Mode.COPY, 0, metadata.etag, metadata.mtime)
+            found.mode = Mode.FDPASS
+            give_last(connection.descriptors, found)
+            pool.give(connection)
+        except BaseException:
+            pool.drop(connection)
+            raise
+        found._examine()
+        return found
 
 
 def open_object(pool: Pool, uri: str, mode: Mode) -> Verb[Object]:
@@ -97,7 +124,11 @@ def opened(pool: Pool, uri: str, mode: Mode) -> Steps[Object]:
     verb = open_object(pool, uri, mode)
     if not isinstance(verb, Single):
         return (yield from verb)
-    return verb.result() if (yield verb) else (yield from verb.otherwise(pool))
+    try:
+        return verb.result() if (yield verb) else (yield from verb.otherwise(pool))
+    except BaseException:
+        verb.discard()
+        raise
 
 
 def _open_copy(pool: Pool, uri: str, mode: Mode) -> Steps[Object]:
@@ -106,7 +137,7 @@ def _open_copy(pool: Pool, uri: str, mode: Mode) -> Steps[Object]:
         got = yield from _copy(pool, uri, mode, 0, None, memory.make_room)
         if got.content is not None:
             memory.write(got.content)
-        return Object(memory.detach(), uri, mode, got.length, etag=got.etag, mtime=got.mtime)
+        return memory.become(uri, mode, got.length, etag=got.etag, mtime=got.mtime)
     except BaseException:
         memory.close()
         raise
@@ -114,8 +145,10 @@ def _open_copy(pool: Pool, uri: str, mode: Mode) -> Steps[Object]:
 
 def open_many(pool: Pool, uris: Sequence[str], mode: Mode) -> Steps[list[Result]]:
     """An object or an error for each URI, in their order."""
-    from objmapper_client import _many
-
+    try:
+        from objmapper_client import _many
+    except OSError as error:
+        raise at_limit(error) or error from error
     return _many.open_many(pool, uris, mode)
 
 
@@ -146,7 +179,12 @@ def readinto(pool: Pool, uri: str, mode: Mode, buffer: memoryview, offset: int) 
             if len(buffer) <= _QUICK:
                 count = found.readinto(buffer, offset)
             else:
-                count = yield Call(lambda: found.readinto(buffer, offset))
+                count, came = 0, -1
+                while count < wanted and came:
+                    # In pieces: where the call is cancelled, the piece that is being read is waited for.
+                    piece, at = buffer[count : count + _PIECE], offset + count
+                    came = yield Call(lambda piece=piece, at=at: found.readinto(piece, at))  # type: ignore[misc]
+                    count += came
             if count < wanted:
                 raise truncated(uri, count, wanted)
             return count
@@ -173,7 +211,8 @@ class Stating(Single[Stat]):
 
     def otherwise(self, pool: Pool) -> Steps[Stat]:
         """Version 1 has no such request."""
-        raise lacking(pool, "stat")
+        yield from insist(pool, self, "stat")
+        return self.result()
 
 
 def stat(_: Pool, uri: str) -> Verb[Stat]:
@@ -198,15 +237,14 @@ class Deleting(Single[None]):
 
     def otherwise(self, pool: Pool) -> Steps[None]:
         """Version 1 has no such request."""
-        raise lacking(pool, "delete")
+        yield from insist(pool, self, "delete")
+        return self.result()
 
 
 def delete(_: Pool, uri: str, if_match: str | None) -> Verb[None]:
     """Removes an object."""
     ask = Deleting(Operation.DELETE, uri)
-    if if_match is not None:
-        ask.saying(details(if_match=if_match)).repeatable = True
-    return ask
+    return ask if if_match is None else ask.saying(details(if_match=if_match))
 
 
 class Put(NamedTuple):
@@ -252,7 +290,8 @@ class Listing(Single[Page]):
 
     def otherwise(self, pool: Pool) -> Steps[Page]:
         """Version 1 has no such request."""
-        raise lacking(pool, "list")
+        yield from insist(pool, self, "list")
+        return self.result()
 
 
 class Listed:

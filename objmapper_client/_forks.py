@@ -2,6 +2,8 @@
 
 import os
 
+from objmapper_client.errors import LocalProtocolError
+
 
 class _Count:
     """Of the forks that led here, since somebody asked for it."""
@@ -22,3 +24,8 @@ def _note() -> None:
 
 
 forks = _Count
+
+
+def forked(uri: str) -> LocalProtocolError:
+    """The error for a stream whose connection is the parent's: each would get parts of the other's bytes."""
+    return LocalProtocolError(f"{uri}: the stream was begun before a fork; begin another one in this process")

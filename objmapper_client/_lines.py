@@ -4,34 +4,40 @@ import time
 from collections.abc import Callable
 
 from objmapper_client._ask import Ask
-from objmapper_client._connect import connect, negotiate
+from objmapper_client._connect import HungUp, connect, negotiate
 from objmapper_client._multiplex import Multiplex, NoRoom
-from objmapper_client._pool import Gate, Pool
+from objmapper_client._pool import Claim, Gate, Pool
 from objmapper_client._retry import Tries
-from objmapper_client._steps import Progress, Steps, T, Wait
+from objmapper_client._steps import Progress, Steps, T, Wait, kept
 from objmapper_client._transport import Connection
 from objmapper_client.errors import (
     ConnectionFailed,
     LocalProtocolError,
+    ObjmapperError,
+    OutcomeUnknown,
     RequestTimeout,
     ServerBusy,
     ServerReply,
     UnsupportedOperation,
     error_for,
+    unanswered,
 )
 from objmapper_client.protocol import Status
+from objmapper_client.protocol_v2 import Operation
 
+_IN_VERSION_1 = (Operation.FDPASS, Operation.COPY, Operation.SPLICE)
 _NO_PLACE = "all of the client's connections are in use: wait longer, or allow more (max_connections)"
 
 
 def answered(pool: Pool, ask: Ask, trouble: Exception | None = None) -> Steps[bool]:
     """Has a request answered on the shared connection; the answer is in `ask` then. `trouble` is what a first try met.
 
-    False where the server speaks version 1 only: then nothing was sent. Raises what the server answered, and the errors
-    of connections; a further try is made only before the first byte of an answer.
+    False where the server speaks version 1 only, or perhaps: then nothing was sent. Raises what the server answered,
+    and the errors of connections; a further try is made only before the first byte of an answer.
     """
     pool.requests += 1
     tries = Tries(pool)
+    has_waited = False
     try:
         while True:
             pause = 0.0
@@ -42,7 +48,7 @@ def answered(pool: Pool, ask: Ask, trouble: Exception | None = None) -> Steps[bo
                     if ask.status == 0:
                         return True
                     raise refusal(ask)
-                shared = yield from shared_connection(pool)
+                shared = yield from shared_connection(pool, has_waited=has_waited)
                 if shared is None:
                     return False
                 ask.multiplex = shared
@@ -50,16 +56,24 @@ def answered(pool: Pool, ask: Ask, trouble: Exception | None = None) -> Steps[bo
                 trouble = ask.failure
                 continue
             except NoRoom:
-                pass
+                has_waited = True
+            except HungUp as error:
+                if ask.operation in _IN_VERSION_1:
+                    return False
+                pause = pause_after(ask, error, tries)
             except (ConnectionFailed, ServerBusy) as error:
                 pause = pause_after(ask, error, tries)
             trouble = None
             yield from rest(pool, pause)
             ask.renew()
+    except RequestTimeout as error:
+        ask.discard()
+        raise known(ask, error) from error
     except BaseException:
         ask.discard()
         raise
     finally:
+        pool.leave(ask.multiplex)
         if pool.is_waited_for:
             pool.answered()
 
@@ -69,12 +83,22 @@ def refusal(ask: Ask) -> ServerReply:
     return error_for(ask.status, ask.metadata.message or "", ask.uri)
 
 
+def known(ask: Ask, error: ConnectionFailed | RequestTimeout) -> ObjmapperError:
+    """The error, or the one that says that a request which is not repeated may have been executed."""
+    may_be_executed = not ask.repeatable and ask.number > 0 and not ask.is_unsent
+    if may_be_executed and not isinstance(error, ServerReply | OutcomeUnknown):
+        return unanswered(ask.operation.name.lower(), ask.uri, error)
+    return error
+
+
 def pause_after(ask: Ask, error: ConnectionFailed | ServerBusy, tries: Tries) -> float:
     """The seconds until a request's next try. Raises the error where there is none."""
-    was_executed_perhaps = ask.number > 0 and not (ask.multiplex is not None and ask.multiplex.is_refusing)
-    may_repeat = isinstance(error, ServerBusy) or (not ask.is_begun and (ask.repeatable or not was_executed_perhaps))
-    is_stale = ask.found_idle and isinstance(error, ConnectionFailed)
-    return tries.pause_after(error, may_repeat=may_repeat, is_stale=is_stale)
+    if isinstance(error, ServerBusy):
+        return tries.pause_after(error, may_repeat=True)
+    found = known(ask, error)
+    if found is not error:
+        raise found from error
+    return tries.pause_after(error, may_repeat=not ask.is_begun, is_stale=ask.found_idle)
 
 
 def rest(pool: Pool, pause: float) -> Steps[None]:
@@ -86,44 +110,44 @@ def rest(pool: Pool, pause: float) -> Steps[None]:
         raise RequestTimeout(f"{pool.address}: no time left for another try")
 
 
-def shared_connection(pool: Pool) -> Steps[Multiplex | None]:
+def shared_connection(pool: Pool, *, has_waited: bool = False) -> Steps[Multiplex | None]:
     """The connection that requests share, None where the server speaks version 1 only. For those who send several."""
-    has_waited = False
+    claim = Claim(pool)
     while pool.version != 1:
-        found = pool.take_shared(has_waited=has_waited)
+        found = pool.take_shared(claim, has_waited=has_waited)
         if isinstance(found, Multiplex):
             return found
         if found is not None:
             yield from _stand(pool, found)
             has_waited = True
             continue
-        connection: Connection | None = None
         try:
-            connection = yield from _new(pool)
+            multiplex = pool.put_shared(claim, (yield from _new(pool, may_guess=False)))
         finally:
-            multiplex = pool.put_shared(connection if connection is not None and connection.version == 2 else None)
+            pool.release(claim)
         if multiplex is not None:
             return multiplex
-        assert connection is not None
-        pool.adopt(connection)
     return None
 
 
 def own(pool: Pool) -> Steps[Connection]:
     """A connection for the caller alone, who gives it back to the pool or has the pool drop it."""
+    claim = Claim(pool)
+    has_waited = False
     while True:
-        found = pool.take_own()
+        found = pool.take_own(claim, has_waited=has_waited)
         if isinstance(found, Connection):
             return found
         if found is None:
             break
         yield from _stand(pool, found)
+        has_waited = True
     try:
-        connection = yield from _new(pool)
+        connection = yield from _new(pool, may_guess=True)
+        pool.put_own(claim, connection)
     except BaseException:
-        pool.put_own(None)
+        pool.release(claim)
         raise
-    pool.put_own(connection)
     return connection
 
 
@@ -140,50 +164,66 @@ def _stand(pool: Pool, gate: Gate) -> Steps[None]:
         raise RequestTimeout(_NO_PLACE)
 
 
-def _new(pool: Pool) -> Steps[Connection]:
-    return (yield from _within(_negotiated(pool), pool.connect_timeout))
+def _new(pool: Pool, *, may_guess: bool) -> Steps[Connection]:
+    return (yield from _within(_negotiated(pool, may_guess=may_guess), pool.connect_timeout))
 
 
-def _negotiated(pool: Pool) -> Steps[Connection]:
-    """A new connection that speaks the best version that the server has."""
+def _negotiated(pool: Pool, *, may_guess: bool) -> Steps[Connection]:
+    """A new connection that speaks the best version that the server has.
+
+    A server that hangs up on a hello may be one of version 1, or one that is about to end. Where `may_guess`, the next
+    request is said in version 1, which every server understands; its answer tells. Else HungUp is raised.
+    """
     connection = yield from connect(pool.address)
     try:
-        if pool.version != 1:
+        if pool.version == 1:
+            return connection
+        try:
             if (yield from negotiate(connection)):
                 pool.version = 2
-            else:
-                connection.close()
-                connection = yield from connect(pool.address)
-                pool.version = 1
+                return connection
+            pool.believe_version_1(is_certain=True)
+        except HungUp:
+            if not may_guess:
+                raise
+        connection.close()
+        return (yield from connect(pool.address))
     except BaseException:
         connection.close()
         raise
-    return connection
 
 
 def _within(steps: Steps[T], timeout: float) -> Steps[T]:
     """Steps with a time limit of their own."""
     deadline = time.monotonic() + timeout
+    results: list[T] = []
+    steps = kept(steps, results)
     try:
         wish = next(steps)
-        while True:
+        while wish is not None:
             if isinstance(wish, Wait):
                 wish.most = deadline - time.monotonic()
             came = yield wish
             if isinstance(wish, Wait):
                 wish.most = None
             wish = steps.send(came if time.monotonic() < deadline else False)
-    except StopIteration as done:
-        result: T = done.value
-        return result
+        return results[0]
     finally:
         steps.close()
 
 
-def on_own(pool: Pool, exchange: Callable[[Connection], Steps[T]], *, repeatable: bool) -> Steps[T]:
-    """Runs an exchange on a connection of its own. Whoever returns from it says whether the connection is kept.
+def on_own(
+    pool: Pool,
+    exchange: Callable[[Connection], Steps[T]],
+    *,
+    put: str | None = None,
+    may_begin_again: Callable[[], bool] = lambda: True,
+) -> Steps[T]:
+    """Runs an exchange on a connection of its own.
 
     The exchange gives it back (`pool.give`) or has it dropped once it is done; where it raises, that is done here.
+    `put` is the URI of one that is not repeated where it may have been executed. There is no further try where
+    `may_begin_again` says no.
     """
     pool.requests += 1
     tries = Tries(pool)
@@ -191,8 +231,8 @@ def on_own(pool: Pool, exchange: Callable[[Connection], Steps[T]], *, repeatable
         connection: Connection | None = None
         try:
             connection = yield from own(pool)
-            connection.answered = False
-            connection.is_sent = False
+            connection.answered = connection.is_begun = connection.is_sent = False
+            connection.moved = 0
             return (yield from exchange(connection))
         except ServerReply as error:
             # Answered in full: the connection is as good as before, unless the server gave it up.
@@ -203,28 +243,45 @@ def on_own(pool: Pool, exchange: Callable[[Connection], Steps[T]], *, repeatable
                     pool.give(connection)
             if not isinstance(error, ServerBusy):
                 raise
-            pause = tries.pause_after(error, may_repeat=True)
+            pause = tries.pause_after(error, may_repeat=may_begin_again())
         except LocalProtocolError:
             if connection is not None:
-                if connection.is_sent:
+                if connection.is_begun:
                     pool.drop(connection)
                 else:
                     pool.give(connection)
             raise
         except ConnectionFailed as error:
-            may_repeat, is_stale = True, False
+            may_repeat, is_stale = may_begin_again(), False
             if connection is not None:
                 pool.drop(connection)
                 if connection.version == 1:
                     pool.doubt_version()
-                may_repeat = not connection.answered and (repeatable or not connection.is_sent)
+                if put is not None and connection.is_sent:
+                    raise unanswered("put", put, error) from error
+                may_repeat = may_repeat and not connection.answered
                 is_stale = connection.is_reused
             pause = tries.pause_after(error, may_repeat=may_repeat, is_stale=is_stale)
+        except RequestTimeout as error:
+            if connection is not None:
+                pool.drop(connection)
+                if put is not None and connection.is_sent:
+                    raise unanswered("put", put, error) from error
+            raise
         except BaseException:
             if connection is not None:
                 pool.drop(connection)
             raise
         yield from rest(pool, pause)
+
+
+def insist(pool: Pool, ask: Ask, verb: str) -> Steps[None]:
+    """Has a request answered that version 1 lacks: there may be another server now. Raises UnsupportedOperation."""
+    if pool.may_ask_again():
+        ask.renew()
+        if (yield ask):
+            return
+    raise lacking(pool, verb)
 
 
 def lacking(pool: Pool, verb: str) -> UnsupportedOperation:

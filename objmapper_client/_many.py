@@ -4,13 +4,14 @@ from collections import deque
 from collections.abc import Sequence
 
 from objmapper_client._ask import Ask, details
+from objmapper_client._connect import HungUp
 from objmapper_client._exchange import SHARED_MOST, Opening, Result, is_whole, opened, rest_of
 from objmapper_client._lines import pause_after, refusal, rest, shared_connection
 from objmapper_client._multiplex import NoRoom
 from objmapper_client._pool import Pool
 from objmapper_client._retry import Tries
 from objmapper_client._steps import Steps
-from objmapper_client.errors import ConnectionFailed, ObjmapperError, ServerBusy
+from objmapper_client.errors import ConnectionFailed, DescriptorLimit, ObjmapperError, ServerBusy
 from objmapper_client.object import MemoryFile, Object
 from objmapper_client.protocol import Mode
 from objmapper_client.protocol_v2 import Operation
@@ -40,6 +41,10 @@ def open_many(pool: Pool, uris: Sequence[str], mode: Mode) -> Steps[list[Result]
             if isinstance(result, Object):
                 result.close()
         raise
+    finally:
+        # Those that were given up have left room.
+        if pool.is_waited_for:
+            pool.answered()
 
 
 def _one(pool: Pool, uri: str, mode: Mode) -> Steps[Result]:
@@ -59,7 +64,22 @@ def _ask_all(pool: Pool, asks: list[Ask], mode: Mode, results: list[Result | Non
     while waiting:
         try:
             shared = yield from shared_connection(pool)
-        except ConnectionFailed as error:
+        except HungUp as error:
+            at, ask = waiting[0]
+            if not tries:
+                # A server of version 1 may do so: one is asked for, which tells.
+                waiting.popleft()
+                tries[at] = Tries(pool)
+                results[at] = yield from _one(pool, ask.uri, mode)
+                continue
+            for at, _ in waiting:
+                results[at] = type(error)(*error.args)
+            return
+        except DescriptorLimit as error:
+            for at, _ in waiting:
+                results[at] = type(error)(*error.args)
+            return
+        except (ConnectionFailed, ServerBusy) as error:
             at, ask = waiting[0]
             pause = _pause(ask, error, tries.setdefault(at, Tries(pool)))
             if pause is None:
@@ -77,7 +97,10 @@ def _ask_all(pool: Pool, asks: list[Ask], mode: Mode, results: list[Result | Non
         for _, ask in batch:
             ask.multiplex = shared
         pool.requests += len(batch)
-        yield [ask for _, ask in batch]
+        try:
+            yield [ask for _, ask in batch]
+        finally:
+            pool.leave(shared)
         if pool.is_waited_for:
             pool.answered()
         longest = 0.0
@@ -129,7 +152,7 @@ def _opened(pool: Pool, ask: Ask, mode: Mode) -> Steps[Result]:
                     memory.close()
                     return (yield from opened(pool, ask.uri, mode))
                 length = got.length
-            return Object(memory.detach(), ask.uri, mode, length, etag=etag, mtime=mtime)
+            return memory.become(ask.uri, mode, length, etag=etag, mtime=mtime)
         except BaseException:
             memory.close()
             raise

@@ -3,14 +3,25 @@
 Descriptors are queued in the order of their arrival; each successful answer to a request for one takes the next.
 """
 
-import os
 from collections import deque
 from contextlib import AbstractContextManager
 from typing import Any, NoReturn
 
 from objmapper_client._ask import NO_DETAILS, Ask, encode, tail_of
-from objmapper_client._transport import AT_ONCE, LOST, Ancillary, Connection, broken, ended, only_descriptor
-from objmapper_client.errors import ConnectionFailed, DescriptorLimit, ObjmapperError, RemoteProtocolError
+from objmapper_client._owned import close_descriptor
+from objmapper_client._transport import (
+    AT_ONCE,
+    CHUNK,
+    LOST,
+    NO_ANCILLARY,
+    Ancillary,
+    Connection,
+    broken,
+    ended,
+    lost,
+    only_descriptor,
+)
+from objmapper_client.errors import ConnectionFailed, ObjmapperError, RemoteProtocolError
 from objmapper_client.protocol_v2 import CloseFrame, Operation, encode_with_tail
 from objmapper_client.protocol_v2_responses import USUAL_RESPONSE_SIZE, ResponseHead, decode_usual
 
@@ -42,8 +53,9 @@ class Multiplex:
         #: Whose content is being received, and what has come of it.
         self._receiving: Ask | None = None
         self._pieces: list[bytes] = []
-        #: What is still to be sent.
+        #: Requests that are still to be sent, what is left of each, and which they are.
         self.outgoing: deque[bytes] = deque()
+        self._unsent: deque[Ask] = deque()
         #: Whether the server has said that it reads no further requests.
         self.is_refusing = False
         #: No further requests are sent; it is closed when nobody waits for an answer.
@@ -55,7 +67,12 @@ class Multiplex:
     @property
     def has_room(self) -> bool:
         """Whether a further request may be sent."""
-        return len(self.under_way) < self.limit and not self.is_closing
+        return self.room > 0 and not self.is_closing
+
+    @property
+    def room(self) -> int:
+        """How many further requests may be under way."""
+        return self.limit - len(self.under_way)
 
     @property
     def is_wanted(self) -> bool:
@@ -97,27 +114,60 @@ class Multiplex:
 
     def queue(self, ask: Ask, seconds: float) -> None:
         """Enters a request, and has it sent by the next `flush`. Raises LocalProtocolError, NoRoom."""
-        self.outgoing.append(self.enter(ask, seconds))
+        self.leave_to_flush(ask, self.enter(ask, seconds))
+
+    def leave_to_flush(self, ask: Ask, rest: bytes) -> None:
+        """Has the next `flush` send what is left of a request."""
+        ask.is_unsent = True
+        self._unsent.append(ask)
+        self.outgoing.append(rest)
+
+    def look(self) -> None:
+        """Takes in what has come by now: a server that has closed, or said so, gets no further request.
+
+        For requests that are not repeated, while no other thread reads.
+        """
+        connection = self.connection
+        try:
+            if connection.is_unix:
+                connection.take_now()
+                data, ancillary, flags, _ = connection.inbox[0]
+            else:
+                data, ancillary, flags = connection.socket.recv(CHUNK, AT_ONCE), NO_ANCILLARY, 0
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self.woken(self.fail(broken(connection.address, error)))
+            return
+        self.woken(self.arrived(data, ancillary, flags))
+
+    def woken(self, finished: list[Ask]) -> None:
+        """Lets those go on that waited for these requests."""
+        raise NotImplementedError
 
     def flush(self) -> bool:
         """Sends what is queued, as far as the socket takes it now. Whether all went. Raises ConnectionFailed."""
         outgoing = self.outgoing
         while outgoing:
-            data = outgoing.popleft() if len(outgoing) == 1 else b"".join(outgoing)
-            outgoing.clear()
+            data = outgoing[0] if len(outgoing) == 1 else b"".join(outgoing)
             try:
                 sent = self.connection.socket.send(data, AT_ONCE)
             except BlockingIOError:
-                outgoing.append(data)
                 return False
             except (BrokenPipeError, ConnectionResetError):
                 # What the server said before it closed is still to be read, and then the end.
                 self.is_closing = True
+                outgoing.clear()
                 return True
             except OSError as error:
                 raise broken(self.connection.address, error) from error
-            if sent < len(data):
-                outgoing.append(data[sent:])
+            while outgoing and sent >= len(outgoing[0]):
+                sent -= len(outgoing[0])
+                self._unsent[0].is_unsent = False
+                self._unsent.popleft()
+                outgoing.popleft()
+            if sent:
+                outgoing[0] = outgoing[0][sent:]
         return True
 
     def arrived_alone(self, ask: Ask, data: bytes, ancillary: Ancillary, flags: int) -> bool:
@@ -134,12 +184,14 @@ class Multiplex:
         if ask.operation is _FDPASS:
             if len(data) != USUAL_RESPONSE_SIZE or (descriptor := only_descriptor(ancillary)) is None:
                 return False
-            ask.descriptor = descriptor
+            ask._descriptor = descriptor
+            self.connection.inbox.clear()
             self._due = 0
         else:
             if ancillary or content_len > ask.most or len(data) != USUAL_RESPONSE_SIZE + content_len:
                 return False
             ask.content = data[USUAL_RESPONSE_SIZE:]
+            self.connection.inbox.clear()
         self.under_way.clear()
         self._operations.clear()
         ask.metadata = metadata
@@ -155,9 +207,12 @@ class Multiplex:
         connection = self.connection
         descriptors = connection.descriptors
         finished: list[Ask] = []
+        is_lost = False
         try:
             if ancillary or flags & LOST:
-                connection.keep(ancillary, flags)
+                _, is_lost = connection.keep()
+            else:
+                connection.inbox.clear()
             if not data:
                 return self.fail(None)
             connection.responses.feed(data)
@@ -169,29 +224,36 @@ class Multiplex:
                     self._take_close(head)
                     continue
                 number, status, content_len, metadata = head
-                ask = self.under_way.pop(number)
-                del self._operations[number]
+                ask = self.under_way[number]
                 ask.status = status
                 ask.metadata = metadata
                 if ask.operation is _FDPASS:
                     self._due -= 1
                     if status == 0:
-                        if not descriptors:
+                        if descriptors:
+                            # Both have it for a moment: see `fail`.
+                            ask._descriptor = descriptors[0]
+                            descriptors.popleft()
+                        elif is_lost:
+                            ask.failure = lost()
+                        else:
                             self._accuse(finished, ask)
-                        ask.descriptor = descriptors.popleft()
                 elif content_len:
                     self._expect(ask, content_len)
+                    self._leave_line(number)
                     continue
-                ask.is_done = True
                 finished.append(ask)
+                ask.is_done = True
+                self._leave_line(number)
                 if connection.responses.is_empty:
                     break
             if descriptors and len(descriptors) > self._due:
                 self._accuse(finished)
         except RemoteProtocolError as error:
             return self._blame(error, finished)
-        except DescriptorLimit as error:
-            return self._blame(error, [ask for ask in self.under_way.values() if ask.operation is _FDPASS])
+        if is_lost and self._due:
+            # Which of the answers to come has lost its descriptor is not known.
+            finished += self._blame(lost(), [ask for ask in self.under_way.values() if ask.operation is _FDPASS])
         for ask in finished:
             if ask.is_abandoned:
                 finished = self._drop_abandoned(finished)
@@ -199,6 +261,10 @@ class Multiplex:
         if self.is_closing and not self.is_wanted:
             self.close()
         return finished
+
+    def _leave_line(self, number: int) -> None:
+        del self._operations[number]
+        del self.under_way[number]
 
     def _take_close(self, frame: object) -> None:
         if not isinstance(frame, CloseFrame):
@@ -254,28 +320,29 @@ class Multiplex:
         """Fails these requests, or the oldest, with the error, and all others with the connection."""
         for ask in culprits or self.unanswered()[:1]:
             ask.is_begun = True
+            ask.is_done = False
             ask.failure = type(error)(*error.args)
             self.under_way[ask.number] = ask
         return self.fail(ConnectionFailed(f"{self.connection.address}: the connection was given up ({error})"))
 
     def fail(self, error: ConnectionFailed | None) -> list[Ask]:
         """Closes the connection; without an error, because the server did. Returns the requests that failed with it."""
-        failed = self.unanswered()
+        # An exception out of a signal handler may have come in the midst of an answer: those that have theirs keep it.
+        failed = [ask for ask in self.unanswered() if not ask.is_done]
         if len(failed) == 1 and failed[0].number > 1:
             failed[0].found_idle = True
         if failed and (self._receiving is not None or not self.connection.responses.is_empty):
             # The first bytes of an answer do not say whose it is; the oldest request is the likeliest.
             failed[0].is_begun = True
-        self.close()
+        taken = frozenset(ask.descriptor for ask in self.unanswered())
+        self.close(taken)
         for ask in failed:
-            ask.is_done = True
             if ask.failure is None:
                 # Each has an error of its own, for the sake of its traceback.
                 midway = ended(self.connection.address, midway=ask.is_begun)
                 ask.failure = midway if error is None else type(error)(*error.args)
-            descriptor = ask.take()
-            if descriptor >= 0:
-                os.close(descriptor)
+            close_descriptor(ask)
+            ask.is_done = True
         return [ask for ask in failed if not ask.is_abandoned]
 
     def retire(self) -> None:
@@ -285,13 +352,27 @@ class Multiplex:
             if not self.is_wanted:
                 self.close()
 
-    def give_up_hung(self) -> bool:
-        """Closes the connection if it is full of requests whose time was up: whether it was. Takes the lock."""
+    def give_up_full(self) -> bool:
+        """Closes the connection if it is full of requests whose answers nobody waits for: whether it was."""
         with self.lock:
-            is_hung = not self.has_room and all(ask.is_late for ask in self.unanswered())
-            if is_hung:
+            is_useless = not self.has_room and not self.is_wanted
+            if is_useless:
                 self.close()
-            return is_hung
+            return is_useless
+
+    def let_go(self, ask: Ask) -> None:
+        """A request's caller wants no answer any more. Takes the lock."""
+        with self.lock:
+            ask.drop()
+
+    def doubt(self, ask: Ask) -> None:
+        """Sends no further requests where the server hangs: this one's time is up, and no later one was answered."""
+        with self.lock:
+            later = self.connection.last_id - ask.number
+            if later == sum(1 for number in self._operations if number > ask.number):
+                self.is_closing = True
+                if not self.is_wanted:
+                    self.close()
 
     def lay_down(self) -> Connection | None:
         """Gives the connection away, unless somebody waits for an answer. Takes the lock.
@@ -306,8 +387,8 @@ class Multiplex:
             self.is_closing = True
             return self.connection
 
-    def close(self) -> None:
-        """Closes the connection, whatever is under way."""
+    def close(self, taken: frozenset[int] = frozenset()) -> None:
+        """Closes the connection, whatever is under way, but for descriptors that were `taken` from its last message."""
         self.is_closed = True
         self.under_way.clear()
         self._operations.clear()
@@ -315,4 +396,5 @@ class Multiplex:
         self._due = 0
         self.is_closing = True
         self.outgoing.clear()
-        self.connection.close()
+        self._unsent.clear()
+        self.connection.close(taken)

@@ -5,9 +5,11 @@ only one it is both, in turn. A server of version 1 has no shared one.
 """
 
 import threading
+import time
+import weakref
 from collections import deque
 from collections.abc import Callable
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 from objmapper_client._multiplex import Multiplex
 from objmapper_client._retry import Budget
@@ -34,13 +36,38 @@ class Waiting(Protocol):
         """What one waits at until another opens it."""
         raise NotImplementedError
 
-    def share(self, connection: Connection, timeout: float, note_room: Callable[[], None], /) -> Multiplex:
-        """Has requests share a connection. `note_room` is to be called where an answer came that nobody wanted."""
+    def share(self, connection: Connection, timeout: float, note_room: Callable[[], None], lock: Any, /) -> Multiplex:
+        """Has requests share a connection. `note_room` is to be called where an answer came that nobody wanted.
+
+        `lock` is the pool's, for what threads share.
+        """
         raise NotImplementedError
 
     def is_readable(self, connection: Connection) -> bool:
         """Whether there is something to read at this moment."""
         raise NotImplementedError
+
+
+class Claim:
+    """A place among a pool's connections: one that is being made, or one for a caller alone.
+
+    It is given back when the last reference to it goes, also where an exception comes out of a signal handler.
+    """
+
+    __slots__ = ("__weakref__", "_pool")
+
+    def __init__(self, pool: "Pool") -> None:
+        self._pool = pool
+
+    def __del__(self) -> None:
+        # The constructor may not have come that far.
+        pool = getattr(self, "_pool", None)
+        if pool is not None and pool.has_claim(self):
+            pool.release(self)
+
+
+# A version that is believed on the server's word is asked for again after this, in seconds; one that is guessed sooner.
+_CERTAIN, _GUESSED = 30.0, 1.0
 
 
 class Pool:
@@ -63,30 +90,34 @@ class Pool:
         self.budget = Budget()
         #: How many have been made in all.
         self.requests = 0
-        # The collector may close a stream, and so come here, while this very thread has the lock.
+        # It knows its owner: the collector may close a stream, and so come here, while this thread has the lock, and
+        # what an exception interrupted can be told and undone (see `recover`).
         self._lock = threading.RLock()
         #: What the server speaks: None where it has not been asked yet.
         self.version = self.agreed
+        self._ask_again_at = 0.0
+        self._ask_at_least_at = 0.0
         self.shared: Multiplex | None = None
-        self._is_connecting = False
+        #: The claim of the one who makes the shared connection, by its id.
+        self._connecting: int | None = None
         self._idle: list[Connection] = []
-        self._in_use: set[Connection] = set()
-        #: Connections of one's own that are being made.
-        self._promised = 0
-        self._wanting: deque[Gate] = deque()
-        self._wanting_shared: deque[Gate] = deque()
+        #: The claims of connections for one caller alone, by id, with the connections that have been made.
+        self._in_use: dict[int, weakref.ref[Connection] | None] = {}
+        self._wanting: deque[weakref.ref[Gate]] = deque()
+        self._wanting_shared: deque[weakref.ref[Gate]] = deque()
         #: Whether somebody wants to be told when the shared connection has room, or nothing to do.
         self.is_waited_for = False
         self._closed = False
 
     def __len__(self) -> int:
         """How many connections there are."""
-        return (self.shared is not None) + len(self._idle) + len(self._in_use)
+        made = sum(1 for connection in self._in_use.values() if connection is not None)
+        return (self.shared is not None) + len(self._idle) + made
 
-    def take_shared(self, *, has_waited: bool = False) -> Multiplex | Gate | None:
+    def take_shared(self, claim: Claim, *, has_waited: bool = False) -> Multiplex | Gate | None:
         """The connection that requests share; a gate to wait at and then ask again; or None: the caller makes one.
 
-        Whoever has not waited yet stands behind those who do.
+        A caller that has not waited yet stands behind those who do.
         """
         with self._lock:
             shared = self.shared
@@ -97,88 +128,123 @@ class Pool:
                 may_pass = has_waited or not self._wanting_shared
                 if shared.has_room and may_pass and not (self.most == 1 and self._wanting):
                     return shared
-                if shared.give_up_hung():
+                if shared.give_up_full():
                     shared = self.shared = None
-            if shared is not None or self._is_connecting or (self.most == 1 and (self._in_use or self._promised)):
-                return self._queue(self._wanting_shared)
+            if shared is not None or self._connecting is not None or (self.most == 1 and self._in_use):
+                return self._queue(self._wanting_shared, is_first=has_waited)
             connection = self._usable() if self.most == 1 else None
             if connection is not None and connection.version == 2:
-                self.shared = self.waiting.share(connection, self.timeout, self.note_room)
+                self.shared = self._share(connection)
                 return self.shared
             if connection is not None:
                 connection.close()
-            self._is_connecting = True
+            self._connecting = id(claim)
             return None
 
-    def put_shared(self, connection: Connection | None) -> Multiplex | None:
-        """Answers `take_shared`: here is the connection, or there was none to be had."""
+    def put_shared(self, claim: Claim, connection: Connection) -> Multiplex | None:
+        """Answers `take_shared`: here is the connection. None where it speaks version 1, and cannot be shared."""
         with self._lock:
-            self._is_connecting = False
-            if connection is not None:
+            shared: Multiplex | None = None
+            if connection.version == 2:
                 self.version = 2
-                self.shared = self.waiting.share(connection, self.timeout, self.note_room)
-            self._open(self._wanting_shared, len(self._wanting_shared))
-            self._open(self._wanting, 1 if self.most == 1 else 0)
-            return self.shared
+                shared = self._share(connection)
+                if not self._closed:
+                    self.shared = shared
+            elif self._closed:
+                connection.close()
+            else:
+                self._idle.append(connection)
+            self.release(claim)
+            return shared
 
-    def take_own(self) -> Connection | Gate | None:
+    def _share(self, connection: Connection) -> Multiplex:
+        return self.waiting.share(connection, self.timeout, self.note_room, self._lock)
+
+    def leave(self, shared: Multiplex | None) -> None:
+        """A request is done with the shared connection, which a pool that was closed meanwhile does not keep."""
+        if self._closed and shared is not None:
+            shared.retire()
+
+    def take_own(self, claim: Claim, *, has_waited: bool = False) -> Connection | Gate | None:
         """A connection for the caller alone; a gate to wait at and then ask again; or None: the caller makes one."""
         with self._lock:
+            if self.version == 1 and time.monotonic() >= self._ask_again_at:
+                self.doubt_version()
             connection = self._usable()
             if connection is None and self.most == 1 and self.shared is not None:
                 connection = self.shared.lay_down()
                 if connection is None:
-                    return self._queue(self._wanting)
+                    return self._queue(self._wanting, is_first=has_waited)
                 self.shared = None
                 if connection.is_closed:
                     connection = None
             if connection is not None:
-                self._in_use.add(connection)
+                self._book(claim, connection)
                 return connection
             room = self.most - (1 if self.version != 1 and self.most > 1 else 0)
-            is_connecting = self.most == 1 and self._is_connecting
-            if is_connecting or len(self._in_use) + self._promised >= room:
-                return self._queue(self._wanting)
-            self._promised += 1
+            is_connecting = self.most == 1 and self._connecting is not None
+            if is_connecting or len(self._in_use) >= room:
+                return self._queue(self._wanting, is_first=has_waited)
+            self._in_use[id(claim)] = None
             return None
 
-    def put_own(self, connection: Connection | None) -> None:
-        """Answers `take_own`: here is the connection, or there was none to be had."""
+    def put_own(self, claim: Claim, connection: Connection) -> None:
+        """Answers `take_own`: here is the connection."""
         with self._lock:
-            self._promised -= 1
-            if connection is not None:
-                self._in_use.add(connection)
-            else:
+            self._book(claim, connection)
+
+    def _book(self, claim: Claim, connection: Connection) -> None:
+        self._in_use[id(claim)] = weakref.ref(connection)
+        connection.claim = claim
+
+    def has_claim(self, claim: Claim) -> bool:
+        """Whether a place is taken."""
+        return id(claim) in self._in_use or self._connecting == id(claim)
+
+    def release(self, claim: Claim) -> None:
+        """The place of a connection is free. Can be called twice."""
+        with self._lock:
+            if self._connecting == id(claim):
+                self._connecting = None
+                self._open(self._wanting_shared, len(self._wanting_shared))
+                self._open(self._wanting, 1 if self.most == 1 else 0)
+            if self._in_use.pop(id(claim), self) is not self:
                 self._open_next()
 
     def give(self, connection: Connection) -> None:
         """Takes a connection back, or closes it where it is of no more use."""
         with self._lock:
-            self._in_use.discard(connection)
+            claim = connection.claim
             if self._closed or not connection.is_clean or connection.version != (self.version or connection.version):
                 connection.close()
             else:
                 connection.is_reused = True
                 self._idle.append(connection)
-            self._open_next()
+            connection.claim = None
+            if claim is not None:
+                self.release(claim)
 
     def drop(self, connection: Connection) -> None:
         """Closes a connection that was taken."""
         with self._lock:
-            self._in_use.discard(connection)
+            claim, connection.claim = connection.claim, None
+            if connection in self._idle:
+                # An exception came in the midst of `give`.
+                self._idle.remove(connection)
             connection.close()
-            self._open_next()
+            if claim is not None:
+                self.release(claim)
 
     def withdraw(self, gate: Gate) -> None:
-        """Whoever waited at this gate waits no longer; where it was opened at that moment, the next one may go on."""
+        """The caller waits no longer at this gate; where it was opened at that moment, the next one may go on."""
         with self._lock:
             for line in (self._wanting, self._wanting_shared):
-                if gate in line:
-                    line.remove(gate)
-                    break
-            else:
-                self._open_next()
-            self._note()
+                for each in line:
+                    if each() is gate:
+                        line.remove(each)
+                        self._note()
+                        return
+            self._wake_all()
 
     def answered(self) -> None:
         """The shared connection has done a request: it may have room now, or be free."""
@@ -186,7 +252,8 @@ class Pool:
             # It was being made when the client was closed.
             self._retire()
         with self._lock:
-            self._open(self._wanting_shared, 1)
+            shared = self.shared
+            self._open(self._wanting_shared, 1 if shared is None or shared.is_closing else max(1, shared.room))
             if self.most == 1:
                 self._open(self._wanting, 1)
 
@@ -194,11 +261,6 @@ class Pool:
         """`answered`, where somebody waits for it."""
         if self.is_waited_for:
             self.answered()
-
-    def adopt(self, connection: Connection) -> None:
-        """Takes in a connection that was made to be shared, and cannot be."""
-        with self._lock:
-            self._idle.append(connection)
 
     def close(self) -> None:
         """Closes what is idle; what is in use is closed once it no longer is."""
@@ -216,16 +278,46 @@ class Pool:
             shared.retire()
 
     def abandon(self) -> None:
-        """Closes this process's copies of connections that are its parent's. No lock: whoever held it is not here."""
+        """Closes this process's copies of connections that are its parent's. No lock: its holder is not here."""
         shared = [] if self.shared is None else [self.shared.connection]
-        for connection in (*shared, *self._idle, *self._in_use):
-            connection.close()
+        in_use = [each() for each in self._in_use.values() if each is not None]
+        self._in_use.clear()
+        self._lock = threading.RLock()
+        for connection in (*shared, *self._idle, *in_use):
+            if connection is not None:
+                connection.claim = None
+                connection.close()
+
+    def recover(self) -> None:
+        """Undoes what an exception out of a signal handler may have left: a lock, waiters that were not woken up."""
+        lock = self._lock
+        # What the `with` statement has not come to.
+        while lock._is_owned():  # type: ignore[attr-defined]  # as threading.Condition asks
+            lock.release()
+        if self._wanting or self._wanting_shared:
+            with lock:
+                self._wake_all()
+
+    def believe_version_1(self, *, is_certain: bool) -> None:
+        """The server has said so, or it has answered in version 1 after it said nothing: for a while."""
+        now = time.monotonic()
+        self._ask_again_at = now + (_CERTAIN if is_certain else _GUESSED)
+        self._ask_at_least_at = now + (_GUESSED if is_certain else 0)
+        self.version = 1
+
+    def may_ask_again(self) -> bool:
+        """For a verb that version 1 lacks: whether the server is asked once more what it speaks. Then it is doubted."""
+        if self.version == 1 and self.agreed is None and time.monotonic() >= self._ask_at_least_at:
+            self.doubt_version()
+        return self.version != 1
 
     def _usable(self) -> Connection | None:
         """The idle connection that was used last."""
         while self._idle:
             connection = self._idle.pop()
-            if not self.waiting.is_readable(connection):
+            if connection.is_closed:
+                continue
+            if connection.version == (self.version or 2) and not self.waiting.is_readable(connection):
                 return connection
             # The server closed it, or said what nobody asked for. There may be another one now, which knows more.
             connection.close()
@@ -237,9 +329,13 @@ class Pool:
         """Perhaps there is another server now, that knows more."""
         self.version = self.agreed
 
-    def _queue(self, line: deque[Gate]) -> Gate:
+    def _queue(self, line: deque["weakref.ref[Gate]"], *, is_first: bool = False) -> Gate:
         gate = self.waiting.gate()
-        line.append(gate)
+        each = weakref.ref(gate)
+        if is_first:
+            line.appendleft(each)
+        else:
+            line.append(each)
         self._note()
         return gate
 
@@ -249,10 +345,17 @@ class Pool:
         if self.most == 1 and not self._wanting:
             self._open(self._wanting_shared, len(self._wanting_shared))
 
-    def _open(self, line: deque[Gate], count: int) -> None:
+    def _wake_all(self) -> None:
+        """Each asks again, and waits again in its old place where there is nothing for it."""
+        self._open(self._wanting, len(self._wanting))
+        self._open(self._wanting_shared, len(self._wanting_shared))
+
+    def _open(self, line: deque["weakref.ref[Gate]"], count: int) -> None:
         while line and count:
-            line.popleft().open()
-            count -= 1
+            gate = line.popleft()()
+            if gate is not None:
+                gate.open()
+                count -= 1
         self._note()
 
     def _note(self) -> None:

@@ -19,6 +19,17 @@ PAGE = 1000
 Results = list[Object | ObjmapperError]
 
 
+#: Longer time limits count as this, in seconds (23 days): poll(2) knows none that is longer than 24.
+_LONGEST = 2_000_000.0
+
+
+def _seconds(name: str, value: float) -> float:
+    # Not a number is not more than 0.
+    if not value > 0:
+        raise ValueError(f"{name}: expected seconds, more than 0 (got {value!r})")
+    return value
+
+
 class Settings:
     """The arguments of a client. It travels by them: a copy in another process makes connections of its own."""
 
@@ -36,13 +47,11 @@ class Settings:
         _forks.watch()
         if max_connections < 1 or attempts < 1:
             raise ValueError("max_connections and attempts must be at least 1")
-        if timeout <= 0 or connect_timeout <= 0:
-            raise ValueError("timeout and connect_timeout are seconds, more than 0")
         if not 0 <= wait <= MOST_WAIT:
             raise ValueError(f"wait is 0 to {MOST_WAIT:.0f} seconds, not {wait}")
         self.address: Address = default_address() if address is None else parse(address)
-        self.timeout = timeout
-        self.connect_timeout = connect_timeout
+        self.timeout = _seconds("timeout", timeout)
+        self.connect_timeout = _seconds("connect_timeout", connect_timeout)
         self.max_connections = max_connections
         self.attempts = attempts
         self.wait = wait
@@ -73,8 +82,8 @@ class Settings:
             waiting,
             most=self.max_connections,
             attempts=self.attempts,
-            timeout=self.timeout,
-            connect_timeout=self.connect_timeout,
+            timeout=min(self.timeout, _LONGEST),
+            connect_timeout=min(self.connect_timeout, _LONGEST),
         )
         pool.wait = self.wait
         return pool

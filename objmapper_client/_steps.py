@@ -1,7 +1,9 @@
 """What a verb may wait for. Verbs are generators that yield one of these; whoever runs them waits, and resumes them.
 
 A `Wait` is resumed with whether it came in time (with what was asked for, where it was a host's address); a `Call` and
-a `Pull` with a result; a `Progress` at once. There are two more: a `_pool.Gate` and a `_multiplex.Ask`.
+a `Pull` with a result; a `Progress` at once, `TIME_LEFT` with seconds. There are two more: a `_pool.Gate` and a
+`_multiplex.Ask`. A `Call`, a `Pull` and a `Tell` extend the time limit by what they took: the time that the caller's
+own data and callbacks take is none of the server's.
 """
 
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
@@ -70,8 +72,37 @@ class Progress:
         self.seconds = seconds
 
 
+class Tell:
+    """A callback of the caller's, called where the caller waits."""
+
+    __slots__ = ("function",)
+
+    def __init__(self, function: Callable[[], object]) -> None:
+        self.function = function
+
+
+class TimeLeft:
+    """How many seconds are left for the request."""
+
+
+TIME_LEFT = TimeLeft()
+
+
 #: Bytes of a content for which the time limit holds.
 STRIDE = 1 << 20
 
 # Resumed with what the wish came to; an error of the wish is thrown in.
 Steps = Generator[object, Any, T]
+
+
+def kept(steps: Steps[T], results: list[T]) -> Steps[T]:
+    """The same steps; what they return goes into `results`, and a last None is yielded.
+
+    A StopIteration that carries the result refers to its own frame: where an exception comes in between, only the
+    garbage collector frees what it carries.
+    """
+    result = yield from steps
+    results.append(result)
+    del result
+    yield None
+    return results[0]

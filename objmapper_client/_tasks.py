@@ -8,17 +8,18 @@ import asyncio
 import contextlib
 import os
 import select
-import socket
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 from objmapper_client._ask import Ask, Single, Verb
-from objmapper_client._lines import answered
+from objmapper_client._lines import answered, known
+from objmapper_client._lookup import look_up
 from objmapper_client._multiplex import Multiplex, NoRoom
 from objmapper_client._pool import Pool
-from objmapper_client._steps import Call, Progress, Pull, Steps, T, Wait
-from objmapper_client._transport import CHUNK, CLOEXEC, CONTROL, NOTHING, Connection, broken, too_late
-from objmapper_client.errors import ConnectionFailed, LocalProtocolError, ObjmapperError
+from objmapper_client._steps import Call, Progress, Pull, Steps, T, Tell, TimeLeft, Wait, kept
+from objmapper_client._transport import Connection, too_late
+from objmapper_client.errors import ConnectionFailed, LocalProtocolError, ObjmapperError, RequestTimeout
 
 running_loop = asyncio.get_running_loop
 
@@ -26,7 +27,7 @@ running_loop = asyncio.get_running_loop
 class Gate:
     """What a task waits at until another opens it."""
 
-    __slots__ = ("_future", "_is_open", "_loop")
+    __slots__ = ("__weakref__", "_future", "_is_open", "_loop")
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -58,49 +59,70 @@ async def run(pool: Pool, verb: Verb[T]) -> T:
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + pool.timeout
-    if isinstance(verb, Single):
-        if await _answer(loop, pool, verb, deadline):
+    try:
+        if not isinstance(verb, Single):
+            return await _run(loop, pool, verb, deadline)
+        if await _answer(loop, pool, verb, deadline, is_fresh=True):
             return verb.result()
-        verb = verb.otherwise(pool)
-    return await _run(loop, pool, verb, deadline)
+        return await _run(loop, pool, verb.otherwise(pool), deadline)
+    except BaseException:
+        if isinstance(verb, Single):
+            verb.discard()
+        pool.recover()
+        raise
 
 
 async def _run(loop: asyncio.AbstractEventLoop, pool: Pool, steps: Steps[T], deadline: float) -> T:
+    results: list[T] = []
+    steps = kept(steps, results)
     try:
         wish = next(steps)
-        while True:
+        while wish is not None:
             try:
                 if isinstance(wish, Ask):
                     came: Any = await _answer(loop, pool, wish, deadline)
                 elif isinstance(wish, Progress):
                     deadline = loop.time() + pool.timeout + wish.seconds
                     came = True
+                elif isinstance(wish, TimeLeft):
+                    came = deadline - loop.time()
+                elif isinstance(wish, Pull | Call | Tell):
+                    began = loop.time()
+                    came = await _grant(loop, wish, deadline)
+                    deadline += loop.time() - began
                 else:
                     came = await _grant(loop, wish, deadline)
             except BaseException as error:
+                if isinstance(wish, Ask):
+                    wish.discard()
                 wish = steps.throw(error)
             else:
                 wish = steps.send(came)
-    except StopIteration as done:
-        result: T = done.value
-        return result
+        return results[0]
     finally:
         steps.close()
 
 
-async def _answer(loop: asyncio.AbstractEventLoop, pool: Pool, ask: Ask, deadline: float) -> bool:
-    """Has a request answered: at once where nothing stands in the way, which is what is fast here."""
+async def _answer(
+    loop: asyncio.AbstractEventLoop, pool: Pool, ask: Ask, deadline: float, *, is_fresh: bool = False
+) -> bool:
+    """Has a request answered: at once where nothing stands in the way, which is what is fast here.
+
+    Where `is_fresh`, all of its time is left.
+    """
     shared = pool.shared
     trouble: Exception | None = None
     if isinstance(shared, TaskMultiplex) and not pool.is_waited_for:
         try:
-            shared.start(ask, pool.timeout, deadline)
+            shared.start(ask, pool.timeout if is_fresh else deadline - loop.time(), deadline)
             await shared.wait(ask)
             if ask.status == 0:
                 pool.requests += 1
                 return True
         except (NoRoom, ConnectionFailed) as error:
             trouble = error
+        except RequestTimeout as error:
+            raise known(ask, error) from error
         finally:
             if pool.is_waited_for:
                 pool.answered()
@@ -116,7 +138,9 @@ async def _grant(loop: asyncio.AbstractEventLoop, wish: object, deadline: float)
         case list():
             return await _exchange_all(wish, deadline)
         case Call():
-            return await loop.run_in_executor(None, wish.function)
+            return await _in_thread(loop, wish.function)
+        case Tell():
+            return wish.function()
         case Pull(source=AsyncIterator() as pieces):
             return await anext(pieces, None)
         case Pull(source=Iterator()):
@@ -128,7 +152,8 @@ async def _pull(loop: asyncio.AbstractEventLoop, pull: Pull) -> Any:
     """The next piece of an iterator. A file that may wait is read in a thread, or once it has something."""
     assert isinstance(pull.source, Iterator)
     if pull.may_wait and not (pull.descriptor >= 0 and await _has_come(loop, pull.descriptor)):
-        return await loop.run_in_executor(None, next, pull.source, None)
+        source = pull.source
+        return await _in_thread(loop, lambda: next(source, None))
     return next(pull.source, None)
 
 
@@ -147,6 +172,46 @@ async def _has_come(loop: asyncio.AbstractEventLoop, descriptor: int) -> bool:
         return False
     finally:
         os.close(own)
+
+
+class _Job:
+    """A function for another thread, which either has not begun or is waited for."""
+
+    def __init__(self, function: Callable[[], object]) -> None:
+        self._function = function
+        self._lock = threading.Lock()
+        self._is_begun = self._is_called_off = False
+
+    def __call__(self) -> object:
+        with self._lock:
+            if self._is_called_off:
+                return None
+            self._is_begun = True
+        return self._function()
+
+    def call_off(self) -> bool:
+        """Whether it had not begun, and never will."""
+        with self._lock:
+            self._is_called_off = True
+            return not self._is_begun
+
+
+async def _in_thread(loop: asyncio.AbstractEventLoop, function: Callable[[], object]) -> object:
+    """Has a thread do it. Where this is cancelled the thread is waited for: it uses what belongs to the caller."""
+    job = _Job(function)
+    future = loop.run_in_executor(None, job)
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        if not job.call_off():
+            while not future.done():
+                # Cancelled again, or cancelled by the end of the loop: the thread is still at work.
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait([future])
+            made: Any = None if future.cancelled() or future.exception() is not None else future.result()
+            if hasattr(made, "close"):
+                made.close()
+        raise
 
 
 async def _exchange_all(asks: list[Ask], deadline: float) -> None:
@@ -176,12 +241,7 @@ async def _wait(loop: asyncio.AbstractEventLoop, wait: Wait, deadline: float) ->
         await asyncio.sleep(min(left, wait.seconds))
         return True
     if wait.host is not None:
-        try:
-            return await asyncio.wait_for(loop.getaddrinfo(wait.host, wait.port, type=socket.SOCK_STREAM), left)
-        except TimeoutError:
-            return False
-        except OSError as error:
-            return error
+        return await _look_up(loop, wait.host, wait.port, left)
     ready: asyncio.Future[bool] = loop.create_future()
     timer = loop.call_later(left, _resolve, ready, False)
     add, remove = (loop.add_writer, loop.remove_writer) if wait.writable else (loop.add_reader, loop.remove_reader)
@@ -191,6 +251,23 @@ async def _wait(loop: asyncio.AbstractEventLoop, wait: Wait, deadline: float) ->
     finally:
         timer.cancel()
         remove(wait.descriptor)
+
+
+async def _look_up(loop: asyncio.AbstractEventLoop, host: str, port: int, seconds: float) -> Any:
+    lookup = look_up(host, port)
+    known: asyncio.Future[bool] = loop.create_future()
+
+    def tell() -> None:
+        # The loop may have been closed meanwhile.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(_resolve, known, True)
+
+    timer = loop.call_later(seconds, _resolve, known, False)
+    lookup.when_done(tell)
+    try:
+        return lookup.result(0) if await known else False
+    finally:
+        timer.cancel()
 
 
 def _resolve(future: "asyncio.Future[bool]", value: bool) -> None:
@@ -209,7 +286,13 @@ class Tasks:
         """What one waits at until another opens it."""
         return Gate()
 
-    def share(self, connection: Connection, timeout: float, note_room: Callable[[], None]) -> "TaskMultiplex":
+    def share(
+        self,
+        connection: Connection,
+        timeout: float,
+        note_room: Callable[[], None],
+        lock: Any,  # noqa: ARG002 - tasks of one loop need none
+    ) -> "TaskMultiplex":
         """Has requests share a connection. `note_room` is called where an answer came that nobody wanted."""
         return TaskMultiplex(connection, timeout, note_room)
 
@@ -237,6 +320,8 @@ class TaskMultiplex(Multiplex):
     def start(self, ask: Ask, seconds: float, deadline: float) -> None:
         """Has a request sent at the end of this turn of the loop. Raises NoRoom, LocalProtocolError."""
         loop = self._loop
+        if not ask.repeatable:
+            self.look()
         self.queue(ask, seconds)
         ask.deadline = deadline
         ask.gate = loop.create_future()
@@ -264,7 +349,7 @@ class TaskMultiplex(Multiplex):
         try:
             is_full = not self.flush()
         except ConnectionFailed as error:
-            self._wake(self.fail(error))
+            self.woken(self.fail(error))
             return
         if is_full != self._is_full and not self.is_closed:
             self._is_full = is_full
@@ -274,25 +359,18 @@ class TaskMultiplex(Multiplex):
                 self._loop.remove_writer(self._descriptor)
 
     def _read(self) -> None:
-        ancillary, flags = NOTHING
-        sock = self.connection.socket
-        try:
-            if self._is_unix:
-                data, ancillary, flags, _ = sock.recvmsg(CHUNK, CONTROL, CLOEXEC)
-            else:
-                data = sock.recv(CHUNK)
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError as error:
-            self._wake(self.fail(broken(self.connection.address, error)))
-            return
         before = len(self.under_way)
-        finished = self.arrived(data, ancillary, flags)
-        self._wake(finished)
-        for _ in range(before - len(self.under_way) - len(finished)):
+        try:
+            self.look()
+        except BaseException:
+            # Out of a signal handler.
+            self.woken(self.fail(ConnectionFailed(f"{self.connection.address}: a signal interrupted the exchange")))
+            raise
+        if len(self.under_way) < before:
             self._note_room()
 
-    def _wake(self, finished: list[Ask]) -> None:
+    def woken(self, finished: list[Ask]) -> None:
+        """Lets those go on that waited for these requests."""
         for ask in finished:
             if not ask.gate.done():
                 ask.gate.set_result(None)
@@ -304,6 +382,7 @@ class TaskMultiplex(Multiplex):
         self._timer = None
         now = self._loop.time() + 1e-3
         soonest: float | None = None
+        late: Ask | None = None
         for ask in self.unanswered():
             if ask.is_abandoned:
                 continue
@@ -311,9 +390,12 @@ class TaskMultiplex(Multiplex):
                 ask.is_abandoned = ask.is_late = True
                 ask.failure = too_late(self.connection.address)
                 _resolve(ask.gate, True)
+                late = ask
             elif soonest is None or ask.deadline < soonest:
                 soonest = ask.deadline
-        if soonest is not None:
+        if late is not None:
+            self.doubt(late)
+        if soonest is not None and not self.is_closed:
             self._timer = self._loop.call_at(soonest, self._expire)
 
     def lay_down(self) -> Connection | None:
@@ -323,11 +405,11 @@ class TaskMultiplex(Multiplex):
             self._leave_loop()
         return connection
 
-    def close(self) -> None:
+    def close(self, taken: frozenset[int] = frozenset()) -> None:
         """Closes the connection, whatever is under way."""
         if not self.is_closed:
             self._leave_loop()
-        super().close()
+        super().close(taken)
 
     def _leave_loop(self) -> None:
         if self._timer is not None:

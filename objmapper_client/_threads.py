@@ -4,6 +4,7 @@ The shared connection has no thread of its own. Whoever waits for an answer whil
 gives each answer to the one that asked, and with its own in hand leaves the reading to another that waits.
 """
 
+import contextlib
 import select
 import socket
 import struct
@@ -13,22 +14,25 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from objmapper_client._ask import Ask, Single, Verb
-from objmapper_client._lines import answered
+from objmapper_client._lines import answered, known
+from objmapper_client._lookup import look_up
 from objmapper_client._multiplex import Multiplex, NoRoom
 from objmapper_client._pool import Pool
-from objmapper_client._steps import Call, Progress, Pull, Steps, T, Wait
-from objmapper_client._transport import AT_ONCE, CHUNK, CLOEXEC, CONTROL, NOTHING, Connection, broken, too_late
-from objmapper_client.errors import ConnectionFailed, LocalProtocolError, ObjmapperError
+from objmapper_client._steps import Call, Progress, Pull, Steps, T, Tell, TimeLeft, Wait, kept
+from objmapper_client._transport import AT_ONCE, CHUNK, NO_ANCILLARY, Connection, broken, too_late
+from objmapper_client.errors import ConnectionFailed, LocalProtocolError, ObjmapperError, RequestTimeout
 
 _now = time.monotonic
 # How much longer than it should a thread may sleep in the socket, whose own time limit is that of a whole request.
 _SLACK = 0.05
+# How long a thread that has bytes to send waits for the socket before it looks what else has happened, in seconds.
+_TURN = 0.05
 
 
 class Gate:
     """What one thread waits at until another opens it."""
 
-    __slots__ = ("_lock",)
+    __slots__ = ("__weakref__", "_lock")
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -47,33 +51,48 @@ def run(pool: Pool, verb: Verb[T], deadline: float = 0) -> T:
     """Runs a verb in this thread; after the pool's timeout it is told that the time is up."""
     is_fresh = not deadline
     deadline = deadline or _now() + pool.timeout
-    if isinstance(verb, Single):
+    try:
+        if not isinstance(verb, Single):
+            return _run(pool, verb, deadline)
         # Where the server is known to have no connection that requests share, the way by it is a detour.
         if pool.version != 1 and _answer(pool, verb, deadline, is_fresh=is_fresh):
             return verb.result()
-        verb = verb.otherwise(pool)
-    return _run(pool, verb, deadline)
+        return _run(pool, verb.otherwise(pool), deadline)
+    except BaseException:
+        # An exception out of a signal handler may have come anywhere.
+        pool.recover()
+        if isinstance(verb, Single):
+            verb.discard()
+        raise
 
 
 def _run(pool: Pool, steps: Steps[T], deadline: float) -> T:
+    results: list[T] = []
+    steps = kept(steps, results)
     try:
         wish = next(steps)
-        while True:
+        while wish is not None:
             try:
                 if isinstance(wish, Ask):
                     came: Any = _answer(pool, wish, deadline)
                 elif isinstance(wish, Progress):
                     deadline = _now() + pool.timeout + wish.seconds
                     came = True
+                elif isinstance(wish, TimeLeft):
+                    came = deadline - _now()
+                elif isinstance(wish, Pull | Call | Tell):
+                    began = _now()
+                    came = _grant(wish, deadline)
+                    deadline += _now() - began
                 else:
                     came = _grant(wish, deadline)
             except BaseException as error:
+                if isinstance(wish, Ask):
+                    wish.discard()
                 wish = steps.throw(error)
             else:
                 wish = steps.send(came)
-    except StopIteration as done:
-        result: T = done.value
-        return result
+        return results[0]
     finally:
         steps.close()
 
@@ -92,6 +111,8 @@ def _answer(pool: Pool, ask: Ask, deadline: float, *, is_fresh: bool = False) ->
                 return True
         except (NoRoom, ConnectionFailed) as error:
             trouble = error
+        except RequestTimeout as error:
+            raise known(ask, error) from error
         finally:
             if pool.is_waited_for:
                 pool.answered()
@@ -106,7 +127,7 @@ def _grant(wish: object, deadline: float) -> Any:
             return wish.wait(deadline - _now())
         case list():
             return _exchange_all(wish, deadline)
-        case Call():
+        case Call() | Tell():
             return wish.function()
         case Pull(source=Iterator() as pieces):
             return next(pieces, None)
@@ -131,19 +152,12 @@ def _wait(wait: Wait, deadline: float) -> Any:
     if left <= 0:
         return False
     if wait.host is not None:
-        return _look_up(wait.host, wait.port)
+        return look_up(wait.host, wait.port).result(left)
     if wait.seconds is not None:
         time.sleep(min(left, wait.seconds))
         return True
     # Rounded up: waking too early would be one more round.
     return bool(_poll(wait).poll(left * 1000 + 1))
-
-
-def _look_up(host: str, port: int) -> Any:
-    try:
-        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except OSError as error:
-        return error
 
 
 def _poll(wait: Wait) -> Any:
@@ -162,9 +176,9 @@ class Threads:
         """What one waits at until another opens it."""
         return Gate()
 
-    def share(self, connection: Connection, timeout: float, _: Callable[[], None]) -> "ThreadMultiplex":
-        """Has requests share a connection. Whoever reads tells the pool itself."""
-        return ThreadMultiplex(connection, timeout)
+    def share(self, connection: Connection, timeout: float, _: Callable[[], None], lock: Any) -> "ThreadMultiplex":
+        """Has requests share a connection. The thread that reads tells the pool itself."""
+        return ThreadMultiplex(connection, timeout, lock)
 
     def is_readable(self, connection: Connection) -> bool:
         """Whether there is something to read at this moment."""
@@ -172,16 +186,16 @@ class Threads:
 
 
 class ThreadMultiplex(Multiplex):
-    """A connection that threads share."""
+    """A connection that threads share. An exception out of a signal handler may come between any two steps."""
 
-    def __init__(self, connection: Connection, timeout: float) -> None:
-        super().__init__(connection, threading.Lock(), timeout)
+    def __init__(self, connection: Connection, timeout: float, lock: Any) -> None:
+        super().__init__(connection, lock, timeout)
+        self._owned_lock = lock
         self._patience = timeout - _SLACK
         self._reader: Ask | None = None
         #: Those who wait while another reads, the longest first.
         self._followers: dict[Ask, Gate] = {}
         self._send = connection.socket.send
-        self._recvmsg = connection.socket.recvmsg
         self._recv = connection.socket.recv
         self._is_unix = connection.is_unix
         self._sleep_in_socket()
@@ -201,42 +215,51 @@ class ThreadMultiplex(Multiplex):
 
         Raises NoRoom, LocalProtocolError, ConnectionFailed, RequestTimeout, RemoteProtocolError, DescriptorLimit.
         """
-        # Where time is short, the socket's own limit is too long.
-        must_look = not is_fresh and deadline - _now() < self._patience
+        seconds = self._timeout
+        must_look = False
+        if not is_fresh:
+            seconds = deadline - _now()
+            # Where time is short, the socket's own limit is too long.
+            must_look = seconds < self._patience
         try:
             with self.lock:
-                if self.outgoing:
-                    self.queue(ask, self._timeout)
-                    frame = b""
-                else:
-                    frame = self.enter(ask, self._timeout)
-                is_reader = self._reader is None
-                if is_reader:
-                    self._reader = ask
                 try:
-                    sent = self._send(frame, AT_ONCE) if frame else -1
-                except OSError:
-                    # It is met again, and told apart.
-                    sent = 0
-                # From here to the call that sleeps every step counts: the server's thread, which the send has woken up,
-                # runs on this core as soon as this one sleeps, and else has another core woken up: 20 µs instead of 2.
-                if sent != len(frame):
-                    if frame:
-                        self.outgoing.append(frame[sent:])
-                    self._send_queued()
-                    must_look = True
-        except (NoRoom, LocalProtocolError):
-            raise
-        except BaseException:
-            self._interrupted()
-            raise
-        try:
+                    if not ask.repeatable and self._reader is None:
+                        self.look()
+                    if self.outgoing:
+                        self.queue(ask, seconds)
+                        frame = b""
+                    else:
+                        frame = self.enter(ask, seconds)
+                    is_reader = self._reader is None
+                    if is_reader:
+                        self._reader = ask
+                    try:
+                        sent = self._send(frame, AT_ONCE) if frame else -1
+                    except OSError:
+                        # The next send meets this error again and tells it apart.
+                        sent = 0
+                    # From here to the call that sleeps every step counts: the server's thread, which the send has woken
+                    # up, runs on this core as soon as this one sleeps, and else has another core woken up: 20 µs
+                    # instead of 2.
+                    if sent != len(frame):
+                        if frame:
+                            self.leave_to_flush(ask, frame[sent:])
+                        self._send_queued()
+                        must_look = True
+                except (NoRoom, LocalProtocolError):
+                    raise
+                except BaseException:
+                    self._interrupted()
+                    raise
             if is_reader:
                 self._read(ask, deadline, must_look)
             else:
                 self._wait(ask, deadline)
-        except BaseException:
-            self._abandon(ask)
+        except (NoRoom, LocalProtocolError):
+            raise
+        except BaseException as error:
+            self._abandon(ask, error)
             raise
         if ask.failure is not None:
             raise ask.failure
@@ -244,24 +267,26 @@ class ThreadMultiplex(Multiplex):
     def start(self, asks: list[Ask], deadline: float) -> None:
         """Sends requests, or has them sent by those who wait for answers. What cannot be sent is failed."""
         left = deadline - _now()
-        try:
-            with self.lock:
+        with self.lock:
+            try:
+                if self._reader is None and not all(ask.repeatable for ask in asks):
+                    self.look()
                 for ask in asks:
                     try:
                         self.queue(ask, left)
                     except (NoRoom, LocalProtocolError) as error:
                         ask.failure, ask.is_done = error, True
                 self._send_queued()
-        except BaseException:
-            self._interrupted()
-            raise
+            except BaseException:
+                self._interrupted()
+                raise
 
     def wait(self, ask: Ask, deadline: float) -> None:
         """Waits for the answer of a request that was started."""
         try:
             self._wait(ask, deadline)
-        except BaseException:
-            self._abandon(ask)
+        except BaseException as error:
+            self._abandon(ask, error)
             raise
         if ask.failure is not None:
             raise ask.failure
@@ -270,28 +295,52 @@ class ThreadMultiplex(Multiplex):
         try:
             self.flush()
         except ConnectionFailed as error:
-            self._wake(self.fail(error))
+            self.woken(self.fail(error))
 
     def _interrupted(self) -> None:
         """A signal's handler has raised in the midst of things: what was sent or read in that moment is lost."""
         with self.lock:
-            self._wake(self.fail(ConnectionFailed(f"{self.connection.address}: a signal interrupted the exchange")))
+            self.woken(self.fail(ConnectionFailed(f"{self.connection.address}: a signal interrupted the exchange")))
+            # Those that had their answer already, and were not woken up.
+            self.woken([ask for ask in self._followers if ask.is_done])
 
-    def _abandon(self, ask: Ask) -> None:
+    def _abandon(self, ask: Ask, error: BaseException) -> None:
         with self.lock:
+            if self._has_lock_left():
+                self._interrupted()
+            self.let_go(ask)
+            if isinstance(error, RequestTimeout):
+                self.doubt(ask)
+
+    def let_go(self, ask: Ask) -> None:
+        """A request's caller wants no answer any more. Takes the lock."""
+        with self.lock:
+            if self._reader is ask and self.connection.inbox:
+                self._interrupted()
             self._leave(ask)
             ask.drop()
-            ask.is_late = True
+
+    def _has_lock_left(self) -> bool:
+        """Whether an exception came between the last line of a `with self.lock` and its end. To be called with it."""
+        self._owned_lock.release()
+        try:
+            return bool(self._owned_lock._is_owned())
+        finally:
+            self._owned_lock.acquire()
 
     def _wait(self, ask: Ask, deadline: float) -> None:
         """Waits while another reads, or does the reading."""
         while not ask.is_done:
+            if self.outgoing and self._reader is not None:
+                self._write(ask, deadline)
+            gate = None
             with self.lock:
                 if ask.is_done:
                     return
-                gate = None
                 if self._reader is None:
                     self._reader = ask
+                elif self.outgoing:
+                    continue
                 else:
                     gate = self._followers[ask] = Gate()
             if gate is None:
@@ -299,37 +348,63 @@ class ThreadMultiplex(Multiplex):
             elif not gate.wait(deadline - _now()) and not ask.is_done:
                 raise too_late(self.connection.address)
 
+    def _write(self, ask: Ask, deadline: float) -> None:
+        """Sends what is queued, while the reader sleeps and waits for answers only."""
+        while self.outgoing and self._reader is not None and not ask.is_done:
+            left = deadline - _now()
+            if left <= 0:
+                raise too_late(self.connection.address)
+            poll = select.poll()
+            try:
+                poll.register(self.connection.socket, select.POLLOUT)
+            except (OSError, ValueError):
+                # It was closed at this moment.
+                return
+            # Not longer: the reader may get this answer too, or leave the reading to this one.
+            if poll.poll(min(left, _TURN) * 1000 + 1):
+                with self.lock:
+                    try:
+                        if self.outgoing:
+                            self._send_queued()
+                    except BaseException:
+                        self._interrupted()
+                        raise
+
     def _read(self, ask: Ask, deadline: float, must_look: bool) -> None:
         """Reads until this request has its answer, then leaves the reading to another."""
-        ancillary, flags = NOTHING
+        ancillary, flags, inbox = NO_ANCILLARY, 0, self.connection.inbox
         while not ask.is_done:
             if must_look and not self._ready(deadline):
                 continue
             try:
                 if self._is_unix:
-                    data, ancillary, flags, _ = self._recvmsg(CHUNK, CONTROL, CLOEXEC)
+                    # In one step: the descriptors have an owner from the moment on that they are here.
+                    self.connection.take()
+                    data, ancillary, flags, _ = inbox[0]
                 else:
                     data = self._recv(CHUNK)
-                with self.lock:
-                    if not self.arrived_alone(ask, data, ancillary, flags):
-                        self._wake(self.arrived(data, ancillary, flags))
-                    if ask.is_done:
-                        self._reader = None
-                        if self._followers:
-                            self._hand_over()
-                        return
             except BlockingIOError:
                 # The socket's own time is up.
                 must_look = True
                 continue
             except OSError as error:
                 with self.lock:
-                    self._wake(self.fail(broken(self.connection.address, error)))
+                    if not self.is_closed:
+                        self.woken(self.fail(broken(self.connection.address, error)))
                     self._leave(ask)
                 return
-            except BaseException:
-                self._interrupted()
-                raise
+            with self.lock:
+                try:
+                    if not self.arrived_alone(ask, data, ancillary, flags):
+                        self.woken(self.arrived(data, ancillary, flags))
+                    if ask.is_done:
+                        self._reader = None
+                        if self._followers:
+                            self._hand_over()
+                        return
+                except BaseException:
+                    self._interrupted()
+                    raise
             must_look = bool(self.outgoing) or deadline - _now() < self._patience
 
     def _ready(self, deadline: float) -> bool:
@@ -343,11 +418,15 @@ class ThreadMultiplex(Multiplex):
         events = found[0][1] if found else 0
         if events & select.POLLOUT:
             with self.lock:
-                self._send_queued()
+                try:
+                    self._send_queued()
+                except BaseException:
+                    self._interrupted()
+                    raise
         return bool(events & ~select.POLLOUT)
 
     def _leave(self, ask: Ask) -> None:
-        """Whoever waited waits no longer; where the reading was left to it, it goes to the next."""
+        """The caller waits no longer; where the reading was left to it, it goes to the next."""
         if self._reader is ask:
             self._reader = None
         self._followers.pop(ask, None)
@@ -359,8 +438,16 @@ class ThreadMultiplex(Multiplex):
             ask = next(iter(self._followers))
             self._followers.pop(ask).open()
 
-    def _wake(self, finished: list[Ask]) -> None:
+    def woken(self, finished: list[Ask]) -> None:
+        """Lets those go on that waited for these requests."""
         for ask in finished:
             gate = self._followers.pop(ask, None)
             if gate is not None:
                 gate.open()
+
+    def close(self, taken: frozenset[int] = frozenset()) -> None:
+        """Closes the connection, whatever is under way; a thread that sleeps in its socket wakes up."""
+        if self._reader is not None and not self.is_closed:
+            with contextlib.suppress(OSError):
+                self.connection.socket.shutdown(socket.SHUT_RDWR)
+        super().close(taken)

@@ -4,7 +4,7 @@ from objmapper_client import _transport
 from objmapper_client._ask import NO_DETAILS, Details, encode
 from objmapper_client._lines import on_own
 from objmapper_client._pool import Pool
-from objmapper_client._steps import Steps
+from objmapper_client._steps import TIME_LEFT, Steps
 from objmapper_client._transport import CHUNK, Connection
 from objmapper_client.errors import ConnectionFailed, RemoteProtocolError, RequestTimeout, error_for
 from objmapper_client.protocol import ContentReply, DescriptorReply, ErrorReply, Mode, encode_request
@@ -16,19 +16,16 @@ _WORTH_DROPPING = 1 << 18
 
 
 class Begun:
-    """An answer that has begun: a descriptor, or the length of a content that follows on the connection.
+    """An answer that has begun: a descriptor, which the connection has, or the length of a content that follows there.
 
     `length` are the bytes that were asked for and are there, `left` those of them still to come, `size` is the
     object's.
     """
 
-    __slots__ = ("before", "behind", "connection", "descriptor", "left", "length", "metadata", "size")
+    __slots__ = ("before", "behind", "connection", "left", "length", "metadata", "size")
 
-    def __init__(
-        self, connection: Connection, content_len: int, metadata: Metadata, asked: Details, descriptor: int = -1
-    ) -> None:
+    def __init__(self, connection: Connection, content_len: int, metadata: Metadata, asked: Details) -> None:
         self.connection = connection
-        self.descriptor = descriptor
         self.metadata = metadata
         self.before = self.behind = 0
         self.length = self.left = content_len
@@ -51,17 +48,19 @@ def begin(pool: Pool, operation: Operation, uri: str, asked: Details = NO_DETAIL
 
     Raises what the server answered. The connection stays with what has begun: see `finish` and `give_up`.
     """
-    return (
-        yield from on_own(pool, lambda connection: _begin(pool, connection, operation, uri, asked), repeatable=True)
-    )
+    return (yield from on_own(pool, lambda connection: _begin(pool, connection, operation, uri, asked)))
 
 
 def _begin(pool: Pool, connection: Connection, operation: Operation, uri: str, asked: Details) -> Steps[Begun]:
     if connection.version == 1:
-        return (yield from _begin_v1(connection, operation, uri, asked))
+        return (yield from _begin_v1(pool, connection, operation, uri, asked))
+    left: float = yield TIME_LEFT
     connection.last_id = number = connection.last_id + 1 & 0xFFFFFFFF
-    yield from _transport.send(connection, encode(number, operation, uri, asked, pool.timeout))
+    yield from _transport.send(connection, encode(number, operation, uri, asked, max(left, 0.001)))
     head = yield from head_of(connection, number, operation, uri)
+    if operation is Operation.FDPASS:
+        _transport.check_descriptor(connection)
+        return Begun(connection, 0, head.metadata, asked)
     offset, most = asked[:2] if asked else (None, None)
     size = head.metadata.size
     if most is not None and head.content_len > most:
@@ -93,7 +92,8 @@ def next_head(
     while (head := connection.responses.next({number: operation}.get)) is not None:
         if isinstance(head, ResponseHead):
             connection.is_closing |= is_spent
-            _transport.refuse_descriptors(connection)
+            if operation is not Operation.FDPASS or head.status:
+                _transport.refuse_descriptors(connection)
             if head.status:
                 raise error_for(head.status, head.metadata.message or "", uri)
             return head
@@ -104,17 +104,21 @@ def next_head(
     return None
 
 
-def _begin_v1(connection: Connection, operation: Operation, uri: str, asked: Details) -> Steps[Begun]:
+def _begin_v1(pool: Pool, connection: Connection, operation: Operation, uri: str, asked: Details) -> Steps[Begun]:
     mode = Mode(operation.value)
     yield from _transport.send(connection, encode_request(mode, uri))
     decoder = connection.replies
     while (reply := decoder.next(mode)) is None:
         decoder.feed((yield from _transport.receive(connection)))
+    if pool.version is None and not isinstance(reply, ErrorReply):
+        # The server hung up on a hello, and answers this.
+        pool.believe_version_1(is_certain=False)
     match reply:
         case DescriptorReply():
             if not decoder.is_empty:
                 raise RemoteProtocolError(f"{connection.address}: the server sent more than it was asked for")
-            return Begun(connection, 0, NO_METADATA, NO_DETAILS, _transport.take_descriptor(connection))
+            _transport.check_descriptor(connection)
+            return Begun(connection, 0, NO_METADATA, NO_DETAILS)
         case ContentReply(length):
             _transport.refuse_descriptors(connection)
             return Begun(connection, length, NO_METADATA, asked)

@@ -1,11 +1,13 @@
 """Non-blocking steps on a socket. A step that must wait yields a `Wait` and is resumed with whether it came in time."""
 
 import array
-import os
 import socket
 import struct
 from collections import deque
+from itertools import repeat, starmap
+from typing import Any
 
+from objmapper_client._owned import close_taken, take_in
 from objmapper_client._steps import STRIDE, Progress, Steps, Wait
 from objmapper_client.address import Address, UnixAddress
 from objmapper_client.errors import ConnectionFailed, DescriptorLimit, RemoteProtocolError, RequestTimeout
@@ -25,7 +27,7 @@ _NUMBER = struct.Struct("@i")
 
 Socket = socket.socket
 Ancillary = list[tuple[int, int, bytes]]
-NOTHING: tuple[Ancillary, int] = ([], 0)
+NO_ANCILLARY: Ancillary = []
 
 
 class NotPassed(Exception):
@@ -36,9 +38,13 @@ class Connection:
     """A connected socket, what has been read from it, and the descriptors that came along. It owns all of them."""
 
     __slots__ = (
+        "__weakref__",
         "address",
         "answered",
+        "claim",
         "descriptors",
+        "inbox",
+        "is_begun",
         "is_closing",
         "is_reused",
         "is_sent",
@@ -50,13 +56,21 @@ class Connection:
         "replies",
         "responses",
         "socket",
+        "take",
+        "take_now",
         "version",
         "writable",
     )
 
     def __init__(self, sock: Socket, address: Address) -> None:
+        #: In the order of their arrival, which is that of the answers that take them.
+        self.descriptors: deque[int] = deque()
+        #: The message that was received last, until its descriptors have another owner.
+        self.inbox: list[Any] = []
         self.socket = sock
         self.address = address
+        #: The place in the pool that the connection takes, where it is one for the caller alone.
+        self.claim: Any = None
         self.is_unix = isinstance(address, UnixAddress)
         #: What was agreed on: 1, or 2 with its extension.
         self.version = 1
@@ -64,23 +78,38 @@ class Connection:
         self.replies = ReplyDecoder()
         self.responses = ResponseDecoder(extended=True)
         self.last_id = 0
-        #: In the order of their arrival, which is that of the answers that take them.
-        self.descriptors: deque[int] = deque()
         self.readable = Wait(sock.fileno())
         self.writable = Wait(sock.fileno(), writable=True)
         self.is_reused = False
-        #: Whether a byte of a request may have been sent, and whether one has come since.
+        #: Whether a byte of a request may have been sent, whether all of it was, and whether a byte has come since.
+        self.is_begun = False
         self.is_sent = False
         self.answered = False
         #: Whether the server reads no further requests.
         self.is_closing = False
         #: Bytes since the time limit last began.
         self.moved = 0
+        if self.is_unix:
+            # Each call receives a message into the inbox, in one step: see `_owned`.
+            keep, receive = self.inbox.append, sock.recvmsg
+            self.take = map(keep, starmap(receive, repeat((CHUNK, CONTROL, CLOEXEC)))).__next__
+            self.take_now = map(keep, starmap(receive, repeat((CHUNK, CONTROL, CLOEXEC | AT_ONCE)))).__next__
 
-    def close(self) -> None:
-        """Close the socket and every descriptor that nobody took."""
-        while self.descriptors:
-            os.close(self.descriptors.popleft())
+    def __del__(self) -> None:
+        # The constructor may not have come that far.
+        if hasattr(self, "claim"):
+            self.close()
+
+    def close(self, taken: frozenset[int] = frozenset()) -> None:
+        """Close the socket and every descriptor that nobody took; of those in the inbox some may be `taken`."""
+        if self.descriptors or self.inbox:
+            numbers = {*self.descriptors}
+            for message in self.inbox:
+                numbers.update(_descriptors_of(message[1]))
+            left = [*(numbers - taken)]
+            self.inbox.clear()
+            self.descriptors.clear()
+            close_taken(left)
         self.socket.close()
 
     @property
@@ -93,17 +122,31 @@ class Connection:
         """Whether the last exchange left nothing behind, so that the connection can be used again."""
         return self.replies.is_empty and self.responses.is_empty and not self.descriptors and not self.is_closing
 
-    def keep(self, ancillary: Ancillary, flags: int) -> None:
-        """Takes the descriptors of a message in. Raises DescriptorLimit where some were lost."""
-        for level, kind, data in ancillary:
-            if level == _SOCKET and kind == _RIGHTS:
-                numbers = array.array("i")
-                numbers.frombytes(data[: len(data) - len(data) % numbers.itemsize])
-                self.descriptors.extend(numbers)
-        if flags & LOST:
-            raise DescriptorLimit(
-                "a passed descriptor did not fit into this process: raise its limit (ulimit -n) or close descriptors"
-            )
+    def keep(self) -> tuple[Any, bool]:
+        """Takes the descriptors of the message in the inbox in.
+
+        Returns what came with them, and whether descriptors were lost because this process can have no more.
+        """
+        came, ancillary, flags, _ = self.inbox[0]
+        if ancillary:
+            self.descriptors.extend(_descriptors_of(ancillary))
+        self.inbox.clear()
+        return came, bool(flags & LOST)
+
+
+def _descriptors_of(ancillary: Ancillary) -> "array.array[int]":
+    numbers = array.array("i")
+    for level, kind, data in ancillary:
+        if level == _SOCKET and kind == _RIGHTS:
+            numbers.frombytes(data[: len(data) - len(data) % numbers.itemsize])
+    return numbers
+
+
+def lost() -> DescriptorLimit:
+    """The error for a passed descriptor that this process could not take."""
+    return DescriptorLimit(
+        "a passed descriptor did not fit into this process: raise its limit (ulimit -n) or close descriptors"
+    )
 
 
 def only_descriptor(ancillary: Ancillary) -> int | None:
@@ -116,29 +159,39 @@ def only_descriptor(ancillary: Ancillary) -> int | None:
     return None
 
 
-def send(connection: Connection, data: bytes | memoryview, passed: int | None = None) -> Steps[None]:
-    """Sends all of `data`, and the descriptor `passed` with its first byte. Raises NotPassed, ConnectionFailed."""
-    connection.is_sent = True
+def send(
+    connection: Connection, data: bytes | memoryview, passed: int | None = None, *, is_last: bool = True
+) -> Steps[None]:
+    """Sends all of `data`, and the descriptor `passed` with its first byte. Raises NotPassed, ConnectionFailed.
+
+    `is_last`: the request is whole then, and the server may execute it.
+    """
     left = memoryview(data)
     while left:
+        # Before the call: an exception right behind it must not make an executed request look like one never sent.
+        connection.is_begun = True
+        was_sent, connection.is_sent = connection.is_sent, connection.is_sent or is_last
         try:
             if passed is None:
                 sent = connection.socket.send(left, AT_ONCE)
             else:
                 sent = send_with(connection.socket, left, passed, AT_ONCE)
         except BlockingIOError:
+            connection.is_sent = was_sent
             if not (yield connection.writable):
                 raise too_late(connection.address) from None
         except PermissionError as error:
+            connection.is_sent = was_sent
             if passed is None:
                 raise broken(connection.address, error) from error
             raise NotPassed from error
         except OSError as error:
+            connection.is_sent = was_sent
             raise broken(connection.address, error) from error
         else:
-            if sent == len(left):
-                return
             passed = None
+            if sent < len(left):
+                connection.is_sent = was_sent
             left = left[sent:]
             yield from moved(connection, sent)
 
@@ -171,10 +224,10 @@ def receive_some(connection: Connection, most: int) -> Steps[bytes]:
     while True:
         if must_wait and not (yield connection.readable):
             raise too_late(connection.address)
-        ancillary, flags = NOTHING
         try:
             if connection.is_unix:
-                data, ancillary, flags, _ = connection.socket.recvmsg(most, CONTROL, CLOEXEC | AT_ONCE)
+                take_in(connection.inbox, connection.socket.recvmsg, most, CONTROL, CLOEXEC | AT_ONCE)
+                data = b""
             else:
                 data = connection.socket.recv(most, AT_ONCE)
         except BlockingIOError:
@@ -182,7 +235,9 @@ def receive_some(connection: Connection, most: int) -> Steps[bytes]:
             continue
         except OSError as error:
             raise broken(connection.address, error) from error
-        yield from _came(connection, len(data), ancillary, flags)
+        if connection.is_unix:
+            data = _kept(connection)
+        yield from _came(connection, len(data))
         return data
 
 
@@ -191,13 +246,15 @@ def receive_now(connection: Connection, most: int = CHUNK) -> bytes:
     most = min(most, CHUNK)
     try:
         if connection.is_unix:
-            data, ancillary, flags, _ = connection.socket.recvmsg(most, CONTROL, CLOEXEC | AT_ONCE)
-            connection.keep(ancillary, flags)
+            take_in(connection.inbox, connection.socket.recvmsg, most, CONTROL, CLOEXEC | AT_ONCE)
+            data = b""
         else:
             data = connection.socket.recv(most, AT_ONCE)
     except OSError:
-        # Nothing yet, or nothing any more: whoever sends or waits next is told.
+        # Nothing yet, or nothing any more: the next send or wait meets that.
         return b""
+    if connection.is_unix:
+        data = _kept(connection)
     connection.answered |= bool(data)
     return data
 
@@ -205,10 +262,10 @@ def receive_now(connection: Connection, most: int = CHUNK) -> bytes:
 def receive_into(connection: Connection, buffer: memoryview) -> Steps[int]:
     """Waits for bytes of a content and puts them into `buffer`. Returns how many."""
     while True:
-        ancillary, flags = NOTHING
         try:
             if connection.is_unix:
-                length, ancillary, flags, _ = connection.socket.recvmsg_into([buffer], CONTROL, CLOEXEC | AT_ONCE)
+                take_in(connection.inbox, connection.socket.recvmsg_into, [buffer], CONTROL, CLOEXEC | AT_ONCE)
+                length = 0
             else:
                 length = connection.socket.recv_into(buffer, 0, AT_ONCE)
         except BlockingIOError:
@@ -217,27 +274,34 @@ def receive_into(connection: Connection, buffer: memoryview) -> Steps[int]:
             continue
         except OSError as error:
             raise broken(connection.address, error) from error
-        yield from _came(connection, length, ancillary, flags)
+        if connection.is_unix:
+            length = _kept(connection)
+        yield from _came(connection, length)
         return length
 
 
-def _came(connection: Connection, length: int, ancillary: Ancillary, flags: int) -> Steps[None]:
+def _kept(connection: Connection) -> Any:
+    """What a call brought, without its descriptors, which the connection has then. Raises DescriptorLimit."""
+    came, is_lost = connection.keep()
+    if is_lost:
+        raise lost()
+    return came
+
+
+def _came(connection: Connection, length: int) -> Steps[None]:
     """Takes note of what a call brought."""
-    if ancillary or flags & LOST:
-        connection.keep(ancillary, flags)
     if length == 0:
         raise ended(connection.address, midway=connection.answered)
     connection.answered = True
     yield from moved(connection, length)
 
 
-def take_descriptor(connection: Connection) -> int:
-    """The descriptor of a reply, given away. Raises RemoteProtocolError unless exactly one came."""
+def check_descriptor(connection: Connection) -> None:
+    """Raises RemoteProtocolError unless exactly one descriptor came."""
     if len(connection.descriptors) != 1:
         raise RemoteProtocolError(
             f"{connection.address}: the server passed {len(connection.descriptors)} descriptors where one was due"
         )
-    return connection.descriptors.pop()
 
 
 def refuse_descriptors(connection: Connection) -> None:

@@ -3,13 +3,14 @@
 import socket
 from typing import Any
 
+from objmapper_client._connect import new_socket, unknown_host
 from objmapper_client._path import Path
 from objmapper_client._pool import Pool
 from objmapper_client._steps import Steps, Wait
 from objmapper_client._transport import Connection
 from objmapper_client.address import UdpAddress
 from objmapper_client.datagrams import DATA_HEAD, FAR_CHUNK
-from objmapper_client.errors import ConnectionFailed, RequestTimeout
+from objmapper_client.errors import ConnectionFailed, DescriptorLimit, RequestTimeout
 
 #: Bytes of content in a piece on loopback. Larger ones cost less each, smaller ones lose less at once.
 _NEAR_CHUNK = 32 << 10
@@ -98,13 +99,15 @@ def _next_socket(address: UdpAddress, targets: list[Target]) -> tuple[socket.soc
         family, target = targets.pop(0)
         try:
             return _socket_to(family, target), target[0]
+        except DescriptorLimit:
+            raise
         except OSError as error:
             if not targets:
                 raise _unreachable(address, error) from error
 
 
 def _socket_to(family: int, target: Any) -> socket.socket:
-    sock = socket.socket(family, socket.SOCK_DGRAM)
+    sock = new_socket(family, socket.SOCK_DGRAM)
     try:
         sock.setblocking(False)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _KERNEL_BUFFER)
@@ -131,8 +134,8 @@ def connect(address: UdpAddress) -> Steps[UdpConnection]:
     found = yield Wait(host=address.host, port=address.port)
     if found is False:
         raise RequestTimeout(f"{address}: the host's address was not found in time")
-    if isinstance(found, OSError):
-        raise ConnectionFailed(f"{address}: unknown host ({found.strerror})") from found
+    if isinstance(found, Exception):
+        raise unknown_host(address, found) from found
     if not found:
         raise ConnectionFailed(f"{address}: the host has no address")
     return UdpConnection(address, [(family, target) for family, _, _, _, target in found])

@@ -111,7 +111,7 @@ def _whatever_changes(
             return result
         raise error_for(Status.CONFLICT, f"it changed {_MOST_CHANGES + 1} times while it was fetched; try again", uri)
 
-    return (yield from on_own(pool, whole, repeatable=True))
+    return (yield from on_own(pool, whole))
 
 
 def _check(uri: str, mode: Mode, offset: int = 0, length: int | None = None) -> None:
@@ -139,7 +139,7 @@ def open_object(pool: Pool, uri: str, mode: Mode) -> Steps[Object]:
 
     try:
         transfer = yield from _whatever_changes(pool, uri, once)
-        return Object(memory.detach(), uri, mode, transfer.size, etag=_etag(transfer))
+        return memory.become(uri, mode, transfer.size, etag=_etag(transfer))
     except BaseException:
         memory.close()
         raise

@@ -4,11 +4,12 @@ import os
 
 from objmapper_client import _transport
 from objmapper_client._ask import details, encode
+from objmapper_client._connect import HungUp
 from objmapper_client._exchange import Put, Stat, Stating, stat_of
-from objmapper_client._lines import lacking, on_own
+from objmapper_client._lines import insist, lacking, on_own
 from objmapper_client._pool import Pool
 from objmapper_client._sources import Source, source_of
-from objmapper_client._steps import Call, Progress, Steps
+from objmapper_client._steps import TIME_LEFT, Call, Progress, Steps, Tell
 from objmapper_client._transfer import head_of, next_head, nothing_behind
 from objmapper_client._transport import Connection, NotPassed
 from objmapper_client.address import UnixAddress
@@ -32,7 +33,8 @@ def put(pool: Pool, uri: str, wanted: Put) -> Steps[Stat]:
             yield from upload.end()
         if source.length <= _SHARED_MOST:
             return (yield from upload.together())
-        metadata = yield from on_own(pool, upload.exchange, repeatable=upload.is_conditional)
+        pool.may_ask_again()
+        metadata = yield from on_own(pool, upload.exchange, put=uri, may_begin_again=upload.may_begin_again)
         return stat_of(uri, metadata)
     finally:
         source.close()
@@ -46,7 +48,6 @@ class _Upload:
         self._pool = pool
         self._uri = uri
         self._source = source
-        self.is_conditional = if_match is not None or if_none_match is not None
         self._said = details(if_match=if_match, if_none_match=if_none_match, make_parents=make_parents)
         self._said_with_content = details(
             content_len=source.length, if_match=if_match, if_none_match=if_none_match, make_parents=make_parents
@@ -62,18 +63,22 @@ class _Upload:
             content += yield from self._piece(len(content))
         ask = Stating(Operation.PUT, self._uri).saying(self._said_with_content)
         ask.payload = bytes(content)
-        ask.repeatable = self.is_conditional
+        ask.repeatable = False
         if not (yield ask):
-            raise lacking(self._pool, "put")
-        self._tell(len(content))
+            yield from insist(self._pool, ask, "put")
+        yield from self._tell(len(content))
         return ask.result()
+
+    def may_begin_again(self) -> bool:
+        """Whether there can be another try: pieces can be had once only."""
+        return not self._has_begun or self._source.pull is None
 
     def exchange(self, connection: Connection) -> Steps[Metadata]:
         """A large one, on a connection of its own."""
         if connection.version == 1:
-            raise lacking(self._pool, "put")
-        if self._has_begun and self._source.pull is not None:
-            raise ConnectionFailed(f"{self._uri}: another try would need the pieces that the first one has taken")
+            if self._pool.version == 1:
+                raise lacking(self._pool, "put")
+            raise HungUp(f"{self._pool.address}: the server closed the connection before it said hello")
         connection.last_id = number = connection.last_id + 1 & 0xFFFFFFFF
         operation = Operation.PUT
         if self._passes:
@@ -89,28 +94,29 @@ class _Upload:
         nothing_behind(connection)
         self._pool.give(connection)
         if self._passes:
-            self._tell(self._source.length)
+            yield from self._tell(self._source.length)
         return head.metadata
 
     def _by_descriptor(self, connection: Connection, number: int) -> Steps[None]:
-        request = encode(number, Operation.PUT_DESCRIPTOR, self._uri, self._said, self._pool.timeout)
+        request = encode(number, Operation.PUT_DESCRIPTOR, self._uri, self._said, max((yield TIME_LEFT), 0.001))
         yield from _transport.send(connection, request, self._source.descriptor)
         yield Progress(self._source.length / _SLOWEST_COPY)
 
     def _with_content(self, connection: Connection, number: int) -> Steps[None]:
         self._has_begun = True
-        request = encode(number, Operation.PUT, self._uri, self._said_with_content, self._pool.timeout)
-        yield from _transport.send(connection, request)
+        request = encode(number, Operation.PUT, self._uri, self._said_with_content, max((yield TIME_LEFT), 0.001))
+        # The server executes it once it has all of the content.
+        yield from _transport.send(connection, request, is_last=False)
         sent = 0
         while sent < self._source.length:
             piece = yield from self._piece(sent)
             try:
-                yield from _transport.send(connection, piece)
+                yield from _transport.send(connection, piece, is_last=sent + len(piece) == self._source.length)
             except ConnectionFailed:
                 self._heed(connection, number)
                 raise
             sent += len(piece)
-            self._tell(sent)
+            yield from self._tell(sent)
             if sent < self._source.length:
                 self._heed(connection, number)
 
@@ -153,6 +159,7 @@ class _Upload:
             f"{self._uri}: length: the data does not have the promised {self._source.length} bytes"
         )
 
-    def _tell(self, sent: int) -> None:
-        if self._progress is not None:
-            self._progress(sent)
+    def _tell(self, sent: int) -> Steps[None]:
+        progress = self._progress
+        if progress is not None:
+            yield Tell(lambda: progress(sent))

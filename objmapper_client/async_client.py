@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from objmapper_client._ask import Verb
 from objmapper_client._exchange import Listed, Put, Stat, next_piece
-from objmapper_client._forks import forks
+from objmapper_client._forks import forked, forks
 from objmapper_client._pool import Pool
 from objmapper_client._settings import CHUNK, PAGE, Results, Settings
 from objmapper_client._steps import T
@@ -165,15 +165,25 @@ class AsyncClient(Settings):
                     offset += len(chunk)
                     yield chunk
             return
+        made = forks.made
         try:
             if announce is not None:
                 announce(begun.left)
             while chunk := await self._run(pool, self._verbs.next_chunk(pool, begun, chunk_size)):
                 yield chunk
+                if forks.made != made:
+                    raise forked(uri)
         except GeneratorExit:
-            self._verbs.leave(pool, begun)
+            if forks.made != made:
+                begun.connection.close()
+            else:
+                self._verbs.leave(pool, begun)
             raise
         except BaseException:
+            if forks.made != made:
+                # This process's copy: the parent goes on with its own.
+                begun.connection.close()
+                raise
             self._verbs.give_up(pool, begun)
             raise
         self._verbs.leave(pool, begun)

@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from objmapper_client._exchange import Listed, Put, Stat, piece_at
-from objmapper_client._forks import forks
+from objmapper_client._forks import forked, forks
 from objmapper_client._pool import Pool
 from objmapper_client._settings import CHUNK, PAGE, Results, Settings
 from objmapper_client._threads import Threads, run
@@ -30,9 +30,10 @@ class Client(Settings):
     content; `connect_timeout` for one connection; both in seconds. Of at most `max_connections` one is shared by all
     requests, each of the others carries one large content at a time; who needs one waits for it, `timeout` seconds at
     most. A request is tried `attempts` times at most, again only before the first byte of an answer; a put or a delete
-    only where the first try cannot have been executed, or with a condition. With `wait` a request to a server that is
-    not reached is tried for so many seconds more, beside all other limits: the server may be about to start. Safe after
-    a fork; pickled by its arguments.
+    only where the first try cannot have been executed, else OutcomeUnknown is raised. With `wait` a request to a
+    server that is not reached is tried for so many seconds more, beside all other limits: the server may be about to
+    start. Safe
+    after a fork; pickled by its arguments.
 
     Raises, from every verb: ObjectNotFound, PermissionDenied, InvalidRequest, UnsupportedMode, Conflict, ServerBusy,
     ServerFailed (what the server answered), UnsupportedOperation (it speaks an older version), ConnectionFailed,
@@ -144,15 +145,25 @@ class Client(Settings):
                     offset += len(chunk)
                     yield chunk
             return
+        made = forks.made
         try:
             if announce is not None:
                 announce(begun.left)
             while chunk := run(pool, self._verbs.next_chunk(pool, begun, chunk_size)):
                 yield chunk
+                if forks.made != made:
+                    raise forked(uri)
         except GeneratorExit:
-            self._verbs.leave(pool, begun)
+            if forks.made != made:
+                begun.connection.close()
+            else:
+                self._verbs.leave(pool, begun)
             raise
         except BaseException:
+            if forks.made != made:
+                # This process's copy: the parent goes on with its own.
+                begun.connection.close()
+                raise
             self._verbs.give_up(pool, begun)
             raise
         self._verbs.leave(pool, begun)

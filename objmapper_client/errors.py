@@ -53,7 +53,37 @@ class UnsupportedOperation(ObjmapperError):
 
 
 class DescriptorLimit(ObjmapperError, OSError):
-    """This process has no file descriptor left for the one that the server passed."""
+    """This process has no file descriptor left: for one that the server passed, a memory file or a connection."""
+
+    errno: int | None = errno.EMFILE
+
+
+class OutcomeUnknown(ObjmapperError):
+    """A put or a delete was sent as a whole and not answered: the server may have executed it. It is not repeated.
+
+    Look at the object before you repeat it. It comes as `UnansweredBreak` (also a ConnectionFailed) or as
+    `UnansweredTimeout` (also a RequestTimeout), with the `operation`, the `uri` and the `reason`.
+    """
+
+    def __init__(self, operation: str, uri: str, reason: str) -> None:
+        super().__init__(operation, uri, reason)
+        self.operation = operation
+        self.uri = uri
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return (
+            f"{self.uri}: outcome of the {self.operation} unknown: it was sent as a whole and not answered "
+            f"({self.reason}); look at the object before you repeat it"
+        )
+
+
+class UnansweredBreak(OutcomeUnknown, ConnectionFailed):
+    """The connection broke before the answer to a put or a delete."""
+
+
+class UnansweredTimeout(OutcomeUnknown, RequestTimeout):
+    """The time was up before the answer to a put or a delete."""
 
 
 class ServerReply(ObjmapperError):
@@ -124,3 +154,18 @@ def error_for(status: int, message: str, uri: str) -> ServerReply:
     """The error for a reply's status byte."""
     text = message or f"refused with status 0x{status:02x}"
     return _BY_STATUS.get(status, ServerFailed)(status, text, uri)
+
+
+def at_limit(error: BaseException) -> DescriptorLimit | None:
+    """The error to raise for one of the system's that says that there is no descriptor left; None for others."""
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        return DescriptorLimit(
+            f"no file descriptor left ({error.strerror}): raise the limit (ulimit -n) or close descriptors"
+        )
+    return None
+
+
+def unanswered(operation: str, uri: str, error: ConnectionFailed | RequestTimeout) -> OutcomeUnknown:
+    """The error for a put or a delete that may have been executed."""
+    kind = UnansweredTimeout if isinstance(error, RequestTimeout) else UnansweredBreak
+    return kind(operation, uri, str(error))

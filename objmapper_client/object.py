@@ -8,7 +8,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from objmapper_client.errors import RemoteProtocolError, ServerReply, error_for
+from objmapper_client._owned import close_descriptor, close_taken, give_last, take_in
+from objmapper_client.errors import RemoteProtocolError, ServerReply, at_limit, error_for
 from objmapper_client.protocol import MAX_CONTENT, Mode, Status
 from objmapper_client.whole_file import written_to
 
@@ -32,6 +33,8 @@ class Object:
     _descriptor = -1
     uri = ""
     mode = _FDPASS
+    etag: str | None = None
+    mtime: int | None = None
     #: Bytes, when it came.
     size = 0
 
@@ -44,7 +47,6 @@ class Object:
         etag: str | None = None,
         mtime: int | None = None,
     ) -> None:
-        self._descriptor = descriptor
         self.uri = uri
         #: How it really came.
         self.mode = mode
@@ -52,14 +54,19 @@ class Object:
         self.etag = etag
         #: When it was last modified, in seconds since 1970, where the server said it.
         self.mtime = mtime
+        self._descriptor = descriptor
         if mode is _FDPASS or size is None:
-            found = os.fstat(descriptor)
-            size = found.st_size
-            if found.st_mode & _TYPE != _REGULAR:
-                self.size = size
-                self.close()
-                raise RemoteProtocolError(f"{uri}: the server passed a descriptor that is no regular file")
-        self.size = size
+            self._examine()
+        else:
+            self.size = size
+
+    def _examine(self) -> None:
+        """Asks the kernel for the size. Raises RemoteProtocolError, and closes, where it is no regular file."""
+        found = os.fstat(self._descriptor)
+        self.size = found.st_size
+        if found.st_mode & _TYPE != _REGULAR:
+            self.close()
+            raise RemoteProtocolError(f"{self.uri}: the server passed a descriptor that is no regular file")
 
     def __repr__(self) -> str:
         state = "closed" if self._descriptor < 0 else f"fd={self._descriptor}"
@@ -90,9 +97,7 @@ class Object:
 
     def close(self) -> None:
         """Close the descriptor. Can be called twice; views stay valid."""
-        descriptor, self._descriptor = self._descriptor, -1
-        if descriptor >= 0:
-            os.close(descriptor)
+        close_descriptor(self)
 
     def fileno(self) -> int:
         """The descriptor, lent: it stays the object's to close. Raises ValueError once closed."""
@@ -303,50 +308,66 @@ def no_room(size: int) -> RemoteProtocolError:
 
 
 class MemoryFile:
-    """A file in memory, to be filled. It owns its descriptor until `detach` gives it away."""
+    """A file in memory, to be filled. It owns its descriptor until `become` makes an object of it."""
 
     def __init__(self) -> None:
-        self._descriptor = -1
+        #: Its descriptor, where it has been made.
+        self._numbers: list[int] = []
+
+    def __del__(self) -> None:
+        self.close()
 
     def make_room(self, size: int) -> memoryview:
-        """So many bytes, to be written to. Can be called again, and begins anew then. Raises RemoteProtocolError."""
+        """A writable view of `size` bytes. Can be called again, and begins anew then.
+
+        Raises RemoteProtocolError, DescriptorLimit.
+        """
         if size > MAX_CONTENT:
             raise RemoteProtocolError(f"a content of {size} bytes fits no file")
-        self.close()
-        self._descriptor = _make_memory_file()
+        self._begin()
         if size == 0:
             return memoryview(bytearray())
         try:
-            os.truncate(self._descriptor, size)
+            os.truncate(self._numbers[0], size)
             # Not closed: an error that is on its way may still refer to a part of it. It goes with the last reference.
-            return memoryview(mmap.mmap(self._descriptor, size))
+            return memoryview(mmap.mmap(self._numbers[0], size))
         except (OSError, OverflowError, ValueError) as error:
-            raise no_room(size) from error
+            raise at_limit(error) or no_room(size) from error
 
     def write(self, content: bytes) -> None:
-        """Begins anew with this content."""
-        self.close()
-        self._descriptor = _make_memory_file()
+        """Begins anew with this content. Raises DescriptorLimit."""
+        self._begin()
         left = memoryview(content)
         while left:
-            left = left[os.pwrite(self._descriptor, left, len(content) - len(left)) :]
+            left = left[os.pwrite(self._numbers[0], left, len(content) - len(left)) :]
 
-    def detach(self) -> int:
-        """The descriptor, given away."""
-        descriptor, self._descriptor = self._descriptor, -1
-        return descriptor
+    def become(
+        self, uri: str, mode: Mode, size: int | None = None, *, etag: str | None = None, mtime: int | None = None
+    ) -> Object:
+        """The object that this file holds; the descriptor is the object's then."""
+        found = Object(-1, uri, mode, size or 0, etag, mtime)
+        give_last(self._numbers, found)
+        if size is None:
+            found._examine()
+        return found
 
     def close(self) -> None:
         """Closes the file, if there is one."""
-        descriptor = self.detach()
-        if descriptor >= 0:
-            os.close(descriptor)
+        close_taken(self._numbers)
+
+    def _begin(self) -> None:
+        self.close()
+        try:
+            _make_memory_file(self._numbers)
+        except OSError as error:
+            raise at_limit(error) or error from error
 
 
-def _make_memory_file() -> int:
+def _make_memory_file(numbers: list[int]) -> None:
     if hasattr(os, "memfd_create"):
-        return os.memfd_create("objmapper", os.MFD_CLOEXEC)
+        take_in(numbers, os.memfd_create, "objmapper", os.MFD_CLOEXEC)
+        return
     import tempfile
 
     with tempfile.TemporaryFile() as file:
-        return os.dup(file.fileno())
+        take_in(numbers, os.dup, file.fileno())

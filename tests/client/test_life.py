@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from objmapper_client import AsyncClient, Client, Mode
+from objmapper_client import AsyncClient, Client, LocalProtocolError, Mode
 from objmapper_server import Config, Server
 
 SMALL, LARGE = os.urandom(1000), os.urandom(3_000_000)
@@ -72,6 +72,24 @@ def test_a_client_travels_by_its_address(address: str) -> None:
             assert other.read("/small") == client.read("/small")
     assert "timeout=7" in repr(client)
     assert address in repr(client)
+
+
+def test_a_stream_across_a_fork_says_so(address: str) -> None:
+    with Client(address, mode="copy", timeout=20) as client:
+        stream = client.stream("/large", chunk_size=10_000)
+        first = next(stream)
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                try:
+                    next(stream)
+                except LocalProtocolError as error:
+                    code = 0 if "before a fork" in str(error) and client.read("/small") == SMALL else 2
+            finally:
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert first + b"".join(stream) == LARGE
 
 
 @pytest.mark.parametrize(("uri", "content"), [("/small", SMALL), ("/large", LARGE)])

@@ -3,6 +3,8 @@
 import asyncio
 import io
 import os
+import socket
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,11 +18,16 @@ from objmapper_client import (
     ConnectionFailed,
     LocalProtocolError,
     ObjectNotFound,
+    OutcomeUnknown,
     PermissionDenied,
+    RequestTimeout,
+    ServerBusy,
 )
+from objmapper_client.protocol_v2 import encode_close
 from objmapper_server import Config, Server
 from tests.client.callers import Caller, Verb
-from tests.client.lying_server import Peer, pretend_server
+from tests.client.lying_server import Peer, answers_all, pretend_server
+from tests.eventually import eventually
 
 LARGE = os.urandom(3_000_000)
 
@@ -226,20 +233,119 @@ def test_a_put_is_not_repeated_where_it_may_have_been_executed(call: Caller, tmp
         peer.content(peer.request())
 
     (tmp_path / "file").write_bytes(LARGE)
-    bare: list[Verb] = [("put", "/x", b"1"), ("put", "/x", LARGE), ("put", "/x", tmp_path / "file"), ("delete", "/x")]
-    for verb in bare:
-        with pretend_server(tmp_path, script) as server, pytest.raises(ConnectionFailed):
-            call(server.address, verb)
-        assert server.connections <= 2
-    conditional: list[Verb] = [
+    verbs: list[Verb] = [
+        ("put", "/x", b"1"),
+        ("put", "/x", LARGE),
+        ("put", "/x", tmp_path / "file"),
+        ("delete", "/x"),
+        # A repetition would meet the first one's success as a conflict.
         ("put", "/x", b"1", {"if_match": "e"}),
         ("put", "/x", LARGE, {"if_none_match": "*"}),
         ("delete", "/x", {"if_match": "e"}),
     ]
-    for verb in conditional:
-        with pretend_server(tmp_path, script) as server, pytest.raises(ConnectionFailed):
+    for verb in verbs:
+        with pretend_server(tmp_path, script) as server, pytest.raises(OutcomeUnknown, match="unknown") as caught:
             call(server.address, verb)
-        assert server.connections == 3
+        assert isinstance(caught.value, ConnectionFailed)
+        assert (caught.value.operation.split("_")[0], caught.value.uri) == (verb[0], "/x")
+        assert server.connections == 1
+
+
+def test_a_put_whose_time_is_up_has_an_unknown_outcome(call: Caller, tmp_path: Path) -> None:
+    def script(peer: Peer) -> None:
+        peer.content(peer.request())
+        peer.wait_for_end()
+
+    for verb in (("put", "/x", b"1"), ("put", "/x", LARGE[:100_000]), ("delete", "/x")):
+        with pretend_server(tmp_path, script) as server, pytest.raises(OutcomeUnknown) as caught:
+            call(server.address, verb, timeout=2)
+        assert isinstance(caught.value, RequestTimeout)
+
+
+def test_a_delete_that_was_sent_before_the_close_came_is_not_repeated(call: Caller, tmp_path: Path) -> None:
+    deleted = []
+
+    def script(peer: Peer) -> None:
+        deleted.append(peer.request().uri)
+        peer.send(encode_close(3))
+
+    with pretend_server(tmp_path, script) as server, pytest.raises(OutcomeUnknown):
+        call(server.address, ("delete", "/x"))
+    assert deleted == ["/x"]
+
+
+def test_a_server_that_died_while_a_connection_was_idle_costs_no_write(tmp_path: Path) -> None:
+    """It answers one request and is gone: the next put or delete finds out before it is sent."""
+
+    def script(peer: Peer) -> None:
+        request = peer.request()
+        peer.content(request)
+        peer.answer(request)
+
+    verbs: list[Verb] = [("put", "/x", b"1"), ("delete", "/x"), ("put", "/x", LARGE), ("put", "/x", b"2")]
+    with pretend_server(tmp_path, script) as server:
+
+        def has_died() -> None:
+            assert eventually(lambda: all(peer.connection.fileno() < 0 for peer in server.peers))
+
+        async def use() -> None:
+            async with AsyncClient(server.address) as client:
+                for name, *given in verbs:
+                    await client.stat("/x")
+                    # The loop is not run meanwhile, and does not hear of it.
+                    has_died()
+                    await getattr(client, name)(*given)
+                    has_died()
+
+        with Client(server.address) as client:
+            for name, *given in verbs:
+                client.stat("/x")
+                has_died()
+                getattr(client, name)(*given)
+                has_died()
+        asyncio.run(use())
+
+
+def test_a_busy_server_is_not_masked_by_pieces_that_were_taken(call: Caller, tmp_path: Path) -> None:
+    def script(peer: Peer) -> None:
+        request = peer.request()
+        peer.content(request)
+        peer.refuse(request, 0x14, "busy")
+        peer.wait_for_end()
+
+    with pretend_server(tmp_path, script) as server, pytest.raises(ServerBusy, match="busy"):
+        call(server.address, ("put", "/x", iter([LARGE]), {"length": len(LARGE)}))
+
+
+def test_time_in_the_callers_data_is_not_the_servers(call: Caller, tmp_path: Path) -> None:
+    def slowly(pieces: list[bytes]) -> Iterator[bytes]:
+        for piece in pieces:
+            time.sleep(0.3)
+            yield piece
+
+    with pretend_server(tmp_path, answers_all) as server:
+        call(server.address, ("put", "/x", slowly([b"a", b"b", b"c"])), timeout=0.5)
+        pieces = [bytes(40_000)] * 3
+        call(server.address, ("put", "/x", slowly(pieces), {"length": 120_000}), timeout=0.5)
+
+
+def test_small_pieces_extend_the_time_limit_as_large_ones_do(call: Caller, tmp_path: Path) -> None:
+    """The server takes 4 MiB in twice the time limit."""
+
+    def script(peer: Peer) -> None:
+        request = peer.request()
+        length = request.parameters.content_len or 0
+        peer.connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+        left = length - len(peer._decoder.take_content(length))
+        while left:
+            left -= len(peer.connection.recv(min(left, 1 << 18), socket.MSG_WAITALL))
+            time.sleep(0.25)
+        peer.answer(request)
+
+    for size in (1 << 14, 1 << 16):
+        pieces = iter([bytes(size)] * ((4 << 20) // size))
+        with pretend_server(tmp_path, script) as server:
+            call(server.address, ("put", "/x", pieces, {"length": 4 << 20}), timeout=2)
 
 
 def test_a_put_that_the_server_had_no_room_for_is_repeated(call: Caller, tmp_path: Path) -> None:
