@@ -63,6 +63,8 @@ class Multiplex:
         self.is_closed = False
         self._timeout = timeout
         self._tail = tail_of(timeout)
+        #: The id that was the last one when something last came.
+        self._heard = 0
 
     @property
     def has_room(self) -> bool:
@@ -208,6 +210,7 @@ class Multiplex:
         descriptors = connection.descriptors
         finished: list[Ask] = []
         is_lost = False
+        self._heard = connection.last_id
         try:
             if ancillary or flags & LOST:
                 _, is_lost = connection.keep()
@@ -353,12 +356,20 @@ class Multiplex:
                 self.close()
 
     def give_up_full(self) -> bool:
-        """Closes the connection if it is full of requests whose answers nobody waits for: whether it was."""
+        """Closes the connection if it hangs and is full of abandoned requests: whether it was. Takes the lock.
+
+        A connection that answers has room soon.
+        """
         with self.lock:
-            is_useless = not self.has_room and not self.is_wanted
+            is_useless = not self.has_room and not self.is_wanted and self.hangs()
             if is_useless:
                 self.close()
             return is_useless
+
+    def hangs(self) -> bool:
+        """Whether nothing has come since the oldest request was sent."""
+        oldest = self.unanswered()
+        return bool(oldest) and oldest[0].number > self._heard
 
     def let_go(self, ask: Ask) -> None:
         """A request's caller wants no answer any more. Takes the lock."""

@@ -21,6 +21,8 @@ from objmapper_client._steps import Call, Progress, Pull, Steps, T, Tell, TimeLe
 from objmapper_client._transport import Connection, too_late
 from objmapper_client.errors import ConnectionFailed, LocalProtocolError, ObjmapperError, RequestTimeout
 
+# Requests that are cancelled at once may fill a connection before the server gets to run: this long it has, in seconds.
+_PATIENCE = 1.0
 running_loop = asyncio.get_running_loop
 
 
@@ -397,6 +399,13 @@ class TaskMultiplex(Multiplex):
             self.doubt(late)
         if soonest is not None and not self.is_closed:
             self._timer = self._loop.call_at(soonest, self._expire)
+
+    def hangs(self) -> bool:
+        """Whether nothing has come since the oldest request was sent, which is some time ago."""
+        if not super().hangs():
+            return False
+        began = self.unanswered()[0].deadline - self._timeout
+        return self._loop.time() > began + min(_PATIENCE, self._timeout / 2)
 
     def lay_down(self) -> Connection | None:
         """Gives the connection away, if nobody waits for an answer; closes it where one is still to come."""

@@ -191,6 +191,30 @@ def test_a_storm_of_cancellations_leaves_nothing(tmp_path: Path, mode: str, run:
 
 
 @pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+def test_cancelled_requests_that_fill_a_hung_connection_do_not_stop_the_next(
+    tmp_path: Path, run: Callable[[Any], None]
+) -> None:
+    held = Held()
+
+    async def use(server: Pretend) -> None:
+        async with AsyncClient(server.address, mode="copy", timeout=30) as client:
+            tasks = [asyncio.create_task(client.read(f"/slow/{number}")) for number in range(4)]
+            while len(held.slow) < 4:  # noqa: ASYNC110 - another thread adds them
+                await asyncio.sleep(0.01)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            # The time that a server has before the client takes it to hang.
+            await asyncio.sleep(1.2)
+            assert await client.read("/x") == b"/x"
+            assert server.connections == 2
+
+    with pretend_server(tmp_path, held, max_pipeline=4) as server:
+        run(use(server))
+        held.go.set()
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
 def test_open_many_that_is_cancelled_leaves_nothing_open(tmp_path: Path, run: Callable[[Any], None]) -> None:
     held = Held()
 
