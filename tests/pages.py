@@ -46,7 +46,7 @@ class Page:
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=300,
             check=False,
         )
         assert done.returncode == 0, f"{source}\n{done.stdout}{done.stderr}"
