@@ -1,15 +1,18 @@
 """``objmapper get`` of several objects: one after the other to standard output, or each into a file of a directory."""
 
 import os
+import struct
 from pathlib import Path
 
 import pytest
 
 from objmapper_cli.fetching_many import below
 from objmapper_client import Client, RemoteProtocolError
-from objmapper_client.protocol_v2_responses import Entry
+from objmapper_client.protocol_v2 import Operation
+from objmapper_client.protocol_v2_responses import Entry, Metadata
 from objmapper_server import Server
 from tests.cli.conftest import Run, one_line
+from tests.client.lying_server import Peer, pretend_server
 
 TRANSPORTS = ("unix", "tcp")
 
@@ -118,3 +121,50 @@ class Liar(Client):
 def test_a_server_cannot_lead_out_of_the_directory(tmp_path: Path) -> None:
     with Liar("unix:/nowhere") as client, pytest.raises(RemoteProtocolError, match="no path below"):
         list(below(client, "/tree/", tmp_path))
+
+
+@pytest.mark.parametrize("mode", ["copy", "fdpass"])
+@pytest.mark.parametrize("detailed", [False, True])
+@pytest.mark.parametrize("mtime", [-(1 << 63), (1 << 63) - 1, 1 << 62, 1 << 40])
+def test_a_time_that_no_file_has_spoils_no_other_object(
+    objmapper: Run, tmp_path: Path, mtime: int, detailed: bool, mode: str
+) -> None:
+    """A server lists an object with a time of 2^63 seconds and the like: it gets another time or an error, it alone."""
+    names = [b"/t/before", b"/t/far", b"/t/later"]
+    (tmp_path / "content").write_bytes(b"12345")
+
+    def entry(name: bytes) -> bytes:
+        time = mtime if name == b"/t/far" else 1_600_000_000
+        if detailed:
+            return struct.pack(">BH", 1, len(name)) + name + struct.pack(">QqI", 5, time, 0)
+        return struct.pack(">H", len(name)) + name + struct.pack(">Qq", 5, time)
+
+    def script(peer: Peer) -> None:
+        while True:
+            request = peer.request()
+            if request.operation is Operation.LIST:
+                peer.answer(request, b"".join(map(entry, names)), metadata=Metadata(form=1 if detailed else None))
+            else:
+                time = mtime if request.uri == "/t/far" else 1_600_000_000
+                metadata = Metadata(size=5, mtime=time, etag="00000000000000ee")
+                data = b"" if request.operation is Operation.STAT else b"12345"
+                peer.answer(request, data, metadata=metadata, path=str(tmp_path / "content"))
+
+    with pretend_server(tmp_path, script) as server:
+        got = objmapper("get", "-r", "/t/", "-o", "out", "--mode", mode, "--server", server.address)
+        listed = objmapper("ls", "-l", "/t/", "--server", server.address)
+        told = objmapper("stat", "/t/far", "--server", server.address)
+    fetched = content(tmp_path / "out")
+    assert {name: fetched.pop(name) for name in ("before", "later")} == {"before": b"12345", "later": b"12345"}
+    assert b"Traceback" not in got.stderr
+    assert b"internal error" not in got.stderr
+    if got.returncode == 0:
+        assert fetched == {"far": b"12345"}
+    else:
+        assert got.returncode == 1
+        assert got.stderr.splitlines()[0].startswith(b"objmapper: out/far: ")
+        assert got.stderr.splitlines()[1:] == [b"objmapper: 1 of 3 objects were not fetched"]
+        assert fetched == {}
+    assert list((tmp_path / "out").rglob("*.part")) == []
+    assert (listed.returncode, listed.stderr, len(listed.stdout.splitlines())) == (0, b"", 3)
+    assert (told.returncode, told.stderr) == (0, b"")

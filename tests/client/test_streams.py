@@ -15,6 +15,7 @@ from objmapper_client import AsyncClient, Client, Conflict, RequestTimeout
 from objmapper_client.object import Object
 from objmapper_client.protocol_v2_responses import Metadata, encode_response
 from objmapper_server import Config, Server
+from tests.client.callers import Caller
 from tests.client.lying_server import Peer, pretend_server
 from tests.eventually import eventually
 
@@ -25,7 +26,7 @@ SIZE = 5_000_000
 def file(tmp_path: Path) -> Path:
     (tmp_path / "root").mkdir()
     path = tmp_path / "root" / "o"
-    path.write_bytes(bytes(SIZE))
+    path.write_bytes(bytes(range(250)) * (SIZE // 250))
     return path
 
 
@@ -63,6 +64,35 @@ def test_a_file_that_grows_is_streamed_as_it_was(unix: str, file: Path) -> None:
         first = next(stream)
         os.truncate(file, SIZE + 1000)
         assert len(first) + sum(map(len, stream)) == SIZE
+
+
+@pytest.mark.parametrize("left", [0, 5, 1000, 4_000_000])
+@pytest.mark.parametrize(("offset", "length"), [(0, SIZE), (10, SIZE - 10), (0, 2000), (10, 990), (3_000_000, 2000)])
+def test_a_file_that_is_truncated_between_open_and_read_is_an_error(
+    call: Caller, unix: str, file: Path, monkeypatch: pytest.MonkeyPatch, left: int, offset: int, length: int
+) -> None:
+    content = file.read_bytes()
+    examine = Object._examine
+
+    def then_it_is_truncated(found: Object) -> None:
+        examine(found)
+        os.truncate(file, left)
+
+    # The client has asked the kernel for the size, and has read nothing yet.
+    monkeypatch.setattr(Object, "_examine", then_it_is_truncated)
+    buffer = bytearray(length)
+    verbs = [("read", "/o", {"offset": offset, "length": length}), ("readinto", "/o", buffer, {"offset": offset})]
+    if length == SIZE - offset:
+        verbs.append(("read", "/o", {"offset": offset}))
+    for verb in verbs:
+        file.write_bytes(content)
+        if left >= offset + length:
+            assert call(unix, verb) == [length if verb[0] == "readinto" else content[offset : offset + length]]
+            continue
+        came = max(0, left - offset)
+        with pytest.raises(Conflict, match=f"^/o: .* truncated while it was read: {came} of {length} bytes came"):
+            call(unix, verb)
+    assert buffer == content[offset : offset + length] or left < offset + length
 
 
 def test_an_object_that_is_truncated_is_not_saved(unix: str, file: Path, tmp_path: Path) -> None:
