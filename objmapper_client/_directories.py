@@ -111,7 +111,7 @@ class Trees:
     rm_file: Any
 
     def cp_file(self, path1: str, path2: str, **_: Any) -> None:
-        """Copies an object; over a Unix socket the bytes never come here. A directory is nothing by itself."""
+        """Copies an object; over a Unix socket the bytes never come here. Of a directory it makes an empty one."""
         path1, path2 = self._strip_protocol(path1), self._strip_protocol(path2)
         if path1 == path2:
             self.info(path1)
@@ -125,7 +125,13 @@ class Trees:
                 self._put(path2, file, length=file.size)
                 return str(file.etag)
         except IsADirectoryError:
-            return None
+            pass
+        except FileNotFoundError:
+            # An empty directory is only here, and none to the server.
+            if path1 not in self._made:
+                raise
+        self.makedirs(path2, exist_ok=True)
+        return None
 
     def expand_path(
         self, path: Any, recursive: bool = False, maxdepth: int | None = None, assume_literal: bool = False, **_: Any

@@ -441,10 +441,12 @@ class ObjmapperFileSystem(Trees, AbstractFileSystem):  # type: ignore[misc] # fs
     def put_file(
         self, lpath: Any, rpath: str, callback: Any = DEFAULT_CALLBACK, mode: str = "overwrite", **options: Any
     ) -> None:
-        """Stores a file as an object. A directory is nothing by itself."""
+        """Stores a file as an object; a directory is made, as by `mkdir`."""
         if self._intrans:
             super().put_file(lpath, rpath, callback=callback, mode=mode, **options)
-        elif not os.path.isdir(lpath):
+        elif os.path.isdir(lpath):
+            self.makedirs(rpath, exist_ok=True)
+        else:
             condition = {"if_none_match": "*"} if mode == "create" else {}
             callback.set_size(os.path.getsize(lpath))
             self._put(self._strip_protocol(rpath), lpath, progress=callback.absolute_update, **condition)

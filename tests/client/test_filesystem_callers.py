@@ -304,6 +304,26 @@ def test_directories_that_are_made_are_there(system: ObjmapperFileSystem) -> Non
     assert not system.exists("/r/s")
 
 
+def test_empty_directories_are_copied_moved_and_put(system: ObjmapperFileSystem, tmp_path: Path) -> None:
+    system.mkdir("/p/empty")
+    system.pipe("/p/o", b"o")
+    system.copy("/p", "/copied", recursive=True)
+    assert system.ls("/copied", detail=False) == ["/copied/empty", "/copied/o"]
+    system.mv("/p", "/moved", recursive=True)
+    assert system.ls("/moved", detail=False) == ["/moved/empty", "/moved/o"]
+    assert not system.exists("/p")
+    (tmp_path / "local/empty").mkdir(parents=True)
+    system.put(str(tmp_path / "local"), "/stored", recursive=True)
+    assert system.ls("/stored", detail=False) == ["/stored/empty"]
+    for name in ("/copied", "/moved", "/stored"):
+        system.rm(name, recursive=True)
+    assert system.ls("/", detail=False) == []
+    system.pipe("/file", b"o")
+    with pytest.raises(FileExistsError):
+        system.put(str(tmp_path / "local"), "/file", recursive=True)
+    assert system.cat("/file") == b"o"
+
+
 ODD = ["/a[1].txt", "/a*", "/a?", "/[", "/{x}", "/a b", "/#", "/a%20", "/é", "/new\nline", "/.hidden"]
 
 
