@@ -5,11 +5,9 @@ Rule: nothing here serves an object, and nothing in the data plane waits for any
 
 import asyncio
 import contextlib
-import errno
 import logging
 import os
 import socket
-import stat
 import threading
 from concurrent.futures import Future
 from pathlib import Path
@@ -20,6 +18,7 @@ import uvicorn
 from .endpoint.http_limits import BACKLOG, HEADERS, IDLE_TIME, LimitedHttp
 from .endpoint.routes import application
 from .settings.listening import ListeningPoint
+from .socket_path import SocketPath
 from .threads import start_thread
 
 if TYPE_CHECKING:
@@ -40,6 +39,8 @@ class Admin:
         self._listen = listen
         self._given = given
         self._socket: socket.socket | None = None
+        self._kept: socket.socket | None = None
+        self._claim: SocketPath | None = None
         self._http = uvicorn.Server(
             uvicorn.Config(
                 application(server, listen),
@@ -62,12 +63,15 @@ class Admin:
     def start(self) -> None:
         """Listen and serve; raises OSError with the address where that cannot be, and nothing is left of it then."""
         if self._given is None:
-            self._socket, self.address = listen_on(self._listen)
+            # uvicorn closes the one that it serves; this one stays open until the path is released.
+            self._kept, self.address, self._claim = listen_on(self._listen)
         else:
             # One of our own for uvicorn to close.
             self._socket = self._given.dup()
             self.address = self._listen if self._listen.startswith("unix:") else f"http://{self._listen}"
         try:
+            if self._kept is not None:
+                self._socket = self._kept.dup()
             start_thread(self._thread)
             self._serving.result()
         except OSError as error:
@@ -80,15 +84,15 @@ class Admin:
 
     def stop(self) -> None:
         """Stop serving, close the socket and remove its file. Can be called twice, and after a start that failed."""
-        if self._socket is None:
-            return
         self._http.should_exit = True
         if self._thread.ident is not None:
             self._thread.join()
-        self._socket.close()
-        self._socket = None
-        if self._given is None and self.address.startswith("unix:"):
-            Path(self.address.removeprefix("unix:")).unlink(missing_ok=True)
+        if self._socket is not None:
+            self._socket.close()
+        if self._claim is not None:
+            self._claim.release()
+        if self._kept is not None:
+            self._kept.close()
 
     def _serve(self) -> None:
         # Who looks at a server is not to slow those whom it serves. In Linux this is a thread's own; a sandbox may
@@ -115,10 +119,14 @@ def _log_failure(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     LOG.error("the admin endpoint: %s%s", context["message"], f" ({error})" if error else "")
 
 
-def listen_on(listen: str) -> tuple[socket.socket, str]:
-    """Return a listening socket, and its address as a client names it; raises OSError with the address."""
+def listen_on(listen: str) -> tuple[socket.socket, str, SocketPath | None]:
+    """Return a listening socket, its address as a client names it, and the right to its path.
+
+    Raises OSError with the address.
+    """
     if listen.startswith("unix:"):
-        return _listen_unix(listen.removeprefix("unix:")), listen
+        listener, claim = _listen_unix(listen.removeprefix("unix:"))
+        return listener, listen, claim
     point = ListeningPoint.parse(listen, 0).resolved()
     family = socket.AF_INET6 if ":" in point.host else socket.AF_INET
     # Named as TCP, or asyncio leaves Nagle's algorithm on: 40 ms for each answer on a connection that is kept.
@@ -130,31 +138,25 @@ def listen_on(listen: str) -> tuple[socket.socket, str]:
     except OSError as error:
         listener.close()
         raise OSError(error.errno, "the admin endpoint cannot listen", f"http://{point}") from None
-    return listener, f"http://{ListeningPoint(point.host, listener.getsockname()[1])}"
+    return listener, f"http://{ListeningPoint(point.host, listener.getsockname()[1])}", None
 
 
-def _listen_unix(path: str) -> socket.socket:
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+def _listen_unix(path: str) -> tuple[socket.socket, SocketPath]:
+    listener, claim = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM), None
     try:
-        _remove_stale(path)
-        # bind(2) gives the file the permissions of the socket's own inode: no moment of others'.
+        claim = SocketPath.claim(path)
+        # bind(2) gives the file the permissions of the socket's own inode, so no other user can connect in between.
         os.fchmod(listener.fileno(), SOCKET_PERMISSIONS)
         listener.bind(path)
+        claim.bound()
         Path(path).chmod(SOCKET_PERMISSIONS)
         listener.listen(BACKLOG)
     except OSError as error:
+        if claim is not None:
+            claim.release()
         listener.close()
         # A path that is too long has no errno.
-        reason = "the admin endpoint cannot listen" if error.errno else f"the admin endpoint cannot listen ({error})"
+        is_told = not error.errno or "another server" in str(error)
+        reason = f"the admin endpoint cannot listen{f' ({error.strerror or error})' if is_told else ''}"
         raise OSError(error.errno, reason, path) from None
-    return listener
-
-
-def _remove_stale(path: str) -> None:
-    """Remove a socket that nobody listens on; anything else that is there is left for bind(2) to complain about."""
-    with contextlib.suppress(FileNotFoundError):
-        if not stat.S_ISSOCK(os.lstat(path).st_mode):
-            return
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            if probe.connect_ex(path) == errno.ECONNREFUSED:
-                Path(path).unlink()
+    return listener, claim

@@ -1,4 +1,4 @@
-"""What was refused to users who may not have it, in the log: a line a second at most, however many there were."""
+"""Refusals to users, failures of the storage, and a root that goes, in the log: a line of each a second at most."""
 
 import logging
 import threading
@@ -40,10 +40,14 @@ class Refusal:
 
 
 class RefusalLog:
-    """Logs refusals until it is stopped. Raises OSError where a thread for it cannot be had."""
+    """Logs refusals, failures of the storage and a root that goes or comes back, until it is stopped.
+
+    Raises OSError where a thread for it cannot be had.
+    """
 
     def __init__(self, server: "Server") -> None:
         self._server = server
+        self._root_problem: str | None = None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="objmapper-refusals", daemon=True)
         start_thread(self._thread)
@@ -59,8 +63,19 @@ class RefusalLog:
             # Once more after the end was told, for what came before it.
             ended = self._ended.wait(PAUSE)
             try:
-                refusal = self._server.take_refusal()
+                refusal, failure = self._server.take_refusal(), self._server.take_failure()
+                root_problem = self._server.root_problem
             except NotRunning:
                 return
             if refusal is not None:
                 LOG.warning("refused: %s", refusal, extra={"facts": {"event": "refused", **asdict(refusal)}})
+            if failure is not None:
+                facts = {"event": "storage-failed", **asdict(failure)}
+                LOG.error("storage failed: %s", failure, extra={"facts": facts})
+            if root_problem != self._root_problem:
+                change = {"facts": {"event": "root", "problem": root_problem}}
+                if root_problem is None:
+                    LOG.warning("the root is back: %s", self._server.config.root, extra=change)
+                else:
+                    LOG.error("the root is gone: %s", root_problem, extra=change)
+                self._root_problem = root_problem

@@ -25,6 +25,7 @@ from .settings.listening import ListeningPoint
 from .settings.peers import PeerRules
 from .settings.reload import Reloaded
 from .statistics import Statistics, Times
+from .storage_failures import StorageFailure
 
 if TYPE_CHECKING:
     from .admin import Admin
@@ -188,6 +189,16 @@ class Server:
         """Return the first refusal to a user since this was asked before, None where there was none; for the log."""
         native = self._started().take_refusal()
         return None if native is None else Refusal(**native)
+
+    def take_failure(self) -> StorageFailure | None:
+        """Return the first failure of the storage since this was asked before; None where there was none."""
+        native = self._started().take_failure()
+        return None if native is None else StorageFailure(**native)
+
+    @property
+    def root_problem(self) -> str | None:
+        """Why nothing can be served because the root is gone; None where it is there."""
+        return self._started().root_problem()
 
     @property
     def draining(self) -> bool:

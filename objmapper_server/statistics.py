@@ -1,5 +1,6 @@
 """What the server has counted, as one frozen value. Its fields are those of the ``/stats`` document, name by name."""
 
+import errno
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Self
@@ -116,6 +117,8 @@ class Statistics(Load):
     concurrency_model: Mapping[str, str]  #: transport → model
     max_connections: int  #: as fitted to what the machine gives
     descriptors_in_flight: int
+    storage_errors_total: Mapping[str, int]  #: by name of the errno; EOF: the file ended before the promised length
+    root_problem: str | None  #: why nothing can be served, where the root is gone
     denied_total: Mapping[str, int]  #: refusals to users, by reason: user, prefix, connections, descriptors
     cache_hits_total: int
     cache_misses_total: int
@@ -149,6 +152,8 @@ class Statistics(Load):
             concurrency_model={name: state["model"] for name, state in states.items()},
             max_connections=snapshot["max_connections"],
             descriptors_in_flight=snapshot["descriptors_in_flight"],
+            storage_errors_total={errno_name(each): n for each, n in sorted(snapshot["storage_errors_total"].items())},
+            root_problem=snapshot["root_problem"],
             denied_total=dict(sorted(snapshot["denied_total"].items())),
             cache_hits_total=snapshot["cache_hits_total"],
             cache_misses_total=snapshot["cache_misses_total"],
@@ -232,6 +237,11 @@ def status_name(status: int) -> str:
         return Status(status).name
     except ValueError:
         return f"{status:#04x}"
+
+
+def errno_name(number: int) -> str:
+    """Return the name of an errno of the engine; EOF for the 0 of a file that ended before the promised length."""
+    return errno.errorcode.get(number, str(number)) if number else "EOF"
 
 
 def _figures(native: "_engine.Figures") -> dict[str, Any]:

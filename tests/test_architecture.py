@@ -242,7 +242,8 @@ LAYERS: dict[str, set[str]] = {
     "errors": {"protocol"},
     "storage/file_system": set(),
     "storage/versions": {"cache"},
-    "storage/mapping": {"errors", "file_system", "versions"},
+    "storage/root": set(),
+    "storage/mapping": {"errors", "file_system", "root", "versions"},
     "storage/target": {"errors", "mapping", "versions"},
     "storage/incoming": {"errors", "mapping", "staging", "target"},
     "storage/staging": {"errors", "incoming", "mapping", "target", "versions"},
@@ -255,6 +256,7 @@ LAYERS: dict[str, set[str]] = {
     "refusals": {"transport"},
     "peers": {"errors", "refusals", "rules", "service", "session", "transport"},
     "session": {
+        "failures",
         "errors",
         "journal",
         "peers",

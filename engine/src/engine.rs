@@ -14,6 +14,7 @@ use rustix::process::{Pid, getpid};
 use crate::concurrency::starting::{Begun, start_error};
 use crate::concurrency::{Model, Order, Shutdown, spawn};
 use crate::errors::StartError;
+use crate::failures::Failure;
 use crate::journal::Journal;
 use crate::listener::Listener;
 use crate::refusals::Refusal;
@@ -180,6 +181,9 @@ pub struct Snapshot {
     pub max_connections: usize,
     pub descriptors_in_flight: u32,
     pub denied_total: BTreeMap<&'static str, u64>,
+    /// By errno.
+    pub storage_errors_total: BTreeMap<i32, u64>,
+    pub root_problem: Option<String>,
     pub cache_hits_total: u64,
     pub cache_misses_total: u64,
     pub cache_bytes: u64,
@@ -252,6 +256,9 @@ impl Engine {
             lanes.push(lane);
             begun?;
         }
+        if let Some(notice) = self.service.fit_connections()? {
+            lock(&self.notices).push(notice);
+        }
         Ok(())
     }
 
@@ -306,6 +313,8 @@ impl Engine {
             max_connections: self.service.max_connections(),
             descriptors_in_flight: self.service.in_flight.taken(),
             denied_total: self.service.peers.refusals.counts().collect(),
+            storage_errors_total: self.service.failures.counts(),
+            root_problem: self.root_problem(),
             cache_hits_total: cache.hits,
             cache_misses_total: cache.misses,
             cache_bytes: self.service.cache.size(),
@@ -323,6 +332,16 @@ impl Engine {
 
     pub fn set_rules(&self, rules: Rules) {
         self.service.peers.set(rules);
+    }
+
+    /// One of the failures of the storage since this was asked before.
+    pub fn take_failure(&self) -> Option<Failure> {
+        self.service.failures.take()
+    }
+
+    /// Why nothing can be served: the root is gone; None where it is there.
+    pub fn root_problem(&self) -> Option<String> {
+        self.service.mapping.place().problem()
     }
 
     /// One of the refusals since this was asked before.
@@ -440,6 +459,7 @@ impl Clock {
             passed = now;
             service.sweep_unread();
             service.listing.sweep();
+            service.look_at_root();
             service.journal.tick();
         }
     }

@@ -50,6 +50,8 @@ pub enum Error {
     BadCursor,
     /// The directory in which writes are prepared has been removed.
     StagingGone,
+    /// The root has been removed, replaced or unmounted.
+    RootGone,
     /// Descriptors pass over Unix sockets only.
     ModeNeedsUnix,
     /// Server or machine have no descriptor left, or the queue is full: another try may succeed.
@@ -118,7 +120,7 @@ impl Error {
             Error::ModeNeedsUnix => Status::InvalidMode,
             Error::Busy(_) => Status::Unavailable,
             Error::OutOfMemory => Status::OutOfMemory,
-            Error::Storage(_) | Error::StagingGone => Status::StorageError,
+            Error::Storage(_) | Error::StagingGone | Error::RootGone => Status::StorageError,
             Error::Refused(status) => status,
             Error::TooSlow | Error::DeadlinePassed => Status::Timeout,
         }
@@ -180,6 +182,9 @@ impl fmt::Display for Error {
             }
             Error::StagingGone => {
                 "the server's directory .objmapper, in which writes are prepared, was removed: restart the server"
+            }
+            Error::RootGone => {
+                "the server's root directory was removed, renamed or unmounted: put it back, and the server serves it again"
             }
             Error::Storage(Errno::NOSPC) => {
                 "no space left on the server's file system: make room, then put again"

@@ -11,6 +11,7 @@
 mod concurrency;
 mod engine;
 mod errors;
+mod failures;
 mod hand_over;
 mod in_flight;
 mod journal;

@@ -44,13 +44,14 @@ pub struct Listener {
     pub transport: Transport,
     /// As a client writes it: `unix:/path`, `tcp://127.0.0.1:9999`.
     pub address: String,
+    // Removed when the listener is dropped, and before the socket is closed: as long as that is open, the inode number of its
+    // file is no other file's.
+    _path: Option<SocketPath>,
     socket: OwnedFd,
     /// Whether somebody else holds the socket, too, and lets clients wait in it for the next server.
     shared: bool,
     handed_over: HandOver<Box<Session>>,
     bell: Bell,
-    // Removed when the listener is dropped.
-    _path: Option<SocketPath>,
 }
 
 impl Listener {
@@ -292,7 +293,7 @@ struct SocketPath {
     path: PathBuf,
     lock_path: PathBuf,
     // Closing it gives the lock up.
-    _lock: OwnedFd,
+    lock: OwnedFd,
     /// Device and inode of the socket that is ours.
     ours: Option<(u64, u64)>,
 }
@@ -305,7 +306,7 @@ impl SocketPath {
         lock_path.push(".lock");
         let lock_path = PathBuf::from(lock_path);
         let lock = lock_file(&lock_path, &shown)?;
-        let claim = SocketPath { path: path.to_owned(), lock_path, _lock: lock, ours: None };
+        let claim = SocketPath { path: path.to_owned(), lock_path, lock, ours: None };
         let stat = match fs::lstat(path) {
             Ok(stat) => stat,
             Err(Errno::NOENT) => return Ok(claim),
@@ -338,12 +339,17 @@ impl SocketPath {
 
 impl Drop for SocketPath {
     fn drop(&mut self) {
-        // Only what is ours, and the lock last: whoever waits for it finds the path free.
+        // Only what is ours: both files may have been removed meanwhile, and made anew by another server. The lock goes last,
+        // so a server that waits for it finds the path free.
         let found = fs::lstat(&self.path).ok().map(|stat| (stat.st_dev, stat.st_ino));
         if self.ours.is_some() && found == self.ours {
             let _ = fs::unlink(&self.path);
         }
-        let _ = fs::unlink(&self.lock_path);
+        let there = fs::lstat(&self.lock_path).map(|stat| (stat.st_dev, stat.st_ino));
+        let held = fs::fstat(&self.lock).map(|stat| (stat.st_dev, stat.st_ino));
+        if held.is_ok() && there == held {
+            let _ = fs::unlink(&self.lock_path);
+        }
     }
 }
 

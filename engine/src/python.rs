@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use crate::concurrency::Model;
 use crate::engine::{Engine as NativeEngine, Snapshot};
+use crate::failures::Failure;
 use crate::journal::Record;
 use crate::load::{Dialect, Load as NativeLoad, Outcome, Plan, Target};
 use crate::protocol::Mode;
@@ -273,6 +274,16 @@ impl Engine {
         let (engine, rules) = (self.here()?, rules.into());
         py.detach(|| engine.set_rules(rules));
         Ok(())
+    }
+
+    fn take_failure(&self, py: Python<'_>) -> PyResult<Option<Failure>> {
+        let engine = self.here()?;
+        Ok(py.detach(|| engine.take_failure()))
+    }
+
+    fn root_problem(&self, py: Python<'_>) -> PyResult<Option<String>> {
+        let engine = self.here()?;
+        Ok(py.detach(|| engine.root_problem()))
     }
 
     fn take_refusal(&self, py: Python<'_>) -> PyResult<Option<Refusal>> {

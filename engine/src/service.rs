@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Instant, SystemTime};
 
 use crate::errors::StartError;
+use crate::failures::Failures;
 use crate::in_flight::InFlight;
 use crate::journal::Journal;
 use crate::peers::Peers;
@@ -25,6 +26,10 @@ use crate::transport::Transport;
 
 /// Descriptors that connections never get: for the files that requests open, the listeners, the interpreter.
 pub const RESERVED_DESCRIPTORS: u64 = 32;
+/// Those that a server opens after its transports are served: the admin endpoint's, the access log's.
+const STILL_TO_OPEN: u64 = 8;
+/// A server is to have room for so many clients at least, where it says how much to raise the limit.
+const FEWEST_CLIENTS: u64 = 16;
 
 #[derive(Debug)]
 pub struct Service {
@@ -39,11 +44,13 @@ pub struct Service {
     pub statistics: Statistics,
     pub journal: Journal,
     pub in_flight: InFlight,
+    pub failures: Failures,
     pub peers: Peers,
     /// The cap on connections, fitted to RLIMIT_NOFILE.
     max_connections: AtomicUsize,
     /// Connections that RLIMIT_NOFILE has room for.
-    room: usize,
+    room: AtomicUsize,
+    limit: u64,
     /// A descriptor with this number or a higher one means that the reserve has been reached.
     pub descriptor_limit: u64,
     /// The same for what a client can keep open as long as it likes to write.
@@ -91,13 +98,6 @@ impl Service {
         let room = limit.saturating_sub(RESERVED_DESCRIPTORS + in_flight).max(1);
         let room = usize::try_from(room).unwrap_or(usize::MAX);
         let max_connections = settings.max_connections.min(room);
-        if max_connections < settings.max_connections {
-            notices.push(format!(
-                "max_connections lowered from {} to {max_connections}: RLIMIT_NOFILE is {limit} (raise it with ulimit -n \
-                 or LimitNOFILE=)",
-                settings.max_connections
-            ));
-        }
         Ok(Service {
             mapping,
             cache: Cache::new(if remote.is_some() { 0 } else { settings.cache_size }, settings.cache_max_age),
@@ -107,9 +107,11 @@ impl Service {
             statistics: Statistics::new(),
             journal: Journal::default(),
             in_flight: InFlight::new(u32::try_from(in_flight).unwrap_or(u32::MAX)),
+            failures: Failures::default(),
             peers: Peers::default(),
             max_connections: max_connections.into(),
-            room,
+            room: room.into(),
+            limit,
             descriptor_limit: limit.saturating_sub(RESERVED_DESCRIPTORS),
             write_limit: limit - limit / 4,
             connections: AtomicUsize::new(0),
@@ -120,6 +122,47 @@ impl Service {
             notices,
             settings,
         })
+    }
+
+    /// Fits the number of connections to what RLIMIT_NOFILE leaves besides the descriptors that the server itself has open.
+    /// Called once all transports are served. Returns a notice where fewer are left than were asked for; fails where there would be none.
+    pub fn fit_connections(&self) -> Result<Option<String>, StartError> {
+        // The kernel gives the lowest number that is free.
+        let next = rustix::io::fcntl_dupfd_cloexec(self.mapping.root(), 0);
+        let next = next.map_or(self.limit, |next| next.as_raw_fd() as u64);
+        // Clients may have been accepted already.
+        let accepted = self.connections.load(Relaxed) as u64;
+        let own = next.saturating_sub(accepted) + STILL_TO_OPEN;
+        let free = self.limit.saturating_sub(RESERVED_DESCRIPTORS + own);
+        let limit = self.limit;
+        if free == 0 {
+            let why = format!(
+                "RLIMIT_NOFILE is {limit}, and not one client could be served: the server has some {own} descriptors open \
+                 itself and keeps {RESERVED_DESCRIPTORS} in reserve; raise it to {} at least (ulimit -n, LimitNOFILE=)",
+                RESERVED_DESCRIPTORS + own + FEWEST_CLIENTS
+            );
+            return Err(StartError::new(Errno::MFILE, why, "ulimit -n"));
+        }
+        let room = self.room.load(Relaxed).min(usize::try_from(free).unwrap_or(usize::MAX));
+        self.room.store(room, Relaxed);
+        let asked = self.settings.max_connections;
+        let fits = asked.min(room);
+        self.max_connections.store(fits, Relaxed);
+        Ok((fits < asked).then(|| {
+            format!(
+                "max_connections lowered from {asked} to {fits}: RLIMIT_NOFILE is {limit} (raise it with ulimit -n or \
+                 LimitNOFILE=)"
+            )
+        }))
+    }
+
+    /// Looks whether the root is still there, and follows it where it was replaced. Not done on remote roots, where the look could
+    /// wait for another machine.
+    pub fn look_at_root(&self) {
+        if !self.mapping.is_remote() {
+            let renew = || self.staging.as_ref().map_or(Ok(()), Staging::renew);
+            self.mapping.place().look(|| renew().map_err(|error| error.to_string()));
+        }
     }
 
     /// What was fitted at start, a line each.
@@ -134,7 +177,7 @@ impl Service {
 
     /// Changes what may change while sessions live. Who is connected stays, also over a lower cap.
     pub fn set_limits(&self, limits: &Limits) {
-        self.max_connections.store(limits.max_connections.min(self.room), Relaxed);
+        self.max_connections.store(limits.max_connections.min(self.room.load(Relaxed)), Relaxed);
         self.cache.max_age.set(limits.cache_max_age);
         self.settings.idle_timeout.set(limits.idle_timeout);
         self.settings.header_timeout.set(limits.header_timeout);

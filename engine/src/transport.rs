@@ -321,15 +321,30 @@ pub fn send_file(socket: &OwnedFd, file: &OwnedFd, offset: u64, most: usize) -> 
 }
 
 /// Waits until `length` bytes of a file from `at` on are in the page cache, by reading a byte of each page.
-pub fn touch(file: &OwnedFd, at: u64, length: u64) {
+pub fn touch(file: &OwnedFd, at: u64, length: u64) -> io::Result<()> {
     // Asks for all of it at once; the reads below then wait in order.
-    let _ = rustix::fs::fadvise(file, at, std::num::NonZeroU64::new(length), rustix::fs::Advice::WillNeed);
+    if length > 4096 {
+        let wanted = std::num::NonZeroU64::new(length);
+        let _ = rustix::fs::fadvise(file, at, wanted, rustix::fs::Advice::WillNeed);
+    }
     let mut byte = [0u8];
     for offset in (at..at + length).step_by(4096) {
-        if !matches!(io::pread(file, &mut byte, offset), Ok(1)) {
-            return;
+        match io::pread(file, &mut byte, offset) {
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+            Ok(0) => break,
+            Ok(_) => {}
         }
     }
+    Ok(())
+}
+
+/// Whether the connection is gone in both directions.
+pub fn is_cut(socket: &OwnedFd) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let mut polled = [PollFd::new(socket, PollFlags::empty())];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut polled, Some(&now)).is_ok() && polled[0].revents().intersects(PollFlags::HUP | PollFlags::ERR)
 }
 
 /// An eventfd: rung by one thread, noticed by others, in poll and epoll. Each `take` takes one ring away.

@@ -154,6 +154,17 @@ def _of_the_whole(statistics: Statistics) -> "Iterator[Metric]":
     yield _one("disk_io_pending", "Requests that wait for the disk.", statistics.disk_io_pending)
     yield _one("draining", "1 while nothing more is accepted.", int(statistics.draining))
     yield _one("uptime_seconds", "Time since start.", statistics.uptime)
+    yield _one(
+        "root_available", "1 while the root is there; 0 while every request fails.", int(not statistics.root_problem)
+    )
+    failed = CounterMetricFamily(
+        "objmapper_storage_errors",
+        "Requests that failed in the storage, by errno; EOF where a file ended before the length that was promised.",
+        labels=("errno",),
+    )
+    for name, count in statistics.storage_errors_total.items():
+        failed.add_metric([name], count)
+    yield failed
     denied = CounterMetricFamily(
         "objmapper_denied",
         "Connections and requests that were refused because of the user they came from, by what stood against it.",

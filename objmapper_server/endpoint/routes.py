@@ -45,9 +45,10 @@ class Health(BaseModel):
 
 
 class Readiness(BaseModel):
-    """Whether new connections are accepted."""
+    """Whether requests are served, and where not, why."""
 
-    status: Literal["ready", "draining"]
+    status: Literal["ready", "draining", "root-gone"]
+    reason: str | None = None
 
 
 class Draining(BaseModel):
@@ -192,12 +193,20 @@ def _add_reads(app: FastAPI, server: "Server") -> None:
         """Answer as long as the process lives."""
         return Health()
 
-    @app.get("/readyz", responses={503: {"model": Readiness, "description": "It drains"}})
+    @app.get(
+        "/readyz",
+        response_model_exclude_none=True,
+        responses={503: {"model": Readiness, "description": "It drains, or its root is gone"}},
+    )
     async def readyz(response: Response) -> Readiness:
-        """Answer 200 while connections are accepted, 503 while the server drains."""
+        """Answer 200 while requests are served, 503 while the server drains or its root is gone."""
         if server.draining:
             response.status_code = HTTPStatus.SERVICE_UNAVAILABLE
-        return Readiness(status="draining" if server.draining else "ready")
+            return Readiness(status="draining")
+        if problem := server.root_problem:
+            response.status_code = HTTPStatus.SERVICE_UNAVAILABLE
+            return Readiness(status="root-gone", reason=problem)
+        return Readiness(status="ready")
 
 
 def _latencies(server: "Server") -> Latencies:

@@ -302,6 +302,6 @@ def test_a_write_over_the_unix_socket_is_its_owners(tmp_path: Path) -> None:
 
 def test_no_answer_waits_for_the_one_before_to_be_acknowledged() -> None:
     """asyncio turns Nagle's algorithm off for sockets that are named as TCP, and for no others."""
-    listener, _ = listen_on("127.0.0.1:0")
+    listener, _, _ = listen_on("127.0.0.1:0")
     with listener:
         assert listener.proto == socket.IPPROTO_TCP

@@ -91,6 +91,8 @@ def snapshot() -> "_engine.Snapshot":
         "draining": False,
         "max_connections": 500,
         "descriptors_in_flight": 3,
+        "storage_errors_total": {5: 2, 0: 1},
+        "root_problem": None,
         "denied_total": {"user": 4, "prefix": 5, "connections": 6, "descriptors": 7},
         "cache_hits_total": 3,
         "cache_misses_total": 1,

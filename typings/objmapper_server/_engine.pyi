@@ -89,6 +89,15 @@ class Rules(Protocol):
     def max_descriptors_per_uid(self) -> int: ...
 
 @type_check_only
+class Failure(TypedDict):
+    """A failure of the storage."""
+
+    errno: int
+    operation: str
+    uri: str
+    suppressed: int
+
+@type_check_only
 class Refusal(TypedDict):
     """One refusal to a user, and how many others there were since the one before that was told."""
 
@@ -171,6 +180,8 @@ class Snapshot(TypedDict):
     draining: bool
     max_connections: int  # as fitted to RLIMIT_NOFILE
     denied_total: dict[str, int]  # refusals to users, by reason
+    storage_errors_total: dict[int, int]  # by errno; 0 where a file ended before the promised length
+    root_problem: str | None
     descriptors_in_flight: int  # passed and, as far as is known, not yet received
     cache_hits_total: int
     cache_misses_total: int
@@ -244,6 +255,12 @@ class Engine:
         """What was fitted or found at start, a line each: limits lowered, stale sockets removed."""
     def set_rules(self, rules: Rules) -> None:
         """Say who may connect and to what; clients that are connected are judged by it from their next request on."""
+    def take_failure(self) -> Failure | None:
+        """Return the first failure of the storage since this was asked before, and how many others there were."""
+
+    def root_problem(self) -> str | None:
+        """Return why nothing can be served because the root is gone; None where it is there."""
+
     def take_refusal(self) -> Refusal | None:
         """The first refusal to a user since this was asked before."""
     def set_limits(self, limits: Limits) -> None:

@@ -137,7 +137,8 @@ impl Errand {
                 self.conditions.check_version(Some(&opened.version))?;
                 let (at, end) = part(opened.size, self.offset, self.length);
                 if end - at > SMALL || (self.operation == Operation::Splice && end > at) {
-                    transport::touch(&opened.file, at, (end - at).min(BYTES_AHEAD));
+                    transport::touch(&opened.file, at, (end - at).min(BYTES_AHEAD))
+                        .map_err(Error::Storage)?;
                     return Ok(Brought::File { opened, at, end });
                 }
                 let bytes = read_part(&opened.file, at, end)?;

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use super::replies::{Asked, BYTES_A_TURN, BYTES_AHEAD, Framing, SMALL};
 use super::{Manner, Next, Scratch, Session};
 use crate::errors::Error;
+use crate::failures::{ENDED_EARLY, is_of_socket};
 use crate::journal::{From, Passed};
 use crate::protocol::{self, Status, v2};
 use crate::statistics::{Answered, Labels};
@@ -302,12 +303,22 @@ impl Session {
         }
         let taken = match transport::send_file(self.socket(), file, offset, most) {
             // The file system cannot do it: copy through this process.
-            Err(Errno::INVAL | Errno::NOSYS) => self.send_by_copy(file, offset, most, patience)?,
+            Err(Errno::INVAL | Errno::NOSYS) => {
+                let mut bytes = vec![0; most.min(SMALL as usize)];
+                match rustix::io::pread(file, &mut bytes[..], offset) {
+                    Ok(0) => 0,
+                    Ok(length) => transport::send(self.socket(), &bytes[..length], patience, false)?,
+                    Err(Errno::INTR) => return Err(Errno::INTR),
+                    Err(errno) => return Err(self.fail_file(scratch, errno.raw_os_error())),
+                }
+            }
+            Err(errno) if !is_of_socket(errno, || transport::is_cut(self.socket())) => {
+                return Err(self.fail_file(scratch, errno.raw_os_error()));
+            }
             other => other?,
         };
         if taken == 0 {
-            // The file shrank, and the length was promised: only closing tells the client.
-            return Err(Errno::IO);
+            return Err(self.fail_file(scratch, ENDED_EARLY));
         }
         *bytes_left = bytes_left.saturating_sub(taken);
         let now = Instant::now();
@@ -321,16 +332,19 @@ impl Session {
         Ok(())
     }
 
-    fn send_by_copy(
-        &self,
-        file: &OwnedFd,
-        offset: u64,
-        most: usize,
-        patience: Patience,
-    ) -> Result<usize, Errno> {
-        let mut bytes = vec![0; most.min(SMALL as usize)];
-        let length = rustix::io::pread(file, &mut bytes[..], offset)?;
-        if length == 0 { Ok(0) } else { transport::send(self.socket(), &bytes[..length], patience, false) }
+    /// Counts the reply in front, whose file failed or ended early after its length was promised, with what was sent of it.
+    /// Only closing tells the client: returns the error that does.
+    fn fail_file(&mut self, scratch: &Scratch, errno: i32) -> Errno {
+        if let Some(Segment { payload: Payload::File { at, end, .. }, ends: Some(ending) }) =
+            self.outbox.front_mut()
+        {
+            ending.status = Status::StorageError;
+            ending.content = ending.content.saturating_sub(*end - *at);
+            let Asked { operation, uri, .. } = &ending.asked;
+            self.service.failures.note(errno, operation.name(), uri);
+        }
+        self.finish_front(scratch, Instant::now());
+        Errno::IO
     }
 
     /// Drops the front segment, whose last byte is gone, and counts the reply that ends with it.

@@ -16,6 +16,7 @@ use crate::storage::cache::Cached;
 use crate::storage::listing::{Form, WantedPage};
 use crate::storage::mapping::{self, Found, Opened};
 use crate::storage::target::{Conditions, Match};
+use crate::transport;
 use crate::transport::Transport;
 
 /// Contents up to this size are copied beside their head; larger ones go by sendfile.
@@ -164,11 +165,9 @@ impl Session {
             Operation::Stat => {
                 let found = match may_wait {
                     true => self.service.mapping.stat(path)?,
-                    // What cannot be opened may still be looked at.
-                    false => match self.service.mapping.open_cached(path) {
-                        Ok(Some(opened)) => opened.found(),
-                        Ok(None) | Err(Error::NoPermission) => return Ok(false),
-                        Err(error) => return Err(error),
+                    false => match self.service.mapping.stat_cached(path)? {
+                        Some(found) => found,
+                        None => return Ok(false),
                     },
                 };
                 conditions.check_version(Some(&found.version))?;
@@ -215,8 +214,10 @@ impl Session {
         conditions.check_version(Some(&opened.version))?;
         let (at, end) = part(opened.size, offset, length);
         if end > at && (end - at > SMALL || asked.operation == Operation::Splice) {
-            // Once its head is out, everything behind it waits for the content.
-            if !may_wait && !is_in_memory(&opened.file, end_of_part_ahead(at, end)) {
+            // Once its head is out, everything behind it waits for the content, and a failure can only close.
+            if may_wait {
+                transport::touch(&opened.file, at, 1).map_err(Error::Storage)?;
+            } else if !is_in_memory(&opened.file, end_of_part_ahead(at, end)) {
                 return Ok(false);
             }
             self.push_file(scratch, asked, opened, at, end);
@@ -342,7 +343,11 @@ impl Session {
     }
 
     pub(super) fn push_error(&mut self, scratch: &mut Scratch, asked: Asked, error: Error) {
+        let error = self.service.mapping.explained(error);
         self.count_refusal(&error);
+        if let Error::Storage(errno) = error {
+            self.service.failures.note(errno.raw_os_error(), asked.operation.name(), &asked.uri);
+        }
         let before = scratch.out.len();
         let (status, text) = (error.status(), error.to_string());
         match asked.framing {
@@ -373,10 +378,7 @@ fn push_head(out: &mut Vec<u8>, asked: Asked, content: u64, found: Option<&Found
 
 /// Puts another length into a head that was pushed.
 fn correct_length(head: &mut [u8], framing: Framing, content: u64) {
-    let at = match framing {
-        Framing::One => 1,
-        Framing::Two { .. } => v2::CONTENT_LEN_AT,
-    };
+    let at = if framing == Framing::One { 1 } else { v2::CONTENT_LEN_AT };
     head[at..at + 8].copy_from_slice(&content.to_be_bytes());
 }
 

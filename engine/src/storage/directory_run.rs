@@ -127,26 +127,34 @@ impl Run {
     }
 }
 
-/// Writes the entry's key, if it is wanted.
-fn make_key(key: &mut Vec<u8>, directory: &OwnedFd, entry: &RawDirEntry<'_>, wanted: &Wanted) -> bool {
+/// Writes the entry's key; false where it is not wanted.
+fn make_key(
+    key: &mut Vec<u8>,
+    directory: &OwnedFd,
+    entry: &RawDirEntry<'_>,
+    wanted: &Wanted,
+) -> io::Result<bool> {
     let name = entry.file_name().to_bytes();
     if matches!(name, b"." | b"..") || is_reserved(name) {
-        return false;
+        return Ok(false);
     }
     key.clear();
     key.extend_from_slice(name);
     let mut kind = entry.file_type();
     if kind == FileType::Unknown {
-        let stat = fs::statat(directory, entry.file_name(), AtFlags::SYMLINK_NOFOLLOW);
-        kind = stat.map_or(FileType::Unknown, |stat| FileType::from_raw_mode(stat.st_mode));
+        kind = match fs::statat(directory, entry.file_name(), AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => FileType::from_raw_mode(stat.st_mode),
+            Err(Errno::NOENT | Errno::ACCESS) => FileType::Unknown,
+            Err(errno) => return Err(errno),
+        };
     }
     match kind {
         FileType::RegularFile => {}
         FileType::Symlink if wanted.symlinks => {}
         FileType::Directory => key.push(b'/'),
-        _ => return false,
+        _ => return Ok(false),
     }
-    key.starts_with(&wanted.prefix) && wanted.bound.admits(key)
+    Ok(key.starts_with(&wanted.prefix) && wanted.bound.admits(key))
 }
 
 /// A directory that is being read, in steps.
@@ -230,7 +238,7 @@ impl Reading {
             self.scanned += 1;
             // As much as an entry takes beside its name, at the most.
             self.bytes += entry.file_name().to_bytes().len() + 28;
-            if make_key(&mut key, directory, &entry, &self.wanted) {
+            if make_key(&mut key, directory, &entry, &self.wanted)? {
                 self.smallest.offer(&key);
             }
             if entries.is_buffer_empty() {

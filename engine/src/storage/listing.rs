@@ -204,6 +204,10 @@ impl Listing {
                 }
             }
         };
+        if !goes_on {
+            // A directory that was removed reads as one that ends.
+            mapping.check_root()?;
+        }
         if goes_on {
             let cursor = Cursor { listing, after: std::mem::take(after) };
             page.cursor = Some(cursor.encode(&paging.prefix, &self.key, session));

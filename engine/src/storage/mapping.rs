@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use crate::errors::{Error, StartError};
 use crate::storage::cache::{Etag, Version};
 use crate::storage::file_system;
+use crate::storage::root::Root;
 use crate::storage::versions;
 
 /// The longest name that Linux file systems hold, in bytes.
@@ -84,9 +85,7 @@ impl Found {
 /// A directory whose regular files are the objects. A clone shares its descriptor.
 #[derive(Debug, Clone)]
 pub struct Mapping {
-    root: Arc<OwnedFd>,
-    /// As it was named at the start; for people only.
-    name: Arc<Path>,
+    root: Arc<Root>,
     resolve: ResolveFlags,
     is_remote: bool,
     device: u64,
@@ -95,13 +94,10 @@ pub struct Mapping {
 }
 
 impl Mapping {
-    /// Takes hold of `root`; later renames of the directory do not matter.
+    /// Takes hold of `root`.
     pub fn new(root: &Path, follow_symlinks: bool) -> Result<Self, StartError> {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let failed = |errno| StartError::new(errno, "cannot serve this root", root.display().to_string());
-        let directory = fs::openat(CWD, root, flags, Permissions::empty()).map_err(failed)?;
-        // To hold a directory takes no permission on it; to find anything in it takes that to search it.
-        fs::openat(&directory, c".", flags, Permissions::empty()).map_err(failed)?;
+        let directory = Root::open(root).map_err(failed)?;
         let mut resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
         if !follow_symlinks {
             resolve |= ResolveFlags::NO_SYMLINKS;
@@ -110,7 +106,6 @@ impl Mapping {
         let device = fs::fstat(&directory).map_err(failed)?.st_dev;
         Ok(Mapping {
             root: Arc::new(directory),
-            name: root.into(),
             resolve,
             is_remote,
             device,
@@ -123,9 +118,39 @@ impl Mapping {
         self.root.as_fd()
     }
 
+    /// The root, to be looked at.
+    pub fn place(&self) -> &Root {
+        &self.root
+    }
+
+    /// An error as the client gets it: what was not found because the root is gone says so.
+    pub fn explained(&self, error: Error) -> Error {
+        match error {
+            Error::NotFound
+            | Error::NoDirectory
+            | Error::NotDirectory
+            | Error::StagingGone
+            | Error::MayNotWrite
+            | Error::NoPermission
+            | Error::OtherFileSystem
+            | Error::NotRegular
+            | Error::Storage(_)
+                if self.root.is_gone() =>
+            {
+                Error::RootGone
+            }
+            other => other,
+        }
+    }
+
+    /// Fails where the root is gone: for what finds nothing without an error.
+    pub fn check_root(&self) -> Result<(), Error> {
+        if self.root.is_gone() { Err(Error::RootGone) } else { Ok(()) }
+    }
+
     /// The path that it had when it was opened, for messages.
     pub fn name(&self) -> &Path {
-        &self.name
+        self.root.path()
     }
 
     /// Whether the root lies on a network file system or one in user space, where any look-up may have to wait.
@@ -154,20 +179,32 @@ impl Mapping {
     /// system than the root's, or where none of this is known (before Linux 5.12, and [on remote roots](Self::is_remote)).
     /// Then [`open`](Self::open) decides, on a thread that may wait.
     pub fn open_cached(&self, path: &CStr) -> Result<Option<Opened>, Error> {
+        self.resolve_cached(path, READING)?.map(opened).transpose()
+    }
+
+    /// What [`stat`](Self::stat) tells, if that needs no waiting. Nothing is opened for reading, so a program that waits for a
+    /// reader of a FIFO goes on waiting.
+    pub fn stat_cached(&self, path: &CStr) -> Result<Option<Found>, Error> {
+        let Some(file) = self.resolve_cached(path, OFlags::PATH | OFlags::CLOEXEC)? else { return Ok(None) };
+        let found = Found::of(&regular(&file)?);
+        Ok((!found.version.is_coarse()).then_some(found))
+    }
+
+    fn resolve_cached(&self, path: &CStr, flags: OFlags) -> Result<Option<OwnedFd>, Error> {
         if self.is_remote || !self.resolves_cached.load(Relaxed) {
             return Ok(None);
         }
         // Below the root something slower may be mounted.
         let cached = self.resolve | ResolveFlags::CACHED | ResolveFlags::NO_XDEV;
-        let found = match fs::openat2(&*self.root, path, READING, Permissions::empty(), cached | NO_LINKS) {
+        let found = match fs::openat2(&*self.root, path, flags, Permissions::empty(), cached | NO_LINKS) {
             Err(Errno::LOOP) if self.follows_symlinks() => {
-                let behind = fs::openat2(&*self.root, path, READING, Permissions::empty(), cached);
+                let behind = fs::openat2(&*self.root, path, flags, Permissions::empty(), cached);
                 behind.and_then(|file| self.outside_staging(file))
             }
             answer => answer,
         };
         match found {
-            Ok(file) => opened(file).map(Some),
+            Ok(file) => Ok(Some(file)),
             // XDEV is a mount or a way out of the root: `open` finds out which.
             Err(Errno::AGAIN | Errno::INTR | Errno::XDEV) => Ok(None),
             Err(Errno::INVAL | Errno::NOSYS) => {

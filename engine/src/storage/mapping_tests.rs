@@ -249,7 +249,7 @@ fn what_is_given_away_is_read_only_and_closes_on_exec() {
 }
 
 #[test]
-fn the_root_is_held_even_when_it_is_renamed() {
+fn a_root_that_is_renamed_is_held_until_its_path_is_looked_at() {
     let tree = Tree::new();
     let mapping = Mapping::new(&tree.root(), false).expect("a mapping");
     std::fs::rename(tree.root(), tree.above.path().join("elsewhere")).expect("renamed");

@@ -8,6 +8,7 @@ pub mod incoming;
 pub mod listing;
 pub mod mapping;
 pub mod pool;
+pub mod root;
 pub mod staging;
 pub mod target;
 mod turns;

@@ -33,13 +33,29 @@ const OPEN: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOL
 #[derive(Debug)]
 pub struct Staging {
     mapping: Mapping,
-    directory: Arc<Directory>,
+    directory: Mutex<Arc<Directory>>,
     notices: Vec<String>,
 }
 
 impl Staging {
     /// Makes the directory, and removes those of servers that died.
     pub fn new(mapping: &Mapping) -> Result<Staging, StartError> {
+        let (directory, notices) = Staging::make(mapping)?;
+        Ok(Staging { mapping: mapping.clone(), directory: Mutex::new(Arc::new(directory)), notices })
+    }
+
+    /// Makes the directory anew, in the root that has taken the place of the one before. What is under way there ends there.
+    pub fn renew(&self) -> Result<(), StartError> {
+        let (directory, _) = Staging::make(&self.mapping)?;
+        *self.directory.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(directory);
+        Ok(())
+    }
+
+    fn directory(&self) -> Arc<Directory> {
+        Arc::clone(&self.directory.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn make(mapping: &Mapping) -> Result<(Directory, Vec<String>), StartError> {
         let failed = |errno| {
             let subject = mapping.name().join(RESERVED).display().to_string();
             StartError::new(errno, why_no_staging(errno), subject)
@@ -47,9 +63,7 @@ impl Staging {
         let started = Instant::now();
         loop {
             match Directory::make(mapping).map_err(failed)? {
-                Some((directory, notices)) => {
-                    return Ok(Staging { mapping: mapping.clone(), directory: Arc::new(directory), notices });
-                }
+                Some(made) => return Ok(made),
                 None if started.elapsed() > PATIENCE => return Err(failed(Errno::AGAIN)),
                 None => sleep(PAUSE),
             }
@@ -59,7 +73,8 @@ impl Staging {
     /// As on a file system without O_TMPFILE.
     #[cfg(test)]
     pub(crate) fn with_named_files(mut self) -> Staging {
-        if let Some(directory) = Arc::get_mut(&mut self.directory) {
+        let directory = self.directory.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if let Some(directory) = Arc::get_mut(directory) {
             directory.can_link = false;
         }
         self
@@ -76,16 +91,17 @@ impl Staging {
         let target = found.map_err(no_directory)?;
         // Nothing else could be renamed over, and it would be a pity to learn that when all bytes have come.
         target.existing()?;
-        if target.identity.0 != self.directory.device {
+        if target.identity.0 != self.directory().device {
             return Err(Error::OtherFileSystem);
         }
-        Incoming::new(Arc::clone(&self.directory), target)
+        Incoming::new(self.directory(), target)
     }
 
     /// Removes the object, lastingly, if it is the one that `if_match` means.
     pub fn delete(&self, path: &CStr, if_match: Option<Match>) -> Result<(), Error> {
         let target = Target::find(&self.mapping, path).map_err(Error::from_open)?;
-        let held = self.directory.lock(&target);
+        let directory = self.directory();
+        let held = directory.lock(&target);
         let existing = target.existing()?.ok_or(Error::NotFound)?;
         target.check(&Conditions { if_match, if_none_match: None }, Some(&existing))?;
         target.confirm(&self.mapping).map_err(|error| match error {

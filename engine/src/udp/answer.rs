@@ -37,11 +37,11 @@ const FULL: usize = 512 << 10;
 
 /// Why a question was not answered with content.
 #[derive(Debug)]
-struct Refusal(Status, Cow<'static, str>);
+struct Refusal(Status, Cow<'static, str>, Option<Error>);
 
 impl From<Error> for Refusal {
     fn from(error: Error) -> Self {
-        Refusal(error.status(), error.to_string().into())
+        Refusal(error.status(), error.to_string().into(), Some(error))
     }
 }
 
@@ -213,7 +213,13 @@ impl Answerer {
 
     fn push_refusal(&mut self, question: &Question<'_>, refusal: &Refusal, turn: Turn) {
         let Turn { from: to, arrived, .. } = turn;
-        let Refusal(status, message) = refusal;
+        let explained = refusal.2.map(|error| self.service.mapping.explained(error));
+        if let Some(Error::Storage(errno)) = explained {
+            let uri = Ending::new(question, turn, refusal.0, 0).uri;
+            self.service.failures.note(errno.raw_os_error(), Operation::Copy.name(), &uri);
+        }
+        let explained = explained.filter(|error| *error == Error::RootGone).map(Refusal::from);
+        let Refusal(status, message, _) = explained.as_ref().unwrap_or(refusal);
         if *status == Status::ProtocolError {
             self.service.statistics.gauges(Transport::Udp).protocol_errors_total.fetch_add(1, Relaxed);
         }
@@ -282,14 +288,14 @@ impl Answerer {
     fn plain(&mut self, mode: Mode, uri: &str, turn: Turn) -> Result<Outcome, Outcome> {
         if mode != Mode::Copy {
             let words = "over UDP objects come by copy: descriptors and splices need a stream";
-            return Err(Refusal(Status::InvalidMode, words.into()).into());
+            return Err(Refusal(Status::InvalidMode, words.into(), None).into());
         }
         let room = longest_datagram(turn.from.address) - CONTENT_HEAD;
         let content = self.reader.find(uri, turn.storage, turn.arrived)?;
         let total = content.total();
         let Some(bytes) = self.reader.small(&content).filter(|bytes| bytes.len() <= room) else {
             let words = format!("{total} bytes do not fit one datagram of {room}: pull ranges, or use TCP");
-            return Err(Refusal(Status::UnsupportedOp, words.into()).into());
+            return Err(Refusal(Status::UnsupportedOp, words.into(), None).into());
         };
         if !self.may_send(bytes.len() + CONTENT_HEAD + HEADERS, turn) {
             return Ok(Outcome::Limited);

@@ -1,0 +1,120 @@
+//! What failed in the storage: counted by errno, and one failure kept until the log asks for it.
+
+use rustix::io::Errno;
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
+
+/// In the place of an errno: the file ended before the length that was promised.
+pub const ENDED_EARLY: i32 = 0;
+/// Linux has 133; what is beyond is counted as the last.
+const ERRNOS: usize = 160;
+
+/// One of them, for the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "python", derive(pyo3::IntoPyObject))]
+pub struct Failure {
+    pub errno: i32,
+    pub operation: &'static str,
+    pub uri: String,
+    /// How many others there were since the last that was taken.
+    pub suppressed: u64,
+}
+
+#[derive(Debug)]
+pub struct Failures {
+    counts: [AtomicU64; ERRNOS],
+    /// One is kept: each further one costs an addition.
+    is_kept: AtomicBool,
+    kept: Mutex<Kept>,
+}
+
+#[derive(Debug, Default)]
+struct Kept {
+    failure: Option<Failure>,
+    /// As many of all have been taken or suppressed.
+    taken: u64,
+}
+
+impl Default for Failures {
+    fn default() -> Self {
+        Failures {
+            counts: [const { AtomicU64::new(0) }; ERRNOS],
+            is_kept: AtomicBool::new(false),
+            kept: Mutex::default(),
+        }
+    }
+}
+
+impl Failures {
+    /// Counts a failure; `errno` is [`ENDED_EARLY`] or that of the kernel.
+    pub fn note(&self, errno: i32, operation: &'static str, uri: &impl Display) {
+        let place = usize::try_from(errno).unwrap_or(0).min(ERRNOS - 1);
+        self.counts[place].fetch_add(1, Relaxed);
+        if !self.is_kept.swap(true, Relaxed) {
+            let failure = Failure { errno, operation, uri: uri.to_string(), suppressed: 0 };
+            self.kept.lock().unwrap_or_else(PoisonError::into_inner).failure = Some(failure);
+        }
+    }
+
+    /// How many there were since start, by errno; those of which there was one.
+    pub fn counts(&self) -> BTreeMap<i32, u64> {
+        let counts = self.counts.iter().map(|count| count.load(Relaxed)).enumerate();
+        counts.filter(|(_, count)| *count > 0).map(|(errno, count)| (errno as i32, count)).collect()
+    }
+
+    /// The first since this was asked before, if there was one.
+    pub fn take(&self) -> Option<Failure> {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut failure = kept.failure.take()?;
+        let all: u64 = self.counts.iter().map(|count| count.load(Relaxed)).sum();
+        let new = all - kept.taken;
+        kept.taken = all;
+        self.is_kept.store(false, Relaxed);
+        // Counted, and not yet kept, when others were taken: then it was among those that were suppressed.
+        failure.suppressed = new.checked_sub(1)?;
+        Some(failure)
+    }
+}
+
+/// Whether sendfile(2) failed because of the socket rather than the file. `is_cut` tells whether the connection is gone.
+pub fn is_of_socket(errno: Errno, is_cut: impl FnOnce() -> bool) -> bool {
+    match errno {
+        Errno::AGAIN | Errno::INTR | Errno::PIPE | Errno::CONNRESET | Errno::CONNABORTED => true,
+        Errno::NOTCONN | Errno::NOBUFS | Errno::NOMEM | Errno::TOOMANYREFS | Errno::DESTADDRREQ => true,
+        Errno::HOSTUNREACH | Errno::NETUNREACH | Errno::NETDOWN | Errno::HOSTDOWN | Errno::NETRESET => true,
+        // A filter may forbid to send; a disk and a network may both take too long.
+        Errno::ACCESS | Errno::PERM | Errno::TIMEDOUT => is_cut(),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_are_counted_by_errno_and_the_first_is_kept() {
+        let failures = Failures::default();
+        assert_eq!(failures.take(), None);
+        for _ in 0..3 {
+            failures.note(5, "copy", &"/object");
+        }
+        failures.note(ENDED_EARLY, "splice", &"/other");
+        let taken = failures.take().expect("one");
+        assert_eq!((taken.errno, taken.operation, &*taken.uri, taken.suppressed), (5, "copy", "/object", 3));
+        assert_eq!(failures.take(), None);
+        failures.note(1000, "copy", &"/object");
+        assert_eq!(failures.take().map(|taken| taken.suppressed), Some(0));
+        assert_eq!(failures.counts(), BTreeMap::from([(0, 1), (5, 3), (159, 1)]));
+    }
+
+    #[test]
+    fn a_disk_and_a_socket_fail_differently() {
+        assert!(!is_of_socket(Errno::IO, || true));
+        assert!(is_of_socket(Errno::PIPE, || false));
+        assert!(is_of_socket(Errno::TIMEDOUT, || true) && !is_of_socket(Errno::TIMEDOUT, || false));
+    }
+}

@@ -1,0 +1,167 @@
+//! The directory that is served, and whether it is still the one at its path.
+//!
+//! All look-ups go through one descriptor. When the path leads nowhere, or to what is not to be served, dup3(2) puts a
+//! descriptor in its place below which nothing is found; when the path leads to a directory again, that one's. So a
+//! look-up costs what it always did, and one that is under way keeps what it began with.
+
+use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use rustix::fs::{self, CWD, FileType, Mode as Permissions, OFlags, Stat};
+use rustix::io::{self, Errno};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+const FLAGS: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+
+#[derive(Debug)]
+pub struct Root {
+    /// What look-ups use; its number stays, what it stands for may change.
+    current: OwnedFd,
+    path: PathBuf,
+    is_gone: AtomicBool,
+    held: Mutex<Held>,
+}
+
+#[derive(Debug)]
+struct Held {
+    /// The directory that was served last. Held, its inode number cannot be another's.
+    directory: OwnedFd,
+    /// Whether it is where a file system is mounted.
+    is_mount: bool,
+    problem: Option<String>,
+}
+
+/// What a look at the path has found.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Look {
+    /// All is as before.
+    Same,
+    /// The root is gone; for people.
+    Gone(String),
+    /// The directory of before is at its path again.
+    Back,
+    /// Another directory is there, and is served from now on.
+    Replaced,
+}
+
+impl Root {
+    pub fn open(path: &Path) -> io::Result<Root> {
+        let current = fs::openat(CWD, path, FLAGS, Permissions::empty())?;
+        // To hold a directory takes no permission on it; to find anything in it takes that to search it.
+        fs::openat(&current, c".", FLAGS, Permissions::empty())?;
+        let directory = io::fcntl_dupfd_cloexec(&current, 0)?;
+        let held = Held { is_mount: is_mount(&directory), directory, problem: None };
+        Ok(Root { current, path: path.to_owned(), is_gone: AtomicBool::new(false), held: Mutex::new(held) })
+    }
+
+    /// As it was named at the start.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether nothing can be found because the root itself is gone. Called where something was not found.
+    pub fn is_gone(&self) -> bool {
+        self.is_gone.load(Relaxed) || fs::fstat(&self.current).is_ok_and(|stat| stat.st_nlink == 0)
+    }
+
+    /// Why it is gone, for people; None where it is not.
+    pub fn problem(&self) -> Option<String> {
+        self.held().problem.clone()
+    }
+
+    /// Looks whether the path leads to the directory that is served, and follows where it may. `prepare` is what has to
+    /// succeed before a directory that took the place of another is served. May wait for the path's file systems.
+    pub fn look(&self, prepare: impl FnOnce() -> Result<(), String>) -> Look {
+        let mut held = self.held();
+        let look = match self.found(&held) {
+            Ok(None) if held.problem.is_none() => return Look::Same,
+            Ok(None) => self.put(&held.directory).map(|()| Look::Back).map_err(|errno| errno.to_string()),
+            Ok(Some(directory)) => self.put(&directory).map_err(|errno| errno.to_string()).and_then(|()| {
+                prepare()?;
+                held.is_mount = is_mount(&directory);
+                held.directory = directory;
+                Ok(Look::Replaced)
+            }),
+            Err(problem) => Err(problem),
+        };
+        match look {
+            Ok(look) => {
+                held.problem = None;
+                self.is_gone.store(false, Relaxed);
+                look
+            }
+            Err(problem) => {
+                self.is_gone.store(true, Relaxed);
+                // Below what is no directory nothing is found.
+                let nothing =
+                    fs::openat(CWD, "/dev/null", OFlags::PATH | OFlags::CLOEXEC, Permissions::empty());
+                let _ = nothing.and_then(|nothing| self.put(&nothing));
+                if held.problem.as_ref() == Some(&problem) {
+                    return Look::Same;
+                }
+                held.problem = Some(problem.clone());
+                Look::Gone(problem)
+            }
+        }
+    }
+
+    /// None where the path leads to the directory that is held, else another that may be served.
+    fn found(&self, held: &Held) -> Result<Option<OwnedFd>, String> {
+        let shown = self.path.display();
+        let directory =
+            fs::openat(CWD, &self.path, FLAGS, Permissions::empty()).map_err(|errno| match errno {
+                Errno::NOENT | Errno::NOTDIR => format!("{shown} was removed or renamed: put it back"),
+                other => format!("{shown} cannot be opened: {other}"),
+            })?;
+        let (now, before) = (identity(&directory)?, identity(&held.directory)?);
+        if now == before {
+            return Ok(None);
+        }
+        if now.0 != before.0 && !(held.is_mount && is_mount(&directory)) {
+            return Err(format!(
+                "another file system is at {shown} than at the start, mounted or uncovered: mount what was there, or restart \
+                 the server to serve what is there now"
+            ));
+        }
+        fs::openat(&directory, c".", FLAGS, Permissions::empty()).map_err(|errno| {
+            format!("{shown} was replaced by a directory that cannot be searched: {errno}")
+        })?;
+        Ok(Some(directory))
+    }
+
+    fn put(&self, directory: &OwnedFd) -> io::Result<()> {
+        // SAFETY: both are open, and `current` stays this value's own: only what it stands for changes.
+        let answer = unsafe { libc::dup3(directory.as_raw_fd(), self.current.as_raw_fd(), libc::O_CLOEXEC) };
+        if answer >= 0 {
+            return Ok(());
+        }
+        Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO))
+    }
+
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl AsFd for Root {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.current.as_fd()
+    }
+}
+
+fn identity(directory: &OwnedFd) -> Result<(u64, u64), String> {
+    let stat: Stat = fs::fstat(directory).map_err(|errno| errno.to_string())?;
+    Ok((stat.st_dev, stat.st_ino))
+}
+
+/// Whether a file system is mounted at this directory; by the device of the directory above.
+fn is_mount(directory: &OwnedFd) -> bool {
+    let above = fs::statat(directory, c"..", fs::AtFlags::empty());
+    let Ok((here, above)) = fs::fstat(directory).and_then(|here| Ok((here, above?))) else { return false };
+    FileType::from_raw_mode(here.st_mode) == FileType::Directory
+        && (here.st_dev != above.st_dev || here.st_ino == above.st_ino)
+}
+
+#[cfg(test)]
+#[path = "root_tests.rs"]
+mod tests;
