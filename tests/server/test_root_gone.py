@@ -1,4 +1,4 @@
-"""A root that is removed, renamed, replaced or mounted over: not ready, errors to clients, and served once it is back."""
+"""A root that is removed, renamed, replaced or mounted over: not ready, errors to clients, served once it is back."""
 
 import os
 import shutil

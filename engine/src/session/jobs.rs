@@ -14,6 +14,11 @@ use crate::storage::pool::Kind;
 use crate::transport;
 
 impl Session {
+    /// Whether the storage pool does something for it: then a thread must not sleep in its socket.
+    pub fn has_jobs(&self) -> bool {
+        self.jobs > 0
+    }
+
     /// Has an errand run by the storage pool; at once where there is none.
     pub(super) fn send_errand(
         &mut self,

@@ -275,11 +275,6 @@ impl Session {
         &self.connection.socket
     }
 
-    /// Whether the storage pool does something for it: then a thread must not sleep in its socket.
-    pub fn has_jobs(&self) -> bool {
-        self.jobs > 0
-    }
-
     /// Fits the socket to a thread that sleeps in it, a second at most a call.
     pub fn prepare_to_sleep(&mut self) -> Result<(), Errno> {
         if self.is_non_blocking {
