@@ -3,8 +3,8 @@
 import os
 from typing import Final
 
-#: What becomes a hole of a new file where it is all zeros.
-ZEROS: Final = bytes(64 << 10)
+#: Zeros of a whole block of the file, or of a part of one, become a hole of a new file. A piece may begin and end anywhere.
+ZEROS: Final = bytes(16 << 10)
 
 
 def write_all(target: int, piece: bytes | memoryview) -> None:
@@ -16,14 +16,17 @@ def write_all(target: int, piece: bytes | memoryview) -> None:
 
 def write_sparsely(target: int, piece: bytes) -> None:
     """Write the whole piece to a new file, but leave out long runs of zeros. `end_file` must follow the last piece."""
-    start = 0
-    for at in range(0, len(piece), len(ZEROS)):
-        end = min(at + len(ZEROS), len(piece))
-        if piece.startswith(ZEROS, at) if end - at == len(ZEROS) else False:
-            write_all(target, memoryview(piece)[start:at])
-            os.lseek(target, len(ZEROS), os.SEEK_CUR)
-            start = end
-    write_all(target, memoryview(piece)[start:])
+    position = os.lseek(target, 0, os.SEEK_CUR)
+    view = memoryview(piece)
+    written = at = 0
+    while at < len(piece):
+        end = min(at + len(ZEROS) - (position + at) % len(ZEROS), len(piece))
+        if piece.startswith(ZEROS[: end - at], at):
+            write_all(target, view[written:at])
+            written = end
+            os.lseek(target, position + end, os.SEEK_SET)
+        at = end
+    write_all(target, view[written:])
 
 
 def end_file(target: int) -> None:
