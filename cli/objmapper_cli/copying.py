@@ -3,7 +3,7 @@
 import os
 from typing import Final
 
-#: Zeros of a whole block of the file, or of a part of one, become a hole of a new file. A piece may begin and end anywhere.
+#: Zeros of a block of the file, or of what a piece has of one, become a hole of a new file.
 ZEROS: Final = bytes(16 << 10)
 
 
