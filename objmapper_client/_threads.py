@@ -308,14 +308,16 @@ class ThreadMultiplex(Multiplex):
         with self.lock:
             if self._has_lock_left():
                 self._interrupted()
+            ask.is_late = isinstance(error, RequestTimeout)
             self.let_go(ask)
-            if isinstance(error, RequestTimeout):
+            if ask.is_late:
                 self.doubt(ask)
 
     def let_go(self, ask: Ask) -> None:
         """A request's caller wants no answer any more. Takes the lock."""
         with self.lock:
-            if self._reader is ask and self.connection.inbox:
+            # A reader that was interrupted may have lost bytes that it had received: over TCP nothing else keeps them.
+            if self._reader is ask and (self.connection.inbox or not (self._is_unix or ask.is_late)):
                 self._interrupted()
             self._leave(ask)
             ask.drop()
