@@ -73,7 +73,7 @@ def test_the_capabilities_and_operations_are_the_codecs() -> None:
 
 
 def test_the_parameters_are_those_that_are_sent() -> None:
-    everything = Parameters(1, 2, 3, 4, "a", 5, b"b", "c", make_parents=True)
+    everything = Parameters(1, 2, 3, 4, "a", 5, b"b", "c", make_parents=True, form=1)
     frame = v2.encode_request(1, Operation.PUT, "/a", parameters=everything)
     head = len(v2.encode_request(1, Operation.COPY, "/a")) + 2
     sent, rest = {}, frame[head:]

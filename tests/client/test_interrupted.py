@@ -20,7 +20,7 @@ from objmapper_client import Client, Object
 from objmapper_server import Config, Server
 
 #: Where a call has more bytecodes than this, the test takes as many of them, evenly spread, and all where it is 0.
-MOST = int(os.environ.get("OBJMAPPER_INTERRUPTIONS", "250"))
+MOST = int(os.environ.get("OBJMAPPER_INTERRUPTIONS", "16"))
 SMALL, LARGE = b"small" * 20, os.urandom(700_000)
 
 
@@ -160,7 +160,7 @@ def test_an_exception_at_any_bytecode_leaks_nothing(server: Server, transport: s
     if state == "cold":
         with make() as client:
             points = interruptions(lambda: verb(client))
-        points = points[:: max(1, len(points) // 80) if MOST else 1]
+        points = points[:: max(1, len(points) // 8) if MOST else 1]
     gc.collect()
     before = descriptors()
     with make() as client:
