@@ -29,7 +29,7 @@ from tests.wire import COPY, NOT_FOUND, OK, Wire
 @contextmanager
 def client_of(server: Server) -> Iterator[httpx.Client]:
     assert server.admin_address is not None
-    with httpx.Client(base_url=server.admin_address, trust_env=False) as client:
+    with httpx.Client(base_url=server.admin_address, trust_env=False, timeout=60) as client:
         yield client
 
 

@@ -114,14 +114,16 @@ fn a_directory_that_becomes_a_link_meanwhile_is_no_way_out() {
     std::fs::create_dir(tree.path("there")).expect("a directory");
     symlink(&outside, tree.path("link")).expect("a link");
     // One exchange for each attempt, at every moment of it; each begins with what the one before has left.
-    let (begun, exchanged) = (AtomicU32::new(0), AtomicU32::new(0));
+    let (begun, answered, exchanged) = (AtomicU32::new(0), AtomicU32::new(0), AtomicU32::new(0));
     let mut answers = Vec::new();
     // Nothing in here panics: the other thread would wait for ever.
     let exchanges = std::thread::scope(|scope| {
-        let (begun, exchanged, tree) = (&begun, &exchanged, &tree);
+        let (begun, answered, exchanged, tree) = (&begun, &answered, &exchanged, &tree);
         let exchanges = scope.spawn(move || {
             let exchange = |attempt| {
-                while begun.load(SeqCst) < attempt {
+                // One of ten comes after a put into the directory, however fast either of them is.
+                let awaited = if attempt % 10 == 1 { answered } else { begun };
+                while awaited.load(SeqCst) < attempt {
                     std::thread::yield_now();
                 }
                 (0..attempt * 150).for_each(|_| std::hint::spin_loop());
@@ -136,6 +138,7 @@ fn a_directory_that_becomes_a_link_meanwhile_is_no_way_out() {
             let path = CString::new(format!("there/{attempt}/object")).unwrap_or_default();
             begun.store(attempt, SeqCst);
             answers.push(tree.staging.begin(&path, true).and_then(|incoming| incoming.commit(ALWAYS)));
+            answered.store(attempt, SeqCst);
             let _ = tree.staging.delete(&path, None);
             while exchanged.load(SeqCst) < attempt {
                 std::thread::yield_now();
