@@ -427,7 +427,15 @@ class ObjmapperFileSystem(Trees, AbstractFileSystem):  # type: ignore[misc] # fs
                     callback.relative_update(len(chunk))
                     chunk = next(stream, b"")
 
-    def get(self, rpath: Any, lpath: Any, recursive: bool = False, **options: Any) -> Any:
+    def get(
+        self,
+        rpath: Any,
+        lpath: Any,
+        recursive: bool = False,
+        callback: Any = DEFAULT_CALLBACK,
+        maxdepth: int | None = None,
+        **options: Any,
+    ) -> Any:
         """Copies objects into files: see fsspec. The name of an object that is there is no pattern."""
         if isinstance(rpath, str) and is_pattern(rpath) and isinstance(lpath, str | os.PathLike):
             rpath = self._strip_protocol(rpath)
@@ -436,7 +444,7 @@ class ObjmapperFileSystem(Trees, AbstractFileSystem):  # type: ignore[misc] # fs
                 if local.endswith(os.sep) or os.path.isdir(local):
                     local = os.path.join(local, rpath.rsplit("/", 1)[-1])
                 rpath, lpath = [rpath], [local]
-        return super().get(rpath, lpath, recursive=recursive, **options)
+        return super().get(rpath, lpath, recursive=recursive, callback=callback, maxdepth=maxdepth, **options)
 
     def put_file(
         self, lpath: Any, rpath: str, callback: Any = DEFAULT_CALLBACK, mode: str = "overwrite", **options: Any
