@@ -81,7 +81,8 @@ def test_the_client_sends_the_content_of_a_file_that_the_server_does_not_read(
     stuck.content = bytes(range(256)) * (SIZE // 256)
     with Client(server.addresses["unix"]) as client:
         assert client.put("/from-user-space", stuck.path).size == SIZE
-        assert client.get("/from-user-space").read() == stuck.content
+        with client.open("/from-user-space") as stored:
+            assert stored.read() == stuck.content
 
 
 def sparse(length: int, data: dict[int, bytes] | None = None) -> int:

@@ -176,8 +176,8 @@ mod tests {
 
     #[test]
     fn memory_files_and_files_of_this_machine_are_local() {
-        assert!(is_local(&fs::memfd_create(c"a", MemfdFlags::CLOEXEC).unwrap()));
-        assert!(is_local(&tempfile::tempfile().unwrap().into()));
-        assert!(!is_local(&std::fs::File::open("/proc/self/status").unwrap().into()));
+        assert!(is_local(&fs::memfd_create(c"a", MemfdFlags::CLOEXEC).expect("a file")));
+        assert!(is_local(&tempfile::tempfile().expect("a file").into()));
+        assert!(!is_local(&std::fs::File::open("/proc/self/status").expect("a file").into()));
     }
 }
