@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from objmapper_client import Client
-
 from tests.server_process import ServerProcess
 from tests.stuck_files import SIZE, StuckFile, stuck_file, why_not
 from tests.version_two.client import COPY, LIST, PUT, PUT_DESCRIPTOR, STORAGE_ERROR, Two

@@ -132,6 +132,7 @@ fn number_of(digits: &[u8]) -> Option<u32> {
 }
 
 #[cfg(test)]
+#[expect(clippy::expect_used, reason = "a test")]
 mod tests {
     use super::*;
 
