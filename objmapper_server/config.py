@@ -63,11 +63,6 @@ class Given(TypedDict, total=False):
     cache_max_age: float
     follow_symlinks: bool
     writable: bool
-    max_object_size: int | str
-    min_upload_rate: int | str
-    upload_timeout: float
-    max_uploads_per_uid: int
-    max_reserved_per_uid: int | str
     idle_timeout: float
     header_timeout: float
     request_timeout: float
@@ -91,11 +86,6 @@ def _switched_off(value: object) -> object:
 
 def _count(least: int, most: int = 1_000_000, also: str = "") -> Any:
     return Field(ge=least, le=most, description=f"a whole number from {least} to {most}{also}")
-
-
-def _bytes(zero: str, unit: str = "bytes") -> Any:
-    description = f"{unit}: a number, or with a unit as in 512MB or 1GiB; {zero}"
-    return Field(ge=0, le=1 << 62, description=description)
 
 
 Count = Annotated[int, _count(1)]
@@ -149,15 +139,13 @@ class Config(BaseSettings):
     optimize_for: Literal["latency", "throughput"] = Field("throughput", description="latency or throughput")
     async_storage: bool = Field(True, description="true or false")
     storage_pool_size: Annotated[int, _count(1, 10_000)] = 4
-    cache_size: Annotated[ByteSize, _bytes("0 for none")] = ByteSize(1 << 30)
+    cache_size: Annotated[
+        ByteSize,
+        Field(ge=0, le=1 << 62, description="bytes: a number, or with a unit as in 512MB or 1GiB; 0 for none"),
+    ] = ByteSize(1 << 30)
     cache_max_age: Seconds = 60.0
     follow_symlinks: bool = Field(False, description="true or false")
     writable: bool = Field(False, description="true or false")
-    max_object_size: Annotated[ByteSize, _bytes("0 for any")] = ByteSize(0)
-    min_upload_rate: Annotated[ByteSize, _bytes("0 for any", "bytes a second")] = ByteSize(1 << 10)
-    upload_timeout: Seconds = 3600.0
-    max_uploads_per_uid: Annotated[int, _count(0, also="; 0 means no cap")] = 0
-    max_reserved_per_uid: Annotated[ByteSize, _bytes("0 for none ahead")] = ByteSize(1 << 30)
     idle_timeout: Seconds = 60.0
     header_timeout: Seconds = 10.0
     request_timeout: Seconds = 30.0

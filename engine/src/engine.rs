@@ -22,6 +22,7 @@ use crate::rules::Rules;
 use crate::service::Service;
 use crate::settings::{Limits, Settings};
 use crate::statistics::CountedUpTo;
+use crate::storage::pool::StoragePool;
 use crate::transport::Transport;
 use crate::udp::{self, DatagramCounts, UdpSocket};
 
@@ -317,7 +318,7 @@ impl Engine {
             cache_hits_total: cache.hits,
             cache_misses_total: cache.misses,
             cache_bytes: self.service.cache.size(),
-            disk_io_pending: self.service.storage_pending(),
+            disk_io_pending: self.service.storage_pool.as_ref().map_or(0, StoragePool::pending),
             figures: self.service.statistics.figures(),
             transports,
             datagrams,
@@ -394,7 +395,9 @@ impl Engine {
                 let _ = tenure.thread.join();
             }
         }
-        self.service.stop_storage(until.max(Instant::now() + POOL_GRACE));
+        if let Some(pool) = &self.service.storage_pool {
+            pool.stop(until.max(Instant::now() + POOL_GRACE));
+        }
         *lock(&self.clock.stopped) = true;
         self.clock.stop.notify_all();
         if let Some(thread) = lock(&self.clock_thread).take() {
@@ -457,7 +460,6 @@ impl Clock {
             service.sweep_unread();
             service.listing.sweep();
             service.look_at_root();
-            service.copiers.tick(Instant::now());
             service.journal.tick();
         }
     }

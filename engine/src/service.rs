@@ -17,14 +17,12 @@ use crate::session::Connection;
 use crate::settings::{Limits, Settings};
 use crate::statistics::Statistics;
 use crate::storage::cache::Cache;
-use crate::storage::copiers::Copiers;
 use crate::storage::file_system;
 use crate::storage::listing::Listing;
 use crate::storage::mapping::{Mapping, Opened};
-use crate::storage::pool::{Client, StoragePool};
+use crate::storage::pool::StoragePool;
 use crate::storage::staging::Staging;
 use crate::transport::Transport;
-use crate::uploads::Uploads;
 
 /// Descriptors that connections never get: for the files that requests open, the listeners, the interpreter.
 pub const RESERVED_DESCRIPTORS: u64 = 32;
@@ -41,13 +39,8 @@ pub struct Service {
     pub listing: Listing,
     /// None where the server takes no writes.
     pub staging: Option<Staging>,
-    /// Threads that read; None where storage is read by whoever serves.
+    /// None where storage is read by whoever serves, and nothing is written.
     pub storage_pool: Option<StoragePool>,
-    /// Threads that write, and read for nobody; None where the server takes no writes.
-    pub write_pool: Option<StoragePool>,
-    /// Threads that copy what clients pass.
-    pub copiers: Copiers,
-    pub uploads: Arc<Uploads>,
     pub statistics: Statistics,
     pub journal: Journal,
     pub in_flight: InFlight,
@@ -90,12 +83,9 @@ impl Service {
             return Err(StartError::new(Errno::OPNOTSUPP, why, mapping.name().display().to_string()));
         }
         let staging = if settings.writable { Some(Staging::new(&mapping)?) } else { None };
-        let pool = |is_needed: bool, name: &str| {
-            is_needed.then(|| StoragePool::start(name, settings.storage_pool_size)).transpose()
-        };
-        let storage_pool = pool(settings.async_storage, "objmapper-storage")?;
-        let write_pool = pool(settings.writable, "objmapper-writer")?;
-        let uploads = Uploads::new(settings.max_uploads_per_uid, settings.max_reserved_per_uid);
+        let needs_pool = settings.async_storage || settings.writable;
+        let storage_pool =
+            if needs_pool { Some(StoragePool::start(settings.storage_pool_size)?) } else { None };
         let mut notices = staging.as_ref().map_or(Vec::new(), |staging| staging.notices().to_vec());
         if let (Some(name), true) = (remote, settings.cache_size > 0) {
             notices.push(format!(
@@ -114,9 +104,6 @@ impl Service {
             listing: Listing::default(),
             staging,
             storage_pool,
-            write_pool,
-            copiers: Copiers::default(),
-            uploads: Arc::new(uploads),
             statistics: Statistics::new(),
             journal: Journal::default(),
             in_flight: InFlight::new(u32::try_from(in_flight).unwrap_or(u32::MAX)),
@@ -223,30 +210,6 @@ impl Service {
     /// and read.
     pub fn may_stay_open(&self, descriptor: &impl AsFd) -> bool {
         (descriptor.as_fd().as_raw_fd() as u64) < self.write_limit
-    }
-
-    /// What storage has not done yet.
-    pub fn storage_pending(&self) -> usize {
-        let pools = [&self.storage_pool, &self.write_pool].into_iter().flatten();
-        pools.map(StoragePool::pending).sum::<usize>() + self.copiers.pending()
-    }
-
-    /// Storage has nothing more to do for a connection, but for writes that came as a whole.
-    pub fn leave_storage(&self, client: Client) {
-        for pool in [&self.storage_pool, &self.write_pool].into_iter().flatten() {
-            pool.leave(client);
-        }
-        self.copiers.leave(client);
-    }
-
-    /// Ends the threads of storage; those that are stuck at `until` are left behind.
-    pub fn stop_storage(&self, until: Instant) {
-        // Told first of all, so that none of them waits for another's turn to end.
-        self.copiers.close();
-        for pool in [&self.storage_pool, &self.write_pool].into_iter().flatten() {
-            pool.stop(until);
-        }
-        self.copiers.stop(until);
     }
 
     /// Whether clients may pass descriptors, to be put.

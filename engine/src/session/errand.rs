@@ -6,14 +6,15 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use super::connection::Connection;
-use super::descriptors::Hold;
+use super::descriptors::{Hold, Source};
 use super::replies::{Asked, BYTES_AHEAD, SMALL};
 use crate::errors::Error;
 use crate::protocol::Operation;
 use crate::service::Service;
+use crate::storage::incoming::Incoming;
 use crate::storage::listing::{Page, Paging, WantedPage};
 use crate::storage::mapping::{Found, Opened};
-use crate::storage::pool::{Client, Progress, Turn, Work};
+use crate::storage::pool::{Progress, Turn, Work};
 use crate::storage::target::Conditions;
 use crate::transport;
 
@@ -39,6 +40,15 @@ pub(super) enum Rest {
         bytes: Box<[u8]>,
         make_parents: bool,
         hold: Hold,
+    },
+    /// All bytes of it have come.
+    Commit {
+        incoming: Incoming,
+        hold: Hold,
+    },
+    PutDescriptor {
+        source: Source,
+        make_parents: bool,
     },
 }
 
@@ -72,10 +82,6 @@ pub(super) enum Done {
     },
     /// The next part of the file that is being sent is in memory.
     Warmed,
-    /// All that has come of a content is written, and not all has come.
-    Written,
-    /// More of a content may come. It is no end of anything that the session waits for.
-    HasRoom,
     /// Nothing came of this operation: the client has gone, or the work broke off. The session is to end.
     Abandoned(Operation),
 }
@@ -91,11 +97,6 @@ pub(super) struct Owed {
 impl Owed {
     pub fn new(connection: &Arc<Connection>, operation: Operation) -> Owed {
         Owed { connection: Arc::clone(connection), operation, is_paid: false }
-    }
-
-    /// On whose turn storage works for it.
-    pub fn client(&self) -> Client {
-        self.connection.client()
     }
 
     /// Whether the client has gone.
@@ -162,12 +163,22 @@ impl Errand {
             }
             (Operation::Put, Rest::Content { bytes, make_parents, hold }) => {
                 let mut incoming = staging?.begin(&self.path, make_parents)?;
-                incoming.check_room(bytes.len() as u64)?;
                 incoming.reserve(bytes.len() as u64)?;
                 incoming.write(&bytes)?;
                 let found = incoming.commit(self.conditions)?;
                 drop(hold);
                 Ok(Brought::Known(found))
+            }
+            (Operation::Put, Rest::Commit { incoming, hold }) => {
+                let found = incoming.commit(self.conditions)?;
+                drop(hold);
+                Ok(Brought::Known(found))
+            }
+            (Operation::PutDescriptor, Rest::PutDescriptor { source, make_parents }) => {
+                let _hold = source.hold_for_copy();
+                let mut incoming = staging?.begin(&self.path, make_parents)?;
+                incoming.copy_from(&source.file)?;
+                incoming.commit(self.conditions).map(Brought::Known)
             }
             (Operation::Delete, _) => {
                 staging?.delete(&self.path, self.conditions.if_match)?;

@@ -8,17 +8,14 @@
 
 mod admission;
 mod connection;
-mod copies;
 mod descriptors;
 mod endings;
 mod errand;
 mod jobs;
 mod outbox;
-mod pace;
 mod reading;
 mod replies;
 mod unread;
-mod uploading;
 mod version1;
 mod version2;
 
@@ -30,7 +27,6 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 pub use self::connection::{Connection, Wake};
-use self::descriptors::Received;
 use self::outbox::Segment;
 use self::reading::Came;
 use self::replies::{BYTES_A_TURN, CONTENT_A_TURN};
@@ -141,8 +137,8 @@ pub struct Queued {
 /// Which version the client speaks.
 #[derive(Debug)]
 enum Speaks {
-    /// It has not said anything; what it has passed already.
-    Nothing(Received),
+    /// It has not said anything.
+    Nothing,
     One(RequestDecoder),
     Two(Box<Two>),
 }
@@ -250,7 +246,7 @@ impl Session {
             service: Arc::clone(service),
             rules_seen: guest.as_ref().map_or(0, |guest| guest.generation),
             guest,
-            speaks: Speaks::Nothing(Received::default()),
+            speaks: Speaks::Nothing,
             kept_input: Vec::new(),
             outbox: VecDeque::new(),
             kept_out: Vec::new(),
@@ -390,9 +386,6 @@ impl Session {
             if requests_left == 0 || bytes_left == 0 || content_left == 0 || is_over {
                 return Next::Again;
             }
-            if self.waits_for_writers() {
-                return Next::Waiting;
-            }
             // Here it comes to waiting for the client.
             if self.frame_since.is_none() && (*at < *have || self.is_skipping()) {
                 self.frame_since = Some(Instant::now());
@@ -433,7 +426,7 @@ impl Session {
             if let Speaks::Two(two) = &self.speaks
                 && two.is_receiving()
             {
-                self.take_content(&mut rest);
+                self.take_content(scratch, manner, &mut rest);
                 if rest.is_empty() {
                     break Progress::All;
                 }
@@ -451,8 +444,8 @@ impl Session {
             }
             let step = match (&self.speaks, rest.first()) {
                 (_, None) => Step::More,
-                (Speaks::Nothing(_), Some(&v2::FIRST)) => self.greet(scratch, &mut rest),
-                (Speaks::Nothing(_), Some(_)) => {
+                (Speaks::Nothing, Some(&v2::FIRST)) => self.greet(scratch, &mut rest),
+                (Speaks::Nothing, Some(_)) => {
                     self.speaks = Speaks::One(RequestDecoder::default());
                     self.step_one(scratch, manner, &mut rest)
                 }
@@ -486,5 +479,19 @@ impl Session {
         }
         scratch.input = input;
         progress
+    }
+
+    /// Whether this thread may wait for the disk. With a thread a connection it may, unless that holds up other requests of
+    /// the same connection.
+    fn may_wait(&self, manner: Manner) -> bool {
+        let is_multiplexed = matches!(self.speaks, Speaks::Two(_)) && self.service.settings.async_storage;
+        !manner.storage_elsewhere && !is_multiplexed
+    }
+
+    fn must_wait_for_jobs(&self, rest: &[u8]) -> bool {
+        match &self.speaks {
+            Speaks::Two(two) => two.must_wait(self.jobs, self.listings, rest),
+            _ => true,
+        }
     }
 }

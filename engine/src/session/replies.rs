@@ -5,9 +5,8 @@ use std::ffi::CStr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use super::copies::PutDescriptor;
 use super::descriptors::Source;
-use super::errand::{Brought, Errand, Owed, Rest, part};
+use super::errand::{Brought, Errand, Rest, part};
 use super::outbox::{Ending, Payload, Segment, end_of_part_ahead, is_in_memory};
 use super::{Manner, Scratch, Session};
 use crate::errors::Error;
@@ -107,6 +106,10 @@ impl Session {
                 let session = self.connection.number();
                 Rest::List(WantedPage { session, form, view, prefix, cursor, limit })
             }
+            Operation::PutDescriptor => {
+                let source = wanted.source.take().ok_or(Error::BadDescriptor)?;
+                Rest::PutDescriptor { source, make_parents: parameters.make_parents }
+            }
             _ => Rest::Nothing,
         };
         let mut path = std::mem::take(&mut scratch.path);
@@ -120,14 +123,6 @@ impl Session {
             }
             if operation == Operation::FdPass {
                 self.check_descriptors(1)?;
-            }
-            if operation == Operation::PutDescriptor {
-                let source = wanted.source.take().ok_or(Error::BadDescriptor)?;
-                let to = (path.to_owned(), parameters.make_parents, conditions);
-                self.jobs += 1;
-                let owed = Owed::new(&self.connection, operation);
-                PutDescriptor::submit(&self.service, owed, wanted.asked, deadline, source, to);
-                return Ok(());
             }
             if self.attend_at_once(scratch, manner, &wanted, path, conditions)? {
                 return Ok(());

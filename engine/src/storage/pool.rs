@@ -100,7 +100,7 @@ impl std::fmt::Debug for StoragePool {
 }
 
 impl StoragePool {
-    pub fn start(name: &str, size: usize) -> Result<Self, StartError> {
+    pub fn start(size: usize) -> Result<Self, StartError> {
         let size = size.max(1);
         // Long work is mostly reading what is in memory: it takes half of the cores, and half of the threads, at the most.
         let limits = LongLimits { threads: (size / 2).min(cores() / 2).max(1), begun: MOST_BEGUN };
@@ -117,7 +117,7 @@ impl StoragePool {
         for _ in 0..size {
             let shared = Arc::clone(&pool.shared);
             pool.shared.state().threads += 1;
-            match spawn(name, STACK, move || shared.work()) {
+            match spawn("objmapper-storage", STACK, move || shared.work()) {
                 Ok(thread) => lock(&pool.threads).push(thread),
                 Err(error) => {
                     pool.shared.state().threads -= 1;

@@ -49,10 +49,10 @@ fn on_a_full_disk_the_old_object_stays_and_nothing_else() {
 
         assert_eq!(tree.put("/object", &too_much, ALWAYS), Err(FULL));
         let mut incoming = tree.begin("/object").expect("begun");
-        assert_eq!(incoming.copy_from(memory_file(&too_much)), Err(FULL));
+        assert_eq!(incoming.copy_from(&memory_file(&too_much)), Err(FULL));
         drop(incoming);
-        let incoming = tree.begin("/object").expect("begun");
-        assert_eq!(incoming.check_room(2 << 20), Err(FULL), "before a byte has come");
+        let mut incoming = tree.begin("/object").expect("begun");
+        assert_eq!(incoming.reserve(2 << 20), Err(FULL), "before a byte has come");
         drop(incoming);
 
         assert_eq!(tree.content("object"), b"old");
