@@ -47,6 +47,9 @@ class Settings(Protocol):
     def cache_size(self) -> int: ...
     @property
     def cache_max_age(self) -> float: ...
+    def max_output_buffer(self) -> int: ...
+    @property
+    def max_output_memory(self) -> int: ...
     @property
     def follow_symlinks(self) -> bool: ...
     @property
@@ -182,6 +185,7 @@ class Snapshot(TypedDict):
     denied_total: dict[str, int]  # refusals to users, by reason
     storage_errors_total: dict[int, int]  # by errno; 0 where a file ended before the promised length
     root_problem: str | None
+    output_bytes: int  # of answers that are in memory for clients
     descriptors_in_flight: int  # passed and, as far as is known, not yet received
     cache_hits_total: int
     cache_misses_total: int
