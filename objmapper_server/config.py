@@ -91,7 +91,9 @@ def _count(least: int, most: int = 1_000_000, also: str = "") -> Any:
 
 
 def _bytes(least: int, shown: str) -> Any:
-    return Field(ge=least, le=1 << 62, description=f"bytes, at least {shown}: a number, or with a unit as in 512MB or 1GiB")
+    return Field(
+        ge=least, le=1 << 62, description=f"bytes, at least {shown}: a number, or with a unit as in 512MB or 1GiB"
+    )
 
 
 Count = Annotated[int, _count(1)]

@@ -106,6 +106,7 @@ def serve(
     cache_max_age: Annotated[
         str | None,
         typer.Option(metavar="SECONDS", help="Objects in memory are read again after that time. [default: 60]"),
+    ] = None,
     max_output_buffer: Annotated[
         str | None,
         typer.Option(metavar="BYTES", help="Answers in memory for one connection that does not read. [default: 4MiB]"),
