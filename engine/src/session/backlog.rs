@@ -18,6 +18,9 @@ const HEAD: usize = 256;
 /// Contents that storage brought are copied into the output up to this size; larger ones stay where they are.
 const MOST_COPIED: usize = 4 << 10;
 
+/// What listings leave of the room for requests behind them, where there is so much: a content and more.
+const LEFT_BY_LISTS: usize = 2 * SMALL as usize;
+
 /// Bytes of an answer, on the account of its client until this is dropped, by whichever thread.
 #[derive(Debug)]
 pub(super) struct Charge {
@@ -49,6 +52,14 @@ impl Drop for Charge {
     }
 }
 
+/// What must be free before a request is answered. A page of a list is as long as the room for it.
+fn least_of(operation: Operation) -> usize {
+    match operation {
+        Operation::List => 2 * LEFT_BY_LISTS,
+        other => most_of(other),
+    }
+}
+
 /// What may come of a request, in bytes of memory.
 fn most_of(operation: Operation) -> usize {
     match operation {
@@ -65,7 +76,8 @@ fn most_of(operation: Operation) -> usize {
 impl Errand {
     /// Bytes that are set aside for what it brings, of `room`.
     pub fn needs(&self, room: usize) -> usize {
-        most_of(self.operation).min(room.max(LEAST))
+        let left = if self.operation == Operation::List { LEFT_BY_LISTS.min(room / 2) } else { 0 };
+        most_of(self.operation).min((room - left).max(LEAST))
     }
 }
 
@@ -109,9 +121,9 @@ impl Session {
             Speaks::Two(_) => None,
             _ => rest.first(),
         };
-        let most = mode.and_then(|mode| Operation::from_byte(*mode)).map_or(HEAD, most_of);
+        let least = mode.and_then(|mode| Operation::from_byte(*mode)).map_or(HEAD, least_of);
         let allowance = self.service.output.allowance();
-        if owed + most.min(allowance) <= allowance {
+        if owed + least.min(allowance) <= allowance {
             return None;
         }
         Some(if self.outbox.is_empty() { Progress::Held } else { Progress::Full })
