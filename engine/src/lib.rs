@@ -17,7 +17,6 @@ mod in_flight;
 mod journal;
 mod listener;
 mod load;
-mod output;
 mod peers;
 mod protocol;
 mod queue;

@@ -5,7 +5,6 @@ use std::ffi::CString;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use super::backlog::Charge;
 use super::connection::Connection;
 use super::descriptors::{Hold, Source};
 use super::replies::{Asked, BYTES_AHEAD, SMALL};
@@ -28,8 +27,6 @@ pub(super) struct Errand {
     pub conditions: Conditions,
     /// When the client gives up.
     pub deadline: Option<Instant>,
-    /// Bytes that are set aside for what it brings.
-    pub room: usize,
     pub rest: Rest,
 }
 
@@ -62,7 +59,7 @@ pub(super) enum Brought {
     /// A content, or the part of it that was asked for.
     Bytes {
         found: Found,
-        bytes: Box<[u8]>,
+        bytes: Arc<[u8]>,
     },
     /// The part of a file that was asked for; its beginning is in memory.
     File {
@@ -82,7 +79,6 @@ pub(super) enum Done {
     Reply {
         asked: Asked,
         outcome: Result<Brought, Error>,
-        charge: Charge,
     },
     /// The next part of the file that is being sent is in memory.
     Warmed,
@@ -140,8 +136,7 @@ impl Errand {
                 let opened = service.mapping.open(&self.path)?;
                 self.conditions.check_version(Some(&opened.version))?;
                 let (at, end) = part(opened.size, self.offset, self.length);
-                if end - at > SMALL.min(self.room as u64) || (self.operation == Operation::Splice && end > at)
-                {
+                if end - at > SMALL || (self.operation == Operation::Splice && end > at) {
                     transport::touch(&opened.file, at, (end - at).min(BYTES_AHEAD))
                         .map_err(Error::Storage)?;
                     return Ok(Brought::File { opened, at, end });
@@ -159,7 +154,7 @@ impl Errand {
                 Ok(Brought::Known(found))
             }
             (Operation::List, Rest::List(wanted)) => {
-                let mut paging = service.listing.begin(wanted, self.room)?;
+                let mut paging = service.listing.begin(wanted)?;
                 loop {
                     if let Some(page) = service.listing.go_on(&service.mapping, &mut paging, &|| false)? {
                         return Ok(Brought::Page(page));
@@ -205,23 +200,19 @@ pub(super) struct ListWork {
     wanted: WantedPage,
     /// What has been put together so far.
     paging: Option<Paging>,
-    /// Bytes that are set aside for the page.
-    room: usize,
-    /// With the charge for them; None once the client has its answer.
-    owed: Option<(Owed, Charge)>,
+    /// None once the client has its answer.
+    owed: Option<Owed>,
 }
 
 impl ListWork {
     pub fn new(
         service: &Arc<Service>,
         owed: Owed,
-        charge: Charge,
         asked: Asked,
         deadline: Option<Instant>,
         wanted: WantedPage,
     ) -> Self {
-        let (service, room) = (Arc::clone(service), charge.bytes());
-        ListWork { service, asked, deadline, wanted, paging: None, room, owed: Some((owed, charge)) }
+        ListWork { service: Arc::clone(service), asked, deadline, wanted, paging: None, owed: Some(owed) }
     }
 
     fn go_on(&mut self, turn: &Turn) -> Result<Option<Page>, Error> {
@@ -231,7 +222,7 @@ impl ListWork {
         let Service { listing, mapping, .. } = &*self.service;
         let paging = match &mut self.paging {
             Some(paging) => paging,
-            None => self.paging.insert(listing.begin(self.wanted.clone(), self.room)?),
+            None => self.paging.insert(listing.begin(self.wanted.clone())?),
         };
         listing.go_on(mapping, paging, &|| turn.is_over())
     }
@@ -239,7 +230,7 @@ impl ListWork {
 
 impl Work for ListWork {
     fn run(&mut self, turn: &Turn) -> Progress {
-        if self.owed.as_ref().is_none_or(|(owed, _)| owed.client_is_gone()) {
+        if self.owed.as_ref().is_none_or(Owed::client_is_gone) {
             return Progress::Done;
         }
         let outcome = match self.go_on(turn) {
@@ -247,10 +238,9 @@ impl Work for ListWork {
             Ok(Some(page)) => Ok(Brought::Page(page)),
             Err(error) => Err(error),
         };
-        if let Some((owed, mut charge)) = self.owed.take() {
-            charge.shrink_to(outcome.as_ref().map_or(0, Brought::takes));
+        if let Some(owed) = self.owed.take() {
             let asked = Asked { answered_at: Some(Instant::now()), ..self.asked };
-            owed.pay(Done::Reply { asked, outcome, charge });
+            owed.pay(Done::Reply { asked, outcome });
         }
         Progress::Done
     }

@@ -262,7 +262,6 @@ impl Session {
                     length: None,
                     conditions,
                     deadline,
-                    room: 0,
                     rest: Rest::Content { bytes: bytes.into(), make_parents, hold: self.hold_for_put() },
                 }));
             }
@@ -323,7 +322,6 @@ impl Session {
                 length: None,
                 conditions,
                 deadline,
-                room: 0,
                 rest: Rest::Commit { incoming, hold },
             };
             if let Err(error) = self.send_errand(scratch, manner, asked, errand, false) {

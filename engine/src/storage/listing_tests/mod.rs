@@ -60,11 +60,7 @@ impl Listing {
 
     /// In turns that are over at once.
     fn whole(&self, mapping: &Mapping, wanted: WantedPage) -> Result<Page, Error> {
-        self.whole_of(mapping, wanted, MOST_CONTENT)
-    }
-
-    fn whole_of(&self, mapping: &Mapping, wanted: WantedPage, most_content: usize) -> Result<Page, Error> {
-        let mut paging = self.begin(wanted, most_content)?;
+        let mut paging = self.begin(wanted)?;
         loop {
             if let Some(page) = self.go_on(mapping, &mut paging, &|| true)? {
                 return Ok(page);
