@@ -5,8 +5,10 @@ for the disk is lost, and counted in the next line that is written.
 """
 
 import contextlib
+import errno
 import logging
 import os
+import stat
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from io import FileIO
@@ -96,7 +98,7 @@ class AccessLog:
             return
         self._read = numbers[-1]
         with self._writing:
-            whole, error = _append(self._file, b"".join(lines))
+            whole, error = _append(self._file, lines)
         self._written = numbers[whole]
         if error is not None and not self._fails:
             LOG.error("the access log %s cannot be written, requests go unrecorded: %s", self._path, error.strerror)
@@ -106,21 +108,46 @@ class AccessLog:
 
 
 def _appending(path: Path) -> FileIO:
-    # It names users and what they ask for: nobody else's to read. A file that is there keeps its permissions.
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    # It names users and what they ask for: nobody else's to read. A file that is there keeps its permissions. A pipe
+    # must hold up neither the start of the server nor its end, which waits for the thread that writes.
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
+    try:
+        descriptor = os.open(path, flags, 0o600)
+    except OSError as error:
+        if error.errno == errno.ENXIO and path.is_fifo():
+            raise OSError(error.errno, "no process reads this pipe; start its reader first", str(path)) from None
+        raise
     return FileIO(descriptor, "a")
 
 
-def _append(file: FileIO, lines: bytes) -> tuple[int, OSError | None]:
+def _append(file: FileIO, lines: Sequence[bytes]) -> tuple[int, OSError | None]:
     """Return how many of the lines were written, and what stopped it; a line that was torn is taken back."""
-    done = 0
-    try:
-        while done < len(lines):
-            done += file.write(lines[done:]) or 0
-    except OSError as error:
-        torn = done - (lines.rfind(b"\n", 0, done) + 1)
-        # A pipe takes nothing back.
+    if stat.S_ISFIFO(os.fstat(file.fileno()).st_mode):
+        # A pipe takes nothing back, but a line that is no longer than PIPE_BUF it takes whole or not at all.
+        for whole, line in enumerate(lines):
+            _, error = _written(file, line)
+            if error is not None:
+                return whole, error
+        return len(lines), None
+    content = b"".join(lines)
+    done, error = _written(file, content)
+    if error is not None:
+        torn = done - (content.rfind(b"\n", 0, done) + 1)
+        # A device takes nothing back either.
         with contextlib.suppress(OSError):
             file.truncate(os.fstat(file.fileno()).st_size - torn)
-        return lines.count(b"\n", 0, done), error
-    return lines.count(b"\n"), None
+    return content.count(b"\n", 0, done), error
+
+
+def _written(file: FileIO, content: bytes) -> tuple[int, OSError | None]:
+    """Return how many bytes were written, and what stopped it."""
+    done = 0
+    try:
+        while done < len(content):
+            taken = file.write(content[done:])
+            if taken is None:
+                return done, BlockingIOError(errno.EAGAIN, "it is full, and its reader does not read")
+            done += taken
+    except OSError as error:
+        return done, error
+    return done, None

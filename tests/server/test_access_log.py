@@ -1,10 +1,12 @@
 """The access log: renamed under a server that writes it, and what happens where it cannot be opened or written."""
 
+import fcntl
 import json
 import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -239,6 +241,47 @@ def test_a_line_that_was_torn_is_taken_back(root: Path, tmp_path: Path, log: Pat
     assert 0 < full.stat().st_size <= 1000
     (line,) = (json.loads(line) for line in log.read_text(encoding="utf-8").splitlines())
     assert (line["uri"], line["lost"]) == ("/b", 20 - len(written))
+
+
+def test_a_pipe_without_a_reader_is_refused_at_start(root: Path, tmp_path: Path, log: Path) -> None:
+    os.mkfifo(log)
+    command = [sys.executable, "-m", "objmapper_cli", "serve", str(root), "--unix", str(tmp_path / "s"), "--no-admin"]
+    ended = subprocess.run(
+        [*command, "--access-log", str(log)], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert ended.returncode == 1
+    assert ended.stderr == (
+        f"objmapper: {log}: no process reads this pipe; start its reader first (No such device or address)\n"
+    )
+
+
+def test_a_pipe_whose_reader_is_gone_is_not_waited_for_at_a_reload(server: Server, log: Path) -> None:
+    log.unlink()
+    os.mkfifo(log)
+    server.reload()
+    reader = os.open(log, os.O_RDONLY | os.O_NONBLOCK)
+    server.reload()
+    ask(server, "/a")
+    server.stop()
+    with open(reader, "rb") as pipe:
+        assert [json.loads(line)["uri"] for line in pipe] == ["/a"]
+
+
+def test_a_reader_that_does_not_read_holds_up_nothing(root: Path, tmp_path: Path, log: Path) -> None:
+    os.mkfifo(log)
+    reader = os.open(log, os.O_RDONLY | os.O_NONBLOCK)
+    with ServerProcess(root, tmp_path / "s", "--access-log", str(log), "--access-log-sample", "1") as server:
+        # More than the pipe takes.
+        for _ in range(fcntl.fcntl(reader, fcntl.F_GETPIPE_SZ) // 100):
+            ask(server, "/a")
+        assert server.process.stderr is not None
+        assert "cannot be written, requests go unrecorded: it is full" in server.process.stderr.readline()
+        os.kill(server.pid, signal.SIGHUP)
+        server.process.terminate()
+        assert server.process.wait(30) == 0
+    with open(reader, "rb") as pipe:
+        lines = [json.loads(line) for line in pipe]
+    assert {line["uri"] for line in lines} == {"/a"}
 
 
 @pytest.mark.skipif(
