@@ -81,6 +81,8 @@ def _remove_stale(path: str) -> None:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
             return
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            # A server whose backlog is full (EAGAIN) must not hold this one up.
+            probe.setblocking(False)
             if probe.connect_ex(path) == errno.ECONNREFUSED:
                 Path(path).unlink()
 

@@ -1,7 +1,9 @@
 """A server that stops leaves what another has put in its place: sockets and lock files of data and admin endpoint."""
 
+import errno
 import os
 import socket
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -74,3 +76,20 @@ def test_a_stale_admin_socket_is_taken_over(tmp_path: Path) -> None:
     assert os.path.exists(tmp_path / "admin.sock")
     with server(tmp_path):
         assert listens(tmp_path / "admin.sock")
+
+
+def test_a_program_whose_backlog_is_full_keeps_its_socket_and_is_not_waited_for(tmp_path: Path) -> None:
+    path = str(tmp_path / "admin.sock")
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+        listener.bind(path)
+        listener.listen(0)
+        code = 0
+        while code == 0:
+            client = stack.enter_context(socket.socket(socket.AF_UNIX))
+            client.setblocking(False)
+            code = client.connect_ex(path)
+        assert code == errno.EAGAIN
+        with pytest.raises(OSError, match="cannot listen"):
+            server(tmp_path).start()
+        assert Path(path).is_socket()
