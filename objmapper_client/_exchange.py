@@ -284,6 +284,9 @@ class Listing(Single[Page]):
                 check_size(size)
                 if not uri.startswith(self.uri):
                     raise RemoteProtocolError(f"the server listed {uri!r}, which does not begin with {self.uri!r}")
+                # The first test costs little, and most URIs pass it.
+                if ("/." in uri or "//" in uri or uri[0] == "." or uri[-1] == "/") and _strays(uri):
+                    raise RemoteProtocolError(f"the server listed {uri!r}, which has a segment that no object can have")
         except RemoteProtocolError as error:
             raise accused(self, str(error)) from error
         return listed, cursor, left_out
@@ -292,6 +295,11 @@ class Listing(Single[Page]):
         """Version 1 has no such request."""
         yield from insist(pool, self, "list")
         return self.result()
+
+
+def _strays(uri: str) -> bool:
+    """Whether a URI has a segment that is empty or leads elsewhere: as a path it could name any file of a client."""
+    return not {"", ".", ".."}.isdisjoint(uri.removeprefix("/").split("/"))
 
 
 class Listed:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from objmapper_client import RemoteProtocolError
+from objmapper_client.filesystem import ObjmapperFileSystem
 from objmapper_client.protocol_v2 import Operation
 from objmapper_client.protocol_v2_responses import Entry, Metadata, encode_entry
 from tests.client.callers import Caller
@@ -62,6 +63,11 @@ def test_the_end_of_an_object_is_shorter_than_what_was_asked_for(call: Caller, t
         (entries("/logs"), "does not begin"),
         (entries("/logs/2", "/logs/1"), "'/logs/1' behind '/logs/2'"),
         (entries("/logs/1", size=1 << 63), "more than any file can have"),
+        (entries("/logs/../1"), "'/logs/../1', which has a segment that no object can have"),
+        (entries("/logs/./1"), "no object can have"),
+        (entries("/logs//1"), "no object can have"),
+        (entries("/logs/1/"), "no object can have"),
+        (entries("/logs/1/.."), "no object can have"),
     ],
 )
 def test_a_list_of_what_cannot_be_there_is_refused(call: Caller, tmp_path: Path, content: bytes, words: str) -> None:
@@ -71,6 +77,38 @@ def test_a_list_of_what_cannot_be_there_is_refused(call: Caller, tmp_path: Path,
 
     with pretend_server(tmp_path, script) as server, pytest.raises(RemoteProtocolError, match=words):
         call(server.address, ("list", "/logs/"))
+
+
+def test_names_that_begin_with_dots_are_listed(call: Caller, tmp_path: Path) -> None:
+    names = ["/logs/...", "/logs/..a", "/logs/.a", "/logs/a.", "/logs/a/.../b"]
+
+    def script(peer: Peer) -> None:
+        peer.answer(peer.request(), entries(*names))
+
+    with pretend_server(tmp_path, script) as server:
+        assert [entry.uri for entry in call(server.address, ("list", "/logs/"))[0]] == names
+
+
+def test_a_server_does_not_have_files_written_outside_the_folder_of_a_copy(tmp_path: Path) -> None:
+    def script(peer: Peer) -> None:
+        while True:
+            request = peer.request()
+            if request.operation is Operation.LIST:
+                peer.answer(request, entries("/logs/../../outside"))
+            elif request.operation is Operation.STAT and not request.uri.endswith("outside"):
+                peer.refuse(request, 1)
+            else:
+                peer.answer(
+                    request, b"x" if request.operation is Operation.COPY else b"", metadata=Metadata(1, 7, "0" * 16)
+                )
+
+    folder = tmp_path / "a" / "b"
+    folder.mkdir(parents=True)
+    with pretend_server(tmp_path, script) as server:
+        files = ObjmapperFileSystem(server.address, mode="copy", skip_instance_cache=True)
+        with files.client, pytest.raises(RemoteProtocolError, match="no object can have"):
+            files.get("/logs/", str(folder), recursive=True)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "b"]
 
 
 def test_a_size_that_no_file_can_have_is_refused(call: Caller, tmp_path: Path) -> None:
