@@ -2,6 +2,8 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -25,21 +27,51 @@ class AdminClient:
             _ = split.port
         except ValueError as error:
             raise Failure(f"{self.address!r} is no admin address: {error}", ExitCode.USAGE) from error
-        if split.scheme not in ("http", "https") or not split.hostname:
+        if split.scheme not in ("http", "https") or not split.hostname or self.address == "unix:":
             raise Failure(f"{self.address!r} is no admin address: http://HOST:PORT or unix:/PATH", ExitCode.USAGE)
 
-    def get(self, path: str) -> str:
-        """Return the document at `path`."""
-        return self._request("GET", path)
+    def read(self, path: str, *names: str) -> dict[str, Any]:
+        """Return the document at `path`, which has these names."""
+        return self._document(self._request("GET", path), names)
 
-    def post(self, path: str, content: dict[str, Any]) -> Any:
+    def text(self, path: str, *names: str) -> str:
+        """Return the same as it came."""
+        text = self._request("GET", path)
+        self._document(text, names)
+        return text
+
+    def post(self, path: str, content: dict[str, Any], *names: str) -> dict[str, Any]:
         """Send a document as JSON and return the one that answers it; with OBJMAPPER_ADMIN_TOKEN where that is set."""
-        return json.loads(self._request("POST", path, content))
+        return self._document(self._request("POST", path, content), names)
+
+    def _document(self, text: str, names: tuple[str, ...]) -> dict[str, Any]:
+        try:
+            document = json.loads(text)
+        except (ValueError, RecursionError):
+            document = None
+        if not isinstance(document, dict) or not document.keys() >= set(names):
+            raise Failure(f"{self.address}: something answers there, but it is no objmapper: {text[:60]!r}")
+        return document
+
+    @contextmanager
+    def understood(self) -> Iterator[None]:
+        """Raise `Failure` where the block does not find in a document what it looks for."""
+        try:
+            yield
+        except (KeyError, TypeError, AttributeError) as error:
+            what = f"has no {error}" if isinstance(error, KeyError) else f"is not as expected ({error})"
+            raise Failure(f"{self.address}: the answer {what}; is the server of another version?") from error
 
     def _request(self, method: str, path: str, content: dict[str, Any] | None = None) -> str:
         import httpx
 
         token = os.environ.get("OBJMAPPER_ADMIN_TOKEN") if method != "GET" else None
+        if token and (token != token.strip() or not token.isprintable()):
+            # The HTTP client's own error would show it.
+            raise Failure(
+                "OBJMAPPER_ADMIN_TOKEN: a token is printable text in UTF-8 without white space at its ends",
+                ExitCode.USAGE,
+            )
         # httpx takes text for ASCII; the server reads UTF-8.
         headers = {b"Authorization": f"Bearer {token}".encode()} if token else {}
         # A proxy that the environment names has no business between us and our own server.
@@ -49,7 +81,9 @@ class AdminClient:
                 answer = client.request(method, self._base + path, json=content, headers=headers)
         except httpx.TimeoutException as error:
             raise Failure(f"{self.address}: no answer in {PATIENCE:.0f} s", ExitCode.TIMEOUT) from error
-        except (httpx.TransportError, httpx.InvalidURL) as error:
+        except UnicodeError as error:
+            raise Failure(f"{self.address!r} is no admin address: {error}", ExitCode.USAGE) from error
+        except (httpx.RequestError, httpx.InvalidURL) as error:
             raise Failure(
                 f"{self.address}: no admin endpoint ({error}); is `objmapper serve` running? --admin names another",
                 ExitCode.NOT_REACHED,

@@ -50,19 +50,15 @@ def _of(file: str | None, *, environment: bool) -> Document:
 def _in_force(admin: str | None) -> Document:
     client = AdminClient(admin)
     try:
-        text = client.get("/config")
+        document = client.read("/config", "root")
     except Failure as failure:
         if failure.code != ExitCode.NOT_REACHED or admin is not None or os.environ.get("OBJMAPPER_ADMIN"):
             raise
         say(f"no server answers at {client.address}; one that is started here and now would have these")
         return _of(None, environment=True)
-    try:
-        document = json.loads(text)
-        if all({"value", "origin"} <= set(setting) for setting in document.values()):
-            return dict(document)
-    except (ValueError, TypeError, AttributeError):
-        pass
-    raise Failure(f"{client.address}: something answers there, but it is no objmapper: {text[:60]!r}")
+    with client.understood():
+        # What is shown of each.
+        return {name: {**each, "value": each["value"], "origin": each["origin"]} for name, each in document.items()}
 
 
 def _print_table(document: Document) -> None:

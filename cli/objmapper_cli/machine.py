@@ -3,7 +3,6 @@
 import ctypes
 import errno
 import ipaddress
-import json
 import os
 import resource
 import socket
@@ -250,9 +249,8 @@ def _running(admin: str | None) -> frozenset[str]:
     if admin is None or admin.endswith(":0"):
         return frozenset()
     try:
-        document = json.loads(AdminClient(admin).get("/stats"))
-        return frozenset({"admin", *document["transports"]})
-    except (Failure, ValueError, TypeError, KeyError):
+        return frozenset({"admin", *AdminClient(admin).read("/stats", "transports")["transports"]})
+    except (Failure, TypeError):
         # None answers, or something else.
         return frozenset()
 

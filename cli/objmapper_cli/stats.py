@@ -1,6 +1,5 @@
 """``objmapper stats``: the admin endpoint's figures, as a table or as they are."""
 
-import json
 import os
 import sys
 import time
@@ -15,6 +14,8 @@ from objmapper_cli.units import amount, micros
 
 Document = Mapping[str, Any]
 Row = tuple[str, ...]
+#: What the document of an objmapper server has.
+NAMES: Final = ("requests_total", "transports")
 
 
 def stats(
@@ -35,27 +36,22 @@ def stats(
         raise Failure(f"--watch {watch:g}: 0.1 to 86400 seconds", ExitCode.USAGE)
     client = AdminClient(admin)
     if as_json:
-        _repeat(watch, lambda: print(client.get("/stats"), flush=True))
-    elif sys.stdout.isatty() and watch is not None:
-        from objmapper_cli.live import watch_on_terminal
+        _repeat(watch, lambda: print(client.text("/stats", *NAMES), flush=True))
+        return
+    with client.understood():
+        if sys.stdout.isatty() and watch is not None:
+            from objmapper_cli.live import watch_on_terminal
 
-        watch_on_terminal(lambda: read(client), title, watch)
-    elif sys.stdout.isatty():
-        _draw(read(client))
-    else:
-        _repeat(watch, lambda: print(*_plain(read(client)), sep="\n", flush=True))
+            watch_on_terminal(lambda: read(client), title, watch)
+        elif sys.stdout.isatty():
+            _draw(read(client))
+        else:
+            _repeat(watch, lambda: print(*_plain(read(client)), sep="\n", flush=True))
 
 
 def read(client: AdminClient) -> Document:
     """Return the figures; raises `Failure` where something else answers."""
-    text = client.get("/stats")
-    try:
-        document = json.loads(text)
-        if "requests_total" in document and "transports" in document:
-            return dict(document)
-    except (ValueError, TypeError):
-        pass
-    raise Failure(f"{client.address}: something answers there, but it is no objmapper: {text[:60]!r}")
+    return client.read("/stats", *NAMES)
 
 
 def _repeat(pause: float | None, show: Callable[[], None]) -> None:

@@ -14,6 +14,8 @@ from objmapper_cli.units import micros
 
 #: Seconds between two looks.
 PAUSE: Final = 0.25
+#: Milliseconds: what the server takes.
+LONGEST: Final = 1e9
 UNITS: Final = {"us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1e3}
 
 
@@ -36,19 +38,21 @@ def trace(
 
     floor = milliseconds(slower_than)
     client = AdminClient(admin)
-    after, left = client.post("/watch", {"slower_than_ms": floor})["last"], count
+    after, left = client.post("/watch", {"slower_than_ms": floor}, "last")["last"], count
     if sys.stdout.isatty() and not as_json:
         print("time          total  =  queue + storage +   send  mode      status  URI  (client)")
     while left is None or left > 0:
         # A watch ends by itself a few seconds after its client does.
         client.post("/watch", {"slower_than_ms": floor})
-        recorded = json.loads(client.get(f"/requests?slower_than_ms={floor:g}&after={after}"))
+        recorded = client.read(f"/requests?slower_than_ms={floor!r}&after={after}", "last", "requests")
         # A server that has begun again counts from 0.
         after = recorded["last"]
         for request in recorded["requests"]:
             if left == 0:
                 break
-            print_text(json.dumps(request) if as_json else line(request))
+            with client.understood():
+                text = json.dumps(request) if as_json else line(request)
+            print_text(text)
             left = None if left is None else left - 1
         time.sleep(PAUSE)
 
@@ -67,6 +71,6 @@ def line(request: dict[str, Any]) -> str:
 def milliseconds(text: str) -> float:
     """The time that is meant. Raises Failure."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)(us|µs|ms|s)", text)
-    if found is None:
+    if found is None or float(found[1]) * UNITS[found[2]] > LONGEST:
         raise Failure(f"--slower-than {text}: a time is a number with us, ms or s, such as 5ms", ExitCode.USAGE)
     return float(found[1]) * UNITS[found[2]]

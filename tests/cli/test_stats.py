@@ -16,6 +16,7 @@ from objmapper_cli.units import amount, micros, number
 from objmapper_client import Client
 from objmapper_server import Config, Server
 from tests.cli.conftest import Run, closing, one_line
+from tests.cli.pretender import answering
 from tests.wire import COPY, FDPASS, NOT_FOUND, Wire
 
 
@@ -194,7 +195,7 @@ def test_nobody_there(objmapper: Run, tmp_path: Path) -> None:
         assert "objmapper serve" in one_line(got.stderr)
 
 
-@pytest.mark.parametrize("address", ["ftp://x", "http://", "http://x:y", "http://[::1"])
+@pytest.mark.parametrize("address", ["ftp://x", "http://", "http://x:y", "http://[::1", "unix:", "http://a..b:1"])
 def test_no_address(objmapper: Run, address: str) -> None:
     got = objmapper("stats", "--admin", address)
     assert got.returncode == 2
@@ -212,6 +213,52 @@ def test_somebody_else_there(objmapper: Run, server: Server) -> None:
     got = objmapper("stats", "--admin", f"{server.admin_address}/elsewhere")
     assert got.returncode == 1
     assert "404" in one_line(got.stderr)
+
+
+COMMANDS = [("stats",), ("stats", "--json"), ("config",), ("trace", "--count", "1")]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"\r\n\r\nhello",
+        b"\r\n\r\n[]",
+        b"\r\n\r\n" + b"[" * 100_000,
+        b"\r\n\r\n{}",
+        b"\r\nContent-Encoding: gzip\r\n\r\nhello",
+    ],
+    ids=["text", "list", "deep", "empty", "garbled"],
+)
+def test_a_program_that_is_no_objmapper_is_named(objmapper: Run, command: tuple[str, ...], answer: bytes) -> None:
+    with answering(b"HTTP/1.1 200 OK\r\nConnection: close" + answer, hold=False) as server:
+        address = server.replace("tcp", "http")
+        got = objmapper(*command, "--admin", address)
+    assert (got.returncode, got.stdout) == (4 if b"gzip" in answer else 1, b"")
+    assert address in one_line(got.stderr)
+    assert "no objmapper" in one_line(got.stderr) or "no admin endpoint" in one_line(got.stderr)
+
+
+def test_a_server_of_another_version_is_named(objmapper: Run) -> None:
+    document = b'{"requests_total": 1, "transports": {}, "uptime": 5, "draining": false}'
+    with answering(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + document, hold=False) as server:
+        got = objmapper("stats", "--admin", server.replace("tcp", "http"))
+    assert got.returncode == 1
+    assert "another version" in one_line(got.stderr)
+
+
+def test_a_token_that_no_header_can_carry_is_not_shown(admin: str, objmapper: Run, environment: dict[str, str]) -> None:
+    for token in ("secret\ntoken", " secret", "secret\udcff"):
+        got = objmapper("trace", "--count", "1", env=environment | {"OBJMAPPER_ADMIN_TOKEN": token})
+        assert got.returncode == 2
+        assert "OBJMAPPER_ADMIN_TOKEN" in one_line(got.stderr)
+        assert b"secret" not in got.stderr
+
+
+def test_a_time_that_the_server_does_not_take_is_refused(admin: str, objmapper: Run) -> None:
+    got = objmapper("trace", "--slower-than", "1000001s")
+    assert got.returncode == 2
+    assert "--slower-than 1000001s" in one_line(got.stderr)
 
 
 def test_a_full_disk_is_named(admin: str, objmapper: Run) -> None:
