@@ -61,6 +61,8 @@ class Given(TypedDict, total=False):
     storage_pool_size: int
     cache_size: int | str
     cache_max_age: float
+    max_output_buffer: int | str
+    max_output_memory: int | str
     follow_symlinks: bool
     writable: bool
     idle_timeout: float
@@ -86,6 +88,12 @@ def _switched_off(value: object) -> object:
 
 def _count(least: int, most: int = 1_000_000, also: str = "") -> Any:
     return Field(ge=least, le=most, description=f"a whole number from {least} to {most}{also}")
+
+
+def _bytes(least: int, shown: str) -> Any:
+    return Field(
+        ge=least, le=1 << 62, description=f"bytes, at least {shown}: a number, or with a unit as in 512MB or 1GiB"
+    )
 
 
 Count = Annotated[int, _count(1)]
@@ -144,6 +152,8 @@ class Config(BaseSettings):
         Field(ge=0, le=1 << 62, description="bytes: a number, or with a unit as in 512MB or 1GiB; 0 for none"),
     ] = ByteSize(1 << 30)
     cache_max_age: Seconds = 60.0
+    max_output_buffer: Annotated[ByteSize, _bytes(128 << 10, "128KiB")] = ByteSize(4 << 20)
+    max_output_memory: Annotated[ByteSize, _bytes(1 << 20, "1MiB")] = ByteSize(256 << 20)
     follow_symlinks: bool = Field(False, description="true or false")
     writable: bool = Field(False, description="true or false")
     idle_timeout: Seconds = 60.0

@@ -318,6 +318,8 @@ class _Settings:
     storage_pool_size: int
     cache_size: int
     cache_max_age: float
+    max_output_buffer: int
+    max_output_memory: int
     follow_symlinks: bool
     writable: bool
     idle_timeout: float
@@ -347,6 +349,8 @@ class _Settings:
             storage_pool_size=config.storage_pool_size,
             cache_size=config.cache_size,
             cache_max_age=config.cache_max_age,
+            max_output_buffer=config.max_output_buffer,
+            max_output_memory=config.max_output_memory,
             follow_symlinks=config.follow_symlinks,
             writable=config.writable,
             idle_timeout=config.idle_timeout,

@@ -119,6 +119,7 @@ class Statistics(Load):
     descriptors_in_flight: int
     storage_errors_total: Mapping[str, int]  #: by name of the errno; EOF: the file ended before the promised length
     root_problem: str | None  #: why nothing can be served, where the root is gone
+    output_bytes: int  #: of answers in memory, set aside for what storage reads or not yet taken by clients
     denied_total: Mapping[str, int]  #: refusals to users, by reason: user, prefix, connections, descriptors
     cache_hits_total: int
     cache_misses_total: int
@@ -154,6 +155,7 @@ class Statistics(Load):
             descriptors_in_flight=snapshot["descriptors_in_flight"],
             storage_errors_total={errno_name(each): n for each, n in sorted(snapshot["storage_errors_total"].items())},
             root_problem=snapshot["root_problem"],
+            output_bytes=snapshot["output_bytes"],
             denied_total=dict(sorted(snapshot["denied_total"].items())),
             cache_hits_total=snapshot["cache_hits_total"],
             cache_misses_total=snapshot["cache_misses_total"],

@@ -107,6 +107,13 @@ def serve(
         str | None,
         typer.Option(metavar="SECONDS", help="Objects in memory are read again after that time. [default: 60]"),
     ] = None,
+    max_output_buffer: Annotated[
+        str | None,
+        typer.Option(metavar="BYTES", help="Answers in memory for one connection that does not read. [default: 4MiB]"),
+    ] = None,
+    max_output_memory: Annotated[
+        str | None, typer.Option(metavar="BYTES", help="The same for all connections together. [default: 256MiB]")
+    ] = None,
     follow_symlinks: Annotated[
         bool | None,
         typer.Option("--follow-symlinks/--no-follow-symlinks", help="Follow links that stay inside ROOT."),

@@ -180,6 +180,7 @@ pub struct Snapshot {
     pub draining: bool,
     pub max_connections: usize,
     pub descriptors_in_flight: u32,
+    pub output_bytes: usize,
     pub denied_total: BTreeMap<&'static str, u64>,
     /// By errno.
     pub storage_errors_total: BTreeMap<i32, u64>,
@@ -312,6 +313,7 @@ impl Engine {
             draining: self.draining.load(Relaxed),
             max_connections: self.service.max_connections(),
             descriptors_in_flight: self.service.in_flight.taken(),
+            output_bytes: self.service.output.taken(),
             denied_total: self.service.peers.refusals.counts().collect(),
             storage_errors_total: self.service.failures.counts(),
             root_problem: self.root_problem(),
@@ -460,6 +462,7 @@ impl Clock {
             service.sweep_unread();
             service.listing.sweep();
             service.look_at_root();
+            service.output.tick();
             service.journal.tick();
         }
     }

@@ -17,6 +17,7 @@ mod in_flight;
 mod journal;
 mod listener;
 mod load;
+mod output;
 mod peers;
 mod protocol;
 mod queue;

@@ -12,6 +12,7 @@ use crate::errors::StartError;
 use crate::failures::Failures;
 use crate::in_flight::InFlight;
 use crate::journal::Journal;
+use crate::output::Output;
 use crate::peers::Peers;
 use crate::session::Connection;
 use crate::settings::{Limits, Settings};
@@ -45,6 +46,7 @@ pub struct Service {
     pub journal: Journal,
     pub in_flight: InFlight,
     pub failures: Failures,
+    pub output: Output,
     pub peers: Peers,
     /// The cap on connections, fitted to RLIMIT_NOFILE.
     max_connections: AtomicUsize,
@@ -108,6 +110,7 @@ impl Service {
             journal: Journal::default(),
             in_flight: InFlight::new(u32::try_from(in_flight).unwrap_or(u32::MAX)),
             failures: Failures::default(),
+            output: Output::new(settings.max_output_buffer, settings.max_output_memory),
             peers: Peers::default(),
             max_connections: max_connections.into(),
             room: room.into(),

@@ -49,6 +49,10 @@ pub struct Settings {
     pub cache_size: u64,
     /// How long what is kept is used before it is read again.
     pub cache_max_age: Duration,
+    /// Bytes of answers that the server holds in memory for one connection.
+    pub max_output_buffer: usize,
+    /// The same for all connections together.
+    pub max_output_memory: usize,
     pub follow_symlinks: bool,
     /// Whether clients may put and delete.
     pub writable: bool,

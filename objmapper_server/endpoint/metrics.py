@@ -150,6 +150,11 @@ def _of_the_whole(statistics: Statistics) -> "Iterator[Metric]":
         "Descriptors that were passed and, as far as is known, not yet received.",
         statistics.descriptors_in_flight,
     )
+    yield _one(
+        "output_bytes",
+        "Bytes of answers in memory: set aside for what storage reads, or not yet taken by clients.",
+        statistics.output_bytes,
+    )
     yield _one("cache_bytes", "Bytes of objects that are kept in memory.", statistics.cache_bytes)
     yield _one("disk_io_pending", "Requests that wait for the disk.", statistics.disk_io_pending)
     yield _one("draining", "1 while nothing more is accepted.", int(statistics.draining))

@@ -93,6 +93,7 @@ def snapshot() -> "_engine.Snapshot":
         "descriptors_in_flight": 3,
         "storage_errors_total": {5: 2, 0: 1},
         "root_problem": None,
+        "output_bytes": 8192,
         "denied_total": {"user": 4, "prefix": 5, "connections": 6, "descriptors": 7},
         "cache_hits_total": 3,
         "cache_misses_total": 1,

@@ -21,7 +21,7 @@ from objmapper_client.protocol_v2 import (
     encode_request,
 )
 from objmapper_client.protocol_v2_responses import Entry, Metadata, ResponseDecoder, decode_entries
-from tests.wire import OK, Wire
+from tests.wire import OK, UNAVAILABLE, Wire
 
 PLAIN = Capability.OUT_OF_ORDER | Capability.PIPELINING
 EXTENDED = PLAIN | Capability.EXTENDED
@@ -142,6 +142,12 @@ class Two(Wire):
         number = self.ask(operation, uri, **parameters)
         answer = self.answer()
         assert answer.id == number
+        return answer
+
+    def call_until_served(self, operation: Operation, uri: str, **parameters: Any) -> Answer:
+        """As `call`, again where the server's queue is full: a pool that is short of time refuses requests."""
+        while (answer := self.call(operation, uri, **parameters)).status == UNAVAILABLE:
+            assert answer.fails(UNAVAILABLE)
         return answer
 
     def put(self, uri: str, content: bytes, **parameters: Any) -> Answer:

@@ -48,6 +48,10 @@ class Settings(Protocol):
     @property
     def cache_max_age(self) -> float: ...
     @property
+    def max_output_buffer(self) -> int: ...
+    @property
+    def max_output_memory(self) -> int: ...
+    @property
     def follow_symlinks(self) -> bool: ...
     @property
     def writable(self) -> bool: ...
@@ -182,6 +186,7 @@ class Snapshot(TypedDict):
     denied_total: dict[str, int]  # refusals to users, by reason
     storage_errors_total: dict[int, int]  # by errno; 0 where a file ended before the promised length
     root_problem: str | None
+    output_bytes: int  # of answers that are in memory for clients
     descriptors_in_flight: int  # passed and, as far as is known, not yet received
     cache_hits_total: int
     cache_misses_total: int

@@ -79,6 +79,8 @@ pub fn converse(
                     listen(&session, service, &ear, next);
                 } else if scratch.is_recalled() && shutdown.order() == Order::Serve {
                     return Some(session);
+                } else {
+                    scratch.trim(service);
                 }
             }
         }

@@ -2,7 +2,7 @@
 //! out for it.
 
 use rustix::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 
 use super::errand::Done;
@@ -33,6 +33,8 @@ pub struct Connection {
     account: OnceLock<Arc<Account>>,
     /// Descriptors that its writes have open, or that it passed to be put. Changed while settling.
     writing: AtomicU32,
+    /// Bytes of its answers in memory.
+    output: AtomicUsize,
     /// The server wants no further request.
     pub(super) is_stopped: AtomicBool,
     /// Its session is over: storage has nothing more to do for it.
@@ -64,6 +66,8 @@ impl Drop for Counted {
 #[derive(Debug, Default)]
 struct Finished {
     done: Vec<Done>,
+    /// Its session has ended, and takes no more results.
+    is_over: bool,
     wake: Option<(Arc<dyn Wake>, u64)>,
 }
 
@@ -79,6 +83,7 @@ impl Connection {
             passed: Mutex::default(),
             account: OnceLock::new(),
             writing: AtomicU32::new(0),
+            output: AtomicUsize::new(0),
             is_stopped: AtomicBool::new(false),
             is_over: AtomicBool::new(false),
             number: NEXT.fetch_add(1, Relaxed),
@@ -97,12 +102,17 @@ impl Connection {
         self.counted.transport
     }
 
-    /// Counts the connection for its user until the socket is closed, though its session has ended.
-    pub(super) fn keep_guest(&self, guest: Option<Box<Guest>>) {
+    /// Drops what storage has for its session, which has ended. The connection counts for its user until the socket is closed.
+    pub(super) fn end_session(&self, guest: Option<Box<Guest>>) {
         if let Some(guest) = guest {
             // A session ends once.
             let _ = self.guest.set(guest);
         }
+        let mut finished = self.finished();
+        finished.is_over = true;
+        let left = (finished.wake.take(), std::mem::take(&mut finished.done));
+        drop(finished);
+        drop(left);
     }
 
     /// On whose turn storage works for it.
@@ -154,6 +164,10 @@ impl Connection {
             return;
         }
         let mut finished = self.finished();
+        if finished.is_over {
+            drop(finished);
+            return drop(done);
+        }
         finished.done.push(done);
         let wake = finished.wake.clone();
         drop(finished);
@@ -195,6 +209,21 @@ impl Connection {
             account.take(held + self.unread() + self.writing());
             account.enrol(self);
         }
+    }
+
+    /// Bytes of answers in memory for this client.
+    pub(super) fn output(&self) -> usize {
+        self.output.load(Relaxed)
+    }
+
+    pub(super) fn take_output(&self, bytes: usize) {
+        self.output.fetch_add(bytes, Relaxed);
+        self.counted.service.output.take(bytes);
+    }
+
+    pub(super) fn release_output(&self, bytes: usize) {
+        self.output.fetch_sub(bytes, Relaxed);
+        self.counted.service.output.release(bytes);
     }
 
     pub(super) fn writing(&self) -> u32 {

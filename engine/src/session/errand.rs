@@ -5,6 +5,7 @@ use std::ffi::CString;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
+use super::backlog::Charge;
 use super::connection::Connection;
 use super::descriptors::{Hold, Source};
 use super::replies::{Asked, BYTES_AHEAD, SMALL};
@@ -27,6 +28,8 @@ pub(super) struct Errand {
     pub conditions: Conditions,
     /// When the client gives up.
     pub deadline: Option<Instant>,
+    /// Bytes that are set aside for what it brings.
+    pub room: usize,
     pub rest: Rest,
 }
 
@@ -59,7 +62,7 @@ pub(super) enum Brought {
     /// A content, or the part of it that was asked for.
     Bytes {
         found: Found,
-        bytes: Arc<[u8]>,
+        bytes: Box<[u8]>,
     },
     /// The part of a file that was asked for; its beginning is in memory.
     File {
@@ -79,6 +82,7 @@ pub(super) enum Done {
     Reply {
         asked: Asked,
         outcome: Result<Brought, Error>,
+        charge: Charge,
     },
     /// The next part of the file that is being sent is in memory.
     Warmed,
@@ -136,7 +140,8 @@ impl Errand {
                 let opened = service.mapping.open(&self.path)?;
                 self.conditions.check_version(Some(&opened.version))?;
                 let (at, end) = part(opened.size, self.offset, self.length);
-                if end - at > SMALL || (self.operation == Operation::Splice && end > at) {
+                if end - at > SMALL.min(self.room as u64) || (self.operation == Operation::Splice && end > at)
+                {
                     transport::touch(&opened.file, at, (end - at).min(BYTES_AHEAD))
                         .map_err(Error::Storage)?;
                     return Ok(Brought::File { opened, at, end });
@@ -154,7 +159,7 @@ impl Errand {
                 Ok(Brought::Known(found))
             }
             (Operation::List, Rest::List(wanted)) => {
-                let mut paging = service.listing.begin(wanted)?;
+                let mut paging = service.listing.begin(wanted, self.room)?;
                 loop {
                     if let Some(page) = service.listing.go_on(&service.mapping, &mut paging, &|| false)? {
                         return Ok(Brought::Page(page));
@@ -200,19 +205,23 @@ pub(super) struct ListWork {
     wanted: WantedPage,
     /// What has been put together so far.
     paging: Option<Paging>,
-    /// None once the client has its answer.
-    owed: Option<Owed>,
+    /// Bytes that are set aside for the page.
+    room: usize,
+    /// With the charge for them; None once the client has its answer.
+    owed: Option<(Owed, Charge)>,
 }
 
 impl ListWork {
     pub fn new(
         service: &Arc<Service>,
         owed: Owed,
+        charge: Charge,
         asked: Asked,
         deadline: Option<Instant>,
         wanted: WantedPage,
     ) -> Self {
-        ListWork { service: Arc::clone(service), asked, deadline, wanted, paging: None, owed: Some(owed) }
+        let (service, room) = (Arc::clone(service), charge.bytes());
+        ListWork { service, asked, deadline, wanted, paging: None, room, owed: Some((owed, charge)) }
     }
 
     fn go_on(&mut self, turn: &Turn) -> Result<Option<Page>, Error> {
@@ -222,7 +231,7 @@ impl ListWork {
         let Service { listing, mapping, .. } = &*self.service;
         let paging = match &mut self.paging {
             Some(paging) => paging,
-            None => self.paging.insert(listing.begin(self.wanted.clone())?),
+            None => self.paging.insert(listing.begin(self.wanted.clone(), self.room)?),
         };
         listing.go_on(mapping, paging, &|| turn.is_over())
     }
@@ -230,7 +239,7 @@ impl ListWork {
 
 impl Work for ListWork {
     fn run(&mut self, turn: &Turn) -> Progress {
-        if self.owed.as_ref().is_none_or(Owed::client_is_gone) {
+        if self.owed.as_ref().is_none_or(|(owed, _)| owed.client_is_gone()) {
             return Progress::Done;
         }
         let outcome = match self.go_on(turn) {
@@ -238,9 +247,10 @@ impl Work for ListWork {
             Ok(Some(page)) => Ok(Brought::Page(page)),
             Err(error) => Err(error),
         };
-        if let Some(owed) = self.owed.take() {
+        if let Some((owed, mut charge)) = self.owed.take() {
+            charge.shrink_to(outcome.as_ref().map_or(0, Brought::takes));
             let asked = Asked { answered_at: Some(Instant::now()), ..self.asked };
-            owed.pay(Done::Reply { asked, outcome });
+            owed.pay(Done::Reply { asked, outcome, charge });
         }
         Progress::Done
     }

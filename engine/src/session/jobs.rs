@@ -4,8 +4,9 @@ use rustix::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::backlog::Charge;
 use super::descriptors::brings_a_file;
-use super::errand::{Done, Errand, ListWork, Owed, Rest};
+use super::errand::{Brought, Done, Errand, ListWork, Owed, Rest};
 use super::replies::Asked;
 use super::{Manner, Scratch, Session};
 use crate::errors::Error;
@@ -25,17 +26,21 @@ impl Session {
         scratch: &mut Scratch,
         manner: Manner,
         asked: Asked,
-        errand: Errand,
+        mut errand: Errand,
         has_priority: bool,
     ) -> Result<(), Error> {
         // Writes wait for the disk as long as they take, so they always go to the pool where there is one.
         let is_write =
             matches!(errand.operation, Operation::Put | Operation::PutDescriptor | Operation::Delete);
         let service = Arc::clone(&self.service);
+        errand.room = errand.needs(scratch.room.saturating_sub(scratch.out.len()));
+        scratch.room = scratch.room.saturating_sub(errand.room);
+        let mut charge = Charge::new(&self.connection, errand.room);
         let pool = service.storage_pool.as_ref().filter(|_| is_write || !self.may_wait(manner));
         let Some(pool) = pool else {
             let brought = errand.run(&service)?;
-            return self.push_brought(scratch, asked, brought);
+            charge.shrink_to(brought.takes());
+            return self.push_brought(scratch, asked, brought, charge);
         };
         if brings_a_file(errand.operation) {
             self.hold();
@@ -47,7 +52,7 @@ impl Session {
         let on = Arc::clone(&service);
         let client = self.connection.client();
         if let Rest::List(wanted) = errand.rest {
-            let work = ListWork::new(&service, owed, asked, errand.deadline, wanted);
+            let work = ListWork::new(&service, owed, charge, asked, errand.deadline, wanted);
             pool.submit_work(client, Kind::Long, Box::new(work));
             return Ok(());
         }
@@ -60,8 +65,9 @@ impl Session {
             // A write that came as a whole is done, whether or not there is still a client to be answered.
             if is_write || !owed.client_is_gone() {
                 let outcome = errand.run(&on);
+                charge.shrink_to(outcome.as_ref().map_or(0, Brought::takes));
                 let asked = Asked { answered_at: Some(Instant::now()), ..asked };
-                owed.pay(Done::Reply { asked, outcome });
+                owed.pay(Done::Reply { asked, outcome, charge });
             }
         });
         Ok(())
@@ -109,13 +115,14 @@ impl Session {
                         self.release_held(1);
                     }
                 }
-                Done::Reply { asked, outcome } => {
+                Done::Reply { asked, outcome, charge } => {
                     self.listings -= u32::from(asked.operation == Operation::List);
                     if brings_a_file(asked.operation) {
                         // Counted again by whoever pushes it.
                         self.release_held(1);
                     }
-                    let pushed = outcome.and_then(|brought| self.push_brought(scratch, asked, brought));
+                    let pushed =
+                        outcome.and_then(|brought| self.push_brought(scratch, asked, brought, charge));
                     if let Err(error) = pushed {
                         self.push_error(scratch, asked, error);
                     }

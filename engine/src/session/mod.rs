@@ -7,6 +7,7 @@
 //! side in one buffer and leave in one call, descriptors in one `sendmmsg`.
 
 mod admission;
+mod backlog;
 mod connection;
 mod descriptors;
 mod endings;
@@ -15,6 +16,7 @@ mod jobs;
 mod outbox;
 mod reading;
 mod replies;
+mod scratch;
 mod unread;
 mod version1;
 mod version2;
@@ -23,15 +25,16 @@ use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 pub use self::connection::{Connection, Wake};
 use self::outbox::Segment;
 use self::reading::Came;
 use self::replies::{BYTES_A_TURN, CONTENT_A_TURN};
+pub use self::scratch::{Queued, Scratch};
 use self::version2::Two;
-use crate::concurrency::{Model, TICK};
+use crate::concurrency::TICK;
 use crate::peers::Guest;
 use crate::protocol::{RequestDecoder, v2};
 use crate::service::Service;
@@ -78,62 +81,6 @@ pub struct Manner {
     pub most: Option<Duration>,
 }
 
-/// Buffers that a thread lends to whichever session it runs, so that idle sessions need none.
-#[derive(Debug)]
-pub struct Scratch {
-    input: Box<[u8]>,
-    /// For contents that come in; empty until there is one.
-    bulk: Box<[u8]>,
-    out: Vec<u8>,
-    path: Vec<u8>,
-    segments: VecDeque<Segment>,
-    shard: usize,
-    model: Model,
-    /// When the replies that are being handed over had been put together.
-    flush_began: Instant,
-    /// The time in a queue that the session that is run next has behind it; None where the model has none.
-    pub queued: Option<Queued>,
-    /// Set by others: a thread that would sleep in the session's socket gives the session back instead.
-    pub recalled: Option<Arc<AtomicBool>>,
-}
-
-impl Scratch {
-    pub fn new(service: &Service, model: Model) -> Self {
-        Self::blank(service.statistics.assign_shard(), model)
-    }
-
-    fn blank(shard: usize, model: Model) -> Self {
-        Scratch {
-            input: vec![0; INPUT].into_boxed_slice(),
-            bulk: Box::default(),
-            out: Vec::new(),
-            path: Vec::new(),
-            segments: VecDeque::new(),
-            shard,
-            model,
-            flush_began: Instant::now(),
-            queued: None,
-            recalled: None,
-        }
-    }
-
-    /// Makes everything anew but what it was made for: a panic may have left it in any state.
-    pub fn renew(&mut self) {
-        *self = Scratch { recalled: self.recalled.take(), ..Self::blank(self.shard, self.model) };
-    }
-
-    pub fn is_recalled(&self) -> bool {
-        self.recalled.as_ref().is_some_and(|recalled| recalled.load(Relaxed))
-    }
-}
-
-/// How long a session has waited in a queue, and when it came out of it.
-#[derive(Debug, Clone, Copy)]
-pub struct Queued {
-    pub wait: Duration,
-    pub until: Instant,
-}
-
 /// Which version the client speaks.
 #[derive(Debug)]
 enum Speaks {
@@ -157,6 +104,8 @@ pub struct Session {
     /// Replies of which the kernel has not taken everything.
     outbox: VecDeque<Segment>,
     kept_out: Vec<u8>,
+    /// What of it is on the account.
+    kept_charge: usize,
     /// Descriptors opened for this client, or about to be, and not passed yet.
     held: u32,
     /// What the storage pool is doing for this session, and how much of it is listing.
@@ -189,8 +138,9 @@ enum End {
 impl Drop for Session {
     fn drop(&mut self) {
         self.outbox.clear();
-        self.connection.keep_guest(self.guest.take());
         self.end_jobs();
+        self.connection.end_session(self.guest.take());
+        self.connection.release_output(self.kept_charge);
         self.connection.release(&self.service, self.held);
         let is_awaited = self.connection.is_awaited();
         if is_awaited || self.jobs > 0 {
@@ -250,6 +200,7 @@ impl Session {
             kept_input: Vec::new(),
             outbox: VecDeque::new(),
             kept_out: Vec::new(),
+            kept_charge: 0,
             held: 0,
             jobs: 0,
             listings: 0,
@@ -313,7 +264,11 @@ impl Session {
         let mut have = self.kept_input.len();
         scratch.input[..have].copy_from_slice(&self.kept_input);
         self.kept_input.clear();
-        std::mem::swap(&mut scratch.out, &mut self.kept_out);
+        // The thread's own output goes back to the thread: idle sessions must not keep what it has grown to.
+        let lent = match self.kept_out.is_empty() {
+            true => None,
+            false => Some(std::mem::replace(&mut scratch.out, std::mem::take(&mut self.kept_out))),
+        };
         if self.outbox.is_empty() {
             std::mem::swap(&mut scratch.segments, &mut self.outbox);
         }
@@ -324,10 +279,7 @@ impl Session {
         if at == have && self.kept_input.capacity() > 0 {
             self.kept_input = Vec::new();
         }
-        if sent < scratch.out.len() {
-            self.kept_out.extend_from_slice(&scratch.out[sent..]);
-        }
-        scratch.out.clear();
+        self.keep_output(scratch, lent, sent);
         if self.outbox.is_empty() {
             std::mem::swap(&mut scratch.segments, &mut self.outbox);
         }
@@ -412,11 +364,12 @@ impl Session {
         turn_ends: Option<Instant>,
     ) -> Progress {
         self.heed_rules();
+        scratch.room = self.room_for_output();
         // The input is borrowed apart from the rest of the scratch buffers.
         let input = std::mem::take(&mut scratch.input);
         let mut rest = &input[*at..have];
         let progress = loop {
-            if self.outbox.len() >= GATHER_SEGMENTS || scratch.out.len() >= GATHER_BYTES {
+            if self.outbox.len() >= GATHER_SEGMENTS || self.has_gathered(scratch) {
                 break Progress::Full;
             }
             // A thread that has no other session to run does not break up what came together.
@@ -434,6 +387,9 @@ impl Session {
             }
             if self.jobs > 0 && self.must_wait_for_jobs(rest) {
                 break if self.outbox.is_empty() { Progress::Held } else { Progress::Full };
+            }
+            if let Some(progress) = self.owes_too_much(rest) {
+                break progress;
             }
             if self.holds_too_much(rest) {
                 break match (self.outbox.is_empty(), self.jobs) {

@@ -8,6 +8,7 @@ use rustix::io::Errno;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::backlog::Charge;
 use super::replies::{Asked, BYTES_A_TURN, BYTES_AHEAD, Framing, SMALL};
 use super::{Manner, Next, Scratch, Session};
 use crate::errors::Error;
@@ -41,6 +42,8 @@ pub(super) enum Payload {
     Carrying { length: usize, file: OwnedFd },
     /// One byte in a message of its own, which carries a descriptor.
     Descriptor { byte: u8, file: OwnedFd },
+    /// A content as storage brought it; what lies before `at` is sent.
+    Brought { bytes: Box<[u8]>, at: usize, _charge: Charge },
     /// The file's bytes from `at` up to `end`; what lies before `warm` was found in memory.
     File { file: Arc<OwnedFd>, at: u64, end: u64, warm: u64 },
     /// An error that took the place of a descriptor the kernel refused, and of so many bytes of the out buffer.
@@ -91,6 +94,7 @@ impl Session {
                     }
                     self.flush_file(scratch, manner.patience, bytes_left)
                 }
+                Payload::Brought { .. } => self.flush_brought(scratch, manner.patience, bytes_left),
                 Payload::Text { .. } => self.flush_text(scratch, manner.patience, sent),
             };
             match outcome {
@@ -131,7 +135,7 @@ impl Session {
                     total += length;
                 }
                 other => {
-                    more = matches!(other, Payload::File { .. });
+                    more = matches!(other, Payload::File { .. } | Payload::Brought { .. });
                     break;
                 }
             }
@@ -253,6 +257,29 @@ impl Session {
             *at += taken;
             if *at == bytes.len() {
                 *sent += *instead_of;
+                self.finish_front(scratch, now);
+            }
+        }
+        Ok(())
+    }
+
+    fn flush_brought(
+        &mut self,
+        scratch: &mut Scratch,
+        patience: Patience,
+        bytes_left: &mut usize,
+    ) -> Result<(), Errno> {
+        let Some(Segment { payload: Payload::Brought { bytes, at, .. }, .. }) = self.outbox.front() else {
+            return Ok(());
+        };
+        let taken = transport::send(self.socket(), &bytes[*at..], patience, false)?;
+        *bytes_left = bytes_left.saturating_sub(taken);
+        let now = Instant::now();
+        self.moved_at = now;
+        self.count_sent(1, taken, 0);
+        if let Some(Segment { payload: Payload::Brought { bytes, at, .. }, .. }) = self.outbox.front_mut() {
+            *at += taken;
+            if *at == bytes.len() {
                 self.finish_front(scratch, now);
             }
         }

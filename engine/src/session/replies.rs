@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::descriptors::Source;
-use super::errand::{Brought, Errand, Rest, part};
+use super::errand::{Errand, Rest, part};
 use super::outbox::{Ending, Payload, Segment, end_of_part_ahead, is_in_memory};
 use super::{Manner, Scratch, Session};
 use crate::errors::Error;
@@ -134,6 +134,7 @@ impl Session {
                 length: parameters.length,
                 conditions,
                 deadline,
+                room: 0,
                 rest,
             };
             self.send_errand(scratch, manner, wanted.asked, errand, wanted.has_priority)
@@ -198,22 +199,25 @@ impl Session {
         let (asked, offset, length) =
             (wanted.asked, wanted.parameters.offset.unwrap_or(0), wanted.parameters.length);
         let is_cached = asked.operation == Operation::Copy && self.service.cache.is_on();
+        let most_small = self.most_small(scratch);
         if is_cached
             && let Some(Cached { version, bytes, .. }) = self.service.cache.get(path, asked.complete_at)
             && self.service.mapping.is_still(path, &version)
         {
-            self.service.statistics.record_cache(scratch.shard, true);
-            conditions.check_version(Some(&version))?;
             let (at, end) = part(bytes.len() as u64, offset, length);
-            let found = Found { size: bytes.len() as u64, mtime: version.mtime(), version };
-            self.push_bytes(scratch, asked, &found, &bytes[at as usize..end as usize]);
-            return Ok(true);
+            if end - at <= most_small {
+                self.service.statistics.record_cache(scratch.shard, true);
+                conditions.check_version(Some(&version))?;
+                let found = Found { size: bytes.len() as u64, mtime: version.mtime(), version };
+                self.push_bytes(scratch, asked, &found, &bytes[at as usize..end as usize]);
+                return Ok(true);
+            }
         }
         let seen = is_cached.then(SystemTime::now);
         let Some(opened) = self.open(path, may_wait)? else { return Ok(false) };
         conditions.check_version(Some(&opened.version))?;
         let (at, end) = part(opened.size, offset, length);
-        if end > at && (end - at > SMALL || asked.operation == Operation::Splice) {
+        if end > at && (end - at > most_small || asked.operation == Operation::Splice) {
             // Once its head is out, everything behind it waits for the content, and a failure can only close.
             if may_wait {
                 transport::touch(&opened.file, at, 1).map_err(Error::Storage)?;
@@ -253,39 +257,12 @@ impl Session {
         Ok(true)
     }
 
-    pub(super) fn push_brought(
+    pub(super) fn push_descriptor(
         &mut self,
         scratch: &mut Scratch,
         asked: Asked,
-        brought: Brought,
+        opened: Opened,
     ) -> Result<(), Error> {
-        match brought {
-            Brought::Descriptor(opened) => self.push_descriptor(scratch, asked, opened)?,
-            Brought::Bytes { found, bytes } => {
-                if asked.operation == Operation::Copy && self.service.cache.is_on() {
-                    self.service.statistics.record_cache(scratch.shard, false);
-                }
-                self.push_bytes(scratch, asked, &found, &bytes);
-            }
-            Brought::File { opened, at, end } => self.push_file(scratch, asked, opened, at, end),
-            Brought::Known(found) => self.push_known(scratch, asked, Some(&found)),
-            Brought::Nothing => self.push_known(scratch, asked, None),
-            Brought::Page(page) => {
-                let Framing::Two { id, .. } = asked.framing else { return Ok(()) };
-                let before = scratch.out.len();
-                let (cursor, form) = (page.cursor.as_deref(), page.form.number());
-                let metadata = v2::Metadata { cursor, form, ..v2::Metadata::default() };
-                let content = page.entries.len() as u64;
-                v2::encode_response(&mut scratch.out, id, Status::Ok, content, &metadata);
-                scratch.out.extend_from_slice(&page.entries);
-                let length = scratch.out.len() - before;
-                self.push_buffered(length, Some(Ending { asked, status: Status::Ok, content }));
-            }
-        }
-        Ok(())
-    }
-
-    fn push_descriptor(&mut self, scratch: &mut Scratch, asked: Asked, opened: Opened) -> Result<(), Error> {
         mapping::clear_status_flags(&opened.file)?;
         self.hold();
         let ends = Some(Ending { asked, status: Status::Ok, content: 0 });
@@ -308,7 +285,7 @@ impl Session {
         Ok(())
     }
 
-    fn push_bytes(&mut self, scratch: &mut Scratch, asked: Asked, found: &Found, bytes: &[u8]) {
+    pub(super) fn push_bytes(&mut self, scratch: &mut Scratch, asked: Asked, found: &Found, bytes: &[u8]) {
         let before = scratch.out.len();
         push_head(&mut scratch.out, asked, bytes.len() as u64, Some(found));
         scratch.out.extend_from_slice(bytes);
@@ -318,7 +295,14 @@ impl Session {
     }
 
     /// The part that the first turn sends is in memory, or may be waited for.
-    fn push_file(&mut self, scratch: &mut Scratch, asked: Asked, opened: Opened, at: u64, end: u64) {
+    pub(super) fn push_file(
+        &mut self,
+        scratch: &mut Scratch,
+        asked: Asked,
+        opened: Opened,
+        at: u64,
+        end: u64,
+    ) {
         let before = scratch.out.len();
         push_head(&mut scratch.out, asked, end - at, Some(&opened.found()));
         let length = scratch.out.len() - before;
@@ -331,7 +315,7 @@ impl Session {
     }
 
     /// A response that is its metadata.
-    fn push_known(&mut self, scratch: &mut Scratch, asked: Asked, found: Option<&Found>) {
+    pub(super) fn push_known(&mut self, scratch: &mut Scratch, asked: Asked, found: Option<&Found>) {
         let before = scratch.out.len();
         push_head(&mut scratch.out, asked, 0, found);
         let length = scratch.out.len() - before;
@@ -360,7 +344,7 @@ impl Session {
 }
 
 /// What precedes a content, or stands alone. In version 1 only contents have a head.
-fn push_head(out: &mut Vec<u8>, asked: Asked, content: u64, found: Option<&Found>) {
+pub(super) fn push_head(out: &mut Vec<u8>, asked: Asked, content: u64, found: Option<&Found>) {
     match asked.framing {
         Framing::One => out.extend_from_slice(&protocol::content_head(content)),
         Framing::Two { id, .. } => {

@@ -262,6 +262,7 @@ impl Session {
                     length: None,
                     conditions,
                     deadline,
+                    room: 0,
                     rest: Rest::Content { bytes: bytes.into(), make_parents, hold: self.hold_for_put() },
                 }));
             }
@@ -322,6 +323,7 @@ impl Session {
                 length: None,
                 conditions,
                 deadline,
+                room: 0,
                 rest: Rest::Commit { incoming, hold },
             };
             if let Err(error) = self.send_errand(scratch, manner, asked, errand, false) {

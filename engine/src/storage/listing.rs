@@ -25,7 +25,7 @@ use crate::storage::walk::{LeftOut, Step, Walk};
 pub const DEFAULT_LIMIT: u32 = 1_000;
 pub const MAX_LIMIT: u32 = 10_000;
 /// Bytes of entries in a page.
-const MOST_CONTENT: usize = 1 << 20;
+pub const MOST_CONTENT: usize = 1 << 20;
 /// Bytes of an entry beside its path: kind, length and slash, size, time and nanoseconds.
 const MOST_FACTS: usize = 24;
 /// Bytes of runs that are kept, for all listings together, how many, and for how long.
@@ -113,7 +113,9 @@ pub struct Paging {
     session: u64,
     listing: u64,
     prefix: Vec<u8>,
+    /// How many entries there may be, and bytes of them.
     limit: u32,
+    most_content: usize,
     walk: Walk,
     /// Where the next page would go on.
     after: Vec<u8>,
@@ -121,14 +123,15 @@ pub struct Paging {
 }
 
 impl Listing {
-    /// Begins a page.
+    /// Begins a page of so many bytes of entries at most, but [`MOST_CONTENT`] and no fewer than one entry takes.
     ///
     /// Links are listed where the mapping follows them and they lead to objects; what lies below a link to a directory is
     /// listed only where the prefix itself leads there, since links can form circles. What the server cannot read and what
     /// has no URI is left out; the detailed form says so. What the view hides is left out without a word.
-    pub fn begin(&self, wanted: WantedPage) -> Result<Paging, Error> {
+    pub fn begin(&self, wanted: WantedPage, most_content: usize) -> Result<Paging, Error> {
         let WantedPage { session, form, view, prefix, cursor, limit } = wanted;
         let limit = if limit == 0 { DEFAULT_LIMIT } else { limit.min(MAX_LIMIT) };
+        let most_content = most_content.min(MOST_CONTENT);
         let prefix = prefix.strip_prefix('/').unwrap_or(&prefix);
         let (directory, name) = prefix.split_at(prefix.rfind('/').map_or(0, |at| at + 1));
         if let Some(directory) = directory.strip_suffix('/') {
@@ -144,7 +147,8 @@ impl Listing {
         };
         let walk = Walk::new(view, directory, name, &after, self.limits).reporting(form == Form::Detailed);
         let page = Page { form, entries: Vec::new(), count: 0, cursor: None };
-        Ok(Paging { session, listing, prefix: prefix.as_bytes().to_vec(), limit, walk, after, page })
+        let prefix = prefix.as_bytes().to_vec();
+        Ok(Paging { session, listing, prefix, limit, most_content, walk, after, page })
     }
 
     /// Goes on with a page until it is there, or the turn is over: then None.
@@ -154,10 +158,11 @@ impl Listing {
         paging: &mut Paging,
         is_over: &dyn Fn() -> bool,
     ) -> Result<Option<Page>, Error> {
-        let (session, listing, limit) = (paging.session, paging.listing, paging.limit);
+        let (session, listing) = (paging.session, paging.listing);
+        let (limit, most_content) = (paging.limit, paging.most_content);
         let Paging { walk, page, after, .. } = paging;
         let is_full = |page: &Page, path: &[u8]| {
-            page.count == limit || page.entries.len() + path.len() + MOST_FACTS > MOST_CONTENT
+            page.count == limit || page.entries.len() + path.len() + MOST_FACTS > most_content
         };
         let goes_on = loop {
             match walk.step(mapping, |place| self.take(session, listing, place), is_over)? {
@@ -215,6 +220,8 @@ impl Listing {
         } else {
             self.kept().retain(|kept| kept.listing != listing || kept.session != session);
         }
+        // It may wait for its client for long.
+        paging.page.entries.shrink_to_fit();
         let empty = Page { form: paging.page.form, entries: Vec::new(), count: 0, cursor: None };
         Ok(Some(std::mem::replace(&mut paging.page, empty)))
     }

@@ -40,6 +40,8 @@ fn settings(root: &Path, model: Model, listen: &str) -> Settings {
         storage_pool_size: 2,
         cache_size: 1 << 20,
         cache_max_age: Duration::from_secs(60),
+        max_output_buffer: 4 << 20,
+        max_output_memory: 256 << 20,
         follow_symlinks: false,
         writable: false,
         inherited: Vec::new(),

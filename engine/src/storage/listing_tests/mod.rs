@@ -60,7 +60,11 @@ impl Listing {
 
     /// In turns that are over at once.
     fn whole(&self, mapping: &Mapping, wanted: WantedPage) -> Result<Page, Error> {
-        let mut paging = self.begin(wanted)?;
+        self.whole_of(mapping, wanted, MOST_CONTENT)
+    }
+
+    fn whole_of(&self, mapping: &Mapping, wanted: WantedPage, most_content: usize) -> Result<Page, Error> {
+        let mut paging = self.begin(wanted, most_content)?;
         loop {
             if let Some(page) = self.go_on(mapping, &mut paging, &|| true)? {
                 return Ok(page);

@@ -72,6 +72,34 @@ fn limits_are_kept() {
 }
 
 #[test]
+fn pages_of_few_bytes_make_the_same_listing() {
+    let name = "n".repeat(200);
+    let objects: Vec<_> = (0..500).map(|at| format!("{at:05}-{name}")).collect();
+    let root = tree(&objects.iter().map(String::as_str).collect::<Vec<_>>());
+    let (listing, mapping) = (Listing::default(), mapping(&root));
+    let (mut listed, mut cursor) = (Vec::new(), None);
+    loop {
+        let wanted = WantedPage {
+            session: 0,
+            form: Form::Plain,
+            view: None,
+            prefix: "/".into(),
+            cursor,
+            limit: MAX_LIMIT,
+        };
+        let page = listing.whole_of(&mapping, wanted, 16 << 10).expect("a page");
+        assert!(page.entries.len() <= 16 << 10 && page.entries.capacity() < page.entries.len() + 64);
+        listed.extend(uris(&page));
+        cursor = page.cursor;
+        if cursor.is_none() {
+            break;
+        }
+        assert!(page.entries.len() > (16 << 10) - 300, "a full page, or the last");
+    }
+    assert_eq!(listed, objects.iter().map(|object| format!("/{object}")).collect::<Vec<_>>());
+}
+
+#[test]
 fn a_cursor_fits_its_own_listing_only_and_only_whole() {
     let root = tree(&["a/1", "a/2", "a/3", "b/1"]);
     let (listing, mapping) = (Listing::default(), mapping(&root));
