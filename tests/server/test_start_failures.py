@@ -59,8 +59,8 @@ def test_a_start_without_room_for_a_thread_leaves_nothing(
     assert caught.value.errno == (errno.EMFILE if part == "event loop" else errno.EAGAIN)
     assert not server.addresses
     assert os.listdir("/proc/self/fd") == descriptors
-    # The kernel lists a thread for a moment after it has been joined.
-    assert eventually(lambda: len(os.listdir("/proc/self/task")) == threads)
+    # The kernel lists a thread for a moment after it has been joined, those of the test before too.
+    assert eventually(lambda: len(os.listdir("/proc/self/task")) <= threads)
     assert not (tmp_path / "s").exists()
     assert not (tmp_path / "admin").exists()
     # The same value can be started once there is room.
