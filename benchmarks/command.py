@@ -169,6 +169,8 @@ def main() -> None:
         empty.write_text(TYPER)
         get, large = [objmapper, "get", "--server", address], str(folder / "root" / "large")
         todo: dict[str, tuple[Measure, str]] = {
+            "empty Python program": (lambda: program(sys.executable, "-c", ""), ""),
+            "objmapper --version": (lambda: program(objmapper, "--version"), "empty Python program"),
             "empty typer program": (lambda: program(sys.executable, str(empty)), ""),
             "get of 1 KiB": (lambda: program(*get, "/small"), "empty typer program"),
             "cp of 1 GiB": (lambda: copied(folder / "copy", "cp", large), ""),

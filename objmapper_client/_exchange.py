@@ -22,6 +22,7 @@ from objmapper_client.protocol_v2_responses import (
     check_size,
     decode_details,
     decode_entries,
+    in_nanoseconds,
 )
 
 #: A content up to this length shares a connection with other answers; what is longer would hold them up.
@@ -61,13 +62,20 @@ Result = Object | ObjmapperError
 make_pool = Pool
 
 
-class Stat(NamedTuple):
-    """What a server says of an object: size in bytes, modification time in seconds since 1970 (0 over UDP), version."""
-
+class _Stated(NamedTuple):
     uri: str
     size: int
     mtime: int
     etag: str
+
+
+class Stat(_Stated):
+    """What a server says of an object: size in bytes, modification time in seconds since 1970 (0 over UDP), version.
+
+    Beside them, as in `os.stat_result`: `mtime_ns`, the time in nanoseconds, None where the server does not send it.
+    """
+
+    mtime_ns: int | None = None
 
 
 def best_mode(address: Address) -> Mode:
@@ -224,7 +232,10 @@ def stat_of(uri: str, metadata: Metadata) -> Stat:
     """What an answer says of its object."""
     size, mtime = metadata.size or 0, metadata.mtime or 0
     check_size(size)
-    return Stat(uri, size, mtime, metadata.etag or "")
+    found = Stat(uri, size, mtime, metadata.etag or "")
+    if metadata.nanoseconds is not None:
+        found.mtime_ns = in_nanoseconds(mtime, metadata.nanoseconds)
+    return found
 
 
 class Deleting(Single[None]):

@@ -23,7 +23,7 @@ from objmapper_client._transport import (
 )
 from objmapper_client.errors import ConnectionFailed, ObjmapperError, RemoteProtocolError
 from objmapper_client.protocol_v2 import CloseFrame, Operation, encode_with_tail
-from objmapper_client.protocol_v2_responses import USUAL_RESPONSE_SIZE, ResponseHead, decode_usual
+from objmapper_client.protocol_v2_responses import ResponseHead, decode_usual
 
 _FDPASS = Operation.FDPASS
 _LAST_ID = 0xFFFFFFFF
@@ -182,17 +182,17 @@ class Multiplex:
         found = decode_usual(data, ask.number)
         if found is None or not self.connection.responses.is_empty:
             return False
-        content_len, metadata = found
+        content_len, metadata, head_size = found
         if ask.operation is _FDPASS:
-            if len(data) != USUAL_RESPONSE_SIZE or (descriptor := only_descriptor(ancillary)) is None:
+            if len(data) != head_size or (descriptor := only_descriptor(ancillary)) is None:
                 return False
             ask._descriptor = descriptor
             self.connection.inbox.clear()
             self._due = 0
         else:
-            if ancillary or content_len > ask.most or len(data) != USUAL_RESPONSE_SIZE + content_len:
+            if ancillary or content_len > ask.most or len(data) != head_size + content_len:
                 return False
-            ask.content = data[USUAL_RESPONSE_SIZE:]
+            ask.content = data[head_size:]
             self.connection.inbox.clear()
         self.under_way.clear()
         self._operations.clear()

@@ -199,7 +199,7 @@ class AsyncClient(Settings):
         """The objects whose URIs begin with `prefix`, in the order of their URIs; memory is bounded by one page.
 
         `left_out` is called with each file or directory below the prefix that the server cannot list: one whose name is
-        not UTF-8 has no URI, and a directory may be closed to the server.
+        not UTF-8 has no URI, nor has one whose path is too long; and a directory may be closed to the server.
         """
         listed = Listed(prefix)
         while True:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import UTC, datetime
+from itertools import chain
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -21,6 +22,7 @@ from fsspec.core import get_compression
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 from fsspec.utils import isfilelike, other_paths
 
+from objmapper_client._copying import write_pieces
 from objmapper_client._directories import (
     Info,
     MadeDirectories,
@@ -417,15 +419,11 @@ class ObjmapperFileSystem(Trees, AbstractFileSystem):  # type: ignore[misc] # fs
                 found.save(lpath, callback.relative_update)
             return
         with closing(self.client.stream(rpath, announce=callback.set_size)) as stream:
-            chunk = next(stream, b"")
+            # The answer first: a missing object leaves no directory behind.
+            first = next(stream, b"")
             os.makedirs(folder, exist_ok=True)
-            with written_to(lpath) as target, open(target, "wb", buffering=0, closefd=False) as file:
-                while chunk:
-                    left = memoryview(chunk)
-                    while left:
-                        left = left[file.write(left) :]
-                    callback.relative_update(len(chunk))
-                    chunk = next(stream, b"")
+            with written_to(lpath) as target:
+                write_pieces(target, chain((first,), stream), callback.relative_update)
 
     def get(
         self,

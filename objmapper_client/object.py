@@ -8,6 +8,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
+from objmapper_client._copying import copy_memory_to, copy_to
 from objmapper_client._owned import close_descriptor, close_taken, give_last, take_in
 from objmapper_client.errors import RemoteProtocolError, ServerReply, at_limit, error_for
 from objmapper_client.protocol import MAX_CONTENT, Mode, Status
@@ -18,8 +19,6 @@ _CHUNK = 1 << 20
 _FDPASS = Mode.FDPASS
 # What stat.S_ISREG compares, without the call.
 _TYPE, _REGULAR = 0o170000, stat.S_IFREG
-# copy_file_range and sendfile take at most this at once.
-_MOST_AT_ONCE = 1 << 30
 
 
 class Object:
@@ -156,14 +155,16 @@ class Object:
     def save(self, path: str | os.PathLike[str], progress: Callable[[int], None] | None = None) -> int:
         """Writes the content to a file, which appears under its name only when it is whole. Returns its size.
 
-        The bytes are shared or copied by the kernel (copy_file_range, sendfile) where it can. `progress` is called with
-        the number of bytes of each step. A file that is there keeps its permissions; a device or a pipe is written to.
+        The bytes are shared or copied by the kernel (copy_file_range, sendfile) where it can. Holes stay holes; of
+        bytes that came over the wire, long runs of zeros become holes. `progress` is called with the number of bytes of
+        each step. A file that is there keeps its permissions; a device or a pipe is written to.
         Raises OSError, and Conflict where the object was truncated meanwhile; then, and also after a SIGKILL, the file
         is as it was, and nothing else is left.
         """
         descriptor = self.fileno()
         with written_to(path) as output:
-            copied = copy_to(descriptor, output, self.size, progress=progress)
+            copy = copy_to if self.mode is _FDPASS else copy_memory_to
+            copied = copy(descriptor, output, self.size, progress=progress)
             if copied < self.size:
                 raise truncated(self.uri, copied, self.size)
             return copied
@@ -173,121 +174,6 @@ def truncated(uri: str, have: int, promised: int) -> ServerReply:
     """The error for an object whose file became shorter while it was read, which a put never does."""
     words = f"the object was truncated while it was read: {have} of {promised} bytes came; read it again"
     return error_for(Status.CONFLICT, words, uri)
-
-
-def copy_to(
-    source: int, output: int, length: int, offset: int = 0, progress: Callable[[int], None] | None = None
-) -> int:
-    """Copies `length` bytes of `source` from `offset` on to wherever `output` is, in the kernel where it can.
-
-    Both descriptors stay the caller's, and that of `source` its position. A hole of `source` becomes one in a new file.
-    Returns how many bytes there were.
-    """
-    if is_new_file(output) and _has_holes(source):
-        return _copy_data(source, output, length, offset, progress)
-    return _copy_all(source, output, length, offset, progress)
-
-
-def is_new_file(descriptor: int) -> bool:
-    """Whether a descriptor is at the start of an empty file, so that what is not written there is a hole."""
-    found = os.fstat(descriptor)
-    return found.st_mode & _TYPE == _REGULAR and found.st_size == 0 and os.lseek(descriptor, 0, os.SEEK_CUR) == 0
-
-
-def _has_holes(descriptor: int) -> bool:
-    found = os.fstat(descriptor)
-    blocks: int = getattr(found, "st_blocks", found.st_size)
-    return found.st_mode & _TYPE == _REGULAR and blocks * 512 < found.st_size and hasattr(os, "SEEK_DATA")
-
-
-def _copy_data(source: int, output: int, length: int, offset: int, progress: Callable[[int], None] | None) -> int:
-    position = os.lseek(source, 0, os.SEEK_CUR)
-    try:
-        at, end = offset, min(offset + length, os.fstat(source).st_size)
-        while at < end:
-            data = min(_next_data(source, at, end), end)
-            if progress is not None and data > at:
-                progress(data - at)
-            if data < end:
-                hole = min(os.lseek(source, data, os.SEEK_HOLE), end)
-                os.lseek(output, data - offset, os.SEEK_SET)
-                moved = _copy_all(source, output, hole - data, data, progress)
-                if moved < hole - data:
-                    end = data + moved
-                data = hole
-            at = data
-        done = max(0, end - offset)
-        os.ftruncate(output, done)
-        os.lseek(output, done, os.SEEK_SET)
-        return done
-    finally:
-        os.lseek(source, position, os.SEEK_SET)
-
-
-def _next_data(source: int, at: int, end: int) -> int:
-    import errno
-
-    try:
-        return os.lseek(source, at, os.SEEK_DATA)
-    except OSError as error:
-        if error.errno != errno.ENXIO:
-            raise
-        return end
-
-
-def _copy_all(source: int, output: int, length: int, offset: int, progress: Callable[[int], None] | None) -> int:
-    ways = [_copy_file_range, _sendfile, _read_and_write]
-    at, end = offset, offset + length
-    # Steps short enough to show progress, long enough to cost nothing.
-    step = _MOST_AT_ONCE if progress is None else 8 * _CHUNK
-    while at < end:
-        try:
-            moved = ways[0](source, output, at, min(end - at, step))
-        except (OSError, AttributeError):
-            if len(ways) == 1 or not _may_fall_back():
-                raise
-            ways.pop(0)
-            continue
-        if moved == 0:
-            break
-        at += moved
-        if progress is not None:
-            progress(moved)
-    return at - offset
-
-
-def _may_fall_back() -> bool:
-    import errno
-    import sys
-
-    error = sys.exc_info()[1]
-    if not isinstance(error, OSError):
-        return True
-    # Not this pair of descriptors, file systems or kernel; anything else is the copy's own failure.
-    return error.errno in (
-        errno.EINVAL,
-        errno.EXDEV,
-        errno.ENOSYS,
-        errno.EOPNOTSUPP,
-        errno.EBADF,
-        errno.EPERM,
-    )
-
-
-def _copy_file_range(source: int, output: int, offset: int, length: int) -> int:
-    return os.copy_file_range(source, output, length, offset_src=offset)
-
-
-def _sendfile(source: int, output: int, offset: int, length: int) -> int:
-    return os.sendfile(output, source, offset, length)
-
-
-def _read_and_write(source: int, output: int, offset: int, length: int) -> int:
-    chunk = os.pread(source, min(length, _CHUNK), offset)
-    written = 0
-    while written < len(chunk):
-        written += os.write(output, memoryview(chunk)[written:])
-    return written
 
 
 def _gather(some: Callable[[int], bytes], length: int) -> bytes:

@@ -42,6 +42,7 @@ _NUMBERS = {
     0x05: ("backend", U8),
     0x06: ("latency", U32),
     0x8A: ("form", U8),
+    0x8B: ("nanoseconds", U32),
 }
 _WORDS = {0x03: ("etag", "latin-1"), 0x04: ("mime", "latin-1"), 0xFF: ("message", "utf-8")}
 #: Size, modification time and an etag of 16 digits, each behind its type and length: what this project's server says of
@@ -50,8 +51,13 @@ _USUAL = struct.Struct(">3sQ3sq3s16s")
 _USUAL_SIZE = _USUAL.size
 #: A whole response of that kind, but for its content.
 _USUAL_RESPONSE = struct.Struct(">BIBQH3sQ3sq3s16s")
-USUAL_RESPONSE_SIZE = _USUAL_RESPONSE.size
+_USUAL_RESPONSE_SIZE = _USUAL_RESPONSE.size
 _SIZE_HEAD, _MTIME_HEAD, _ETAG_HEAD = b"\x01\x00\x08", b"\x02\x00\x08", b"\x03\x00\x10"
+#: What stands behind that in the answer to a stat.
+_NANOSECONDS = struct.Struct(">3sI")
+_EXACT_SIZE = _USUAL_SIZE + _NANOSECONDS.size
+_EXACT_RESPONSE_SIZE = _USUAL_RESPONSE_SIZE + _NANOSECONDS.size
+_NANOSECONDS_HEAD = b"\x8b\x00\x04"
 # Half of what calling a named tuple costs.
 _new = tuple.__new__
 
@@ -73,6 +79,8 @@ class Metadata(NamedTuple):
     message: str | None = None
     #: The form of a list's entries; None for the plain one.
     form: int | None = None
+    #: Beyond the seconds of the modification time.
+    nanoseconds: int | None = None
 
 
 NO_METADATA = Metadata()
@@ -106,22 +114,32 @@ def encode_response(request_id: int, status: int, content_len: int = 0, metadata
     return packed(_RESPONSE_HEAD, _RESPONSE, request_id, status, content_len, len(out)) + bytes(out)
 
 
-def decode_usual(data: bytes, request_id: int) -> tuple[int, Metadata] | None:
-    """The length of the content, and the metadata, where `data` begins with a response as our servers send it.
+def decode_usual(data: bytes, request_id: int) -> tuple[int, Metadata, int] | None:
+    """Content length, metadata, and own length of the response, where `data` begins with one as our servers send it.
 
     None for anything else: another request's response, an error, other metadata. They are a `ResponseDecoder`'s to
     judge.
     """
-    if len(data) < USUAL_RESPONSE_SIZE:
+    if len(data) < _USUAL_RESPONSE_SIZE:
         return None
     kind, number, status, content_len, metadata_len, size_head, size, mtime_head, mtime, etag_head, etag = (
         _USUAL_RESPONSE.unpack_from(data)
     )
-    if number != request_id or status or metadata_len != _USUAL_SIZE or kind != _RESPONSE or content_len > MAX_CONTENT:
+    if number != request_id or status or kind != _RESPONSE or content_len > MAX_CONTENT:
         return None
     if size_head != _SIZE_HEAD or mtime_head != _MTIME_HEAD or etag_head != _ETAG_HEAD:
         return None
-    return content_len, _new(Metadata, (size, mtime, etag.decode("latin-1"), None, None, None, None, None, None))
+    words = etag.decode("latin-1")
+    if metadata_len == _USUAL_SIZE:
+        metadata = _new(Metadata, (size, mtime, words, None, None, None, None, None, None, None))
+        return content_len, metadata, _USUAL_RESPONSE_SIZE
+    if metadata_len != _EXACT_SIZE or len(data) < _EXACT_RESPONSE_SIZE:
+        return None
+    head, nanoseconds = _NANOSECONDS.unpack_from(data, _USUAL_RESPONSE_SIZE)
+    if head != _NANOSECONDS_HEAD:
+        return None
+    metadata = _new(Metadata, (size, mtime, words, None, None, None, None, None, None, nanoseconds))
+    return content_len, metadata, _EXACT_RESPONSE_SIZE
 
 
 class ResponseDecoder:
@@ -182,7 +200,8 @@ class ResponseDecoder:
         if metadata_len == _USUAL_SIZE:
             size_head, size, mtime_head, mtime, etag_head, etag = _USUAL.unpack_from(kept, start)
             if size_head == _SIZE_HEAD and mtime_head == _MTIME_HEAD and etag_head == _ETAG_HEAD:
-                metadata = _new(Metadata, (size, mtime, etag.decode("latin-1"), None, None, None, None, None, None))
+                words = etag.decode("latin-1")
+                metadata = _new(Metadata, (size, mtime, words, None, None, None, None, None, None, None))
             else:
                 metadata = _decode_metadata(bytes(kept[start:end]))
         elif metadata_len:
@@ -249,6 +268,13 @@ def _decode_metadata(data: bytes) -> Metadata:
     return Metadata(**found)  # type: ignore[arg-type]  # each name has got a value of its own type
 
 
+def in_nanoseconds(mtime: int, nanoseconds: int) -> int:
+    """A time as one number. Raises RemoteProtocolError where the part beyond the seconds is a second or more."""
+    if nanoseconds >= _SECOND:
+        raise RemoteProtocolError(f"the server sent a time with {nanoseconds} nanoseconds")
+    return mtime * _SECOND + nanoseconds
+
+
 def check_size(size: int) -> None:
     """Raises RemoteProtocolError for a size that no file can have."""
     if size > MAX_CONTENT:
@@ -282,7 +308,16 @@ class LeftOut(NamedTuple):
 
 #: What an entry of the detailed form is about.
 _IS_LISTED = 1
-_REASONS = {2: "its name is not UTF-8, so it has no URI", 3: "the server may not read this directory"}
+_NOT_UTF8, _UNREADABLE, _LONG = 2, 3, 4
+
+
+def _reason(kind: int, path: bytes) -> str | None:
+    if kind == _NOT_UTF8:
+        return "its name is not UTF-8, so it has no URI"
+    if kind == _UNREADABLE:
+        is_directory = path.endswith(b"/")
+        return f"the server may not {'read this directory' if is_directory else 'look at it: its directory is closed'}"
+    return "its URI would be longer than 4,096 bytes" if kind == _LONG else None
 
 
 def encode_entry(found: Entry) -> bytes:
@@ -328,17 +363,15 @@ def decode_details(content: bytes) -> tuple[list[Entry], list[LeftOut]]:
         if at > end or (kind == _IS_LISTED and at + _DETAILS.size > end):
             raise RemoteProtocolError("the server sent a list that ends inside an entry")
         if kind != _IS_LISTED:
-            reason = _REASONS.get(kind)
+            reason = _reason(kind, path)
             if reason is None or not path:
                 raise RemoteProtocolError(f"the server sent a list with an entry of the unknown kind {kind}")
             left_out.append(LeftOut(path, reason))
             continue
         size, mtime, nanoseconds = _DETAILS.unpack_from(content, at)
         at += _DETAILS.size
-        if nanoseconds >= _SECOND:
-            raise RemoteProtocolError(f"the server sent a time with {nanoseconds} nanoseconds")
         found = Entry(_listed_uri(path), size, mtime)
-        found.mtime_ns = mtime * _SECOND + nanoseconds
+        found.mtime_ns = in_nanoseconds(mtime, nanoseconds)
         listed.append(found)
     return listed, left_out
 

@@ -1,23 +1,36 @@
 """The admin endpoint as the command sees it. The only module that imports httpx."""
 
+import errno
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from objmapper_cli.errors import ExitCode, Failure
 
+if TYPE_CHECKING:
+    import httpx
+
 DEFAULT: Final = "http://127.0.0.1:9997"
 #: Seconds.
 PATIENCE: Final = 10.0
+#: Seconds between two looks for an endpoint that is waited for.
+PAUSE: Final = 0.05
+#: Errors of a connection that a later start of the server does not change.
+FINAL: Final = (errno.EACCES, errno.EPERM, errno.EINVAL)
 
 
 class AdminClient:
-    """Asks one endpoint: ``http://HOST:PORT``, ``HOST:PORT`` or ``unix:/PATH``. Raises `Failure`."""
+    """Asks one endpoint: ``http://HOST:PORT``, ``HOST:PORT`` or ``unix:/PATH``. Raises `Failure`.
 
-    def __init__(self, address: str | None) -> None:
+    A request waits up to `wait` seconds for an endpoint that is not there yet.
+    """
+
+    def __init__(self, address: str | None, wait: float = 0.0) -> None:
+        self._wait = wait
         self.address = address or os.environ.get("OBJMAPPER_ADMIN") or DEFAULT
         self._socket = self.address.removeprefix("unix:") if self.address.startswith(("unix:", "/")) else None
         url = self.address if "://" in self.address else f"http://{self.address}"
@@ -78,7 +91,9 @@ class AdminClient:
         transport = httpx.HTTPTransport(uds=self._socket)
         try:
             with httpx.Client(transport=transport, timeout=PATIENCE, trust_env=False) as client:
-                answer = client.request(method, self._base + path, json=content, headers=headers)
+                answer = self._answer(
+                    client, client.build_request(method, self._base + path, json=content, headers=headers)
+                )
         except httpx.TimeoutException as error:
             raise Failure(f"{self.address}: no answer in {PATIENCE:.0f} s", ExitCode.TIMEOUT) from error
         except UnicodeError as error:
@@ -93,3 +108,26 @@ class AdminClient:
         if answer.status_code != 200:
             raise Failure(f"{self.address}: answered {answer.status_code} to {path}: {answer.text[:200]}")
         return answer.text
+
+    def _answer(self, client: "httpx.Client", request: "httpx.Request") -> "httpx.Response":
+        import httpx
+
+        deadline = time.monotonic() + self._wait
+        while True:
+            try:
+                return client.send(request)
+            except httpx.ConnectError as error:
+                # Nothing was sent, so any request may be tried again.
+                if time.monotonic() >= deadline or not _may_start(error):
+                    raise
+            time.sleep(PAUSE)
+
+
+def _may_start(error: BaseException) -> bool:
+    """Whether a server that starts later could change the error: its causes do not forbid the connection."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in FINAL:
+            return False
+        cause = cause.__cause__ or cause.__context__
+    return True

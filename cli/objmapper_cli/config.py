@@ -10,6 +10,7 @@ import typer
 
 from objmapper_cli.admin_client import AdminClient
 from objmapper_cli.errors import ExitCode, Failure, say
+from objmapper_cli.options import WaitOption, seconds
 
 Document = Mapping[str, Mapping[str, Any]]
 
@@ -23,12 +24,14 @@ def config(
         str | None, typer.Option(metavar="FILE", help="Only say whether this settings file is right.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="As one document: name → value, origin, changeable.")] = False,
+    wait: WaitOption = "0",
 ) -> None:
     """Show the settings of a server and where they came from.
 
-    Secrets are masked. Where no server is named and none runs: those that one started here and now would have.
+    Secrets are masked. Where no server is named, none is waited for and none runs: those that one started here and now
+    would have.
     """
-    document = _in_force(admin) if check is None else _of(check, environment=False)
+    document = _in_force(admin, seconds("--wait", wait)) if check is None else _of(check, environment=False)
     if as_json:
         print(json.dumps(document, indent=2))
     else:
@@ -47,12 +50,13 @@ def _of(file: str | None, *, environment: bool) -> Document:
     return {name: setting.model_dump() for name, setting in settings_in_force(loaded, has_root=has_root).items()}
 
 
-def _in_force(admin: str | None) -> Document:
-    client = AdminClient(admin)
+def _in_force(admin: str | None, wait: float) -> Document:
+    client = AdminClient(admin, wait)
     try:
         document = client.read("/config", "root")
     except Failure as failure:
-        if failure.code != ExitCode.NOT_REACHED or admin is not None or os.environ.get("OBJMAPPER_ADMIN"):
+        is_meant = admin is not None or bool(os.environ.get("OBJMAPPER_ADMIN")) or wait > 0
+        if failure.code != ExitCode.NOT_REACHED or is_meant:
             raise
         say(f"no server answers at {client.address}; one that is started here and now would have these")
         return _of(None, environment=True)

@@ -2,12 +2,16 @@
 
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import chain
+from typing import TYPE_CHECKING
 
-from objmapper_cli.copying import end_file, write_all, write_sparsely
 from objmapper_cli.errors import Failure
+from objmapper_client._copying import copy_to, write_pieces
 from objmapper_client.client import Client
-from objmapper_client.object import Object, copy_to, is_new_file
 from objmapper_client.protocol import Mode
+
+if TYPE_CHECKING:
+    from objmapper_client.object import Object
 
 
 class Fetch:
@@ -44,20 +48,15 @@ class Fetch:
             with suppress(type(error)):
                 self._chunks.throw(error)
 
-    def write(self, target: int, progress: Callable[[int], None]) -> None:
-        """Write all of it to a descriptor. Raises what `Client.stream` raises, OSError, Failure."""
+    def write(self, target: int, progress: Callable[[int], None]) -> int:
+        """Write all of it to a descriptor. Returns how many bytes it has.
+
+        Raises what `Client.stream` raises, OSError, Failure.
+        """
         if self.found is None:
-            chunk: bytes | None = self._first
-            is_new = is_new_file(target)
-            write = write_sparsely if is_new else write_all
-            while chunk:
-                write(target, chunk)
-                progress(len(chunk))
-                chunk = next(self._chunks, None)
-            if is_new:
-                end_file(target)
-            return
+            return write_pieces(target, chain((self._first,), self._chunks), progress)
         assert self.size is not None
         written = copy_to(self.found.fileno(), target, self.size, self._offset, progress)
         if written < self.size:
             raise Failure(f"{self._uri}: it shrank while it was copied ({written} of {self.size} bytes); try again")
+        return written

@@ -34,6 +34,10 @@ _ENDS_ALL = (
 )  # fmt: skip
 
 
+#: Called with what is in place: URI, file, size, and whether it was fetched.
+Tell = Callable[[str, str, int | None, bool], None]
+
+
 class Wanted(NamedTuple):
     """An object, its place, and what is known of it, None where nothing is."""
 
@@ -62,7 +66,9 @@ def below(
         yield Wanted(entry.uri, path, entry.size, entry.mtime, entry.mtime_ns)
 
 
-def fetch_many(client: Client, wanted: Iterable[Wanted], at_once: int, sync: bool = False) -> tuple[int, int]:
+def fetch_many(
+    client: Client, wanted: Iterable[Wanted], at_once: int, sync: bool = False, tell: Tell | None = None
+) -> tuple[int, int]:
     """Fetch them all. Returns an exit code, and how many they were. With `sync` they are on the disk then.
 
     The code is that of the first that the server refused, or that something local was in the way of; the others are
@@ -71,11 +77,13 @@ def fetch_many(client: Client, wanted: Iterable[Wanted], at_once: int, sync: boo
     """
     count = 0
     with unless_terminated(), Progress("objects") as progress:
-        crew = _Crew(client, at_once, progress, sync)
+        crew = _Crew(client, at_once, progress, sync, tell)
         try:
             for each in wanted:
                 count += 1
-                if not is_there(each):
+                if is_there(each):
+                    crew.tell(each, each.size, False)
+                else:
                     crew.take(each)
             crew.finish()
         except BaseException:
@@ -136,13 +144,14 @@ class _Stopped(BaseException):
 class _Crew:
     """Threads that fetch what they are given."""
 
-    def __init__(self, client: Client, at_once: int, progress: Progress, sync: bool) -> None:
+    def __init__(self, client: Client, at_once: int, progress: Progress, sync: bool, tell: Tell | None) -> None:
         self.code: int = ExitCode.DONE
         self.failed = 0
         self.failure: Exception | None = None
         self._client = client
         self._progress = progress
         self._sync = sync
+        self._tell = tell
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._under_way: set[str] = set()
@@ -208,7 +217,7 @@ class _Crew:
             if in_the_way:
                 raise Failure(f"{wanted.path}: {in_the_way} is in the way of {wanted.uri}")
             with whole_file(wanted.path, under_way=self._under_way, sync=self._sync) as target:
-                fetch.write(target, self._moved)
+                size = fetch.write(target, self._moved)
                 if fetch.found is not None:
                     # Also where it has changed since it was listed, these are the bytes of this moment.
                     at = os.fstat(fetch.found.fileno()).st_mtime_ns
@@ -216,6 +225,13 @@ class _Crew:
                 elif wanted.mtime is not None:
                     at = wanted.mtime * SECOND if wanted.mtime_ns is None else wanted.mtime_ns
                     os.utime(target, ns=(at, at))
+        self.tell(wanted, size, True)
+
+    def tell(self, wanted: Wanted, size: int | None, fetched: bool) -> None:
+        """Say that a file is in place, one at a time."""
+        if self._tell is not None:
+            with self._lock:
+                self._tell(wanted.uri, str(wanted.path), size, fetched)
 
     def _moved(self, step: int) -> None:
         if self._stop.is_set():

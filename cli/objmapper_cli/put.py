@@ -52,9 +52,9 @@ def put(
         except ObjectNotFound as error:
             raise Failure(f"{uri}: the server has no such directory; --parents makes it", ExitCode.NOT_FOUND) from error
     if as_json:
-        from objmapper_cli.showing import print_json
+        from objmapper_cli.showing import print_stat
 
-        print_json(stored._asdict())
+        print_stat(stored)
 
 
 def _size(file: str) -> int | None:

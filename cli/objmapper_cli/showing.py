@@ -4,7 +4,10 @@ import json
 import sys
 import time
 from collections.abc import Mapping
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from objmapper_client import Stat
 
 #: Nanoseconds.
 SECOND: Final = 1_000_000_000
@@ -35,6 +38,18 @@ def print_text(text: str) -> None:
 def print_json(document: Mapping[str, object]) -> None:
     """Print a document in one line; for people who look at it the same: JSON escapes what is not ASCII."""
     print_line(json.dumps(document))
+
+
+def print_fetched(uri: str, file: str, size: int | None, fetched: bool) -> None:
+    """Print as JSON where an object was written to; `fetched` is false where the file was there already."""
+    print_text(json.dumps({"uri": uri, "file": file, "size": size, "fetched": fetched}))
+
+
+def print_stat(found: "Stat", *, has_mtime: bool = True) -> None:
+    """Print what the server says of an object as JSON, its time in seconds as exactly as the server sends it."""
+    mtime = seconds_text(found.mtime, found.mtime_ns) if has_mtime else "null"
+    uri, etag = json.dumps(found.uri), json.dumps(found.etag)
+    print_line(f'{{"uri": {uri}, "size": {found.size}, "mtime": {mtime}, "etag": {etag}}}')
 
 
 def seconds_text(mtime: int, mtime_ns: int | None) -> str:

@@ -17,7 +17,7 @@ def stat(
     """Show size, modification time and etag of objects."""
     from objmapper_cli.names import uri_of
     from objmapper_cli.one_by_one import one_by_one
-    from objmapper_cli.showing import print_json, print_line, shown, when
+    from objmapper_cli.showing import print_line, print_stat, shown, when
     from objmapper_client.address import UdpAddress
 
     with client_of(server, timeout, wait=wait) as client:
@@ -26,9 +26,9 @@ def stat(
         def show(uri: str) -> None:
             found = client.stat(uri)
             if as_json:
-                print_json(found._asdict() | ({} if tells_mtime else {"mtime": None}))
+                print_stat(found, has_mtime=tells_mtime)
             else:
-                mtime = when(found.mtime) if tells_mtime else "not told over UDP"
+                mtime = when(found.mtime, found.mtime_ns) if tells_mtime else "not told over UDP"
                 print_line(f"{shown(uri)}\n  size   {found.size}\n  mtime  {mtime}\n  etag   {found.etag}")
 
         return one_by_one(map(uri_of, uris), show)

@@ -10,6 +10,7 @@ import typer
 
 from objmapper_cli.admin_client import AdminClient
 from objmapper_cli.errors import ExitCode, Failure
+from objmapper_cli.options import WaitOption, seconds
 from objmapper_cli.units import amount, micros
 
 Document = Mapping[str, Any]
@@ -27,6 +28,7 @@ def stats(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The endpoint's own document.")] = False,
     watch: Annotated[float | None, typer.Option(metavar="SECONDS", help="Show it again and again.")] = None,
+    wait: WaitOption = "0",
 ) -> None:
     """Show what a server is doing.
 
@@ -34,7 +36,7 @@ def stats(
     """
     if watch is not None and not 0.1 <= watch <= 86400:
         raise Failure(f"--watch {watch:g}: 0.1 to 86400 seconds", ExitCode.USAGE)
-    client = AdminClient(admin)
+    client = AdminClient(admin, seconds("--wait", wait))
     if as_json:
         _repeat(watch, lambda: print(client.text("/stats", *NAMES), flush=True))
         return

@@ -9,6 +9,7 @@ import typer
 
 from objmapper_cli.admin_client import AdminClient
 from objmapper_cli.errors import ExitCode, Failure
+from objmapper_cli.options import WaitOption, seconds
 from objmapper_cli.showing import print_text, shown
 from objmapper_cli.units import micros
 
@@ -29,6 +30,7 @@ def trace(
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="A document a line.")] = False,
+    wait: WaitOption = "0",
 ) -> None:
     """Follow the requests that take longer than a time.
 
@@ -37,7 +39,7 @@ def trace(
     import json
 
     floor = milliseconds(slower_than)
-    client = AdminClient(admin)
+    client = AdminClient(admin, seconds("--wait", wait))
     after, left = client.post("/watch", {"slower_than_ms": floor}, "last")["last"], count
     if sys.stdout.isatty() and not as_json:
         print("time          total  =  queue + storage +   send  mode      status  URI  (client)")

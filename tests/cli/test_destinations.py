@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from objmapper_client import Client
+from objmapper_client.filesystem import ObjmapperFileSystem
 from objmapper_server import Server
 from tests.cli.conftest import COMMAND, Run, one_line
 
@@ -90,3 +91,30 @@ def test_holes_stay_holes(server: Server, objmapper: Run, root: Path, tmp_path: 
     got = objmapper("get", "/sparse", "-o", "part", "--offset", 100, "--length", (8 << 20) + 5, *at)
     assert got.returncode == 0
     assert (tmp_path / "part").read_bytes() == (root / "sparse").read_bytes()[100 : 100 + (8 << 20) + 5]
+
+
+@pytest.mark.parametrize("transport", ["unix", "tcp"])
+def test_holes_stay_holes_where_a_program_saves(server: Server, root: Path, tmp_path: Path, transport: str) -> None:
+    random = os.urandom(1 << 20)
+    with (root / "sparse").open("wb") as file:
+        for at in (0, (8 << 20) + 5, 20 << 20):
+            file.seek(at)
+            file.write(random)
+        file.truncate((32 << 20) + 77)
+    whole, steps = (root / "sparse").read_bytes(), list[int]()
+    with Client(server.addresses[transport]) as client:
+        with client.open("/sparse") as found:
+            assert found.save(tmp_path / "saved", progress=steps.append) == len(whole)
+        with client.open("/big") as found:
+            assert found.save(tmp_path / "dense") == 20 << 20
+        with client.open("/a") as found:
+            assert found.save(tmp_path / "small") == 5
+    assert sum(steps) == len(whole)
+    files = ObjmapperFileSystem(server.addresses[transport], skip_instance_cache=True)
+    with files.client:
+        files.get_file("/sparse", str(tmp_path / "got"))
+    for name in ("saved", "got"):
+        assert (tmp_path / name).read_bytes() == whole
+        assert (tmp_path / name).stat().st_blocks * 512 < 4 << 20
+    assert (tmp_path / "dense").read_bytes() == (root / "big").read_bytes()
+    assert (tmp_path / "small").read_bytes() == b"hello"

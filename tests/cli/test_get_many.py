@@ -1,5 +1,6 @@
 """``objmapper get`` of several objects: one after the other to standard output, or each into a file of a directory."""
 
+import json
 import os
 import struct
 from pathlib import Path
@@ -30,6 +31,21 @@ def tree(root: Path) -> Path:
 
 def content(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_json_says_what_is_in_place(server: Server, objmapper: Run, tree: Path, tmp_path: Path) -> None:
+    for fetched in (True, False):
+        got = objmapper("get", "-r", "/tree/", "-o", "out", "--json")
+        assert (got.returncode, got.stderr) == (0, b"")
+        said = [json.loads(line) for line in got.stdout.splitlines()]
+        assert {each["uri"] for each in said} == {f"/tree/{at % 3}/{at}.bin" for at in range(60)}
+        assert {each["fetched"] for each in said} == {fetched}
+        assert all((tmp_path / each["file"]).stat().st_size == each["size"] for each in said)
+    got = objmapper("get", "/a", "-o", "a", "--json")
+    assert json.loads(got.stdout) == {"uri": "/a", "file": "a", "size": 5, "fetched": True}
+    got = objmapper("get", "/a", "--json")
+    assert (got.returncode, got.stdout) == (2, b"")
+    assert "-o FILE or DIR" in one_line(got.stderr)
 
 
 def test_several_go_to_standard_output_in_order(server: Server, objmapper: Run) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from objmapper_cli.trace import line
+from objmapper_client import Client, LeftOut
 from objmapper_client.errors import printable
 from objmapper_server import Config, Server
 from objmapper_server.plain_json import as_plain_json
@@ -65,6 +66,30 @@ def test_what_a_listing_leaves_out_is_named(server: Server, objmapper: Run, root
         assert r"/no\xffname: left out: its name is not UTF-8" in one_line(got.stderr)
     assert (tmp_path / "out/a").read_bytes() == b"hello"
     assert objmapper("ls", "/a").returncode == 0
+
+
+def test_paths_that_are_too_long_for_a_uri_are_named(server: Server, objmapper: Run, root: Path) -> None:
+    name = "d" * 200
+    directory = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    for _ in range(20):
+        os.mkdir(name, dir_fd=directory)
+        below = os.open(name, os.O_RDONLY | os.O_DIRECTORY, dir_fd=directory)
+        os.close(directory)
+        directory = below
+    start = f"/{name}" * 20
+    for file in ("f" * 75, "g" * 76):
+        os.close(os.open(file, os.O_CREAT | os.O_WRONLY, dir_fd=directory))
+    os.close(directory)
+    got = objmapper("ls", "/d")
+    assert got.returncode == 1
+    assert got.stdout.decode() == f"{start}/{'f' * 75}\n"
+    assert one_line(got.stderr) == f"{start}/{'g' * 76}: left out: its URI would be longer than 4,096 bytes"
+    # Also where a page ends at a path that long.
+    left_out: list[LeftOut] = []
+    with Client(server.addresses["tcp"]) as client:
+        listed = [entry.uri for entry in client.list("/", page_size=1, left_out=left_out.append)]
+    assert listed == ["/a", "/big", f"{start}/{'f' * 75}", "/empty"]
+    assert [os.fsdecode(each.path) for each in left_out] == [f"{start}/{'g' * 76}"]
 
 
 def test_a_locale_without_utf8_is_no_hindrance(

@@ -146,11 +146,30 @@ def test_a_server_that_takes_no_writes_says_so(root: Path, tmp_path: Path, objma
 
 
 def test_what_can_be_removed_is(server: Server, objmapper: Run, root: Path) -> None:
-    got = objmapper("rm", "/a", "/missing", "/empty")
+    got = objmapper("rm", "/a", "/missing", "/empty", "--json")
     assert got.returncode == 3
+    assert [json.loads(line) for line in got.stdout.splitlines()] == [{"uri": "/a"}, {"uri": "/empty"}]
     assert "/missing" in one_line(got.stderr)
     assert not (root / "a").exists()
     assert not (root / "empty").exists()
+
+
+def test_times_are_exact(server: Server, objmapper: Run, root: Path) -> None:
+    os.utime(root / "a", ns=(0, 1_700_000_000_123_456_789))
+    os.utime(root / "empty", ns=(0, -5))
+    os.utime(root / "big", (0, 1_700_000_000))
+    for transport in TRANSPORTS:
+        at = ["--server", server.addresses[transport]]
+        said = objmapper("stat", "/a", "/empty", "/big", *at).stdout.decode()
+        times = [line.split()[1] for line in said.splitlines() if line.startswith("  mtime")]
+        assert times == ["2023-11-14T22:13:20.123456789Z", "1969-12-31T23:59:59.999999995Z", "2023-11-14T22:13:20Z"]
+        lines = objmapper("stat", "/a", "/empty", "/big", "--json", *at).stdout.splitlines()
+        assert [line.split(b'"mtime": ')[1].split(b",")[0] for line in lines] == [
+            b"1700000000.123456789",
+            b"-0.000000005",
+            b"1700000000",
+        ]
+        assert [json.loads(line)["size"] for line in lines] == [5, 0, 20 << 20]
 
 
 def test_a_listing(server: Server, objmapper: Run, root: Path) -> None:

@@ -1,5 +1,6 @@
 """Servers that are still to start, and where a server listens by itself."""
 
+import json
 import subprocess
 import threading
 from collections.abc import Callable
@@ -37,6 +38,36 @@ def test_a_client_waits_for_a_server_that_starts(
     assert read == [b"hello", b"hello"]
     with pytest.raises(ValueError, match="wait"):
         Client("unix:/nowhere", wait=float("nan"))
+
+
+def test_what_asks_the_admin_endpoint_waits_for_it(
+    root: Path, tmp_path: Path, objmapper: Run, started: Callable[..., subprocess.Popen[bytes]]
+) -> None:
+    admin = f"unix:{tmp_path}/admin"
+    for command in ("stats", "trace", "config"):
+        got = objmapper(command, "--admin", admin, "--wait", "100ms")
+        assert got.returncode == 4
+        assert "no admin endpoint" in one_line(got.stderr)
+        assert objmapper(command, "--wait", "soon").returncode == 2
+    # Where a server is waited for, its settings are meant, and not those that one would have.
+    got = objmapper("config", "--wait", "100ms")
+    assert (got.returncode, got.stdout) == (4, b"")
+    waiting = [
+        started(*command, "--admin", admin, "--json", "--wait", "60s")
+        for command in (["stats"], ["config"], ["trace", "--slower-than", "0us", "--count", "1"])
+    ]
+    # They wait, and a server that starts later is found.
+    for process in waiting:
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.5)
+    with Server(Config(root=root, unix=tmp_path / "socket", admin=admin)):
+        stats, config, trace = waiting
+        assert "requests_total" in json.loads(stats.communicate(timeout=60)[0])
+        assert json.loads(config.communicate(timeout=60)[0])["admin"]["value"] == admin
+        with Client(f"unix:{tmp_path}/socket") as client:
+            while trace.poll() is None:
+                client.read("/a")
+        assert json.loads(trace.communicate(timeout=60)[0])["uri"] == "/a"
 
 
 def test_serve_takes_no_address_from_the_clients_variable(

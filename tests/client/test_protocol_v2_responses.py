@@ -119,6 +119,7 @@ metadata = st.builds(
     mime=words,
     backend=st.none() | st.integers(0, 255),
     latency=st.none() | u32,
+    nanoseconds=st.none() | u32,
     cursor=st.none() | st.binary(max_size=20),
     message=texts,
     form=st.none() | st.integers(0, 255),
@@ -247,7 +248,7 @@ def test_a_list_of_the_detailed_form_that_is_cut_is_the_servers_fault() -> None:
 
 @pytest.mark.parametrize(
     "content",
-    ["00 0002 2f61", "04 0002 2f61", "02 0000", f"01 0001 ff {'00' * 20}", f"01 0001 61 {'00' * 16} 3b9aca00"],
+    ["00 0002 2f61", "05 0002 2f61", "02 0000", f"01 0001 ff {'00' * 20}", f"01 0001 61 {'00' * 16} 3b9aca00"],
 )
 def test_what_no_list_of_the_detailed_form_has_is_the_servers_fault(content: str) -> None:
     with pytest.raises(RemoteProtocolError):

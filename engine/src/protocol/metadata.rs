@@ -11,7 +11,11 @@ const BACKEND: u8 = 0x05;
 const LATENCY: u8 = 0x06;
 const CURSOR: u8 = 0x87;
 const FORM: u8 = 0x8a;
+const NANOSECONDS: u8 = 0x8b;
 const TEXT: u8 = 0xff;
+
+/// A cursor has at most this many bytes: a path of the length of a URI, one more name, and 25 bytes beside them.
+pub(crate) const MAX_CURSOR: usize = MAX_URI + 512;
 
 /// The entries of a response, borrowed: by the server from what it knows, by a client from what came.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -20,13 +24,15 @@ pub struct Metadata<'a> {
     pub size: Option<u64>,
     /// Seconds since 1970, in two's complement.
     pub mtime: Option<u64>,
+    /// Nanoseconds beyond those seconds.
+    pub nanoseconds: Option<u32>,
     /// The object's version.
     pub etag: Option<&'a [u8]>,
     pub mime: Option<&'a [u8]>,
     pub backend: Option<u8>,
     /// Microseconds.
     pub latency: Option<u32>,
-    /// Where a list goes on, at most [`MAX_URI`] bytes.
+    /// Where a list goes on, at most [`MAX_CURSOR`] bytes.
     pub cursor: Option<&'a [u8]>,
     /// The form of a list's entries; None for the first one.
     pub form: Option<u8>,
@@ -48,6 +54,7 @@ impl<'a> Metadata<'a> {
                 BACKEND => found.backend = Some(number_u8(data)?),
                 LATENCY => found.latency = Some(number_u32(data)?),
                 CURSOR => found.cursor = Some(data),
+                NANOSECONDS => found.nanoseconds = Some(number_u32(data)?),
                 FORM => found.form = Some(number_u8(data)?),
                 TEXT => found.text = Some(data),
                 _ => {}
@@ -69,6 +76,9 @@ impl<'a> Metadata<'a> {
         if let Some(etag) = self.etag {
             push_word(out, ETAG, etag);
         }
+        if let Some(nanoseconds) = self.nanoseconds {
+            entries::push(out, NANOSECONDS, &nanoseconds.to_be_bytes());
+        }
         if let Some(mime) = self.mime {
             push_word(out, MIME, mime);
         }
@@ -79,7 +89,8 @@ impl<'a> Metadata<'a> {
             entries::push(out, LATENCY, &latency.to_be_bytes());
         }
         if let Some(cursor) = self.cursor {
-            push_word(out, CURSOR, cursor);
+            debug_assert!(cursor.len() <= MAX_CURSOR, "a cursor of {} bytes", cursor.len());
+            entries::push(out, CURSOR, cursor);
         }
         if let Some(form) = self.form {
             entries::push(out, FORM, &[form]);
@@ -94,7 +105,7 @@ impl<'a> Metadata<'a> {
     }
 }
 
-/// None of these is longer than a URI, so that all together fit the two bytes of their length.
+/// None of these is longer than a URI, and a cursor not much, so that all together fit the two bytes of their length.
 fn push_word(out: &mut Vec<u8>, kind: u8, word: &[u8]) {
     debug_assert!(word.len() <= MAX_URI, "an entry of {} bytes", word.len());
     entries::push(out, kind, &word[..word.len().min(MAX_URI)]);

@@ -56,8 +56,11 @@ pub fn encode_entry(out: &mut Vec<u8>, uri: [&[u8]; 2], size: u64, mtime: i64) {
 pub const LISTED: u8 = 1;
 /// Left out: the name is not UTF-8.
 pub const LEFT_OUT_NAME: u8 = 2;
-/// Left out: the server may not read the directory.
+/// Left out: the server may not read the directory, or may not look at the file.
 pub const LEFT_OUT_UNREADABLE: u8 = 3;
+
+/// Left out: its URI would be longer than [`super::MAX_URI`].
+pub const LEFT_OUT_LONG: u8 = 4;
 
 /// Appends an entry of the second form, for an object: with nanoseconds beyond `mtime`.
 pub fn encode_detailed(out: &mut Vec<u8>, uri: [&[u8]; 2], size: u64, mtime: i64, nanoseconds: u32) {
@@ -74,7 +77,7 @@ pub fn encode_left_out(out: &mut Vec<u8>, kind: u8, path: [&[u8]; 2]) {
 
 fn push_path(out: &mut Vec<u8>, path: [&[u8]; 2]) {
     let length = path[0].len() + path[1].len();
-    debug_assert!(length <= super::MAX_URI);
+    debug_assert!(length <= usize::from(u16::MAX));
     out.extend_from_slice(&(length as u16).to_be_bytes());
     path.iter().for_each(|piece| out.extend_from_slice(piece));
 }

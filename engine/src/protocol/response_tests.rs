@@ -62,6 +62,7 @@ fn in_words(id: u32, status: u8, content_len: u64, metadata: &Metadata<'_>) -> S
         ("mime", metadata.mime.map(hex)),
         ("backend", metadata.backend.map(|number| number.to_string())),
         ("latency", metadata.latency.map(|number| number.to_string())),
+        ("nanoseconds", metadata.nanoseconds.map(|number| number.to_string())),
         ("cursor", metadata.cursor.map(hex)),
         ("text", metadata.text.map(hex)),
         ("form", metadata.form.map(|number| number.to_string())),
@@ -225,7 +226,9 @@ proptest! {
             asked.insert(id, each.operation);
             let (size, mtime, backend, latency) = each.numbers;
             let [etag, mime, cursor, text] = each.words.each_ref().map(Option::as_deref);
-            let metadata = Metadata { size, mtime, etag, mime, backend, latency, cursor, form: backend, text };
+            let metadata = Metadata {
+                size, mtime, nanoseconds: latency, etag, mime, backend, latency, cursor, form: backend, text,
+            };
             let by_descriptor = each.operation == Operation::FdPass;
             let delivers = each.status == Status::Ok;
             let content_len = if delivers && (extended || !by_descriptor) { each.content.len() as u64 } else { 0 };

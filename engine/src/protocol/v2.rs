@@ -14,9 +14,9 @@ pub use super::parameters::{MAX_PARAMETERS, Parameters};
 #[cfg(test)]
 pub use super::response::LISTED;
 pub use super::response::{
-    CONTENT_LEN_AT, DecodedResponse, LEFT_OUT_NAME, LEFT_OUT_UNREADABLE, MARKER, ResponseDecoder,
-    encode_close, encode_close_ack, encode_detailed, encode_entry, encode_left_out, encode_refusal,
-    encode_response,
+    CONTENT_LEN_AT, DecodedResponse, LEFT_OUT_LONG, LEFT_OUT_NAME, LEFT_OUT_UNREADABLE, MARKER,
+    ResponseDecoder, encode_close, encode_close_ack, encode_detailed, encode_entry, encode_left_out,
+    encode_refusal, encode_response,
 };
 use super::{MAX_URI, Status};
 

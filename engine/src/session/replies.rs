@@ -349,9 +349,13 @@ pub(super) fn push_head(out: &mut Vec<u8>, asked: Asked, content: u64, found: Op
         Framing::One => out.extend_from_slice(&protocol::content_head(content)),
         Framing::Two { id, .. } => {
             let etag = found.map(Found::etag);
+            // Left out of answers with a content, where a client that needs no time would pay for them.
+            let is_exact =
+                matches!(asked.operation, Operation::Stat | Operation::Put | Operation::PutDescriptor);
             let metadata = v2::Metadata {
                 size: found.map(|found| found.size),
                 mtime: found.map(|found| found.mtime as u64),
+                nanoseconds: found.filter(|_| is_exact).map(|found| found.version.mtime_nanoseconds()),
                 etag: etag.as_ref().map(<[u8; 16]>::as_slice),
                 ..v2::Metadata::default()
             };

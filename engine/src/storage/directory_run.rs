@@ -144,7 +144,9 @@ fn make_key(
     if kind == FileType::Unknown {
         kind = match fs::statat(directory, entry.file_name(), AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => FileType::from_raw_mode(stat.st_mode),
-            Err(Errno::NOENT | Errno::ACCESS) => FileType::Unknown,
+            Err(Errno::NOENT) => FileType::Unknown,
+            // The listing looks at it again, and reports that it may not.
+            Err(Errno::ACCESS) => FileType::RegularFile,
             Err(errno) => return Err(errno),
         };
     }

@@ -64,6 +64,18 @@ pub struct Page {
     pub cursor: Option<Vec<u8>>,
 }
 
+impl Page {
+    fn leave_out(&mut self, reason: LeftOut, path: &[u8]) {
+        let kind = match reason {
+            LeftOut::Name => v2::LEFT_OUT_NAME,
+            LeftOut::Unreadable => v2::LEFT_OUT_UNREADABLE,
+            LeftOut::Long => v2::LEFT_OUT_LONG,
+        };
+        encode_left_out(&mut self.entries, kind, [b"/", path]);
+        self.count += 1;
+    }
+}
+
 /// What listings that are under way have already read of large directories. One for all sessions; each gets only what its own
 /// listings have read.
 #[derive(Debug)]
@@ -173,8 +185,15 @@ impl Listing {
                     break true;
                 }
                 Step::Object => {
-                    if let Some(found) = stat(mapping, walk)? {
-                        let path = walk.path();
+                    let looked = stat(mapping, walk)?;
+                    let path = walk.path();
+                    if looked == Looked::Forbidden && page.form == Form::Detailed {
+                        if is_full(page, path) {
+                            break true;
+                        }
+                        page.leave_out(LeftOut::Unreadable, path);
+                        *after = walk.place();
+                    } else if let Looked::Object(found) = looked {
                         if is_full(page, path) {
                             break true;
                         }
@@ -199,12 +218,7 @@ impl Listing {
                     if is_full(page, path) {
                         break true;
                     }
-                    let kind = match reason {
-                        LeftOut::Name => v2::LEFT_OUT_NAME,
-                        LeftOut::Unreadable => v2::LEFT_OUT_UNREADABLE,
-                    };
-                    encode_left_out(&mut page.entries, kind, [b"/", path]);
-                    page.count += 1;
+                    page.leave_out(reason, path);
                     *after = walk.place();
                 }
             }
@@ -283,26 +297,36 @@ impl Kept {
     }
 }
 
-/// What the walk stands at; None where that is no object, or no longer.
-fn stat(mapping: &Mapping, walk: &mut Walk) -> Result<Option<Found>, Error> {
+/// What the walk stands at.
+#[derive(Debug, PartialEq, Eq)]
+enum Looked {
+    Object(Found),
+    /// No object, or no longer.
+    Nothing,
+    /// The server may read the names in the directory, and may not look at what they stand for.
+    Forbidden,
+}
+
+fn stat(mapping: &Mapping, walk: &mut Walk) -> Result<Looked, Error> {
     let Some((directory, name)) = walk.here(mapping)? else {
-        return Ok(None);
+        return Ok(Looked::Nothing);
     };
     let stat = match fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
-        Err(Errno::NOENT | Errno::ACCESS) => return Ok(None),
+        Err(Errno::NOENT) => return Ok(Looked::Nothing),
+        Err(Errno::ACCESS) => return Ok(Looked::Forbidden),
         answer => answer.map_err(Error::from_open)?,
     };
     match FileType::from_raw_mode(stat.st_mode) {
-        FileType::RegularFile => Ok(Some(Found::of(&stat))),
+        FileType::RegularFile => Ok(Looked::Object(Found::of(&stat))),
         FileType::Symlink if mapping.follows_symlinks() => {
             let path = std::ffi::CString::new(walk.path()).map_err(|_| Error::BadPath)?;
             match mapping.stat(&path) {
-                Ok(found) => Ok(Some(found)),
+                Ok(found) => Ok(Looked::Object(found)),
                 Err(error @ (Error::Busy(_) | Error::OutOfMemory | Error::Storage(_))) => Err(error),
-                Err(_) => Ok(None),
+                Err(_) => Ok(Looked::Nothing),
             }
         }
-        _ => Ok(None),
+        _ => Ok(Looked::Nothing),
     }
 }
 

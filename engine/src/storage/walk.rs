@@ -40,6 +40,8 @@ pub(crate) enum LeftOut {
     Name,
     /// The server may not read the directory.
     Unreadable,
+    /// Its URI would be too long.
+    Long,
 }
 
 /// Behind the path of a directory that a page has reported, in a cursor: no name has this byte.
@@ -140,9 +142,7 @@ impl Walk {
             match run.get(level.next) {
                 Some(key) => {
                     level.next += 1;
-                    if self.path.len() + key.len() > MAX_PATH {
-                        continue;
-                    }
+                    let is_long = self.path.len() + key.len() > MAX_PATH;
                     self.path.extend_from_slice(key);
                     if self.view.as_ref().is_some_and(|view| view.hides(&self.path)) {
                         continue;
@@ -150,6 +150,12 @@ impl Walk {
                     if std::str::from_utf8(key).is_err() {
                         if self.may_report() {
                             return Ok(Step::LeftOut(LeftOut::Name));
+                        }
+                        continue;
+                    }
+                    if is_long {
+                        if self.may_report() {
+                            return Ok(Step::LeftOut(LeftOut::Long));
                         }
                         continue;
                     }

@@ -74,22 +74,54 @@ fn names_that_are_not_utf8_are_said_once_whatever_the_pages() {
 
 #[test]
 fn directories_that_the_server_may_not_read_are_said() {
-    if rustix::process::geteuid().is_root() {
-        // Root may read everything: see tests/cli.
-        return;
-    }
-    let root = tree(&["a/x", "b/x", "c/x"]);
-    let close = |mode| {
+    let root = tree(&["a/x", "b/x", "c/x", "d/e/x", "d/x", "d/y"]);
+    let mode = |name: &str, mode| {
         let permissions = std::os::unix::fs::PermissionsExt::from_mode(mode);
-        std::fs::set_permissions(root.path().join("b"), permissions).expect("permissions");
+        std::fs::set_permissions(root.path().join(name), permissions).expect("permissions");
     };
-    close(0);
-    for limit in [1, 10] {
-        let told = all_told(&Listing::default(), &mapping(&root), "/", limit);
-        assert_eq!(told.len(), 3);
-        assert_eq!(told[1], Told::LeftOut(v2::LEFT_OUT_UNREADABLE, b"/b/".to_vec()));
+    mode("b", 0o000);
+    // Its names can be read, and nothing behind them.
+    mode("d", 0o400);
+    let unreadable = |path: &str| Told::LeftOut(v2::LEFT_OUT_UNREADABLE, path.as_bytes().to_vec());
+    without_capabilities(|| {
+        for (names, limit) in [(1, 1), (1000, 1), (1000, 2), (1000, 100)] {
+            let told = all_told(&Listing::with_runs_of(names), &mapping(&root), "/", limit);
+            assert!(matches!(&told[0], Told::Object(uri, ..) if uri == "/a/x"));
+            assert!(matches!(&told[2], Told::Object(uri, ..) if uri == "/c/x"));
+            assert_eq!(told[1], unreadable("/b/"));
+            assert_eq!(told[3..], ["/d/e/", "/d/x", "/d/y"].map(unreadable), "{names} {limit}");
+        }
+    });
+    mode("b", 0o700);
+    mode("d", 0o700);
+}
+
+#[test]
+fn paths_that_are_too_long_for_a_uri_are_said() {
+    let root = tempfile::tempdir().expect("a directory");
+    let long = "d".repeat(200);
+    let mut directory = fs::open(root.path(), fs::OFlags::DIRECTORY, fs::Mode::empty()).expect("there");
+    // Twenty directories have 4,020 bytes with their slashes; a file name of 75 just fits behind them, and one of 76 does not.
+    for _ in 0..20 {
+        fs::mkdirat(&directory, &*long, fs::Mode::RWXU).expect("a directory");
+        directory = fs::openat(&directory, &*long, fs::OFlags::DIRECTORY, fs::Mode::empty()).expect("there");
     }
-    close(0o700);
+    let (fits, file, folder) = ("f".repeat(75), "g".repeat(76), "h".repeat(75));
+    for name in [&fits, &file] {
+        fs::openat(&directory, &**name, fs::OFlags::CREATE | fs::OFlags::WRONLY, fs::Mode::RWXU)
+            .expect("a file");
+    }
+    fs::mkdirat(&directory, &*folder, fs::Mode::RWXU).expect("a directory");
+    let start = format!("/{long}").repeat(20);
+    let long = |name: &str| Told::LeftOut(v2::LEFT_OUT_LONG, format!("{start}/{name}").into_bytes());
+    for (names, limit) in [(1, 1), (1000, 1), (1000, 100)] {
+        let told = all_told(&Listing::with_runs_of(names), &mapping(&root), "/", limit);
+        assert!(
+            matches!(&told[0], Told::Object(uri, ..) if *uri == format!("{start}/{fits}") && uri.len() == 4096)
+        );
+        assert_eq!(told[1..], [long(&file), long(&format!("{folder}/"))], "{names} {limit}");
+    }
+    assert_eq!(list(&root, "/").len(), 1);
 }
 
 #[test]

@@ -29,6 +29,18 @@ fn make(root: &Path, object: &str) {
     std::fs::write(path, object).expect("a file");
 }
 
+/// Runs it in a thread that may do no more than the files' owner, also where the tests run as root.
+fn without_capabilities(run: impl FnOnce() + Send) {
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let none = rustix::thread::CapabilitySet::empty();
+            let sets = rustix::thread::CapabilitySets { effective: none, permitted: none, inheritable: none };
+            rustix::thread::set_capabilities(None, sets).expect("dropped");
+            run();
+        });
+    });
+}
+
 fn mapping(root: &TempDir) -> Mapping {
     Mapping::new(root.path(), false).expect("a mapping")
 }
