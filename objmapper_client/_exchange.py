@@ -393,9 +393,10 @@ def is_whole(first: Ask, offset: int, length: int | None) -> bool:
     if size is None:
         return have < SHARED_MOST or have == length
     wanted = within(size, offset, length)
-    if have < min(wanted, SHARED_MOST):
-        raise accused(first, f"{first.uri}: the server sent {have} of the {wanted} bytes that it has")
-    return have >= wanted
+    if have != min(wanted, SHARED_MOST):
+        what = "of" if have < wanted else "bytes, more than"
+        raise accused(first, f"{first.uri}: the server sent {have} {what} the {wanted} bytes that it has")
+    return have == wanted
 
 
 def accused(ask: Ask, words: str) -> RemoteProtocolError:

@@ -67,8 +67,9 @@ def _begin(pool: Pool, connection: Connection, operation: Operation, uri: str, a
         raise RemoteProtocolError(
             f"{connection.address}: the server sends {head.content_len} bytes, more than it was asked for"
         )
-    if size is not None and head.content_len < (due := within(size, offset or 0, most)):
-        raise RemoteProtocolError(f"{uri}: the server sends {head.content_len} of the {due} bytes that it has")
+    if size is not None and head.content_len != (due := within(size, offset or 0, most)):
+        what = "of" if head.content_len < due else "bytes, more than"
+        raise RemoteProtocolError(f"{uri}: the server sends {head.content_len} {what} the {due} bytes that it has")
     return Begun(connection, head.content_len, head.metadata, asked)
 
 

@@ -247,10 +247,11 @@ class ObjmapperFileSystem(Trees, AbstractFileSystem):  # type: ignore[misc] # fs
         return self.modified(path)
 
     def modified(self, path: str) -> datetime:
-        """When an object was modified, to the second, in UTC."""
-        mtime = self._stat(path).mtime
+        """When an object was modified, in UTC; over UDP and with old servers to the second."""
+        found = self._stat(path)
+        mtime, nanoseconds = found.mtime, (found.mtime_ns or 0) % 1_000_000_000
         try:
-            return datetime.fromtimestamp(mtime, UTC)
+            return datetime.fromtimestamp(mtime, UTC).replace(microsecond=nanoseconds // 1000)
         except (OverflowError, ValueError, OSError) as error:
             raise ValueError(f"{path}: modified {mtime} seconds after 1970, which no datetime holds") from error
 

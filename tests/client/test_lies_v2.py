@@ -55,7 +55,7 @@ def saying(make: Callable[[int], bytes], *, descriptors: int = 0, path: str = __
 
 
 def good(number: int, content_len: int = 1) -> bytes:
-    return encode_response(number, 0, content_len, USUAL)
+    return encode_response(number, 0, content_len, USUAL._replace(size=content_len))
 
 
 OPEN: Verb = ("open", "/x", {"mode": "fdpass"})

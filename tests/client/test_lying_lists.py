@@ -10,7 +10,7 @@ from objmapper_client import RemoteProtocolError
 from objmapper_client.filesystem import ObjmapperFileSystem
 from objmapper_client.protocol_v2 import Operation
 from objmapper_client.protocol_v2_responses import Entry, Metadata, encode_entry
-from tests.client.callers import Caller
+from tests.client.callers import Caller, Verb
 from tests.client.lying_server import Peer, pretend_server
 
 
@@ -37,6 +37,30 @@ def test_a_content_shorter_than_its_size_is_not_taken_for_whole(
         with pytest.raises(RemoteProtocolError, match="bytes that it has"):
             call(server.address, ("open", "/x", {"mode": "copy"}))
         ((found,),) = call(server.address, ("open_many", ["/x"], {"mode": "copy"}))
+        assert isinstance(found, RemoteProtocolError)
+
+
+@pytest.mark.parametrize("more", [1, 1 << 20])
+@pytest.mark.parametrize("mode", ["copy", "splice"])
+@pytest.mark.parametrize(("size", "offset", "length"), [(0, 0, None), (10, 4, None), (10, 4, 20), (1 << 17, 7, None)])
+def test_a_content_longer_than_its_size_is_refused(
+    call: Caller, tmp_path: Path, mode: str, size: int, offset: int, length: int | None, more: int
+) -> None:
+    def script(peer: Peer) -> None:
+        while True:
+            request = peer.request()
+            at = request.parameters.offset or 0
+            asked = min(filter(None, (request.parameters.length, size + more - at)))
+            metadata = Metadata(size=size, mtime=7, etag="00000000000000ee")
+            peer.answer(request, bytes(asked), metadata=metadata)
+
+    ranged = {"mode": mode, "offset": offset, "length": length}
+    with pretend_server(tmp_path, script) as server:
+        verbs: list[Verb] = [("read", "/x", ranged), ("stream", "/x", ranged), ("open", "/x", {"mode": mode})]
+        for verb in [*verbs, ("readinto", "/x", bytearray(size + more), {"mode": mode})]:
+            with pytest.raises(RemoteProtocolError, match=r"/x: the server sen(t|ds) \d+ bytes, more than the"):
+                call(server.address, verb)
+        ((found,),) = call(server.address, ("open_many", ["/x"], {"mode": mode}))
         assert isinstance(found, RemoteProtocolError)
 
 

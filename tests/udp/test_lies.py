@@ -44,6 +44,9 @@ def damaged(pull: Pull) -> list[bytes]:
         (piece_of(b"short", total=100_000), RemoteProtocolError, "bytes of a piece that has"),
         (piece_of(b"", total=1), RemoteProtocolError, "sent 0 bytes of a piece that has 1"),
         (piece_of(b"x", total=1 << 60), UnsupportedMode, "64 MiB"),
+        # A piece beyond the object's size is dropped like one that was damaged.
+        (piece_of(b"content", total=3), RequestTimeout, "no answer"),
+        (piece_of(b"content", total=0), RequestTimeout, "no answer"),
         (sizes, RemoteProtocolError, "two sizes"),
         (versions, Conflict, "changed 3 times"),
         (damaged, RequestTimeout, "no answer"),
