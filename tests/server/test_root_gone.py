@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -117,3 +118,28 @@ def test_a_root_that_is_unmounted_fails_until_it_is_mounted_again(tmp_path: Path
             assert client.read("/object") == b"second"
     finally:
         subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+WITHOUT_DESCRIPTORS = """
+import resource, sys, time
+from pathlib import Path
+from objmapper_server import Config, Server
+
+folder = Path(sys.argv[1])
+with Server(Config(root=folder / "root", unix=folder / "o.sock", admin=None)) as server:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    # The server looks at its root once a second.
+    end, problem = server.statistics().uptime + 3, None
+    while problem is None and server.statistics().uptime < end:
+        time.sleep(0.01)
+        problem = server.root_problem
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    print(problem)
+"""
+
+
+def test_a_server_without_a_descriptor_left_does_not_take_its_root_for_gone(tmp_path: Path) -> None:
+    make(tmp_path / "root", b"first")
+    command = [sys.executable, "-c", WITHOUT_DESCRIPTORS, str(tmp_path)]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "None\n"

@@ -31,6 +31,16 @@ struct Held {
     problem: Option<String>,
 }
 
+/// What the path of the root leads to.
+enum Found {
+    /// The directory that is held.
+    Same,
+    /// Another one that may be served.
+    Other(OwnedFd),
+    /// That cannot be found out now: the process, or the machine, has no descriptor or no memory left.
+    Unknown,
+}
+
 /// What a look at the path has found.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Look {
@@ -74,14 +84,19 @@ impl Root {
     pub fn look(&self, prepare: impl FnOnce() -> Result<(), String>) -> Look {
         let mut held = self.held();
         let look = match self.found(&held) {
-            Ok(None) if held.problem.is_none() => return Look::Same,
-            Ok(None) => self.put(&held.directory).map(|()| Look::Back).map_err(|errno| errno.to_string()),
-            Ok(Some(directory)) => self.put(&directory).map_err(|errno| errno.to_string()).and_then(|()| {
-                prepare()?;
-                held.is_mount = is_mount(&directory);
-                held.directory = directory;
-                Ok(Look::Replaced)
-            }),
+            Ok(Found::Unknown) => return Look::Same,
+            Ok(Found::Same) if held.problem.is_none() => return Look::Same,
+            Ok(Found::Same) => {
+                self.put(&held.directory).map(|()| Look::Back).map_err(|errno| errno.to_string())
+            }
+            Ok(Found::Other(directory)) => {
+                self.put(&directory).map_err(|errno| errno.to_string()).and_then(|()| {
+                    prepare()?;
+                    held.is_mount = is_mount(&directory);
+                    held.directory = directory;
+                    Ok(Look::Replaced)
+                })
+            }
             Err(problem) => Err(problem),
         };
         match look {
@@ -105,17 +120,20 @@ impl Root {
         }
     }
 
-    /// None where the path leads to the directory that is held, else another that may be served.
-    fn found(&self, held: &Held) -> Result<Option<OwnedFd>, String> {
+    /// Looks where the path leads; an error is why that is not to be served.
+    fn found(&self, held: &Held) -> Result<Found, String> {
         let shown = self.path.display();
-        let directory =
-            fs::openat(CWD, &self.path, FLAGS, Permissions::empty()).map_err(|errno| match errno {
-                Errno::NOENT | Errno::NOTDIR => format!("{shown} was removed or renamed: put it back"),
-                other => format!("{shown} cannot be opened: {other}"),
-            })?;
+        let directory = match fs::openat(CWD, &self.path, FLAGS, Permissions::empty()) {
+            Ok(directory) => directory,
+            Err(errno) if is_exhausted(errno) => return Ok(Found::Unknown),
+            Err(Errno::NOENT | Errno::NOTDIR) => {
+                return Err(format!("{shown} was removed or renamed: put it back"));
+            }
+            Err(errno) => return Err(format!("{shown} cannot be opened: {errno}")),
+        };
         let (now, before) = (identity(&directory)?, identity(&held.directory)?);
         if now == before {
-            return Ok(None);
+            return Ok(Found::Same);
         }
         if now.0 != before.0 && !(held.is_mount && is_mount(&directory)) {
             return Err(format!(
@@ -123,10 +141,13 @@ impl Root {
                  the server to serve what is there now"
             ));
         }
-        fs::openat(&directory, c".", FLAGS, Permissions::empty()).map_err(|errno| {
-            format!("{shown} was replaced by a directory that cannot be searched: {errno}")
-        })?;
-        Ok(Some(directory))
+        match fs::openat(&directory, c".", FLAGS, Permissions::empty()) {
+            Ok(_) => Ok(Found::Other(directory)),
+            Err(errno) if is_exhausted(errno) => Ok(Found::Unknown),
+            Err(errno) => {
+                Err(format!("{shown} was replaced by a directory that cannot be searched: {errno}"))
+            }
+        }
     }
 
     fn put(&self, directory: &OwnedFd) -> io::Result<()> {
@@ -147,6 +168,11 @@ impl AsFd for Root {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.current.as_fd()
     }
+}
+
+/// Whether the process, or the machine, has no descriptor or no memory left: then an error says nothing of the path.
+fn is_exhausted(errno: Errno) -> bool {
+    matches!(errno, Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::INTR)
 }
 
 fn identity(directory: &OwnedFd) -> Result<(u64, u64), String> {
