@@ -60,7 +60,7 @@ const PLACELESS: usize = 2;
 pub(super) struct LongLimits {
     /// Threads that go on with it.
     pub threads: usize,
-    /// Pieces that have begun and hold memory.
+    /// Places for pieces that have begun and hold memory.
     pub begun: usize,
 }
 
@@ -211,10 +211,19 @@ impl<J> Flow<J> {
     }
 }
 
+/// What one user waits for.
+#[derive(Debug)]
+struct Flows<J> {
+    /// By the number of the connection.
+    round: Round<u64, Flow<J>>,
+    /// Of the places for long work that has begun, those that this user has.
+    places: usize,
+}
+
 /// All work that waits.
 #[derive(Debug)]
 pub(super) struct Turns<J> {
-    users: Round<User, Round<u64, Flow<J>>>,
+    users: Round<User, Flows<J>>,
     limits: LongLimits,
     /// Threads that go on with long work.
     continuing: usize,
@@ -228,8 +237,8 @@ impl<J> Turns<J> {
     }
 
     pub fn push(&mut self, client: Client, kind: Kind, job: J) {
-        let user = self.users.enter(client.user, Round::new);
-        let flow = user.value.enter(client.connection, || Flow {
+        let user = self.users.enter(client.user, || Flows { round: Round::new(), places: 0 });
+        let flow = user.value.round.enter(client.connection, || Flow {
             short: VecDeque::new(),
             long: VecDeque::new(),
             front: Front::New,
@@ -245,14 +254,39 @@ impl<J> Turns<J> {
 
     /// Work that is ready and has not begun or may go on.
     pub fn has_next(&self) -> bool {
-        self.users.first(self.allowed()).is_some()
+        self.next_user().is_some()
+    }
+
+    /// Whose work is done next, and what of it may be.
+    fn next_user(&self) -> Option<(User, [bool; CLASSES])> {
+        let [short, begun, placeless] = self.allowed();
+        let first = self.users.first([short, begun, false]);
+        // Those who may not have one more have one already, so there are not many of them.
+        let wait = self.users.ready[PLACELESS].iter().filter(|_| placeless).copied();
+        let first =
+            first.into_iter().chain(wait.filter(|(_, user)| self.may_have_a_place(*user)).take(1)).min();
+        first.map(|(_, user)| (user, [short, begun, placeless && self.may_have_a_place(user)]))
+    }
+
+    /// Whether a user may have one more of the places for long work that has begun: at most as many as are free, so that
+    /// there is always one for the next user (the dynamic threshold of Choudhury and Hahne, see `in_flight.rs`).
+    fn may_have_a_place(&self, user: User) -> bool {
+        let free = self.limits.begun - self.begun;
+        let has = self.users.members.get(&user).map_or(0, |user| user.value.places);
+        free > 0 && (has == 0 || has < free)
+    }
+
+    fn count_place(&mut self, user: User, comes: bool) {
+        let Some(user) = self.users.members.get_mut(&user) else { return };
+        let count = |count: &mut usize| *count = if comes { *count + 1 } else { *count - 1 };
+        count(&mut self.begun);
+        count(&mut user.value.places);
     }
 
     /// Takes out what is to be done next.
     pub fn pop(&mut self) -> Option<Taken<J>> {
-        let allowed = self.allowed();
-        let (_, user) = self.users.first(allowed)?;
-        let flows = &mut self.users.members.get_mut(&user)?.value;
+        let (user, allowed) = self.next_user()?;
+        let flows = &mut self.users.members.get_mut(&user)?.value.round;
         let (_, connection) = flows.first(allowed)?;
         let flow = &mut flows.members.get_mut(&connection)?.value;
         let front = if flow.long.is_empty() { Front::Taken } else { flow.front };
@@ -272,13 +306,13 @@ impl<J> Turns<J> {
         if takes_long {
             flow.front = Front::Taken;
         }
-        if is_continued {
-            self.continuing += 1;
-            self.begun += usize::from(front == Front::Placeless);
-        }
         self.running += 1;
         flows.begin(connection);
         self.users.begin(user);
+        self.continuing += usize::from(is_continued);
+        if is_continued && front == Front::Placeless {
+            self.count_place(user, true);
+        }
         let client = Client { user, connection };
         self.settle(client);
         Some(Taken { client, kind, job, is_continued, has_place: is_continued })
@@ -286,7 +320,9 @@ impl<J> Turns<J> {
 
     /// Work that was taken has had its turn and is done.
     pub fn end<T>(&mut self, taken: &Taken<T>, cost: Duration) {
-        self.begun -= usize::from(taken.has_place);
+        if taken.has_place {
+            self.count_place(taken.client.user, false);
+        }
         self.after_turn(taken, cost, Front::New);
     }
 
@@ -295,10 +331,10 @@ impl<J> Turns<J> {
         if taken.has_place {
             return Place::Kept;
         }
-        if self.begun >= self.limits.begun {
+        if !self.may_have_a_place(taken.client.user) {
             return Place::Refused;
         }
-        self.begun += 1;
+        self.count_place(taken.client.user, true);
         taken.has_place = true;
         Place::Kept
     }
@@ -325,7 +361,9 @@ impl<J> Turns<J> {
         if flow.front != Front::Taken {
             flow.front = Front::New;
         }
-        self.begun -= usize::from(held_place);
+        if held_place {
+            self.count_place(client.user, false);
+        }
         self.settle(client);
         left
     }
@@ -334,7 +372,7 @@ impl<J> Turns<J> {
     pub fn clear(&mut self, writes_too: bool) -> Vec<J> {
         let clients: Vec<Client> = (self.users.members.iter())
             .flat_map(|(&user, member)| {
-                member.value.members.keys().map(move |&connection| Client { user, connection })
+                member.value.round.members.keys().map(move |&connection| Client { user, connection })
             })
             .collect();
         let mut left = Vec::new();
@@ -351,7 +389,7 @@ impl<J> Turns<J> {
     /// How much waits on a connection.
     pub fn waiting(&self, client: Client) -> usize {
         let user = self.users.members.get(&client.user);
-        let flow = user.and_then(|user| user.value.members.get(&client.connection));
+        let flow = user.and_then(|user| user.value.round.members.get(&client.connection));
         flow.map_or(0, |flow| flow.value.short.len() + flow.value.long.len())
     }
 
@@ -362,7 +400,7 @@ impl<J> Turns<J> {
 
     fn flow(&mut self, client: Client) -> Option<&mut Flow<J>> {
         let user = self.users.members.get_mut(&client.user)?;
-        Some(&mut user.value.members.get_mut(&client.connection)?.value)
+        Some(&mut user.value.round.members.get_mut(&client.connection)?.value)
     }
 
     fn after_turn<T>(&mut self, taken: &Taken<T>, cost: Duration, front: Front) {
@@ -376,7 +414,7 @@ impl<J> Turns<J> {
             flow.front = front;
         }
         if let Some(user) = self.users.members.get_mut(&client.user) {
-            user.value.end(client.connection, cost);
+            user.value.round.end(client.connection, cost);
         }
         self.users.end(client.user, cost);
         self.settle(client);
@@ -389,7 +427,7 @@ impl<J> Turns<J> {
     /// Brings the rounds up to what waits on a connection.
     fn settle(&mut self, client: Client) {
         let Some(user) = self.users.members.get_mut(&client.user) else { return };
-        let flows = &mut user.value;
+        let flows = &mut user.value.round;
         let Some(ready) = flows.members.get(&client.connection).map(|flow| flow.value.ready()) else {
             return;
         };
