@@ -6,6 +6,7 @@ use crate::protocol::{Mode, encode_request};
 use crate::udp::serve_tests::settings_for;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket as Datagrams};
+use std::sync::atomic::AtomicU64;
 
 fn serving(model: Model) -> (Engine, tempfile::TempDir, BTreeMap<&'static str, SocketAddr>) {
     let root = tempfile::tempdir().unwrap();
@@ -99,4 +100,35 @@ fn a_drain_longer_than_the_clock_counts_is_one() {
     let (engine, _root, _) = serving(Model::Epoll);
     assert!(engine.drain(Duration::MAX));
     assert!(engine.set_concurrency(Transport::Tcp, Model::ThreadPool).is_err(), "it drains");
+}
+
+/// Sends requests without an end and reads the answers; says how many bytes have come.
+fn keep_busy(address: SocketAddr) -> (Arc<AtomicU64>, [JoinHandle<()>; 2]) {
+    let client = connect(address);
+    let (mut reading, mut writing) = (client.try_clone().unwrap(), client);
+    let came = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&came);
+    let reader = std::thread::spawn(move || {
+        let mut room = vec![0; 1 << 20];
+        while let Ok(length @ 1..) = reading.read(&mut room) {
+            counted.fetch_add(length as u64, Relaxed);
+        }
+    });
+    let questions = question("/a").repeat(20_000);
+    let writer = std::thread::spawn(move || while writing.write_all(&questions).is_ok() {});
+    (came, [reader, writer])
+}
+
+#[test]
+fn clients_that_always_have_something_to_answer_do_not_keep_a_server_from_its_end() {
+    for model in Model::ALL {
+        let (engine, _root, addresses) = serving(model);
+        let busy: Vec<_> = (0..4).map(|_| keep_busy(addresses["tcp"])).collect();
+        while busy.iter().any(|(came, _)| came.load(Relaxed) < 1_000_000) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        engine.stop();
+        assert!(engine.snapshot().transports.is_empty(), "{model:?}: a thread serves on");
+        busy.into_iter().flat_map(|(_, threads)| threads).for_each(|thread| thread.join().unwrap());
+    }
 }

@@ -4,6 +4,7 @@ mod conversation;
 pub(crate) mod desks;
 mod epoll;
 pub(crate) mod hands;
+mod later;
 mod mailbox;
 mod places;
 pub(crate) mod poller;

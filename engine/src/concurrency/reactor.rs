@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use super::hands::Hands;
+use super::later::Later;
 use super::places::{Key, Places};
 use super::poller::{Events, Poller, Source, Spin};
 use super::{Model, Order, Shutdown, TICK, read_on, run};
@@ -54,8 +55,8 @@ pub struct Reactor {
     model: Model,
     poller: Poller,
     seats: Mutex<Places<Arc<Seat>>>,
-    /// Sessions that want to be run at a later time, told to the reactor by the bell.
-    later: Mutex<Vec<(Instant, Arc<Seat>)>>,
+    /// Sessions that are to be run at a time. The bell tells the reactor of a new one.
+    later: Later,
     bell: Bell,
     delay: ControlledDelay,
 }
@@ -111,7 +112,7 @@ impl Reactor {
             model,
             poller,
             seats: Mutex::new(Places::new()),
-            later: Mutex::new(Vec::new()),
+            later: Later::default(),
             bell,
             delay: ControlledDelay::new(),
         }))
@@ -214,6 +215,8 @@ impl Reactor {
                 }
             }
         }
+        // A client that always has something to do would keep a worker, and with it the model, from its end.
+        let next = if self.shutdown.order() == Order::Stop { Next::Closed } else { next };
         let interest = match next {
             Next::Readable => Some(EventFlags::IN),
             Next::Writable => Some(EventFlags::OUT),
@@ -224,9 +227,7 @@ impl Reactor {
             }
             Next::Later(pause) => {
                 drop(held);
-                let mut later = self.later.lock().unwrap_or_else(PoisonError::into_inner);
-                later.push((Instant::now() + pause, Arc::clone(seat)));
-                drop(later);
+                self.later.add(Instant::now() + pause, seat.key);
                 self.bell.ring();
                 return;
             }
@@ -274,7 +275,7 @@ impl Reactor {
         let mut accept_at: Option<Instant> = None;
         let mut obeyed = Order::Serve;
         while !self.is_over(obeyed, &mut taker, &wake) {
-            let due = self.next_later().into_iter().chain(accept_at).min();
+            let due = self.later.next().into_iter().chain(accept_at).min();
             self.poller.wait(&mut events, due, &mut spin);
             let now = Instant::now();
             let (mut ordered, mut ticked) = (false, false);
@@ -355,18 +356,13 @@ impl Reactor {
         }
     }
 
-    fn next_later(&self) -> Option<Instant> {
-        self.later.lock().unwrap_or_else(PoisonError::into_inner).iter().map(|(due, _)| *due).min()
-    }
-
     fn due_now(&self, now: Instant, ready: &mut VecDeque<Ready>) {
-        let mut later = self.later.lock().unwrap_or_else(PoisonError::into_inner);
-        later.retain(|(due, seat)| {
-            if *due <= now {
-                ready.push_back(Ready { seat: Arc::clone(seat), since: now });
-            }
-            *due > now
-        });
+        let due = self.later.take_due(now);
+        if !due.is_empty() {
+            let seats = self.seats();
+            let seats = due.into_iter().filter_map(|key| seats.get(key).map(Arc::clone));
+            ready.extend(seats.map(|seat| Ready { seat, since: now }));
+        }
     }
 
     /// Accepts what waits. Returns how long to rest where the machine has nothing left.
