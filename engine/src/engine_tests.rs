@@ -7,6 +7,7 @@ use crate::udp::serve_tests::settings_for;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket as Datagrams};
 use std::sync::atomic::AtomicU64;
+use std::sync::mpsc::channel;
 
 fn serving(model: Model) -> (Engine, tempfile::TempDir, BTreeMap<&'static str, SocketAddr>) {
     let root = tempfile::tempdir().unwrap();
@@ -131,4 +132,54 @@ fn clients_that_always_have_something_to_answer_do_not_keep_a_server_from_its_en
         assert!(engine.snapshot().transports.is_empty(), "{model:?}: a thread serves on");
         busy.into_iter().flat_map(|(_, threads)| threads).for_each(|thread| thread.join().unwrap());
     }
+}
+
+#[test]
+fn one_address_that_asks_for_much_leaves_others_room_to_wait_for_storage() {
+    let root = tempfile::tempdir().unwrap();
+    let settings = Settings {
+        udp: Some("0.0.0.0:0".parse().unwrap()),
+        async_storage: true,
+        storage_pool_size: 1,
+        max_queue_depth: 100,
+        ..settings_for(root.path())
+    };
+    let engine = Engine::new(settings).unwrap();
+    engine.start().unwrap();
+    let port = engine.addresses()[0].1.rsplit(':').next().unwrap().parse().unwrap();
+    let client = |ip: &str| {
+        let client = Datagrams::bind((ip, 0)).unwrap();
+        client.connect(SocketAddr::new(ip.parse().unwrap(), port)).unwrap();
+        client.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        client
+    };
+    // The only thread that may wait for storage does so.
+    let (go_on, waits) = channel::<()>();
+    let (begun, has_begun) = channel();
+    let other = crate::storage::pool::Client { user: crate::storage::pool::User::Unknown, connection: 0 };
+    let pool = engine.service.storage_pool.as_ref().unwrap();
+    pool.submit(other, crate::storage::pool::Kind::Short, move || {
+        begun.send(()).unwrap();
+        let _ = waits.recv();
+    });
+    has_begun.recv().unwrap();
+    // The kernel has not heard of these names, so storage must be asked.
+    let greedy: Vec<_> = (0..20).map(|_| client("127.0.0.2")).collect();
+    for (number, asker) in greedy.iter().enumerate() {
+        for of in 0..20 {
+            asker.send(&question(&format!("/unknown-{number}-{of}"))).unwrap();
+        }
+    }
+    let refused = || engine.snapshot().transports[0].rejected_total;
+    let until = Instant::now() + Duration::from_secs(20);
+    while refused() < 300 && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    assert!(refused() >= 300, "{}", refused());
+    let honest = client("127.0.0.1");
+    honest.send(&question("/unknown-to-all")).unwrap();
+    go_on.send(()).unwrap();
+    let mut answer = [0; 200];
+    honest.recv(&mut answer).unwrap();
+    assert_eq!(answer[0], crate::protocol::Status::NotFound as u8);
 }

@@ -230,7 +230,8 @@ pub fn peer_uid(socket: &OwnedFd) -> io::Result<u32> {
 /// The address at the other end of an Internet socket.
 pub fn peer_address(socket: &OwnedFd) -> Option<std::net::IpAddr> {
     let address = net::getpeername(socket).ok()??;
-    std::net::SocketAddr::try_from(address).ok().map(|address| address.ip())
+    // As over IPv4 where a socket for both shows it as mapped.
+    std::net::SocketAddr::try_from(address).ok().map(|address| address.ip().to_canonical())
 }
 
 /// Whether the client neither sends nor receives any more. One that has only ended its sending still waits for answers.

@@ -160,11 +160,6 @@ impl StoragePool {
         drop(left);
     }
 
-    /// Pieces of work that wait on a connection.
-    pub fn waiting(&self, client: Client) -> usize {
-        self.shared.state().turns.waiting(client)
-    }
-
     /// Pieces of work that are not done.
     pub fn pending(&self) -> usize {
         self.shared.pending.load(Relaxed)

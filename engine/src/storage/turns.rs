@@ -386,13 +386,6 @@ impl<J> Turns<J> {
         left
     }
 
-    /// How much waits on a connection.
-    pub fn waiting(&self, client: Client) -> usize {
-        let user = self.users.members.get(&client.user);
-        let flow = user.and_then(|user| user.value.round.members.get(&client.connection));
-        flow.map_or(0, |flow| flow.value.short.len() + flow.value.long.len())
-    }
-
     fn allowed(&self) -> [bool; CLASSES] {
         let may_go_on = self.continuing < self.limits.threads;
         [true, may_go_on, may_go_on && self.begun < self.limits.begun]

@@ -4,7 +4,7 @@
 //! Nobody can be flooded through it. An address that is not loopback and has not shown a cookie gets 24 bytes for a
 //! question of at least 24, or nothing (`gate.rs`); what is not loopback gets datagrams that no router divides.
 //!
-//! `serve → answer → content, socket → batch, gate → cookie, limits → wire`; `socket.rs` and `batch.rs` are the only files here that are
+//! `serve → deferred, answer → content, socket → batch, gate → cookie, limits → wire`; `socket.rs` and `batch.rs` are the only files here that are
 //! near raw system calls.
 
 mod answer;
@@ -12,6 +12,7 @@ mod batch;
 mod content;
 mod cookie;
 mod counts;
+mod deferred;
 mod gate;
 mod limits;
 pub(crate) mod load;

@@ -6,14 +6,16 @@ use rustix::io::Errno;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::answer::{Answerer, Done, Turn};
 use super::batch::{BATCH, Inbox, Peer};
 use super::content::Storage;
+use super::deferred::Deferred;
 use super::gate::Verdict;
+use super::limits::canonical;
 use super::socket::UdpSocket;
 use super::wire::Question;
 use crate::concurrency::desks::{Desks, Seat};
@@ -24,7 +26,7 @@ use crate::queue::{ControlledDelay, Queue};
 use crate::service::Service;
 use crate::settings::cores;
 use crate::statistics::Gauges;
-use crate::storage::pool::{Client, Kind, StoragePool, User};
+use crate::storage::pool::{Client, Kind, User};
 use crate::transport::Transport;
 
 const STACK: usize = 256 << 10;
@@ -36,8 +38,6 @@ const BATCHES_OF_A_DRAIN: usize = 512;
 const ANSWERS_A_TURN: usize = 16;
 /// Keeps ports apart from the numbers of connections.
 const UDP: u64 = 1 << 63;
-/// Questions from one address and port that may wait for storage.
-const DEFERRED_OF_AN_ADDRESS: usize = 64;
 
 /// Why a thread could not have what it needs.
 type Failed = (Errno, &'static str);
@@ -50,23 +50,7 @@ struct Serving {
     service: Arc<Service>,
     shutdown: Arc<Shutdown>,
     /// Questions that the storage pool has.
-    deferred: AtomicUsize,
-}
-
-/// A question that the storage pool has.
-struct Deferred(Arc<Serving>);
-
-impl Deferred {
-    fn new(serving: &Arc<Serving>) -> Deferred {
-        serving.deferred.fetch_add(1, Relaxed);
-        Deferred(Arc::clone(serving))
-    }
-}
-
-impl Drop for Deferred {
-    fn drop(&mut self) {
-        self.0.deferred.fetch_sub(1, Relaxed);
-    }
+    deferred: Arc<Deferred>,
 }
 
 /// A question on its way to a worker.
@@ -90,7 +74,7 @@ pub fn serve(
         socket: Arc::clone(socket),
         service: Arc::clone(service),
         shutdown: Arc::clone(shutdown),
-        deferred: AtomicUsize::new(0),
+        deferred: Deferred::new(service.settings.max_queue_depth),
     });
     let started = match model {
         Model::ThreadPool => serve_by_pool(&serving, begun),
@@ -101,7 +85,7 @@ pub fn serve(
     if let Err((begun, (errno, what))) = started {
         return begun.badly(start_error(errno, what, &socket.address));
     }
-    while serving.deferred.load(Relaxed) > 0 && shutdown.order() != Order::Stop {
+    while serving.deferred.count() > 0 && shutdown.order() != Order::Stop {
         std::thread::sleep(Duration::from_millis(1));
     }
 }
@@ -214,22 +198,20 @@ impl Serving {
         if counted == 0 && answerer.is_over_its_rate(from) {
             return;
         }
-        let (address, port) = (from.address.ip(), from.address.port());
-        let client = Client { user: User::Address(address), connection: UDP | u64::from(port) };
-        let has_room = |pool: &&StoragePool| {
-            self.deferred.load(Relaxed) < settings.max_queue_depth
-                && pool.waiting(client) < DEFERRED_OF_AN_ADDRESS
-        };
-        let Some(pool) = elsewhere.filter(has_room) else {
+        let Some((pool, place)) = elsewhere.and_then(|pool| Some((pool, self.deferred.take(from.address)?)))
+        else {
             return answerer.refuse(question, from, arrived);
         };
-        let (deferred, datagram) = (Deferred::new(self), Box::<[u8]>::from(datagram));
+        let asker = canonical(from.address);
+        let client = Client { user: User::Address(asker.ip()), connection: UDP | u64::from(asker.port()) };
+        let (serving, datagram) = (Arc::clone(self), Box::<[u8]>::from(datagram));
         pool.submit(client, Kind::Short, move || {
-            let mut answerer = deferred.0.answerer();
+            let mut answerer = serving.answerer();
             let turn = Turn { from, arrived, waited, storage: Storage::Wait, counted };
             // It is answered now: this thread may wait.
-            let _ = deferred.0.answer_or_none(&mut answerer, &Question::decode(&datagram), turn);
+            let _ = serving.answer_or_none(&mut answerer, &Question::decode(&datagram), turn);
             answerer.flush();
+            drop(place);
         });
     }
 

@@ -1,0 +1,131 @@
+//! Questions that the storage pool has: how many there may be of one port, of one address and in all.
+//!
+//! Each may have a part of what is free (the dynamic threshold of Choudhury and Hahne, see `in_flight.rs`), so whoever asks
+//! for much leaves the next one room. Taking a place costs a lock; only what must wait for a disk takes one.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::limits::canonical;
+
+/// Questions of one port that wait, however many places there are.
+const MOST_OF_A_PORT: usize = 64;
+
+#[derive(Debug)]
+pub struct Deferred {
+    most: usize,
+    counts: Mutex<Counts>,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    all: usize,
+    of_address: HashMap<IpAddr, usize>,
+    of_port: HashMap<SocketAddr, usize>,
+}
+
+/// One question that waits.
+#[derive(Debug)]
+pub struct Place {
+    deferred: Arc<Deferred>,
+    from: SocketAddr,
+}
+
+impl Deferred {
+    /// `most` in all.
+    pub fn new(most: usize) -> Arc<Deferred> {
+        Arc::new(Deferred { most, counts: Mutex::default() })
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.counts().all
+    }
+
+    /// A place for one question more; None where the asker has its share. A port has half as many as are free, and an
+    /// address as many, over all its ports.
+    pub fn take(self: &Arc<Self>, from: SocketAddr) -> Option<Place> {
+        let from = canonical(from);
+        let mut counts = self.counts();
+        let free = self.most.saturating_sub(counts.all);
+        let of_port = counts.of_port.get(&from).copied().unwrap_or(0);
+        let of_address = counts.of_address.get(&from.ip()).copied().unwrap_or(0);
+        let has_room = of_port < (free / 2).clamp(1, MOST_OF_A_PORT) && of_address < free.max(1);
+        if free == 0 || !has_room {
+            return None;
+        }
+        counts.all += 1;
+        *counts.of_port.entry(from).or_default() += 1;
+        *counts.of_address.entry(from.ip()).or_default() += 1;
+        Some(Place { deferred: Arc::clone(self), from })
+    }
+
+    fn counts(&self) -> MutexGuard<'_, Counts> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut counts = self.deferred.counts();
+        counts.all -= 1;
+        count_out(&mut counts.of_port, &self.from);
+        count_out(&mut counts.of_address, &self.from.ip());
+    }
+}
+
+/// One fewer; what has none is forgotten.
+fn count_out<K: Eq + Hash>(counts: &mut HashMap<K, usize>, key: &K) {
+    if let Some(count) = counts.get_mut(key) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(key);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn address(text: &str) -> SocketAddr {
+        text.parse().unwrap()
+    }
+
+    /// Takes as many places as it gets, of those that are free.
+    fn take_all(deferred: &Arc<Deferred>, from: SocketAddr) -> Vec<Place> {
+        std::iter::from_fn(|| deferred.take(from)).collect()
+    }
+
+    #[test]
+    fn ports_and_addresses_leave_each_other_room() {
+        let deferred = Deferred::new(100);
+        let mut places = take_all(&deferred, address("192.0.2.1:1"));
+        assert_eq!(places.len(), 33, "a third: half of what is free then");
+        places.extend(
+            (2..1000)
+                .flat_map(|port| take_all(&deferred, SocketAddr::new(address("192.0.2.1:1").ip(), port))),
+        );
+        assert_eq!(places.len(), 50, "half, over all ports");
+        let other = take_all(&deferred, address("192.0.2.2:1"));
+        assert_eq!(other.len(), 17, "a third of what is left");
+        assert_eq!(deferred.take(address("[::ffff:192.0.2.1]:2000")).map(drop), None, "the same address");
+        for number in 0..200u8 {
+            places.extend(deferred.take(SocketAddr::new([198, 51, 100, number].into(), 1)));
+        }
+        assert_eq!(deferred.count(), 100, "and not one more");
+        drop((places, other));
+        let counts = deferred.counts();
+        assert!(counts.all == 0 && counts.of_address.is_empty() && counts.of_port.is_empty(), "{counts:?}");
+    }
+
+    #[test]
+    fn a_port_has_so_many_at_most_and_the_only_place_is_anybodys() {
+        assert_eq!(take_all(&Deferred::new(10_000), address("192.0.2.1:1")).len(), MOST_OF_A_PORT);
+        assert_eq!(take_all(&Deferred::new(1), address("192.0.2.1:1")).len(), 1);
+        assert_eq!(take_all(&Deferred::new(0), address("192.0.2.1:1")).len(), 0);
+    }
+}
