@@ -415,7 +415,11 @@ class ThreadMultiplex(Multiplex):
         if left <= 0:
             raise too_late(self.connection.address)
         poll = select.poll()
-        poll.register(self.connection.socket, select.POLLIN | (select.POLLOUT if self.outgoing else 0))
+        try:
+            poll.register(self.connection.socket, select.POLLIN | (select.POLLOUT if self.outgoing else 0))
+        except (OSError, ValueError):
+            # Another thread closed it at this moment: the call that reads says so.
+            return True
         found = poll.poll(left * 1000 + 1)
         events = found[0][1] if found else 0
         if events & select.POLLOUT:

@@ -2,15 +2,19 @@
 
 import asyncio
 import os
+import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import uvloop
 
-from objmapper_client import AsyncClient, Client, Mode, Object, ObjectNotFound
+from objmapper_client import AsyncClient, Client, ConnectionFailed, Mode, Object, ObjectNotFound, _threads
+from objmapper_client._threads import ThreadMultiplex
 from tests.client.lying_server import Held, Peer, answers_all, pretend_server
 
 if TYPE_CHECKING:
@@ -200,3 +204,40 @@ def test_a_client_serves_one_event_loop_after_the_other(tmp_path: Path) -> None:
         asyncio.run(use())
         uvloop.run(use())
         uvloop.run(client.close())
+
+
+def test_a_reader_whose_connection_another_thread_gives_up_raises_what_broke_it(tmp_path: Path) -> None:
+    """Between the reader's look whether it has its answer, and its wait for it."""
+    raised: list[BaseException] = []
+
+    def give_up(multiplex: ThreadMultiplex) -> None:
+        with multiplex.lock:
+            multiplex.woken(multiplex.fail(ConnectionFailed("given up by another thread")))
+
+    def interrupt(frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and frame.f_code is ThreadMultiplex._ready.__code__:
+            other = threading.Thread(target=give_up, args=(frame.f_locals["self"],))
+            other.start()
+            other.join()
+
+    def script(peer: Peer) -> None:
+        peer.answer(peer.request(), b"x")
+        peer.wait_for_end()
+
+    with pretend_server(tmp_path, script) as server, Client(server.address, mode="copy", attempts=1) as client:
+        assert client.read("/a") == b"x"
+
+        def work() -> None:
+            sys.settrace(interrupt)
+            try:
+                # With less than the client's time limit left, a thread looks before it sleeps in the socket.
+                _threads.run(client._pool, client._verbs.stat(client._pool, "/b"), time.monotonic() + 10)
+            except BaseException as error:
+                raised.append(error)
+            finally:
+                sys.settrace(None)
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join(30)
+    assert [str(error) for error in raised] == ["given up by another thread"]
