@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
+from ..threads import start_thread
 from .notify import Notifier
 
 if TYPE_CHECKING:
@@ -51,7 +52,11 @@ def _next_signal(server: "Server", manager: Notifier) -> int:
 def _drain(server: "Server") -> bool:
     finished: list[bool] = []
     draining = threading.Thread(target=lambda: finished.append(server.drain()), name="drain", daemon=True)
-    draining.start()
+    try:
+        start_thread(draining)
+    except OSError:
+        # At a limit: without a thread a second signal cannot cut the drain short.
+        return server.drain()
     while draining.is_alive():
         if signal.sigtimedwait(STOP_SIGNALS, SECOND_THOUGHTS) is not None:
             return False

@@ -18,6 +18,7 @@ from objmapper_client import Client
 from objmapper_server import Concurrency, Config, Server
 from tests import nobody
 from tests.eventually import eventually
+from tests.server_process import ServerProcess
 from tests.wire import COPY, request
 
 MODELS = [
@@ -143,6 +144,20 @@ def test_a_start_without_threads_fails_and_says_what_to_do(model: Concurrency) -
     assert "cannot start a thread" in ended.stdout, ended
     assert "ulimit -u" in ended.stdout
     assert ended.returncode == 0
+
+
+@pytest.mark.skipif(nobody.why_not() != "", reason=nobody.why_not() or "nobody works")
+def test_a_server_that_can_have_no_further_thread_drains_and_ends(root: Path) -> None:
+    uid = 400_000 + os.getpid() % 100_000
+    become = ["setpriv", "--reuid", str(uid), "--regid", str(uid), "--clear-groups"]
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="objmapper-no-thread-") as place:
+        os.chown(place, uid, uid)
+        with ServerProcess(Path(place), Path(place, "s"), by=become) as server:
+            subprocess.run([*become, "prlimit", "--pid", str(server.pid), "--nproc=1"], check=True, timeout=60)
+            server.process.terminate()
+            assert server.process.stderr is not None
+            assert server.process.wait(30) == 0
+            assert server.process.stderr.read() == ""
 
 
 @pytest.mark.parametrize("successor", MODELS)
