@@ -32,7 +32,7 @@ def handed_over(environment: MutableMapping[str, str]) -> Sockets:
     found: dict[str, socket.socket] = {}
     with ExitStack() as stack:
         for place in range(int(count)):
-            given = stack.enter_context(socket.socket(fileno=FIRST + place))
+            given = stack.enter_context(_socket(FIRST + place, count))
             given.set_inheritable(False)
             kind = kind_of(given)
             if named[place : place + 1] == [ADMIN]:
@@ -49,6 +49,16 @@ def handed_over(environment: MutableMapping[str, str]) -> Sockets:
             found[kind] = given
         stack.pop_all()
     return found
+
+
+def _socket(descriptor: int, count: str) -> socket.socket:
+    try:
+        return socket.socket(fileno=descriptor)
+    except OSError as error:
+        raise OSError(
+            f"LISTEN_FDS={count}: descriptor {descriptor} is no socket ({error.strerror}); start the server by its "
+            "socket unit, or without LISTEN_FDS"
+        ) from None
 
 
 def kind_of(given: socket.socket) -> str:

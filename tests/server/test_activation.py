@@ -207,6 +207,22 @@ def test_only_what_is_meant_for_this_process_is_taken() -> None:
         assert environment == {"PATH": "/"}
 
 
+@pytest.mark.parametrize("place", ["closed", "file"])
+def test_a_descriptor_that_is_no_socket_is_named(root: Path, tmp_path: Path, place: str) -> None:
+    redirection = "3>&-" if place == "closed" else "3</dev/null"
+    command = f"exec {redirection}; LISTEN_FDS=1 LISTEN_PID=$$ exec {sys.executable} -m objmapper_cli serve {root}"
+    environment = os.environ | {"PYTHONPATH": f"{HOME}/cli:{HOME}", "XDG_RUNTIME_DIR": str(tmp_path)}
+    ended = subprocess.run(
+        ["sh", "-c", f"{command} --no-admin"], env=environment, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert ended.returncode == 1
+    reason = "Bad file descriptor" if place == "closed" else "Socket operation on non-socket"
+    assert ended.stderr == (
+        f"objmapper: LISTEN_FDS=1: descriptor 3 is no socket ({reason}); start the server by its socket unit, "
+        "or without LISTEN_FDS\n"
+    )
+
+
 def test_a_socket_is_told_by_its_kind(unix: socket.socket, tcp: socket.socket, udp: socket.socket) -> None:
     assert (kind_of(unix), kind_of(tcp), kind_of(udp)) == ("unix", "tcp", "udp")
 
