@@ -156,19 +156,32 @@ class _Crew:
         self._stop = threading.Event()
         self._under_way: set[str] = set()
         self._tasks: queue.Queue[Wanted | None] = queue.Queue(4 * at_once)
-        # Nobody waits at the end for one that hangs in a connection: `leave` removes what it had begun.
-        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(at_once)]
-        for thread in self._threads:
-            thread.start()
+        self._at_once = at_once
+        self._threads: list[threading.Thread] = []
 
     def take(self, wanted: Wanted | None) -> None:
-        """Leave one to the threads, None to end one of them. Waits while they have enough to do."""
+        """Leave one to the threads, None to end one of them. Waits while they have enough to do. Raises Failure."""
+        if wanted is not None and len(self._threads) < self._at_once:
+            self._start_thread()
         while not self._stop.is_set():
             with contextlib.suppress(queue.Full):
                 self._tasks.put(wanted, timeout=0.1)
                 return
         if self.failure is not None:
             raise self.failure
+
+    def _start_thread(self) -> None:
+        # The process does not wait for one that hangs in a connection: `leave` removes what it had begun.
+        thread = threading.Thread(target=self._work, daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            if not self._threads:
+                raise Failure(f"{error}: end other processes, or raise the limit (ulimit -u)") from error
+            # Those that there are do the work.
+            self._at_once = len(self._threads)
+        else:
+            self._threads.append(thread)
 
     def finish(self) -> None:
         """Wait until everything is done."""

@@ -45,7 +45,9 @@ def get(
     server: ServerOption = None,
     offset: Annotated[int, typer.Option(metavar="BYTES", help="Begin here.", min=0)] = 0,
     length: Annotated[int | None, typer.Option(metavar="BYTES", help="So many at most.", min=0)] = None,
-    jobs: Annotated[int, typer.Option("--jobs", "-j", metavar="N", help="So many at once, into DIR.", min=1)] = 4,
+    jobs: Annotated[
+        int, typer.Option("--jobs", "-j", metavar="N", help="So many at once, into DIR.", min=1, max=1000)
+    ] = 4,
     sync: Annotated[
         bool, typer.Option("--sync", help="Have files, and their names, on the disk when this returns.")
     ] = False,
@@ -72,7 +74,7 @@ def get(
     if as_json and output in (None, "-"):
         raise Failure("--json: standard output has the object's content; write that to -o FILE or DIR", ExitCode.USAGE)
     tell = print_fetched if as_json else None
-    with client_of(server, timeout, _mode(mode), wait) as client:
+    with client_of(server, timeout, _mode(mode), wait, at_once=jobs) as client:
         if into_directory:
             assert output is not None
             return _into(client, uris, Path(output), recursive, jobs, sync, tell)

@@ -54,10 +54,20 @@ def models_by_transport() -> list[str]:
     return [*model_names(), *(f"{transport}={model}" for transport in TRANSPORTS for model in model_names())]
 
 
-def client_of(server: str | None, timeout: float, mode: Mode | None = None, wait: str = "0") -> Client:
-    """The client for these options, to be closed by the caller. Raises Failure, AddressError."""
+def client_of(
+    server: str | None, timeout: float, mode: Mode | None = None, wait: str = "0", *, at_once: int = 1
+) -> Client:
+    """The client for these options, to be closed by the caller; `at_once` contents do not wait for one another.
+
+    Raises Failure, AddressError.
+    """
     if not timeout > 0:
         raise Failure(f"--timeout {timeout}: more than 0 seconds are needed", ExitCode.USAGE)
     return Client(
-        parse(server) if server else default_address(), timeout=timeout, mode=mode, wait=seconds("--wait", wait)
+        parse(server) if server else default_address(),
+        timeout=timeout,
+        # One more, which requests share.
+        max_connections=max(8, at_once + 1),
+        mode=mode,
+        wait=seconds("--wait", wait),
     )

@@ -3,6 +3,9 @@
 import json
 import os
 import struct
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -10,9 +13,9 @@ import pytest
 from objmapper_cli.fetching_many import below
 from objmapper_client import Client, RemoteProtocolError
 from objmapper_client.protocol_v2 import Operation
-from objmapper_client.protocol_v2_responses import Entry, Metadata
+from objmapper_client.protocol_v2_responses import Entry, Metadata, encode_entry
 from objmapper_server import Server
-from tests.cli.conftest import Run, one_line
+from tests.cli.conftest import HOME, Run, one_line
 from tests.client.lying_server import Peer, pretend_server
 
 TRANSPORTS = ("unix", "tcp")
@@ -114,6 +117,38 @@ def test_what_is_wrong_with_all_of_it_is_one_line(
     got = objmapper("get", *arguments)
     assert got.returncode == code
     assert says in one_line(got.stderr)
+
+
+def test_as_many_are_fetched_at_once_as_the_command_says(objmapper: Run, tmp_path: Path) -> None:
+    names = [f"/{number}" for number in range(10, 22)]
+    all_at_once = threading.Barrier(len(names))
+
+    def script(peer: Peer) -> None:
+        while True:
+            request = peer.request()
+            if request.operation is Operation.LIST:
+                peer.answer(request, b"".join(encode_entry(Entry(name, 1, 7)) for name in names))
+            else:
+                all_at_once.wait(30)
+                peer.answer(request, b"x")
+
+    with pretend_server(tmp_path, script) as server:
+        got = objmapper("get", "-r", "/", "-o", "out", "-j", len(names), "--mode", "copy", "--server", server.address)
+    assert (got.returncode, got.stderr) == (0, b"")
+    assert len(content(tmp_path / "out")) == len(names)
+
+
+def test_fewer_threads_than_wanted_do_the_work(server: Server, tree: Path, tmp_path: Path) -> None:
+    """The kernel refuses threads for want of address space for their stacks, of 128 MiB each."""
+    script = (
+        f"ulimit -s 131072; ulimit -v $((1 << 20)); exec {sys.executable} -m objmapper_cli get -r /tree/ -o out -j 1000"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{HOME}/cli:{HOME}", "OBJMAPPER_SERVER": server.addresses["tcp"]}
+    ended = subprocess.run(
+        ["sh", "-c", script], cwd=tmp_path, env=environment, capture_output=True, check=False, timeout=60
+    )
+    assert (ended.returncode, ended.stderr) == (0, b"")
+    assert content(tmp_path / "out") == content(tree)
 
 
 def test_a_directory_is_not_replaced(server: Server, objmapper: Run, tree: Path, tmp_path: Path) -> None:
