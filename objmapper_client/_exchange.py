@@ -271,8 +271,10 @@ class Put(NamedTuple):
 
 def put(pool: Pool, uri: str, wanted: Put) -> Steps[Stat]:
     """Stores an object, whole or not at all."""
-    from objmapper_client import _upload
-
+    try:
+        from objmapper_client import _upload
+    except OSError as error:
+        raise at_limit(error) or error from error
     return _upload.put(pool, uri, wanted)
 
 

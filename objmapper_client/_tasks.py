@@ -163,7 +163,11 @@ async def _has_come(loop: asyncio.AbstractEventLoop, descriptor: int) -> bool:
     """Waits until a descriptor is readable. False where the event loop cannot wait for it."""
     ready: asyncio.Future[bool] = loop.create_future()
     # A copy: the program may have a callback of its own for the number.
-    own = os.dup(descriptor)
+    try:
+        own = os.dup(descriptor)
+    except OSError:
+        # This process has no descriptor left.
+        return False
     try:
         loop.add_reader(own, _resolve, ready, True)
         try:

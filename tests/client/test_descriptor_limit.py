@@ -1,6 +1,10 @@
 """`open_many` in a process that has room for few descriptors: what fits comes, and the rest says why it does not."""
 
+import asyncio
+import io
 import json
+import os
+import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -8,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from objmapper_client import AsyncClient, Client, DescriptorLimit
 from objmapper_server import Config, Server
+from tests.server_process import ServerProcess
 
 HOME = Path(__file__).parent.parent.parent
 COUNT, ROOM = 40, 12
@@ -71,3 +77,46 @@ def test_what_fits_comes_and_the_rest_is_the_limit(server: Server, transport: st
     # The last message that the kernel cuts off may take some that would have fitted with it.
     assert 1 <= len(right) <= ROOM
     assert afterwards == ["/0", "/1", "/2"]
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a server in a process of its own, which the limits of this one do not concern."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    with ServerProcess(folder, folder.with_suffix(".sock"), "--writable") as server:
+        yield server.addresses["unix"]
+
+
+def test_a_pipe_is_stored_without_a_further_descriptor(elsewhere: str) -> None:
+    async def store() -> bytes:
+        async with AsyncClient(elsewhere, timeout=60) as client:
+            await client.put("/piped", b"before")
+            reading, writing = os.pipe()
+            os.write(writing, b"from a pipe")
+            os.close(writing)
+            limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+            try:
+                with io.FileIO(reading) as pipe:
+                    await client.put("/piped", pipe)
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            return await client.read("/piped")
+
+    assert asyncio.run(store()) == b"from a pipe"
+
+
+def test_a_first_put_without_a_descriptor_for_its_module_is_the_limit(
+    elsewhere: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Client(elsewhere) as client:
+        client.put("/first", b"x")
+        monkeypatch.delitem(sys.modules, "objmapper_client._upload")
+        monkeypatch.delattr("objmapper_client._upload")
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+        try:
+            with pytest.raises(DescriptorLimit, match="ulimit -n"):
+                client.put("/first", b"y")
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
