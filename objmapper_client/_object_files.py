@@ -89,16 +89,16 @@ class ObjectReader(io.BufferedReader):
 
     def readuntil(self, char: bytes = b"\n", blocks: int | None = None) -> bytes:
         """The bytes up to and with the next `char`; `blocks` are read at once."""
-        pieces: list[bytes] = []
-        start = self.tell()
+        start, came = self.tell(), bytearray()
         while piece := self.read(blocks or self.blocksize):
-            kept = len(b"".join(pieces))
-            pieces.append(piece)
-            found = b"".join(pieces).find(char, max(0, kept - len(char) + 1))
-            if found >= 0:
-                self.seek(start + found + len(char))
-                return b"".join(pieces)[: found + len(char)]
-        return b"".join(pieces)
+            # It may begin at the end of what came before.
+            looked_at = max(0, len(came) - len(char) + 1)
+            came += piece
+            end = came.find(char, looked_at) + len(char)
+            if end >= len(char):
+                self.seek(start + end)
+                return bytes(came[:end])
+        return bytes(came)
 
     def _fetch_range(self, start: int, end: int) -> bytes:
         return os.pread(self.fileno(), end - start, start)
@@ -169,9 +169,9 @@ class ObjectWriter(io.BufferedIOBase):
 
     def write(self, data: "ReadableBuffer", /) -> int:
         """Takes all of `data`. Returns how many bytes that were."""
-        view = memoryview(data).cast("B")
-        self._held().write(view)
-        return len(view)
+        view = memoryview(data)
+        # An array with a dimension of 0 cannot be cast.
+        return self._held().write(view.cast("B")) if view.nbytes else 0
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
         """Moves the position; what lies between the end and a later one becomes zeros."""

@@ -14,7 +14,7 @@ from objmapper_client._settings import CHUNK, PAGE, Results, Settings
 from objmapper_client._steps import T
 from objmapper_client._transfer import within
 from objmapper_client.address import Address
-from objmapper_client.object import Object
+from objmapper_client.object import Object, writable_bytes
 from objmapper_client.protocol import Mode
 from objmapper_client.protocol_v2_responses import Entry, LeftOut
 
@@ -133,7 +133,7 @@ class AsyncClient(Settings):
 
         Fewer than the buffer takes only at the object's end; what is beyond its room is not read.
         """
-        view = memoryview(buffer).cast("B")
+        view = writable_bytes(buffer)
         pool = self._line
         return await self._run(pool, self._verbs.readinto(pool, uri, self._mode(mode), view, offset))
 

@@ -6,13 +6,16 @@ import stat
 import warnings
 from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from objmapper_client._copying import copy_memory_to, copy_to
 from objmapper_client._owned import close_descriptor, close_taken, give_last, take_in
 from objmapper_client.errors import RemoteProtocolError, ServerReply, at_limit, error_for
 from objmapper_client.protocol import MAX_CONTENT, Mode, Status
 from objmapper_client.whole_file import written_to
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 _CHUNK = 1 << 20
 # Before Python 3.12 looking a member up in its enumeration calls a function, which costs ten times as much as this.
@@ -113,8 +116,9 @@ class Object:
     def read(self, length: int = -1) -> bytes:
         """The next `length` bytes from the position, all that are left for a negative one; fewer only at the end."""
         descriptor = self.fileno()
-        if length < 0:
-            length = max(0, os.fstat(descriptor).st_size - os.lseek(descriptor, 0, os.SEEK_CUR))
+        if not 0 <= length <= _CHUNK:
+            left = max(0, os.fstat(descriptor).st_size - os.lseek(descriptor, 0, os.SEEK_CUR))
+            length = left if length < 0 else min(length, left)
         return _gather(lambda most: os.read(descriptor, most), length)
 
     def pread(self, length: int, offset: int) -> bytes:
@@ -131,9 +135,9 @@ class Object:
         left = max(0, os.fstat(descriptor).st_size - offset)
         return _gather(some, min(length, left))
 
-    def readinto(self, buffer: memoryview | bytearray, offset: int = 0) -> int:
+    def readinto(self, buffer: "WriteableBuffer", offset: int = 0) -> int:
         """Fills `buffer` with what there is from `offset` on. Returns how many bytes that were."""
-        descriptor, view, at = self.fileno(), memoryview(buffer).cast("B"), 0
+        descriptor, view, at = self.fileno(), writable_bytes(buffer), 0
         while at < len(view):
             length = os.preadv(descriptor, [view[at:]], offset + at)
             if length == 0:
@@ -168,6 +172,17 @@ class Object:
             if copied < self.size:
                 raise truncated(self.uri, copied, self.size)
             return copied
+
+
+def writable_bytes(buffer: "WriteableBuffer") -> memoryview:
+    """The bytes of a buffer that is to be filled. Raises TypeError where it cannot be."""
+    view, kind = memoryview(buffer), type(buffer).__name__
+    if view.readonly:
+        raise TypeError(f"buffer: {kind} is read-only; take a bytearray, or an array that can be written to")
+    if not view.c_contiguous:
+        raise TypeError(f"buffer: {kind} is not contiguous in memory (C order); fill a copy")
+    # An array with a dimension of 0 cannot be cast.
+    return view.cast("B") if view.nbytes else memoryview(bytearray())
 
 
 def truncated(uri: str, have: int, promised: int) -> ServerReply:

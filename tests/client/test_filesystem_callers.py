@@ -14,12 +14,14 @@ import dask.dataframe as dd
 import duckdb
 import fsspec
 import fsspec.asyn
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
 
 from objmapper_client import AddressError, Conflict
+from objmapper_client._object_files import ObjectReader
 from objmapper_client.filesystem import ObjmapperFileSystem
 from objmapper_server import Config, Server
 
@@ -264,6 +266,17 @@ def test_our_files_have_what_those_of_fsspec_have(system: ObjmapperFileSystem) -
         file.seek(0)
         assert (file.readinto(buffer), bytes(buffer)) == (3, b"one")
         assert file.full_name.endswith("/o")
+        if isinstance(file, ObjectReader):
+            for blocks in range(1, 16):
+                file.seek(2)
+                assert file.readuntil(b"\ntw", blocks=blocks) == b"e\ntw"
+                assert file.tell() == 6
+                assert file.readuntil(b"\nth", blocks=blocks) == b"o\nth"
+                assert file.readuntil(b"\n", blocks=blocks) == b"ree"
+    with system.open("/none", "wb") as file:
+        assert [file.write(np.empty(shape)) for shape in (0, (0, 3))] == [0, 0]
+        assert file.write(np.ones((2, 2), dtype=np.uint8)) == 4
+    assert system.cat("/none") == b"\1" * 4
     assert system.read_block("/o", 0, 6, delimiter=b"\n") == b"one\ntwo\n"
     with system.open("/w", "wb") as file:
         file.write(b"a")

@@ -7,7 +7,9 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from objmapper_client.errors import RemoteProtocolError
@@ -112,7 +114,6 @@ def test_a_content_that_no_memory_holds_is_refused(size: int) -> None:
 
 
 def test_numpy_sees_the_content_without_a_copy(tmp_path: Path) -> None:
-    import numpy as np
 
     numbers = np.arange(1000, dtype=np.int64)
     with make(tmp_path, numbers.tobytes()) as found:
@@ -134,7 +135,6 @@ def test_arrow_reads_the_view(tmp_path: Path) -> None:
 
 
 def test_safetensors_maps_the_descriptor(tmp_path: Path) -> None:
-    import numpy as np
     import safetensors.numpy
 
     content = safetensors.numpy.save({"weights": np.ones((3, 4), dtype=np.float32)})
@@ -168,3 +168,28 @@ def test_a_buffer_is_filled_from_an_offset(tmp_path: Path) -> None:
         assert bytes(buffer) == b"bcde"
         assert found.readinto(buffer, 4) == 2
         assert bytes(buffer) == b"efde"
+
+
+def test_more_is_asked_for_than_any_memory_holds(tmp_path: Path) -> None:
+    with make(tmp_path, b"abcdef") as found:
+        assert found.read(2) == b"ab"
+        assert found.read(1 << 62) == b"cdef"
+        assert found.read(1 << 70) == b""
+        assert found.pread(1 << 70, 1) == b"bcdef"
+
+
+@pytest.mark.parametrize("shape", [0, (0, 3), (3, 0)])
+def test_a_buffer_without_room_is_filled_with_nothing(tmp_path: Path, shape: int | tuple[int, ...]) -> None:
+    empty: Any = np.empty(shape)
+    with make(tmp_path, b"abcdef") as found:
+        assert found.readinto(empty) == 0
+
+
+def test_a_buffer_that_cannot_be_filled_is_refused(tmp_path: Path) -> None:
+    with make(tmp_path, b"abcdef") as found:
+        with pytest.raises(TypeError, match="buffer: bytes is read-only"):
+            found.readinto(b"abc")
+        strided: Any
+        for strided in (np.zeros((4, 4))[::2], np.zeros((2, 2), order="F")):
+            with pytest.raises(TypeError, match="buffer: ndarray is not contiguous"):
+                found.readinto(strided)
