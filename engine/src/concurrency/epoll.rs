@@ -16,7 +16,7 @@ use super::places::{Key, Places};
 use super::poller::{Events, Poller, Source, Spin};
 use super::solo::{GiveBack, Solo};
 use super::starting::{Begun, Starting, start_error};
-use super::{Model, Order, Shutdown, TICK, run};
+use super::{Model, Order, Shutdown, TICK, TURN, run};
 use crate::listener::{Accepted, Listener, Taker};
 use crate::service::Service;
 use crate::session::{Manner, Next, Scratch, Session, Wake};
@@ -172,7 +172,7 @@ impl<'a> EventLoop<'a> {
                 spin: Duration::ZERO,
                 refuse: false,
                 storage_elsewhere: shared.service.settings.async_storage,
-                most: None,
+                most: Some(TURN),
             },
             again: VecDeque::new(),
             later: BinaryHeap::new(),

@@ -31,6 +31,8 @@ use starting::Begun;
 
 /// Sessions are asked about their deadlines this often.
 pub const TICK: Duration = Duration::from_secs(1);
+/// While a thread runs one session, the others that it serves wait: after this time it is their turn.
+const TURN: Duration = Duration::from_micros(500);
 /// How long threads try before they sleep, where latency is what matters.
 pub const SPIN: Duration = Duration::from_micros(100);
 

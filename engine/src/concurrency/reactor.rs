@@ -14,15 +14,12 @@ use super::hands::Hands;
 use super::later::Later;
 use super::places::{Key, Places};
 use super::poller::{Events, Poller, Source, Spin};
-use super::{Model, Order, Shutdown, TICK, read_on, run};
+use super::{Model, Order, Shutdown, TICK, TURN, read_on, run};
 use crate::listener::{Accepted, Listener, Taker};
 use crate::queue::ControlledDelay;
 use crate::service::Service;
 use crate::session::{Manner, Next, Queued, Scratch, Session, Wake};
 use crate::transport::{Bell, Patience};
-
-/// While one session is worked at, those behind it in the queue wait.
-const TURN: Duration = Duration::from_micros(500);
 
 /// A session that has something to do, since when.
 #[derive(Debug)]

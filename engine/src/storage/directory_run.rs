@@ -9,10 +9,11 @@ use rustix::io::{self, Errno};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::storage::mapping::is_reserved;
+use crate::storage::smallest::{Keys, Smallest};
 
-/// What getdents64(2) fills at a time: eight thousand short names. The kernel locks the directory for the time of one call, so
-/// a directory whose names fit is read as of one moment.
-const BUFFER: usize = 256 << 10;
+/// What getdents64(2) fills at a time: two thousand short names, in less than a turn. The kernel locks the directory for the
+/// time of one call, so a directory whose names fit is read as of one moment.
+const BUFFER: usize = 64 << 10;
 /// The same for a directory that changed while it was read in several calls, and how often it is read again.
 const LARGEST_BUFFER: usize = 8 << 20;
 const MOST_READINGS: u32 = 3;
@@ -176,6 +177,8 @@ pub(crate) struct Reading {
     bytes: usize,
     readings: u32,
     scanned: usize,
+    /// All of the directory has been read.
+    is_read: bool,
 }
 
 impl Reading {
@@ -189,25 +192,23 @@ impl Reading {
             bytes: 0,
             readings: 0,
             scanned: 0,
+            is_read: false,
         }
     }
 
-    /// Reads on, one call at the least, and says whether that was all of the directory.
+    /// Reads on, one call or one step of sorting at the least, and says whether that was all of the directory.
     pub fn go_on(&mut self, directory: &OwnedFd, is_over: &dyn Fn() -> bool) -> io::Result<bool> {
-        let mut buffer = Vec::with_capacity(self.buffer);
+        let mut buffer = Vec::new();
         loop {
-            if self.before.is_none() {
-                self.before = Some(Times::of(directory)?);
+            if !self.smallest.merge_on(is_over) {
+                return Ok(false);
             }
-            if !self.fill(directory, &mut buffer)? {
-                self.readings += 1;
-                if self.calls <= 1 || self.readings >= MOST_READINGS || !self.has_changed(directory)? {
-                    return Ok(true);
-                }
-                self.buffer = (self.bytes + self.bytes / 4 + BUFFER).min(LARGEST_BUFFER);
-                buffer = Vec::with_capacity(self.buffer);
-                (self.before, self.calls, self.bytes) = (None, 0, 0);
-                fs::seek(directory, fs::SeekFrom::Start(0))?;
+            if self.is_read {
+                return Ok(true);
+            }
+            self.read_on(directory, &mut buffer)?;
+            if self.is_read || self.smallest.has_too_many() {
+                self.smallest.begin_merge();
             }
             if is_over() {
                 return Ok(false);
@@ -215,8 +216,30 @@ impl Reading {
         }
     }
 
+    fn read_on(&mut self, directory: &OwnedFd, buffer: &mut Vec<u8>) -> io::Result<()> {
+        if self.before.is_none() {
+            self.before = Some(Times::of(directory)?);
+        }
+        buffer.reserve(self.buffer);
+        if self.fill(directory, buffer)? {
+            return Ok(());
+        }
+        self.readings += 1;
+        if self.calls <= 1 || self.readings >= MOST_READINGS || !self.has_changed(directory)? {
+            self.is_read = true;
+            return Ok(());
+        }
+        self.buffer = (self.bytes + self.bytes / 4 + BUFFER).min(LARGEST_BUFFER);
+        (self.before, self.calls, self.bytes) = (None, 0, 0);
+        fs::seek(directory, fs::SeekFrom::Start(0))?;
+        Ok(())
+    }
+
+    /// What was found, once all has been read.
     pub fn into_run(self) -> Run {
-        Run { scanned: self.scanned, ..self.smallest.into_run(self.wanted.bound) }
+        let Keys { bytes, ends } = self.smallest.sorted;
+        let is_last = self.smallest.greatest.is_none();
+        Run { from: self.wanted.bound, keys: bytes, ends, scanned: self.scanned, is_last }
     }
 
     /// One call of getdents64(2); false at the end.
@@ -277,67 +300,5 @@ impl Times {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let at = [stat.st_mtime, nanoseconds[0], stat.st_ctime, nanoseconds[1]];
         Ok(Times { at, is_settled: now > changed + tick })
-    }
-}
-
-/// The smallest keys so far, in one buffer: twice as many as are wanted at the most, then the greater half goes.
-#[derive(Debug)]
-struct Smallest {
-    keys: Vec<u8>,
-    /// Where each key is.
-    spans: Vec<(u32, u32)>,
-    limits: RunLimits,
-    /// Once a key had to go, all beyond this one have, so that the run has no gap.
-    greatest: Option<Vec<u8>>,
-}
-
-impl Smallest {
-    fn new(limits: RunLimits) -> Smallest {
-        Smallest { keys: Vec::new(), spans: Vec::new(), limits, greatest: None }
-    }
-
-    fn offer(&mut self, key: &[u8]) {
-        if self.greatest.as_ref().is_some_and(|greatest| key >= &**greatest) {
-            return;
-        }
-        let start = self.keys.len();
-        self.keys.extend_from_slice(key);
-        self.spans.push((start as u32, self.keys.len() as u32));
-        if self.spans.len() >= 2 * self.limits.names || self.keys.len() >= 2 * self.limits.bytes {
-            self.sort();
-        }
-    }
-
-    /// Sorts what is held, each key once, and drops what is beyond the limits.
-    fn sort(&mut self) {
-        let Smallest { keys, spans, limits, greatest } = self;
-        let key = |(start, end): (u32, u32)| &keys[start as usize..end as usize];
-        spans.sort_unstable_by(|one, other| key(*one).cmp(key(*other)));
-        spans.dedup_by(|one, other| key(*one) == key(*other));
-        let (mut fitting, mut bytes) = (0, 0);
-        for span in &*spans {
-            bytes += key(*span).len();
-            if fitting >= limits.names || (bytes > limits.bytes && fitting > 0) {
-                break;
-            }
-            fitting += 1;
-        }
-        if fitting < spans.len() {
-            spans.truncate(fitting);
-            *greatest = spans.last().map(|span| key(*span).to_vec());
-        }
-        let mut sorted = Vec::with_capacity(spans.iter().map(|(start, end)| (end - start) as usize).sum());
-        for span in spans {
-            let start = sorted.len() as u32;
-            sorted.extend_from_slice(key(*span));
-            *span = (start, sorted.len() as u32);
-        }
-        self.keys = sorted;
-    }
-
-    fn into_run(mut self, from: Bound) -> Run {
-        self.sort();
-        let ends = self.spans.iter().map(|(_, end)| *end).collect();
-        Run { from, keys: self.keys, ends, scanned: 0, is_last: self.greatest.is_none() }
     }
 }

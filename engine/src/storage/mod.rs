@@ -9,6 +9,7 @@ pub mod listing;
 pub mod mapping;
 pub mod pool;
 pub mod root;
+mod smallest;
 pub mod staging;
 pub mod target;
 mod turns;

@@ -3,6 +3,7 @@
 //! Work belongs to a connection. Connections take turns, see `turns.rs`; what waits on one that ends is dropped, but for
 //! writes that came as a whole.
 
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -10,6 +11,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
+use rustix::time::{ClockId, clock_gettime};
 
 pub use super::turns::{Client, Kind, User};
 use super::turns::{LongLimits, Place, Taken, Turns};
@@ -18,8 +20,10 @@ use crate::errors::StartError;
 use crate::settings::cores;
 
 const STACK: usize = 256 << 10;
-/// Long work gives its thread back after this time, and goes on when it is its turn again.
+/// Long work gives its thread back after this time of the processor, or that time on the clock, and goes on when it is its turn
+/// again.
 const TURN: Duration = Duration::from_millis(1);
+const LONGEST_TURN: Duration = Duration::from_millis(8);
 /// Pieces of long work that hold what they have read, for all clients together.
 const MOST_BEGUN: usize = 16;
 
@@ -39,17 +43,45 @@ pub enum Progress {
     More,
 }
 
-/// How long work may go on.
+/// How long work may go on: for a time of the processor, since a thread that waits for one has not had its turn; on the clock
+/// for several times that, since a thread that waits for a disk is a thread less for others.
 #[derive(Debug)]
-pub struct Turn(Option<Instant>);
+pub struct Turn {
+    /// When to look at the processor's time; None for a turn that ends when the work does.
+    look_at: Option<Cell<Instant>>,
+    ends_at: Instant,
+    processor_ends_at: Duration,
+}
 
 impl Turn {
-    /// One that ends when the work does.
-    pub const ENDLESS: Turn = Turn(None);
+    fn endless() -> Turn {
+        Turn { look_at: None, ends_at: Instant::now(), processor_ends_at: Duration::ZERO }
+    }
+
+    fn long(began: Instant) -> Turn {
+        Turn {
+            look_at: Some(Cell::new(began + TURN)),
+            ends_at: began + LONGEST_TURN,
+            processor_ends_at: processor_time() + TURN,
+        }
+    }
 
     pub fn is_over(&self) -> bool {
-        self.0.is_some_and(|end| Instant::now() >= end)
+        let Some(look_at) = &self.look_at else { return false };
+        let now = Instant::now();
+        if now < look_at.get() {
+            return false;
+        }
+        let left = self.processor_ends_at.saturating_sub(processor_time());
+        look_at.set((now + left).min(self.ends_at));
+        left.is_zero() || now >= self.ends_at
     }
+}
+
+/// What this thread has had of the processor.
+fn processor_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
 struct Once<F>(Option<F>);
@@ -229,7 +261,7 @@ impl Shared {
 
     fn run(&self, mut taken: Taken<Job>) -> MutexGuard<'_, State> {
         let began = Instant::now();
-        let turn = Turn((taken.kind == Kind::Long).then(|| began + TURN));
+        let turn = if taken.kind == Kind::Long { Turn::long(began) } else { Turn::endless() };
         // A panic has been reported on stderr by the runtime; what the work owed its client says so when it is dropped.
         let progress = catch_unwind(AssertUnwindSafe(|| taken.job.work.run(&turn))).unwrap_or(Progress::Done);
         let mut state = self.state();

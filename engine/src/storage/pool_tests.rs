@@ -102,3 +102,21 @@ fn long_work_lets_short_work_of_others_through_and_ends_with_a_stop() {
     assert!(pool.stop(Instant::now() + LONG));
     assert_eq!(pool.pending(), 0);
 }
+
+#[test]
+fn a_thread_that_waits_for_a_processor_has_not_had_its_turn() {
+    let turn = Turn { ends_at: Instant::now() + LONG, ..Turn::long(Instant::now()) };
+    let began = processor_time();
+    std::thread::sleep(2 * TURN);
+    assert!(!turn.is_over(), "it has done nothing yet");
+    while !turn.is_over() {
+        std::hint::spin_loop();
+    }
+    assert!(processor_time() >= began + TURN);
+}
+
+#[test]
+fn a_turn_ends_on_the_clock_however_little_was_done() {
+    let Some(began) = Instant::now().checked_sub(LONGEST_TURN) else { return };
+    assert!(Turn::long(began).is_over());
+}

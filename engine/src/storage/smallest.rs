@@ -1,0 +1,183 @@
+//! The smallest of many keys, found in steps that are short: portions are sorted as they come, and merged bit by bit.
+
+use std::cmp::Ordering;
+
+use crate::storage::directory_run::RunLimits;
+
+/// Keys that are sorted at a time.
+const PORTION: usize = 2_048;
+/// Keys that are merged between two looks at the clock.
+const STEP: usize = 64;
+
+/// Sorted keys, one behind the other, and where each ends.
+#[derive(Debug, Default)]
+pub(crate) struct Keys {
+    pub bytes: Vec<u8>,
+    pub ends: Vec<u32>,
+}
+
+impl Keys {
+    fn get(&self, at: usize) -> Option<&[u8]> {
+        let end = *self.ends.get(at)? as usize;
+        let start = if at == 0 { 0 } else { self.ends[at - 1] as usize };
+        Some(&self.bytes[start..end])
+    }
+
+    fn last(&self) -> Option<&[u8]> {
+        self.get(self.ends.len().checked_sub(1)?)
+    }
+
+    fn push(&mut self, key: &[u8]) {
+        self.bytes.extend_from_slice(key);
+        self.ends.push(self.bytes.len() as u32);
+    }
+}
+
+/// The smallest keys so far: twice as many as are wanted, and what one call of getdents64(2) brings, at the most; then the
+/// greater half goes.
+#[derive(Debug)]
+pub(crate) struct Smallest {
+    limits: RunLimits,
+    /// Those that have been merged; while others are, the last of them.
+    pub sorted: Keys,
+    /// The next portion, as it comes.
+    next: Keys,
+    portions: Vec<Keys>,
+    /// Of all keys that are held.
+    count: usize,
+    bytes: usize,
+    /// Where each portion is in the merge that is under way, as a heap: the one with the least key is the first.
+    heap: Vec<Place>,
+    /// Once a key had to go, all beyond this one have, so that the run has no gap.
+    pub greatest: Option<Vec<u8>>,
+}
+
+/// The next key of a portion.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    portion: u32,
+    at: u32,
+}
+
+impl Smallest {
+    pub fn new(limits: RunLimits) -> Smallest {
+        Smallest {
+            limits,
+            sorted: Keys::default(),
+            next: Keys::default(),
+            portions: Vec::new(),
+            count: 0,
+            bytes: 0,
+            heap: Vec::new(),
+            greatest: None,
+        }
+    }
+
+    /// Takes a key, which may have come before. Not while a merge is under way.
+    pub fn offer(&mut self, key: &[u8]) {
+        if self.greatest.as_ref().is_some_and(|greatest| key >= &**greatest) {
+            return;
+        }
+        self.next.push(key);
+        self.count += 1;
+        self.bytes += key.len();
+        if self.next.ends.len() >= PORTION {
+            self.sort_portion();
+        }
+    }
+
+    /// Whether it is time to merge, so that the greater half may go.
+    pub fn has_too_many(&self) -> bool {
+        self.count >= 2 * self.limits.names || self.bytes >= 2 * self.limits.bytes
+    }
+
+    /// From now on [`merge_on`](Self::merge_on) has something to do.
+    pub fn begin_merge(&mut self) {
+        self.sort_portion();
+        let sorted = std::mem::take(&mut self.sorted);
+        if !sorted.ends.is_empty() {
+            self.portions.push(sorted);
+        }
+        let (names, bytes) = (self.count.min(self.limits.names), self.bytes.min(self.limits.bytes));
+        self.sorted = Keys { bytes: Vec::with_capacity(bytes), ends: Vec::with_capacity(names) };
+        self.heap = (0..self.portions.len() as u32).map(|portion| Place { portion, at: 0 }).collect();
+        for at in (0..self.heap.len() / 2).rev() {
+            self.sink(at);
+        }
+    }
+
+    /// Merges until all is done, or the turn is over: then false. Each call gets further.
+    pub fn merge_on(&mut self, is_over: &dyn Fn() -> bool) -> bool {
+        if self.heap.is_empty() {
+            return true;
+        }
+        let mut merged = 0;
+        while let Some(place) = self.heap.first_mut() {
+            let keys = &self.portions[place.portion as usize];
+            let Some(key) = keys.get(place.at as usize) else { break };
+            // Keys that came twice lie side by side.
+            if self.sorted.last() != Some(key) {
+                let is_full = self.sorted.ends.len() >= self.limits.names
+                    || self.sorted.bytes.len() + key.len() > self.limits.bytes;
+                if is_full && let Some(last) = self.sorted.last() {
+                    self.greatest = Some(last.to_vec());
+                    break;
+                }
+                self.sorted.push(key);
+            }
+            place.at += 1;
+            if place.at as usize == keys.ends.len() {
+                self.heap.swap_remove(0);
+            }
+            self.sink(0);
+            merged += 1;
+            if merged % STEP == 0 && is_over() {
+                return false;
+            }
+        }
+        self.heap = Vec::new();
+        self.portions = Vec::new();
+        (self.count, self.bytes) = (self.sorted.ends.len(), self.sorted.bytes.len());
+        true
+    }
+
+    fn sort_portion(&mut self) {
+        let next = std::mem::take(&mut self.next);
+        if next.ends.is_empty() {
+            return;
+        }
+        let mut starts = 0;
+        let spans = next.ends.iter().map(|&end| std::mem::replace(&mut starts, end)..end);
+        let mut keys: Vec<&[u8]> =
+            spans.map(|span| &next.bytes[span.start as usize..span.end as usize]).collect();
+        keys.sort_unstable();
+        let mut sorted =
+            Keys { bytes: Vec::with_capacity(next.bytes.len()), ends: Vec::with_capacity(keys.len()) };
+        keys.into_iter().for_each(|key| sorted.push(key));
+        self.portions.push(sorted);
+    }
+
+    /// Moves a place in the heap down to where it belongs.
+    fn sink(&mut self, mut at: usize) {
+        loop {
+            let children = [2 * at + 1, 2 * at + 2].into_iter().filter(|&child| child < self.heap.len());
+            let least = children.min_by(|&one, &other| self.compare(one, other));
+            match least {
+                Some(child) if self.compare(child, at) == Ordering::Less => {
+                    self.heap.swap(child, at);
+                    at = child;
+                }
+                _ => return,
+            }
+        }
+    }
+
+    fn compare(&self, one: usize, other: usize) -> Ordering {
+        let key = |place: Place| self.portions[place.portion as usize].get(place.at as usize);
+        key(self.heap[one]).cmp(&key(self.heap[other]))
+    }
+}
+
+#[cfg(test)]
+#[path = "smallest_tests.rs"]
+mod tests;
