@@ -9,6 +9,7 @@ from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.security import HTTPBearer
+from h11 import LocalProtocolError
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from ..concurrency import TRANSPORTS, Concurrency
@@ -316,5 +317,8 @@ def _add_failures(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> JSONResponse:
+        if isinstance(error, LocalProtocolError):
+            # The client broke the protocol while its request was answered: it has a 400 already, and fills no log.
+            return JSONResponse({"detail": "this is not HTTP"}, HTTPStatus.BAD_REQUEST)
         LOG.error("the admin endpoint failed at %s: %r", request.url.path, error, exc_info=error)
         return JSONResponse({"detail": "internal error; the server's log has more"}, HTTPStatus.INTERNAL_SERVER_ERROR)

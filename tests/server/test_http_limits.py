@@ -137,6 +137,15 @@ def test_content_that_makes_no_sense_gets_one_line(server: Server, content: byte
     assert "\n" not in answer.json()["detail"]
 
 
+def test_who_breaks_the_protocol_in_mid_request_fills_no_log(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    with connection(server) as client:
+        client.sendall(b"GET /stats HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n")
+        assert client.recv(65536).startswith(b"HTTP/1.1 400 ")
+        assert is_closed(client)
+    assert healthy(server)
+    assert caplog.records == []
+
+
 def test_the_end_does_not_wait_for_who_is_slow(config: Config) -> None:
     with ExitStack() as stack:
         server = stack.enter_context(Server(config))
