@@ -1,13 +1,13 @@
 """Clients that ask for long pages of a list and never read: how much memory the server takes, and gives back.
 
-    python -m benchmarks.soak.unread_answers [--clients 40 …] [--names 5000] [--seconds 5] [--model MODEL …]
+    python -m benchmarks.soak.unread_answers [--clients 40 …] [--names 600] [--seconds 5] [--model MODEL …]
                                              [--transport unix|tcp …]
 
 Each sends 64 requests for a page of 1 MiB. With 400 clients, which all belong to one user, they want more than
 `max_output_memory`. Meanwhile an honest client of the same user lists and reads, and one of another user where the soak
 is run by root and the transport is a Unix socket. Then all leave. Ends with 1 where the server took more than
-`max_output_memory`, or more than `max_output_buffer` for each client, and 64 MiB for all else; where 10 seconds after
-they left it has 32 MiB more than before they came; or where an honest request failed.
+`max_output_memory`, or more than `max_output_buffer` for each client, and for all else 128 MiB and 128 KiB a client;
+where 10 seconds after they left it has 32 MiB more than before they came; or where an honest request failed.
 """
 
 import argparse
@@ -31,8 +31,9 @@ PREFIX = f"/{'/'.join(['names' * 40] * 9)}/"
 OTHER_UID = 4001
 #: The defaults, in bytes.
 PER_CONNECTION, TOTAL = 4 << 20, 256 << 20
-#: What the server may take besides: the page being read by each thread, what it keeps of directories.
-BESIDES = 64 << 20
+#: What the server may take besides: directories that it keeps for the next page of a listing, and the buffers of its
+#: threads; and for each client, which may have a thread.
+BESIDES, EACH = 128 << 20, 128 << 10
 #: After so many seconds without the clients it may have so many bytes more than before.
 REST, LEFT = 10, 32 << 20
 
@@ -41,7 +42,7 @@ def main() -> int:
     """Makes the names, runs the models, reports."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--clients", type=int, nargs="+", default=[40, 400])
-    parser.add_argument("--names", type=int, default=5_000)
+    parser.add_argument("--names", type=int, default=600)
     parser.add_argument("--seconds", type=float, default=5, help="how long they stay (5)")
     parser.add_argument("--model", type=Concurrency, action="append", choices=MODELS)
     parser.add_argument("--transport", action="append", choices=["unix", "tcp"])
@@ -90,7 +91,7 @@ def withstood(folder: Path, model: Concurrency, transport: str, count: int, seco
                 time.sleep(0.01)
         time.sleep(REST)
         after = Vitals.of(server.pid).resident
-    bound = min(count * PER_CONNECTION, TOTAL) + BESIDES
+    bound = min(count * PER_CONNECTION, TOTAL) + BESIDES + count * EACH
     print(
         f"{model:<23}{transport:<5}{before / 2**20:5.1f} MiB before, {(most - before) / 2**20:+.1f} with {count}, "
         f"{(after - before) / 2**20:+.1f} {REST} s after they left; {requests} honest requests, "

@@ -69,6 +69,18 @@ fn one_of_so_many_is_sampled() {
 }
 
 #[test]
+fn of_records_that_wait_too_long_the_oldest_are_lost() {
+    let journal = Journal::default();
+    journal.sample(1);
+    for at in 0..MOST_KEPT + 100 {
+        pass(&journal, &format!("/{at}"), 1);
+    }
+    let (last, records) = journal.records(0);
+    assert_eq!((last, records.len()), (MOST_KEPT as u64 + 100, MOST_KEPT));
+    assert_eq!(records[0].uri, "/100");
+}
+
+#[test]
 fn of_a_long_uri_the_end_is_kept() {
     let uri = format!("/{}é", "x".repeat(200));
     let text = Note::of(&uri).text();

@@ -234,6 +234,19 @@ def test_the_work_of_clients_that_left_is_dropped(root: Path, model: Concurrency
             assert two.call(LIST, "/many/").status == OK
 
 
+@pytest.mark.parametrize(("operation", "count"), [(COPY, 16), (SPLICE, 48), (STAT, 48)])
+def test_listings_leave_room_for_the_requests_behind_them(
+    served: ServerProcess, address: str, operation: Operation, count: int
+) -> None:
+    with Two(address) as two, slow_storage(served) as storage:
+        listings = [two.ask(LIST, "/many/") for _ in range(4)]
+        slow = [two.ask(operation, unasked()) for _ in range(count)]
+        fast = two.ask(COPY, "/a")
+        assert two.answer().id == fast
+        storage.release()
+        assert set(two.answers(4 + count)) == {*listings, *slow}
+
+
 @pytest.mark.parametrize("most", [1, 2, 8, 1000])
 def test_more_ahead_than_agreed_in_one_packet_is_an_error(address: str, most: int) -> None:
     with Two(address, max_pipeline=most) as two:

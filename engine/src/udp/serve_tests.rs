@@ -420,6 +420,31 @@ fn a_full_queue_says_so_and_everybody_gets_an_answer() {
 }
 
 #[test]
+fn questions_that_wait_for_storage_are_bounded_and_get_an_answer() {
+    for model in MODELS {
+        let served = serving(model, "127.0.0.1:0", |settings| {
+            settings.async_storage = true;
+            settings.max_queue_depth = 1;
+            settings.storage_pool_size = 1;
+        });
+        let client = served.client();
+        let (mut asked, mut refused) = (0, 0);
+        while refused == 0 {
+            for _ in 0..100 {
+                // The kernel has never looked this name up.
+                client.ask_plain(Mode::Copy, &format!("/missing-{asked}"));
+                asked += 1;
+            }
+            for _ in 0..100 {
+                let status = read_plain(&client.receive()).expect_err("a refusal, or not found");
+                assert!([0x01, 0x14].contains(&status), "{model:?} {status:#x}");
+                refused += u32::from(status == 0x14);
+            }
+        }
+    }
+}
+
+#[test]
 fn the_model_changes_while_datagrams_come() {
     let served = serving(Model::Epoll, "127.0.0.1:0", |_| {});
     let client = served.client();
