@@ -75,7 +75,7 @@ def withstood(folder: Path, model: Concurrency, transport: str, count: int, seco
             for _ in range(count):
                 two = clients.enter_context(Two(address, timeout=60))
                 two.send(b"".join(two.encode(LIST, PREFIX, limit=10_000) for _ in range(REQUESTS)))
-            honest_clients = [clients.enter_context(Two(address, timeout=60))]
+            honest_clients = [clients.enter_context(Two(address, timeout=300))]
             if transport == "unix" and not why_not():
                 other = clients.enter_context(Somebody(OTHER_UID, OTHER_UID))
                 honest_clients.append(clients.enter_context(Two(other.connect(address), timeout=60)))
