@@ -205,6 +205,8 @@ pub(super) struct ListWork {
     wanted: WantedPage,
     /// What has been put together so far.
     paging: Option<Paging>,
+    /// The listing of a page that was begun and given up.
+    given_up: Option<u64>,
     /// Bytes that are set aside for the page.
     room: usize,
     /// With the charge for them; None once the client has its answer.
@@ -221,7 +223,16 @@ impl ListWork {
         wanted: WantedPage,
     ) -> Self {
         let (service, room) = (Arc::clone(service), charge.bytes());
-        ListWork { service, asked, deadline, wanted, paging: None, room, owed: Some((owed, charge)) }
+        ListWork {
+            service,
+            asked,
+            deadline,
+            wanted,
+            paging: None,
+            given_up: None,
+            room,
+            owed: Some((owed, charge)),
+        }
     }
 
     fn go_on(&mut self, turn: &Turn) -> Result<Option<Page>, Error> {
@@ -231,7 +242,13 @@ impl ListWork {
         let Service { listing, mapping, .. } = &*self.service;
         let paging = match &mut self.paging {
             Some(paging) => paging,
-            None => self.paging.insert(listing.begin(self.wanted.clone(), self.room)?),
+            None => {
+                let begun = listing.begin(self.wanted.clone(), self.room)?;
+                self.paging.insert(match self.given_up {
+                    Some(before) => begun.of(before),
+                    None => begun,
+                })
+            }
         };
         listing.go_on(mapping, paging, &|| turn.is_over())
     }
@@ -258,6 +275,7 @@ impl Work for ListWork {
     fn give_up(&mut self) {
         if let Some(mut paging) = self.paging.take() {
             self.service.listing.keep_runs(&mut paging);
+            self.given_up = Some(paging.listing());
         }
     }
 }

@@ -291,6 +291,18 @@ impl Listing {
     }
 }
 
+impl Paging {
+    /// The number of the listing, under which [`Listing::keep_runs`] keeps what it has read.
+    pub fn listing(&self) -> u64 {
+        self.listing
+    }
+
+    /// Begins as a page of this listing: gets what is kept of one that was given up.
+    pub fn of(self, listing: u64) -> Paging {
+        Paging { listing, ..self }
+    }
+}
+
 impl Kept {
     fn weight(&self) -> usize {
         self.run.weight() + self.place.capacity() + size_of::<Kept>()

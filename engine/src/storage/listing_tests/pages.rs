@@ -213,3 +213,29 @@ fn what_was_kept_for_too_long_is_not_used() {
     listing.sweep();
     assert!(listing.kept().is_empty());
 }
+
+#[test]
+fn a_page_that_was_given_up_begins_with_what_it_had_read() {
+    let names: Vec<String> = (0..600).map(|number| format!("{number:03}")).collect();
+    let root = tree(&names.iter().map(String::as_str).collect::<Vec<_>>());
+    let (mapping, listing) = (mapping(&root), Listing::default());
+    let prefix = String::from("/");
+    let wanted = WantedPage { session: 7, form: Form::Plain, view: None, prefix, cursor: None, limit: 0 };
+    let begin = || listing.begin(wanted.clone(), MOST_CONTENT).expect("a page");
+    let turn = |paging: &mut Paging| listing.go_on(&mapping, paging, &|| true).expect("a turn");
+    let mut given_up = begin();
+    while given_up.page.count == 0 {
+        assert!(turn(&mut given_up).is_none());
+    }
+    listing.keep_runs(&mut given_up);
+    assert_eq!(listing.kept().len(), 1);
+    // Another listing gets nothing of it.
+    turn(&mut begin());
+    assert_eq!(listing.kept().len(), 1);
+    let mut again = begin().of(given_up.listing());
+    turn(&mut again);
+    assert_eq!(listing.kept().len(), 0, "taken");
+    let page = std::iter::repeat_with(|| turn(&mut again)).flatten().next().expect("a page");
+    assert_eq!((page.count, page.cursor), (600, None));
+    assert_eq!(listing.kept().len(), 0);
+}
