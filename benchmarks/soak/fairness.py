@@ -5,7 +5,8 @@
 
 The greedy connections belong to the same user as the honest one. Each always has 64 listings under way: where one is
 answered it asks for the next page, or begins anew. Meanwhile an honest client reads objects of 4 KiB that are not in
-memory, and lists a directory of 20. Ends with 1 where the 99th percentile of either is above `--most` milliseconds, or
+memory, and lists a directory of 20; it does the same for a while before the greedy come. Prints what share of the
+processors the server, the clients and the rest of the machine have. Ends with 1 where the 99th percentile of either is above `--most` milliseconds, or
 the greedy get nothing.
 """
 
@@ -16,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -93,6 +95,40 @@ def be_honest(root: Path, address: str, seconds: float) -> tuple[list[float], li
     return sorted(reads), sorted(lists)
 
 
+def of_processors(pids: list[int]) -> float:
+    """Return the seconds of processors that processes have had."""
+    fields = [Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split() for pid in pids]
+    return sum(int(each[11]) + int(each[12]) for each in fields) / os.sysconf("SC_CLK_TCK")
+
+
+def of_machine() -> float:
+    """Return the seconds that its processors have worked."""
+    times = [int(each) for each in Path("/proc/stat").read_text(encoding="ascii").partition("\n")[0].split()[1:9]]
+    return (sum(times) - sum(times[3:5])) / os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True)
+class Shares:
+    """What the server, the clients and the whole machine have had of the processors, in seconds."""
+
+    server: float
+    clients: float
+    machine: float
+    at: float
+
+    @classmethod
+    def now(cls, server: int, clients: list[int]) -> "Shares":
+        """Look at the processes."""
+        return cls(of_processors([server]), of_processors(clients), of_machine(), time.monotonic())
+
+    def until(self, later: "Shares") -> str:
+        """Say what each had meanwhile, in processors."""
+        seconds = later.at - self.at
+        server, clients = (later.server - self.server) / seconds, (later.clients - self.clients) / seconds
+        rest = (later.machine - self.machine) / seconds - server - clients
+        return f"processors: server {server:.2f}, clients {clients:.2f}, others {max(rest, 0):.2f} of {os.cpu_count()}"
+
+
 def percentile(times: list[float], percent: float) -> float:
     """Of sorted times."""
     return times[min(len(times) - 1, int(len(times) * percent / 100))]
@@ -110,13 +146,17 @@ def is_fair(root: Path, socket: Path, model: Concurrency, given: argparse.Namesp
             for _ in range(given.connections)
         ]
         before = Vitals.settled(server.pid)
+        alone = be_honest(root, address, given.seconds / 4)
         for each in greedy:
             each.start()
         try:
             deadline = time.monotonic() + PATIENCE
             while pages.value < given.connections and time.monotonic() < deadline:
                 time.sleep(0.01)
+            pids = [os.getpid(), *(each.pid for each in greedy if each.pid)]
+            began = Shares.now(server.pid, pids)
             reads, lists = be_honest(root, address, given.seconds)
+            shares = began.until(Shares.now(server.pid, pids))
         finally:
             ended.set()
             for each in greedy:
@@ -128,7 +168,9 @@ def is_fair(root: Path, socket: Path, model: Concurrency, given: argparse.Namesp
         f"{model:<23}{len(reads):,} cold reads: p50 {percentile(reads, 50):.1f}, p99 {percentile(reads, 99):.1f}, "
         f"most {reads[-1]:.1f} ms; {len(lists):,} small lists: p50 {percentile(lists, 50):.1f}, "
         f"p99 {percentile(lists, 99):.1f}, most {lists[-1]:.1f} ms; {pages.value:,} pages of the greedy; "
-        f"{before.resident >> 20} → {after.resident >> 20} MiB"
+        f"{before.resident >> 20} → {after.resident >> 20} MiB; "
+        f"alone p99 {percentile(alone[0], 99):.1f} and {percentile(alone[1], 99):.1f} ms; {shares}",
+        flush=True,
     )
     return bool(worst <= given.most and pages.value > 0)
 

@@ -461,6 +461,9 @@ impl Clock {
             passed = now;
             service.sweep_unread();
             service.listing.sweep();
+            if let Some(pool) = &service.storage_pool {
+                pool.relieve();
+            }
             service.look_at_root();
             service.output.tick();
             service.journal.tick();

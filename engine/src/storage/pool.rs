@@ -2,8 +2,12 @@
 //!
 //! Work belongs to a connection. Connections take turns, see `turns.rs`; what waits on one that ends is dropped, but for
 //! writes that came as a whole.
+//!
+//! A disk may never answer. So a connection and a user have shares of the threads, and where work waits while threads are
+//! stuck, others take their place: as many again at the most.
 
 use std::cell::Cell;
+use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -14,7 +18,7 @@ use rustix::io::Errno;
 use rustix::time::{ClockId, clock_gettime};
 
 pub use super::turns::{Client, Kind, User};
-use super::turns::{LongLimits, Place, Taken, Turns};
+use super::turns::{LongLimits, Place, Shares, Taken, Turns};
 use crate::concurrency::spawn;
 use crate::errors::StartError;
 use crate::settings::cores;
@@ -24,6 +28,8 @@ const STACK: usize = 256 << 10;
 /// again.
 const TURN: Duration = Duration::from_millis(1);
 const LONGEST_TURN: Duration = Duration::from_millis(8);
+/// A thread that does one piece of work for this long is stuck.
+const STUCK: Duration = Duration::from_secs(1);
 /// Pieces of long work that hold what they have read, for all clients together.
 const MOST_BEGUN: usize = 16;
 
@@ -116,13 +122,32 @@ struct Shared {
     filled: Condvar,
     ended: Condvar,
     pending: Arc<AtomicUsize>,
+    /// Threads that there are while none is stuck.
+    size: usize,
 }
 
 struct State {
     turns: Turns<Job>,
     sleepers: usize,
     threads: usize,
+    /// Since when each thread that works does what it does, by a number of its own.
+    busy: HashMap<usize, Instant>,
+    next_number: usize,
     is_closed: bool,
+}
+
+impl State {
+    /// So many threads there are now.
+    fn count_threads(&mut self, threads: usize, size: usize) {
+        self.threads = threads;
+        self.turns.set_shares(Shares::of(size, threads.saturating_sub(size)));
+    }
+
+    /// Threads that are not stuck.
+    fn lively(&self) -> usize {
+        let stuck = self.busy.values().filter(|since| since.elapsed() >= STUCK).count();
+        self.threads - stuck
+    }
 }
 
 impl std::fmt::Debug for StoragePool {
@@ -136,30 +161,68 @@ impl StoragePool {
         let size = size.max(1);
         // Long work is mostly reading what is in memory: it takes half of the cores, and half of the threads, at the most.
         let limits = LongLimits { threads: (size / 2).min(cores() / 2).max(1), begun: MOST_BEGUN };
-        let state = State { turns: Turns::new(limits), sleepers: 0, threads: 0, is_closed: false };
+        let turns = Turns::new(limits, Shares::of(size, 0));
+        let busy = HashMap::new();
+        let state = State { turns, sleepers: 0, threads: 0, busy, next_number: 0, is_closed: false };
         let pool = StoragePool {
             shared: Arc::new(Shared {
                 state: Mutex::new(state),
                 filled: Condvar::new(),
                 ended: Condvar::new(),
                 pending: Arc::default(),
+                size,
             }),
             threads: Mutex::default(),
         };
         for _ in 0..size {
-            let shared = Arc::clone(&pool.shared);
-            pool.shared.state().threads += 1;
-            match spawn("objmapper-storage", STACK, move || shared.work()) {
-                Ok(thread) => lock(&pool.threads).push(thread),
-                Err(error) => {
-                    pool.shared.state().threads -= 1;
-                    pool.stop(Instant::now());
-                    let errno = Errno::from_io_error(&error).unwrap_or(Errno::AGAIN);
-                    return Err(StartError::new(errno, "cannot start a storage thread", "storage_pool_size"));
-                }
+            if let Err(error) = pool.start_thread() {
+                pool.stop(Instant::now());
+                let errno = Errno::from_io_error(&error).unwrap_or(Errno::AGAIN);
+                return Err(StartError::new(errno, "cannot start a storage thread", "storage_pool_size"));
             }
         }
         Ok(pool)
+    }
+
+    fn start_thread(&self) -> std::io::Result<()> {
+        let mut state = self.shared.state();
+        let number = state.next_number;
+        state.next_number += 1;
+        let threads = state.threads + 1;
+        state.count_threads(threads, self.shared.size);
+        drop(state);
+        let shared = Arc::clone(&self.shared);
+        match spawn("objmapper-storage", STACK, move || shared.work(number)) {
+            Ok(thread) => {
+                let mut threads = lock(&self.threads);
+                threads.retain(|thread| !thread.is_finished());
+                threads.push(thread);
+                Ok(())
+            }
+            Err(error) => {
+                let mut state = self.shared.state();
+                let threads = state.threads - 1;
+                state.count_threads(threads, self.shared.size);
+                Err(error)
+            }
+        }
+    }
+
+    /// Starts threads in the place of those that are stuck, where work waits. Called once a second.
+    pub fn relieve(&self) {
+        let size = self.shared.size;
+        loop {
+            let state = self.shared.state();
+            let is_short = state.lively() < size && state.threads < 2 * size && !state.is_closed;
+            if !is_short || !state.turns.has_waiting() {
+                return;
+            }
+            drop(state);
+            // Where there is no thread to be had, the next second is another try.
+            if self.start_thread().is_err() {
+                return;
+            }
+        }
     }
 
     /// Has the work done for a client by a thread that may wait. A session has a bounded number under way, so connections
@@ -234,9 +297,13 @@ impl Shared {
     }
 
     /// The work of one thread.
-    fn work(&self) {
+    fn work(&self, number: usize) {
         let mut state = self.state();
         loop {
+            // It took the place of one that is no longer stuck.
+            if state.threads > self.size && state.lively() > self.size {
+                break;
+            }
             let Some(taken) = state.turns.pop() else {
                 if state.is_closed {
                     break;
@@ -248,15 +315,22 @@ impl Shared {
             };
             // The end of one turn can make more ready than this thread takes.
             let wake = state.sleepers > 0 && state.turns.has_next();
+            state.busy.insert(number, Instant::now());
             drop(state);
             if wake {
                 self.filled.notify_one();
             }
             state = self.run(taken);
+            state.busy.remove(&number);
         }
-        state.threads -= 1;
+        let threads = state.threads - 1;
+        state.count_threads(threads, self.size);
+        let wake = state.sleepers > 0 && state.turns.has_next();
         drop(state);
         self.ended.notify_all();
+        if wake {
+            self.filled.notify_one();
+        }
     }
 
     fn run(&self, mut taken: Taken<Job>) -> MutexGuard<'_, State> {

@@ -105,8 +105,8 @@ fn long_work_lets_short_work_of_others_through_and_ends_with_a_stop() {
 
 #[test]
 fn a_thread_that_waits_for_a_processor_has_not_had_its_turn() {
-    let turn = Turn { ends_at: Instant::now() + LONG, ..Turn::long(Instant::now()) };
     let began = processor_time();
+    let turn = Turn { ends_at: Instant::now() + LONG, ..Turn::long(Instant::now()) };
     std::thread::sleep(2 * TURN);
     assert!(!turn.is_over(), "it has done nothing yet");
     while !turn.is_over() {
@@ -119,4 +119,66 @@ fn a_thread_that_waits_for_a_processor_has_not_had_its_turn() {
 fn a_turn_ends_on_the_clock_however_little_was_done() {
     let Some(began) = Instant::now().checked_sub(LONGEST_TURN) else { return };
     assert!(Turn::long(began).is_over());
+}
+
+/// The threads of the pool as it counts them.
+fn threads(pool: &StoragePool) -> usize {
+    pool.shared.state().threads
+}
+
+#[test]
+fn stuck_threads_are_replaced_while_work_waits_and_the_others_leave_when_they_go_on() {
+    let pool = StoragePool::start(2).expect("a pool");
+    let stuck: Vec<_> = [1, 2]
+        .map(|connection| {
+            let (go_on, wait): (Sender<()>, Receiver<()>) = channel();
+            let (begun, has_begun) = channel();
+            pool.submit(Client { user: User::Unknown, connection }, Kind::Short, move || {
+                begun.send(()).expect("the test waits");
+                let _ = wait.recv();
+            });
+            has_begun.recv_timeout(LONG).expect("it begins");
+            go_on
+        })
+        .into();
+    pool.relieve();
+    assert_eq!(threads(&pool), 2, "nothing waits");
+    let (done, did) = channel();
+    let client = Client { user: User::Unknown, connection: 3 };
+    pool.submit(client, Kind::Short, move || {
+        done.send(()).expect("the test listens");
+    });
+    while did.try_recv().is_err() {
+        pool.relieve();
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(threads(&pool), 4);
+    drop(stuck);
+    while threads(&pool) > 2 {
+        // A thread that sleeps looks when it is woken.
+        pool.submit(client, Kind::Short, || {});
+        std::thread::yield_now();
+    }
+    assert!(pool.stop(Instant::now() + LONG));
+}
+
+#[test]
+fn one_connection_whose_disk_does_not_answer_leaves_a_thread_for_others() {
+    let pool = StoragePool::start(2).expect("a pool");
+    let (go_on, wait) = channel::<()>();
+    let wait = Arc::new(Mutex::new(wait));
+    for _ in 0..64 {
+        let wait = Arc::clone(&wait);
+        pool.submit(CLIENT, Kind::Short, move || _ = lock(&wait).recv());
+    }
+    for _ in 0..20 {
+        let (done, did) = channel();
+        pool.submit(Client { user: User::Unknown, connection: 2 }, Kind::Short, move || {
+            done.send(()).expect("the test listens");
+        });
+        assert_eq!(did.recv_timeout(LONG), Ok(()));
+    }
+    assert!(pool.pending() >= 64);
+    drop(go_on);
+    assert!(pool.stop(Instant::now() + LONG));
 }

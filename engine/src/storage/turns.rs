@@ -64,6 +64,22 @@ pub(super) struct LongLimits {
     pub begun: usize,
 }
 
+/// How many threads work for one client at a time, so that one whose disk does not answer leaves some for others.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Shares {
+    pub connection: usize,
+    pub user: usize,
+}
+
+impl Shares {
+    /// Of so many threads, and those that take the place of others that are stuck. Where there are three, a connection leaves
+    /// one for its user's others, and a user one for other users. Of two, a connection leaves one.
+    pub fn of(threads: usize, more: usize) -> Shares {
+        let connection = threads.saturating_sub(2).max(1);
+        Shares { connection, user: (threads + more).saturating_sub(1).max(2) }
+    }
+}
+
 /// Work that was taken out, and what must be said when its turn is over.
 #[derive(Debug)]
 pub(super) struct Taken<J> {
@@ -225,6 +241,7 @@ struct Flows<J> {
 pub(super) struct Turns<J> {
     users: Round<User, Flows<J>>,
     limits: LongLimits,
+    shares: Shares,
     /// Threads that go on with long work.
     continuing: usize,
     begun: usize,
@@ -232,8 +249,8 @@ pub(super) struct Turns<J> {
 }
 
 impl<J> Turns<J> {
-    pub fn new(limits: LongLimits) -> Self {
-        Turns { users: Round::new(), limits, continuing: 0, begun: 0, running: 0 }
+    pub fn new(limits: LongLimits, shares: Shares) -> Self {
+        Turns { users: Round::new(), limits, shares, continuing: 0, begun: 0, running: 0 }
     }
 
     pub fn push(&mut self, client: Client, kind: Kind, job: J) {
@@ -370,13 +387,8 @@ impl<J> Turns<J> {
 
     /// Takes out everything but writes, or those too.
     pub fn clear(&mut self, writes_too: bool) -> Vec<J> {
-        let clients: Vec<Client> = (self.users.members.iter())
-            .flat_map(|(&user, member)| {
-                member.value.round.members.keys().map(move |&connection| Client { user, connection })
-            })
-            .collect();
         let mut left = Vec::new();
-        for client in clients {
+        for client in self.clients() {
             left.extend(self.leave(client));
             if writes_too && let Some(flow) = self.flow(client) {
                 left.extend(std::mem::take(&mut flow.short).into_iter().map(|(_, job)| job));
@@ -384,6 +396,26 @@ impl<J> Turns<J> {
             }
         }
         left
+    }
+
+    /// Changes how many threads may work for one client.
+    pub fn set_shares(&mut self, shares: Shares) {
+        self.shares = shares;
+        self.clients().into_iter().for_each(|client| self.settle(client));
+    }
+
+    /// Whether anything waits, also what may not begin yet.
+    pub fn has_waiting(&self) -> bool {
+        let mut flows = self.users.members.values().flat_map(|user| user.value.round.members.values());
+        flows.any(|flow| !flow.value.short.is_empty() || !flow.value.long.is_empty())
+    }
+
+    fn clients(&self) -> Vec<Client> {
+        let of_user = |(&user, member): (&User, &Member<Flows<J>>)| {
+            let connections = member.value.round.members.keys();
+            connections.map(|&connection| Client { user, connection }).collect::<Vec<_>>()
+        };
+        self.users.members.iter().flat_map(of_user).collect()
     }
 
     fn allowed(&self) -> [bool; CLASSES] {
@@ -421,11 +453,12 @@ impl<J> Turns<J> {
     fn settle(&mut self, client: Client) {
         let Some(user) = self.users.members.get_mut(&client.user) else { return };
         let flows = &mut user.value.round;
-        let Some(ready) = flows.members.get(&client.connection).map(|flow| flow.value.ready()) else {
-            return;
-        };
+        let Some(flow) = flows.members.get(&client.connection) else { return };
+        let has_share = flow.running < self.shares.connection;
+        let ready = if has_share { flow.value.ready() } else { [false; CLASSES] };
         flows.set_ready(client.connection, ready);
-        let ready = flows.ready_classes();
+        let has_share = user.running < self.shares.user;
+        let ready = if has_share { flows.ready_classes() } else { [false; CLASSES] };
         self.users.set_ready(client.user, ready);
     }
 }

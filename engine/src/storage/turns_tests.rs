@@ -3,6 +3,8 @@ use super::*;
 use proptest::prelude::*;
 
 const LIMITS: LongLimits = LongLimits { threads: 2, begun: 3 };
+/// As many threads as it likes.
+const ALL: Shares = Shares { connection: 1_000, user: 1_000 };
 const MS: Duration = Duration::from_millis(1);
 
 fn client(uid: u32, connection: u64) -> Client {
@@ -18,7 +20,7 @@ fn one(turns: &mut Turns<u32>, cost: Duration) -> (Client, u32) {
 
 #[test]
 fn a_client_that_asks_for_little_comes_before_the_backlog_of_another() {
-    let mut turns = Turns::new(LIMITS);
+    let mut turns = Turns::new(LIMITS, ALL);
     for job in 0..1000 {
         turns.push(client(1, 1), Kind::Short, job);
     }
@@ -33,7 +35,7 @@ fn a_client_that_asks_for_little_comes_before_the_backlog_of_another() {
 
 #[test]
 fn users_get_the_same_time_however_many_connections_they_have_and_however_dear_their_work_is() {
-    let mut turns = Turns::new(LIMITS);
+    let mut turns = Turns::new(LIMITS, ALL);
     let mut spent = HashMap::<Client, u32>::new();
     for _ in 0..400 {
         for connection in 0..9 {
@@ -54,7 +56,7 @@ fn users_get_the_same_time_however_many_connections_they_have_and_however_dear_t
 
 #[test]
 fn time_that_was_not_used_is_not_saved_up() {
-    let mut turns = Turns::new(LIMITS);
+    let mut turns = Turns::new(LIMITS, ALL);
     turns.push(client(2, 2), Kind::Short, 0);
     for job in 0..200 {
         turns.push(client(1, 1), Kind::Short, job);
@@ -71,7 +73,7 @@ fn time_that_was_not_used_is_not_saved_up() {
 
 #[test]
 fn long_work_takes_turns_with_the_short_work_of_the_same_connection() {
-    let mut turns = Turns::new(LIMITS);
+    let mut turns = Turns::new(LIMITS, ALL);
     turns.push(client(1, 1), Kind::Long, 1000);
     for job in 0..10 {
         turns.push(client(1, 1), Kind::Short, job);
@@ -93,7 +95,7 @@ fn long_work_takes_turns_with_the_short_work_of_the_same_connection() {
 
 #[test]
 fn a_connection_has_one_piece_of_long_work_begun_and_all_together_few() {
-    let mut turns = Turns::new(LIMITS);
+    let mut turns = Turns::new(LIMITS, ALL);
     for (uid, connection) in (0..6).zip(0..6) {
         turns.push(client(uid, connection), Kind::Long, 0);
         turns.push(client(uid, connection), Kind::Long, 1);
@@ -125,7 +127,7 @@ fn a_connection_has_one_piece_of_long_work_begun_and_all_together_few() {
 
 #[test]
 fn one_user_leaves_places_for_the_long_work_of_others() {
-    let mut turns = Turns::new(LongLimits { threads: 2, begun: 8 });
+    let mut turns = Turns::new(LongLimits { threads: 2, begun: 8 }, ALL);
     let begin = |turns: &mut Turns<u32>, uid, connection| {
         turns.push(client(uid, connection), Kind::Long, uid);
         let mut taken = turns.pop().expect("work");
@@ -152,7 +154,7 @@ fn one_user_leaves_places_for_the_long_work_of_others() {
 
 #[test]
 fn what_waits_on_a_connection_that_ends_is_dropped_but_for_writes() {
-    let mut turns = Turns::new(LIMITS);
+    let mut turns = Turns::new(LIMITS, ALL);
     for (kind, job) in [(Kind::Short, 1), (Kind::Write, 2), (Kind::Long, 3), (Kind::Urgent, 4)] {
         turns.push(client(1, 1), kind, job);
         turns.push(client(1, 2), kind, job + 10);
@@ -168,7 +170,7 @@ fn what_waits_on_a_connection_that_ends_is_dropped_but_for_writes() {
 
 #[test]
 fn clients_that_have_gone_leave_nothing_behind() {
-    let mut turns = Turns::new(LIMITS);
+    let mut turns = Turns::new(LIMITS, ALL);
     // One is always there, so that the rounds are never empty.
     turns.push(client(0, 0), Kind::Short, 0);
     for connection in 1..10_000 {
@@ -188,7 +190,7 @@ proptest! {
     /// Whatever comes, everything is done once or dropped, and at the end nothing is counted.
     #[test]
     fn nothing_is_lost_done_twice_or_counted_at_the_end(steps in prop::collection::vec((0u8..5, 0u32..3, 0u64..3, 0u8..4), 0..200)) {
-        let mut turns = Turns::new(LIMITS);
+        let mut turns = Turns::new(LIMITS, ALL);
         let mut under_way = Vec::new();
         let (mut pushed, mut finished) = (0u32, Vec::new());
         for (step, uid, connection, kind) in steps {
@@ -223,5 +225,47 @@ proptest! {
         finished.sort_unstable();
         prop_assert_eq!(finished, (0..pushed).collect::<Vec<_>>());
         prop_assert_eq!((turns.begun, turns.continuing, turns.running), (0, 0, 0));
+    }
+}
+
+#[test]
+fn a_client_whose_disk_does_not_answer_leaves_threads_for_others() {
+    let shares = Shares::of(4, 0);
+    let mut turns = Turns::new(LIMITS, shares);
+    for connection in [1, 2] {
+        (0..64).for_each(|job| turns.push(client(1, connection), Kind::Short, job));
+    }
+    let stuck: Vec<_> = std::iter::from_fn(|| turns.pop()).collect();
+    assert_eq!(stuck.len(), 3, "a user leaves one of four");
+    for connection in [1, 2] {
+        let of_one = stuck.iter().filter(|taken| taken.client.connection == connection).count();
+        assert!(of_one <= 2, "and a connection one for others of its user");
+    }
+    assert!(!turns.has_next());
+    turns.push(client(2, 3), Kind::Short, 7);
+    assert_eq!(one(&mut turns, MS), (client(2, 3), 7));
+    turns.set_shares(Shares::of(4, 2));
+    let more = std::iter::from_fn(|| turns.pop()).count();
+    assert_eq!(
+        more, 1,
+        "two threads more: one for the connection that has the smaller part, none beyond its share"
+    );
+    turns.push(client(1, 4), Kind::Short, 8);
+    assert_eq!(one(&mut turns, MS), (client(1, 4), 8));
+    turns.end(&stuck[0], MS);
+    let next = turns.pop().expect("its thread is free for what waited").client;
+    assert_eq!(next, stuck[0].client);
+}
+
+#[test]
+fn one_connection_leaves_a_thread_wherever_there_are_two() {
+    for threads in 2..9 {
+        let mut turns = Turns::new(LongLimits { threads, begun: 99 }, Shares::of(threads, 0));
+        (0..64).for_each(|job| turns.push(client(1, 1), Kind::Short, job));
+        (0..64).for_each(|job| turns.push(client(1, 1), Kind::Long, job));
+        let stuck: Vec<_> = std::iter::from_fn(|| turns.pop()).collect();
+        assert!((1..threads).contains(&stuck.len()), "{} of {threads}", stuck.len());
+        turns.push(client(1, 2), Kind::Short, 7);
+        assert_eq!(one(&mut turns, MS), (client(1, 2), 7));
     }
 }
