@@ -6,8 +6,8 @@
 The greedy connections belong to the same user as the honest one. Each always has 64 listings under way: where one is
 answered it asks for the next page, or begins anew. Meanwhile an honest client reads objects of 4 KiB that are not in
 memory, and lists a directory of 20; it does the same for a while before the greedy come. Prints what share of the
-processors the server, the clients and the rest of the machine have. Ends with 1 where the 99th percentile of either is above `--most` milliseconds, or
-the greedy get nothing.
+processors the server, the clients and the rest of the machine have. Ends with 1 where the 99th percentile of either is
+above `--most` milliseconds, or the greedy get nothing.
 """
 
 import argparse

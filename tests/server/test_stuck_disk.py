@@ -74,7 +74,7 @@ def test_others_are_served_and_the_server_stops(root: Path, tmp_path: Path, mode
             assert not stuck.is_released.is_set()
             server.process.send_signal(signal.SIGTERM)
             assert eventually(lambda: has_ended(server.pid), seconds=PATIENCE / 2)
-            with pytest.raises(OSError, match="refused|No such file"):
+            with pytest.raises(OSError, match=r"refused|No such file"):
                 Two(address, timeout=PATIENCE)
         stuck.release()
         server.process.wait(PATIENCE)

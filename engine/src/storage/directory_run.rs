@@ -9,6 +9,7 @@ use rustix::io::{self, Errno};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::storage::mapping::is_reserved;
+pub(crate) use crate::storage::smallest::RunLimits;
 use crate::storage::smallest::{Keys, Smallest};
 
 /// What getdents64(2) fills at a time: two thousand short names, in less than a turn. The kernel locks the directory for the
@@ -45,20 +46,6 @@ impl Bound {
 
     fn admits(&self, key: &[u8]) -> bool {
         key > &*self.key || (key == self.key && !self.exclusive)
-    }
-}
-
-/// How much one run may hold, whatever the directory has.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct RunLimits {
-    pub names: usize,
-    /// Of the names together.
-    pub bytes: usize,
-}
-
-impl Default for RunLimits {
-    fn default() -> Self {
-        RunLimits { names: 262_144, bytes: 4 << 20 }
     }
 }
 

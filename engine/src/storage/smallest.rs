@@ -2,12 +2,24 @@
 
 use std::cmp::Ordering;
 
-use crate::storage::directory_run::RunLimits;
-
 /// Keys that are sorted at a time.
 const PORTION: usize = 2_048;
 /// Keys that are merged between two looks at the clock.
 const STEP: usize = 64;
+
+/// How much one run may hold, whatever the directory has.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RunLimits {
+    pub names: usize,
+    /// Of the names together.
+    pub bytes: usize,
+}
+
+impl Default for RunLimits {
+    fn default() -> Self {
+        RunLimits { names: 262_144, bytes: 4 << 20 }
+    }
+}
 
 /// Sorted keys, one behind the other, and where each ends.
 #[derive(Debug, Default)]
