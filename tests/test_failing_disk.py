@@ -76,3 +76,21 @@ def test_a_list_a_put_and_an_open_say_so(server: Server, tmp_path: Path) -> None
         with failing(tmp_path, "openat2:error=EIO:when=1+"), pytest.raises(ServerFailed, match="input/output error"):
             client.open("/small").close()
         assert counted(server, "EIO")
+
+
+def test_a_stat_says_so(server: Server, tmp_path: Path) -> None:
+    with Client(server.addresses["unix"], timeout=5) as client:
+        assert client.stat("/small").size == 5
+        with failing(tmp_path, "openat2:error=EIO:when=1+"), pytest.raises(ServerFailed, match="input/output error"):
+            client.stat("/small")
+        assert counted(server, "EIO")
+        assert client.stat("/small").size == 5
+
+
+def test_a_read_of_what_is_in_memory_says_so(server: Server, tmp_path: Path) -> None:
+    """preadv2(2) with RWF_NOWAIT, and pread(2) where a thread may wait."""
+    with Client(server.addresses["tcp"], timeout=5) as client:
+        with failing(tmp_path, "preadv2,pread64:error=EIO:when=1+"), pytest.raises(ServerFailed, match="input/output"):
+            client.read("/small")
+        assert counted(server, "EIO")
+        assert client.read("/small") == b"small"
