@@ -6,6 +6,8 @@ use loom::thread;
 
 use crate::concurrency::hands::Hands;
 use crate::hand_over::HandOver;
+use crate::queue::Queue;
+use std::collections::VecDeque;
 
 /// A worker runs a session while storage wakes it, and epoll reports it: what storage brought is seen by a run that begins
 /// after it, and no two threads run the session at once.
@@ -103,5 +105,80 @@ fn no_session_stays_behind_where_the_last_taker_leaves() {
         let taken: usize = takers.into_iter().map(|taker| taker.join().unwrap()).sum();
         assert_eq!(refused + taken, 1);
         assert_eq!(hand_over.take(), None);
+    });
+}
+
+/// Two workers sleep until the bounded queue has something, while two threads fill it and one item comes back: each worker
+/// gets one. Where a wake-up were lost, a worker would sleep for ever, and loom fails on a deadlock.
+#[test]
+fn no_worker_sleeps_while_the_queue_has_an_item_for_it() {
+    let mut model = loom::model::Builder::new();
+    // Each thread is interrupted at most so often where it could go on; without a bound this takes hours.
+    model.preemption_bound = Some(3);
+    model.check(|| {
+        let queue = Arc::new(Queue::new(2));
+        let workers: Vec<_> = (0..2)
+            .map(|_| {
+                let queue = Arc::clone(&queue);
+                thread::spawn(move || queue.pop())
+            })
+            .collect();
+        let other = {
+            let queue = Arc::clone(&queue);
+            thread::spawn(move || queue.push_back_again(1))
+        };
+        let mut items = VecDeque::from([2]);
+        queue.push_all(&mut items);
+        assert!(items.is_empty());
+        other.join().unwrap();
+        let taken: Option<usize> = workers.into_iter().map(|worker| worker.join().unwrap()).sum();
+        assert_eq!(taken, Some(3));
+        assert_eq!((queue.depth(), queue.try_pop()), (0, None));
+    });
+}
+
+/// Two items at once wake two workers.
+#[test]
+fn as_many_workers_wake_as_there_is_new_work() {
+    loom::model(|| {
+        let queue = Arc::new(Queue::new(2));
+        let workers: Vec<_> = (0..2)
+            .map(|_| {
+                let queue = Arc::clone(&queue);
+                thread::spawn(move || queue.pop())
+            })
+            .collect();
+        queue.push_all(&mut VecDeque::from([1, 2]));
+        let taken: Option<usize> = workers.into_iter().map(|worker| worker.join().unwrap()).sum();
+        assert_eq!(taken, Some(3));
+    });
+}
+
+/// Two threads fill a queue with one place, and a worker takes until it is closed: the queue never has more than its bound,
+/// and each item is taken, or stays with the thread that has it.
+#[test]
+fn a_full_queue_leaves_each_item_to_exactly_one() {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(3);
+    model.check(|| {
+        let queue = Arc::new(Queue::new(1));
+        let worker = {
+            let queue = Arc::clone(&queue);
+            thread::spawn(move || std::iter::from_fn(|| queue.pop()).sum::<usize>())
+        };
+        let other = {
+            let queue = Arc::clone(&queue);
+            thread::spawn(move || {
+                let mut items = VecDeque::from([1]);
+                queue.push_all(&mut items);
+                items.into_iter().sum::<usize>()
+            })
+        };
+        let mut items = VecDeque::from([2]);
+        queue.push_all(&mut items);
+        assert!(queue.depth() <= 1);
+        let left = items.into_iter().sum::<usize>() + other.join().unwrap();
+        queue.close();
+        assert_eq!(worker.join().unwrap() + left, 3);
     });
 }

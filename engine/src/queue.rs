@@ -1,9 +1,10 @@
 //! The bounded queue between those who find work and those who do it: its refusal, its wait time, its controlled delay.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::{Duration, Instant};
+
+use crate::sync::{AtomicUsize, Condvar, Mutex, MutexGuard, Ordering, PoisonError};
 
 /// The least wait over an interval may be this before the queue counts as overloaded.
 const TARGET: Duration = Duration::from_millis(5);

@@ -16,6 +16,7 @@ import uvloop
 from objmapper_client import AsyncClient, Client, ConnectionFailed, Mode, Object, ObjectNotFound, _threads
 from objmapper_client._threads import ThreadMultiplex
 from tests.client.lying_server import Held, Peer, answers_all, pretend_server
+from tests.eventually import eventually
 
 if TYPE_CHECKING:
     from objmapper_client.protocol_v2 import Request
@@ -134,6 +135,68 @@ def test_no_more_is_sent_ahead_than_was_agreed(tmp_path: Path) -> None:
                 each.close()
         assert server.connections == 2
     assert most == 5
+
+
+def held_back(count: int, is_read: threading.Event, go: threading.Event) -> Callable[[Peer], None]:
+    """Reads one request, and no more until it may go on; then it reads all of them before it answers any."""
+
+    def script(peer: Peer) -> None:
+        first = peer.request()
+        is_read.set()
+        assert go.wait(60)
+        for request in [peer.request() for _ in range(count)]:
+            peer.answer(request, request.uri[:6].encode())
+        peer.answer(first, b"first")
+        peer.wait_for_end()
+
+    return script
+
+
+def has_queued(client: Client | AsyncClient, count: int) -> bool:
+    """Whether so many requests are under way, and some of them wait for room in the socket of the shared connection."""
+    shared = None if client._pool is None else client._pool.shared
+    return shared is not None and len(shared.under_way) == count and bool(shared.outgoing)
+
+
+def test_what_is_queued_is_sent_while_the_reader_sleeps(tmp_path: Path) -> None:
+    """The reader waits for an answer that comes last; what the others could not send goes out as soon as it can."""
+    count = 200
+    uris = [f"/{number:05}{'n' * 3900}" for number in range(count)]
+    is_read, go = threading.Event(), threading.Event()
+    with pretend_server(tmp_path, held_back(count, is_read, go)) as server:
+        with (
+            Client(server.address, mode="copy", timeout=30, attempts=1) as client,
+            ThreadPoolExecutor(count + 1) as threads,
+        ):
+            first = threads.submit(client.read, "/first")
+            assert is_read.wait(30)
+            others = [threads.submit(client.read, uri) for uri in uris]
+            assert eventually(lambda: has_queued(client, count + 1))
+            go.set()
+            assert [other.result() for other in others] == [uri[:6].encode() for uri in uris]
+            assert first.result() == b"first"
+        assert server.connections == 1
+
+
+def test_what_tasks_have_queued_is_sent_as_soon_as_it_can_be(tmp_path: Path) -> None:
+    count = 200
+    uris = [f"/{number:05}{'n' * 3900}" for number in range(count)]
+
+    async def use(address: str, is_read: threading.Event, go: threading.Event) -> None:
+        async with AsyncClient(address, mode="copy", timeout=30, attempts=1) as client:
+            first = asyncio.ensure_future(client.read("/first"))
+            assert await asyncio.to_thread(is_read.wait, 30)
+            others = [asyncio.ensure_future(client.read(uri)) for uri in uris]
+            assert await asyncio.to_thread(eventually, lambda: has_queued(client, count + 1))
+            go.set()
+            assert await asyncio.gather(*others) == [uri[:6].encode() for uri in uris]
+            assert await first == b"first"
+
+    for run in (asyncio.run, uvloop.run):
+        is_read, go = threading.Event(), threading.Event()
+        with pretend_server(tmp_path, held_back(count, is_read, go)) as server:
+            run(use(server.address, is_read, go))
+            assert server.connections == 1
 
 
 def test_a_thousand_are_opened_on_one_connection_with_errors_among_them(tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ pub struct Paging {
 }
 
 impl Listing {
-    /// Begins a page of so many bytes of entries at most, but [`MOST_CONTENT`] and no fewer than one entry takes.
+    /// Begins a page of at most `most_content` bytes of entries, and at most [`MOST_CONTENT`]; one entry always fits.
     ///
     /// Links are listed where the mapping follows them and they lead to objects; what lies below a link to a directory is
     /// listed only where the prefix itself leads there, since links can form circles. What the server cannot read and what
@@ -174,7 +174,9 @@ impl Listing {
         let (limit, most_content) = (paging.limit, paging.most_content);
         let Paging { walk, page, after, .. } = paging;
         let is_full = |page: &Page, path: &[u8]| {
-            page.count == limit || page.entries.len() + path.len() + MOST_FACTS > most_content
+            let has_room = page.entries.len() + path.len() + MOST_FACTS <= most_content;
+            // One entry always fits, so that every page gets further.
+            page.count == limit || (page.count > 0 && !has_room)
         };
         let goes_on = loop {
             match walk.step(mapping, |place| self.take(session, listing, place), is_over)? {

@@ -239,3 +239,25 @@ fn a_page_that_was_given_up_begins_with_what_it_had_read() {
     assert_eq!((page.count, page.cursor), (600, None));
     assert_eq!(listing.kept().len(), 0);
 }
+
+#[test]
+fn a_page_has_an_entry_however_little_room_there_is() {
+    let root = tree(&["a", "b/c", "d"]);
+    let (listing, mapping) = (Listing::default(), mapping(&root));
+    let (mut listed, mut cursor) = (Vec::new(), None);
+    for _ in 0..3 {
+        let wanted = WantedPage {
+            session: 0,
+            form: Form::Detailed,
+            view: None,
+            prefix: "/".into(),
+            cursor,
+            limit: 10,
+        };
+        let page = listing.whole_of(&mapping, wanted, 1).expect("a page");
+        assert_eq!(page.count, 1);
+        listed.extend_from_slice(&page.entries[3..5]);
+        cursor = page.cursor;
+    }
+    assert_eq!((listed, cursor), (b"/a/b/d".to_vec(), None));
+}
