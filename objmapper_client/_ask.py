@@ -95,7 +95,7 @@ class Ask:
         self.uri = uri
 
     def saying(self, said: Details, *, most: int = 0) -> Self:
-        """The same with parameters, and a content of so many bytes at the most."""
+        """The same with parameters, and at most `most` bytes of content."""
         self.details = said
         self.most = most
         return self

@@ -27,7 +27,7 @@ from objmapper_client.protocol_v2_responses import (
 
 #: A content up to this length shares a connection with other answers; what is longer would hold them up.
 SHARED_MOST = 1 << 18
-#: A page of a list has at most so many bytes: servers end it at 1 MiB.
+#: Bytes of a list's page at most: servers end it at 1 MiB.
 _PAGE_MOST = 1 << 24
 #: The form of a list's entries that says nanoseconds, and what was left out.
 _DETAILED = 1

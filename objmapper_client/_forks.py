@@ -6,7 +6,7 @@ from objmapper_client.errors import LocalProtocolError
 
 
 class _Count:
-    """Of the forks that led here, since somebody asked for it."""
+    """Of the forks that led here, since the first call."""
 
     made = 0
     is_kept = False

@@ -16,7 +16,7 @@ from objmapper_client.object import MemoryFile, Object
 from objmapper_client.protocol import Mode
 from objmapper_client.protocol_v2 import Operation
 
-#: Contents that are asked for ahead are held until their turn comes: so many at most.
+#: Contents that are asked for ahead are held until their turn comes: at most this many.
 _CONTENTS_AHEAD = 16
 
 

@@ -58,7 +58,7 @@ class Multiplex:
         self._unsent: deque[Ask] = deque()
         #: Whether the server has said that it reads no further requests.
         self.is_refusing = False
-        #: No further requests are sent; it is closed when nobody waits for an answer.
+        #: No further requests are sent; it is closed when no request waits for an answer.
         self.is_closing = False
         self.is_closed = False
         self._timeout = timeout
@@ -78,7 +78,7 @@ class Multiplex:
 
     @property
     def is_wanted(self) -> bool:
-        """Whether somebody waits for an answer."""
+        """Whether a request waits for an answer."""
         return any(not ask.is_abandoned for ask in self.unanswered())
 
     def unanswered(self) -> list[Ask]:
@@ -349,7 +349,7 @@ class Multiplex:
         return [ask for ask in failed if not ask.is_abandoned]
 
     def retire(self) -> None:
-        """Sends no further requests, and closes the connection once nobody waits for an answer. Takes the lock."""
+        """Sends no further requests, and closes the connection once no request waits for an answer. Takes the lock."""
         with self.lock:
             self.is_closing = True
             if not self.is_wanted:
@@ -386,9 +386,9 @@ class Multiplex:
                     self.close()
 
     def lay_down(self) -> Connection | None:
-        """Gives the connection away, unless somebody waits for an answer. Takes the lock.
+        """Gives the connection away, unless a request waits for an answer. Takes the lock.
 
-        Where an answer is still to come that nobody wants, what is given is closed.
+        Where an abandoned request's answer is still to come, what is given is closed.
         """
         with self.lock:
             if self.is_wanted:

@@ -18,7 +18,7 @@ from objmapper_client.address import Address
 
 
 class Gate(Protocol):
-    """What somebody waits at until another opens it. Yielded, it resumes with whether that was in time."""
+    """What a thread or task waits at until another opens it. Yielded, it resumes with whether that was in time."""
 
     def open(self) -> None:
         """Lets the one who waits go on. Can be called by any thread, and twice."""
@@ -37,7 +37,7 @@ class Waiting(Protocol):
         raise NotImplementedError
 
     def share(self, connection: Connection, timeout: float, note_room: Callable[[], None], lock: Any, /) -> Multiplex:
-        """Has requests share a connection. `note_room` is to be called where an answer came that nobody wanted.
+        """Has requests share a connection. `note_room` is to be called where the answer to an abandoned request came.
 
         `lock` is the pool's, for what threads share.
         """
@@ -105,7 +105,7 @@ class Pool:
         self._in_use: dict[int, weakref.ref[Connection] | None] = {}
         self._wanting: deque[weakref.ref[Gate]] = deque()
         self._wanting_shared: deque[weakref.ref[Gate]] = deque()
-        #: Whether somebody wants to be told when the shared connection has room, or nothing to do.
+        #: Whether a request waits for room on the shared connection, or until it has nothing to do.
         self.is_waited_for = False
         self._closed = False
 
@@ -258,7 +258,7 @@ class Pool:
                 self._open(self._wanting, 1)
 
     def note_room(self) -> None:
-        """`answered`, where somebody waits for it."""
+        """`answered`, where a request waits for it."""
         if self.is_waited_for:
             self.answered()
 
@@ -319,7 +319,7 @@ class Pool:
                 continue
             if connection.version == (self.version or 2) and not self.waiting.is_readable(connection):
                 return connection
-            # The server closed it, or said what nobody asked for. There may be another one now, which knows more.
+            # The server closed it, or answered without a request. There may be another one now, which knows more.
             connection.close()
             if self.version == 1:
                 self.doubt_version()

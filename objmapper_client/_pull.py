@@ -3,7 +3,7 @@
 The server sends what it is asked for, once. So everything that a network does to datagrams is met here: pieces that are
 missing are asked for again, what comes twice or late is dropped by its offset, what is damaged by its checksum.
 
-Congestion is met as in TCP (additive increase, multiplicative decrease: RFC 5681): so many pieces may be under way, one
+Congestion is met as in TCP (additive increase, multiplicative decrease: RFC 5681): a window of pieces is under way, one
 more after each round trip, half as many after a loss. As each PULL has a number of its own, which its pieces carry, it
 is always known which question a piece answers.
 """
@@ -251,7 +251,7 @@ class Transfer:
             return
         number = answer.request_id - self._first_id & 0xFFFFFFFF
         if number >= len(self._sent):
-            return  # an answer to somebody else, or to an earlier transfer
+            return  # an answer to another client, or to an earlier transfer
         match answer:
             case Data():
                 self._take(answer, number, now)

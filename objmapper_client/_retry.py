@@ -20,7 +20,7 @@ _SAVED = 10.0
 
 
 class Budget:
-    """Of ten requests of a client one may be a repetition, in the long run; ten repetitions are saved up at the most.
+    """At most 10 % of a client's requests are repetitions in the long run, with a burst of ten.
 
     Without it clients multiply the load of a server that fails under load: with three tries, by three (Beyer et al.,
     "Site Reliability Engineering", 2016, chapter 21: a budget of 10 % a client; kept as a token bucket as in gRPC's
@@ -34,7 +34,7 @@ class Budget:
         self._requests = 0
 
     def spend(self, requests: int) -> bool:
-        """For a repetition, when so many requests have been made in all: whether there is enough for it."""
+        """Whether there is enough for a repetition, after `requests` requests in all."""
         self._saved = min(_SAVED, self._saved + _SHARE * (requests - self._requests))
         self._requests = requests
         if self._saved < 1:

@@ -1,4 +1,4 @@
-"""What a verb may wait for. Verbs are generators that yield one of these; whoever runs them waits, and resumes them.
+"""What a verb may wait for. Verbs are generators that yield one of these; their runner waits, and resumes them.
 
 A `Wait` is resumed with whether it came in time (with what was asked for, where it was a host's address); a `Call` and
 a `Pull` with a result; a `Progress` at once, `TIME_LEFT` with seconds. There are two more: a `_pool.Gate` and a

@@ -55,7 +55,7 @@ class Gate:
 
 
 async def run(pool: Pool, verb: Verb[T]) -> T:
-    """Runs a verb as part of this task; after the pool's timeout it is told that the time is up.
+    """Runs a verb as part of this task; after the pool's timeout RequestTimeout is raised in it.
 
     A cancellation is thrown into its steps, so that they leave nothing behind.
     """
@@ -299,7 +299,7 @@ class Tasks:
         note_room: Callable[[], None],
         lock: Any,  # noqa: ARG002 - tasks of one loop need none
     ) -> "TaskMultiplex":
-        """Has requests share a connection. `note_room` is called where an answer came that nobody wanted."""
+        """Has requests share a connection. `note_room` is called where the answer to an abandoned request came."""
         return TaskMultiplex(connection, timeout, note_room)
 
     def is_readable(self, connection: Connection) -> bool:
@@ -412,7 +412,7 @@ class TaskMultiplex(Multiplex):
         return self._loop.time() > began + min(_PATIENCE, self._timeout / 2)
 
     def lay_down(self) -> Connection | None:
-        """Gives the connection away, if nobody waits for an answer; closes it where one is still to come."""
+        """Gives the connection away, if no request waits for an answer; closes it where one is still to come."""
         connection = super().lay_down()
         if connection is not None and not self.is_closed:
             self._leave_loop()

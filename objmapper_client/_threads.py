@@ -1,7 +1,7 @@
 """How threads wait: in the call that reads, in poll(2), or for one another. Nothing else here knows how.
 
-The shared connection has no thread of its own. Whoever waits for an answer while nobody reads becomes the reader: it
-gives each answer to the one that asked, and with its own in hand leaves the reading to another that waits.
+The shared connection has no thread of its own. A thread that waits for an answer while no other reads becomes the
+reader: it gives each answer to the one that asked, and once it has its own, leaves the reading to another that waits.
 """
 
 import contextlib
@@ -439,7 +439,7 @@ class ThreadMultiplex(Multiplex):
         self._hand_over()
 
     def _hand_over(self) -> None:
-        """Has the one that waits the longest do the reading, unless somebody does."""
+        """Has the thread that waits the longest do the reading, unless another does."""
         if self._reader is None and self._followers:
             ask = next(iter(self._followers))
             self._followers.pop(ask).open()

@@ -11,7 +11,7 @@ from objmapper_client.protocol import ContentReply, DescriptorReply, ErrorReply,
 from objmapper_client.protocol_v2 import CloseAck, CloseFrame, Operation
 from objmapper_client.protocol_v2_responses import NO_METADATA, Metadata, ResponseHead
 
-# What is left of a content is received and dropped, up to so many bytes, to keep the connection.
+# Up to this many bytes that are left of a content are received and dropped, to keep the connection.
 _WORTH_DROPPING = 1 << 18
 
 
@@ -178,7 +178,7 @@ def finish(pool: Pool, begun: Begun) -> Steps[None]:
         while behind:
             behind -= len((yield from _some(begun.connection, min(behind, CHUNK))))
     except (ConnectionFailed, RequestTimeout):
-        # Nobody wanted these bytes.
+        # The caller did not want these bytes.
         pool.drop(begun.connection)
         return
     except BaseException:

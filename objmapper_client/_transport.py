@@ -101,7 +101,7 @@ class Connection:
             self.close()
 
     def close(self, taken: frozenset[int] = frozenset()) -> None:
-        """Close the socket and every descriptor that nobody took; of those in the inbox some may be `taken`."""
+        """Close the socket and every descriptor that was not taken; of those in the inbox some may be `taken`."""
         if self.descriptors or self.inbox:
             numbers = {*self.descriptors}
             for message in self.inbox:
@@ -202,7 +202,7 @@ def send_with(sock: socket.socket, data: bytes | memoryview, passed: int, flags:
 
 
 def moved(connection: Connection, length: int) -> Steps[None]:
-    """Takes note of so many bytes of a content: with every STRIDE the time limit begins anew."""
+    """Takes note of bytes of a content that moved: with every STRIDE the time limit begins anew."""
     connection.moved += length
     if connection.moved >= STRIDE:
         connection.moved = 0

@@ -29,7 +29,7 @@ Target = tuple[int, Any]
 class UdpConnection(Connection):
     """A socket that hears one server, and what is known of the way there. For one exchange at a time.
 
-    Answers that come late belong to nobody, so that it can always be used again.
+    Answers that come late are dropped, so that it can always be used again.
     """
 
     __slots__ = ("buffer", "has_turned", "path", "targets")
@@ -89,7 +89,7 @@ class UdpPool(Pool):
     agreed = 1
 
     def _usable(self) -> Connection | None:
-        """The idle socket that was used last. What lies in it was late, and harms nobody."""
+        """The idle socket that was used last. What lies in it was late, and is dropped."""
         return self._idle.pop() if self._idle else None
 
 

@@ -240,7 +240,7 @@ def list_page(pool: Pool, prefix: str, page_size: int, cursor: bytes | None) -> 
 
 
 def put(pool: Pool, uri: str, wanted: Put) -> NoReturn:  # noqa: ARG001
-    """Refused: a datagram that is lost would be a write that nobody knows of."""
+    """Refused: a datagram that is lost would leave the outcome of a write unknown."""
     raise _lacking(pool, "put")
 
 

@@ -97,7 +97,7 @@ def default_address(environment: Mapping[str, str] | None = None) -> Address:
     """The server that is meant where none is named: ``$OBJMAPPER_SERVER``, else this user's own socket.
 
     That is in ``$XDG_RUNTIME_DIR``, else for root in ``/run``, else in ``/tmp/objmapper-UID``. Raises AddressError
-    where the last is a directory of somebody else.
+    where the last is a directory of another user.
     """
     given = os.environ if environment is None else environment
     if named := given.get("OBJMAPPER_SERVER"):

@@ -31,7 +31,7 @@ class Client(Settings):
     requests, each of the others carries one large content at a time; who needs one waits for it, `timeout` seconds at
     most. A request is tried `attempts` times at most, again only before the first byte of an answer; a put or a delete
     only where the first try cannot have been executed, else OutcomeUnknown is raised. With `wait` a request to a
-    server that is not reached is tried for so many seconds more, beside all other limits: the server may be about to
+    server that is not reached is tried for `wait` seconds more, beside all other limits: the server may be about to
     start. Safe
     after a fork; pickled by its arguments.
 

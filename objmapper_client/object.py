@@ -27,7 +27,7 @@ _TYPE, _REGULAR = 0o170000, stat.S_IFREG
 class Object:
     """An object that a server handed out. It owns its descriptor: close it, or use it as a context manager.
 
-    Where the server passed a descriptor it is an open file of its own (nobody else moves its position); where bytes
+    Where the server passed a descriptor it is an open file of its own (only the caller moves its position); where bytes
     came over the wire it is a file in memory. Not safe for use by several threads at once, except `pread` and `view`.
     """
 

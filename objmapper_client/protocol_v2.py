@@ -153,7 +153,7 @@ class Parameters:
     length: int | None = None
     #: Milliseconds that are left when the request is sent.
     deadline_ms: int | None = None
-    #: So many bytes follow: a put has it, and nothing else.
+    #: How many bytes follow: a put has it, and nothing else.
     content_len: int | None = None
     if_none_match: str | None = None
     limit: int | None = None
@@ -298,7 +298,7 @@ class CloseFrame(NamedTuple):
 
 
 class CloseAck(NamedTuple):
-    """The answer to a close: so many requests are not answered yet."""
+    """The answer to a close, with the number of requests that are not answered yet."""
 
     outstanding: int
 
@@ -413,7 +413,7 @@ def _decode_parameters(data: bytes) -> tuple[Parameters, bool]:
             name, value = "make_parents", True
             is_good = not raw and name not in found
         else:
-            continue  # of a later version: whoever sends it can do without
+            continue  # of a later version: its sender can do without
         found[name] = value
         is_sound &= is_good
     if content_in_doubt:

@@ -1,4 +1,4 @@
-"""The access log: a line of JSON for one request of so many, written by a thread of its own.
+"""The access log: a line of JSON for one request of N, written by a thread of its own.
 
 The threads that serve never wait for it: the engine keeps what is to be written for a moment, and what comes too fast
 for the disk is lost, and counted in the next line that is written.
@@ -50,7 +50,7 @@ class AccessLog:
             raise
 
     def reopen(self) -> None:
-        """Open the path anew: whoever has renamed the file has it to himself when this returns.
+        """Open the path anew: a program that has renamed the file has it to itself when this returns.
 
         Where that cannot be, the file that is open is written on, and a line in the server's log says why.
         """
@@ -62,7 +62,7 @@ class AccessLog:
             )
             return
         with self._writing:
-            # After the end, what was opened in vain goes at once.
+            # Already stopped: close the new file.
             unused = fresh
             if not self._file.closed:
                 unused, self._file = self._file, fresh
@@ -108,8 +108,8 @@ class AccessLog:
 
 
 def _appending(path: Path) -> FileIO:
-    # It names users and what they ask for: nobody else's to read. A file that is there keeps its permissions. A pipe
-    # must hold up neither the start of the server nor its end, which waits for the thread that writes.
+    # It names users and what they ask for: only its owner may read it. A file that is there keeps its permissions. A
+    # pipe must hold up neither the start of the server nor its end, which waits for the thread that writes.
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
     try:
         descriptor = os.open(path, flags, 0o600)

@@ -95,8 +95,8 @@ class Admin:
             self._kept.close()
 
     def _serve(self) -> None:
-        # Who looks at a server is not to slow those whom it serves. In Linux this is a thread's own; a sandbox may
-        # forbid it, and then it is as every other.
+        # Requests to the admin endpoint must not slow the data plane's clients. A Linux thread has its own priority; a
+        # sandbox may forbid that, and then it is as every other.
         with contextlib.suppress(PermissionError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
         try:

@@ -16,7 +16,7 @@ Dialect = Literal["fdpass", "copy", "splice", "fdpass2", "copy2", "splice2", "ht
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoadPlan:
-    """Whom to load with what. Without a `rate` every client sends its next request when the last is answered."""
+    """Which server to load and how. Without a `rate` every client sends its next request when the last is answered."""
 
     address: str  #: ``unix:/path``, ``tcp://host:port`` or ``udp://host:port``
     dialect: Dialect  #: over UDP copy, pull (ranges, as the SDK asks for them) or memcached
@@ -25,7 +25,7 @@ class LoadPlan:
     threads: int = 1
     pipeline: int = 1  #: requests that each client keeps under way; with a rate: at most
     duration: float = 10.0  #: seconds
-    requests: int = 0  #: end after so many; 0: only after the duration
+    requests: int = 0  #: end after this many; 0: only after the duration
     rate: float | None = None  #: requests a second of all clients together
     reconnect: bool = False  #: a new connection for every request
 

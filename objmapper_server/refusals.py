@@ -25,7 +25,7 @@ WHAT: Final = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Refusal:
-    """The first refusal to a user since somebody asked, and how many others there were."""
+    """The first refusal to a user since the call before, and how many others there were."""
 
     reason: str  #: ``user``, ``prefix``, ``connections`` or ``descriptors``
     uid: int | None  #: None over a transport without users

@@ -174,7 +174,7 @@ class Server:
         return tuple(RecordedRequest.read(each) for each in self._started().slow_requests())
 
     def watch_requests(self, slower_than: float, for_seconds: float = 5.0) -> None:
-        """Record requests that take longer than so many seconds, for a while; several watchers get the quickest's."""
+        """Record requests slower than this, in seconds, for a while; of several watchers the least time counts."""
         self._started().watch_requests(slower_than, for_seconds)
 
     def recorded_requests(self, after: int = 0) -> Recorded:
@@ -367,7 +367,7 @@ def _settings_of(sockets: Sockets, config: Config) -> dict[str, object]:
     """Return the settings whose places the sockets take; raises OSError where one is for UDP, which is off."""
     values: dict[str, object] = {name: address_of(given) for name, given in sockets.items()}
     if "udp" in values and config.udp is None:
-        # Whoever reaches it may have every object: one setting more than a line in a unit asks for that.
+        # Every host that reaches it may have every object: one setting more than a line in a unit asks for that.
         raise OSError(
             f'a datagram socket was handed over ({values["udp"]}), but udp is off: set udp = "{values["udp"]}" '
             "(--udp), or take ListenDatagram= out of the socket unit"
@@ -381,7 +381,7 @@ def _settings_of(sockets: Sockets, config: Config) -> dict[str, object]:
 
 
 def make_private_directory(path: Path) -> None:
-    """Make the directory of the default socket; raises PermissionError where it belongs to somebody else."""
+    """Make the directory of the default socket; raises PermissionError where it belongs to another user."""
     path.mkdir(mode=0o700, exist_ok=True)
     # Under /tmp anybody may have made it first: a link, or a directory in which a socket can be swapped.
     found = path.lstat()

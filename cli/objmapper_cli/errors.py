@@ -69,7 +69,7 @@ def _in_one_line(error: OSError) -> str:
 
 
 def _code(error: Exception) -> ExitCode | None:
-    """Return the code of an error that carries its own words; None for one of the system's or of nobody's."""
+    """Return the code of an error that carries its own words; None for one of the system's and for any other."""
     if isinstance(error, Failure):
         return error.code
     if isinstance(error, sys.modules["objmapper_server"].ConfigError if "objmapper_server" in sys.modules else ()):
@@ -119,7 +119,7 @@ def guarded(command: Callable[P, int | None]) -> Callable[P, None]:
 
 
 def say(line: str) -> None:
-    """Print one line for people on stderr. Where nobody takes it, the exit code says it alone."""
+    """Print one line for people on stderr. Where stderr is closed, the exit code says it alone."""
     from objmapper_client.errors import printable
 
     try:

@@ -44,7 +44,7 @@ class Fetch:
         if self.found is not None:
             self.found.close()
         elif error is not None:
-            # To close a stream is to wait for the little that is still to come; whoever is interrupted does not.
+            # To close a stream is to wait for the little that is still to come; an interrupted command does not.
             with suppress(type(error)):
                 self._chunks.throw(error)
 

@@ -44,9 +44,9 @@ def get(
     as_json: JsonOption = False,
     server: ServerOption = None,
     offset: Annotated[int, typer.Option(metavar="BYTES", help="Begin here.", min=0)] = 0,
-    length: Annotated[int | None, typer.Option(metavar="BYTES", help="So many at most.", min=0)] = None,
+    length: Annotated[int | None, typer.Option(metavar="BYTES", help="At most this many.", min=0)] = None,
     jobs: Annotated[
-        int, typer.Option("--jobs", "-j", metavar="N", help="So many at once, into DIR.", min=1, max=1000)
+        int, typer.Option("--jobs", "-j", metavar="N", help="How many at once, into DIR.", min=1, max=1000)
     ] = 4,
     sync: Annotated[
         bool, typer.Option("--sync", help="Have files, and their names, on the disk when this returns.")

@@ -135,7 +135,7 @@ def root_directory(root: Path | None) -> Iterator[Finding]:
         return
     yield ok("root", f"{root} can be read")
     if os.statvfs(root).f_flag & os.ST_RDONLY:
-        yield ok("read-only", f"{root} is mounted read-only: nobody writes through a descriptor")
+        yield ok("read-only", f"{root} is mounted read-only: no client can write through a descriptor")
     else:
         yield note(
             "read-only",
@@ -208,7 +208,7 @@ def _socket_file(path: Path) -> Iterator[Finding]:
         yield ok("socket", f"a server listens on {path}")
     elif code == errno.ECONNREFUSED:
         cure = f"start a server, which removes it, or rm {path}"
-        yield problem("socket", f"{path} is stale: nobody listens, clients are refused", cure)
+        yield problem("socket", f"{path} is stale: no server listens, clients are refused", cure)
     else:
         yield problem("socket", f"{path}: {os.strerror(code)}", "see who may connect to it (unix_mode)")
 
@@ -217,7 +217,7 @@ def peers(config: "Config") -> Iterator[Finding]:
     """Look whether the lists of who may connect can have the say that they are meant to have."""
     others = bool(config.allow_gid) or not set(config.allow_uid) <= {os.geteuid(), 0}
     if config.unix is not None and others and not config.unix_mode & 0o022:
-        finding = f"the socket's permissions ({config.unix_mode:04o}) keep out those whom allow_uid and allow_gid name"
+        finding = f"the socket's permissions ({config.unix_mode:04o}) keep out users that allow_uid and allow_gid name"
         cure = "set unix_mode to 0666 (under systemd SocketMode=), and the lists decide"
         yield note("lists and permissions", finding, cure)
     streams = [name for name in ("tcp", "udp") if getattr(config, name) is not None]
@@ -297,14 +297,14 @@ def datagrams(config: "Config") -> Iterator[Finding]:
     if not ipaddress.ip_address(host).is_loopback:
         yield note(
             "udp address",
-            f"{config.udp} is not loopback: whoever reaches it may read every object, unencrypted",
+            f"{config.udp} is not loopback: every host that reaches it may read every object, unencrypted",
             "listen on 127.0.0.1, or let a firewall say who may ask",
         )
     for network in map(ipaddress.ip_network, config.udp_trusted):
         if network.is_global or network.prefixlen == 0:
             yield problem(
                 "udp_trusted",
-                f"{network} is trusted, but anybody can forge its addresses: plain replies would flood whom they name",
+                f"{network} is trusted, but its addresses can be forged: plain replies would flood their owners",
                 "trust only networks whose forged addresses your routers drop; everybody else can pull",
             )
 

@@ -20,7 +20,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, one docume
 
 
 WaitOption = Annotated[
-    str, typer.Option(metavar="TIME", help="Wait so long for a server that is starting, such as 30s or 2m.")
+    str, typer.Option(metavar="TIME", help="How long to wait for a server that is starting, such as 30s or 2m.")
 ]
 UNITS = {"": 1.0, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 

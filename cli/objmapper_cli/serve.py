@@ -67,7 +67,7 @@ def serve(
     ] = None,
     allow_uid: Annotated[
         list[str] | None,
-        typer.Option(metavar="USER", help="Who may connect to the Unix socket, and nobody else (repeatable)."),
+        typer.Option(metavar="USER", help="Let only these users connect to the Unix socket (repeatable)."),
     ] = None,
     allow_gid: Annotated[
         list[str] | None,
@@ -122,7 +122,8 @@ def serve(
         bool | None, typer.Option("--writable/--no-writable", help="Let clients put and delete objects.")
     ] = None,
     idle_timeout: Annotated[
-        str | None, typer.Option(metavar="SECONDS", help="Close a connection that is silent so long. [default: 60]")
+        str | None,
+        typer.Option(metavar="SECONDS", help="Close a connection that is silent for this time. [default: 60]"),
     ] = None,
     header_timeout: Annotated[
         str | None, typer.Option(metavar="SECONDS", help="A request must have arrived by then. [default: 10]")
@@ -131,7 +132,7 @@ def serve(
         str | None, typer.Option(metavar="SECONDS", help="An answer must have moved on by then. [default: 30]")
     ] = None,
     shutdown_grace: Annotated[
-        str | None, typer.Option(metavar="SECONDS", help="What is under way gets so long at the end. [default: 10]")
+        str | None, typer.Option(metavar="SECONDS", help="Shutdown grace period. [default: 10]")
     ] = None,
     log_format: Annotated[
         str | None,
@@ -142,9 +143,7 @@ def serve(
     access_log: Annotated[
         str | None, typer.Option(metavar="FILE", help="Append a sample of the requests, a line of JSON each.")
     ] = None,
-    access_log_sample: Annotated[
-        str | None, typer.Option(metavar="N", help="One request of so many. [default: 100]")
-    ] = None,
+    access_log_sample: Annotated[str | None, typer.Option(metavar="N", help="One request of N. [default: 100]")] = None,
     config: Annotated[str | None, typer.Option(metavar="FILE", help="Read settings from a TOML file.")] = None,
 ) -> int:
     """Serve the files under ROOT until SIGTERM or Ctrl-C.

@@ -22,7 +22,9 @@ UNITS: Final = {"us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1e3}
 
 def trace(
     slower_than: Annotated[str, typer.Option(metavar="TIME", help="500us, 5ms, 1s, …")] = "5ms",
-    count: Annotated[int | None, typer.Option(min=1, help="End after so many. [default: until Ctrl-C]")] = None,
+    count: Annotated[
+        int | None, typer.Option(min=1, help="End after this many requests. [default: until Ctrl-C]")
+    ] = None,
     admin: Annotated[
         str | None,
         typer.Option(

@@ -1,7 +1,7 @@
-"""What one HTTP connection of the admin endpoint may cost: so much time, so many at once.
+"""What one HTTP connection of the admin endpoint may cost: its time, and how many there are at once.
 
 Rule: all admin connections together, with those that still wait to be accepted, fit into the descriptors that the data
-plane leaves free (32, `RESERVED_DESCRIPTORS` in the engine). Whoever holds connections here takes none from there.
+plane leaves free (32, `RESERVED_DESCRIPTORS` in the engine). Connections here take none from there.
 """
 
 import asyncio
@@ -49,7 +49,7 @@ class LimitedHttp(H11Protocol):
         others = [each for each in self.connections if isinstance(each, LimitedHttp) and each is not self]
         if len(others) >= CONNECTIONS:
             oldest = min(others, key=LimitedHttp.precedence)
-            # Its loss is told later; until then nobody may choose it again.
+            # Its loss is told later; until then it is not chosen again.
             self.connections.discard(oldest)
             oldest.transport.abort()
 
@@ -89,7 +89,7 @@ class LimitedHttp(H11Protocol):
         return begun and self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]
 
     def precedence(self) -> tuple[bool, float]:
-        """Who is dropped first: whoever has no request under way, then whoever has been silent longest."""
+        """Which is dropped first: one without a request under way, then the one that has been silent longest."""
         return self._busy, self._heard_at
 
     def _start_deadline(self) -> None:
@@ -102,7 +102,7 @@ class LimitedHttp(H11Protocol):
 
     def _too_late(self) -> None:
         self._deadline = None
-        # Between two requests this clock is stopped, but for an answer that nobody has taken yet.
+        # Between two requests this clock is stopped, but for an answer that the client has not taken yet.
         if not self._between or self.transport.get_write_buffer_size():
             # close() would wait for a client that does not read.
             self.transport.abort()

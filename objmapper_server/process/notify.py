@@ -19,7 +19,7 @@ class Notifier:
         self._address = f"\0{name[1:]}" if name.startswith("@") else name
         usec, pid = environment.get("WATCHDOG_USEC", ""), environment.get("WATCHDOG_PID", "")
         is_watched = bool(name) and usec.isdecimal() and int(usec) > 0 and pid in ("", str(os.getpid()))
-        #: Seconds between two signs of life: half of what is allowed. None where nobody watches.
+        #: Seconds between two signs of life: half of what is allowed. None without a watchdog.
         self.watchdog_interval: Final = int(usec) / 2e6 if is_watched else None
 
     def ready(self, status: str) -> None:
@@ -45,5 +45,5 @@ class Notifier:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
                 sender.sendto("\n".join(words).encode(), self._address)
         except OSError as error:
-            # The server serves on; whoever waits for the word will say that it did not come.
+            # The server serves on; the service manager reports that the message did not come.
             LOG.warning("the service manager was not told %s: %s", words[0], error.strerror)

@@ -12,7 +12,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource
 from .config_error import ConfigError, did_you_mean
 
 ENVIRONMENT_PREFIX: Final = "OBJMAPPER_"
-#: Where a server that is started with layers shows its figures unless it is told otherwise.
+#: Where a server that is started with layers shows its figures by default.
 DEFAULT_ADMIN: Final = "127.0.0.1:9997"
 #: Bytes of a file of settings. One with every setting has a few thousand.
 MAX_FILE_SIZE: Final = 1 << 20

@@ -1,4 +1,4 @@
-"""Where a server listens on the network, and for whom: ``HOST:PORT``, the numeric address that is bound, networks."""
+"""Where a server listens, and for which clients: ``HOST:PORT``, the numeric address that is bound, networks."""
 
 import ipaddress
 import re

@@ -1,4 +1,4 @@
-"""Who may connect, to what, and how much one user may have of it: how settings say it, and what the engine is told."""
+"""Who may connect, to what, and how much one user may have of it: as settings write it, and as the engine takes it."""
 
 import grp
 import pwd
@@ -26,7 +26,7 @@ def groups(value: object) -> tuple[int, ...]:
 
 
 def prefixes(value: object) -> dict[str, tuple[str, ...]]:
-    """Return URI prefix → who may use what is below it, as ``uid:NUMBER`` and ``gid:NUMBER``; nobody where it is empty.
+    """Return URI prefix → who may use what is below it, as ``uid:NUMBER`` and ``gid:NUMBER``; none where it is empty.
 
     Takes a mapping whose values say ``uid:`` or ``gid:`` with a number or name; or texts of the form
     ``PREFIX=uid:…,gid:…``, in a list or in one text with semicolons between them.

@@ -203,7 +203,7 @@ def _finish(
 @guarded
 def latency(
     clients: Annotated[int, typer.Option(min=1, max=10_000)] = 1,
-    requests: Annotated[int, typer.Option(min=1, help="End after so many.")] = 10_000,
+    requests: Annotated[int, typer.Option(min=1, help="End after this many requests.")] = 10_000,
     server: Server = None,
     uri: Uri = None,
     transport: Transport = "unix",
