@@ -213,27 +213,37 @@ class Pool:
 
     def give(self, connection: Connection) -> None:
         """Takes a connection back, or closes it where it is of no more use."""
-        with self._lock:
-            claim = connection.claim
-            if self._closed or not connection.is_clean or connection.version != (self.version or connection.version):
-                connection.close()
-            else:
-                connection.is_reused = True
-                self._idle.append(connection)
-            connection.claim = None
-            if claim is not None:
-                self.release(claim)
+        claim = connection.claim
+        # Not inside of `with`: CPython does not unlock after an exception right at a `try` there.
+        try:
+            with self._lock:
+                is_current = connection.version == (self.version or connection.version)
+                if self._closed or not connection.is_clean or not is_current:
+                    connection.close()
+                else:
+                    connection.is_reused = True
+                    self._idle.append(connection)
+                # In this order: after an exception in between, `drop` releases it once more.
+                if claim is not None:
+                    self.release(claim)
+                connection.claim = None
+        except BaseException:
+            # Out of a signal handler. Another thread may have taken it since.
+            if connection.claim is claim or connection.claim is None:
+                self.drop(connection)
+            raise
 
     def drop(self, connection: Connection) -> None:
         """Closes a connection that was taken."""
         with self._lock:
-            claim, connection.claim = connection.claim, None
+            claim = connection.claim
             if connection in self._idle:
                 # An exception came in the midst of `give`.
                 self._idle.remove(connection)
             connection.close()
             if claim is not None:
                 self.release(claim)
+            connection.claim = None
 
     def withdraw(self, gate: Gate) -> None:
         """The caller waits no longer at this gate; where it was opened at that moment, the next one may go on."""
