@@ -13,7 +13,7 @@ from objmapper_client._steps import TIME_LEFT, Call, Progress, Steps, Tell
 from objmapper_client._transfer import head_of, next_head, nothing_behind
 from objmapper_client._transport import Connection, NotPassed
 from objmapper_client.address import UnixAddress
-from objmapper_client.errors import ConnectionFailed, LocalProtocolError, RemoteProtocolError
+from objmapper_client.errors import ConnectionFailed, LocalProtocolError, RemoteProtocolError, UnsupportedMode
 from objmapper_client.protocol_v2 import Operation
 from objmapper_client.protocol_v2_responses import Metadata
 
@@ -90,7 +90,14 @@ class _Upload:
                 self._passes = False
         if not self._passes:
             yield from self._with_content(connection, number)
-        head = yield from head_of(connection, number, operation, self._uri)
+        try:
+            head = yield from head_of(connection, number, operation, self._uri)
+        except UnsupportedMode:
+            if operation is not Operation.PUT_DESCRIPTOR:
+                raise
+            # The server does not read from the file's file system, which may leave it without an answer.
+            self._passes = False
+            return (yield from self.exchange(connection))
         nothing_behind(connection)
         self._pool.give(connection)
         if self._passes:

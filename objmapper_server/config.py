@@ -65,6 +65,11 @@ class Given(TypedDict, total=False):
     max_output_memory: int | str
     follow_symlinks: bool
     writable: bool
+    max_object_size: int | str
+    min_upload_rate: int | str
+    upload_timeout: float
+    max_uploads_per_uid: int
+    max_reserved_per_uid: int | str
     idle_timeout: float
     header_timeout: float
     request_timeout: float
@@ -90,10 +95,10 @@ def _count(least: int, most: int = 1_000_000, also: str = "") -> Any:
     return Field(ge=least, le=most, description=f"a whole number from {least} to {most}{also}")
 
 
-def _bytes(least: int, shown: str) -> Any:
-    return Field(
-        ge=least, le=1 << 62, description=f"bytes, at least {shown}: a number, or with a unit as in 512MB or 1GiB"
-    )
+def _bytes(least: int = 0, shown: str = "", *, zero: str = "", unit: str = "bytes") -> Any:
+    description = f"{unit}, at least {shown}" if shown else unit
+    description += ": a number, or with a unit as in 512MB or 1GiB" + (f"; {zero}" if zero else "")
+    return Field(ge=least, le=1 << 62, description=description)
 
 
 Count = Annotated[int, _count(1)]
@@ -147,15 +152,17 @@ class Config(BaseSettings):
     optimize_for: Literal["latency", "throughput"] = Field("throughput", description="latency or throughput")
     async_storage: bool = Field(True, description="true or false")
     storage_pool_size: Annotated[int, _count(1, 10_000)] = 4
-    cache_size: Annotated[
-        ByteSize,
-        Field(ge=0, le=1 << 62, description="bytes: a number, or with a unit as in 512MB or 1GiB; 0 for none"),
-    ] = ByteSize(1 << 30)
+    cache_size: Annotated[ByteSize, _bytes(zero="0 for none")] = ByteSize(1 << 30)
     cache_max_age: Seconds = 60.0
     max_output_buffer: Annotated[ByteSize, _bytes(128 << 10, "128KiB")] = ByteSize(4 << 20)
     max_output_memory: Annotated[ByteSize, _bytes(1 << 20, "1MiB")] = ByteSize(256 << 20)
     follow_symlinks: bool = Field(False, description="true or false")
     writable: bool = Field(False, description="true or false")
+    max_object_size: Annotated[ByteSize, _bytes(zero="0 for any")] = ByteSize(0)
+    min_upload_rate: Annotated[ByteSize, _bytes(zero="0 for any", unit="bytes a second")] = ByteSize(1 << 10)
+    upload_timeout: Seconds = 3600.0
+    max_uploads_per_uid: Annotated[int, _count(0, also="; 0 means no cap")] = 0
+    max_reserved_per_uid: Annotated[ByteSize, _bytes(zero="0 for none ahead")] = ByteSize(1 << 30)
     idle_timeout: Seconds = 60.0
     header_timeout: Seconds = 10.0
     request_timeout: Seconds = 30.0

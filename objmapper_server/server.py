@@ -322,6 +322,11 @@ class _Settings:
     max_output_memory: int
     follow_symlinks: bool
     writable: bool
+    max_object_size: int
+    min_upload_rate: int
+    upload_timeout: float
+    max_uploads_per_uid: int
+    max_reserved_per_uid: int
     idle_timeout: float
     header_timeout: float
     request_timeout: float
@@ -353,6 +358,11 @@ class _Settings:
             max_output_memory=config.max_output_memory,
             follow_symlinks=config.follow_symlinks,
             writable=config.writable,
+            max_object_size=config.max_object_size,
+            min_upload_rate=config.min_upload_rate,
+            upload_timeout=config.upload_timeout,
+            max_uploads_per_uid=config.max_uploads_per_uid,
+            max_reserved_per_uid=config.max_reserved_per_uid,
             idle_timeout=config.idle_timeout,
             header_timeout=config.header_timeout,
             request_timeout=config.request_timeout,

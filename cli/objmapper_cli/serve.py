@@ -121,6 +121,22 @@ def serve(
     writable: Annotated[
         bool | None, typer.Option("--writable/--no-writable", help="Let clients put and delete objects.")
     ] = None,
+    max_object_size: Annotated[
+        str | None, typer.Option(metavar="BYTES", help="Refuse to store larger objects. [default: any size]")
+    ] = None,
+    min_upload_rate: Annotated[
+        str | None, typer.Option(metavar="BYTES", help="Bytes a second that a content must come with. [default: 1KiB]")
+    ] = None,
+    upload_timeout: Annotated[
+        str | None, typer.Option(metavar="SECONDS", help="One put must be over by then. [default: 3600]")
+    ] = None,
+    max_uploads_per_uid: Annotated[
+        str | None, typer.Option(metavar="N", help="Contents that one user may be sending. [default: no cap]")
+    ] = None,
+    max_reserved_per_uid: Annotated[
+        str | None,
+        typer.Option(metavar="BYTES", help="Disk kept free for what one user has announced. [default: 1GiB]"),
+    ] = None,
     idle_timeout: Annotated[
         str | None,
         typer.Option(metavar="SECONDS", help="Close a connection that is silent for this time. [default: 60]"),

@@ -22,7 +22,6 @@ use crate::rules::Rules;
 use crate::service::Service;
 use crate::settings::{Limits, Settings};
 use crate::statistics::CountedUpTo;
-use crate::storage::pool::StoragePool;
 use crate::transport::Transport;
 use crate::udp::{self, DatagramCounts, UdpSocket};
 
@@ -320,7 +319,7 @@ impl Engine {
             cache_hits_total: cache.hits,
             cache_misses_total: cache.misses,
             cache_bytes: self.service.cache.size(),
-            disk_io_pending: self.service.storage_pool.as_ref().map_or(0, StoragePool::pending),
+            disk_io_pending: self.service.storage_pending(),
             figures: self.service.statistics.figures(),
             transports,
             datagrams,
@@ -397,9 +396,7 @@ impl Engine {
                 let _ = tenure.thread.join();
             }
         }
-        if let Some(pool) = &self.service.storage_pool {
-            pool.stop(until.max(Instant::now() + POOL_GRACE));
-        }
+        self.service.stop_storage(until.max(Instant::now() + POOL_GRACE));
         *lock(&self.clock.stopped) = true;
         self.clock.stop.notify_all();
         if let Some(thread) = lock(&self.clock_thread).take() {
@@ -461,11 +458,10 @@ impl Clock {
             passed = now;
             service.sweep_unread();
             service.listing.sweep();
-            if let Some(pool) = &service.storage_pool {
-                pool.relieve();
-            }
+            service.relieve_storage();
             service.look_at_root();
             service.output.tick();
+            service.copiers.tick(Instant::now());
             service.journal.tick();
         }
     }

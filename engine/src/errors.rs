@@ -44,6 +44,14 @@ pub enum Error {
     BadEtag,
     /// A put by descriptor, of one that is no regular file open for reading.
     BadDescriptor,
+    /// A put of more bytes than `max_object_size`.
+    TooLarge,
+    /// A content comes more slowly than `min_upload_rate`, or takes longer than `upload_timeout`.
+    UploadTooSlow,
+    /// A put by descriptor, of a file whose file system may leave the server without an answer.
+    SourceNotLocal,
+    /// A put by descriptor, of a file whose file system does not answer.
+    SourceStuck,
     /// A put by descriptor, of a file that became shorter meanwhile.
     SourceShrank,
     /// The cursor does not belong to this prefix, or is damaged.
@@ -73,6 +81,15 @@ impl Error {
 
     pub fn is_queue_full(&self) -> bool {
         matches!((self, Self::QUEUE_FULL), (Error::Busy(why), Error::Busy(full)) if *why == full)
+    }
+
+    /// The errno to count where storage failed; that of a disk that never answers is ETIMEDOUT.
+    pub fn of_storage(&self) -> Option<Errno> {
+        match self {
+            Error::Storage(errno) => Some(*errno),
+            Error::SourceStuck => Some(Errno::TIMEDOUT),
+            _ => None,
+        }
     }
 
     /// What an operating system's error means for the one who asked for an object.
@@ -110,11 +127,12 @@ impl Error {
             Error::NoDirectory => Status::NotFound,
             Error::BadPath | Error::BadEtag | Error::BadCursor => Status::InvalidRequest,
             Error::BadDescriptor | Error::SourceShrank => Status::InvalidRequest,
+            Error::SourceNotLocal => Status::UnsupportedOp,
             Error::Symlink | Error::Outside | Error::NotRegular | Error::NoPermission => Status::Forbidden,
             // Reading a directory is FORBIDDEN (NotRegular), so writing to one is, too.
             Error::IsDirectory | Error::NotDirectory => Status::Forbidden,
             Error::NotAdmitted | Error::NotForThisUser => Status::Forbidden,
-            Error::NotWritable | Error::MayNotWrite => Status::Forbidden,
+            Error::NotWritable | Error::MayNotWrite | Error::TooLarge => Status::Forbidden,
             Error::WriteToLink | Error::OtherFileSystem => Status::Forbidden,
             Error::Conflict => Status::Conflict,
             Error::ModeNeedsUnix => Status::InvalidMode,
@@ -122,7 +140,9 @@ impl Error {
             Error::OutOfMemory => Status::OutOfMemory,
             Error::Storage(_) | Error::StagingGone | Error::RootGone => Status::StorageError,
             Error::Refused(status) => status,
-            Error::TooSlow | Error::DeadlinePassed => Status::Timeout,
+            Error::TooSlow | Error::DeadlinePassed | Error::UploadTooSlow | Error::SourceStuck => {
+                Status::Timeout
+            }
         }
     }
 }
@@ -172,6 +192,19 @@ impl fmt::Display for Error {
             Error::BadDescriptor => {
                 "not a descriptor that can be put: it must be a regular file that is open for reading; send anything \
                  else as content"
+            }
+            Error::TooLarge => {
+                "more bytes than this server stores in one object: its max_object_size says how many"
+            }
+            Error::UploadTooSlow => {
+                "the content comes too slowly: the server's min_upload_rate and upload_timeout say how fast it must come"
+            }
+            Error::SourceNotLocal => {
+                "the file that was passed is on a file system in user space, over a network, or unknown to the server: \
+                 send the content"
+            }
+            Error::SourceStuck => {
+                "the file that was passed does not answer: its file system is stuck; put it again when it can be read"
             }
             Error::SourceShrank => {
                 "the file became shorter while it was copied: put it again when nobody writes to it"

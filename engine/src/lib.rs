@@ -31,6 +31,7 @@ mod storage;
 mod sync;
 mod transport;
 mod udp;
+mod uploads;
 
 #[cfg(all(test, model_check))]
 mod models_tests;

@@ -4,26 +4,30 @@ use rustix::fd::{AsFd, AsRawFd};
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::ffi::CStr;
+use std::fmt::Display;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Instant, SystemTime};
 
-use crate::errors::StartError;
+use crate::errors::{Error, StartError};
 use crate::failures::Failures;
 use crate::in_flight::InFlight;
 use crate::journal::Journal;
 use crate::output::Output;
 use crate::peers::Peers;
+use crate::protocol::Operation;
 use crate::session::Connection;
 use crate::settings::{Limits, Settings};
 use crate::statistics::Statistics;
 use crate::storage::cache::Cache;
+use crate::storage::copiers::Copiers;
 use crate::storage::file_system;
 use crate::storage::listing::Listing;
 use crate::storage::mapping::{Mapping, Opened};
-use crate::storage::pool::StoragePool;
+use crate::storage::pool::{Client, StoragePool};
 use crate::storage::staging::Staging;
 use crate::transport::Transport;
+use crate::uploads::Uploads;
 
 /// Descriptors that connections never get: for the files that requests open, the listeners, the interpreter.
 pub const RESERVED_DESCRIPTORS: u64 = 32;
@@ -40,8 +44,13 @@ pub struct Service {
     pub listing: Listing,
     /// None where the server takes no writes.
     pub staging: Option<Staging>,
-    /// None where storage is read by whoever serves, and nothing is written.
+    /// Threads that read; None where storage is read by whoever serves.
     pub storage_pool: Option<StoragePool>,
+    /// Threads that write, and read for nobody; None where the server takes no writes.
+    pub write_pool: Option<StoragePool>,
+    /// Threads that copy what clients pass.
+    pub copiers: Copiers,
+    pub uploads: Arc<Uploads>,
     pub statistics: Statistics,
     pub journal: Journal,
     pub in_flight: InFlight,
@@ -85,9 +94,12 @@ impl Service {
             return Err(StartError::new(Errno::OPNOTSUPP, why, mapping.name().display().to_string()));
         }
         let staging = if settings.writable { Some(Staging::new(&mapping)?) } else { None };
-        let needs_pool = settings.async_storage || settings.writable;
-        let storage_pool =
-            if needs_pool { Some(StoragePool::start(settings.storage_pool_size)?) } else { None };
+        let pool = |is_needed: bool, name: &str| {
+            is_needed.then(|| StoragePool::start(name, settings.storage_pool_size)).transpose()
+        };
+        let storage_pool = pool(settings.async_storage, "objmapper-storage")?;
+        let write_pool = pool(settings.writable, "objmapper-writer")?;
+        let uploads = Uploads::new(settings.max_uploads_per_uid, settings.max_reserved_per_uid);
         let mut notices = staging.as_ref().map_or(Vec::new(), |staging| staging.notices().to_vec());
         if let (Some(name), true) = (remote, settings.cache_size > 0) {
             notices.push(format!(
@@ -106,6 +118,9 @@ impl Service {
             listing: Listing::default(),
             staging,
             storage_pool,
+            write_pool,
+            copiers: Copiers::default(),
+            uploads: Arc::new(uploads),
             statistics: Statistics::new(),
             journal: Journal::default(),
             in_flight: InFlight::new(u32::try_from(in_flight).unwrap_or(u32::MAX)),
@@ -213,6 +228,47 @@ impl Service {
     /// and read.
     pub fn may_stay_open(&self, descriptor: &impl AsFd) -> bool {
         (descriptor.as_fd().as_raw_fd() as u64) < self.write_limit
+    }
+
+    /// Counts an error of storage and keeps it for the log, whether or not a client is left to hear of it. Returns what to
+    /// answer.
+    pub fn note_failure(&self, error: Error, operation: Operation, uri: &impl Display) -> Error {
+        let error = self.mapping.explained(error);
+        if let Some(errno) = error.of_storage() {
+            self.failures.note(errno.raw_os_error(), operation.name(), uri);
+        }
+        error
+    }
+
+    /// What storage has not done yet.
+    pub fn storage_pending(&self) -> usize {
+        let pools = [&self.storage_pool, &self.write_pool].into_iter().flatten();
+        pools.map(StoragePool::pending).sum::<usize>() + self.copiers.pending()
+    }
+
+    /// Storage has nothing more to do for a connection, but for writes that came as a whole.
+    pub fn leave_storage(&self, client: Client) {
+        for pool in [&self.storage_pool, &self.write_pool].into_iter().flatten() {
+            pool.leave(client);
+        }
+        self.copiers.leave(client);
+    }
+
+    /// Starts others in the place of threads that are stuck.
+    pub fn relieve_storage(&self) {
+        for pool in [&self.storage_pool, &self.write_pool].into_iter().flatten() {
+            pool.relieve();
+        }
+    }
+
+    /// Ends the threads of storage; those that are stuck at `until` are left behind.
+    pub fn stop_storage(&self, until: Instant) {
+        // Told first of all, so that none of them waits for another's turn to end.
+        self.copiers.close();
+        for pool in [&self.storage_pool, &self.write_pool].into_iter().flatten() {
+            pool.stop(until);
+        }
+        self.copiers.stop(until);
     }
 
     /// Whether clients may pass descriptors, to be put.

@@ -56,6 +56,16 @@ pub struct Settings {
     pub follow_symlinks: bool,
     /// Whether clients may put and delete.
     pub writable: bool,
+    /// Bytes of the largest object that may be put; 0: any.
+    pub max_object_size: u64,
+    /// Bytes a second that a content must come with on average, once `request_timeout` has passed; 0: any.
+    pub min_upload_rate: u64,
+    /// How long one put may take in all.
+    pub upload_timeout: Duration,
+    /// Contents that one user may have under way; 0: any number.
+    pub max_uploads_per_uid: u32,
+    /// Bytes that may be reserved for what one user has announced and not sent; 0: none.
+    pub max_reserved_per_uid: u64,
     pub idle_timeout: TimeLimit,
     pub header_timeout: TimeLimit,
     pub request_timeout: TimeLimit,

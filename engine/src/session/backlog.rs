@@ -13,7 +13,7 @@ use crate::protocol::{Operation, Status, v2};
 use crate::storage::listing::MOST_CONTENT;
 
 /// What an answer without a content takes, its metadata or its message.
-const HEAD: usize = 256;
+pub(super) const HEAD: usize = 256;
 
 /// Contents that storage brought are copied into the output up to this size; larger ones stay where they are.
 const MOST_COPIED: usize = 4 << 10;

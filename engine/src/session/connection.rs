@@ -110,9 +110,12 @@ impl Connection {
         }
         let mut finished = self.finished();
         finished.is_over = true;
-        let left = (finished.wake.take(), std::mem::take(&mut finished.done));
+        let (wake, left) = (finished.wake.take(), std::mem::take(&mut finished.done));
         drop(finished);
-        drop(left);
+        drop(wake);
+        for done in left {
+            self.miss(done);
+        }
     }
 
     /// On whose turn storage works for it.
@@ -161,18 +164,25 @@ impl Connection {
     pub(super) fn finish(&self, done: Done) {
         // Without a session there is nothing to run, and the thread that ends it may hold what `wake` needs.
         if self.is_over.load(Relaxed) {
-            return;
+            return self.miss(done);
         }
         let mut finished = self.finished();
         if finished.is_over {
             drop(finished);
-            return drop(done);
+            return self.miss(done);
         }
         finished.done.push(done);
         let wake = finished.wake.clone();
         drop(finished);
         if let Some((wake, key)) = wake {
             wake.wake(key);
+        }
+    }
+
+    /// Takes note of what a session would have answered that is over.
+    fn miss(&self, done: Done) {
+        if let Done::Reply { asked, outcome: Err(error), .. } = done {
+            self.counted.service.note_failure(error, asked.operation, &asked.uri);
         }
     }
 

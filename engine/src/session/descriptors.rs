@@ -18,6 +18,9 @@ use crate::transport::Transport;
 /// What a content that comes in has open: the new file, and the directory that it is for.
 pub(super) const OF_A_PUT: u32 = 2;
 
+/// Descriptors, or their places, that a client may be ahead with its puts: twice as many as one message carries.
+const MOST_PLACES: usize = 2 * 253;
+
 /// Descriptors of a write, on the account of its client until this is dropped, by whichever thread.
 #[derive(Debug)]
 pub(super) struct Hold {
@@ -40,38 +43,79 @@ impl Drop for Hold {
 }
 
 /// A file that a client passed. It is on the account until it is closed.
+///
+/// To close it may wait for its file system as long as that likes, so it is closed by a thread that may be stuck.
 #[derive(Debug)]
-pub(super) struct Source {
-    pub file: OwnedFd,
-    hold: Hold,
-}
+pub(super) struct Source(Option<(OwnedFd, Hold)>);
 
 impl Source {
+    fn new(file: OwnedFd, hold: Hold) -> Source {
+        Source(Some((file, hold)))
+    }
+
+    /// The file is the caller's to close, where that may take as long as it likes.
+    pub fn into_parts(mut self) -> Option<(OwnedFd, Hold)> {
+        self.0.take()
+    }
+}
+
+impl Drop for Source {
+    fn drop(&mut self) {
+        if let Some((file, hold)) = self.0.take() {
+            let (connection, service) = (Arc::clone(&hold.connection), Arc::clone(&hold.service));
+            service.copiers.dispose(connection.client(), (file, hold));
+        }
+    }
+}
+
+impl Hold {
     /// For what is open besides while it is copied.
     pub fn hold_for_copy(&self) -> Hold {
-        Hold::new(&self.hold.connection, &self.hold.service, OF_A_PUT)
+        Hold::new(&self.connection, &self.service, OF_A_PUT)
     }
 }
 
 /// Files that a client passed and no put has taken, in the order in which they came. What was one too many was closed at
 /// once and left its place, so that each put gets its own or none.
 #[derive(Debug, Default)]
-pub(super) struct Received(VecDeque<Option<Source>>);
+pub(super) struct Received {
+    places: VecDeque<Option<Source>>,
+    /// What was read last has been [checked](Received::check).
+    is_checked: bool,
+}
 
 impl Received {
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.places.is_empty()
+    }
+
+    /// Takes note that something has been read.
+    pub fn has_read(&mut self) {
+        self.is_checked = false;
+    }
+
+    /// Has so many puts by descriptor, which came together, refused where there are fewer descriptors: which of them lacks
+    /// its own cannot be told, and none is to have another's.
+    pub fn check(&mut self, puts: impl FnOnce() -> usize) {
+        if !std::mem::replace(&mut self.is_checked, true) && puts() > self.places.len() {
+            self.places.clear();
+        }
+    }
+
+    /// More than any client has a use for.
+    pub fn has_too_many(&self) -> bool {
+        self.places.len() > MOST_PLACES
     }
 
     /// The file of the put in front.
     pub fn take(&mut self) -> Result<Source, Error> {
-        let source = self.0.pop_front().ok_or(Error::BadDescriptor)?;
+        let source = self.places.pop_front().ok_or(Error::BadDescriptor)?;
         source.ok_or(Error::Busy("clients pass more file descriptors than the server may hold, try again"))
     }
 
     /// Closes what no put can want any more, now that all is understood but, perhaps, a frame that has begun.
     pub fn close_spare(&mut self, has_begun: bool) {
-        self.0.truncate(usize::from(has_begun));
+        self.places.truncate(usize::from(has_begun));
     }
 }
 
@@ -82,11 +126,33 @@ impl Session {
             let has_room = self.holds() < self.service.in_flight.allowance()
                 && self.service.may_stay_open(&file)
                 && self.check_descriptors(1).is_ok();
-            let source =
-                has_room.then(|| Source { file, hold: Hold::new(&self.connection, &self.service, 1) });
-            if let Speaks::Two(two) = &mut self.speaks {
-                two.received.0.push_back(source);
+            let source = match has_room {
+                true => Some(Source::new(file, Hold::new(&self.connection, &self.service, 1))),
+                false => {
+                    self.service.copiers.dispose(self.connection.client(), file);
+                    None
+                }
+            };
+            match &mut self.speaks {
+                Speaks::Nothing(received) => received.places.push_back(source),
+                Speaks::Two(two) => two.received.places.push_back(source),
+                // Version 1 has no puts.
+                Speaks::One(_) => drop(source),
             }
+        }
+        match &mut self.speaks {
+            Speaks::Nothing(received) => received.has_read(),
+            Speaks::Two(two) => two.received.has_read(),
+            Speaks::One(_) => {}
+        }
+    }
+
+    /// Whether it has passed more descriptors than any client has a use for.
+    pub(super) fn has_passed_too_many(&self) -> bool {
+        match &self.speaks {
+            Speaks::Nothing(received) => received.has_too_many(),
+            Speaks::Two(two) => two.received.has_too_many(),
+            Speaks::One(_) => false,
         }
     }
 

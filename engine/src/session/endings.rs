@@ -95,11 +95,14 @@ impl Session {
                 let _ = transport::send(self.socket(), &bytes, Patience::Never, false);
             }
             overdue
+        } else if self.receives_too_slowly(now) {
+            true
         } else if self.jobs > 0 {
             // Nothing is read from it meanwhile, so nothing else tells that it has gone.
             return transport::has_hung_up(self.socket());
         } else if matches!(&self.speaks, Speaks::Two(two) if two.is_receiving()) {
-            still > settings.request_timeout
+            // Its pace is right.
+            false
         } else if !self.kept_input.is_empty() {
             // Complete requests that wait for the client to read its descriptors.
             still > settings.request_timeout

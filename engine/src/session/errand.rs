@@ -5,17 +5,16 @@ use std::ffi::CString;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use super::backlog::Charge;
+use super::backlog::{Charge, HEAD};
 use super::connection::Connection;
-use super::descriptors::{Hold, Source};
+use super::descriptors::Hold;
 use super::replies::{Asked, BYTES_AHEAD, SMALL};
 use crate::errors::Error;
 use crate::protocol::Operation;
 use crate::service::Service;
-use crate::storage::incoming::Incoming;
 use crate::storage::listing::{Page, Paging, WantedPage};
 use crate::storage::mapping::{Found, Opened};
-use crate::storage::pool::{Progress, Turn, Work};
+use crate::storage::pool::{Client, Progress, Turn, Work};
 use crate::storage::target::Conditions;
 use crate::transport;
 
@@ -43,15 +42,6 @@ pub(super) enum Rest {
         bytes: Box<[u8]>,
         make_parents: bool,
         hold: Hold,
-    },
-    /// All bytes of it have come.
-    Commit {
-        incoming: Incoming,
-        hold: Hold,
-    },
-    PutDescriptor {
-        source: Source,
-        make_parents: bool,
     },
 }
 
@@ -86,6 +76,10 @@ pub(super) enum Done {
     },
     /// The next part of the file that is being sent is in memory.
     Warmed,
+    /// All that has come of a content is written, and not all has come.
+    Written,
+    /// More of a content may come. It is no end of anything that the session waits for.
+    HasRoom,
     /// Nothing came of this operation: the client has gone, or the work broke off. The session is to end.
     Abandoned(Operation),
 }
@@ -103,9 +97,20 @@ impl Owed {
         Owed { connection: Arc::clone(connection), operation, is_paid: false }
     }
 
+    /// On whose turn storage works for it.
+    pub fn client(&self) -> Client {
+        self.connection.client()
+    }
+
     /// Whether the client has gone.
     pub fn client_is_gone(&self) -> bool {
         self.connection.is_gone()
+    }
+
+    /// What came of a write.
+    pub fn answer(self, asked: Asked, outcome: Result<Brought, Error>) {
+        let charge = Charge::new(&self.connection, HEAD);
+        self.pay(Done::Reply { asked, outcome, charge });
     }
 
     pub fn pay(mut self, done: Done) {
@@ -168,22 +173,12 @@ impl Errand {
             }
             (Operation::Put, Rest::Content { bytes, make_parents, hold }) => {
                 let mut incoming = staging?.begin(&self.path, make_parents)?;
+                incoming.check_room(bytes.len() as u64)?;
                 incoming.reserve(bytes.len() as u64)?;
                 incoming.write(&bytes)?;
                 let found = incoming.commit(self.conditions)?;
                 drop(hold);
                 Ok(Brought::Known(found))
-            }
-            (Operation::Put, Rest::Commit { incoming, hold }) => {
-                let found = incoming.commit(self.conditions)?;
-                drop(hold);
-                Ok(Brought::Known(found))
-            }
-            (Operation::PutDescriptor, Rest::PutDescriptor { source, make_parents }) => {
-                let _hold = source.hold_for_copy();
-                let mut incoming = staging?.begin(&self.path, make_parents)?;
-                incoming.copy_from(&source.file)?;
-                incoming.commit(self.conditions).map(Brought::Known)
             }
             (Operation::Delete, _) => {
                 staging?.delete(&self.path, self.conditions.if_match)?;

@@ -8,7 +8,7 @@ use super::backlog::Charge;
 use super::descriptors::brings_a_file;
 use super::errand::{Brought, Done, Errand, ListWork, Owed, Rest};
 use super::replies::Asked;
-use super::{Manner, Scratch, Session};
+use super::{Manner, Scratch, Session, Speaks};
 use crate::errors::Error;
 use crate::protocol::Operation;
 use crate::storage::pool::Kind;
@@ -18,6 +18,20 @@ impl Session {
     /// Whether the storage pool does something for it: then a thread must not sleep in its socket.
     pub fn has_jobs(&self) -> bool {
         self.jobs > 0
+    }
+
+    /// Whether this thread may wait for the disk. With a thread a connection it may, unless that holds up other requests of
+    /// the same connection.
+    pub(super) fn may_wait(&self, manner: Manner) -> bool {
+        let is_multiplexed = matches!(self.speaks, Speaks::Two(_)) && self.service.settings.async_storage;
+        !manner.storage_elsewhere && !is_multiplexed
+    }
+
+    pub(super) fn must_wait_for_jobs(&self, rest: &[u8]) -> bool {
+        match &self.speaks {
+            Speaks::Two(two) => two.must_wait(self.jobs, self.listings, rest),
+            _ => true,
+        }
     }
 
     /// Has an errand run by the storage pool; at once where there is none.
@@ -30,13 +44,15 @@ impl Session {
         has_priority: bool,
     ) -> Result<(), Error> {
         // Writes wait for the disk as long as they take, so they always go to the pool where there is one.
-        let is_write =
-            matches!(errand.operation, Operation::Put | Operation::PutDescriptor | Operation::Delete);
+        let is_write = matches!(errand.operation, Operation::Put | Operation::Delete);
         let service = Arc::clone(&self.service);
         errand.room = errand.needs(scratch.room.saturating_sub(scratch.out.len()));
         scratch.room = scratch.room.saturating_sub(errand.room);
         let mut charge = Charge::new(&self.connection, errand.room);
-        let pool = service.storage_pool.as_ref().filter(|_| is_write || !self.may_wait(manner));
+        let pool = match is_write {
+            true => service.write_pool.as_ref(),
+            false => service.storage_pool.as_ref().filter(|_| !self.may_wait(manner)),
+        };
         let Some(pool) = pool else {
             let brought = errand.run(&service)?;
             charge.shrink_to(brought.takes());
@@ -92,10 +108,8 @@ impl Session {
     /// Storage does nothing more for this session, but for writes that came as a whole.
     pub(super) fn end_jobs(&self) {
         self.connection.end();
-        if self.jobs > 0
-            && let Some(pool) = &self.service.storage_pool
-        {
-            pool.leave(self.connection.client());
+        if self.jobs > 0 {
+            self.service.leave_storage(self.connection.client());
         }
         if self.has_listed {
             self.service.listing.forget(self.connection.number());
@@ -105,8 +119,9 @@ impl Session {
     /// Takes back what errands brought.
     pub(super) fn collect(&mut self, scratch: &mut Scratch) {
         for done in self.connection.take_done() {
-            self.jobs -= 1;
+            self.jobs -= u32::from(!matches!(done, Done::HasRoom));
             match done {
+                Done::Written | Done::HasRoom => {}
                 Done::Warmed => self.is_warming = false,
                 Done::Abandoned(operation) => {
                     self.is_abandoned = true;

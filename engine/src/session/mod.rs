@@ -9,15 +9,18 @@
 mod admission;
 mod backlog;
 mod connection;
+mod copies;
 mod descriptors;
 mod endings;
 mod errand;
 mod jobs;
 mod outbox;
+mod pace;
 mod reading;
 mod replies;
 mod scratch;
 mod unread;
+mod uploading;
 mod version1;
 mod version2;
 
@@ -29,6 +32,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 pub use self::connection::{Connection, Wake};
+use self::descriptors::Received;
 use self::outbox::Segment;
 use self::reading::Came;
 use self::replies::{BYTES_A_TURN, CONTENT_A_TURN};
@@ -84,8 +88,8 @@ pub struct Manner {
 /// Which version the client speaks.
 #[derive(Debug)]
 enum Speaks {
-    /// It has not said anything.
-    Nothing,
+    /// It has not said anything; what it has passed already.
+    Nothing(Received),
     One(RequestDecoder),
     Two(Box<Two>),
 }
@@ -196,7 +200,7 @@ impl Session {
             service: Arc::clone(service),
             rules_seen: guest.as_ref().map_or(0, |guest| guest.generation),
             guest,
-            speaks: Speaks::Nothing,
+            speaks: Speaks::Nothing(Received::default()),
             kept_input: Vec::new(),
             outbox: VecDeque::new(),
             kept_out: Vec::new(),
@@ -338,6 +342,9 @@ impl Session {
             if requests_left == 0 || bytes_left == 0 || content_left == 0 || is_over {
                 return Next::Again;
             }
+            if self.waits_for_writers() {
+                return Next::Waiting;
+            }
             // Here it comes to waiting for the client.
             if self.frame_since.is_none() && (*at < *have || self.is_skipping()) {
                 self.frame_since = Some(Instant::now());
@@ -379,7 +386,7 @@ impl Session {
             if let Speaks::Two(two) = &self.speaks
                 && two.is_receiving()
             {
-                self.take_content(scratch, manner, &mut rest);
+                self.take_content(&mut rest);
                 if rest.is_empty() {
                     break Progress::All;
                 }
@@ -400,8 +407,8 @@ impl Session {
             }
             let step = match (&self.speaks, rest.first()) {
                 (_, None) => Step::More,
-                (Speaks::Nothing, Some(&v2::FIRST)) => self.greet(scratch, &mut rest),
-                (Speaks::Nothing, Some(_)) => {
+                (Speaks::Nothing(_), Some(&v2::FIRST)) => self.greet(scratch, &mut rest),
+                (Speaks::Nothing(_), Some(_)) => {
                     self.speaks = Speaks::One(RequestDecoder::default());
                     self.step_one(scratch, manner, &mut rest)
                 }
@@ -435,19 +442,5 @@ impl Session {
         }
         scratch.input = input;
         progress
-    }
-
-    /// Whether this thread may wait for the disk. With a thread a connection it may, unless that holds up other requests of
-    /// the same connection.
-    fn may_wait(&self, manner: Manner) -> bool {
-        let is_multiplexed = matches!(self.speaks, Speaks::Two(_)) && self.service.settings.async_storage;
-        !manner.storage_elsewhere && !is_multiplexed
-    }
-
-    fn must_wait_for_jobs(&self, rest: &[u8]) -> bool {
-        match &self.speaks {
-            Speaks::Two(two) => two.must_wait(self.jobs, self.listings, rest),
-            _ => true,
-        }
     }
 }

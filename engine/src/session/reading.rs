@@ -39,16 +39,13 @@ impl Session {
         let room = INPUT - *have;
         let came = if is_content {
             self.receive_content(scratch, manner)
-        } else if matches!(self.speaks, Speaks::Two(_)) && self.service.takes_descriptors(self.transport) {
-            let input = &mut scratch.input[*have..];
-            let mut files = VecDeque::new();
-            let came =
-                transport::receive_carried(&self.connection.socket, input, manner.patience, &mut files);
-            self.receive_files(files.into_iter());
-            came
         } else {
-            receive(&self.connection.socket, &mut scratch.input[*have..], manner, &self.service)
+            self.receive(&mut scratch.input[*have..], manner)
         };
+        if self.has_passed_too_many() {
+            self.service.statistics.gauges(self.transport).protocol_errors_total.fetch_add(1, Relaxed);
+            return Err(Next::Closed);
+        }
         match came {
             Ok(0) => Err(self.at_end()),
             Ok(length) => {
@@ -75,6 +72,18 @@ impl Session {
             Err(Errno::AGAIN) => Err(Next::Readable),
             Err(_) => Err(Next::Closed),
         }
+    }
+
+    /// Reads what has come, with what a client passed along. From the first byte on, and beside contents too: a call that takes
+    /// no descriptors has the kernel drop them, and the next put would get those of the one after.
+    pub(super) fn receive(&mut self, buffer: &mut [u8], manner: Manner) -> Result<usize, Errno> {
+        if matches!(self.speaks, Speaks::One(_)) || !self.service.takes_descriptors(self.transport) {
+            return receive(&self.connection.socket, buffer, manner, &self.service);
+        }
+        let mut files = VecDeque::new();
+        let came = transport::receive_carried(&self.connection.socket, buffer, manner.patience, &mut files);
+        self.receive_files(files.into_iter());
+        came
     }
 
     /// Whether the server waits for the rest of a request that has begun, and for nothing else.
@@ -114,7 +123,7 @@ impl Session {
     fn has_something_to_answer(&self) -> bool {
         let mut input = &self.kept_input[..];
         match &self.speaks {
-            Speaks::Nothing if input.first() == Some(&v2::FIRST) => {
+            Speaks::Nothing(_) if input.first() == Some(&v2::FIRST) => {
                 v2::decode_hello(&mut input) != v2::DecodedHello::More
             }
             Speaks::Two(two) => two.has_something_to_answer(input),
@@ -131,7 +140,7 @@ impl Session {
     /// Whether the front of a frame has been skipped, and its end is still to come.
     pub(super) fn is_skipping(&self) -> bool {
         match &self.speaks {
-            Speaks::Nothing => false,
+            Speaks::Nothing(_) => false,
             Speaks::One(decoder) => decoder.is_skipping(),
             Speaks::Two(two) => two.is_skipping(),
         }
@@ -151,13 +160,8 @@ impl Session {
     }
 }
 
-/// `recv`, after trying for a while without sleeping where the manner says so.
-pub(super) fn receive(
-    socket: &OwnedFd,
-    buffer: &mut [u8],
-    manner: Manner,
-    service: &Service,
-) -> Result<usize, Errno> {
+/// `recv` on a connection that passes no descriptors, after trying for a while without sleeping where the manner says so.
+fn receive(socket: &OwnedFd, buffer: &mut [u8], manner: Manner, service: &Service) -> Result<usize, Errno> {
     if manner.patience == Patience::Wait && !manner.spin.is_zero() {
         let spinners = service.spinners.fetch_add(1, Relaxed);
         let mut outcome = Err(Errno::AGAIN);

@@ -5,8 +5,9 @@ use std::ffi::CStr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use super::copies::PutDescriptor;
 use super::descriptors::Source;
-use super::errand::{Errand, Rest, part};
+use super::errand::{Errand, Owed, Rest, part};
 use super::outbox::{Ending, Payload, Segment, end_of_part_ahead, is_in_memory};
 use super::{Manner, Scratch, Session};
 use crate::errors::Error;
@@ -106,10 +107,6 @@ impl Session {
                 let session = self.connection.number();
                 Rest::List(WantedPage { session, form, view, prefix, cursor, limit })
             }
-            Operation::PutDescriptor => {
-                let source = wanted.source.take().ok_or(Error::BadDescriptor)?;
-                Rest::PutDescriptor { source, make_parents: parameters.make_parents }
-            }
             _ => Rest::Nothing,
         };
         let mut path = std::mem::take(&mut scratch.path);
@@ -123,6 +120,14 @@ impl Session {
             }
             if operation == Operation::FdPass {
                 self.check_descriptors(1)?;
+            }
+            if operation == Operation::PutDescriptor {
+                let source = wanted.source.take().ok_or(Error::BadDescriptor)?;
+                let to = (path.to_owned(), parameters.make_parents, conditions);
+                self.jobs += 1;
+                let owed = Owed::new(&self.connection, operation);
+                PutDescriptor::submit(&self.service, owed, wanted.asked, deadline, source, to);
+                return Ok(());
             }
             if self.attend_at_once(scratch, manner, &wanted, path, conditions)? {
                 return Ok(());
@@ -327,11 +332,8 @@ impl Session {
     }
 
     pub(super) fn push_error(&mut self, scratch: &mut Scratch, asked: Asked, error: Error) {
-        let error = self.service.mapping.explained(error);
+        let error = self.service.note_failure(error, asked.operation, &asked.uri);
         self.count_refusal(&error);
-        if let Error::Storage(errno) = error {
-            self.service.failures.note(errno.raw_os_error(), asked.operation.name(), &asked.uri);
-        }
         let before = scratch.out.len();
         let (status, text) = (error.status(), error.to_string());
         match asked.framing {

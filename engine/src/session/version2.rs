@@ -1,21 +1,20 @@
 //! Version 2 in a session: the greeting, requests with ids that are answered as they get ready, contents that come in.
 
 use rustix::io::Errno;
-use std::ffi::CString;
 use std::time::Instant;
 
-use super::descriptors::{Hold, OF_A_PUT, Received};
+use super::descriptors::{OF_A_PUT, Received};
 use super::errand::{Errand, Rest};
-use super::reading::receive;
+use super::pace::{Allowed, Pace};
 use super::replies::{Asked, Framing, Wanted};
+use super::uploading::{Uploading, Wish};
 use super::{End, Manner, Scratch, Session, Speaks, Step};
 use crate::errors::Error;
 use crate::journal::Note;
 use crate::protocol::v2::{self, Capabilities, Decoded, DecodedHello, Hello, Request};
 use crate::protocol::{Operation, Status};
-use crate::storage::incoming::Incoming;
+use crate::storage::incoming::check_size;
 use crate::storage::mapping;
-use crate::storage::target::Conditions;
 
 /// Requests that one client may have waiting for storage; each may hold a descriptor or a content.
 const JOBS_A_SESSION: u32 = 64;
@@ -42,28 +41,16 @@ pub(super) struct Two {
 #[derive(Debug)]
 struct Receiving {
     left: u64,
-    sink: Sink,
-}
-
-#[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "one for each client of version 2, which is boxed")]
-enum Sink {
-    Put {
-        incoming: Incoming,
-        hold: Hold,
-        asked: Asked,
-        conditions: Conditions,
-        deadline: Option<Instant>,
-    },
-    /// The request was answered already.
-    Nowhere,
+    /// None where the request was answered already.
+    upload: Option<Uploading>,
+    pace: Pace,
 }
 
 /// What a put comes to at first.
 enum Begun {
     /// Its content is here already.
     Whole(Errand),
-    Coming(Sink),
+    Coming(Uploading),
 }
 
 impl Two {
@@ -126,11 +113,15 @@ impl Session {
         v2::encode_hello_ack(&mut scratch.out, agreed.capabilities, agreed.max_pipeline, workers);
         let length = scratch.out.len() - before;
         self.push_buffered(length, None);
+        let received = match &mut self.speaks {
+            Speaks::Nothing(received) => std::mem::take(received),
+            _ => Received::default(),
+        };
         self.speaks = Speaks::Two(Box::new(Two {
             decoder: v2::RequestDecoder::new(agreed.capabilities.contains(Capabilities::EXTENDED)),
             agreed,
             window: 0,
-            received: Received::default(),
+            received,
             has_read_all: true,
             receiving: None,
         }));
@@ -160,6 +151,14 @@ impl Session {
             Asked { framing, operation, complete_at, answered_at: None, uri: Note::of(uri) }
         };
         let decoded = two.decoder.decode(rest);
+        if matches!(
+            decoded,
+            Decoded::Request(Request { operation: Operation::PutDescriptor, .. })
+                | Decoded::Refused { operation: Some(Operation::PutDescriptor), .. }
+        ) {
+            let decoder = two.decoder.clone();
+            two.received.check(|| 1 + puts_by_descriptor(decoder, rest));
+        }
         if matches!(decoded, Decoded::Request(_) | Decoded::Refused { .. }) {
             two.window += 1;
             if two.window > u32::from(two.agreed.max_pipeline) {
@@ -181,7 +180,8 @@ impl Session {
             }
             Decoded::Refused { id, operation, status, content_len } => {
                 if content_len > 0 {
-                    two.receiving = Some(Receiving { left: content_len, sink: Sink::Nowhere });
+                    let pace = Pace::new(complete_at);
+                    two.receiving = Some(Receiving { left: content_len, upload: None, pace });
                 }
                 if operation == Some(Operation::PutDescriptor) {
                     // Its descriptor goes with it: the next one is the next put's.
@@ -249,9 +249,12 @@ impl Session {
             }
             let deadline = wanted.deadline(scratch)?;
             let conditions = wanted.conditions()?;
-            let staging = self.service.staging.as_ref().ok_or(Error::NotWritable)?;
+            if self.service.staging.is_none() {
+                return Err(Error::NotWritable);
+            }
             let path = mapping::relative_path(request.uri, &mut scratch.path)?;
             self.check_use(path.to_bytes())?;
+            check_size(left, self.service.settings.max_object_size)?;
             self.check_descriptors(OF_A_PUT)?;
             if let Some(bytes) = usize::try_from(left).ok().and_then(|left| rest.get(..left)) {
                 let make_parents = parameters.make_parents;
@@ -266,15 +269,26 @@ impl Session {
                     rest: Rest::Content { bytes: bytes.into(), make_parents, hold: self.hold_for_put() },
                 }));
             }
-            let mut incoming = staging.begin(path, parameters.make_parents)?;
-            if !self.service.may_stay_open(incoming.file()) {
-                return Err(Error::Busy("the server has no descriptors for more writes, try again"));
-            }
-            incoming.reserve(left)?;
-            Ok(Begun::Coming(Sink::Put { incoming, hold: self.hold_for_put(), asked, conditions, deadline }))
+            let client = self.connection.client();
+            let upload = self.service.uploads.begin(client.user)?;
+            let wish = Wish {
+                path: path.to_owned(),
+                make_parents: parameters.make_parents,
+                length: left,
+                asked,
+                conditions,
+                deadline,
+            };
+            let hold = self.hold_for_put();
+            Ok(Begun::Coming(Uploading::new(&self.service, &self.connection, client, wish, upload, hold)))
         })();
-        let sink = match begun {
-            Ok(Begun::Coming(sink)) => sink,
+        let upload = match begun {
+            Ok(Begun::Coming(upload)) => {
+                // A refusal comes at once, whether or not a byte does.
+                self.jobs += 1;
+                upload.start();
+                Some(upload)
+            }
             Ok(Begun::Whole(errand)) => {
                 *rest = &rest[left as usize..];
                 if let Err(error) = self.send_errand(scratch, manner, asked, errand, false) {
@@ -288,68 +302,84 @@ impl Session {
                 if left == 0 {
                     return;
                 }
-                Sink::Nowhere
+                None
             }
         };
         if let Speaks::Two(two) = &mut self.speaks {
-            two.receiving = Some(Receiving { left, sink });
+            two.receiving = Some(Receiving { left, upload, pace: Pace::new(Instant::now()) });
         }
     }
 
     /// Takes bytes of the content that is coming in off the front of `rest`.
-    pub(super) fn take_content(&mut self, scratch: &mut Scratch, manner: Manner, rest: &mut &[u8]) {
+    pub(super) fn take_content(&mut self, rest: &mut &[u8]) {
         let Speaks::Two(two) = &mut self.speaks else { return };
         let Some(receiving) = &mut two.receiving else { return };
         let here = usize::try_from(receiving.left).unwrap_or(usize::MAX).min(rest.len());
+        if here == 0 {
+            // A turn that brings nothing is no progress of the client, and no work for a writer.
+            return;
+        }
         let (content, behind) = rest.split_at(here);
         *rest = behind;
         receiving.left -= here as u64;
+        receiving.pace.came(here);
         let is_whole = receiving.left == 0;
-        let mut failed = None;
-        if let Sink::Put { incoming, asked, .. } = &mut receiving.sink
-            && let Err(error) = incoming.write(content)
+        if let Some(upload) = &receiving.upload
+            && upload.push(content, is_whole)
         {
-            failed = Some((*asked, error));
-            receiving.sink = Sink::Nowhere;
+            self.jobs += 1;
+            upload.start();
         }
-        let sink = if is_whole { two.receiving.take().map(|receiving| receiving.sink) } else { None };
-        if let Some(Sink::Put { incoming, hold, asked, conditions, deadline }) = sink {
-            // How long the content took to come is the client's affair.
-            let asked = Asked { complete_at: Instant::now(), ..asked };
-            let errand = Errand {
-                operation: Operation::Put,
-                path: CString::default(),
-                offset: 0,
-                length: None,
-                conditions,
-                deadline,
-                room: 0,
-                rest: Rest::Commit { incoming, hold },
-            };
-            if let Err(error) = self.send_errand(scratch, manner, asked, errand, false) {
-                failed = Some((asked, error));
-            }
-        }
-        if let Some((asked, error)) = failed {
-            self.push_error(scratch, asked, error);
+        if is_whole {
+            two.receiving = None;
+            // What has been passed along may be for a request that lies behind it.
+            two.has_read_all = false;
         }
     }
 
     /// Reads the content that is coming in, and nothing behind it, in larger pieces than requests need.
     pub(super) fn receive_content(&mut self, scratch: &mut Scratch, manner: Manner) -> Result<usize, Errno> {
         let Speaks::Two(two) = &self.speaks else { return Ok(0) };
-        let left = two.receiving.as_ref().map_or(0, |receiving| receiving.left);
+        let Some(receiving) = &two.receiving else { return Ok(0) };
+        let room = receiving.upload.as_ref().map_or(BULK, Uploading::room).clamp(1, BULK);
+        let room = usize::try_from(receiving.left).unwrap_or(BULK).min(room);
         let mut bulk = std::mem::take(&mut scratch.bulk);
         if bulk.is_empty() {
             bulk = vec![0; BULK].into_boxed_slice();
         }
-        let room = usize::try_from(left).unwrap_or(BULK).min(BULK);
-        let came = receive(&self.connection.socket, &mut bulk[..room], manner, &self.service);
+        let came = self.receive(&mut bulk[..room], manner);
         if let Ok(length) = came {
-            self.take_content(scratch, manner, &mut &bulk[..length]);
+            self.take_content(&mut &bulk[..length]);
         }
         scratch.bulk = bulk;
         came
+    }
+
+    /// Whether there is no room for what comes of a content until a writer has taken what is there.
+    pub(super) fn waits_for_writers(&mut self) -> bool {
+        let Speaks::Two(two) = &mut self.speaks else { return false };
+        let Some(receiving) = &mut two.receiving else { return false };
+        let waits = receiving.upload.as_ref().is_some_and(|upload| upload.room() == 0);
+        receiving.pace.waits(waits, Instant::now());
+        waits
+    }
+
+    /// Whether a content comes too slowly, by the client's fault. It is told, if its socket has room for that.
+    pub(super) fn receives_too_slowly(&self, now: Instant) -> bool {
+        let Speaks::Two(two) = &self.speaks else { return false };
+        let Some(receiving) = &two.receiving else { return false };
+        if !receiving.pace.is_too_slow(now, Allowed::by(&self.service.settings)) {
+            return false;
+        }
+        if let Some(upload) = &receiving.upload
+            && let Framing::Two { id, .. } = upload.asked().framing
+            && self.outbox.is_empty()
+        {
+            let mut bytes = Vec::new();
+            v2::encode_refusal(&mut bytes, id, Status::Timeout, &Error::UploadTooSlow.to_string());
+            let _ = crate::transport::send(self.socket(), &bytes, crate::transport::Patience::Never, false);
+        }
+        true
     }
 
     /// Tells a client of version 2 why the connection ends, if its socket has room for that.
@@ -360,5 +390,27 @@ impl Session {
             // Whoever is gone misses nothing.
             let _ = crate::transport::send(self.socket(), &bytes, crate::transport::Patience::Never, false);
         }
+    }
+}
+
+/// How many puts by descriptor there are in front of what has been read, one that has begun too.
+fn puts_by_descriptor(mut decoder: v2::RequestDecoder, mut input: &[u8]) -> usize {
+    let mut count = 0;
+    loop {
+        let (operation, content) = match decoder.decode(&mut input) {
+            Decoded::Request(request) => {
+                (Some(request.operation), request.parameters.content_len.unwrap_or(0))
+            }
+            Decoded::Refused { operation, content_len, .. } => (operation, content_len),
+            Decoded::More => {
+                let has_begun = input.first() == Some(&v2::REQUEST)
+                    && input.get(v2::MODE_AT) == Some(&(Operation::PutDescriptor as u8));
+                return count + usize::from(has_begun);
+            }
+            Decoded::Close { .. } | Decoded::Fatal(_) => return count,
+        };
+        count += usize::from(operation == Some(Operation::PutDescriptor));
+        let content = usize::try_from(content).unwrap_or(usize::MAX).min(input.len());
+        input = &input[content..];
     }
 }

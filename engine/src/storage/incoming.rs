@@ -1,18 +1,18 @@
 //! An object on its way in: a file that no URI leads to until it is whole and on the disk; then it is renamed into place.
 
 use rustix::fd::{AsRawFd, OwnedFd};
-use rustix::fs::{self, AtFlags, CWD, FallocateFlags, FileType, Mode as Permissions, OFlags, RenameFlags};
+use rustix::fs::{self, AtFlags, CWD, FallocateFlags, Mode as Permissions, OFlags, RenameFlags};
 use rustix::io::{self, Errno};
 use std::ffi::CString;
 use std::sync::Arc;
 
 use crate::errors::Error;
+#[cfg(test)]
+use crate::storage::copying::{Copied, Copying};
 use crate::storage::mapping::Found;
+use crate::storage::quota::check_quota;
 use crate::storage::staging::Directory;
 use crate::storage::target::{Conditions, Target};
-
-/// Bytes that one call is asked to copy: less than the 2 GiB at which Linux cuts off.
-const MOST_AT_ONCE: u64 = 1 << 30;
 
 /// What is dropped leaves nothing behind.
 #[derive(Debug)]
@@ -48,21 +48,26 @@ impl Incoming {
     }
 
     /// Bytes so far.
-    #[cfg(test)]
-    fn size(&self) -> u64 {
+    pub fn size(&self) -> u64 {
         self.size
     }
 
-    /// Takes room on the disk for `length` bytes in all, so that a lack of it shows before they come. File systems that
-    /// cannot do so take it as they are written to. What is more than there is takes nothing: fallocate(2) would fill the
-    /// disk before it fails, and every other writer would find it full.
-    pub fn reserve(&mut self, length: u64) -> Result<(), Error> {
+    /// Whether the disk has room for so many bytes more than there are, as far as can be known: what is more than there is
+    /// would fill the disk before it failed, and every other writer would find it full.
+    pub fn check_room(&self, more: u64) -> Result<(), Error> {
         let disk = fs::fstatvfs(&self.file).map_err(Error::from_write)?;
-        if length.saturating_sub(self.reserved) > disk.f_bavail.saturating_mul(disk.f_frsize) {
+        if more > disk.f_bavail.saturating_mul(disk.f_frsize) {
             return Err(Error::from_write(Errno::NOSPC));
         }
+        check_quota(&self.file, more)
+    }
+
+    /// Takes room on the disk for `length` bytes in all, so that a lack of it shows before they come. File systems that
+    /// cannot do so take it as they are written to.
+    pub fn reserve(&mut self, length: u64) -> Result<(), Error> {
         while length > self.reserved {
-            match fs::fallocate(&self.file, FallocateFlags::KEEP_SIZE, 0, length) {
+            match fs::fallocate(&self.file, FallocateFlags::KEEP_SIZE, self.reserved, length - self.reserved)
+            {
                 Err(Errno::INTR) => {}
                 Err(Errno::OPNOTSUPP | Errno::NOSYS) => break,
                 Err(errno) => return Err(Error::from_write(errno)),
@@ -89,77 +94,24 @@ impl Incoming {
         Ok(())
     }
 
-    /// Appends what `source` holds at this moment, from its beginning, whatever its position. Returns the number of bytes.
-    ///
-    /// Where the file system can, both share the blocks until one is written to; a later change of the source does not
-    /// reach what is stored. A change while this copies may.
-    pub fn copy_from(&mut self, source: &OwnedFd) -> Result<u64, Error> {
-        let length = readable_size(source)?;
-        if length > 0 && !(self.size == 0 && self.clone_from(source, length)?) {
-            let copied = self.copy_range(source, length)?;
-            self.send_rest(source, copied, length)?;
-        }
-        Ok(length)
+    /// Bytes that the disk has room for.
+    pub fn reserved(&self) -> u64 {
+        self.reserved
     }
 
-    /// FICLONE: the file system notes that both have the same blocks. Whether it could.
-    fn clone_from(&mut self, source: &OwnedFd, length: u64) -> Result<bool, Error> {
-        if fs::ioctl_ficlone(&self.file, source).is_err() {
-            return Ok(false);
-        }
-        let size = fs::fstat(&self.file).map_err(Error::Storage)?.st_size.max(0) as u64;
-        if size < length {
-            return Err(Error::SourceShrank);
-        }
-        if size > length {
-            fs::ftruncate(&self.file, length).map_err(Error::from_write)?;
-        }
+    /// Makes it so long, which takes no room; what is never written reads as zeros.
+    pub(crate) fn extend(&mut self, length: u64) -> Result<(), Error> {
+        fs::ftruncate(&self.file, length).map_err(Error::from_write)?;
         self.size = length;
-        Ok(true)
-    }
-
-    /// copy_file_range(2), as far as these two file systems let it. Returns the number of bytes.
-    fn copy_range(&mut self, source: &OwnedFd, length: u64) -> Result<u64, Error> {
-        let mut from = 0;
-        while from < length {
-            let (mut at, mut to) = (from, self.size);
-            let count = (length - from).min(MOST_AT_ONCE) as usize;
-            match fs::copy_file_range(source, Some(&mut at), &self.file, Some(&mut to), count) {
-                Err(Errno::INTR) => {}
-                // XDEV is what a memory file gives; the others are of older kernels and stacked file systems. A 0 may be the
-                // end of the file, or one of those that cannot tell: sendfile finds out.
-                Err(Errno::XDEV | Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS | Errno::PERM) | Ok(0) => {
-                    break;
-                }
-                Err(errno) => return Err(Error::from_write(errno)),
-                Ok(count) => {
-                    from += count as u64;
-                    self.size += count as u64;
-                }
-            }
-        }
-        Ok(from)
-    }
-
-    /// sendfile(2), from any file to any file.
-    fn send_rest(&mut self, source: &OwnedFd, mut from: u64, length: u64) -> Result<(), Error> {
-        if from < length {
-            fs::seek(&self.file, fs::SeekFrom::Start(self.size)).map_err(Error::Storage)?;
-        }
-        while from < length {
-            let mut at = from;
-            let count = (length - from).min(MOST_AT_ONCE) as usize;
-            match fs::sendfile(&self.file, source, Some(&mut at), count) {
-                Err(Errno::INTR) => {}
-                Err(errno) => return Err(Error::from_write(errno)),
-                Ok(0) => return Err(Error::SourceShrank),
-                Ok(count) => {
-                    from += count as u64;
-                    self.size += count as u64;
-                }
-            }
-        }
         Ok(())
+    }
+
+    /// Copies all that `source` holds, in as many steps as it takes.
+    #[cfg(test)]
+    fn copy_from(&mut self, source: OwnedFd) -> Result<u64, Error> {
+        let mut copying = Copying::of(source, 0)?;
+        while copying.step(self)? == Copied::Part {}
+        Ok(copying.length())
     }
 
     /// Puts the object in its place, lastingly, if the conditions hold. Returns what stat says from now on.
@@ -237,15 +189,9 @@ impl Drop for Incoming {
     }
 }
 
-/// The size of what was passed, if it can be copied.
-fn readable_size(source: &OwnedFd) -> Result<u64, Error> {
-    let flags = fs::fcntl_getfl(source).map_err(Error::Storage)?;
-    let stat = fs::fstat(source).map_err(Error::Storage)?;
-    let is_readable = !flags.contains(OFlags::PATH) && flags & OFlags::ACCMODE != OFlags::WRONLY;
-    if !is_readable || FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-        return Err(Error::BadDescriptor);
-    }
-    Ok(stat.st_size.max(0) as u64)
+/// Refuses an object of more than `most` bytes; 0: none.
+pub fn check_size(length: u64, most: u64) -> Result<(), Error> {
+    if most > 0 && length > most { Err(Error::TooLarge) } else { Ok(()) }
 }
 
 fn in_staging(errno: Errno) -> Error {

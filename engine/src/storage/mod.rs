@@ -1,13 +1,17 @@
 //! Files: from a URI to one that is open, those on their way in, all below a prefix, and what of them is kept in memory.
 
 pub mod cache;
+pub mod copiers;
+pub mod copying;
 mod cursor;
 mod directory_run;
 pub mod file_system;
 pub mod incoming;
 pub mod listing;
 pub mod mapping;
+mod mounts;
 pub mod pool;
+mod quota;
 pub mod root;
 mod smallest;
 pub mod staging;

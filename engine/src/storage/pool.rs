@@ -122,6 +122,8 @@ struct Shared {
     filled: Condvar,
     ended: Condvar,
     pending: Arc<AtomicUsize>,
+    /// What its threads are called.
+    name: &'static str,
     /// Threads that there are while none is stuck.
     size: usize,
 }
@@ -157,7 +159,7 @@ impl std::fmt::Debug for StoragePool {
 }
 
 impl StoragePool {
-    pub fn start(size: usize) -> Result<Self, StartError> {
+    pub fn start(name: &'static str, size: usize) -> Result<Self, StartError> {
         let size = size.max(1);
         // Long work is mostly reading what is in memory: it takes half of the cores, and half of the threads, at the most.
         let limits = LongLimits { threads: (size / 2).min(cores() / 2).max(1), begun: MOST_BEGUN };
@@ -170,6 +172,7 @@ impl StoragePool {
                 filled: Condvar::new(),
                 ended: Condvar::new(),
                 pending: Arc::default(),
+                name,
                 size,
             }),
             threads: Mutex::default(),
@@ -192,7 +195,7 @@ impl StoragePool {
         state.count_threads(threads, self.shared.size);
         drop(state);
         let shared = Arc::clone(&self.shared);
-        match spawn("objmapper-storage", STACK, move || shared.work(number)) {
+        match spawn(self.shared.name, STACK, move || shared.work(number)) {
             Ok(thread) => {
                 let mut threads = lock(&self.threads);
                 threads.retain(|thread| !thread.is_finished());

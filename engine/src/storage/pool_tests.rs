@@ -19,7 +19,7 @@ fn block(pool: &StoragePool) -> Sender<()> {
 
 #[test]
 fn a_stop_drops_what_waits_and_does_the_writes() {
-    let pool = StoragePool::start(1).expect("a pool");
+    let pool = StoragePool::start("objmapper-storage", 1).expect("a pool");
     let go_on = block(&pool);
     let (done, did) = channel();
     for kind in [Kind::Short, Kind::Write, Kind::Urgent, Kind::Write] {
@@ -42,7 +42,7 @@ fn a_stop_drops_what_waits_and_does_the_writes() {
 
 #[test]
 fn a_stop_does_not_wait_for_a_disk_that_never_answers() {
-    let pool = StoragePool::start(1).expect("a pool");
+    let pool = StoragePool::start("objmapper-storage", 1).expect("a pool");
     let stuck = block(&pool);
     let (done, did) = channel();
     pool.submit(CLIENT, Kind::Write, move || done.send(()).expect("the test listens"));
@@ -55,7 +55,7 @@ fn a_stop_does_not_wait_for_a_disk_that_never_answers() {
 
 #[test]
 fn work_that_panics_takes_no_thread_with_it() {
-    let pool = StoragePool::start(1).expect("a pool");
+    let pool = StoragePool::start("objmapper-storage", 1).expect("a pool");
     let (done, did) = channel();
     let owed = done.clone();
     pool.submit(CLIENT, Kind::Short, move || {
@@ -81,7 +81,7 @@ impl Work for Endless {
 
 #[test]
 fn long_work_lets_short_work_of_others_through_and_ends_with_a_stop() {
-    let pool = StoragePool::start(1).expect("a pool");
+    let pool = StoragePool::start("objmapper-storage", 1).expect("a pool");
     let enders: Vec<_> = (2..10)
         .map(|connection| {
             let (enough, is_enough) = channel();
@@ -128,7 +128,7 @@ fn threads(pool: &StoragePool) -> usize {
 
 #[test]
 fn stuck_threads_are_replaced_while_work_waits_and_the_others_leave_when_they_go_on() {
-    let pool = StoragePool::start(2).expect("a pool");
+    let pool = StoragePool::start("objmapper-storage", 2).expect("a pool");
     let stuck: Vec<_> = [1, 2]
         .map(|connection| {
             let (go_on, wait): (Sender<()>, Receiver<()>) = channel();
@@ -164,7 +164,7 @@ fn stuck_threads_are_replaced_while_work_waits_and_the_others_leave_when_they_go
 
 #[test]
 fn one_connection_whose_disk_does_not_answer_leaves_a_thread_for_others() {
-    let pool = StoragePool::start(2).expect("a pool");
+    let pool = StoragePool::start("objmapper-storage", 2).expect("a pool");
     let (go_on, wait) = channel::<()>();
     let wait = Arc::new(Mutex::new(wait));
     for _ in 0..64 {

@@ -16,35 +16,115 @@ fn a_file_is_put_by_its_descriptor_wherever_its_position_is() {
         // The memory file's position is at its end.
         for source in [source(tree, &content), memory_file(&content)] {
             let mut incoming = tree.begin("/object").expect("begun");
-            assert_eq!(incoming.copy_from(&source), Ok(3_000_000));
+            assert_eq!(incoming.copy_from(source), Ok(3_000_000));
             assert_eq!(incoming.commit(ALWAYS).expect("committed").size, 3_000_000);
             assert!(tree.content("object") == content);
         }
         let mut empty = tree.begin("/empty").expect("begun");
-        assert_eq!(empty.copy_from(&memory_file(b"")), Ok(0));
+        assert_eq!(empty.copy_from(memory_file(b"")), Ok(0));
         empty.commit(ALWAYS).expect("committed");
         assert_eq!(tree.content("empty"), b"");
     });
 }
+
+/// Copies all, in as many steps as it takes; how many those were.
+fn run(mut copying: Copying, incoming: &mut Incoming) -> Result<usize, Error> {
+    let mut steps = 1;
+    while copying.step(incoming)? == Copied::Part {
+        steps += 1;
+    }
+    Ok(steps)
+}
+
+const WAYS: [fn(Copying) -> Copying; 3] = [|copying| copying, Copying::without_cloning, Copying::by_sendfile];
 
 #[test]
 fn each_way_of_copying_copies_the_same() {
     Tree::each(|tree| {
         let content: Vec<u8> = (0..200_001u32).map(|at| (at % 251) as u8).collect();
         for source in [source(tree, &content), memory_file(&content)] {
-            let mut sent = tree.begin("/sent").expect("begun");
-            sent.write(b"before ").expect("written");
-            assert_eq!(sent.send_rest(&source, 0, 200_001), Ok(()));
-            sent.write(b" after").expect("written");
-            sent.commit(ALWAYS).expect("committed");
-            assert!(tree.content("sent") == [b"before ", &content[..], b" after"].concat());
+            for way in WAYS {
+                let mut incoming = tree.begin("/object").expect("begun");
+                let source = source.try_clone().expect("one more");
+                run(way(Copying::of(source, 0).expect("begun")), &mut incoming).expect("copied");
+                incoming.commit(ALWAYS).expect("committed");
+                assert!(tree.content("object") == content);
+            }
         }
-        let file = source(tree, &content);
-        let mut ranged = tree.begin("/ranged").expect("begun");
-        assert_eq!(ranged.copy_range(&file, 200_001), Ok(200_001), "both are on one file system");
-        ranged.commit(ALWAYS).expect("committed");
-        assert!(tree.content("ranged") == content);
     });
+}
+
+#[test]
+fn a_large_file_is_copied_in_small_steps() {
+    let tree = Tree::new();
+    let content: Vec<u8> = (0..9u32 << 20).map(|at| (at % 249) as u8).collect();
+    for way in &WAYS[1..] {
+        let mut incoming = tree.begin("/object").expect("begun");
+        let copying = way(Copying::of(memory_file(&content), 0).expect("begun"));
+        let steps = run(copying, &mut incoming).expect("copied");
+        assert!(steps >= 3, "{steps} steps");
+        incoming.commit(ALWAYS).expect("committed");
+        assert!(tree.content("object") == content);
+    }
+}
+
+/// Data of 64 KiB at each of these offsets, and nothing else up to `length`.
+fn with_holes(file: OwnedFd, at: &[u64], length: u64) -> OwnedFd {
+    for (number, offset) in at.iter().enumerate() {
+        let data = vec![number as u8 + 1; 64 << 10];
+        assert_eq!(rustix::io::pwrite(&file, &data, *offset), Ok(data.len()));
+    }
+    fs::ftruncate(&file, length).expect("as long as that");
+    file
+}
+
+#[test]
+fn holes_stay_holes_and_the_position_stays_where_it_is() {
+    use std::os::unix::fs::MetadataExt;
+    const LENGTH: u64 = 256 << 20;
+    let tree = Tree::new();
+    let path = tree.above.path().join("sparse");
+    let file =
+        File::options().read(true).write(true).create(true).truncate(true).open(&path).expect("a file");
+    let layouts: [&[u64]; 4] = [&[], &[0], &[100 << 20, 200 << 20], &[0, 7 << 20, LENGTH - (64 << 10)]];
+    for at in layouts {
+        file.set_len(0).expect("empty");
+        let file = with_holes(file.try_clone().expect("one more").into(), at, LENGTH);
+        for source in [file, with_holes(memory_file(b""), at, LENGTH)] {
+            fs::seek(&source, fs::SeekFrom::Start(4711)).expect("a position");
+            for way in
+                [WAYS[1], WAYS[2], |copying: Copying| copying.without_cloning().looking_in_the_source()]
+            {
+                let mut incoming = tree.begin("/object").expect("begun");
+                let passed = source.try_clone().expect("one more");
+                run(way(Copying::of(passed, 0).expect("begun")), &mut incoming).expect("copied");
+                incoming.commit(ALWAYS).expect("committed");
+                let stored = std::fs::metadata(tree.path("object")).expect("there");
+                assert_eq!(stored.len(), LENGTH);
+                assert!(stored.blocks() * 512 <= (at.len() as u64 + 1) * (128 << 10), "{}", stored.blocks());
+                let object = File::open(tree.path("object")).expect("there");
+                for (number, offset) in at.iter().enumerate() {
+                    let mut data = vec![0; 64 << 10];
+                    assert_eq!(rustix::io::pread(&object, &mut data, *offset), Ok(data.len()));
+                    assert!(data.iter().all(|byte| *byte == number as u8 + 1));
+                }
+                assert_eq!(fs::seek(&source, fs::SeekFrom::Current(0)), Ok(4711));
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_larger_than_may_be_is_refused_before_a_byte_is_copied() {
+    let tree = Tree::new();
+    let pebibyte = memory_file(b"");
+    fs::ftruncate(&pebibyte, 1 << 50).expect("as long as that");
+    let incoming = tree.begin("/object").expect("begun");
+    assert_eq!(Copying::of(pebibyte, 1 << 40).map(|_| ()), Err(Error::TooLarge));
+    assert_eq!(Copying::of(memory_file(b"12345"), 4).map(|_| ()), Err(Error::TooLarge));
+    assert!(Copying::of(memory_file(b"1234"), 4).is_ok());
+    drop(incoming);
+    assert!(tree.names().is_empty());
 }
 
 #[test]
@@ -52,7 +132,7 @@ fn what_is_stored_does_not_change_with_its_source() {
     let tree = Tree::new();
     let source = memory_file(b"as it was");
     let mut incoming = tree.begin("/object").expect("begun");
-    incoming.copy_from(&source).expect("copied");
+    incoming.copy_from(source.try_clone().expect("one more")).expect("copied");
     rustix::io::pwrite(&source, b"as it is now", 0).expect("written");
     incoming.commit(ALWAYS).expect("committed");
     assert_eq!(tree.content("object"), b"as it was");
@@ -61,15 +141,20 @@ fn what_is_stored_does_not_change_with_its_source() {
 #[test]
 fn a_source_that_shrinks_is_refused_and_one_that_grows_is_cut() {
     let tree = Tree::new();
-    for source in [source(&tree, b"short"), memory_file(b"short")] {
-        let mut incoming = tree.begin("/object").expect("begun");
-        let copied = incoming.copy_range(&source, 10).expect("as much as there is");
-        assert_eq!(incoming.send_rest(&source, copied, 10), Err(Error::SourceShrank));
-        drop(incoming);
-        let mut incoming = tree.begin("/object").expect("begun");
-        let copied = incoming.copy_range(&source, 3).expect("as much as was asked for");
-        assert_eq!(incoming.send_rest(&source, copied, 3), Ok(()));
-        assert_eq!(incoming.size(), 3);
+    let path = tree.above.path().join("source");
+    let file = File::options().read(true).write(true).create(true).truncate(true).open(path).expect("a file");
+    for source in [file.into(), memory_file(b"")] {
+        for way in WAYS {
+            for (then, answer) in [(5, Err(Error::SourceShrank)), (20, Ok(10))] {
+                fs::ftruncate(&source, 0).expect("empty");
+                assert_eq!(rustix::io::pwrite(&source, b"0123456789", 0), Ok(10));
+                let copying = way(Copying::of(source.try_clone().expect("one more"), 0).expect("begun"));
+                fs::ftruncate(&source, then).expect("changed");
+                let mut incoming = tree.begin("/object").expect("begun");
+                let outcome = run(copying, &mut incoming).map(|_| incoming.size());
+                assert_eq!(outcome, answer);
+            }
+        }
     }
     assert!(tree.names().is_empty());
 }
@@ -94,7 +179,8 @@ fn only_a_regular_file_that_is_open_for_reading_can_be_put() {
         device.into(),
         directory.into(),
     ] {
-        assert_eq!(incoming.copy_from(&refused), Err(Error::BadDescriptor), "{refused:?}");
+        let name = format!("{refused:?}");
+        assert_eq!(incoming.copy_from(refused), Err(Error::BadDescriptor), "{name}");
     }
-    assert_eq!(incoming.copy_from(&open(OFlags::RDWR)), Ok(7));
+    assert_eq!(incoming.copy_from(open(OFlags::RDWR)), Ok(7));
 }

@@ -49,10 +49,10 @@ fn on_a_full_disk_the_old_object_stays_and_nothing_else() {
 
         assert_eq!(tree.put("/object", &too_much, ALWAYS), Err(FULL));
         let mut incoming = tree.begin("/object").expect("begun");
-        assert_eq!(incoming.copy_from(&memory_file(&too_much)), Err(FULL));
+        assert_eq!(incoming.copy_from(memory_file(&too_much)), Err(FULL));
         drop(incoming);
-        let mut incoming = tree.begin("/object").expect("begun");
-        assert_eq!(incoming.reserve(2 << 20), Err(FULL), "before a byte has come");
+        let incoming = tree.begin("/object").expect("begun");
+        assert_eq!(incoming.check_room(2 << 20), Err(FULL), "before a byte has come");
         drop(incoming);
 
         assert_eq!(tree.content("object"), b"old");
@@ -69,6 +69,42 @@ fn on_a_full_disk_the_old_object_stays_and_nothing_else() {
         assert!(has_room);
         std::fs::remove_file(tree.path("object")).expect("removed");
         assert!(FULL.to_string().contains("no space left"));
+    });
+}
+
+#[test]
+fn holes_take_no_room_and_data_that_comes_into_them_is_refused_where_there_is_none() {
+    on_a_tiny_file_system(|tree| {
+        let sparse = |data: usize| {
+            let file = memory_file(&vec![3; data]);
+            fs::ftruncate(&file, 64 << 20).expect("as long as that");
+            file
+        };
+        let mut incoming = tree.begin("/object").expect("begun");
+        assert_eq!(incoming.copy_from(sparse(300 << 10)), Ok(64 << 20));
+        incoming.commit(ALWAYS).expect("committed");
+        let stored = std::fs::metadata(tree.path("object")).expect("there");
+        assert_eq!((stored.len(), stored.blocks() * 512), (64 << 20, 300 << 10));
+
+        let mut incoming = tree.begin("/more").expect("begun");
+        assert_eq!(incoming.copy_from(sparse(2 << 20)), Err(FULL));
+        let begun = fs::fstat(incoming.file()).expect("there");
+        assert_eq!((begun.st_size, begun.st_blocks), (0, 0), "refused before a byte was copied");
+        drop(incoming);
+
+        // It has no blocks when it is asked, and all of its data when it is copied.
+        let source = sparse(0);
+        let copying = Copying::of(source.try_clone().expect("one more"), 0).expect("begun");
+        assert_eq!(rustix::io::pwrite(&source, &vec![4; 16 << 20], 0), Ok(16 << 20));
+        let mut incoming = tree.begin("/more").expect("begun");
+        let mut copying = copying.by_sendfile();
+        let outcome =
+            std::iter::repeat_with(|| copying.step(&mut incoming)).find(|step| *step != Ok(Copied::Part));
+        assert_eq!(outcome, Some(Err(FULL)));
+        drop(incoming);
+        assert_eq!(tree.names(), ["object"]);
+        assert!(names_in_staging(&tree.path("")).is_empty());
+        std::fs::remove_file(tree.path("object")).expect("removed");
     });
 }
 

@@ -28,7 +28,7 @@ fn only_regular_files_are_replaced() {
         std::fs::create_dir(tree.path("directory")).expect("a directory");
         std::fs::write(tree.path("object"), "whole").expect("a file");
         symlink("object", tree.path("link")).expect("a link");
-        fs::mknodat(CWD, tree.path("fifo"), FileType::Fifo, Permissions::RWXU, 0).expect("a FIFO");
+        fs::mknodat(CWD, tree.path("fifo"), fs::FileType::Fifo, Permissions::RWXU, 0).expect("a FIFO");
         for (uri, error) in [
             ("/directory", Error::IsDirectory),
             ("/link", Error::WriteToLink),

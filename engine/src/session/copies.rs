@@ -1,0 +1,198 @@
+//! A put by descriptor: copied in steps by a thread that may be stuck in the source, while the client is answered in time.
+
+use std::ffi::CString;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use super::descriptors::{Hold, Source};
+use super::errand::{Brought, Owed};
+use super::replies::Asked;
+use crate::errors::Error;
+use crate::service::Service;
+use crate::storage::copiers::{Copy, Watched};
+use crate::storage::copying::{Copied, Copying};
+use crate::storage::incoming::Incoming;
+use crate::storage::pool::Progress;
+use crate::storage::target::Conditions;
+
+/// What is known of the copy while a thread may be stuck in it.
+#[derive(Debug)]
+pub(super) struct Ticket {
+    service: Arc<Service>,
+    asked: Asked,
+    deadline: Option<Instant>,
+    began: Instant,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    /// Taken by whoever answers: before the object is put in its place, or where that has taken too long.
+    owed: Option<Owed>,
+    has_begun: bool,
+    moved_at: Instant,
+}
+
+#[derive(Debug)]
+pub(super) struct PutDescriptor {
+    pub path: CString,
+    pub make_parents: bool,
+    pub conditions: Conditions,
+    ticket: Arc<Ticket>,
+    stage: Stage,
+}
+
+#[derive(Debug)]
+enum Stage {
+    Passed(Source),
+    Copying { incoming: Incoming, copying: Copying, _holds: (Hold, Hold) },
+    Over,
+}
+
+impl PutDescriptor {
+    /// Has it done by the threads for that.
+    pub fn submit(
+        service: &Arc<Service>,
+        owed: Owed,
+        asked: Asked,
+        deadline: Option<Instant>,
+        source: Source,
+        to: (CString, bool, Conditions),
+    ) {
+        let now = Instant::now();
+        let client = owed.client();
+        let state = State { owed: Some(owed), has_begun: false, moved_at: now };
+        let ticket = Arc::new(Ticket {
+            service: Arc::clone(service),
+            asked,
+            deadline,
+            began: now,
+            state: Mutex::new(state),
+        });
+        service.copiers.watch(&ticket);
+        let (path, make_parents, conditions) = to;
+        let stage = Stage::Passed(source);
+        let copy = PutDescriptor { path, make_parents, conditions, ticket, stage };
+        service.copiers.submit(client, Box::new(copy));
+    }
+
+    fn advance(&mut self) -> Result<Progress, Error> {
+        let service = &self.ticket.service;
+        match std::mem::replace(&mut self.stage, Stage::Over) {
+            Stage::Passed(source) => {
+                let staging = service.staging.as_ref().ok_or(Error::NotWritable)?;
+                let (file, hold) = source.into_parts().ok_or(Error::BadDescriptor)?;
+                let during = hold.hold_for_copy();
+                let copying = Copying::of(file, service.settings.max_object_size)?;
+                let incoming = staging.begin(&self.path, self.make_parents)?;
+                self.stage = Stage::Copying { incoming, copying, _holds: (hold, during) };
+                Ok(Progress::More)
+            }
+            Stage::Copying { mut incoming, mut copying, _holds: holds } => {
+                if copying.step(&mut incoming)? == Copied::Part {
+                    self.stage = Stage::Copying { incoming, copying, _holds: holds };
+                    return Ok(Progress::More);
+                }
+                // From here on it is answered by what comes of it.
+                let finishing = service.copiers.finish();
+                let Some(owed) = self.ticket.take() else { return Ok(Progress::Done) };
+                let outcome = incoming.commit(self.conditions).map(Brought::Known);
+                self.ticket.pay(owed, outcome);
+                drop(finishing);
+                // To close the source may take as long as that likes.
+                drop((copying, holds));
+                Ok(Progress::Done)
+            }
+            Stage::Over => Ok(Progress::Done),
+        }
+    }
+}
+
+impl Copy for PutDescriptor {
+    fn step(&mut self) -> Progress {
+        if let Err(error) = self.ticket.begin_step() {
+            self.ticket.give_up(error);
+            return Progress::Done;
+        }
+        if !self.ticket.is_wanted() {
+            return Progress::Done;
+        }
+        match self.advance() {
+            Ok(progress) => progress,
+            Err(error) => {
+                self.ticket.give_up(error);
+                Progress::Done
+            }
+        }
+    }
+}
+
+impl Ticket {
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take(&self) -> Option<Owed> {
+        self.state().owed.take()
+    }
+
+    fn pay(&self, owed: Owed, outcome: Result<Brought, Error>) {
+        let asked = Asked { answered_at: Some(Instant::now()), ..self.asked };
+        owed.answer(asked, outcome);
+    }
+
+    /// Answers, where that has not been done; an error of storage is counted in any case.
+    fn give_up(&self, error: Error) {
+        match self.take() {
+            Some(owed) => self.pay(owed, Err(error)),
+            None => drop(self.service.note_failure(error, self.asked.operation, &self.asked.uri)),
+        }
+    }
+
+    /// Takes note that it goes on; why it must not, where that is so.
+    fn begin_step(&self) -> Result<(), Error> {
+        let now = Instant::now();
+        let mut state = self.state();
+        state.has_begun = true;
+        state.moved_at = now;
+        drop(state);
+        self.check_time(now)
+    }
+
+    fn check_time(&self, now: Instant) -> Result<(), Error> {
+        if self.deadline.is_some_and(|deadline| now >= deadline) {
+            return Err(Error::DeadlinePassed);
+        }
+        if now.saturating_duration_since(self.began) > self.service.settings.upload_timeout {
+            return Err(Error::UploadTooSlow);
+        }
+        Ok(())
+    }
+
+    /// Whether somebody waits for it: the client is there, has no answer, and the server goes on.
+    fn is_wanted(&self) -> bool {
+        let is_wanted = self.state().owed.as_ref().is_some_and(|owed| !owed.client_is_gone());
+        is_wanted && !self.service.copiers.is_stopped()
+    }
+}
+
+impl Watched for Ticket {
+    fn tick(&self, now: Instant) {
+        if self.state().owed.is_none() {
+            return;
+        }
+        if let Err(error) = self.check_time(now) {
+            return self.give_up(error);
+        }
+        let state = self.state();
+        let still = now.saturating_duration_since(state.moved_at);
+        let has_begun = state.has_begun;
+        drop(state);
+        if still > self.service.settings.request_timeout.get() {
+            self.give_up(match has_begun {
+                true => Error::SourceStuck,
+                false => Error::Busy("other files that this user passed do not answer, try again"),
+            });
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! How fast a content comes, as far as that is up to the client.
+
+use std::time::{Duration, Instant};
+
+use crate::settings::Settings;
+
+#[derive(Debug)]
+pub(super) struct Pace {
+    began: Instant,
+    /// When bytes last came.
+    moved_at: Instant,
+    bytes: u64,
+    /// How long the client could not go on, for want of room, and since when it cannot.
+    held: Duration,
+    held_since: Option<Instant>,
+}
+
+/// What is asked of a client.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Allowed {
+    /// Between two pieces.
+    pub pause: Duration,
+    /// Bytes a second; 0: any.
+    pub rate: u64,
+    pub total: Duration,
+}
+
+impl Allowed {
+    pub fn by(settings: &Settings) -> Allowed {
+        Allowed {
+            pause: settings.request_timeout.get(),
+            rate: settings.min_upload_rate,
+            total: settings.upload_timeout,
+        }
+    }
+}
+
+impl Pace {
+    pub fn new(now: Instant) -> Pace {
+        Pace { began: now, moved_at: now, bytes: 0, held: Duration::ZERO, held_since: None }
+    }
+
+    /// So many bytes have come.
+    pub fn came(&mut self, bytes: usize) {
+        self.bytes += bytes as u64;
+        self.moved_at = Instant::now();
+    }
+
+    /// Whether the client is being kept from going on.
+    pub fn waits(&mut self, for_room: bool, now: Instant) {
+        match (for_room, self.held_since) {
+            (true, None) => self.held_since = Some(now),
+            (false, Some(since)) => {
+                self.held += now.saturating_duration_since(since);
+                self.held_since = None;
+                self.moved_at = now;
+            }
+            _ => {}
+        }
+    }
+
+    /// A client has so long between two pieces; for all of them that time once, and a second for each `rate` bytes; and the
+    /// total.
+    pub fn is_too_slow(&self, now: Instant, allowed: Allowed) -> bool {
+        let since = |then: Instant| now.saturating_duration_since(then);
+        if since(self.began) > allowed.total {
+            return true;
+        }
+        if self.held_since.is_some() {
+            return false;
+        }
+        let earned = self.bytes.checked_div(allowed.rate).map_or(Duration::MAX, Duration::from_secs);
+        since(self.moved_at) > allowed.pause
+            || since(self.began).saturating_sub(self.held) > allowed.pause.saturating_add(earned)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALLOWED: Allowed =
+        Allowed { pause: Duration::from_secs(10), rate: 100, total: Duration::from_secs(1000) };
+    const AT_ANY_RATE: Allowed = Allowed { rate: 0, ..ALLOWED };
+
+    #[test]
+    fn a_content_that_drips_is_too_slow_however_steadily_it_does() {
+        let began = Instant::now();
+        let at = |seconds| began + Duration::from_secs(seconds);
+        let mut pace = Pace::new(began);
+        for second in 1..=100 {
+            pace.bytes += 50;
+            pace.moved_at = at(second);
+            let is_too_slow = pace.is_too_slow(at(second), ALLOWED);
+            // 10 s, and half of the time for what has come meanwhile.
+            assert_eq!(is_too_slow, second > 20, "after {second} s");
+        }
+        assert!(!pace.is_too_slow(at(100), AT_ANY_RATE));
+        assert!(pace.is_too_slow(at(111), AT_ANY_RATE), "nothing for 11 s");
+        pace.moved_at = at(1001);
+        assert!(pace.is_too_slow(at(1001), AT_ANY_RATE), "the whole time");
+    }
+
+    #[test]
+    fn the_time_for_which_the_server_has_no_room_is_not_the_clients() {
+        let began = Instant::now();
+        let at = |seconds| began + Duration::from_secs(seconds);
+        let mut pace = Pace::new(began);
+        pace.waits(true, at(1));
+        assert!(!pace.is_too_slow(at(500), ALLOWED));
+        pace.waits(false, at(500));
+        assert!(!pace.is_too_slow(at(509), ALLOWED));
+        assert!(pace.is_too_slow(at(511), ALLOWED));
+    }
+}

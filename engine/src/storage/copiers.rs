@@ -1,0 +1,348 @@
+//! Threads that copy what clients passed as descriptors. Any of them may be stuck for ever in a file system that does not
+//! answer, so nothing else is done by them, each user has a share of them, and nobody waits for one without a limit.
+//!
+//! They are made when there is work, and end when there is none. A user may have a part of those that are free — the dynamic
+//! threshold of Choudhury and Hahne (1998) — and one at the least, so that whose files are stuck leaves threads to all others.
+
+use std::collections::{HashMap, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use crate::concurrency::spawn;
+use crate::storage::pool::{Client, Progress, User};
+
+const STACK: usize = 256 << 10;
+/// Threads that users share by what is free.
+const SHARED: usize = 16;
+/// Threads in all: one for each of so many users more.
+const MOST: usize = 64;
+/// The part of the free ones that one user may have.
+const SHARE: usize = 2;
+/// A copy gives its thread to another after this time.
+const TURN: Duration = Duration::from_millis(20);
+/// So many are watched before any that are gone are forgotten.
+const LEAST_WATCHED: usize = 64;
+/// A step takes milliseconds. A thread that is in one for so long while the server stops is stuck in the source.
+const STUCK: Duration = Duration::from_millis(250);
+/// A thread without work ends after this time.
+const IDLE: Duration = Duration::from_secs(10);
+
+/// A copy, or whatever else may wait for the file system of a file that a client passed.
+pub trait Copy: Send {
+    /// Does a small part of it.
+    fn step(&mut self) -> Progress;
+}
+
+/// What is known of a copy while a thread may be stuck in it.
+pub trait Watched: Send + Sync {
+    /// Called about once a second. It answers the client where that has waited long enough.
+    fn tick(&self, now: Instant);
+}
+
+#[derive(Debug)]
+pub struct Copiers(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    state: Mutex<State>,
+    filled: Condvar,
+    ended: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// What each connection waits for, and the order of their turns.
+    flows: HashMap<u64, Flow>,
+    turns: VecDeque<u64>,
+    /// Threads that work for each user.
+    running: HashMap<User, usize>,
+    busy: usize,
+    /// Threads that put what they have copied in its place.
+    finishing: usize,
+    idle: usize,
+    threads: usize,
+    watched: Vec<Weak<dyn Watched>>,
+    /// So many are looked through for those that are gone.
+    prune_at: usize,
+    is_closed: bool,
+    was_stopped: bool,
+}
+
+struct Flow {
+    user: User,
+    copies: VecDeque<Box<dyn Copy>>,
+}
+
+impl std::fmt::Debug for State {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(out, "State({} connections wait, {} threads)", self.turns.len(), self.threads)
+    }
+}
+
+impl Default for Copiers {
+    fn default() -> Self {
+        Copiers(Arc::new(Shared { state: Mutex::default(), filled: Condvar::new(), ended: Condvar::new() }))
+    }
+}
+
+impl Copiers {
+    /// Has the copy made for a client, whose connection has a bounded number of them. Dropped after a stop.
+    pub fn submit(&self, client: Client, copy: Box<dyn Copy>) {
+        let mut state = self.0.state();
+        if state.is_closed {
+            drop(state);
+            return drop(copy);
+        }
+        state.push(client, copy);
+        self.0.staff(state);
+    }
+
+    /// Has `watched` looked at while it is there.
+    pub fn watch(&self, watched: &Arc<impl Watched + 'static>) {
+        let watched: Weak<dyn Watched> = Arc::<_>::downgrade(watched) as Weak<dyn Watched>;
+        let mut state = self.0.state();
+        if state.watched.len() >= state.prune_at.max(LEAST_WATCHED) {
+            state.watched.retain(|watched| watched.strong_count() > 0);
+            state.prune_at = 2 * state.watched.len();
+        }
+        state.watched.push(watched);
+    }
+
+    /// Looks at all that is being watched.
+    pub fn tick(&self, now: Instant) {
+        let mut state = self.0.state();
+        state.watched.retain(|watched| watched.strong_count() > 0);
+        let watched: Vec<_> = state.watched.iter().filter_map(Weak::upgrade).collect();
+        drop(state);
+        for watched in watched {
+            watched.tick(now);
+        }
+    }
+
+    /// Drops what waits on a connection that has ended.
+    pub fn leave(&self, client: Client) {
+        let mut state = self.0.state();
+        let left = state.flows.remove(&client.connection);
+        state.turns.retain(|connection| *connection != client.connection);
+        drop(state);
+        if let Some(left) = left {
+            self.drop_elsewhere(client, left.copies);
+        }
+    }
+
+    /// What is dropped closes the client's file, which may wait as well.
+    fn drop_elsewhere(&self, client: Client, copies: VecDeque<Box<dyn Copy>>) {
+        if !copies.is_empty() {
+            self.submit(client, Box::new(Dropping(Some(copies))));
+        }
+    }
+
+    /// Closes what clients passed, on a thread that may be stuck in it.
+    pub fn dispose(&self, client: Client, files: impl Send + 'static) {
+        self.submit(client, Box::new(Dropping(Some(files))));
+    }
+
+    /// Pieces of work that are not done.
+    pub fn pending(&self) -> usize {
+        let state = self.0.state();
+        state.busy + state.flows.values().map(|flow| flow.copies.len()).sum::<usize>()
+    }
+
+    /// The thread is done with the source until this is dropped: a stop waits for it.
+    pub fn finish(&self) -> Finishing<'_> {
+        self.0.state().finishing += 1;
+        Finishing(&self.0)
+    }
+
+    /// Has the copies that are under way give up at their next step.
+    pub fn close(&self) {
+        self.0.state().is_closed = true;
+    }
+
+    /// Drops what waits, and lets the threads end: those that put a copy in its place until `until`, those in a source for a
+    /// moment. What is stuck then is left behind, and never waited for again. False where one is.
+    pub fn stop(&self, until: Instant) -> bool {
+        let mut state = self.0.state();
+        state.is_closed = true;
+        let now = Instant::now();
+        let until = if std::mem::replace(&mut state.was_stopped, true) { now } else { until };
+        let soon = until.min(now + STUCK);
+        state.turns.clear();
+        let left = std::mem::take(&mut state.flows);
+        drop(state);
+        self.0.filled.notify_all();
+        // Only where there is a thread for it: to close what was passed may wait for ever, too.
+        let dropping = spawn("objmapper-copier", STACK, move || drop(left));
+        let mut state = self.0.state();
+        while state.threads > 0 {
+            let until = if state.finishing > 0 { until } else { soon };
+            let wait = until.saturating_duration_since(Instant::now());
+            if wait.is_zero() {
+                break;
+            }
+            state = self.0.ended.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        state.threads == 0 && dropping.is_ok()
+    }
+
+    /// Whether the copies are to give up.
+    pub fn is_stopped(&self) -> bool {
+        self.0.state().is_closed
+    }
+}
+
+/// While it is there, a stop waits for what has been copied.
+#[derive(Debug)]
+pub struct Finishing<'a>(&'a Shared);
+
+impl Drop for Finishing<'_> {
+    fn drop(&mut self) {
+        self.0.state().finishing -= 1;
+        self.0.ended.notify_all();
+    }
+}
+
+/// Drops what it holds.
+struct Dropping<T>(Option<T>);
+
+impl<T: Send> Copy for Dropping<T> {
+    fn step(&mut self) -> Progress {
+        self.0 = None;
+        Progress::Done
+    }
+}
+
+impl State {
+    fn push(&mut self, client: Client, copy: Box<dyn Copy>) {
+        let flow = self.flows.entry(client.connection);
+        let flow = flow.or_insert_with(|| Flow { user: client.user, copies: VecDeque::new() });
+        if flow.copies.is_empty() {
+            self.turns.push_back(client.connection);
+        }
+        flow.copies.push_back(copy);
+    }
+
+    /// Whether the user may have one thread more.
+    fn may_have_one(&self, user: User) -> bool {
+        let own = self.running.get(&user).copied().unwrap_or(0);
+        own == 0 || own < SHARED.saturating_sub(self.busy) / SHARE
+    }
+
+    fn has_next(&self) -> bool {
+        self.turns
+            .iter()
+            .any(|connection| self.flows.get(connection).is_some_and(|flow| self.may_have_one(flow.user)))
+    }
+
+    /// Takes out what is to be done next.
+    fn pop(&mut self) -> Option<(Client, Box<dyn Copy>)> {
+        let at = self.turns.iter().position(|connection| {
+            self.flows.get(connection).is_some_and(|flow| self.may_have_one(flow.user))
+        })?;
+        let connection = self.turns.remove(at)?;
+        let flow = self.flows.get_mut(&connection)?;
+        let client = Client { user: flow.user, connection };
+        let copy = flow.copies.pop_front()?;
+        if flow.copies.is_empty() {
+            self.flows.remove(&connection);
+        } else {
+            self.turns.push_back(connection);
+        }
+        *self.running.entry(client.user).or_default() += 1;
+        self.busy += 1;
+        Some((client, copy))
+    }
+
+    fn end_turn(&mut self, client: Client) {
+        self.busy -= 1;
+        if let Some(running) = self.running.get_mut(&client.user) {
+            *running -= 1;
+            if *running == 0 {
+                self.running.remove(&client.user);
+            }
+        }
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Wakes a thread for what waits, or makes one.
+    fn staff(self: &Arc<Self>, mut state: MutexGuard<'_, State>) {
+        if !state.has_next() {
+            return;
+        }
+        if state.idle > 0 {
+            drop(state);
+            return self.filled.notify_one();
+        }
+        if state.threads >= MOST {
+            return;
+        }
+        state.threads += 1;
+        let shared = Arc::clone(self);
+        if spawn("objmapper-copier", STACK, move || shared.work()).is_err() {
+            // The others come to it, or the next that is submitted.
+            state.threads -= 1;
+        }
+    }
+
+    /// The work of one thread.
+    fn work(self: &Arc<Self>) {
+        let mut state = self.state();
+        loop {
+            if state.is_closed {
+                break;
+            }
+            let Some((client, mut copy)) = state.pop() else {
+                state.idle += 1;
+                let (woken, waited) =
+                    self.filled.wait_timeout(state, IDLE).unwrap_or_else(PoisonError::into_inner);
+                state = woken;
+                state.idle -= 1;
+                if waited.timed_out() && !state.has_next() {
+                    break;
+                }
+                continue;
+            };
+            // More may wait than this thread takes.
+            self.staff(state);
+            let until = Instant::now() + TURN;
+            let progress = loop {
+                // A panic has been reported on stderr by the runtime; what is owed to the client says so when it is dropped.
+                let step = catch_unwind(AssertUnwindSafe(|| copy.step())).unwrap_or(Progress::Done);
+                if step == Progress::Done || Instant::now() >= until {
+                    break step;
+                }
+            };
+            let rest = match progress {
+                Progress::More => Some(copy),
+                Progress::Done => {
+                    drop(copy);
+                    None
+                }
+            };
+            state = self.state();
+            state.end_turn(client);
+            match rest {
+                Some(copy) if !state.is_closed => state.push(client, copy),
+                Some(copy) => {
+                    drop(state);
+                    drop(copy);
+                    state = self.state();
+                }
+                None => {}
+            }
+        }
+        state.threads -= 1;
+        drop(state);
+        self.ended.notify_all();
+    }
+}
+
+#[cfg(test)]
+#[path = "copiers_tests.rs"]
+mod tests;

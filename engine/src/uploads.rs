@@ -1,0 +1,138 @@
+//! Contents that are on their way in, by user: how many each may have under way, and how many bytes of the disk may be
+//! reserved for what its clients have announced and not sent.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::errors::Error;
+use crate::storage::pool::User;
+
+/// Bytes of contents that may wait for a writer, of all users.
+const MOST_BUFFERED: usize = 64 << 20;
+
+#[derive(Debug)]
+pub struct Uploads {
+    /// Of one user at a time; 0: any number.
+    most: u32,
+    /// Bytes that may be reserved for one user; 0: none ahead.
+    most_reserved: u64,
+    users: Mutex<HashMap<User, Share>>,
+    /// Bytes of contents that wait for a writer, of all users.
+    buffered: AtomicUsize,
+}
+
+#[derive(Debug, Default)]
+struct Share {
+    uploads: u32,
+    reserved: u64,
+}
+
+/// One content that is under way, counted until this is dropped.
+#[derive(Debug)]
+pub struct Upload {
+    uploads: Arc<Uploads>,
+    user: User,
+    reserved: u64,
+}
+
+impl Uploads {
+    pub fn new(most: u32, most_reserved: u64) -> Uploads {
+        Uploads { most, most_reserved, users: Mutex::default(), buffered: AtomicUsize::new(0) }
+    }
+
+    /// Counts one more; UNAVAILABLE where the user has as many as one may have.
+    pub fn begin(self: &Arc<Self>, user: User) -> Result<Upload, Error> {
+        let mut users = self.users();
+        let share = users.entry(user).or_default();
+        if self.most > 0 && share.uploads >= self.most {
+            return Err(Error::Busy("this user has as many uploads under way as one may have, try again"));
+        }
+        share.uploads += 1;
+        drop(users);
+        Ok(Upload { uploads: Arc::clone(self), user, reserved: 0 })
+    }
+
+    /// How many are under way, and the bytes that are reserved for them, of all users.
+    pub fn figures(&self) -> (u64, u64) {
+        let users = self.users();
+        (
+            users.values().map(|share| u64::from(share.uploads)).sum(),
+            users.values().map(|share| share.reserved).sum(),
+        )
+    }
+
+    pub fn buffer(&self, bytes: usize) {
+        self.buffered.fetch_add(bytes, Relaxed);
+    }
+
+    pub fn unbuffer(&self, bytes: usize) {
+        self.buffered.fetch_sub(bytes, Relaxed);
+    }
+
+    /// Whether a content that has bytes waiting already may have more.
+    pub fn may_buffer(&self) -> bool {
+        self.buffered.load(Relaxed) < MOST_BUFFERED
+    }
+
+    fn users(&self) -> MutexGuard<'_, HashMap<User, Share>> {
+        self.users.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Upload {
+    /// Sets how many bytes are reserved for it to `wanted`, or to what the user may have yet. Returns how many it has.
+    pub fn reserve(&mut self, wanted: u64) -> u64 {
+        let mut users = self.uploads.users();
+        if let Some(share) = users.get_mut(&self.user) {
+            share.reserved -= self.reserved;
+            self.reserved = wanted.min(self.uploads.most_reserved.saturating_sub(share.reserved));
+            share.reserved += self.reserved;
+        }
+        self.reserved
+    }
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        self.reserve(0);
+        let mut users = self.uploads.users();
+        if let Some(share) = users.get_mut(&self.user) {
+            share.uploads -= 1;
+            if share.uploads == 0 {
+                users.remove(&self.user);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_user_has_its_own_uploads_and_reservations() {
+        let uploads = Arc::new(Uploads::new(2, 1000));
+        let begin = |uid| uploads.begin(User::Uid(uid));
+        let (mut one, mut other) = (begin(1).expect("one"), begin(1).expect("two"));
+        assert!(matches!(begin(1), Err(Error::Busy(_))));
+        let mut stranger = begin(2).expect("another user's");
+        assert_eq!((one.reserve(700), other.reserve(700), stranger.reserve(700)), (700, 300, 700));
+        assert_eq!(uploads.figures(), (3, 1700));
+        // What has been written is reserved no longer.
+        assert_eq!((one.reserve(100), other.reserve(5000)), (100, 900));
+        drop(one);
+        assert_eq!(other.reserve(5000), 1000);
+        begin(1).expect("as many as before");
+        drop((other, stranger));
+        assert_eq!(uploads.figures(), (0, 0));
+    }
+
+    #[test]
+    fn zero_means_no_cap_on_uploads_and_nothing_reserved() {
+        let uploads = Arc::new(Uploads::new(0, 0));
+        let mut begun: Vec<_> = (0..100).map(|_| uploads.begin(User::Unknown).expect("one more")).collect();
+        assert_eq!(begun[0].reserve(1), 0);
+    }
+}
