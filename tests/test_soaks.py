@@ -24,6 +24,7 @@ HOME = Path(__file__).parent.parent
         # On a machine that has other work to do; the goal is for `make soak`.
         ("fairness", ["--names", "5000", "--seconds", "2", "--connections", "3", "--most", "2000", "--model", "epoll"]),
         ("flooder", ["--rounds", "1", "--seconds", "0.5", "--most", "1000", "--model", "epoll"]),
+        ("stuck_uploads", ["--seconds", "4", "--clients", "24", "--model", "thread-pool"]),
         ("escapes", ["--seconds", "2", "--model", "thread-pool"]),
         ("linearizability", ["--operations", "8000"]),
         ("lifecycle", ["--seconds", "8", "--seed", "5"]),

@@ -1,0 +1,173 @@
+"""Puts that never end: contents that drip, files that never answer, memory files of a pebibyte. Nobody else notices.
+
+    python -m benchmarks.soak.stuck_uploads [--seconds 20] [--clients 100] [--model MODEL …]
+
+A quarter of the clients announce 64 MiB and send a byte every tenth of a second; a quarter pass a file of a file system
+in user space that does not answer, and a quarter a file of a local one whose disk does not (where those can be mounted:
+as root); a quarter pass memory files of a pebibyte. Meanwhile an honest client puts 4 KiB and reads them back. Then the
+server stops. Ends with 1 where an honest request failed, a content that drips did not end in time, more of the disk was
+reserved than may be, or the stop took longer than its grace.
+"""
+
+import argparse
+import os
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+from objmapper_server import Concurrency
+from tests.server_process import ServerProcess
+from tests.stuck_files import stuck_disk, stuck_file, why_no_disk
+from tests.version_two.client import COPY, PUT, PUT_DESCRIPTOR, Two
+from tests.wire import OK
+
+MODELS = [Concurrency.THREAD_PER_CONNECTION, Concurrency.THREAD_POOL, Concurrency.WORK_STEALING, Concurrency.EPOLL]
+#: Of the server: how long a client may send nothing, and what is under way at the end.
+PATIENCE, GRACE = 2, 1
+#: What a busy machine takes besides.
+SLACK = 15
+RESERVED = 8 << 20
+
+
+class Hostile(threading.Thread):
+    """One client that never ends a put; it comes again when it is thrown out."""
+
+    def __init__(self, address: str, number: int, stuck: list[int], ended: threading.Event) -> None:
+        super().__init__(daemon=True)
+        self.ended_in_time = 0
+        self._address, self._number, self._stuck, self._ended = address, number, stuck, ended
+
+    def run(self) -> None:
+        """Come again until the end."""
+        while not self._ended.is_set():
+            with suppress(OSError, EOFError, AssertionError), Two(self._address, timeout=0.1) as two:
+                self._turn(two)
+
+    def _turn(self, two: Two) -> None:
+        if self._number % 4 == 0:
+            two.send(two.encode(PUT, f"/hostile-{self._number}", content_len=64 << 20))
+            began = time.monotonic()
+            while not self._ended.wait(0.1):
+                try:
+                    two.send(b"x")
+                    two.answer()
+                except TimeoutError:
+                    continue
+                except (OSError, EOFError):
+                    pass
+                self.ended_in_time += time.monotonic() - began < PATIENCE + SLACK
+                return
+            return
+        if self._number % 4 <= len(self._stuck):
+            source = os.dup(self._stuck[self._number % 4 - 1])
+        else:
+            source = os.memfd_create("pebibyte")
+            os.ftruncate(source, 1 << 50)
+        try:
+            for _ in range(20):
+                socket.send_fds(two.socket, [two.encode(PUT_DESCRIPTOR, f"/hostile-{self._number}")], [source])
+            self._ended.wait(1)
+        finally:
+            os.close(source)
+
+
+def main() -> int:
+    """Runs them against each model."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--seconds", type=float, default=20, help="for each model (20)")
+    parser.add_argument("--clients", type=int, default=100)
+    parser.add_argument("--model", type=Concurrency, action="append", choices=MODELS)
+    given = parser.parse_args()
+    if why_no_disk():
+        print(f"without files that never answer: {why_no_disk()}")
+    failed = [model for model in given.model or MODELS if not withstood(model, given)]
+    return 1 if failed else 0
+
+
+def withstood(model: Concurrency, given: argparse.Namespace) -> bool:
+    """Runs them against one model and prints a line."""
+    with tempfile.TemporaryDirectory(prefix="objmapper-stuck-") as name, ExitStack() as stack:
+        folder = Path(name)
+        (folder / "root").mkdir()
+        stuck = list[int]()
+        if not why_no_disk():
+            below = stack.enter_context(stuck_file(folder / "mounted"))
+            stuck.append(os.open(below.path, os.O_RDONLY))
+            stack.callback(os.close, stuck[0])
+            (folder / "disk").mkdir()
+            stuck.append(stack.enter_context(stuck_disk(folder / "disk")).source)
+        flags = ["--writable", "--concurrency-model", model, "--request-timeout", f"{PATIENCE}"]
+        flags += ["--shutdown-grace", f"{GRACE}", "--max-reserved-per-uid", f"{RESERVED}", "--cache-size", "0"]
+        server = stack.enter_context(ServerProcess(folder / "root", folder / "o.sock", *flags))
+        ended = threading.Event()
+        alone = honest(server.addresses["unix"], 1.0)
+        clients = [Hostile(server.addresses["unix"], number, stuck, ended) for number in range(given.clients)]
+        for client in clients:
+            client.start()
+        beside = honest(server.addresses["unix"], given.seconds)
+        reserved = held(server.pid)
+        began = time.monotonic()
+        server.process.send_signal(signal.SIGTERM)
+        while not has_ended(server.pid) and time.monotonic() - began < 2 * SLACK:
+            time.sleep(0.01)
+        stopped = time.monotonic() - began
+        ended.set()
+        for client in clients:
+            client.join(10)
+        server.process.wait(60)
+    drips = sum(client.ended_in_time for client in clients)
+    print(
+        f"{model:<23}honest: {len(beside)} right, p50 {middle(alone):.1f} → {middle(beside):.1f} ms, p99 "
+        f"{last(alone):.1f} → {last(beside):.1f} ms; {drips} drips ended; {reserved >> 20} MiB reserved; "
+        f"stopped in {stopped:.1f} s"
+    )
+    return bool(beside) and drips > 0 and reserved <= 2 * RESERVED and stopped < GRACE + SLACK
+
+
+def honest(address: str, seconds: float) -> list[float]:
+    """Puts and reads for so long. Returns how long each pair took, in ms."""
+    times = []
+    until = time.monotonic() + seconds
+    with Two(address, timeout=60) as two:
+        while time.monotonic() < until:
+            content = os.urandom(4096)
+            began = time.monotonic()
+            assert two.put("/honest", content).status == OK
+            assert two.call(COPY, "/honest").read() == content
+            times.append((time.monotonic() - began) * 1000)
+    return times
+
+
+def middle(times: list[float]) -> float:
+    """Return the median."""
+    return sorted(times)[len(times) // 2]
+
+
+def last(times: list[float]) -> float:
+    """Return the 99th percentile."""
+    return sorted(times)[len(times) * 99 // 100]
+
+
+def held(pid: int) -> int:
+    """Bytes that the unfinished files of the server have of the disk."""
+    total = 0
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            path = str(entry.readlink())
+            if "(deleted)" in path and "/root/" in path:
+                total += entry.stat().st_blocks * 512
+    return total
+
+
+def has_ended(pid: int) -> bool:
+    """Whether the main thread has; what is stuck in a file system stays with the kernel."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
