@@ -18,11 +18,13 @@ from pathlib import Path
 from tests.nursery import Nursery
 from tests.strace import Call, Strace, await_death, threads_of
 from tests.version_two.client import COPY, DELETE, PUT, PUT_DESCRIPTOR, Two
-from tests.wire import NOT_FOUND, OK
+from tests.wire import INVALID_REQUEST, NOT_FOUND, OK
 
 OLD, NEW = b"old" * 20_000, b"new!" * 30_000
 #: Waits for others, and memory: how often they are called is chance, so not every kill comes that is planned.
 BY_CHANCE = {"epoll_pwait", "epoll_wait", "futex", "poll", "ppoll", "restart_syscall", "recvfrom", "recvmsg", "read"}
+# A content is written as it comes in pieces, whose number is chance; for each a thread is woken by a write to an eventfd.
+BY_CHANCE |= {"pwrite64", "write"}
 BY_CHANCE |= {"brk", "madvise", "mmap", "mprotect", "munmap", "sched_yield"}
 #: No version of an object.
 TORN = -1
@@ -114,6 +116,9 @@ class Scene:
         pid = self.start()
         with Two(self.address) as two:
             assert two.put("/bystander", OLD).status == OK
+            # The threads that copy files are made when there is work: one waits for the next piece of it.
+            with Path("/dev/null").open("rb") as device:
+                assert two.put_descriptor("/refused", device.fileno()).status == INVALID_REQUEST
             yield pid, two
 
     def calls(self, write: Write) -> list[Call]:

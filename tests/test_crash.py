@@ -40,6 +40,10 @@ def test_killed_at_any_system_call_a_write_is_done_or_not_begun(scene: Scene, wr
     assert {verdict.is_answered for verdict in verdicts} == {True, False}
 
 
+def is_a_writer(thread: str) -> bool:
+    return thread.startswith(("objmapper-write", "objmapper-copie"))
+
+
 def order(calls: list[Call], *names: str) -> list[str]:
     """Those of the calls that matter here, in their order, one of a kind in a row."""
     found = [call.name for call in calls if call.name in names]
@@ -50,7 +54,8 @@ def order(calls: list[Call], *names: str) -> list[str]:
 @pytest.mark.parametrize("write", WRITES, ids=lambda write: write.name)
 def test_what_was_written_is_on_the_disk_before_its_name_and_that_before_the_answer(scene: Scene, write: Write) -> None:
     calls = scene.calls(write)
-    answer = next(at for at, call in enumerate(calls) if call.name.startswith("send") and "stora" not in call.thread)
+    sends = [at for at, call in enumerate(calls) if call.name.startswith("send") and not is_a_writer(call.thread)]
+    answer = sends[0]
     steps = order(calls[: answer + 1], "pwrite64", "linkat", "fsync", "renameat2", "unlinkat", "sendto", "sendmsg")
     if write.new is None:
         assert steps[:2] == ["unlinkat", "fsync"]
@@ -59,6 +64,16 @@ def test_what_was_written_is_on_the_disk_before_its_name_and_that_before_the_ans
         assert [step for step in steps if step != "pwrite64"][:4] == ["linkat", "fsync", "renameat2", "fsync"]
         assert "pwrite64" not in steps[1:]
     assert steps[-1].startswith("send")
+
+
+@needs_strace
+@pytest.mark.parametrize("write", WRITES, ids=lambda write: write.name)
+def test_only_the_threads_for_writes_touch_what_is_written(scene: Scene, write: Write) -> None:
+    changing = {"mkdirat", "fallocate", "pwrite64", "ftruncate", "linkat", "renameat2", "unlinkat", "fsync", "fchmod"}
+    changing |= {"copy_file_range", "ioctl", "sendfile", "statfs", "fstatfs"}
+    found = [call for call in scene.calls(write) if call.name in changing]
+    assert found, "nothing was written"
+    assert [call for call in found if not is_a_writer(call.thread)] == []
 
 
 def test_killed_at_random_with_writers_at_work(scene: Scene) -> None:

@@ -3,6 +3,7 @@
 strace(1) has single system calls of the server's threads fail as a disk does: EIO.
 """
 
+import functools
 import logging
 import os
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ from tests.strace import Strace, threads_of, why_not
 pytestmark = pytest.mark.skipif(why_not() != "", reason=why_not() or "strace works")
 
 LARGE = 1 << 20
+#: How many threads read, and how many write.
+POOL = 4
 MODELS = [model for model in Concurrency if model is not Concurrency.AUTO]
 
 
@@ -29,10 +32,22 @@ def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
     (root / "large").write_bytes(bytes(LARGE))
     (root / "small").write_bytes(b"small")
     config = Config(
-        root=root, unix=tmp_path / "o.sock", tcp="127.0.0.1:0", writable=True, concurrency_model=request.param
+        root=root,
+        unix=tmp_path / "o.sock",
+        tcp="127.0.0.1:0",
+        writable=True,
+        concurrency_model=request.param,
+        storage_pool_size=POOL,
     )
     with Server(config) as made:
+        # Threads name themselves, and are found by their names.
+        for name in ("objmapper-stora", "objmapper-write"):
+            assert eventually(functools.partial(has_threads, name))
         yield made
+
+
+def has_threads(name: str) -> bool:
+    return list(threads_of(os.getpid()).values()).count(name) == POOL
 
 
 def failing(folder: Path, inject: str) -> Strace:

@@ -40,12 +40,22 @@ def _put_memory(two: Two, source: Path) -> None:
 
 FROM_MEMORY = replace(BY_DESCRIPTOR, name="put from memory", send=_put_memory)
 
+#: More than waits for a writer at once, so it is written in several pieces.
+LARGE = bytes(range(256)) * 12_000
+
+
+def _put_large(two: Two, _: Path) -> None:
+    two.send(two.encode(WRITE_PUT, "/object", content_len=len(LARGE)), LARGE)
+
+
+PUT_LARGE = replace(PUT, name="put of several pieces", new=LARGE, send=_put_large)
+
 #: The write, the call that fails, and which one of that name it is.
 STEPS = [
     (PUT, "openat", 1),
     (PUT, "fallocate", 1),
     (PUT, "pwrite64", 1),
-    (PUT, "pwrite64", 2),
+    (PUT_LARGE, "pwrite64", 2),
     (PUT, "fsync", 1),
     (PUT, "linkat", 1),
     (PUT, "renameat2", 1),

@@ -6,7 +6,7 @@ import socket
 import struct
 from collections import deque
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from objmapper_client.protocol_v2 import (
     HELLO_ACK_SIZE,
@@ -112,7 +112,7 @@ class Two(Wire):
         #: How many descriptors each message brought that brought any.
         self.batches: list[int] = []
 
-    def __enter__(self) -> "Two":
+    def __enter__(self) -> Self:
         return self
 
     def close(self) -> None:

@@ -1,7 +1,8 @@
 """Who is answered when: requests ahead, out of order, in order, the window, the end of a connection.
 
-Storage is as slow as a test wants: the threads of the storage pool are held, and what goes by way of them waits. That
-is every list, put and delete, every name that the kernel has not looked up before, every content that is not in memory.
+Storage is as slow as a test wants: the threads that read, that write and that copy files are held, and what goes by way
+of them waits. That is every list, put and delete, every name that the kernel has not looked up before, every content
+that is not in memory.
 """
 
 import itertools
@@ -33,10 +34,11 @@ from tests.version_two.client import (
     Two,
 )
 from tests.wire import COPY as COPY_ONE
-from tests.wire import NOT_FOUND, OK, Wire, descriptors_of
+from tests.wire import INVALID_REQUEST, NOT_FOUND, OK, Wire, descriptors_of
 from tests.wire import request as request_one
 
-STORAGE_THREADS = 4
+#: The names of threads, as far as the kernel keeps them, and how many there are of each.
+READERS, WRITERS, COPIERS, STORAGE_THREADS = "objmapper-stora", "objmapper-write", "objmapper-copie", 4
 UNASKED = itertools.count()
 
 
@@ -53,9 +55,18 @@ def address(served: ServerProcess, transport: str) -> str:
     return str(served.addresses[transport])
 
 
-def slow_storage(served: ServerProcess) -> Brake:
+def slow_storage(served: ServerProcess, *, writes: bool = True) -> Brake:
+    """Holds what reads; what writes, too, where the server takes writes."""
+    threads = served.threads(READERS, STORAGE_THREADS)
+    if writes:
+        threads += served.threads(WRITERS, STORAGE_THREADS)
+        with Two(served.addresses["unix"]) as two, Path("/dev/null").open("rb") as device:
+            # A thread that copies is made when there is work, and waits for more of it.
+            assert two.put_descriptor("/refused", device.fileno()).fails(INVALID_REQUEST)
+        tasks = Path(f"/proc/{served.pid}/task").iterdir()
+        threads += [int(task.name) for task in tasks if (task / "comm").read_text().startswith(COPIERS)]
     try:
-        return Brake(served.threads("objmapper-storage"[:15], STORAGE_THREADS))
+        return Brake(threads)
     except PermissionError as error:
         pytest.skip(f"ptrace(2) is not to be had here: {error}")
 
@@ -116,7 +127,7 @@ def unready(root: Path, model: Concurrency, tmp_path_factory: pytest.TempPathFac
 def test_a_content_on_the_disk_holds_nothing_up(
     unready: ServerProcess, transport: str, root: Path, operation: Operation, name: str
 ) -> None:
-    with Two(unready.addresses[transport]) as two, slow_storage(unready) as storage:
+    with Two(unready.addresses[transport]) as two, slow_storage(unready, writes=False) as storage:
         slow = two.ask(operation, f"/{name}")
         others = [STAT, FDPASS] if transport == "unix" else [STAT]
         fast = [two.ask(other, "/small") for _ in range(50) for other in others]
