@@ -23,7 +23,7 @@ from tests.wire import INVALID_REQUEST, NOT_FOUND, OK
 OLD, NEW = b"old" * 20_000, b"new!" * 30_000
 #: Waits for others, and memory: how often they are called is chance, so not every kill comes that is planned.
 BY_CHANCE = {"epoll_pwait", "epoll_wait", "futex", "poll", "ppoll", "restart_syscall", "recvfrom", "recvmsg", "read"}
-# A content is written as it comes in pieces, whose number is chance; for each a thread is woken by a write to an eventfd.
+# A content is written in pieces as it comes, and each wakes a thread by way of an eventfd: how many is chance.
 BY_CHANCE |= {"pwrite64", "write"}
 BY_CHANCE |= {"brk", "madvise", "mmap", "mprotect", "munmap", "sched_yield"}
 #: No version of an object.

@@ -94,7 +94,7 @@ impl Service {
             return Err(StartError::new(Errno::OPNOTSUPP, why, mapping.name().display().to_string()));
         }
         let staging = if settings.writable { Some(Staging::new(&mapping)?) } else { None };
-        let pool = |is_needed: bool, name: &str| {
+        let pool = |is_needed: bool, name: &'static str| {
             is_needed.then(|| StoragePool::start(name, settings.storage_pool_size)).transpose()
         };
         let storage_pool = pool(settings.async_storage, "objmapper-storage")?;
