@@ -7,10 +7,7 @@ use crate::engine::Engine;
 use crate::protocol::{DecodedReply, Mode, ReplyDecoder, encode_request};
 use crate::settings::{OptimizeFor, Settings};
 use crate::transport::Transport;
-use std::collections::BTreeMap;
-use std::net::{SocketAddr, UdpSocket};
-use std::path::Path;
-use std::time::Duration;
+use std::{collections::BTreeMap, net::SocketAddr, net::UdpSocket, path::Path, time::Duration};
 use tempfile::TempDir;
 
 const MODELS: [Model; 3] = [Model::Epoll, Model::ThreadPool, Model::WorkStealing];
