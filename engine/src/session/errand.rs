@@ -247,6 +247,14 @@ impl ListWork {
         };
         listing.go_on(mapping, paging, &|| turn.is_over())
     }
+
+    fn answer(&mut self, outcome: Result<Brought, Error>) {
+        if let Some((owed, mut charge)) = self.owed.take() {
+            charge.shrink_to(outcome.as_ref().map_or(0, Brought::takes));
+            let asked = Asked { answered_at: Some(Instant::now()), ..self.asked };
+            owed.pay(Done::Reply { asked, outcome, charge });
+        }
+    }
 }
 
 impl Work for ListWork {
@@ -259,11 +267,14 @@ impl Work for ListWork {
             Ok(Some(page)) => Ok(Brought::Page(page)),
             Err(error) => Err(error),
         };
-        if let Some((owed, mut charge)) = self.owed.take() {
-            charge.shrink_to(outcome.as_ref().map_or(0, Brought::takes));
-            let asked = Asked { answered_at: Some(Instant::now()), ..self.asked };
-            owed.pay(Done::Reply { asked, outcome, charge });
-        }
+        self.answer(outcome);
+        Progress::Done
+    }
+
+    fn wrap_up(&mut self) -> Progress {
+        let page = self.paging.as_mut().and_then(|paging| self.service.listing.cut(paging));
+        let Some(page) = page else { return Progress::More };
+        self.answer(Ok(Brought::Page(page)));
         Progress::Done
     }
 

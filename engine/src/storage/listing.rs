@@ -26,6 +26,8 @@ pub const DEFAULT_LIMIT: u32 = 1_000;
 pub const MAX_LIMIT: u32 = 10_000;
 /// Bytes of entries in a page.
 pub const MOST_CONTENT: usize = 1 << 20;
+/// From so many on, a page ends early where other listings wait for its place.
+const LEAST_CONTENT: usize = 16 << 10;
 /// Bytes of an entry beside its path: kind, length and slash, size, time and nanoseconds.
 const MOST_FACTS: usize = 24;
 /// Bytes of runs that are kept, for all listings together, how many, and for how long.
@@ -229,9 +231,20 @@ impl Listing {
             // A directory that was removed reads as one that ends.
             mapping.check_root()?;
         }
+        Ok(Some(self.finish(paging, goes_on)))
+    }
+
+    /// Ends a page early, where it has enough entries to be worth an answer; the next page goes on behind them.
+    pub fn cut(&self, paging: &mut Paging) -> Option<Page> {
+        (paging.page.entries.len() >= LEAST_CONTENT).then(|| self.finish(paging, true))
+    }
+
+    fn finish(&self, paging: &mut Paging, goes_on: bool) -> Page {
+        let (session, listing) = (paging.session, paging.listing);
         if goes_on {
-            let cursor = Cursor { listing, after: std::mem::take(after) };
-            page.cursor = Some(cursor.encode(&paging.prefix, &self.key, session));
+            let after = std::mem::take(&mut paging.after);
+            let cursor = Cursor { listing, after };
+            paging.page.cursor = Some(cursor.encode(&paging.prefix, &self.key, session));
             self.keep_runs(paging);
         } else {
             self.kept().retain(|kept| kept.listing != listing || kept.session != session);
@@ -239,7 +252,7 @@ impl Listing {
         // It may wait for its client for long.
         paging.page.entries.shrink_to_fit();
         let empty = Page { form: paging.page.form, entries: Vec::new(), count: 0, cursor: None };
-        Ok(Some(std::mem::replace(&mut paging.page, empty)))
+        std::mem::replace(&mut paging.page, empty)
     }
 
     /// Keeps what a page has read that is not put together further for now.

@@ -38,6 +38,11 @@ pub trait Work: Send {
     /// Works until it is done or its turn is over.
     fn run(&mut self, turn: &Turn) -> Progress;
 
+    /// Ends before it has done everything, where what it has is worth an answer. Asked while other work waits for its place.
+    fn wrap_up(&mut self) -> Progress {
+        Progress::More
+    }
+
     /// Gives up what it holds; the next turn begins again.
     fn give_up(&mut self) {}
 }
@@ -343,19 +348,35 @@ impl Shared {
         let progress = catch_unwind(AssertUnwindSafe(|| taken.job.work.run(&turn))).unwrap_or(Progress::Done);
         let mut state = self.state();
         if progress == Progress::Done || state.is_closed {
-            state.turns.end(&taken, began.elapsed());
-            drop(state);
-            // It may hold what has locks of its own.
-            drop(taken);
-            return self.state();
+            return self.end(state, taken, began);
         }
-        if state.turns.place(&mut taken) == Place::Refused {
+        let place = state.turns.place(&mut taken);
+        if place != Place::Kept {
             drop(state);
-            taken.job.work.give_up();
+            let progress = taken.job.work.wrap_up();
+            if progress == Progress::More && place == Place::Refused {
+                taken.job.work.give_up();
+            }
             state = self.state();
+            if progress == Progress::Done {
+                return self.end(state, taken, began);
+            }
         }
         state.turns.put_back(taken, began.elapsed());
         state
+    }
+
+    fn end<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State>,
+        taken: Taken<Job>,
+        began: Instant,
+    ) -> MutexGuard<'a, State> {
+        state.turns.end(&taken, began.elapsed());
+        drop(state);
+        // It may hold what has locks of its own.
+        drop(taken);
+        self.state()
     }
 }
 

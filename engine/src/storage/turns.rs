@@ -96,6 +96,8 @@ pub(super) struct Taken<J> {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Place {
     Kept,
+    /// It keeps its place, and others wait for one: better it ends soon.
+    Wanted,
     /// There is none: it must give up what it holds, and begins again when there is one.
     Refused,
 }
@@ -293,6 +295,13 @@ impl<J> Turns<J> {
         free > 0 && (has == 0 || has < free)
     }
 
+    /// Whether long work waits until work of this user gives a place up.
+    fn is_place_wanted(&self, user: User) -> bool {
+        let is_waiting = self.users.members.get(&user).is_some_and(|member| member.ready[PLACELESS]);
+        (is_waiting && !self.may_have_a_place(user))
+            || (self.begun >= self.limits.begun && !self.users.ready[PLACELESS].is_empty())
+    }
+
     fn count_place(&mut self, user: User, comes: bool) {
         let Some(user) = self.users.members.get_mut(&user) else { return };
         let count = |count: &mut usize| *count = if comes { *count + 1 } else { *count - 1 };
@@ -346,7 +355,7 @@ impl<J> Turns<J> {
     /// Whether long work that is not done after its turn may keep what it holds; said before it is put back.
     pub fn place(&mut self, taken: &mut Taken<J>) -> Place {
         if taken.has_place {
-            return Place::Kept;
+            return if self.is_place_wanted(taken.client.user) { Place::Wanted } else { Place::Kept };
         }
         if !self.may_have_a_place(taken.client.user) {
             return Place::Refused;

@@ -126,6 +126,38 @@ fn a_connection_has_one_piece_of_long_work_begun_and_all_together_few() {
 }
 
 #[test]
+fn work_with_a_place_that_others_wait_for_is_to_end_soon() {
+    let mut turns = Turns::new(LongLimits { threads: 2, begun: 4 }, ALL);
+    let begin = |turns: &mut Turns<u32>, uid, connection| {
+        turns.push(client(uid, connection), Kind::Long, uid);
+        let mut taken = turns.pop().expect("work");
+        assert_eq!(taken.client, client(uid, connection));
+        (turns.place(&mut taken), taken)
+    };
+    let places: Vec<_> = (0..3).map(|connection| begin(&mut turns, 1, connection)).collect();
+    let [(Place::Kept, first), (Place::Kept, second), (Place::Refused, third)] =
+        <[_; 3]>::try_from(places).unwrap()
+    else {
+        panic!("half of the places are one user's");
+    };
+    turns.put_back(first, MS);
+    let mut taken = turns.pop().expect("it goes on");
+    assert_eq!(turns.place(&mut taken), Place::Kept, "none waits");
+    turns.put_back(taken, MS);
+    turns.put_back(third, MS * 9);
+    let mut taken = turns.pop().expect("it goes on");
+    assert_eq!(taken.client, client(1, 0));
+    assert_eq!(turns.place(&mut taken), Place::Wanted, "the third waits");
+    // Of other users it is not wanted before all places are taken.
+    let (place, mut other) = begin(&mut turns, 2, 9);
+    assert_eq!((place, turns.place(&mut other)), (Place::Kept, Place::Kept));
+    turns.end(&taken, MS);
+    turns.end(&other, MS);
+    assert_eq!(turns.pop().expect("the third has a place").client, client(1, 2));
+    turns.end(&second, MS);
+}
+
+#[test]
 fn one_user_leaves_places_for_the_long_work_of_others() {
     let mut turns = Turns::new(LongLimits { threads: 2, begun: 8 }, ALL);
     let begin = |turns: &mut Turns<u32>, uid, connection| {

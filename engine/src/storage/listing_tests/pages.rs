@@ -261,3 +261,44 @@ fn a_page_has_an_entry_however_little_room_there_is() {
     }
     assert_eq!((listed, cursor), (b"/a/b/d".to_vec(), None));
 }
+
+#[test]
+fn a_page_that_ends_early_has_enough_entries_and_the_next_goes_on_behind_them() {
+    let name = "n".repeat(200);
+    let objects: Vec<_> = (0..500).map(|at| format!("{at:05}-{name}")).collect();
+    let root = tree(&objects.iter().map(String::as_str).collect::<Vec<_>>());
+    let (listing, mapping) = (Listing::default(), mapping(&root));
+    let wanted = |cursor| WantedPage {
+        session: 0,
+        form: Form::Plain,
+        view: None,
+        prefix: "/".to_owned(),
+        cursor,
+        limit: 500,
+    };
+    let (mut found, mut cursor, mut pages) = (Vec::new(), None, 0);
+    loop {
+        let mut paging = listing.begin(wanted(cursor), MOST_CONTENT).expect("a page");
+        let page = loop {
+            if let Some(whole) = listing.go_on(&mapping, &mut paging, &|| true).expect("a turn") {
+                break whole;
+            }
+            let length = paging.page.entries.len();
+            match listing.cut(&mut paging) {
+                Some(page) => {
+                    assert!(page.cursor.is_some() && page.entries.len() == length && length >= 16 << 10);
+                    break page;
+                }
+                None => assert!(length < 16 << 10),
+            }
+        };
+        pages += 1;
+        found.extend(uris(&page));
+        cursor = page.cursor;
+        if cursor.is_none() {
+            break;
+        }
+    }
+    assert_eq!(found, objects.iter().map(|object| format!("/{object}")).collect::<Vec<_>>());
+    assert!((5..=10).contains(&pages), "{pages}");
+}
