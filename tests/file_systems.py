@@ -28,6 +28,8 @@ def why_not(maker: Sequence[str] = EXT4_OF_SECONDS) -> str:
             return ""
     except subprocess.CalledProcessError as error:
         return f"{maker[0]}: cannot be mounted here: {error.stderr.strip()}"
+    except subprocess.TimeoutExpired:
+        return f"{maker[0]}: cannot be mounted here: mount(8) does not end"
 
 
 @contextmanager
@@ -63,4 +65,4 @@ def tmpfs() -> Iterator[Path]:
 
 
 def _run(*command: str) -> None:
-    subprocess.run(command, check=True, capture_output=True, text=True)
+    subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)

@@ -17,6 +17,7 @@ from ctypes import CDLL, c_char_p, get_errno
 from pathlib import Path
 
 SIZE = 1 << 20
+MOUNT_TIMEOUT = 30
 _LOOKUP, _GETATTR, _OPEN, _READ, _STATFS, _RELEASE, _FLUSH, _INIT, _DESTROY = 1, 3, 14, 15, 17, 18, 25, 26, 38
 _FORGET, _BATCH_FORGET, _INTERRUPT = 2, 42, 36
 _ROOT, _FILE = 1, 2
@@ -153,9 +154,14 @@ _MAKE = ["mke2fs", "-q", "-F", "-t", "ext4", "-O", "^has_journal", "-d"]
 
 @functools.cache
 def why_no_disk() -> str:
-    """Why there can be no stuck disk here; empty where there can."""
+    """Why there can be no stuck disk here; empty where there can.
+
+    A loop device over a file that never answers holds up every other loop device of the machine: only on demand.
+    """
     if why_not():
         return why_not()
+    if "OBJMAPPER_STUCK_DISKS" not in os.environ:
+        return "loop devices of the whole machine can hang: OBJMAPPER_STUCK_DISKS=1 takes it (make soak)"
     if shutil.which("mke2fs") is None:
         return "mke2fs (Debian: e2fsprogs) is not installed"
     try:
@@ -163,6 +169,8 @@ def why_no_disk() -> str:
             return ""
     except subprocess.CalledProcessError as error:
         return f"no file system on a file can be mounted here: {error.stderr.decode().strip()}"
+    except subprocess.TimeoutExpired:
+        return "no file system on a file can be mounted here: mount(8) does not end"
 
 
 class StuckDisk:
@@ -189,11 +197,16 @@ def stuck_disk(folder: Path) -> Iterator[StuckDisk]:
     (content / "stuck").write_bytes(ON_DISK)
     image = folder / "image"
     image.write_bytes(bytes(SIZE))
-    subprocess.run([*_MAKE, str(content), str(image)], check=True, capture_output=True)
+    subprocess.run([*_MAKE, str(content), str(image)], check=True, capture_output=True, timeout=MOUNT_TIMEOUT)
     with stuck_file(folder / "below") as below:
         content_of_disk = image.read_bytes()
         below.content = content_of_disk
-        subprocess.run(["mount", "-o", "loop,ro", str(below.path), str(mountpoint)], check=True, capture_output=True)
+        subprocess.run(
+            ["mount", "-o", "loop,ro", str(below.path), str(mountpoint)],
+            check=True,
+            capture_output=True,
+            timeout=MOUNT_TIMEOUT,
+        )
         try:
             source = os.open(mountpoint / "stuck", os.O_RDONLY)
             try:
@@ -203,4 +216,4 @@ def stuck_disk(folder: Path) -> Iterator[StuckDisk]:
                 os.close(source)
         finally:
             below.release()
-            subprocess.run(["umount", "-l", str(mountpoint)], check=True, capture_output=True)
+            subprocess.run(["umount", "-l", str(mountpoint)], check=True, capture_output=True, timeout=MOUNT_TIMEOUT)
