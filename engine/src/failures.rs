@@ -3,7 +3,10 @@
 use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::fmt::Display;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{
+    AtomicBool, AtomicU64,
+    Ordering::{AcqRel, Relaxed},
+};
 use std::sync::{Mutex, PoisonError};
 
 /// In the place of an errno: the file ended before the length that was promised.
@@ -52,7 +55,7 @@ impl Failures {
     pub fn note(&self, errno: i32, operation: &'static str, uri: &impl Display) {
         let place = usize::try_from(errno).unwrap_or(0).min(ERRNOS - 1);
         self.counts[place].fetch_add(1, Relaxed);
-        if !self.is_kept.swap(true, Relaxed) {
+        if !self.is_kept.swap(true, AcqRel) {
             let failure = Failure { errno, operation, uri: uri.to_string(), suppressed: 0 };
             self.kept.lock().unwrap_or_else(PoisonError::into_inner).failure = Some(failure);
         }
@@ -68,10 +71,11 @@ impl Failures {
     pub fn take(&self) -> Option<Failure> {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let mut failure = kept.failure.take()?;
+        // Before the sum: a failure that found one kept is part of it, and one that did not is kept for the next call.
+        self.is_kept.swap(false, AcqRel);
         let all: u64 = self.counts.iter().map(|count| count.load(Relaxed)).sum();
         let new = all - kept.taken;
         kept.taken = all;
-        self.is_kept.store(false, Relaxed);
         // Counted, and not yet kept, when others were taken: then it was among those that were suppressed.
         failure.suppressed = new.checked_sub(1)?;
         Some(failure)
@@ -109,6 +113,29 @@ mod tests {
         failures.note(1000, "copy", &"/object");
         assert_eq!(failures.take().map(|taken| taken.suppressed), Some(0));
         assert_eq!(failures.counts(), BTreeMap::from([(0, 1), (5, 3), (159, 1)]));
+    }
+
+    #[test]
+    fn each_failure_is_told_while_others_take() {
+        use std::sync::atomic::Ordering::SeqCst;
+        let failures = Failures::default();
+        let working = AtomicU64::new(4);
+        let told = |failures: &Failures| failures.take().map_or(0, |failure| failure.suppressed + 1);
+        let mut all = std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    (0..20_000).for_each(|_| failures.note(5, "copy", &"/object"));
+                    working.fetch_sub(1, SeqCst);
+                });
+            }
+            let mut all = 0;
+            while working.load(SeqCst) > 0 {
+                all += told(&failures);
+            }
+            all
+        });
+        all += told(&failures);
+        assert_eq!(all, 80_000);
     }
 
     #[test]
