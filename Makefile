@@ -16,8 +16,8 @@ rust := engine/Cargo.toml engine/Cargo.lock $(shell find engine/src -name '*.rs'
 rust_env := . setup/rust.sh
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-SOAKS := slow_writers unread_answers fairness flooder stuck_uploads escapes linearizability malformed faults crashes \
-	udp_junk lifecycle
+SOAKS := slow_writers unread_answers fairness flooder stuck_uploads escapes linearizability malformed faults \
+	failing_disk crashes udp_junk lifecycle
 
 .PHONY: help setup build demo test test-python test-rust lint check bench bench-recording models verify crashes soak reference \
 	contract screenshots clean

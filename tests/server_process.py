@@ -17,7 +17,8 @@ class ServerProcess:
     """``objmapper serve`` on a root, ready to serve. Leaving the block kills it.
 
     `program` is the module that is run: ``objmapper`` itself, or one that does something to it first. `by` is a
-    command that becomes it, having changed something about itself: its user, its limits.
+    command that becomes it, having changed something about itself: its user, its limits. It has no admin endpoint but
+    where a flag names one.
     """
 
     def __init__(
@@ -27,7 +28,7 @@ class ServerProcess:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("OBJMAPPER_")}
         path = os.pathsep.join([*filter(None, [kept.get("PYTHONPATH")]), str(HOME / "cli"), str(HOME)])
         self.process = subprocess.Popen(
-            [*command, "--unix", str(socket), "--no-admin", *flags],
+            [*command, "--unix", str(socket), *([] if "--admin" in flags else ["--no-admin"]), *flags],
             stderr=subprocess.PIPE,
             env=kept | {"PYTHONPATH": path},
             text=True,
@@ -41,8 +42,9 @@ class ServerProcess:
         else:
             self.close()
             raise AssertionError(f"it ended: {self.said}")
-        self.addresses = dict(re.findall(r"\b((?:unix|tcp)):(\S+)", self.said[-1]))
-        self.addresses = {transport: f"{transport}:{rest}" for transport, rest in self.addresses.items()}
+        # An admin socket comes last.
+        found = re.findall(r"\b((unix|tcp|udp):\S+)", self.said[-1])
+        self.addresses: dict[str, str] = {transport: address for address, transport in reversed(found)}
 
     @property
     def pid(self) -> int:

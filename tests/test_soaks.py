@@ -34,6 +34,11 @@ HOME = Path(__file__).parent.parent
             ["--replies", "5000", "--faults", "200", "--model", "epoll"],
             marks=pytest.mark.skipif(why_not() != "", reason=why_not() or "strace works"),
         ),
+        pytest.param(
+            "failing_disk",
+            ["--seconds", "0.3", "--model", "epoll"],
+            marks=pytest.mark.skipif(why_not() != "", reason=why_not() or "strace works"),
+        ),
     ],
 )
 def test_it_finds_nothing(name: str, flags: list[str]) -> None:

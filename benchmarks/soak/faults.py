@@ -161,9 +161,9 @@ def at_its_limit(address: str, until: float) -> Counter[str]:
 
 
 @contextmanager
-def failing(pid: int, call: str, error: str, log: Path) -> Iterator[None]:
-    """Within the block every few calls of the server fail so, in whichever of its threads."""
-    faults = f"inject={call}:error={error}:when={EVERY}+{EVERY}"
+def failing(pid: int, call: str, error: str, log: Path, every: int = EVERY) -> Iterator[None]:
+    """Within the block each `every`-th call of a thread of the server fails so."""
+    faults = f"inject={call}:error={error}:when={every}+{every}"
     command = ["strace", "-f", "-qq", "-e", f"trace={call}", "-e", "status=failed", "-e", faults, "-s", "0"]
     process = subprocess.Popen([*command, "-o", str(log), "-p", str(pid)], stderr=subprocess.DEVNULL)
     try:
