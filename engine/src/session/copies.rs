@@ -97,10 +97,12 @@ impl PutDescriptor {
                 let finishing = service.copiers.finish();
                 let Some(owed) = self.ticket.take() else { return Ok(Progress::Done) };
                 let outcome = incoming.commit(self.conditions).map(Brought::Known);
+                // The client's next request finds its account free. To close the source may take long: after the answer, and
+                // no more files wait for that than there are threads for copies.
+                drop(holds);
                 self.ticket.pay(owed, outcome);
                 drop(finishing);
-                // To close the source may take as long as that likes.
-                drop((copying, holds));
+                drop(copying);
                 Ok(Progress::Done)
             }
             Stage::Over => Ok(Progress::Done),
