@@ -73,7 +73,7 @@ soak: setup ## looks for what breaks, half an hour: slow and hostile clients, fa
 	setup/system.sh $(PYTHON) strace
 	$(rust_env); cd engine && cargo test --release --no-default-features malformed
 	OBJMAPPER_STUCK_DISKS=1 $(bin)/python -m pytest tests/version_two/test_stuck_disk.py
-	for each in $(SOAKS); do printf '\n== %s\n' "$$each"; $(bin)/python -m benchmarks.soak.$$each; done
+	for each in $(SOAKS); do printf '\n== %s\n' "$$each"; OBJMAPPER_STUCK_DISKS=1 $(bin)/python -m benchmarks.soak.$$each; done
 
 bench: setup ## every model at several loads; with YARDSTICKS="--load … --floor-server … --floor-epoll …" beside those
 	$(if $(YARDSTICKS),$(bin)/python benchmarks/against_floor.py $(YARDSTICKS),$(bin)/objmapper bench models)
