@@ -4,6 +4,7 @@ import os
 import pickle
 import resource
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +147,9 @@ def test_what_is_said_of_an_object(system: ObjmapperFileSystem, tree: Path) -> N
     at = (tree / "a").stat()
     info = system.info("/a")
     assert (info["name"], info["size"], info["type"], info["mtime"]) == ("/a", 1, "file", int(at.st_mtime))
-    assert system.modified("/a").timestamp() == int(at.st_mtime)
+    # As exact as a datetime is.
+    modified = system.modified("/a") - datetime(1970, 1, 1, tzinfo=UTC)
+    assert modified // timedelta(microseconds=1) == at.st_mtime_ns // 1000
     assert system.created("/a") == system.modified("/a")
     before = system.ukey("/a"), system.checksum("/a")
     system.touch("/a", truncate=False)
