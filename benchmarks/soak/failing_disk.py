@@ -280,7 +280,7 @@ class Trial:
         return (self.folder / TRACE).read_text(encoding="utf-8").count("(INJECTED)")
 
     def _wrong_lines(self, before: int, failures: int, lasted: float) -> Iterator[str]:
-        """What is wrong with what was logged since there were so many lines, about so many failures."""
+        """What is wrong with the lines of the log behind the first `before`, which tell of `failures` failures."""
         until = time.monotonic() + PATIENCE
         while (told := self._told(before)) < failures and time.monotonic() < until:
             time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""Puts that never end: contents that drip, files that never answer, memory files of a pebibyte. Nobody else notices.
+"""Puts that never end: contents that drip, files that never answer, memory files of a pebibyte; others go on.
 
     python -m benchmarks.soak.stuck_uploads [--seconds 20] [--clients 100] [--model MODEL …]
 

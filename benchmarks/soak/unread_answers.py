@@ -34,7 +34,7 @@ PER_CONNECTION, TOTAL = 4 << 20, 256 << 20
 #: What the server may take besides: directories that it keeps for the next page of a listing, and the buffers of its
 #: threads; and for each client, which may have a thread.
 BESIDES, EACH = 128 << 20, 128 << 10
-#: After so many seconds without the clients it may have so many bytes more than before.
+#: Seconds after the clients have left, and the bytes that the server may then have more than before.
 REST, LEFT = 10, 32 << 20
 
 
@@ -62,7 +62,7 @@ def main() -> int:
 
 
 def withstood(folder: Path, model: Concurrency, transport: str, count: int, seconds: float) -> bool:
-    """Runs so many of them against one model and prints a line."""
+    """Runs a number of them against one model and prints a line."""
     flags = ["--tcp", "127.0.0.1:0", "--unix-mode", "0666", "--concurrency-model", model]
     with ServerProcess(folder / "root", folder / "socket", *flags) as server:
         address = server.addresses[transport]

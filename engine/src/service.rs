@@ -44,9 +44,9 @@ pub struct Service {
     pub listing: Listing,
     /// None where the server takes no writes.
     pub staging: Option<Staging>,
-    /// Threads that read; None where storage is read by whoever serves.
+    /// Threads that read; None where the thread that serves reads.
     pub storage_pool: Option<StoragePool>,
-    /// Threads that write, and read for nobody; None where the server takes no writes.
+    /// Threads that write, and never read; None where the server takes no writes.
     pub write_pool: Option<StoragePool>,
     /// Threads that copy what clients pass.
     pub copiers: Copiers,

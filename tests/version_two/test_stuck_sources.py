@@ -1,4 +1,4 @@
-"""Puts by descriptor of files that never answer, or that are larger than there is room: they hold up nobody else."""
+"""Puts by descriptor of files that never answer, or larger than there is room: they hold up no other client."""
 
 import os
 import signal

@@ -171,7 +171,7 @@ impl Ticket {
         Ok(())
     }
 
-    /// Whether somebody waits for it: the client is there, has no answer, and the server goes on.
+    /// Whether the client waits for it: it is there, has no answer, and the server goes on.
     fn is_wanted(&self) -> bool {
         let is_wanted = self.state().owed.as_ref().is_some_and(|owed| !owed.client_is_gone());
         is_wanted && !self.service.copiers.is_stopped()

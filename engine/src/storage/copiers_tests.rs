@@ -23,7 +23,7 @@ impl Copy for Stuck {
     }
 }
 
-/// Work that tells when it is done, after so many steps.
+/// Work that reports its end, after a number of steps.
 struct Told(mpsc::Sender<u64>, u64, usize);
 
 impl Copy for Told {

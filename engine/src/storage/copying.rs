@@ -194,7 +194,7 @@ impl Copying {
         }
     }
 
-    /// Copies so many bytes at the most. Returns how many.
+    /// Copies at most this number of bytes. Returns how many.
     fn copy(&mut self, incoming: &Incoming, count: usize) -> Result<u64, Error> {
         loop {
             let (mut from, mut to) = (self.at, self.at);
