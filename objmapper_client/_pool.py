@@ -63,7 +63,13 @@ class Claim:
         # The constructor may not have come that far.
         pool = getattr(self, "_pool", None)
         if pool is not None and pool.has_claim(self):
-            pool.release(self)
+            try:
+                pool.release(self)
+            except BaseException:
+                # Python goes on after what a `__del__` raises.
+                pool.recover()
+                pool.release(self)
+                raise
 
 
 # A version that is believed on the server's word is asked for again after this, in seconds; one that is guessed sooner.
@@ -228,13 +234,23 @@ class Pool:
                     self.release(claim)
                 connection.claim = None
         except BaseException:
-            # Out of a signal handler. Another thread may have taken it since.
+            # Out of a signal handler. Streams end here, outside of what recovers after each verb.
+            self.recover()
+            # Another thread may have taken it since.
             if connection.claim is claim or connection.claim is None:
                 self.drop(connection)
             raise
 
     def drop(self, connection: Connection) -> None:
         """Closes a connection that was taken."""
+        try:
+            self._drop(connection)
+        except BaseException:
+            self.recover()
+            self._drop(connection)
+            raise
+
+    def _drop(self, connection: Connection) -> None:
         with self._lock:
             claim = connection.claim
             if connection in self._idle:
@@ -274,12 +290,17 @@ class Pool:
 
     def close(self) -> None:
         """Closes what is idle; what is in use is closed once it no longer is."""
-        with self._lock:
-            self._closed = True
-            while self._idle:
-                self._idle.pop().close()
-            self._note()
-        self._retire()
+        try:
+            with self._lock:
+                self._closed = True
+                while self._idle:
+                    self._idle[-1].close()
+                    self._idle.pop()
+                self._note()
+            self._retire()
+        except BaseException:
+            self.recover()
+            raise
 
     def _retire(self) -> None:
         with self._lock:
