@@ -34,8 +34,9 @@ demo: setup ## serves the interpreter's standard library, fetches from it, shows
 
 test: test-python test-rust ## all tests
 
+# A file's tests run in one process: they share servers, and look at the descriptors of their own.
 test-python: setup
-	$(bin)/python -m pytest $(PYTEST_ARGS)
+	$(bin)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(PYTEST_ARGS)
 
 # A test that hangs fails, as in Python; compiling has all the time that it needs.
 test-rust: .venv/.tools

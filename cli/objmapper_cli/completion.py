@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from objmapper_cli.errors import ExitCode, Failure
+from objmapper_cli.options import JsonOption
 
 
 class Shell(StrEnum):
@@ -21,12 +22,16 @@ class Shell(StrEnum):
 def completion(
     context: typer.Context,
     shell: Annotated[Shell | None, typer.Argument(help="By default the shell that $SHELL names.")] = None,
+    as_json: JsonOption = False,
 ) -> int:
     """Print the completion script of a shell.
 
     bash: eval "$(objmapper completion bash)" in ~/.bashrc; zsh: the same in ~/.zshrc, after compinit; fish: objmapper
-    completion fish > ~/.config/fish/completions/objmapper.fish.
+    completion fish > ~/.config/fish/completions/objmapper.fish. With --json: one document with shell and script.
     """
+    import io
+    from contextlib import redirect_stdout
+
     from typer._completion_classes import completion_init
     from typer.completion import shell_complete
 
@@ -39,5 +44,16 @@ def completion(
         except ValueError:
             known = ", ".join(Shell)
             raise Failure(f"$SHELL names {named or 'no shell'}: say which of {known}", ExitCode.USAGE) from None
-    # The machinery prints; it asks the command itself, by this variable, when Tab is pressed.
-    return shell_complete(context.find_root().command, {}, "objmapper", "_OBJMAPPER_COMPLETE", f"source_{shell}")
+
+    def print_script() -> int:
+        # The machinery prints; it asks the command itself, by this variable, when Tab is pressed.
+        return shell_complete(context.find_root().command, {}, "objmapper", "_OBJMAPPER_COMPLETE", f"source_{shell}")
+
+    if not as_json:
+        return print_script()
+    from objmapper_cli.showing import print_json
+
+    with redirect_stdout(io.StringIO()) as script:
+        code = print_script()
+    print_json({"shell": str(shell), "script": script.getvalue()})
+    return code

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from objmapper_cli.names import uri_of
-from objmapper_cli.options import ServerOption, TimeoutOption, WaitOption, client_of
+from objmapper_cli.options import JsonOption, ServerOption, TimeoutOption, WaitOption, client_of
 
 #: Where the object is to be found, in the arguments of a command.
 PLACE = "{}"
@@ -23,6 +23,7 @@ def open(  # noqa: A001 - the command's name
         list[str],
         typer.Argument(metavar="-- COMMAND...", help="What is run; {} in it becomes a path.", show_default=False),
     ],
+    as_json: JsonOption = False,
     server: ServerOption = None,
     timeout: TimeoutOption = 30.0,
     wait: WaitOption = "0",
@@ -30,16 +31,24 @@ def open(  # noqa: A001 - the command's name
     """Run COMMAND with an object as its input.
 
     {} becomes /proc/self/fd/N; without {} the object is standard input. Over a Unix socket it is the open file itself:
-    nothing is copied. The exit code is the command's.
+    nothing is copied. The exit code is the command's. With --json a line stands before what it prints: uri, path,
+    size, mode and etag.
     """
     with client_of(server, timeout, wait=wait) as client, client.open(uri_of(uri)) as found:
         # Out of the way of standard input, output and error, should one of them be closed.
         descriptor = fcntl.fcntl(found.fileno(), fcntl.F_DUPFD, 3)
+        size = found.size
+    path = f"/proc/self/fd/{descriptor}"
     if any(PLACE in each for each in command):
-        command = [each.replace(PLACE, f"/proc/self/fd/{descriptor}") for each in command]
+        command = [each.replace(PLACE, path) for each in command]
     else:
+        path = "/proc/self/fd/0"
         os.dup2(descriptor, 0)
         os.close(descriptor)
+    if as_json:
+        from objmapper_cli.showing import print_json
+
+        print_json({"uri": found.uri, "path": path, "size": size, "mode": found.mode.name.lower(), "etag": found.etag})
     # The interpreter ignores these, and a command would inherit that.
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)

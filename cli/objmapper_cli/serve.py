@@ -161,6 +161,9 @@ def serve(
     ] = None,
     access_log_sample: Annotated[str | None, typer.Option(metavar="N", help="One request of N. [default: 100]")] = None,
     config: Annotated[str | None, typer.Option(metavar="FILE", help="Read settings from a TOML file.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="When ready, print a line of JSON: pid, addresses, admin.")
+    ] = False,
 ) -> int:
     """Serve the files under ROOT until SIGTERM or Ctrl-C.
 
@@ -169,7 +172,7 @@ def serve(
     """
     # Text as it was typed: the settings themselves say what is wrong with it.
     flags = dict(locals())
-    del flags["config"], flags["no_admin"]
+    del flags["config"], flags["no_admin"], flags["as_json"]
     if no_admin:
         flags["admin"] = "none"
 
@@ -187,7 +190,7 @@ def serve(
             for each in sockets.values():
                 stack.enter_context(each)
             server = Server(settings, sockets)
-            finished = server.serve_forever(lambda: tell(server))
+            finished = server.serve_forever(lambda: tell(server, as_json=as_json))
     except OSError as error:
         code, line = explain(error)
         LOG.error(line)
@@ -198,8 +201,8 @@ def serve(
     return ExitCode.FAILED
 
 
-def tell(server: "Server") -> None:
-    """Say what was found at start, and that clients can come."""
+def tell(server: "Server", *, as_json: bool = False) -> None:
+    """Say what was found at start, and that clients can come; as JSON on standard output too where that is asked for."""
     from objmapper_server.process.logs import LOG
 
     for notice in server.notices:
@@ -207,3 +210,10 @@ def tell(server: "Server") -> None:
     admin_at = () if server.admin_address is None else ("admin", server.admin_address)
     facts = {"event": "ready", "addresses": dict(server.addresses), "admin": server.admin_address}
     LOG.info(" ".join(("ready", *server.addresses.values(), *admin_at)), extra={"facts": facts})
+    if as_json:
+        import json
+
+        from objmapper_cli.showing import print_text
+
+        document = {"pid": os.getpid(), "addresses": dict(server.addresses), "admin": server.admin_address}
+        print_text(json.dumps(document))

@@ -1,5 +1,6 @@
 """``objmapper completion``: the script of each shell, and what a shell makes of it."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -30,6 +31,8 @@ def test_each_shell_has_its_script(objmapper: Run, environment: dict[str, str], 
     assert part in got.stdout.decode()
     environment["SHELL"] = f"/usr/bin/{shell}"
     assert objmapper("completion").stdout == got.stdout
+    document = json.loads(objmapper("completion", shell, "--json").stdout)
+    assert document == {"shell": shell, "script": got.stdout.decode()}
 
 
 def test_a_shell_that_is_unknown_is_asked_for(objmapper: Run, environment: dict[str, str]) -> None:

@@ -1,6 +1,7 @@
 """The command as a whole: its help, its start, and the words for what goes wrong."""
 
 import errno
+import re
 import subprocess
 import sys
 
@@ -101,3 +102,14 @@ def test_an_error_of_our_own_can_be_looked_into(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("OBJMAPPER_DEBUG", "1")
     with pytest.raises(KeyError):
         explain(KeyError("x"))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_speaks_json(objmapper: Run, name: str) -> None:
+    shown = objmapper(name, "--help").stdout.decode()
+    if "COMMAND [ARGS]" in shown:
+        inner = re.findall(r"^  ([a-z]+) ", shown.split("Commands:")[1], re.MULTILINE)
+        assert inner
+        shown = "".join(objmapper(name, each, "--help").stdout.decode() for each in inner)
+        assert shown.count("--json") >= len(inner)
+    assert "--json" in shown

@@ -32,6 +32,21 @@ def test_a_command_reads_an_object_like_a_file(
     assert (got.returncode, got.stdout, got.stderr) == (0, b"hello", b"")
 
 
+@pytest.mark.parametrize(("transport", "mode"), [("unix", "fdpass"), ("tcp", "copy")])
+@pytest.mark.parametrize("command", [["cat"], ["cat", "{}"]])
+def test_before_the_command_a_line_says_what_was_opened(
+    server: Server, objmapper: Run, transport: str, mode: str, command: list[str]
+) -> None:
+    got = objmapper("open", "/a", "--json", "--server", server.addresses[transport], "--", *command)
+    assert (got.returncode, got.stderr) == (0, b"")
+    line, content = got.stdout.split(b"\n", 1)
+    assert content == b"hello"
+    document = json.loads(line)
+    assert document.pop("path").startswith("/proc/self/fd/" if "{}" in command else "/proc/self/fd/0")
+    etag = json.loads(objmapper("stat", "/a", "--json").stdout)["etag"]
+    assert document == {"uri": "/a", "size": 5, "mode": mode, "etag": etag}
+
+
 def test_it_is_the_open_file_itself(server: Server, objmapper: Run, root: Path) -> None:
     got = objmapper("open", "/big", "--", "stat", "-L", "-c", "%i", "{}", "/dev/stdin", stdin=subprocess.DEVNULL)
     assert got.stdout.split()[0] == str((root / "big").stat().st_ino).encode()

@@ -187,3 +187,11 @@ def test_messages_can_be_json(started: Callable[..., subprocess.Popen[bytes]], r
     assert (json.loads(errors)["level"], errors.count(b"\n")) == ("error", 1)
     process.terminate()
     assert process.communicate(timeout=30)[1] == b""
+
+
+def test_a_program_that_starts_it_reads_where_it_listens(serve: Serve, root: Path, tmp_path: Path) -> None:
+    served = serve(root, "--unix", "s", "--tcp", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--json")
+    assert served.process.stdout is not None
+    document = json.loads(served.process.stdout.readline())
+    addresses = {"unix": f"unix:{tmp_path}/s", "tcp": served.address("tcp")}
+    assert document == {"pid": served.process.pid, "addresses": addresses, "admin": served.admin}
