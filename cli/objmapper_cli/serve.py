@@ -202,7 +202,7 @@ def serve(
 
 
 def tell(server: "Server", *, as_json: bool = False) -> None:
-    """Say what was found at start, and that clients can come; as JSON on standard output too where that is asked for."""
+    """Say what was found at start and that clients can come, with `as_json` on standard output too."""
     from objmapper_server.process.logs import LOG
 
     for notice in server.notices:
