@@ -4,11 +4,11 @@ from functools import lru_cache
 from typing import Any, Generic, Self
 
 from objmapper_client._owned import close_descriptor
-from objmapper_client._steps import Steps, T
+from objmapper_client._steps import Effects, T
 from objmapper_client.protocol_v2 import Operation, Parameters, encode_request, encode_with_tail
 from objmapper_client.protocol_v2_responses import NO_METADATA, Metadata
 
-_LONGEST_DEADLINE = 0xFFFFFFFF
+_MAX_DEADLINE = 0xFFFFFFFF
 # Also the bytes of any request that has no parameters, but for its flags.
 _BARE = encode_request(0, Operation.STAT, "/")
 Details = tuple[Any, ...]
@@ -32,14 +32,14 @@ def details(
 
 
 @lru_cache(maxsize=64)
-def tail_of(seconds: float, said: Details = NO_DETAILS) -> bytes:
+def encoded_tail(seconds: float, said: Details = NO_DETAILS) -> bytes:
     """What stands behind the URI. Most requests of a client have the same, and making it costs more than the rest."""
     operation = Operation.STAT if not said or said[2] is None else Operation.PUT
     return encode_request(0, operation, "/", parameters=_parameters(seconds, said))[len(_BARE) :]
 
 
 def _parameters(seconds: float, said: Details) -> Parameters:
-    milliseconds = max(1, min(int(seconds * 1000), _LONGEST_DEADLINE))
+    milliseconds = max(1, min(int(seconds * 1000), _MAX_DEADLINE))
     if not said:
         return Parameters(deadline_ms=milliseconds)
     offset, length, *others = said
@@ -52,11 +52,11 @@ def encode(number: int, operation: Operation, uri: str, said: Details, seconds: 
         return encode_request(number, operation, uri, parameters=_parameters(seconds, said))
     if seconds != round(seconds, 1):
         # The rest of a time limit, which no other request will have.
-        return encode_with_tail(number, operation, uri, tail_of.__wrapped__(seconds, said))
-    return encode_with_tail(number, operation, uri, tail_of(seconds, said))
+        return encode_with_tail(number, operation, uri, encoded_tail.__wrapped__(seconds, said))
+    return encode_with_tail(number, operation, uri, encoded_tail(seconds, said))
 
 
-class Ask:
+class PendingRequest:
     """It owns the descriptor that it was answered with, until `take` gives it away."""
 
     # Most of these stay as they are with most requests: as attributes of the class they cost nothing.
@@ -94,13 +94,13 @@ class Ask:
         self.operation = operation
         self.uri = uri
 
-    def saying(self, said: Details, *, most: int = 0) -> Self:
+    def with_parameters(self, said: Details, *, most: int = 0) -> Self:
         """The same with parameters, and at most `most` bytes of content."""
         self.details = said
         self.most = most
         return self
 
-    def renew(self) -> None:
+    def reset(self) -> None:
         """Forgets an earlier try."""
         self.number = self.status = self.content_len = 0
         self.metadata = NO_METADATA
@@ -127,16 +127,16 @@ class Ask:
             close_descriptor(self)
 
 
-class Single(Ask, Generic[T]):
+class SimpleRequest(PendingRequest, Generic[T]):
     """A verb that is one request and no more: its result is made of the answer."""
 
     def result(self) -> T:
         """What the caller gets, once there is an answer."""
         raise NotImplementedError
 
-    def otherwise(self, pool: Any) -> Steps[T]:
+    def fallback_v1(self, pool: Any) -> Effects[T]:
         """What is done instead where the server speaks version 1 only."""
         raise NotImplementedError
 
 
-Verb = Single[T] | Steps[T]
+Verb = SimpleRequest[T] | Effects[T]

@@ -4,7 +4,7 @@ import contextlib
 import os
 import socket
 
-from objmapper_client._steps import Steps, Wait
+from objmapper_client._steps import Effects, Wait
 from objmapper_client._transport import Connection, receive, send
 from objmapper_client.address import Address, TcpAddress, UnixAddress
 from objmapper_client.errors import (
@@ -22,14 +22,14 @@ from objmapper_client.protocol_v2 import CLOSE, HELLO_ACK_SIZE, Capability, Hell
 #: Requests under way on one connection. Each may hold a descriptor here and one in the server.
 PIPELINE = 256
 CAPABILITIES = Capability.OUT_OF_ORDER | Capability.PIPELINING | Capability.EXTENDED
-_BACKLOG_PAUSE = 0.002
+_BACKLOG_RETRY_INTERVAL = 0.002
 
 
-class HungUp(ConnectionFailed):
+class ClosedInHandshake(ConnectionFailed):
     """The server closed the connection before it answered the hello."""
 
 
-def connect(address: Address) -> Steps[Connection]:
+def connect(address: Address) -> Effects[Connection]:
     """A new connection; over UDP a socket that hears one server. Raises ConnectionFailed, RequestTimeout."""
     if isinstance(address, UnixAddress):
         return (yield from _connect_unix(address))
@@ -40,7 +40,7 @@ def connect(address: Address) -> Steps[Connection]:
     return (yield from _udp_connection.connect(address))
 
 
-def negotiate(connection: Connection) -> Steps[bool]:
+def negotiate(connection: Connection) -> Effects[bool]:
     """Agrees on version 2 with its extension. False where the server has none: then this connection is of no more use.
 
     Raises what a server answers that has no room, HungUp, RemoteProtocolError, ConnectionFailed, RequestTimeout.
@@ -55,7 +55,7 @@ def negotiate(connection: Connection) -> Steps[bool]:
         except ConnectionFailed as error:
             if data:
                 raise
-            raise HungUp(f"{connection.address}: the server closed the connection before it said hello") from error
+            raise ClosedInHandshake(f"{connection.address}: the server closed the connection before it said hello") from error
         found = decode_hello_ack(data)
         if found is not None:
             break
@@ -77,7 +77,7 @@ def negotiate(connection: Connection) -> Steps[bool]:
             raise error_for(status, message, str(connection.address))
 
 
-def _connect_unix(address: UnixAddress) -> Steps[Connection]:
+def _connect_unix(address: UnixAddress) -> Effects[Connection]:
     if not hasattr(socket, "AF_UNIX"):
         raise LocalProtocolError(f"{address}: this platform has no Unix sockets; use tcp://")
     sock = new_socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -89,7 +89,7 @@ def _connect_unix(address: UnixAddress) -> Steps[Connection]:
                 return Connection(sock, address)
             except BlockingIOError:
                 # The server's backlog is full, and nothing tells when it no longer is.
-                if not (yield Wait(seconds=_BACKLOG_PAUSE)):
+                if not (yield Wait(seconds=_BACKLOG_RETRY_INTERVAL)):
                     raise RequestTimeout(f"{address}: no connection in time; the server's backlog is full") from None
             except OSError as error:
                 raise _unreachable(address, error) from error
@@ -98,7 +98,7 @@ def _connect_unix(address: UnixAddress) -> Steps[Connection]:
         raise
 
 
-def _connect_tcp(address: TcpAddress) -> Steps[Connection]:
+def _connect_tcp(address: TcpAddress) -> Effects[Connection]:
     found = yield Wait(host=address.host, port=address.port)
     if found is False:
         raise RequestTimeout(f"{address}: the host's address was not found in time")

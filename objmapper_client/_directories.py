@@ -11,7 +11,7 @@ from objmapper_client.errors import ObjectNotFound, PermissionDenied
 Info = dict[str, Any]
 
 #: Directories that are remembered; beyond, those that were made first are forgotten.
-_MOST = 10_000
+_MAX_MADE = 10_000
 
 
 def is_pattern(path: str) -> bool:
@@ -32,7 +32,7 @@ class MadeDirectories:
         """Knows directories from now on."""
         for path in paths:
             self._names[path] = None
-        while len(self._names) > _MOST:
+        while len(self._names) > _MAX_MADE:
             self._names.pop(next(iter(self._names)), None)
 
     def below(self, path: str) -> list[str]:

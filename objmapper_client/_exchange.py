@@ -4,15 +4,15 @@ import io
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from objmapper_client._ask import NO_DETAILS, Ask, Single, Verb, details
-from objmapper_client._lines import insist
+from objmapper_client._ask import NO_DETAILS, PendingRequest, SimpleRequest, Verb, details
+from objmapper_client._lines import require_version_2
 from objmapper_client._owned import give_last
 from objmapper_client._pool import Pool
-from objmapper_client._steps import Call, Steps, Wait
-from objmapper_client._transfer import Begun, begin, fill, finish, give_up, leave, next_chunk, within
+from objmapper_client._steps import RunBlocking, Effects, Wait
+from objmapper_client._transfer import Download, begin, fill, finish, abort, leave, next_chunk, range_length
 from objmapper_client.address import Address, UnixAddress
 from objmapper_client.errors import Conflict, LocalProtocolError, ObjmapperError, RemoteProtocolError, at_limit
-from objmapper_client.object import MemoryFile, Object, no_room, truncated
+from objmapper_client.object import MemoryFile, Object, too_large, truncated
 from objmapper_client.protocol import Mode
 from objmapper_client.protocol_v2 import Operation
 from objmapper_client.protocol_v2_responses import (
@@ -26,9 +26,9 @@ from objmapper_client.protocol_v2_responses import (
 )
 
 #: A content up to this length shares a connection with other answers; what is longer would hold them up.
-SHARED_MOST = 1 << 18
+MAX_SHARED = 1 << 18
 #: Bytes of a list's page at most: servers end it at 1 MiB.
-_PAGE_MOST = 1 << 24
+_MAX_PAGE = 1 << 24
 #: The form of a list's entries that says nanoseconds, and what was left out.
 _DETAILED = 1
 #: Pages without an entry, one after the other, that a list may have.
@@ -45,7 +45,7 @@ __all__ = [
     "begin_stream",
     "best_mode",
     "delete",
-    "give_up",
+    "abort",
     "leave",
     "list_page",
     "make_pool",
@@ -83,7 +83,7 @@ def best_mode(address: Address) -> Mode:
     return Mode.FDPASS if isinstance(address, UnixAddress) else Mode.COPY
 
 
-class Opening(Single[Object]):
+class OpenRequest(SimpleRequest[Object]):
     """An object by descriptor."""
 
     _found: Object | None = None
@@ -106,7 +106,7 @@ class Opening(Single[Object]):
             self._descriptor = -1
         super().drop()
 
-    def otherwise(self, pool: Pool) -> Steps[Object]:
+    def otherwise(self, pool: Pool) -> Effects[Object]:
         """The same on a connection of its own, in the version that the server speaks by then."""
         begun = yield from begin(pool, Operation.FDPASS, self.uri)
         connection, metadata = begun.connection, begun.metadata
@@ -114,9 +114,9 @@ class Opening(Single[Object]):
             found = Object(-1, self.uri, Mode.COPY, 0, metadata.etag, metadata.mtime)
             found.mode = Mode.FDPASS
             give_last(connection.descriptors, found)
-            pool.give(connection)
+            pool.release(connection)
         except BaseException:
-            pool.drop(connection)
+            pool.discard(connection)
             raise
         found._examine()
         return found
@@ -124,22 +124,22 @@ class Opening(Single[Object]):
 
 def open_object(pool: Pool, uri: str, mode: Mode) -> Verb[Object]:
     """An object: its own descriptor, or a memory file that holds the bytes."""
-    return Opening(_FDPASS, uri) if mode is _BY_DESCRIPTOR else _open_copy(pool, uri, mode)
+    return OpenRequest(_FDPASS, uri) if mode is _BY_DESCRIPTOR else _open_copy(pool, uri, mode)
 
 
-def opened(pool: Pool, uri: str, mode: Mode) -> Steps[Object]:
+def opened(pool: Pool, uri: str, mode: Mode) -> Effects[Object]:
     """`open_object` as a step of something else."""
     verb = open_object(pool, uri, mode)
-    if not isinstance(verb, Single):
+    if not isinstance(verb, SimpleRequest):
         return (yield from verb)
     try:
-        return verb.result() if (yield verb) else (yield from verb.otherwise(pool))
+        return verb.result() if (yield verb) else (yield from verb.fallback_v1(pool))
     except BaseException:
         verb.discard()
         raise
 
 
-def _open_copy(pool: Pool, uri: str, mode: Mode) -> Steps[Object]:
+def _open_copy(pool: Pool, uri: str, mode: Mode) -> Effects[Object]:
     memory = MemoryFile()
     try:
         got = yield from _copy(pool, uri, mode, 0, None, memory.make_room)
@@ -151,7 +151,7 @@ def _open_copy(pool: Pool, uri: str, mode: Mode) -> Steps[Object]:
         raise
 
 
-def open_many(pool: Pool, uris: Sequence[str], mode: Mode) -> Steps[list[Result]]:
+def open_many(pool: Pool, uris: Sequence[str], mode: Mode) -> Effects[list[Result]]:
     """An object or an error for each URI, in their order."""
     try:
         from objmapper_client import _many
@@ -160,16 +160,16 @@ def open_many(pool: Pool, uris: Sequence[str], mode: Mode) -> Steps[list[Result]
     return _many.open_many(pool, uris, mode)
 
 
-def read(pool: Pool, uri: str, mode: Mode, offset: int, length: int | None) -> Steps[bytes]:
+def read(pool: Pool, uri: str, mode: Mode, offset: int, length: int | None) -> Effects[bytes]:
     """An object's bytes, or a range of them."""
     _check_range(offset, length)
     if mode is Mode.FDPASS:
         with (yield from opened(pool, uri, mode)) as found:
-            wanted = within(found.size, offset, length)
+            wanted = range_length(found.size, offset, length)
             if wanted <= _QUICK:
                 data = found.pread(wanted, offset)
             else:
-                data = yield Call(lambda: found.pread(wanted, offset))
+                data = yield RunBlocking(lambda: found.pread(wanted, offset))
             if len(data) < wanted:
                 raise truncated(uri, len(data), wanted)
             return data
@@ -178,12 +178,12 @@ def read(pool: Pool, uri: str, mode: Mode, offset: int, length: int | None) -> S
     return room.take() if got.content is None else got.content
 
 
-def readinto(pool: Pool, uri: str, mode: Mode, buffer: memoryview, offset: int) -> Steps[int]:
+def readinto(pool: Pool, uri: str, mode: Mode, buffer: memoryview, offset: int) -> Effects[int]:
     """An object's bytes from `offset` on, into the front of `buffer`, as many as it takes."""
     _check_range(offset, None)
     if mode is Mode.FDPASS:
         with (yield from opened(pool, uri, mode)) as found:
-            wanted = within(found.size, offset, len(buffer))
+            wanted = range_length(found.size, offset, len(buffer))
             if len(buffer) <= _QUICK:
                 count = found.readinto(buffer, offset)
             else:
@@ -191,7 +191,7 @@ def readinto(pool: Pool, uri: str, mode: Mode, buffer: memoryview, offset: int) 
                 while count < wanted and came:
                     # In pieces: where the call is cancelled, the piece that is being read is waited for.
                     piece, at = buffer[count : count + _PIECE], offset + count
-                    came = yield Call(lambda piece=piece, at=at: found.readinto(piece, at))  # type: ignore[misc]
+                    came = yield RunBlocking(lambda piece=piece, at=at: found.readinto(piece, at))  # type: ignore[misc]
                     count += came
             if count < wanted:
                 raise truncated(uri, count, wanted)
@@ -202,7 +202,7 @@ def readinto(pool: Pool, uri: str, mode: Mode, buffer: memoryview, offset: int) 
     return got.length
 
 
-def begin_stream(pool: Pool, uri: str, mode: Mode, offset: int, length: int | None) -> Steps[Begun | Object]:
+def begin_stream(pool: Pool, uri: str, mode: Mode, offset: int, length: int | None) -> Effects[Download | Object]:
     """What a stream is taken from: an object by descriptor, or an answer that has begun."""
     _check_range(offset, length)
     if mode is Mode.FDPASS:
@@ -210,22 +210,22 @@ def begin_stream(pool: Pool, uri: str, mode: Mode, offset: int, length: int | No
     return (yield from begin(pool, _OPERATIONS[mode], uri, _range(offset, length)))
 
 
-class Stating(Single[Stat]):
+class StatRequest(SimpleRequest[Stat]):
     """What the server says of an object; also after a put."""
 
     def result(self) -> Stat:
         """What it said."""
         return stat_of(self.uri, self.metadata)
 
-    def otherwise(self, pool: Pool) -> Steps[Stat]:
+    def otherwise(self, pool: Pool) -> Effects[Stat]:
         """Version 1 has no such request."""
-        yield from insist(pool, self, "stat")
+        yield from require_version_2(pool, self, "stat")
         return self.result()
 
 
 def stat(_: Pool, uri: str) -> Verb[Stat]:
     """What the server says of an object."""
-    return Stating(Operation.STAT, uri)
+    return StatRequest(Operation.STAT, uri)
 
 
 def stat_of(uri: str, metadata: Metadata) -> Stat:
@@ -238,7 +238,7 @@ def stat_of(uri: str, metadata: Metadata) -> Stat:
     return found
 
 
-class Deleting(Single[None]):
+class DeleteRequest(SimpleRequest[None]):
     """An object's removal."""
 
     repeatable = False
@@ -246,19 +246,19 @@ class Deleting(Single[None]):
     def result(self) -> None:
         """Nothing."""
 
-    def otherwise(self, pool: Pool) -> Steps[None]:
+    def otherwise(self, pool: Pool) -> Effects[None]:
         """Version 1 has no such request."""
-        yield from insist(pool, self, "delete")
+        yield from require_version_2(pool, self, "delete")
         return self.result()
 
 
 def delete(_: Pool, uri: str, if_match: str | None) -> Verb[None]:
     """Removes an object."""
-    ask = Deleting(Operation.DELETE, uri)
-    return ask if if_match is None else ask.saying(details(if_match=if_match))
+    ask = DeleteRequest(Operation.DELETE, uri)
+    return ask if if_match is None else ask.with_parameters(details(if_match=if_match))
 
 
-class Put(NamedTuple):
+class PutArguments(NamedTuple):
     """What is to be stored, and on which conditions."""
 
     data: object
@@ -269,7 +269,7 @@ class Put(NamedTuple):
     progress: Callable[[int], None] | None
 
 
-def put(pool: Pool, uri: str, wanted: Put) -> Steps[Stat]:
+def put(pool: Pool, uri: str, wanted: PutArguments) -> Effects[Stat]:
     """Stores an object, whole or not at all."""
     try:
         from objmapper_client import _upload
@@ -282,7 +282,7 @@ def put(pool: Pool, uri: str, wanted: Put) -> Steps[Stat]:
 Page = tuple[list[Entry], bytes | None, list[LeftOut]]
 
 
-class Listing(Single[Page]):
+class ListRequest(SimpleRequest[Page]):
     """A page of a list."""
 
     def result(self) -> Page:
@@ -301,12 +301,12 @@ class Listing(Single[Page]):
                 if ("/." in uri or "//" in uri or uri[0] == "." or uri[-1] == "/") and _strays(uri):
                     raise RemoteProtocolError(f"the server listed {uri!r}, which has a segment that no object can have")
         except RemoteProtocolError as error:
-            raise accused(self, str(error)) from error
+            raise violation_by(self, str(error)) from error
         return listed, cursor, left_out
 
-    def otherwise(self, pool: Pool) -> Steps[Page]:
+    def otherwise(self, pool: Pool) -> Effects[Page]:
         """Version 1 has no such request."""
-        yield from insist(pool, self, "list")
+        yield from require_version_2(pool, self, "list")
         return self.result()
 
 
@@ -315,7 +315,7 @@ def _strays(uri: str) -> bool:
     return not {"", ".", ".."}.isdisjoint(uri.removeprefix("/").split("/"))
 
 
-class Listed:
+class PageProgress:
     """What came of a list so far. Its pages must go on, or a server could keep a client listing for ever."""
 
     __slots__ = ("_cursors", "_last", "_prefix", "cursor")
@@ -353,10 +353,10 @@ def list_page(_: Pool, prefix: str, page_size: int, cursor: bytes | None) -> Ver
     if page_size < 1:
         raise LocalProtocolError(f"a page has at least 1 entry, not {page_size}")
     said = details(limit=min(page_size, 0xFFFFFFFF), cursor=cursor, form=_DETAILED)
-    return Listing(Operation.LIST, prefix).saying(said, most=_PAGE_MOST)
+    return ListRequest(Operation.LIST, prefix).with_parameters(said, most=_MAX_PAGE)
 
 
-class _Got(NamedTuple):
+class FetchResult(NamedTuple):
     """How a copy ended: its length, what the server said of the object, and the bytes where no room was made."""
 
     length: int
@@ -367,48 +367,48 @@ class _Got(NamedTuple):
 
 def _copy(
     pool: Pool, uri: str, mode: Mode, offset: int, length: int | None, make_room: Callable[[int], memoryview]
-) -> Steps[_Got]:
+) -> Effects[FetchResult]:
     """The bytes of an object, or of a range of it.
 
     The first part is asked for on the shared connection. What is longer goes on with a connection of its own, provided
     that the object is still the same; else all of it comes from there.
     """
     operation = _OPERATIONS[mode]
-    if length is None or length <= SHARED_MOST:
-        said = _range(offset, SHARED_MOST if length is None else length)
-        first = Ask(operation, uri).saying(said, most=SHARED_MOST)
+    if length is None or length <= MAX_SHARED:
+        said = _range(offset, MAX_SHARED if length is None else length)
+        first = PendingRequest(operation, uri).with_parameters(said, most=MAX_SHARED)
         if (yield first):
             _, mtime, etag = first.metadata[:3]
-            if is_whole(first, offset, length):
-                return _Got(len(first.content), etag, mtime, first.content)
-            got = yield from rest_of(pool, first, offset, make_room)
+            if is_complete(first, offset, length):
+                return FetchResult(len(first.content), etag, mtime, first.content)
+            got = yield from fetch_remainder(pool, first, offset, make_room)
             if got is not None:
                 return got
     begun = yield from begin(pool, operation, uri, _range(offset, length))
     yield from _receive(pool, begun, make_room, b"")
-    return _Got(begun.length, begun.metadata.etag, begun.metadata.mtime)
+    return FetchResult(begun.length, begun.metadata.etag, begun.metadata.mtime)
 
 
-def is_whole(first: Ask, offset: int, length: int | None) -> bool:
+def is_complete(first: PendingRequest, offset: int, length: int | None) -> bool:
     """Whether a first part is all that was asked for. Raises RemoteProtocolError where it is not as long as it must."""
     have, size = len(first.content), first.metadata.size
     if size is None:
-        return have < SHARED_MOST or have == length
-    wanted = within(size, offset, length)
-    if have != min(wanted, SHARED_MOST):
+        return have < MAX_SHARED or have == length
+    wanted = range_length(size, offset, length)
+    if have != min(wanted, MAX_SHARED):
         what = "of" if have < wanted else "bytes, more than"
-        raise accused(first, f"{first.uri}: the server sent {have} {what} the {wanted} bytes that it has")
+        raise violation_by(first, f"{first.uri}: the server sent {have} {what} the {wanted} bytes that it has")
     return have == wanted
 
 
-def accused(ask: Ask, words: str) -> RemoteProtocolError:
+def violation_by(ask: PendingRequest, words: str) -> RemoteProtocolError:
     """The error for an answer that cannot be true. No further requests are sent on its connection."""
     if ask.multiplex is not None:
         ask.multiplex.retire()
     return RemoteProtocolError(words)
 
 
-def rest_of(pool: Pool, first: Ask, offset: int, make_room: Callable[[int], memoryview]) -> Steps[_Got | None]:
+def fetch_remainder(pool: Pool, first: PendingRequest, offset: int, make_room: Callable[[int], memoryview]) -> Effects[FetchResult | None]:
     """All that a first part is the beginning of. None where the object has changed since."""
     size, mtime, etag = first.metadata[:3]
     if size is None or etag is None:
@@ -420,19 +420,19 @@ def rest_of(pool: Pool, first: Ask, offset: int, make_room: Callable[[int], memo
     except Conflict:
         return None
     if begun.metadata.etag not in (None, etag) or begun.length != size - start:
-        give_up(pool, begun)
+        abort(pool, begun)
         return None
     yield from _receive(pool, begun, make_room, have)
-    return _Got(size - offset, etag, mtime)
+    return FetchResult(size - offset, etag, mtime)
 
 
-def _receive(pool: Pool, begun: Begun, make_room: Callable[[int], memoryview], have: bytes) -> Steps[None]:
+def _receive(pool: Pool, begun: Download, make_room: Callable[[int], memoryview], have: bytes) -> Effects[None]:
     try:
         room = make_room(len(have) + begun.length)
         room[: len(have)] = have
         yield from fill(begun, room[len(have) :])
     except BaseException:
-        give_up(pool, begun)
+        abort(pool, begun)
         raise
     yield from finish(pool, begun)
 
@@ -450,7 +450,7 @@ class _BytesRoom:
             # are.
             self._file = io.BytesIO(bytes(length))
         except (MemoryError, OverflowError):
-            raise no_room(length) from None
+            raise too_large(length) from None
         self._view = self._file.getbuffer()
         return self._view
 
@@ -471,10 +471,10 @@ def _check_range(offset: int, length: int | None) -> None:
         raise LocalProtocolError(f"a range has an offset and a length from 0 on, not {offset} and {length}")
 
 
-def next_piece(found: Object, chunk_size: int, offset: int, end: int) -> Steps[bytes]:
+def next_piece(found: Object, chunk_size: int, offset: int, end: int) -> Effects[bytes]:
     """The bytes of an object from `offset` on, at most `chunk_size` of them. Raises Conflict where they are gone."""
     if min(chunk_size, end - offset) > _QUICK:
-        chunk: bytes = yield Call(lambda: piece_at(found, chunk_size, offset, end))
+        chunk: bytes = yield RunBlocking(lambda: piece_at(found, chunk_size, offset, end))
         return chunk
     chunk = piece_at(found, chunk_size, offset, end)
     if offset // _QUICK < (offset + len(chunk)) // _QUICK:

@@ -5,25 +5,25 @@ import os
 from objmapper_client.errors import LocalProtocolError
 
 
-class _Count:
+class _Generation:
     """Of the forks that led here, since the first call."""
 
     made = 0
     is_kept = False
 
 
-def watch() -> None:
+def install_hook() -> None:
     """Counts from now on."""
-    if not _Count.is_kept and hasattr(os, "register_at_fork"):
-        _Count.is_kept = True
+    if not _Generation.is_kept and hasattr(os, "register_at_fork"):
+        _Generation.is_kept = True
         os.register_at_fork(after_in_child=_note)
 
 
 def _note() -> None:
-    _Count.made += 1
+    _Generation.made += 1
 
 
-forks = _Count
+forks = _Generation
 
 
 def forked(uri: str) -> LocalProtocolError:

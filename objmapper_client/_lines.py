@@ -3,12 +3,12 @@
 import time
 from collections.abc import Callable
 
-from objmapper_client._ask import Ask
-from objmapper_client._connect import HungUp, connect, negotiate
-from objmapper_client._multiplex import Multiplex, NoRoom
-from objmapper_client._pool import Claim, Gate, Pool
-from objmapper_client._retry import Tries
-from objmapper_client._steps import Progress, Steps, T, Wait, kept
+from objmapper_client._ask import PendingRequest
+from objmapper_client._connect import ClosedInHandshake, connect, negotiate
+from objmapper_client._multiplex import Multiplexer, PipelineFull
+from objmapper_client._pool import Claim, Waiter, Pool
+from objmapper_client._retry import RetryState
+from objmapper_client._steps import ResetDeadline, Effects, T, Wait, collect_result
 from objmapper_client._transport import Connection
 from objmapper_client.errors import (
     ConnectionFailed,
@@ -29,14 +29,14 @@ _IN_VERSION_1 = (Operation.FDPASS, Operation.COPY, Operation.SPLICE)
 _NO_PLACE = "all of the client's connections are in use: wait longer, or allow more (max_connections)"
 
 
-def answered(pool: Pool, ask: Ask, trouble: Exception | None = None) -> Steps[bool]:
+def send_request(pool: Pool, ask: PendingRequest, trouble: Exception | None = None) -> Effects[bool]:
     """Has a request answered on the shared connection; the answer is in `ask` then. `trouble` is what a first try met.
 
     False where the server speaks version 1 only, or perhaps: then nothing was sent. Raises what the server answered,
     and the errors of connections; a further try is made only before the first byte of an answer.
     """
     pool.requests += 1
-    tries = Tries(pool)
+    tries = RetryState(pool)
     has_waited = False
     try:
         while True:
@@ -55,20 +55,20 @@ def answered(pool: Pool, ask: Ask, trouble: Exception | None = None) -> Steps[bo
                 yield [ask]
                 trouble = ask.failure
                 continue
-            except NoRoom:
+            except PipelineFull:
                 has_waited = True
-            except HungUp as error:
+            except ClosedInHandshake as error:
                 if ask.operation in _IN_VERSION_1:
                     return False
                 pause = pause_after(ask, error, tries)
             except (ConnectionFailed, ServerBusy) as error:
                 pause = pause_after(ask, error, tries)
             trouble = None
-            yield from rest(pool, pause)
-            ask.renew()
+            yield from backoff(pool, pause)
+            ask.reset()
     except RequestTimeout as error:
         ask.discard()
-        raise known(ask, error) from error
+        raise with_server_error(ask, error) from error
     except BaseException:
         ask.discard()
         raise
@@ -78,12 +78,12 @@ def answered(pool: Pool, ask: Ask, trouble: Exception | None = None) -> Steps[bo
             pool.answered()
 
 
-def refusal(ask: Ask) -> ServerReply:
+def refusal(ask: PendingRequest) -> ServerReply:
     """The error that a request was answered with."""
     return error_for(ask.status, ask.metadata.message or "", ask.uri)
 
 
-def known(ask: Ask, error: ConnectionFailed | RequestTimeout) -> ObjmapperError:
+def with_server_error(ask: PendingRequest, error: ConnectionFailed | RequestTimeout) -> ObjmapperError:
     """The error, or the one that says that a request which is not repeated may have been executed."""
     may_be_executed = not ask.repeatable and ask.number > 0 and not ask.is_unsent
     if may_be_executed and not isinstance(error, ServerReply | OutcomeUnknown):
@@ -91,84 +91,84 @@ def known(ask: Ask, error: ConnectionFailed | RequestTimeout) -> ObjmapperError:
     return error
 
 
-def pause_after(ask: Ask, error: ConnectionFailed | ServerBusy, tries: Tries) -> float:
+def pause_after(ask: PendingRequest, error: ConnectionFailed | ServerBusy, tries: RetryState) -> float:
     """The seconds until a request's next try. Raises the error where there is none."""
     if isinstance(error, ServerBusy):
         return tries.pause_after(error, may_repeat=True)
-    found = known(ask, error)
+    found = with_server_error(ask, error)
     if found is not error:
         raise found from error
     return tries.pause_after(error, may_repeat=not ask.is_begun, is_stale=ask.found_idle)
 
 
-def rest(pool: Pool, pause: float) -> Steps[None]:
+def backoff(pool: Pool, pause: float) -> Effects[None]:
     """The time between two tries."""
     if pool.wait:
         # The time that a server takes to start is not the request's.
-        yield Progress()
+        yield ResetDeadline()
     if pause and not (yield Wait(seconds=pause)):
         raise RequestTimeout(f"{pool.address}: no time left for another try")
 
 
-def shared_connection(pool: Pool, *, has_waited: bool = False) -> Steps[Multiplex | None]:
+def shared_connection(pool: Pool, *, has_waited: bool = False) -> Effects[Multiplexer | None]:
     """The connection that requests share, None where the server speaks version 1 only. For those who send several."""
     claim = Claim(pool)
     while pool.version != 1:
-        found = pool.take_shared(claim, has_waited=has_waited)
-        if isinstance(found, Multiplex):
+        found = pool.acquire_shared(claim, has_waited=has_waited)
+        if isinstance(found, Multiplexer):
             return found
         if found is not None:
-            yield from _stand(pool, found)
+            yield from _wait_turn(pool, found)
             has_waited = True
             continue
         try:
-            multiplex = pool.put_shared(claim, (yield from _new(pool, may_guess=False)))
+            multiplex = pool.publish_shared(claim, (yield from _new(pool, may_guess=False)))
         finally:
-            pool.release(claim)
+            pool.release_claim(claim)
         if multiplex is not None:
             return multiplex
     return None
 
 
-def own(pool: Pool) -> Steps[Connection]:
+def exclusive(pool: Pool) -> Effects[Connection]:
     """A connection for the caller alone, who gives it back to the pool or has the pool drop it."""
     claim = Claim(pool)
     has_waited = False
     while True:
-        found = pool.take_own(claim, has_waited=has_waited)
+        found = pool.acquire_exclusive(claim, has_waited=has_waited)
         if isinstance(found, Connection):
             return found
         if found is None:
             break
-        yield from _stand(pool, found)
+        yield from _wait_turn(pool, found)
         has_waited = True
     try:
         connection = yield from _new(pool, may_guess=True)
-        pool.put_own(claim, connection)
+        pool.publish_exclusive(claim, connection)
     except BaseException:
-        pool.release(claim)
+        pool.release_claim(claim)
         raise
     return connection
 
 
-def _stand(pool: Pool, gate: Gate) -> Steps[None]:
+def _wait_turn(pool: Pool, gate: Waiter) -> Effects[None]:
     try:
         if pool.wait:
-            yield Progress(pool.wait)
+            yield ResetDeadline(pool.wait)
         in_time = yield gate
     except BaseException:
-        pool.withdraw(gate)
+        pool.cancel_wait(gate)
         raise
     if not in_time:
-        pool.withdraw(gate)
+        pool.cancel_wait(gate)
         raise RequestTimeout(_NO_PLACE)
 
 
-def _new(pool: Pool, *, may_guess: bool) -> Steps[Connection]:
+def _new(pool: Pool, *, may_guess: bool) -> Effects[Connection]:
     return (yield from _within(_negotiated(pool, may_guess=may_guess), pool.connect_timeout))
 
 
-def _negotiated(pool: Pool, *, may_guess: bool) -> Steps[Connection]:
+def _negotiated(pool: Pool, *, may_guess: bool) -> Effects[Connection]:
     """A new connection that speaks the best version that the server has.
 
     A server that hangs up on a hello may be one of version 1, or one that is about to end. Where `may_guess`, the next
@@ -182,8 +182,8 @@ def _negotiated(pool: Pool, *, may_guess: bool) -> Steps[Connection]:
             if (yield from negotiate(connection)):
                 pool.version = 2
                 return connection
-            pool.believe_version_1(is_certain=True)
-        except HungUp:
+            pool.assume_version_1(is_certain=True)
+        except ClosedInHandshake:
             if not may_guess:
                 raise
         connection.close()
@@ -193,11 +193,11 @@ def _negotiated(pool: Pool, *, may_guess: bool) -> Steps[Connection]:
         raise
 
 
-def _within(steps: Steps[T], timeout: float) -> Steps[T]:
+def _within(steps: Effects[T], timeout: float) -> Effects[T]:
     """Steps with a time limit of their own."""
     deadline = time.monotonic() + timeout
     results: list[T] = []
-    steps = kept(steps, results)
+    steps = collect_result(steps, results)
     try:
         wish = next(steps)
         while wish is not None:
@@ -212,13 +212,13 @@ def _within(steps: Steps[T], timeout: float) -> Steps[T]:
         steps.close()
 
 
-def on_own(
+def with_exclusive(
     pool: Pool,
-    exchange: Callable[[Connection], Steps[T]],
+    exchange: Callable[[Connection], Effects[T]],
     *,
     put: str | None = None,
     may_begin_again: Callable[[], bool] = lambda: True,
-) -> Steps[T]:
+) -> Effects[T]:
     """Runs an exchange on a connection of its own.
 
     The exchange gives it back (`pool.give`) or has it dropped once it is done; where it raises, that is done here.
@@ -226,11 +226,11 @@ def on_own(
     `may_begin_again` says no.
     """
     pool.requests += 1
-    tries = Tries(pool)
+    tries = RetryState(pool)
     while True:
         connection: Connection | None = None
         try:
-            connection = yield from own(pool)
+            connection = yield from exclusive(pool)
             connection.answered = connection.is_begun = connection.is_sent = False
             connection.moved = 0
             return (yield from exchange(connection))
@@ -238,25 +238,25 @@ def on_own(
             # Answered in full: the connection is as good as before, unless the server gave it up.
             if connection is not None:
                 if error.status == Status.PROTOCOL_ERROR:
-                    pool.drop(connection)
+                    pool.discard(connection)
                 else:
-                    pool.give(connection)
+                    pool.release(connection)
             if not isinstance(error, ServerBusy):
                 raise
             pause = tries.pause_after(error, may_repeat=may_begin_again())
         except LocalProtocolError:
             if connection is not None:
                 if connection.is_begun:
-                    pool.drop(connection)
+                    pool.discard(connection)
                 else:
-                    pool.give(connection)
+                    pool.release(connection)
             raise
         except ConnectionFailed as error:
             may_repeat, is_stale = may_begin_again(), False
             if connection is not None:
-                pool.drop(connection)
+                pool.discard(connection)
                 if connection.version == 1:
-                    pool.doubt_version()
+                    pool.forget_version()
                 if put is not None and connection.is_sent:
                     raise unanswered("put", put, error) from error
                 may_repeat = may_repeat and not connection.answered
@@ -264,27 +264,27 @@ def on_own(
             pause = tries.pause_after(error, may_repeat=may_repeat, is_stale=is_stale)
         except RequestTimeout as error:
             if connection is not None:
-                pool.drop(connection)
+                pool.discard(connection)
                 if put is not None and connection.is_sent:
                     raise unanswered("put", put, error) from error
             raise
         except BaseException:
             if connection is not None:
-                pool.drop(connection)
+                pool.discard(connection)
             raise
-        yield from rest(pool, pause)
+        yield from backoff(pool, pause)
 
 
-def insist(pool: Pool, ask: Ask, verb: str) -> Steps[None]:
+def require_version_2(pool: Pool, ask: PendingRequest, verb: str) -> Effects[None]:
     """Has a request answered that version 1 lacks: there may be another server now. Raises UnsupportedOperation."""
-    if pool.may_ask_again():
-        ask.renew()
+    if pool.may_renegotiate():
+        ask.reset()
         if (yield ask):
             return
-    raise lacking(pool, verb)
+    raise unsupported(pool, verb)
 
 
-def lacking(pool: Pool, verb: str) -> UnsupportedOperation:
+def unsupported(pool: Pool, verb: str) -> UnsupportedOperation:
     """The error for a verb that the server does not have."""
     return UnsupportedOperation(
         f"{pool.address}: no {verb}: the server speaks version 1 of the protocol, which hands out objects and no more"

@@ -3,14 +3,14 @@
 from collections import deque
 from collections.abc import Sequence
 
-from objmapper_client._ask import Ask, details
-from objmapper_client._connect import HungUp
-from objmapper_client._exchange import SHARED_MOST, Opening, Result, is_whole, opened, rest_of
-from objmapper_client._lines import pause_after, refusal, rest, shared_connection
-from objmapper_client._multiplex import NoRoom
+from objmapper_client._ask import PendingRequest, details
+from objmapper_client._connect import ClosedInHandshake
+from objmapper_client._exchange import MAX_SHARED, OpenRequest, Result, is_complete, opened, fetch_remainder
+from objmapper_client._lines import pause_after, refusal, backoff, shared_connection
+from objmapper_client._multiplex import PipelineFull
 from objmapper_client._pool import Pool
-from objmapper_client._retry import Tries
-from objmapper_client._steps import Steps
+from objmapper_client._retry import RetryState
+from objmapper_client._steps import Effects
 from objmapper_client.errors import ConnectionFailed, DescriptorLimit, ObjmapperError, ServerBusy
 from objmapper_client.object import MemoryFile, Object
 from objmapper_client.protocol import Mode
@@ -20,13 +20,13 @@ from objmapper_client.protocol_v2 import Operation
 _CONTENTS_AHEAD = 16
 
 
-def open_many(pool: Pool, uris: Sequence[str], mode: Mode) -> Steps[list[Result]]:
+def open_many(pool: Pool, uris: Sequence[str], mode: Mode) -> Effects[list[Result]]:
     """An object or an error for each URI, in their order. Whatever is raised, no object is left open."""
     if mode is Mode.FDPASS:
-        asks: list[Ask] = [Opening(Operation.FDPASS, uri) for uri in uris]
+        asks: list[PendingRequest] = [OpenRequest(Operation.FDPASS, uri) for uri in uris]
     else:
-        said = details(length=SHARED_MOST)
-        asks = [Ask(Operation.of(mode), uri).saying(said, most=SHARED_MOST) for uri in uris]
+        said = details(length=MAX_SHARED)
+        asks = [PendingRequest(Operation.of(mode), uri).with_parameters(said, most=MAX_SHARED) for uri in uris]
     results: list[Result | None] = [None] * len(asks)
     try:
         yield from _ask_all(pool, asks, mode, results)
@@ -47,29 +47,29 @@ def open_many(pool: Pool, uris: Sequence[str], mode: Mode) -> Steps[list[Result]
             pool.answered()
 
 
-def _one(pool: Pool, uri: str, mode: Mode) -> Steps[Result]:
+def _one(pool: Pool, uri: str, mode: Mode) -> Effects[Result]:
     try:
         return (yield from opened(pool, uri, mode))
     except ObjmapperError as error:
         return error
 
 
-def _ask_all(pool: Pool, asks: list[Ask], mode: Mode, results: list[Result | None]) -> Steps[None]:
+def _ask_all(pool: Pool, asks: list[PendingRequest], mode: Mode, results: list[Result | None]) -> Effects[None]:
     """Has all of them answered or failed, but for those that are not done where the server speaks version 1 only.
 
     It may do so from one connection to the next: those that were answered before that have their descriptors.
     """
     waiting = deque(enumerate(asks))
-    tries: dict[int, Tries] = {}
+    tries: dict[int, RetryState] = {}
     while waiting:
         try:
             shared = yield from shared_connection(pool)
-        except HungUp as error:
+        except ClosedInHandshake as error:
             at, ask = waiting[0]
             if not tries:
                 # A server of version 1 may do so: one is asked for, which tells.
                 waiting.popleft()
-                tries[at] = Tries(pool)
+                tries[at] = RetryState(pool)
                 results[at] = yield from _one(pool, ask.uri, mode)
                 continue
             for at, _ in waiting:
@@ -81,12 +81,12 @@ def _ask_all(pool: Pool, asks: list[Ask], mode: Mode, results: list[Result | Non
             return
         except (ConnectionFailed, ServerBusy) as error:
             at, ask = waiting[0]
-            pause = _pause(ask, error, tries.setdefault(at, Tries(pool)))
+            pause = _pause(ask, error, tries.setdefault(at, RetryState(pool)))
             if pause is None:
                 for at, _ in waiting:
                     results[at] = type(error)(*error.args)
                 return
-            yield from rest(pool, pause)
+            yield from backoff(pool, pause)
             continue
         if shared is None:
             return
@@ -112,42 +112,42 @@ def _ask_all(pool: Pool, asks: list[Ask], mode: Mode, results: list[Result | Non
                 if mode is not Mode.FDPASS:
                     results[at] = yield from _opened(pool, ask, mode)
                 continue
-            if isinstance(error_found, NoRoom):
-                ask.renew()
+            if isinstance(error_found, PipelineFull):
+                ask.reset()
                 waiting.append((at, ask))
                 continue
             assert isinstance(error_found, ObjmapperError)
             if isinstance(error_found, ConnectionFailed | ServerBusy):
-                pause = _pause(ask, error_found, tries.setdefault(at, Tries(pool)))
+                pause = _pause(ask, error_found, tries.setdefault(at, RetryState(pool)))
                 if pause is not None:
                     longest = max(longest, pause)
-                    ask.renew()
+                    ask.reset()
                     waiting.append((at, ask))
                     continue
             results[at] = error_found
-        yield from rest(pool, longest)
+        yield from backoff(pool, longest)
 
 
-def _pause(ask: Ask, error: ConnectionFailed | ServerBusy, tries: Tries) -> float | None:
+def _pause(ask: PendingRequest, error: ConnectionFailed | ServerBusy, tries: RetryState) -> float | None:
     try:
         return pause_after(ask, error, tries)
     except (ConnectionFailed, ServerBusy):
         return None
 
 
-def _opened(pool: Pool, ask: Ask, mode: Mode) -> Steps[Result]:
+def _opened(pool: Pool, ask: PendingRequest, mode: Mode) -> Effects[Result]:
     """The object that an answer brought, all of it."""
     try:
-        if isinstance(ask, Opening):
+        if isinstance(ask, OpenRequest):
             return ask.result()
         memory = MemoryFile()
         try:
             _, mtime, etag = ask.metadata[:3]
             length = len(ask.content)
-            if is_whole(ask, 0, None):
+            if is_complete(ask, 0, None):
                 memory.write(ask.content)
             else:
-                got = yield from rest_of(pool, ask, 0, memory.make_room)
+                got = yield from fetch_remainder(pool, ask, 0, memory.make_room)
                 if got is None:
                     memory.close()
                     return (yield from opened(pool, ask.uri, mode))

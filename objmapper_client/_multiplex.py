@@ -7,33 +7,33 @@ from collections import deque
 from contextlib import AbstractContextManager
 from typing import Any, NoReturn
 
-from objmapper_client._ask import NO_DETAILS, Ask, encode, tail_of
+from objmapper_client._ask import NO_DETAILS, PendingRequest, encode, encoded_tail
 from objmapper_client._owned import close_descriptor
 from objmapper_client._transport import (
-    AT_ONCE,
+    NONBLOCKING,
     CHUNK,
-    LOST,
+    TRUNCATED,
     NO_ANCILLARY,
     Ancillary,
     Connection,
-    broken,
-    ended,
-    lost,
+    io_error,
+    closed_error,
+    truncated_error,
     only_descriptor,
 )
 from objmapper_client.errors import ConnectionFailed, ObjmapperError, RemoteProtocolError
 from objmapper_client.protocol_v2 import CloseFrame, Operation, encode_with_tail
-from objmapper_client.protocol_v2_responses import ResponseHead, decode_usual
+from objmapper_client.protocol_v2_responses import ResponseHead, decode_common
 
 _FDPASS = Operation.FDPASS
 _LAST_ID = 0xFFFFFFFF
 
 
-class NoRoom(Exception):
+class PipelineFull(Exception):
     """The request cannot be sent on this connection; nothing was."""
 
 
-class Multiplex:
+class Multiplexer:
     """What is under way on a connection. How one waits, as a thread or as a task, is a subclass's concern.
 
     Where threads use it, they hold `lock`; methods that take it themselves say so.
@@ -44,25 +44,25 @@ class Multiplex:
         self.connection = connection
         self.limit = connection.max_pipeline
         #: Those whose answer has not begun.
-        self.under_way: dict[int, Ask] = {}
+        self.under_way: dict[int, PendingRequest] = {}
         self._operations: dict[int, Operation] = {}
         self._asked = self._operations.get
         self._next = connection.responses.next
         #: Requests under way that a descriptor may come for.
         self._due = 0
         #: Whose content is being received, and what has come of it.
-        self._receiving: Ask | None = None
+        self._receiving: PendingRequest | None = None
         self._pieces: list[bytes] = []
         #: Requests that are still to be sent, what is left of each, and which they are.
         self.outgoing: deque[bytes] = deque()
-        self._unsent: deque[Ask] = deque()
+        self._unsent: deque[PendingRequest] = deque()
         #: Whether the server has said that it reads no further requests.
         self.is_refusing = False
         #: No further requests are sent; it is closed when no request waits for an answer.
         self.is_closing = False
         self.is_closed = False
         self._timeout = timeout
-        self._tail = tail_of(timeout)
+        self._tail = encoded_tail(timeout)
         #: The id that was the last one when something last came.
         self._heard = 0
 
@@ -81,19 +81,19 @@ class Multiplex:
         """Whether a request waits for an answer."""
         return any(not ask.is_abandoned for ask in self.unanswered())
 
-    def unanswered(self) -> list[Ask]:
+    def unanswered(self) -> list[PendingRequest]:
         """Those whose answer is not whole, the oldest first."""
         first = [] if self._receiving is None else [self._receiving]
         return [*first, *self.under_way.values()]
 
-    def enter(self, ask: Ask, seconds: float) -> bytes:
+    def register(self, ask: PendingRequest, seconds: float) -> bytes:
         """Knows a request as under way. Returns its bytes, to be sent. Raises LocalProtocolError, NoRoom."""
         operations, connection = self._operations, self.connection
         if self.is_closing or len(operations) >= self.limit:
-            raise NoRoom
+            raise PipelineFull
         number = connection.last_id + 1
         if number in operations or number > _LAST_ID:
-            number = self._free_number(number)
+            number = self._free_id(number)
         operation = ask.operation
         if ask.details is NO_DETAILS and seconds == self._timeout:
             frame = encode_with_tail(number, operation, ask.uri, self._tail)
@@ -109,16 +109,16 @@ class Multiplex:
             self._due += 1
         return frame
 
-    def _free_number(self, number: int) -> int:
+    def _free_id(self, number: int) -> int:
         while number in self._operations or number > _LAST_ID:
             number = number + 1 if number < _LAST_ID else 1
         return number
 
-    def queue(self, ask: Ask, seconds: float) -> None:
+    def queue(self, ask: PendingRequest, seconds: float) -> None:
         """Enters a request, and has it sent by the next `flush`. Raises LocalProtocolError, NoRoom."""
-        self.leave_to_flush(ask, self.enter(ask, seconds))
+        self.leave_to_flush(ask, self.register(ask, seconds))
 
-    def leave_to_flush(self, ask: Ask, rest: bytes) -> None:
+    def leave_to_flush(self, ask: PendingRequest, rest: bytes) -> None:
         """Has the next `flush` send what is left of a request."""
         ask.is_unsent = True
         self._unsent.append(ask)
@@ -135,15 +135,15 @@ class Multiplex:
                 connection.take_now()
                 data, ancillary, flags, _ = connection.inbox[0]
             else:
-                data, ancillary, flags = connection.socket.recv(CHUNK, AT_ONCE), NO_ANCILLARY, 0
+                data, ancillary, flags = connection.socket.recv(CHUNK, NONBLOCKING), NO_ANCILLARY, 0
         except BlockingIOError:
             return
         except OSError as error:
-            self.woken(self.fail(broken(connection.address, error)))
+            self.on_finished(self.fail(io_error(connection.address, error)))
             return
-        self.woken(self.arrived(data, ancillary, flags))
+        self.on_finished(self.feed(data, ancillary, flags))
 
-    def woken(self, finished: list[Ask]) -> None:
+    def on_finished(self, finished: list[PendingRequest]) -> None:
         """Lets those go on that waited for these requests."""
         raise NotImplementedError
 
@@ -153,7 +153,7 @@ class Multiplex:
         while outgoing:
             data = outgoing[0] if len(outgoing) == 1 else b"".join(outgoing)
             try:
-                sent = self.connection.socket.send(data, AT_ONCE)
+                sent = self.connection.socket.send(data, NONBLOCKING)
             except BlockingIOError:
                 return False
             except (BrokenPipeError, ConnectionResetError):
@@ -162,7 +162,7 @@ class Multiplex:
                 outgoing.clear()
                 return True
             except OSError as error:
-                raise broken(self.connection.address, error) from error
+                raise io_error(self.connection.address, error) from error
             while outgoing and sent >= len(outgoing[0]):
                 sent -= len(outgoing[0])
                 self._unsent[0].is_unsent = False
@@ -172,14 +172,14 @@ class Multiplex:
                 outgoing[0] = outgoing[0][sent:]
         return True
 
-    def arrived_alone(self, ask: Ask, data: bytes, ancillary: Ancillary, flags: int) -> bool:
+    def feed_fast(self, ask: PendingRequest, data: bytes, ancillary: Ancillary, flags: int) -> bool:
         """Does as `arrived` for an answer that is nothing out of the ordinary, to the only request under way.
 
         Whether that is what came; else nothing was touched.
         """
-        if flags & LOST or self.is_closing or len(self.under_way) > 1 or self._receiving is not None:
+        if flags & TRUNCATED or self.is_closing or len(self.under_way) > 1 or self._receiving is not None:
             return False
-        found = decode_usual(data, ask.number)
+        found = decode_common(data, ask.number)
         if found is None or not self.connection.responses.is_empty:
             return False
         content_len, metadata, head_size = found
@@ -200,7 +200,7 @@ class Multiplex:
         ask.is_done = True
         return True
 
-    def arrived(self, data: bytes, ancillary: Ancillary, flags: int) -> list[Ask]:
+    def feed(self, data: bytes, ancillary: Ancillary, flags: int) -> list[PendingRequest]:
         """Takes in what one call brought. Returns the requests that are done; those that were abandoned are left out.
 
         What breaks the protocol closes the connection: it fails the requests that were answered in this very message,
@@ -208,12 +208,12 @@ class Multiplex:
         """
         connection = self.connection
         descriptors = connection.descriptors
-        finished: list[Ask] = []
+        finished: list[PendingRequest] = []
         is_lost = False
         self._heard = connection.last_id
         try:
-            if ancillary or flags & LOST:
-                _, is_lost = connection.keep()
+            if ancillary or flags & TRUNCATED:
+                _, is_lost = connection.take_back()
             else:
                 connection.inbox.clear()
             if not data:
@@ -238,25 +238,25 @@ class Multiplex:
                             ask._descriptor = descriptors[0]
                             descriptors.popleft()
                         elif is_lost:
-                            ask.failure = lost()
+                            ask.failure = truncated_error()
                         else:
-                            self._accuse(finished, ask)
+                            self._descriptor_mismatch(finished, ask)
                 elif content_len:
                     self._expect(ask, content_len)
-                    self._leave_line(number)
+                    self._retire_id(number)
                     continue
                 finished.append(ask)
                 ask.is_done = True
-                self._leave_line(number)
+                self._retire_id(number)
                 if connection.responses.is_empty:
                     break
             if descriptors and len(descriptors) > self._due:
-                self._accuse(finished)
+                self._descriptor_mismatch(finished)
         except RemoteProtocolError as error:
-            return self._blame(error, finished)
+            return self._fail_with(error, finished)
         if is_lost and self._due:
             # Which of the answers to come has lost its descriptor is not known.
-            finished += self._blame(lost(), [ask for ask in self.under_way.values() if ask.operation is _FDPASS])
+            finished += self._fail_with(truncated_error(), [ask for ask in self.under_way.values() if ask.operation is _FDPASS])
         for ask in finished:
             if ask.is_abandoned:
                 finished = self._drop_abandoned(finished)
@@ -265,7 +265,7 @@ class Multiplex:
             self.close()
         return finished
 
-    def _leave_line(self, number: int) -> None:
+    def _retire_id(self, number: int) -> None:
         del self._operations[number]
         del self.under_way[number]
 
@@ -274,7 +274,7 @@ class Multiplex:
             raise RemoteProtocolError(f"{self.connection.address}: the server confirmed a close that was not")
         self.is_closing = self.is_refusing = True
 
-    def _expect(self, ask: Ask, content_len: int) -> None:
+    def _expect(self, ask: PendingRequest, content_len: int) -> None:
         """What follows is this request's content."""
         ask.content_len = content_len
         self._receiving = ask
@@ -283,7 +283,7 @@ class Multiplex:
                 f"{self.connection.address}: the server sends {content_len} bytes, more than it was asked for"
             )
 
-    def _accuse(self, finished: list[Ask], wanting: Ask | None = None) -> NoReturn:
+    def _descriptor_mismatch(self, finished: list[PendingRequest], wanting: PendingRequest | None = None) -> NoReturn:
         """Raises the error for too many descriptors, or for one too few."""
         if wanting is not None:
             finished.append(wanting)
@@ -295,7 +295,7 @@ class Multiplex:
             f"{'one was' if due == 1 else f'{due} were'} due"
         )
 
-    def _take_content(self, finished: list[Ask]) -> bool:
+    def _take_content(self, finished: list[PendingRequest]) -> bool:
         """Whether the content that is being received is whole."""
         ask = self._receiving
         assert ask is not None
@@ -313,13 +313,13 @@ class Multiplex:
         finished.append(ask)
         return True
 
-    def _drop_abandoned(self, finished: list[Ask]) -> list[Ask]:
+    def _drop_abandoned(self, finished: list[PendingRequest]) -> list[PendingRequest]:
         for ask in finished:
             if ask.is_abandoned:
                 ask.drop()
         return [ask for ask in finished if not ask.is_abandoned]
 
-    def _blame(self, error: ObjmapperError, culprits: list[Ask]) -> list[Ask]:
+    def _fail_with(self, error: ObjmapperError, culprits: list[PendingRequest]) -> list[PendingRequest]:
         """Fails these requests, or the oldest, with the error, and all others with the connection."""
         for ask in culprits or self.unanswered()[:1]:
             ask.is_begun = True
@@ -328,7 +328,7 @@ class Multiplex:
             self.under_way[ask.number] = ask
         return self.fail(ConnectionFailed(f"{self.connection.address}: the connection was given up ({error})"))
 
-    def fail(self, error: ConnectionFailed | None) -> list[Ask]:
+    def fail(self, error: ConnectionFailed | None) -> list[PendingRequest]:
         """Closes the connection; without an error, because the server did. Returns the requests that failed with it."""
         # An exception out of a signal handler may have come in the midst of an answer: those that have theirs keep it.
         failed = [ask for ask in self.unanswered() if not ask.is_done]
@@ -342,41 +342,41 @@ class Multiplex:
         for ask in failed:
             if ask.failure is None:
                 # Each has an error of its own, for the sake of its traceback.
-                midway = ended(self.connection.address, midway=ask.is_begun)
+                midway = closed_error(self.connection.address, midway=ask.is_begun)
                 ask.failure = midway if error is None else type(error)(*error.args)
             close_descriptor(ask)
             ask.is_done = True
         return [ask for ask in failed if not ask.is_abandoned]
 
-    def retire(self) -> None:
+    def close_when_idle(self) -> None:
         """Sends no further requests, and closes the connection once no request waits for an answer. Takes the lock."""
         with self.lock:
             self.is_closing = True
             if not self.is_wanted:
                 self.close()
 
-    def give_up_full(self) -> bool:
+    def close_if_stuck(self) -> bool:
         """Closes the connection if it hangs and is full of abandoned requests: whether it was. Takes the lock.
 
         A connection that answers has room soon.
         """
         with self.lock:
-            is_useless = not self.has_room and not self.is_wanted and self.hangs()
+            is_useless = not self.has_room and not self.is_wanted and self.is_stuck()
             if is_useless:
                 self.close()
             return is_useless
 
-    def hangs(self) -> bool:
+    def is_stuck(self) -> bool:
         """Whether nothing has come since the oldest request was sent."""
         oldest = self.unanswered()
         return bool(oldest) and oldest[0].number > self._heard
 
-    def let_go(self, ask: Ask) -> None:
+    def abandon(self, ask: PendingRequest) -> None:
         """A request's caller wants no answer any more. Takes the lock."""
         with self.lock:
             ask.drop()
 
-    def doubt(self, ask: Ask) -> None:
+    def suspect_hang(self, ask: PendingRequest) -> None:
         """Sends no further requests where the server hangs: this one's time is up, and no later one was answered."""
         with self.lock:
             later = self.connection.last_id - ask.number
@@ -385,7 +385,7 @@ class Multiplex:
                 if not self.is_wanted:
                     self.close()
 
-    def lay_down(self) -> Connection | None:
+    def detach_if_idle(self) -> Connection | None:
         """Gives the connection away, unless a request waits for an answer. Takes the lock.
 
         Where an abandoned request's answer is still to come, what is given is closed.

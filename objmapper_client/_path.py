@@ -2,13 +2,13 @@
 
 #: Pieces under way: at first, and at least.
 FIRST_WINDOW = 10
-LEAST_WINDOW = 2
+MIN_WINDOW = 2
 #: Seconds. A silence is not shorter (Linux takes as much for TCP), a repair not earlier: schedulers are late, too.
-_LEAST_SILENCE = 0.2
-_LEAST_REPAIR = 0.01
+_MIN_IDLE_TIMEOUT = 0.2
+_MIN_RTO = 0.01
 
 
-class Path:
+class PathState:
     """One way. Round trips are measured and smoothed as in RFC 6298."""
 
     __slots__ = ("chunk", "cookie", "first_silence", "most", "round_trip", "variation", "window")
@@ -19,7 +19,7 @@ class Path:
         #: Seconds that the first answer is waited for.
         self.first_silence = first_silence
         #: Pieces that the receive buffer has room for.
-        self.most = max(LEAST_WINDOW, most)
+        self.most = max(MIN_WINDOW, most)
         self.window = min(FIRST_WINDOW, self.most)
         #: Seconds, smoothed; None before the first answer.
         self.round_trip: float | None = None
@@ -27,16 +27,16 @@ class Path:
         self.cookie = b""
 
     @property
-    def repair(self) -> float:
+    def rto(self) -> float:
         """Seconds after which a piece is missed, once others that were asked for with it have come."""
-        return max(_LEAST_REPAIR, (self.round_trip or 0.0) + 4 * self.variation)
+        return max(_MIN_RTO, (self.round_trip or 0.0) + 4 * self.variation)
 
     @property
-    def silence(self) -> float:
+    def idle_timeout(self) -> float:
         """Seconds after which nothing at all is a silence."""
-        return self.first_silence if self.round_trip is None else max(_LEAST_SILENCE, self.repair)
+        return self.first_silence if self.round_trip is None else max(_MIN_IDLE_TIMEOUT, self.rto)
 
-    def measured(self, seconds: float) -> None:
+    def add_rtt_sample(self, seconds: float) -> None:
         """Takes a round trip into account."""
         if self.round_trip is None:
             self.round_trip, self.variation = seconds, seconds / 2

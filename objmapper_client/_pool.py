@@ -11,20 +11,20 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, ClassVar, Protocol
 
-from objmapper_client._multiplex import Multiplex
-from objmapper_client._retry import Budget
+from objmapper_client._multiplex import Multiplexer
+from objmapper_client._retry import RetryBudget
 from objmapper_client._transport import Connection
 from objmapper_client.address import Address
 
 
-class Gate(Protocol):
+class Waiter(Protocol):
     """What a thread or task waits at until another opens it. Yielded, it resumes with whether that was in time."""
 
     def open(self) -> None:
         """Lets the one who waits go on. Can be called by any thread, and twice."""
 
 
-class Waiting(Protocol):
+class Runtime(Protocol):
     """What a pool needs to know of those who wait: threads, or tasks."""
 
     @property
@@ -32,11 +32,11 @@ class Waiting(Protocol):
         """The event loop that they wait in, if they do."""
         raise NotImplementedError
 
-    def gate(self) -> Gate:
+    def gate(self) -> Waiter:
         """What one waits at until another opens it."""
         raise NotImplementedError
 
-    def share(self, connection: Connection, timeout: float, note_room: Callable[[], None], lock: Any, /) -> Multiplex:
+    def share(self, connection: Connection, timeout: float, note_room: Callable[[], None], lock: Any, /) -> Multiplexer:
         """Has requests share a connection. `note_room` is to be called where the answer to an abandoned request came.
 
         `lock` is the pool's, for what threads share.
@@ -80,12 +80,12 @@ class Pool:
     """The connections of one process: after a fork the child starts with a new one and abandons the parent's."""
 
     #: The version that is spoken without being agreed on; None where the server is asked.
-    agreed: ClassVar[int | None] = None
+    fixed_version: ClassVar[int | None] = None
     #: Seconds for which a server that is not there is waited for.
     wait = 0.0
 
     def __init__(
-        self, address: Address, waiting: Waiting, *, most: int, attempts: int, timeout: float, connect_timeout: float
+        self, address: Address, waiting: Runtime, *, most: int, attempts: int, timeout: float, connect_timeout: float
     ) -> None:
         self.address = address
         self.waiting = waiting
@@ -93,24 +93,24 @@ class Pool:
         self.attempts = attempts
         self.timeout = timeout
         self.connect_timeout = connect_timeout
-        self.budget = Budget()
+        self.budget = RetryBudget()
         #: How many have been made in all.
         self.requests = 0
         # It knows its owner: the collector may close a stream, and so come here, while this thread has the lock, and
         # what an exception interrupted can be told and undone (see `recover`).
         self._lock = threading.RLock()
         #: What the server speaks: None where it has not been asked yet.
-        self.version = self.agreed
+        self.version = self.fixed_version
         self._ask_again_at = 0.0
         self._ask_at_least_at = 0.0
-        self.shared: Multiplex | None = None
+        self.shared: Multiplexer | None = None
         #: The claim of the one who makes the shared connection, by its id.
         self._connecting: int | None = None
         self._idle: list[Connection] = []
         #: The claims of connections for one caller alone, by id, with the connections that have been made.
         self._in_use: dict[int, weakref.ref[Connection] | None] = {}
-        self._wanting: deque[weakref.ref[Gate]] = deque()
-        self._wanting_shared: deque[weakref.ref[Gate]] = deque()
+        self._wanting: deque[weakref.ref[Waiter]] = deque()
+        self._wanting_shared: deque[weakref.ref[Waiter]] = deque()
         #: Whether a request waits for room on the shared connection, or until it has nothing to do.
         self.is_waited_for = False
         self._closed = False
@@ -120,7 +120,7 @@ class Pool:
         made = sum(1 for connection in self._in_use.values() if connection is not None)
         return (self.shared is not None) + len(self._idle) + made
 
-    def take_shared(self, claim: Claim, *, has_waited: bool = False) -> Multiplex | Gate | None:
+    def acquire_shared(self, claim: Claim, *, has_waited: bool = False) -> Multiplexer | Waiter | None:
         """The connection that requests share; a gate to wait at and then ask again; or None: the caller makes one.
 
         A caller that has not waited yet stands behind those who do.
@@ -134,7 +134,7 @@ class Pool:
                 may_pass = has_waited or not self._wanting_shared
                 if shared.has_room and may_pass and not (self.most == 1 and self._wanting):
                     return shared
-                if shared.give_up_full():
+                if shared.close_if_stuck():
                     shared = self.shared = None
             if shared is not None or self._connecting is not None or (self.most == 1 and self._in_use):
                 return self._queue(self._wanting_shared, is_first=has_waited)
@@ -147,10 +147,10 @@ class Pool:
             self._connecting = id(claim)
             return None
 
-    def put_shared(self, claim: Claim, connection: Connection) -> Multiplex | None:
+    def publish_shared(self, claim: Claim, connection: Connection) -> Multiplexer | None:
         """Answers `take_shared`: here is the connection. None where it speaks version 1, and cannot be shared."""
         with self._lock:
-            shared: Multiplex | None = None
+            shared: Multiplexer | None = None
             if connection.version == 2:
                 self.version = 2
                 shared = self._share(connection)
@@ -160,25 +160,25 @@ class Pool:
                 connection.close()
             else:
                 self._idle.append(connection)
-            self.release(claim)
+            self.release_claim(claim)
             return shared
 
-    def _share(self, connection: Connection) -> Multiplex:
+    def _share(self, connection: Connection) -> Multiplexer:
         return self.waiting.share(connection, self.timeout, self.note_room, self._lock)
 
-    def leave(self, shared: Multiplex | None) -> None:
+    def leave(self, shared: Multiplexer | None) -> None:
         """A request is done with the shared connection, which a pool that was closed meanwhile does not keep."""
         if self._closed and shared is not None:
-            shared.retire()
+            shared.close_when_idle()
 
-    def take_own(self, claim: Claim, *, has_waited: bool = False) -> Connection | Gate | None:
+    def acquire_exclusive(self, claim: Claim, *, has_waited: bool = False) -> Connection | Waiter | None:
         """A connection for the caller alone; a gate to wait at and then ask again; or None: the caller makes one."""
         with self._lock:
             if self.version == 1 and time.monotonic() >= self._ask_again_at:
-                self.doubt_version()
+                self.forget_version()
             connection = self._usable()
             if connection is None and self.most == 1 and self.shared is not None:
-                connection = self.shared.lay_down()
+                connection = self.shared.detach_if_idle()
                 if connection is None:
                     return self._queue(self._wanting, is_first=has_waited)
                 self.shared = None
@@ -194,7 +194,7 @@ class Pool:
             self._in_use[id(claim)] = None
             return None
 
-    def put_own(self, claim: Claim, connection: Connection) -> None:
+    def publish_exclusive(self, claim: Claim, connection: Connection) -> None:
         """Answers `take_own`: here is the connection."""
         with self._lock:
             self._book(claim, connection)
@@ -207,7 +207,7 @@ class Pool:
         """Whether a place is taken."""
         return id(claim) in self._in_use or self._connecting == id(claim)
 
-    def release(self, claim: Claim) -> None:
+    def release_claim(self, claim: Claim) -> None:
         """The place of a connection is free. Can be called twice."""
         with self._lock:
             if self._connecting == id(claim):
@@ -217,7 +217,7 @@ class Pool:
             if self._in_use.pop(id(claim), self) is not self:
                 self._open_next()
 
-    def give(self, connection: Connection) -> None:
+    def release(self, connection: Connection) -> None:
         """Takes a connection back, or closes it where it is of no more use."""
         claim = connection.claim
         # Not inside of `with`: CPython does not unlock after an exception right at a `try` there.
@@ -231,17 +231,17 @@ class Pool:
                     self._idle.append(connection)
                 # In this order: after an exception in between, `drop` releases it once more.
                 if claim is not None:
-                    self.release(claim)
+                    self.release_claim(claim)
                 connection.claim = None
         except BaseException:
             # Out of a signal handler. Streams end here, outside of what recovers after each verb.
             self.recover()
             # Another thread may have taken it since.
             if connection.claim is claim or connection.claim is None:
-                self.drop(connection)
+                self.discard(connection)
             raise
 
-    def drop(self, connection: Connection) -> None:
+    def discard(self, connection: Connection) -> None:
         """Closes a connection that was taken."""
         try:
             self._drop(connection)
@@ -258,10 +258,10 @@ class Pool:
                 self._idle.remove(connection)
             connection.close()
             if claim is not None:
-                self.release(claim)
+                self.release_claim(claim)
             connection.claim = None
 
-    def withdraw(self, gate: Gate) -> None:
+    def cancel_wait(self, gate: Waiter) -> None:
         """The caller waits no longer at this gate; where it was opened at that moment, the next one may go on."""
         with self._lock:
             for line in (self._wanting, self._wanting_shared):
@@ -306,7 +306,7 @@ class Pool:
         with self._lock:
             shared, self.shared = self.shared, None
         if shared is not None:
-            shared.retire()
+            shared.close_when_idle()
 
     def abandon(self) -> None:
         """Closes this process's copies of connections that are its parent's. No lock: its holder is not here."""
@@ -329,17 +329,17 @@ class Pool:
             with lock:
                 self._wake_all()
 
-    def believe_version_1(self, *, is_certain: bool) -> None:
+    def assume_version_1(self, *, is_certain: bool) -> None:
         """The server has said so, or it has answered in version 1 after it said nothing: for a while."""
         now = time.monotonic()
         self._ask_again_at = now + (_CERTAIN if is_certain else _GUESSED)
         self._ask_at_least_at = now + (_GUESSED if is_certain else 0)
         self.version = 1
 
-    def may_ask_again(self) -> bool:
+    def may_renegotiate(self) -> bool:
         """For a verb that version 1 lacks: whether the server is asked once more what it speaks. Then it is doubted."""
-        if self.version == 1 and self.agreed is None and time.monotonic() >= self._ask_at_least_at:
-            self.doubt_version()
+        if self.version == 1 and self.fixed_version is None and time.monotonic() >= self._ask_at_least_at:
+            self.forget_version()
         return self.version != 1
 
     def _usable(self) -> Connection | None:
@@ -353,14 +353,14 @@ class Pool:
             # The server closed it, or answered without a request. There may be another one now, which knows more.
             connection.close()
             if self.version == 1:
-                self.doubt_version()
+                self.forget_version()
         return None
 
-    def doubt_version(self) -> None:
+    def forget_version(self) -> None:
         """Perhaps there is another server now, that knows more."""
-        self.version = self.agreed
+        self.version = self.fixed_version
 
-    def _queue(self, line: deque["weakref.ref[Gate]"], *, is_first: bool = False) -> Gate:
+    def _queue(self, line: deque["weakref.ref[Waiter]"], *, is_first: bool = False) -> Waiter:
         gate = self.waiting.gate()
         each = weakref.ref(gate)
         if is_first:
@@ -381,7 +381,7 @@ class Pool:
         self._open(self._wanting, len(self._wanting))
         self._open(self._wanting_shared, len(self._wanting_shared))
 
-    def _open(self, line: deque["weakref.ref[Gate]"], count: int) -> None:
+    def _open(self, line: deque["weakref.ref[Waiter]"], count: int) -> None:
         while line and count:
             gate = line.popleft()()
             if gate is not None:

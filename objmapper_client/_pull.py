@@ -10,7 +10,7 @@ is always known which question a piece answers.
 
 import os
 
-from objmapper_client._path import LEAST_WINDOW, Path
+from objmapper_client._path import MIN_WINDOW, PathState
 from objmapper_client.datagrams import (
     MOST_PIECES,
     Data,
@@ -18,7 +18,7 @@ from objmapper_client.datagrams import (
     Pull,
     Retry,
     checksum_of_uri,
-    decode_answer,
+    decode_reply,
     encode_pull,
 )
 from objmapper_client.errors import RemoteProtocolError, RequestTimeout, UnsupportedMode, error_for
@@ -27,7 +27,7 @@ from objmapper_client.protocol import Status
 #: Larger objects are for a transport that the kernel looks after.
 MAX_OBJECT = 64 << 20
 #: Silences in a row that end a transfer.
-MOST_SILENCES = 5
+MAX_TIMEOUTS = 5
 #: A PULL that is lost, or comes twice, should not cost all that is under way: it asks for this part of the window, and
 #: the first, which does not know what there is, for so many bytes.
 _PART = 4
@@ -36,10 +36,10 @@ _FIRST = 128 << 10
 #: many are believed. Fewer may come of questions that were damaged on their way.
 _BELIEVED = 3
 #: RETRY in a row that are followed at once; a server that never has enough of them is met with silences.
-_MOST_RETRIES = 3
+_MAX_RETRIES = 3
 
 
-class Changed(Exception):
+class ObjectChanged(Exception):
     """The object is another than the one that the transfer began with."""
 
 
@@ -51,7 +51,7 @@ class Transfer:
     """
 
     def __init__(
-        self, path: Path, uri: str, offset: int = 0, length: int | None = None, version: int | None = None
+        self, path: PathState, uri: str, offset: int = 0, length: int | None = None, version: int | None = None
     ) -> None:
         self.uri = uri
         self.offset = offset
@@ -120,13 +120,13 @@ class Transfer:
 
     # What is to be sent.
 
-    def due(self, now: float) -> list[bytes]:
+    def poll_outgoing(self, now: float) -> list[bytes]:
         """The datagrams that are to be sent now. Raises RequestTimeout or ServerBusy after the last silence."""
         if self._quiet_since is None:
             self._quiet_since = now
-        self._look_for_losses(now)
-        self._look_for_silence(now)
-        pieces = self._choose()
+        self._detect_losses(now)
+        self._detect_timeout(now)
+        pieces = self._next_run()
         datagrams: list[bytes] = []
         while pieces:
             run = self._run_of(pieces)
@@ -138,66 +138,66 @@ class Transfer:
     def ask_again(self) -> None:
         """Forgets what is under way: it went nowhere."""
         self._quiet_since = None
-        self._miss_all()
+        self._mark_all_lost()
 
-    def next_look(self) -> float:
+    def next_timeout(self) -> float:
         """The time at which `due` has something to do even if nothing comes."""
         path, quiet_since = self._path, self._quiet_since or 0.0
-        at = quiet_since + path.silence * (1 << self._silences)
+        at = quiet_since + path.idle_timeout * (1 << self._silences)
         if path.round_trip is not None and not self._is_probed:
-            at = min(at, quiet_since + path.repair)
+            at = min(at, quiet_since + path.rto)
         oldest = next(iter(self._asked.values()), None)
         if oldest is not None and oldest <= self._newest_answered:
-            at = min(at, oldest + path.repair)
+            at = min(at, oldest + path.rto)
         return at
 
-    def _look_for_losses(self, now: float) -> None:
+    def _detect_losses(self, now: float) -> None:
         """Pieces that are overdue although what was asked for with them, or later, has come."""
         lost = False
         while self._asked:
             piece, asked = next(iter(self._asked.items()))
-            if asked > self._newest_answered or now < asked + self._path.repair:
+            if asked > self._newest_answered or now < asked + self._path.rto:
                 break
-            self._miss(piece)
+            self._mark_lost(piece)
             # One loss a round trip: what was lost together is one.
             lost = lost or asked > self._halved_at
         if lost:
             self._halve(now)
 
-    def _look_for_silence(self, now: float) -> None:
+    def _detect_timeout(self, now: float) -> None:
         assert self._quiet_since is not None
         path = self._path
-        if now >= self._quiet_since + path.silence * (1 << self._silences):
+        if now >= self._quiet_since + path.idle_timeout * (1 << self._silences):
             self._silences += 1
-            if self._silences >= MOST_SILENCES:
+            if self._silences >= MAX_TIMEOUTS:
                 if self._busy:
                     raise error_for(Status.UNAVAILABLE, self._busy, self.uri)
-                raise RequestTimeout(f"{self.uri}: no answer over UDP, after {MOST_SILENCES} tries")
+                raise RequestTimeout(f"{self.uri}: no answer over UDP, after {MAX_TIMEOUTS} tries")
             self._quiet_since = now
             self._is_probed = False
             self._retries = 0
-            self._miss_all()
+            self._mark_all_lost()
             self._halve(now)
-        elif path.round_trip is not None and not self._is_probed and now >= self._quiet_since + path.repair:
+        elif path.round_trip is not None and not self._is_probed and now >= self._quiet_since + path.rto:
             # A quicker try, which is no silence yet ("tail loss probe": RFC 8985).
             self._is_probed = True
-            for piece in list(self._asked)[: max(0, len(self._asked) - path.window) + LEAST_WINDOW]:
-                self._miss(piece)
+            for piece in list(self._asked)[: max(0, len(self._asked) - path.window) + MIN_WINDOW]:
+                self._mark_lost(piece)
 
     def _halve(self, now: float) -> None:
-        self._path.window = max(LEAST_WINDOW, self._path.window // 2)
+        self._path.window = max(MIN_WINDOW, self._path.window // 2)
         self._halved_at = now
         self._grown = 0
 
-    def _miss(self, piece: int) -> None:
+    def _mark_lost(self, piece: int) -> None:
         del self._asked[piece]
         self._again.append(piece)
 
-    def _miss_all(self) -> None:
+    def _mark_all_lost(self) -> None:
         self._again.extend(self._asked)
         self._asked.clear()
 
-    def _choose(self) -> list[int]:
+    def _next_run(self) -> list[int]:
         """The pieces to ask for, in order, as many as may be under way."""
         window = self._path.window
         free = window - len(self._asked)
@@ -244,9 +244,9 @@ class Transfer:
 
     # What came.
 
-    def received(self, datagram: bytes | memoryview, now: float) -> None:
+    def feed(self, datagram: bytes | memoryview, now: float) -> None:
         """Takes a datagram. Raises Changed, RemoteProtocolError, UnsupportedMode, or what the server answered."""
-        answer = decode_answer(datagram, self._seed)
+        answer = decode_reply(datagram, self._seed)
         if answer is None:
             return
         number = answer.request_id - self._first_id & 0xFFFFFFFF
@@ -256,27 +256,27 @@ class Transfer:
             case Data():
                 self._take(answer, number, now)
             case Retry(_, cookie):
-                self._show(cookie)
+                self._on_retry(cookie)
             case Error():
-                self._doubt(answer)
+                self._on_error(answer)
 
     def _take(self, data: Data, number: int, now: float) -> None:
         sent, is_first = self._sent[number], self.total is None
         if self.version is None:
             self.version = data.version
         elif self.version != data.version:
-            raise Changed
+            raise ObjectChanged
         if self.total is None:
             self._begin(data.total)
         elif self.total != data.total:
-            raise self._lie("gave one state of the object two sizes")
+            raise self._violation("gave one state of the object two sizes")
         self._newest_answered = max(self._newest_answered, sent)
         # What comes twice, or is of no use, is no progress: only that ends a silence.
         if self._put(data.offset - self.offset, data.payload, number) or is_first:
             self._quiet_since, self._silences, self._is_probed = now, 0, False
             self._retries, self._busy = 0, ""
             self._refused.clear()
-            self._path.measured(now - sent)
+            self._path.add_rtt_sample(now - sent)
 
     def _begin(self, total: int) -> None:
         if total > MAX_OBJECT and self._wanted != 0:
@@ -304,7 +304,7 @@ class Transfer:
             return False
         due = min(self._chunk, self.size - start)
         if len(payload) < due:
-            self._doubt_length(piece, len(payload), due, number)
+            self._on_short_piece(piece, len(payload), due, number)
             return False
         self._short.clear()
         if self._bringer is None:
@@ -325,7 +325,7 @@ class Transfer:
             self._grown = 0
         return True
 
-    def _doubt_length(self, piece: int, length: int, due: int, number: int) -> None:
+    def _on_short_piece(self, piece: int, length: int, due: int, number: int) -> None:
         """Meets a piece that is shorter than it should be.
 
         A server that believes us farther away than we do makes smaller pieces than we asked for: then we ask for those.
@@ -343,18 +343,18 @@ class Transfer:
             self._short.clear()
             self._divide()
         elif len(self._short) >= _BELIEVED:
-            raise self._lie(f"sent {length} bytes of a piece that has {due}")
+            raise self._violation(f"sent {length} bytes of a piece that has {due}")
         elif piece in self._asked:
-            self._miss(piece)
+            self._mark_lost(piece)
 
-    def _show(self, cookie: bytes) -> None:
-        if cookie == self._path.cookie or self._retries >= _MOST_RETRIES:
+    def _on_retry(self, cookie: bytes) -> None:
+        if cookie == self._path.cookie or self._retries >= _MAX_RETRIES:
             return
         self._retries += 1
         self._path.cookie = cookie
-        self._miss_all()
+        self._mark_all_lost()
 
-    def _doubt(self, error: Error) -> None:
+    def _on_error(self, error: Error) -> None:
         """An ERROR has no checksum, and may answer a damaged question: it is believed when others say the same."""
         if error.status == Status.UNAVAILABLE and self.total is not None:
             # Too much for it at this moment: the timers ask again, ever more slowly.
@@ -368,7 +368,7 @@ class Transfer:
         self._refused.add(error.request_id)
         if len(self._refused) >= (2 if self.total is None else _BELIEVED):
             raise error_for(error.status, error.message, self.uri)
-        self._miss_all()
+        self._mark_all_lost()
 
-    def _lie(self, what: str) -> RemoteProtocolError:
+    def _violation(self, what: str) -> RemoteProtocolError:
         return RemoteProtocolError(f"{self.uri}: the server {what}")

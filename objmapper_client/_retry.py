@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from objmapper_client._pool import Pool
 
 _FIRST_PAUSE = 0.01
-_LONGEST_PAUSE = 1.0
+_MAX_PAUSE = 1.0
 _SHARE = 0.1
 #: Seconds between two looks for a server that is waited for.
 _LOOK = 0.05
@@ -19,7 +19,7 @@ _FINAL = (errno.EACCES, errno.EPERM, errno.EINVAL)
 _SAVED = 10.0
 
 
-class Budget:
+class RetryBudget:
     """At most 10 % of a client's requests are repetitions in the long run, with a burst of ten.
 
     Without it clients multiply the load of a server that fails under load: with three tries, by three (Beyer et al.,
@@ -43,7 +43,7 @@ class Budget:
         return True
 
 
-class Tries:
+class RetryState:
     """The tries of one request."""
 
     __slots__ = ("_had_stale", "_made", "_pool", "_wait_until")
@@ -72,7 +72,7 @@ class Tries:
         # Imported here: it takes two milliseconds, and few programs ever get here.
         import random
 
-        return random.uniform(0, min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**self._made))  # noqa: S311 - jitter
+        return random.uniform(0, min(_MAX_PAUSE, _FIRST_PAUSE * 2**self._made))  # noqa: S311 - jitter
 
 
 def may_start(error: ConnectionFailed | ServerBusy) -> bool:

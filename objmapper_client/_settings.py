@@ -3,8 +3,8 @@
 import os
 
 from objmapper_client import _forks
-from objmapper_client._pool import Pool, Waiting
-from objmapper_client._verbs import verbs_for
+from objmapper_client._pool import Pool, Runtime
+from objmapper_client._verbs import operations_for
 from objmapper_client.address import Address, default_address, parse
 from objmapper_client.errors import LocalProtocolError, ObjmapperError
 from objmapper_client.object import Object
@@ -12,7 +12,7 @@ from objmapper_client.protocol import Mode
 
 CHUNK = 1 << 20
 #: Seconds: a week. What is meant to be for ever is a loop of the caller's.
-MOST_WAIT = 604_800.0
+MAX_WAIT = 604_800.0
 #: Entries of a page of a list.
 PAGE = 1000
 # Spelled here, where `list` is not yet the name of a verb.
@@ -20,7 +20,7 @@ Results = list[Object | ObjmapperError]
 
 
 #: Longer time limits count as this, in seconds (23 days): poll(2) knows none that is longer than 24.
-_LONGEST = 2_000_000.0
+_MAX_SECONDS = 2_000_000.0
 
 
 def _seconds(name: str, value: float) -> float:
@@ -30,7 +30,7 @@ def _seconds(name: str, value: float) -> float:
     return value
 
 
-class Settings:
+class ClientOptions:
     """The arguments of a client. It travels by them: a copy in another process makes connections of its own."""
 
     def __init__(
@@ -44,18 +44,18 @@ class Settings:
         mode: Mode | str | None = None,
         wait: float = 0.0,
     ) -> None:
-        _forks.watch()
+        _forks.install_hook()
         if max_connections < 1 or attempts < 1:
             raise ValueError("max_connections and attempts must be at least 1")
-        if not 0 <= wait <= MOST_WAIT:
-            raise ValueError(f"wait is 0 to {MOST_WAIT:.0f} seconds, not {wait}")
+        if not 0 <= wait <= MAX_WAIT:
+            raise ValueError(f"wait is 0 to {MAX_WAIT:.0f} seconds, not {wait}")
         self.address: Address = default_address() if address is None else parse(address)
         self.timeout = _seconds("timeout", timeout)
         self.connect_timeout = _seconds("connect_timeout", connect_timeout)
         self.max_connections = max_connections
         self.attempts = attempts
         self.wait = wait
-        self._verbs = verbs_for(self.address)
+        self._verbs = operations_for(self.address)
         self.mode: Mode = self._verbs.best_mode(self.address) if mode is None else Mode.of(mode)
 
     def __repr__(self) -> str:
@@ -76,14 +76,14 @@ class Settings:
         if chunk_size < 1:
             raise LocalProtocolError(f"a piece has at least 1 byte, not {chunk_size}")
 
-    def _make_pool(self, waiting: Waiting) -> Pool:
+    def _make_pool(self, waiting: Runtime) -> Pool:
         pool = self._verbs.make_pool(
             self.address,
             waiting,
             most=self.max_connections,
             attempts=self.attempts,
-            timeout=min(self.timeout, _LONGEST),
-            connect_timeout=min(self.connect_timeout, _LONGEST),
+            timeout=min(self.timeout, _MAX_SECONDS),
+            connect_timeout=min(self.connect_timeout, _MAX_SECONDS),
         )
         pool.wait = self.wait
         return pool

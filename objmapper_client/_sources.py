@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
-from objmapper_client._steps import Call, Pieces, Pull, Steps
+from objmapper_client._steps import RunBlocking, Pieces, NextChunk, Effects
 from objmapper_client.errors import LocalProtocolError
 
 #: Pieces of unknown length are kept in memory up to this, and beyond in a temporary file.
@@ -46,7 +46,7 @@ class Source:
         memory: memoryview | None = None,
         descriptor: int | None = None,
         offset: int = 0,
-        pull: Pull | None = None,
+        pull: NextChunk | None = None,
         to_close: IO[bytes] | None = None,
     ) -> None:
         self.length = length
@@ -69,7 +69,7 @@ class Source:
         return self.descriptor is not None and self.offset == 0 and os.fstat(self.descriptor).st_size == self.length
 
 
-def source_of(data: object, length: int | None) -> Steps[Source]:
+def open_source(data: object, length: int | None) -> Effects[Source]:
     """What `data` holds; of pieces without a length all are taken first, since the wire wants to know it beforehand.
 
     Raises LocalProtocolError where there are fewer or more bytes than `length`, OSError, TypeError.
@@ -77,7 +77,7 @@ def source_of(data: object, length: int | None) -> Steps[Source]:
     if length is not None and length < 0:
         raise LocalProtocolError(f"length must be >= 0, got {length}")
     if isinstance(data, str | os.PathLike):
-        file: IO[bytes] = yield Call(lambda: open(data, "rb", buffering=0))  # noqa: SIM115 - closed with the source
+        file: IO[bytes] = yield RunBlocking(lambda: open(data, "rb", buffering=0))  # noqa: SIM115 - closed with the source
         try:
             source = yield from _of_readable(file, length)
         except BaseException:
@@ -100,8 +100,8 @@ def source_of(data: object, length: int | None) -> Steps[Source]:
         pieces = map(piece_of, data)
     else:
         raise TypeError(f"data must be bytes, a path, a binary file or an iterable of bytes, got {_kind(data)}")
-    pull = Pull(pieces)
-    return Source(length, pull=pull) if length is not None else (yield from _gathered(pull))
+    pull = NextChunk(pieces)
+    return Source(length, pull=pull) if length is not None else (yield from _spool(pull))
 
 
 def _memory_of(data: object) -> memoryview | None:
@@ -180,21 +180,21 @@ def _of_file(file: Any, length: int | None) -> Source | None:
     return Source(_agreed(max(0, found.st_size - at), length), descriptor=descriptor, offset=at)
 
 
-def _of_readable(file: Any, length: int | None) -> Steps[Source]:
+def _of_readable(file: Any, length: int | None) -> Effects[Source]:
     if isinstance(file, io.TextIOBase):
         raise TypeError("a text file has no bytes: open it in binary mode")
     if hasattr(file, "readable") and not file.readable():
         raise LocalProtocolError("the file is not open for reading")
     if hasattr(file, "flush") and hasattr(file, "writable") and file.writable():
-        yield Call(file.flush)
+        yield RunBlocking(file.flush)
     source = _of_file(file, length)
     if source is not None:
         return source
     if type(file) is io.BytesIO:
         memory = file.getbuffer()[file.tell() :]
         return Source(_agreed(len(memory), length), memory=memory)
-    pull = Pull(_pieces(file), may_wait=True, descriptor=_awaited(file, may_end_early=length is not None))
-    return Source(length, pull=pull) if length is not None else (yield from _gathered(pull))
+    pull = NextChunk(_pieces(file), may_wait=True, descriptor=_awaited(file, may_end_early=length is not None))
+    return Source(length, pull=pull) if length is not None else (yield from _spool(pull))
 
 
 def _awaited(file: Any, *, may_end_early: bool) -> int:
@@ -221,14 +221,14 @@ async def _checked(pieces: AsyncIterable[object]) -> AsyncIterator[bytes | memor
         yield piece_of(piece)
 
 
-def _gathered(pull: Pull) -> Steps[Source]:
+def _spool(pull: NextChunk) -> Effects[Source]:
     spool = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115 - closed with the source
     try:
         length = 0
         while (piece := (yield pull)) is not None:
             length += spool.write(piece)
             if length > _IN_MEMORY:
-                yield Call(spool.flush)
+                yield RunBlocking(spool.flush)
         if length <= _IN_MEMORY:
             spool.seek(0)
             memory = memoryview(spool.read())

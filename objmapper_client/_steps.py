@@ -38,7 +38,7 @@ class Wait:
         self.poll: Any = None
 
 
-class Call:
+class RunBlocking:
     """A function that may wait for a disk: an event loop has it done by another thread."""
 
     __slots__ = ("function",)
@@ -50,7 +50,7 @@ class Call:
 Pieces = Iterator[bytes | memoryview] | AsyncIterator[bytes | memoryview]
 
 
-class Pull:
+class NextChunk:
     """The next piece of what a caller handed over, None at its end."""
 
     __slots__ = ("descriptor", "may_wait", "source")
@@ -63,7 +63,7 @@ class Pull:
         self.descriptor = descriptor
 
 
-class Progress:
+class ResetDeadline:
     """So much of a content has moved that the time limit begins anew, with so many seconds more."""
 
     __slots__ = ("seconds",)
@@ -72,7 +72,7 @@ class Progress:
         self.seconds = seconds
 
 
-class Tell:
+class Notify:
     """A callback of the caller's, called where the caller waits."""
 
     __slots__ = ("function",)
@@ -92,10 +92,10 @@ TIME_LEFT = TimeLeft()
 STRIDE = 1 << 20
 
 # Resumed with what the wish came to; an error of the wish is thrown in.
-Steps = Generator[object, Any, T]
+Effects = Generator[object, Any, T]
 
 
-def kept(steps: Steps[T], results: list[T]) -> Steps[T]:
+def collect_result(steps: Effects[T], results: list[T]) -> Effects[T]:
     """The same steps; what they return goes into `results`, and a last None is yielded.
 
     A StopIteration that carries the result refers to its own frame: where an exception comes in between, only the

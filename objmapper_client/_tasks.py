@@ -12,21 +12,21 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
-from objmapper_client._ask import Ask, Single, Verb
-from objmapper_client._lines import answered, known
+from objmapper_client._ask import PendingRequest, SimpleRequest, Verb
+from objmapper_client._lines import send_request, with_server_error
 from objmapper_client._lookup import look_up
-from objmapper_client._multiplex import Multiplex, NoRoom
+from objmapper_client._multiplex import Multiplexer, PipelineFull
 from objmapper_client._pool import Pool
-from objmapper_client._steps import Call, Progress, Pull, Steps, T, Tell, TimeLeft, Wait, kept
-from objmapper_client._transport import Connection, too_late
+from objmapper_client._steps import RunBlocking, ResetDeadline, NextChunk, Effects, T, Notify, TimeLeft, Wait, collect_result
+from objmapper_client._transport import Connection, timeout_error
 from objmapper_client.errors import ConnectionFailed, LocalProtocolError, ObjmapperError, RequestTimeout
 
 # Requests that are cancelled at once may fill a connection before the server gets to run: this long it has, in seconds.
-_PATIENCE = 1.0
+_HANG_TIMEOUT = 1.0
 running_loop = asyncio.get_running_loop
 
 
-class Gate:
+class AsyncioWaiter:
     """What a task waits at until another opens it."""
 
     __slots__ = ("__weakref__", "_future", "_is_open", "_loop")
@@ -62,40 +62,40 @@ async def run(pool: Pool, verb: Verb[T]) -> T:
     loop = asyncio.get_running_loop()
     deadline = loop.time() + pool.timeout
     try:
-        if not isinstance(verb, Single):
+        if not isinstance(verb, SimpleRequest):
             return await _run(loop, pool, verb, deadline)
-        if await _answer(loop, pool, verb, deadline, is_fresh=True):
+        if await _await_response(loop, pool, verb, deadline, is_fresh=True):
             return verb.result()
-        return await _run(loop, pool, verb.otherwise(pool), deadline)
+        return await _run(loop, pool, verb.fallback_v1(pool), deadline)
     except BaseException:
-        if isinstance(verb, Single):
+        if isinstance(verb, SimpleRequest):
             verb.discard()
         pool.recover()
         raise
 
 
-async def _run(loop: asyncio.AbstractEventLoop, pool: Pool, steps: Steps[T], deadline: float) -> T:
+async def _run(loop: asyncio.AbstractEventLoop, pool: Pool, steps: Effects[T], deadline: float) -> T:
     results: list[T] = []
-    steps = kept(steps, results)
+    steps = collect_result(steps, results)
     try:
         wish = next(steps)
         while wish is not None:
             try:
-                if isinstance(wish, Ask):
-                    came: Any = await _answer(loop, pool, wish, deadline)
-                elif isinstance(wish, Progress):
+                if isinstance(wish, PendingRequest):
+                    came: Any = await _await_response(loop, pool, wish, deadline)
+                elif isinstance(wish, ResetDeadline):
                     deadline = loop.time() + pool.timeout + wish.seconds
                     came = True
                 elif isinstance(wish, TimeLeft):
                     came = deadline - loop.time()
-                elif isinstance(wish, Pull | Call | Tell):
+                elif isinstance(wish, NextChunk | RunBlocking | Notify):
                     began = loop.time()
-                    came = await _grant(loop, wish, deadline)
+                    came = await _perform(loop, wish, deadline)
                     deadline += loop.time() - began
                 else:
-                    came = await _grant(loop, wish, deadline)
+                    came = await _perform(loop, wish, deadline)
             except BaseException as error:
-                if isinstance(wish, Ask):
+                if isinstance(wish, PendingRequest):
                     wish.discard()
                 wish = steps.throw(error)
             else:
@@ -105,8 +105,8 @@ async def _run(loop: asyncio.AbstractEventLoop, pool: Pool, steps: Steps[T], dea
         steps.close()
 
 
-async def _answer(
-    loop: asyncio.AbstractEventLoop, pool: Pool, ask: Ask, deadline: float, *, is_fresh: bool = False
+async def _await_response(
+    loop: asyncio.AbstractEventLoop, pool: Pool, ask: PendingRequest, deadline: float, *, is_fresh: bool = False
 ) -> bool:
     """Has a request answered: at once where nothing stands in the way, which is what is fast here.
 
@@ -114,43 +114,43 @@ async def _answer(
     """
     shared = pool.shared
     trouble: Exception | None = None
-    if isinstance(shared, TaskMultiplex) and not pool.is_waited_for:
+    if isinstance(shared, AsyncioMultiplexer) and not pool.is_waited_for:
         try:
             shared.start(ask, pool.timeout if is_fresh else deadline - loop.time(), deadline)
             await shared.wait(ask)
             if ask.status == 0:
                 pool.requests += 1
                 return True
-        except (NoRoom, ConnectionFailed) as error:
+        except (PipelineFull, ConnectionFailed) as error:
             trouble = error
         except RequestTimeout as error:
-            raise known(ask, error) from error
+            raise with_server_error(ask, error) from error
         finally:
             if pool.is_waited_for:
                 pool.answered()
-    return await _run(loop, pool, answered(pool, ask, trouble), deadline)
+    return await _run(loop, pool, send_request(pool, ask, trouble), deadline)
 
 
-async def _grant(loop: asyncio.AbstractEventLoop, wish: object, deadline: float) -> Any:
+async def _perform(loop: asyncio.AbstractEventLoop, wish: object, deadline: float) -> Any:
     match wish:
         case Wait():
             return await _wait(loop, wish, deadline)
-        case Gate():
+        case AsyncioWaiter():
             return await wish.wait(loop, deadline - loop.time())
         case list():
             return await _exchange_all(wish, deadline)
-        case Call():
+        case RunBlocking():
             return await _in_thread(loop, wish.function)
-        case Tell():
+        case Notify():
             return wish.function()
-        case Pull(source=AsyncIterator() as pieces):
+        case NextChunk(source=AsyncIterator() as pieces):
             return await anext(pieces, None)
-        case Pull(source=Iterator()):
-            return await _pull(loop, wish)
+        case NextChunk(source=Iterator()):
+            return await _next_chunk(loop, wish)
     raise AssertionError(wish)
 
 
-async def _pull(loop: asyncio.AbstractEventLoop, pull: Pull) -> Any:
+async def _next_chunk(loop: asyncio.AbstractEventLoop, pull: NextChunk) -> Any:
     """The next piece of an iterator. A file that may wait is read in a thread, or once it has something."""
     assert isinstance(pull.source, Iterator)
     if pull.may_wait and not (pull.descriptor >= 0 and await _has_come(loop, pull.descriptor)):
@@ -180,7 +180,7 @@ async def _has_come(loop: asyncio.AbstractEventLoop, descriptor: int) -> bool:
         os.close(own)
 
 
-class _Job:
+class _ThreadCall:
     """A function for another thread, which either has not begun or is waited for."""
 
     def __init__(self, function: Callable[[], object]) -> None:
@@ -204,7 +204,7 @@ class _Job:
 
 async def _in_thread(loop: asyncio.AbstractEventLoop, function: Callable[[], object]) -> object:
     """Has a thread do it. Where this is cancelled the thread is waited for: it uses what belongs to the caller."""
-    job = _Job(function)
+    job = _ThreadCall(function)
     future = loop.run_in_executor(None, job)
     try:
         return await asyncio.shield(future)
@@ -220,14 +220,14 @@ async def _in_thread(loop: asyncio.AbstractEventLoop, function: Callable[[], obj
         raise
 
 
-async def _exchange_all(asks: list[Ask], deadline: float) -> None:
+async def _exchange_all(asks: list[PendingRequest], deadline: float) -> None:
     """Sends requests of one connection ahead, and waits for all. Errors are left with those that they concern."""
-    multiplex: TaskMultiplex = asks[0].multiplex
+    multiplex: AsyncioMultiplexer = asks[0].multiplex
     left = deadline - asyncio.get_running_loop().time()
     for ask in asks:
         try:
             multiplex.start(ask, left, deadline)
-        except (NoRoom, LocalProtocolError) as error:
+        except (PipelineFull, LocalProtocolError) as error:
             ask.failure, ask.is_done = error, True
     for ask in asks:
         try:
@@ -281,16 +281,16 @@ def _resolve(future: "asyncio.Future[bool]", value: bool) -> None:
         future.set_result(value)
 
 
-class Tasks:
+class AsyncioRuntime:
     """What a pool of connections needs to know of those who wait."""
 
     def __init__(self) -> None:
         #: Nothing of the pool is of use in another one.
         self.loop: object = running_loop()
 
-    def gate(self) -> Gate:
+    def gate(self) -> AsyncioWaiter:
         """What one waits at until another opens it."""
-        return Gate()
+        return AsyncioWaiter()
 
     def share(
         self,
@@ -298,9 +298,9 @@ class Tasks:
         timeout: float,
         note_room: Callable[[], None],
         lock: Any,  # noqa: ARG002 - tasks of one loop need none
-    ) -> "TaskMultiplex":
+    ) -> "AsyncioMultiplexer":
         """Has requests share a connection. `note_room` is called where the answer to an abandoned request came."""
-        return TaskMultiplex(connection, timeout, note_room)
+        return AsyncioMultiplexer(connection, timeout, note_room)
 
     def is_readable(self, connection: Connection) -> bool:
         """Whether there is something to read at this moment."""
@@ -309,7 +309,7 @@ class Tasks:
         return bool(poll.poll(0))
 
 
-class TaskMultiplex(Multiplex):
+class AsyncioMultiplexer(Multiplexer):
     """A connection that tasks of one event loop share."""
 
     def __init__(self, connection: Connection, timeout: float, note_room: Callable[[], None]) -> None:
@@ -323,7 +323,7 @@ class TaskMultiplex(Multiplex):
         self._timer: asyncio.TimerHandle | None = None
         self._loop.add_reader(self._descriptor, self._read)
 
-    def start(self, ask: Ask, seconds: float, deadline: float) -> None:
+    def start(self, ask: PendingRequest, seconds: float, deadline: float) -> None:
         """Has a request sent at the end of this turn of the loop. Raises NoRoom, LocalProtocolError."""
         loop = self._loop
         if not ask.repeatable:
@@ -340,7 +340,7 @@ class TaskMultiplex(Multiplex):
                 timer.cancel()
             self._timer = loop.call_at(deadline, self._expire)
 
-    async def wait(self, ask: Ask) -> None:
+    async def wait(self, ask: PendingRequest) -> None:
         """Waits for the answer of a request that was started."""
         try:
             await ask.gate
@@ -375,7 +375,7 @@ class TaskMultiplex(Multiplex):
         if len(self.under_way) < before:
             self._note_room()
 
-    def woken(self, finished: list[Ask]) -> None:
+    def woken(self, finished: list[PendingRequest]) -> None:
         """Lets those go on that waited for these requests."""
         for ask in finished:
             if not ask.gate.done():
@@ -388,32 +388,32 @@ class TaskMultiplex(Multiplex):
         self._timer = None
         now = self._loop.time() + 1e-3
         soonest: float | None = None
-        late: Ask | None = None
+        late: PendingRequest | None = None
         for ask in self.unanswered():
             if ask.is_abandoned:
                 continue
             if ask.deadline <= now:
                 ask.is_abandoned = ask.is_late = True
-                ask.failure = too_late(self.connection.address)
+                ask.failure = timeout_error(self.connection.address)
                 _resolve(ask.gate, True)
                 late = ask
             elif soonest is None or ask.deadline < soonest:
                 soonest = ask.deadline
         if late is not None:
-            self.doubt(late)
+            self.suspect_hang(late)
         if soonest is not None and not self.is_closed:
             self._timer = self._loop.call_at(soonest, self._expire)
 
     def hangs(self) -> bool:
         """Whether nothing has come since the oldest request was sent, which is some time ago."""
-        if not super().hangs():
+        if not super().is_stuck():
             return False
         began = self.unanswered()[0].deadline - self._timeout
-        return self._loop.time() > began + min(_PATIENCE, self._timeout / 2)
+        return self._loop.time() > began + min(_HANG_TIMEOUT, self._timeout / 2)
 
     def lay_down(self) -> Connection | None:
         """Gives the connection away, if no request waits for an answer; closes it where one is still to come."""
-        connection = super().lay_down()
+        connection = super().detach_if_idle()
         if connection is not None and not self.is_closed:
             self._leave_loop()
         return connection

@@ -13,23 +13,23 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from objmapper_client._ask import Ask, Single, Verb
-from objmapper_client._lines import answered, known
+from objmapper_client._ask import PendingRequest, SimpleRequest, Verb
+from objmapper_client._lines import send_request, with_server_error
 from objmapper_client._lookup import look_up
-from objmapper_client._multiplex import Multiplex, NoRoom
+from objmapper_client._multiplex import Multiplexer, PipelineFull
 from objmapper_client._pool import Pool
-from objmapper_client._steps import Call, Progress, Pull, Steps, T, Tell, TimeLeft, Wait, kept
-from objmapper_client._transport import AT_ONCE, CHUNK, NO_ANCILLARY, Connection, broken, too_late
+from objmapper_client._steps import RunBlocking, ResetDeadline, NextChunk, Effects, T, Notify, TimeLeft, Wait, collect_result
+from objmapper_client._transport import NONBLOCKING, CHUNK, NO_ANCILLARY, Connection, io_error, timeout_error
 from objmapper_client.errors import ConnectionFailed, LocalProtocolError, ObjmapperError, RequestTimeout
 
 _now = time.monotonic
 # How much longer than it should a thread may sleep in the socket, whose own time limit is that of a whole request.
-_SLACK = 0.05
+_DEADLINE_SLACK = 0.05
 # How long a thread that has bytes to send waits for the socket before it looks what else has happened, in seconds.
-_TURN = 0.05
+_LOCK_POLL_INTERVAL = 0.05
 
 
-class Gate:
+class ThreadWaiter:
     """What one thread waits at until another opens it."""
 
     __slots__ = ("__weakref__", "_lock")
@@ -52,42 +52,42 @@ def run(pool: Pool, verb: Verb[T], deadline: float = 0) -> T:
     is_fresh = not deadline
     deadline = deadline or _now() + pool.timeout
     try:
-        if not isinstance(verb, Single):
+        if not isinstance(verb, SimpleRequest):
             return _run(pool, verb, deadline)
         # Where the server is known to have no connection that requests share, the way by it is a detour.
-        if pool.version != 1 and _answer(pool, verb, deadline, is_fresh=is_fresh):
+        if pool.version != 1 and _await_response(pool, verb, deadline, is_fresh=is_fresh):
             return verb.result()
-        return _run(pool, verb.otherwise(pool), deadline)
+        return _run(pool, verb.fallback_v1(pool), deadline)
     except BaseException:
         # An exception out of a signal handler may have come anywhere.
         pool.recover()
-        if isinstance(verb, Single):
+        if isinstance(verb, SimpleRequest):
             verb.discard()
         raise
 
 
-def _run(pool: Pool, steps: Steps[T], deadline: float) -> T:
+def _run(pool: Pool, steps: Effects[T], deadline: float) -> T:
     results: list[T] = []
-    steps = kept(steps, results)
+    steps = collect_result(steps, results)
     try:
         wish = next(steps)
         while wish is not None:
             try:
-                if isinstance(wish, Ask):
-                    came: Any = _answer(pool, wish, deadline)
-                elif isinstance(wish, Progress):
+                if isinstance(wish, PendingRequest):
+                    came: Any = _await_response(pool, wish, deadline)
+                elif isinstance(wish, ResetDeadline):
                     deadline = _now() + pool.timeout + wish.seconds
                     came = True
                 elif isinstance(wish, TimeLeft):
                     came = deadline - _now()
-                elif isinstance(wish, Pull | Call | Tell):
+                elif isinstance(wish, NextChunk | RunBlocking | Notify):
                     began = _now()
-                    came = _grant(wish, deadline)
+                    came = _perform(wish, deadline)
                     deadline += _now() - began
                 else:
-                    came = _grant(wish, deadline)
+                    came = _perform(wish, deadline)
             except BaseException as error:
-                if isinstance(wish, Ask):
+                if isinstance(wish, PendingRequest):
                     wish.discard()
                 wish = steps.throw(error)
             else:
@@ -97,51 +97,51 @@ def _run(pool: Pool, steps: Steps[T], deadline: float) -> T:
         steps.close()
 
 
-def _answer(pool: Pool, ask: Ask, deadline: float, *, is_fresh: bool = False) -> bool:
+def _await_response(pool: Pool, ask: PendingRequest, deadline: float, *, is_fresh: bool = False) -> bool:
     """Has a request answered: at once where nothing stands in the way, which is what is fast here.
 
     Where `is_fresh`, all of its time is left.
     """
     trouble: Exception | None = None
-    if not pool.is_waited_for and isinstance(shared := pool.shared, ThreadMultiplex):
+    if not pool.is_waited_for and isinstance(shared := pool.shared, ThreadMultiplexer):
         try:
             shared.exchange(ask, deadline, is_fresh)
             if ask.status == 0:
                 pool.requests += 1
                 return True
-        except (NoRoom, ConnectionFailed) as error:
+        except (PipelineFull, ConnectionFailed) as error:
             trouble = error
         except RequestTimeout as error:
-            raise known(ask, error) from error
+            raise with_server_error(ask, error) from error
         finally:
             if pool.is_waited_for:
                 pool.answered()
-    return _run(pool, answered(pool, ask, trouble), deadline)
+    return _run(pool, send_request(pool, ask, trouble), deadline)
 
 
-def _grant(wish: object, deadline: float) -> Any:
+def _perform(wish: object, deadline: float) -> Any:
     match wish:
         case Wait():
             return _wait(wish, deadline)
-        case Gate():
+        case ThreadWaiter():
             return wish.wait(deadline - _now())
         case list():
             return _exchange_all(wish, deadline)
-        case Call() | Tell():
+        case RunBlocking() | Notify():
             return wish.function()
-        case Pull(source=Iterator() as pieces):
+        case NextChunk(source=Iterator() as pieces):
             return next(pieces, None)
     raise TypeError(f"nobody here waits for {wish!r}: an async iterator is for AsyncClient")
 
 
-def _exchange_all(asks: list[Ask], deadline: float) -> None:
+def _exchange_all(asks: list[PendingRequest], deadline: float) -> None:
     """Sends requests of one connection ahead, and waits for all. Errors are left with those that they concern."""
-    multiplex: ThreadMultiplex = asks[0].multiplex
+    multiplex: ThreadMultiplexer = asks[0].multiplex
     multiplex.start(asks, deadline)
     for ask in asks:
         try:
             multiplex.wait(ask, deadline)
-        except (ObjmapperError, NoRoom) as error:
+        except (ObjmapperError, PipelineFull) as error:
             ask.failure = error
 
 
@@ -167,34 +167,34 @@ def _poll(wait: Wait) -> Any:
     return wait.poll
 
 
-class Threads:
+class ThreadRuntime:
     """What a pool of connections needs to know of those who wait."""
 
     loop = None
 
-    def gate(self) -> Gate:
+    def gate(self) -> ThreadWaiter:
         """What one waits at until another opens it."""
-        return Gate()
+        return ThreadWaiter()
 
-    def share(self, connection: Connection, timeout: float, _: Callable[[], None], lock: Any) -> "ThreadMultiplex":
+    def share(self, connection: Connection, timeout: float, _: Callable[[], None], lock: Any) -> "ThreadMultiplexer":
         """Has requests share a connection. The thread that reads tells the pool itself."""
-        return ThreadMultiplex(connection, timeout, lock)
+        return ThreadMultiplexer(connection, timeout, lock)
 
     def is_readable(self, connection: Connection) -> bool:
         """Whether there is something to read at this moment."""
         return bool(_poll(connection.readable).poll(0))
 
 
-class ThreadMultiplex(Multiplex):
+class ThreadMultiplexer(Multiplexer):
     """A connection that threads share. An exception out of a signal handler may come between any two steps."""
 
     def __init__(self, connection: Connection, timeout: float, lock: Any) -> None:
         super().__init__(connection, lock, timeout)
         self._owned_lock = lock
-        self._patience = timeout - _SLACK
-        self._reader: Ask | None = None
+        self._patience = timeout - _DEADLINE_SLACK
+        self._reader: PendingRequest | None = None
         #: Those who wait while another reads, the longest first.
-        self._followers: dict[Ask, Gate] = {}
+        self._followers: dict[PendingRequest, ThreadWaiter] = {}
         self._send = connection.socket.send
         self._recv = connection.socket.recv
         self._is_unix = connection.is_unix
@@ -210,7 +210,7 @@ class ThreadMultiplex(Multiplex):
         seconds = max(self._timeout, 1e-3)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", int(seconds), int(seconds % 1 * 1e6)))
 
-    def exchange(self, ask: Ask, deadline: float, is_fresh: bool = False) -> None:
+    def exchange(self, ask: PendingRequest, deadline: float, is_fresh: bool = False) -> None:
         """Sends a request and waits for its answer.
 
         Raises NoRoom, LocalProtocolError, ConnectionFailed, RequestTimeout, RemoteProtocolError, DescriptorLimit.
@@ -230,12 +230,12 @@ class ThreadMultiplex(Multiplex):
                         self.queue(ask, seconds)
                         frame = b""
                     else:
-                        frame = self.enter(ask, seconds)
+                        frame = self.register(ask, seconds)
                     is_reader = self._reader is None
                     if is_reader:
                         self._reader = ask
                     try:
-                        sent = self._send(frame, AT_ONCE) if frame else -1
+                        sent = self._send(frame, NONBLOCKING) if frame else -1
                     except OSError:
                         # The next send meets this error again and tells it apart.
                         sent = 0
@@ -247,7 +247,7 @@ class ThreadMultiplex(Multiplex):
                             self.leave_to_flush(ask, frame[sent:])
                         self._send_queued()
                         must_look = True
-                except (NoRoom, LocalProtocolError):
+                except (PipelineFull, LocalProtocolError):
                     raise
                 except BaseException:
                     self._interrupted()
@@ -256,7 +256,7 @@ class ThreadMultiplex(Multiplex):
                 self._read(ask, deadline, must_look)
             else:
                 self._wait(ask, deadline)
-        except (NoRoom, LocalProtocolError):
+        except (PipelineFull, LocalProtocolError):
             raise
         except BaseException as error:
             self._abandon(ask, error)
@@ -264,7 +264,7 @@ class ThreadMultiplex(Multiplex):
         if ask.failure is not None:
             raise ask.failure
 
-    def start(self, asks: list[Ask], deadline: float) -> None:
+    def start(self, asks: list[PendingRequest], deadline: float) -> None:
         """Sends requests, or has them sent by those who wait for answers. What cannot be sent is failed."""
         left = deadline - _now()
         with self.lock:
@@ -274,14 +274,14 @@ class ThreadMultiplex(Multiplex):
                 for ask in asks:
                     try:
                         self.queue(ask, left)
-                    except (NoRoom, LocalProtocolError) as error:
+                    except (PipelineFull, LocalProtocolError) as error:
                         ask.failure, ask.is_done = error, True
                 self._send_queued()
             except BaseException:
                 self._interrupted()
                 raise
 
-    def wait(self, ask: Ask, deadline: float) -> None:
+    def wait(self, ask: PendingRequest, deadline: float) -> None:
         """Waits for the answer of a request that was started."""
         try:
             self._wait(ask, deadline)
@@ -304,22 +304,22 @@ class ThreadMultiplex(Multiplex):
             # Those that had their answer already, and were not woken up.
             self.woken([ask for ask in self._followers if ask.is_done])
 
-    def _abandon(self, ask: Ask, error: BaseException) -> None:
+    def _abandon(self, ask: PendingRequest, error: BaseException) -> None:
         with self.lock:
             if self._has_lock_left():
                 self._interrupted()
             ask.is_late = isinstance(error, RequestTimeout)
             self.let_go(ask)
             if ask.is_late:
-                self.doubt(ask)
+                self.suspect_hang(ask)
 
-    def let_go(self, ask: Ask) -> None:
+    def let_go(self, ask: PendingRequest) -> None:
         """A request's caller wants no answer any more. Takes the lock."""
         with self.lock:
             # A reader that was interrupted may have lost bytes that it had received: over TCP nothing else keeps them.
             if self._reader is ask and (self.connection.inbox or not (self._is_unix or ask.is_late)):
                 self._interrupted()
-            self._leave(ask)
+            self._leave_readers(ask)
             ask.drop()
 
     def _has_lock_left(self) -> bool:
@@ -330,7 +330,7 @@ class ThreadMultiplex(Multiplex):
         finally:
             self._owned_lock.acquire()
 
-    def _wait(self, ask: Ask, deadline: float) -> None:
+    def _wait(self, ask: PendingRequest, deadline: float) -> None:
         """Waits while another reads, or does the reading."""
         while not ask.is_done:
             if self.outgoing and self._reader is not None:
@@ -344,18 +344,18 @@ class ThreadMultiplex(Multiplex):
                 elif self.outgoing:
                     continue
                 else:
-                    gate = self._followers[ask] = Gate()
+                    gate = self._followers[ask] = ThreadWaiter()
             if gate is None:
                 self._read(ask, deadline, must_look=True)
             elif not gate.wait(deadline - _now()) and not ask.is_done:
-                raise too_late(self.connection.address)
+                raise timeout_error(self.connection.address)
 
-    def _write(self, ask: Ask, deadline: float) -> None:
+    def _write(self, ask: PendingRequest, deadline: float) -> None:
         """Sends what is queued, while the reader sleeps and waits for answers only."""
         while self.outgoing and self._reader is not None and not ask.is_done:
             left = deadline - _now()
             if left <= 0:
-                raise too_late(self.connection.address)
+                raise timeout_error(self.connection.address)
             poll = select.poll()
             try:
                 poll.register(self.connection.socket, select.POLLOUT)
@@ -363,7 +363,7 @@ class ThreadMultiplex(Multiplex):
                 # It was closed at this moment.
                 return
             # Not longer: the reader may get this answer too, or leave the reading to this one.
-            if poll.poll(min(left, _TURN) * 1000 + 1):
+            if poll.poll(min(left, _LOCK_POLL_INTERVAL) * 1000 + 1):
                 with self.lock:
                     try:
                         if self.outgoing:
@@ -372,7 +372,7 @@ class ThreadMultiplex(Multiplex):
                         self._interrupted()
                         raise
 
-    def _read(self, ask: Ask, deadline: float, must_look: bool) -> None:
+    def _read(self, ask: PendingRequest, deadline: float, must_look: bool) -> None:
         """Reads until this request has its answer, then leaves the reading to another."""
         ancillary, flags, inbox = NO_ANCILLARY, 0, self.connection.inbox
         while not ask.is_done:
@@ -392,13 +392,13 @@ class ThreadMultiplex(Multiplex):
             except OSError as error:
                 with self.lock:
                     if not self.is_closed:
-                        self.woken(self.fail(broken(self.connection.address, error)))
-                    self._leave(ask)
+                        self.woken(self.fail(io_error(self.connection.address, error)))
+                    self._leave_readers(ask)
                 return
             with self.lock:
                 try:
-                    if not self.arrived_alone(ask, data, ancillary, flags):
-                        self.woken(self.arrived(data, ancillary, flags))
+                    if not self.feed_fast(ask, data, ancillary, flags):
+                        self.woken(self.feed(data, ancillary, flags))
                     if ask.is_done:
                         self._reader = None
                         if self._followers:
@@ -413,7 +413,7 @@ class ThreadMultiplex(Multiplex):
         """Waits until there is something to read, and sends what is left to be sent. Whether there is."""
         left = deadline - _now()
         if left <= 0:
-            raise too_late(self.connection.address)
+            raise timeout_error(self.connection.address)
         poll = select.poll()
         try:
             poll.register(self.connection.socket, select.POLLIN | (select.POLLOUT if self.outgoing else 0))
@@ -431,7 +431,7 @@ class ThreadMultiplex(Multiplex):
                     raise
         return bool(events & ~select.POLLOUT)
 
-    def _leave(self, ask: Ask) -> None:
+    def _leave_readers(self, ask: PendingRequest) -> None:
         """The caller waits no longer; where the reading was left to it, it goes to the next."""
         if self._reader is ask:
             self._reader = None
@@ -444,7 +444,7 @@ class ThreadMultiplex(Multiplex):
             ask = next(iter(self._followers))
             self._followers.pop(ask).open()
 
-    def woken(self, finished: list[Ask]) -> None:
+    def woken(self, finished: list[PendingRequest]) -> None:
         """Lets those go on that waited for these requests."""
         for ask in finished:
             gate = self._followers.pop(ask, None)

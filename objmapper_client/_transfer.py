@@ -2,9 +2,9 @@
 
 from objmapper_client import _transport
 from objmapper_client._ask import NO_DETAILS, Details, encode
-from objmapper_client._lines import on_own
+from objmapper_client._lines import with_exclusive
 from objmapper_client._pool import Pool
-from objmapper_client._steps import TIME_LEFT, Steps
+from objmapper_client._steps import TIME_LEFT, Effects
 from objmapper_client._transport import CHUNK, Connection
 from objmapper_client.errors import ConnectionFailed, RemoteProtocolError, RequestTimeout, error_for
 from objmapper_client.protocol import ContentReply, DescriptorReply, ErrorReply, Mode, encode_request
@@ -15,7 +15,7 @@ from objmapper_client.protocol_v2_responses import NO_METADATA, Metadata, Respon
 _WORTH_DROPPING = 1 << 18
 
 
-class Begun:
+class Download:
     """An answer that has begun: a descriptor, which the connection has, or the length of a content that follows there.
 
     `length` are the bytes that were asked for and are there, `left` those of them still to come, `size` is the
@@ -43,15 +43,15 @@ class Begun:
         self.behind = rest - self.length
 
 
-def begin(pool: Pool, operation: Operation, uri: str, asked: Details = NO_DETAILS) -> Steps[Begun]:
+def begin(pool: Pool, operation: Operation, uri: str, asked: Details = NO_DETAILS) -> Effects[Download]:
     """Asks for an object on a connection of its own, and waits for the head of the answer.
 
     Raises what the server answered. The connection stays with what has begun: see `finish` and `give_up`.
     """
-    return (yield from on_own(pool, lambda connection: _begin(pool, connection, operation, uri, asked)))
+    return (yield from with_exclusive(pool, lambda connection: _begin(pool, connection, operation, uri, asked)))
 
 
-def _begin(pool: Pool, connection: Connection, operation: Operation, uri: str, asked: Details) -> Steps[Begun]:
+def _begin(pool: Pool, connection: Connection, operation: Operation, uri: str, asked: Details) -> Effects[Download]:
     if connection.version == 1:
         return (yield from _begin_v1(pool, connection, operation, uri, asked))
     left: float = yield TIME_LEFT
@@ -60,26 +60,26 @@ def _begin(pool: Pool, connection: Connection, operation: Operation, uri: str, a
     head = yield from head_of(connection, number, operation, uri)
     if operation is Operation.FDPASS:
         _transport.check_descriptor(connection)
-        return Begun(connection, 0, head.metadata, asked)
+        return Download(connection, 0, head.metadata, asked)
     offset, most = asked[:2] if asked else (None, None)
     size = head.metadata.size
     if most is not None and head.content_len > most:
         raise RemoteProtocolError(
             f"{connection.address}: the server sends {head.content_len} bytes, more than it was asked for"
         )
-    if size is not None and head.content_len != (due := within(size, offset or 0, most)):
+    if size is not None and head.content_len != (due := range_length(size, offset or 0, most)):
         what = "of" if head.content_len < due else "bytes, more than"
         raise RemoteProtocolError(f"{uri}: the server sends {head.content_len} {what} the {due} bytes that it has")
-    return Begun(connection, head.content_len, head.metadata, asked)
+    return Download(connection, head.content_len, head.metadata, asked)
 
 
-def within(size: int, offset: int, length: int | None) -> int:
+def range_length(size: int, offset: int, length: int | None) -> int:
     """How many bytes of an object a range has."""
     there = max(0, size - offset)
     return there if length is None else min(there, length)
 
 
-def head_of(connection: Connection, number: int, operation: Operation, uri: str) -> Steps[ResponseHead]:
+def head_of(connection: Connection, number: int, operation: Operation, uri: str) -> Effects[ResponseHead]:
     """The head of the answer to the only request on a connection. Raises what the server answered."""
     while (head := next_head(connection, number, operation, uri)) is None:
         connection.responses.feed((yield from _transport.receive(connection)))
@@ -105,7 +105,7 @@ def next_head(
     return None
 
 
-def _begin_v1(pool: Pool, connection: Connection, operation: Operation, uri: str, asked: Details) -> Steps[Begun]:
+def _begin_v1(pool: Pool, connection: Connection, operation: Operation, uri: str, asked: Details) -> Effects[Download]:
     mode = Mode(operation.value)
     yield from _transport.send(connection, encode_request(mode, uri))
     decoder = connection.replies
@@ -113,27 +113,27 @@ def _begin_v1(pool: Pool, connection: Connection, operation: Operation, uri: str
         decoder.feed((yield from _transport.receive(connection)))
     if pool.version is None and not isinstance(reply, ErrorReply):
         # The server hung up on a hello, and answers this.
-        pool.believe_version_1(is_certain=False)
+        pool.assume_version_1(is_certain=False)
     match reply:
         case DescriptorReply():
             if not decoder.is_empty:
                 raise RemoteProtocolError(f"{connection.address}: the server sent more than it was asked for")
             _transport.check_descriptor(connection)
-            return Begun(connection, 0, NO_METADATA, NO_DETAILS)
+            return Download(connection, 0, NO_METADATA, NO_DETAILS)
         case ContentReply(length):
             _transport.refuse_descriptors(connection)
-            return Begun(connection, length, NO_METADATA, asked)
+            return Download(connection, length, NO_METADATA, asked)
         case ErrorReply(status, message):
             _transport.refuse_descriptors(connection)
             raise error_for(status, message, uri)
 
 
-def next_chunk(_: Pool, begun: Begun, most: int) -> Steps[bytes]:
+def next_chunk(_: Pool, begun: Download, most: int) -> Effects[bytes]:
     """The next 1 to `most` bytes of a content; nothing at its end."""
     return (yield from _next(begun, most))
 
 
-def _next(begun: Begun, most: int) -> Steps[bytes]:
+def _next(begun: Download, most: int) -> Effects[bytes]:
     while begun.before:
         begun.before -= len((yield from _some(begun.connection, min(begun.before, CHUNK))))
     if begun.left == 0:
@@ -143,7 +143,7 @@ def _next(begun: Begun, most: int) -> Steps[bytes]:
     return chunk
 
 
-def _some(connection: Connection, most: int) -> Steps[bytes]:
+def _some(connection: Connection, most: int) -> Effects[bytes]:
     decoder = connection.replies if connection.version == 1 else connection.responses
     chunk = decoder.take_content(most)
     if not chunk:
@@ -152,7 +152,7 @@ def _some(connection: Connection, most: int) -> Steps[bytes]:
     return chunk
 
 
-def fill(begun: Begun, buffer: memoryview) -> Steps[None]:
+def fill(begun: Download, buffer: memoryview) -> Effects[None]:
     """The whole content, into `buffer`, which must have its length."""
     connection, at = begun.connection, 0
     decoder = connection.replies if connection.version == 1 else connection.responses
@@ -168,31 +168,31 @@ def fill(begun: Begun, buffer: memoryview) -> Steps[None]:
             begun.left -= length
 
 
-def finish(pool: Pool, begun: Begun) -> Steps[None]:
+def finish(pool: Pool, begun: Download) -> Effects[None]:
     """Gives the connection back. What is left of the content is dropped if it is little, and else the connection is."""
     behind = begun.before + begun.left + begun.behind
     if behind > _WORTH_DROPPING:
-        pool.drop(begun.connection)
+        pool.discard(begun.connection)
         return
     try:
         while behind:
             behind -= len((yield from _some(begun.connection, min(behind, CHUNK))))
     except (ConnectionFailed, RequestTimeout):
         # The caller did not want these bytes.
-        pool.drop(begun.connection)
+        pool.discard(begun.connection)
         return
     except BaseException:
-        pool.drop(begun.connection)
+        pool.discard(begun.connection)
         raise
     try:
-        nothing_behind(begun.connection)
+        expect_end(begun.connection)
     except BaseException:
-        pool.drop(begun.connection)
+        pool.discard(begun.connection)
         raise
-    pool.give(begun.connection)
+    pool.release(begun.connection)
 
 
-def leave(pool: Pool, begun: Begun) -> None:
+def leave(pool: Pool, begun: Download) -> None:
     """Gives the connection back where the rest of the content has come already, and else drops it. It never waits."""
     connection = begun.connection
     behind = begun.before + begun.left + begun.behind
@@ -204,18 +204,18 @@ def leave(pool: Pool, begun: Begun) -> None:
                 # No more than the rest of the content: what is behind it is for the decoder.
                 came = _transport.receive_now(connection, behind)
             if not came:
-                pool.drop(connection)
+                pool.discard(connection)
                 return
             behind -= len(came)
         _transport.refuse_descriptors(connection)
-        nothing_behind(connection)
+        expect_end(connection)
     except BaseException:
-        pool.drop(connection)
+        pool.discard(connection)
         raise
-    pool.give(connection)
+    pool.release(connection)
 
 
-def nothing_behind(connection: Connection) -> None:
+def expect_end(connection: Connection) -> None:
     """Raises RemoteProtocolError where the server sent more than it was asked for."""
     if connection.version == 1:
         is_more = not connection.replies.is_empty
@@ -227,6 +227,6 @@ def nothing_behind(connection: Connection) -> None:
         raise RemoteProtocolError(f"{connection.address}: the server sent more content than it promised")
 
 
-def give_up(pool: Pool, begun: Begun) -> None:
+def abort(pool: Pool, begun: Download) -> None:
     """Has the connection closed, whatever is still to come."""
-    pool.drop(begun.connection)
+    pool.discard(begun.connection)

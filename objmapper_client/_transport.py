@@ -8,20 +8,20 @@ from itertools import repeat, starmap
 from typing import Any
 
 from objmapper_client._owned import close_taken, take_in
-from objmapper_client._steps import STRIDE, Progress, Steps, Wait
+from objmapper_client._steps import STRIDE, ResetDeadline, Effects, Wait
 from objmapper_client.address import Address, UnixAddress
 from objmapper_client.errors import ConnectionFailed, DescriptorLimit, RemoteProtocolError, RequestTimeout
 from objmapper_client.protocol import ReplyDecoder
 from objmapper_client.protocol_v2_responses import ResponseDecoder
 
 # The kernel passes at most 253 descriptors in a message: what was not asked for must be received to be closed.
-MOST_DESCRIPTORS = 253
+MAX_DESCRIPTORS = 253
 # As plain numbers: an operation on enumerated flags costs more than the system call that they are for.
 CLOEXEC = int(getattr(socket, "MSG_CMSG_CLOEXEC", 0))
-AT_ONCE = int(getattr(socket, "MSG_NOSIGNAL", 0)) | int(getattr(socket, "MSG_DONTWAIT", 0))
-LOST = int(getattr(socket, "MSG_CTRUNC", 0))
+NONBLOCKING = int(getattr(socket, "MSG_NOSIGNAL", 0)) | int(getattr(socket, "MSG_DONTWAIT", 0))
+TRUNCATED = int(getattr(socket, "MSG_CTRUNC", 0))
 _SOCKET, _RIGHTS = int(socket.SOL_SOCKET), int(getattr(socket, "SCM_RIGHTS", -1))
-CONTROL = socket.CMSG_SPACE(MOST_DESCRIPTORS * array.array("i").itemsize) if hasattr(socket, "CMSG_SPACE") else 0
+CONTROL = socket.CMSG_SPACE(MAX_DESCRIPTORS * array.array("i").itemsize) if hasattr(socket, "CMSG_SPACE") else 0
 CHUNK = 1 << 16
 _NUMBER = struct.Struct("@i")
 
@@ -30,7 +30,7 @@ Ancillary = list[tuple[int, int, bytes]]
 NO_ANCILLARY: Ancillary = []
 
 
-class NotPassed(Exception):
+class DescriptorRefused(Exception):
     """The server's socket takes no descriptors; nothing was sent."""
 
 
@@ -93,7 +93,7 @@ class Connection:
             # Each call receives a message into the inbox, in one step: see `_owned`.
             keep, receive = self.inbox.append, sock.recvmsg
             self.take = map(keep, starmap(receive, repeat((CHUNK, CONTROL, CLOEXEC)))).__next__
-            self.take_now = map(keep, starmap(receive, repeat((CHUNK, CONTROL, CLOEXEC | AT_ONCE)))).__next__
+            self.take_now = map(keep, starmap(receive, repeat((CHUNK, CONTROL, CLOEXEC | NONBLOCKING)))).__next__
 
     def __del__(self) -> None:
         # The constructor may not have come that far.
@@ -122,7 +122,7 @@ class Connection:
         """Whether the last exchange left nothing behind, so that the connection can be used again."""
         return self.replies.is_empty and self.responses.is_empty and not self.descriptors and not self.is_closing
 
-    def keep(self) -> tuple[Any, bool]:
+    def take_back(self) -> tuple[Any, bool]:
         """Takes the descriptors of the message in the inbox in.
 
         Returns what came with them, and whether descriptors were lost because this process can have no more.
@@ -131,7 +131,7 @@ class Connection:
         if ancillary:
             self.descriptors.extend(_descriptors_of(ancillary))
         self.inbox.clear()
-        return came, bool(flags & LOST)
+        return came, bool(flags & TRUNCATED)
 
 
 def _descriptors_of(ancillary: Ancillary) -> "array.array[int]":
@@ -142,7 +142,7 @@ def _descriptors_of(ancillary: Ancillary) -> "array.array[int]":
     return numbers
 
 
-def lost() -> DescriptorLimit:
+def truncated_error() -> DescriptorLimit:
     """The error for a passed descriptor that this process could not take."""
     return DescriptorLimit(
         "a passed descriptor did not fit into this process: raise its limit (ulimit -n) or close descriptors"
@@ -161,7 +161,7 @@ def only_descriptor(ancillary: Ancillary) -> int | None:
 
 def send(
     connection: Connection, data: bytes | memoryview, passed: int | None = None, *, is_last: bool = True
-) -> Steps[None]:
+) -> Effects[None]:
     """Sends all of `data`, and the descriptor `passed` with its first byte. Raises NotPassed, ConnectionFailed.
 
     `is_last`: the request is whole then, and the server may execute it.
@@ -173,27 +173,27 @@ def send(
         was_sent, connection.is_sent = connection.is_sent, connection.is_sent or is_last
         try:
             if passed is None:
-                sent = connection.socket.send(left, AT_ONCE)
+                sent = connection.socket.send(left, NONBLOCKING)
             else:
-                sent = send_with(connection.socket, left, passed, AT_ONCE)
+                sent = send_with(connection.socket, left, passed, NONBLOCKING)
         except BlockingIOError:
             connection.is_sent = was_sent
             if not (yield connection.writable):
-                raise too_late(connection.address) from None
+                raise timeout_error(connection.address) from None
         except PermissionError as error:
             connection.is_sent = was_sent
             if passed is None:
-                raise broken(connection.address, error) from error
-            raise NotPassed from error
+                raise io_error(connection.address, error) from error
+            raise DescriptorRefused from error
         except OSError as error:
             connection.is_sent = was_sent
-            raise broken(connection.address, error) from error
+            raise io_error(connection.address, error) from error
         else:
             passed = None
             if sent < len(left):
                 connection.is_sent = was_sent
             left = left[sent:]
-            yield from moved(connection, sent)
+            yield from note_progress(connection, sent)
 
 
 def send_with(sock: socket.socket, data: bytes | memoryview, passed: int, flags: int) -> int:
@@ -201,7 +201,7 @@ def send_with(sock: socket.socket, data: bytes | memoryview, passed: int, flags:
     return sock.sendmsg([data], [(_SOCKET, _RIGHTS, array.array("i", [passed]))], flags)
 
 
-def moved(connection: Connection, length: int) -> Steps[None]:
+def note_progress(connection: Connection, length: int) -> Effects[None]:
     """Takes note of bytes of a content that moved: with every STRIDE the time limit begins anew."""
     connection.moved += length
     if connection.moved >= STRIDE:
@@ -209,35 +209,35 @@ def moved(connection: Connection, length: int) -> Steps[None]:
         yield _PROGRESS
 
 
-_PROGRESS = Progress()
+_PROGRESS = ResetDeadline()
 
 
-def receive(connection: Connection) -> Steps[bytes]:
+def receive(connection: Connection) -> Effects[bytes]:
     """Waits for bytes; descriptors go to the connection's list."""
     return (yield from receive_some(connection, CHUNK))
 
 
-def receive_some(connection: Connection, most: int) -> Steps[bytes]:
+def receive_some(connection: Connection, most: int) -> Effects[bytes]:
     """Waits for 1 to `most` bytes."""
     # Right after a request there is nothing to read: waiting first saves a call that would fail.
     must_wait = not connection.answered
     while True:
         if must_wait and not (yield connection.readable):
-            raise too_late(connection.address)
+            raise timeout_error(connection.address)
         try:
             if connection.is_unix:
-                take_in(connection.inbox, connection.socket.recvmsg, most, CONTROL, CLOEXEC | AT_ONCE)
+                take_in(connection.inbox, connection.socket.recvmsg, most, CONTROL, CLOEXEC | NONBLOCKING)
                 data = b""
             else:
-                data = connection.socket.recv(most, AT_ONCE)
+                data = connection.socket.recv(most, NONBLOCKING)
         except BlockingIOError:
             must_wait = True
             continue
         except OSError as error:
-            raise broken(connection.address, error) from error
+            raise io_error(connection.address, error) from error
         if connection.is_unix:
-            data = _kept(connection)
-        yield from _came(connection, len(data))
+            data = _take_buffered(connection)
+        yield from _note_received(connection, len(data))
         return data
 
 
@@ -246,54 +246,54 @@ def receive_now(connection: Connection, most: int = CHUNK) -> bytes:
     most = min(most, CHUNK)
     try:
         if connection.is_unix:
-            take_in(connection.inbox, connection.socket.recvmsg, most, CONTROL, CLOEXEC | AT_ONCE)
+            take_in(connection.inbox, connection.socket.recvmsg, most, CONTROL, CLOEXEC | NONBLOCKING)
             data = b""
         else:
-            data = connection.socket.recv(most, AT_ONCE)
+            data = connection.socket.recv(most, NONBLOCKING)
     except OSError:
         # Nothing yet, or nothing any more: the next send or wait meets that.
         return b""
     if connection.is_unix:
-        data = _kept(connection)
+        data = _take_buffered(connection)
     connection.answered |= bool(data)
     return data
 
 
-def receive_into(connection: Connection, buffer: memoryview) -> Steps[int]:
+def receive_into(connection: Connection, buffer: memoryview) -> Effects[int]:
     """Waits for bytes of a content and puts them into `buffer`. Returns how many."""
     while True:
         try:
             if connection.is_unix:
-                take_in(connection.inbox, connection.socket.recvmsg_into, [buffer], CONTROL, CLOEXEC | AT_ONCE)
+                take_in(connection.inbox, connection.socket.recvmsg_into, [buffer], CONTROL, CLOEXEC | NONBLOCKING)
                 length = 0
             else:
-                length = connection.socket.recv_into(buffer, 0, AT_ONCE)
+                length = connection.socket.recv_into(buffer, 0, NONBLOCKING)
         except BlockingIOError:
             if not (yield connection.readable):
-                raise too_late(connection.address) from None
+                raise timeout_error(connection.address) from None
             continue
         except OSError as error:
-            raise broken(connection.address, error) from error
+            raise io_error(connection.address, error) from error
         if connection.is_unix:
-            length = _kept(connection)
-        yield from _came(connection, length)
+            length = _take_buffered(connection)
+        yield from _note_received(connection, length)
         return length
 
 
-def _kept(connection: Connection) -> Any:
+def _take_buffered(connection: Connection) -> Any:
     """What a call brought, without its descriptors, which the connection has then. Raises DescriptorLimit."""
-    came, is_lost = connection.keep()
+    came, is_lost = connection.take_back()
     if is_lost:
-        raise lost()
+        raise truncated_error()
     return came
 
 
-def _came(connection: Connection, length: int) -> Steps[None]:
+def _note_received(connection: Connection, length: int) -> Effects[None]:
     """Takes note of what a call brought."""
     if length == 0:
-        raise ended(connection.address, midway=connection.answered)
+        raise closed_error(connection.address, midway=connection.answered)
     connection.answered = True
-    yield from moved(connection, length)
+    yield from note_progress(connection, length)
 
 
 def check_descriptor(connection: Connection) -> None:
@@ -310,17 +310,17 @@ def refuse_descriptors(connection: Connection) -> None:
         raise RemoteProtocolError(f"{connection.address}: the server passed a descriptor that was not asked for")
 
 
-def too_late(address: Address) -> RequestTimeout:
+def timeout_error(address: Address) -> RequestTimeout:
     """The error for an answer that did not come in time."""
     return RequestTimeout(f"{address}: no answer in time")
 
 
-def broken(address: Address, error: OSError) -> ConnectionFailed:
+def io_error(address: Address, error: OSError) -> ConnectionFailed:
     """The error for a connection that the system has given up."""
     return ConnectionFailed(f"{address}: the connection broke ({error.strerror})")
 
 
-def ended(address: Address, *, midway: bool) -> ConnectionFailed:
+def closed_error(address: Address, *, midway: bool) -> ConnectionFailed:
     """The error for a connection that the server has closed."""
     where = " in the middle of an answer" if midway else ""
     return ConnectionFailed(f"{address}: the server closed the connection{where}")

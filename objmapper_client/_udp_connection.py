@@ -4,9 +4,9 @@ import socket
 from typing import Any
 
 from objmapper_client._connect import new_socket, unknown_host
-from objmapper_client._path import Path
+from objmapper_client._path import PathState
 from objmapper_client._pool import Pool
-from objmapper_client._steps import Steps, Wait
+from objmapper_client._steps import Effects, Wait
 from objmapper_client._transport import Connection
 from objmapper_client.address import UdpAddress
 from objmapper_client.datagrams import DATA_HEAD, FAR_CHUNK
@@ -20,7 +20,7 @@ _NEAR_PATIENCE, _FAR_PATIENCE = 1 / 3, 1.0
 _KERNEL_BUFFER = 4 << 20
 #: What a datagram costs the kernel besides its bytes, about.
 _OVERHEAD = 1024
-_LONGEST_DATAGRAM = 65536
+_MAX_DATAGRAM = 65536
 
 #: Where a host may be: address family, and the address as the socket module has it.
 Target = tuple[int, Any]
@@ -41,12 +41,12 @@ class UdpConnection(Connection):
         super().__init__(sock, address)
         #: Whether what was sent went to an address that is given up now.
         self.has_turned = False
-        self.buffer = bytearray(_LONGEST_DATAGRAM)
+        self.buffer = bytearray(_MAX_DATAGRAM)
         is_near = _is_loopback(host)
         chunk = _NEAR_CHUNK if is_near else FAR_CHUNK
         room = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
         most = room // (2 * (chunk + DATA_HEAD) + _OVERHEAD)
-        self.path = Path(chunk, _NEAR_PATIENCE if is_near else _FAR_PATIENCE, most)
+        self.path = PathState(chunk, _NEAR_PATIENCE if is_near else _FAR_PATIENCE, most)
 
     def send(self, datagram: bytes) -> None:
         """Sends it, or loses it where the kernel has no room: that is met like every other loss."""
@@ -56,7 +56,7 @@ class UdpConnection(Connection):
         except BlockingIOError:
             pass
         except OSError as error:
-            self._turn_or_raise(error)
+            self._try_next_address(error)
 
     def receive(self) -> int | None:
         """The length of the datagram that is in the buffer now; None where there is none yet."""
@@ -65,12 +65,12 @@ class UdpConnection(Connection):
         except BlockingIOError:
             return None
         except OSError as error:
-            self._turn_or_raise(error)
+            self._try_next_address(error)
             return None
         self.answered = True
         return length
 
-    def _turn_or_raise(self, error: OSError) -> None:
+    def _try_next_address(self, error: OSError) -> None:
         """A host with several addresses may be served on another. Raises ConnectionFailed where there is none."""
         assert isinstance(self.address, UdpAddress)
         if self.answered:
@@ -126,7 +126,7 @@ def _is_loopback(host: str) -> bool:
     return host.startswith(("127.", "::ffff:127.")) or host == "::1"
 
 
-def connect(address: UdpAddress) -> Steps[UdpConnection]:
+def connect(address: UdpAddress) -> Effects[UdpConnection]:
     """A socket for this server; whether anybody is there only an answer tells.
 
     Raises ConnectionFailed, RequestTimeout.

@@ -4,22 +4,22 @@ from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import NoReturn
 
-from objmapper_client._exchange import Put, Stat
-from objmapper_client._lines import on_own
+from objmapper_client._exchange import PutArguments, Stat
+from objmapper_client._lines import with_exclusive
 from objmapper_client._pool import Pool
-from objmapper_client._pull import Changed, Transfer
-from objmapper_client._steps import STRIDE, Progress, Steps, T, Wait
-from objmapper_client._transport import Connection, too_late
+from objmapper_client._pull import ObjectChanged, Transfer
+from objmapper_client._steps import STRIDE, ResetDeadline, Effects, T, Wait
+from objmapper_client._transport import Connection, timeout_error
 from objmapper_client._udp_connection import UdpConnection, UdpPool
 from objmapper_client.address import Address
 from objmapper_client.errors import LocalProtocolError, UnsupportedMode, UnsupportedOperation, error_for
-from objmapper_client.object import MemoryFile, Object, no_room
+from objmapper_client.object import MemoryFile, Object, too_large
 from objmapper_client.protocol import Mode, Status
 
 #: Datagrams that are read before others are asked for.
 _BATCH = 16
 #: How often a transfer begins again because the object was changed.
-_MOST_CHANGES = 2
+_MAX_CHANGES = 2
 #: Bytes of a stream that are fetched at once.
 _SEGMENT = 1 << 20
 make_pool = UdpPool
@@ -30,7 +30,7 @@ def best_mode(_: Address) -> Mode:
     return Mode.COPY
 
 
-def _advance(connection: UdpConnection, transfer: Transfer, is_enough: Callable[[], bool]) -> Steps[None]:
+def _drive(connection: UdpConnection, transfer: Transfer, is_enough: Callable[[], bool]) -> Effects[None]:
     """Runs a transfer until it is far enough."""
     view = memoryview(connection.buffer)
     next_stride = transfer.arrived + STRIDE
@@ -38,80 +38,80 @@ def _advance(connection: UdpConnection, transfer: Transfer, is_enough: Callable[
         if connection.has_turned:
             connection.has_turned = False
             transfer.ask_again()
-        for datagram in transfer.due(monotonic()):
+        for datagram in transfer.poll_outgoing(monotonic()):
             connection.send(datagram)
         wait = connection.readable
-        wait.most = max(0.0, transfer.next_look() - monotonic())
+        wait.most = max(0.0, transfer.next_timeout() - monotonic())
         came = yield wait
         # The transfer's own time was up, or that of the whole request.
         if not came and not (yield Wait(seconds=0)):
-            raise too_late(connection.address)
+            raise timeout_error(connection.address)
         for _ in range(_BATCH if came else 0):
             length = connection.receive()
             if length is None:
                 break
-            transfer.received(view[:length], monotonic())
+            transfer.feed(view[:length], monotonic())
             if is_enough():
                 break
         if transfer.arrived >= next_stride:
             next_stride = transfer.arrived + STRIDE
-            yield Progress()
+            yield ResetDeadline()
 
 
 def _begin(
     connection: UdpConnection, uri: str, offset: int = 0, length: int | None = None, version: int | None = None
-) -> Steps[Transfer]:
+) -> Effects[Transfer]:
     """A transfer of which the size is known."""
     transfer = Transfer(connection.path, uri, offset, length, version)
-    yield from _advance(connection, transfer, lambda: transfer.total is not None)
+    yield from _drive(connection, transfer, lambda: transfer.total is not None)
     return transfer
 
 
-def _fill(connection: UdpConnection, transfer: Transfer, room: memoryview) -> Steps[None]:
+def _fill(connection: UdpConnection, transfer: Transfer, room: memoryview) -> Effects[None]:
     """The rest of it, into `room`. Raises Changed where the object is another at the end.
 
     The server itself looks at the file before and after it reads for one PULL.
     """
     transfer.attach(room)
-    yield from _advance(connection, transfer, lambda: transfer.is_done)
+    yield from _drive(connection, transfer, lambda: transfer.is_done)
     if transfer.is_from_several:
         yield from _begin(connection, transfer.uri, 0, 0, transfer.version)
 
 
 def _fetch(
     connection: UdpConnection, uri: str, offset: int, length: int | None, version: int | None = None
-) -> Steps[tuple[Transfer, bytearray]]:
+) -> Effects[tuple[Transfer, bytearray]]:
     """A range, in memory of its own."""
     transfer = yield from _begin(connection, uri, offset, length, version)
     try:
         buffer = bytearray(transfer.size)
     except (MemoryError, OverflowError):
-        raise no_room(transfer.size) from None
+        raise too_large(transfer.size) from None
     yield from _fill(connection, transfer, memoryview(buffer))
     return transfer, buffer
 
 
-def _whatever_changes(
-    pool: Pool, uri: str, exchange: Callable[[UdpConnection], Steps[T]], *, keep: bool = False
-) -> Steps[T]:
+def _retry_on_change(
+    pool: Pool, uri: str, exchange: Callable[[UdpConnection], Effects[T]], *, keep: bool = False
+) -> Effects[T]:
     """Runs an exchange on a socket of its own, which goes back to the pool then unless it is to be kept.
 
     Begins again where the object was changed meanwhile. Raises Conflict where that does not end.
     """
 
-    def whole(connection: Connection) -> Steps[T]:
+    def whole(connection: Connection) -> Effects[T]:
         assert isinstance(connection, UdpConnection)
-        for _ in range(_MOST_CHANGES + 1):
+        for _ in range(_MAX_CHANGES + 1):
             try:
                 result = yield from exchange(connection)
-            except Changed:
+            except ObjectChanged:
                 continue
             if not keep:
-                pool.give(connection)
+                pool.release(connection)
             return result
-        raise error_for(Status.CONFLICT, f"it changed {_MOST_CHANGES + 1} times while it was fetched; try again", uri)
+        raise error_for(Status.CONFLICT, f"it changed {_MAX_CHANGES + 1} times while it was fetched; try again", uri)
 
-    return (yield from on_own(pool, whole))
+    return (yield from with_exclusive(pool, whole))
 
 
 def _check(uri: str, mode: Mode, offset: int = 0, length: int | None = None) -> None:
@@ -127,44 +127,44 @@ def _etag(transfer: Transfer) -> str:
     return f"{transfer.version or 0:016x}"
 
 
-def open_object(pool: Pool, uri: str, mode: Mode) -> Steps[Object]:
+def open_object(pool: Pool, uri: str, mode: Mode) -> Effects[Object]:
     """An object: a memory file that holds the bytes."""
     _check(uri, mode)
     memory = MemoryFile()
 
-    def once(connection: UdpConnection) -> Steps[Transfer]:
+    def once(connection: UdpConnection) -> Effects[Transfer]:
         transfer = yield from _begin(connection, uri)
         yield from _fill(connection, transfer, memory.make_room(transfer.size))
         return transfer
 
     try:
-        transfer = yield from _whatever_changes(pool, uri, once)
+        transfer = yield from _retry_on_change(pool, uri, once)
         return memory.become(uri, mode, transfer.size, etag=_etag(transfer))
     except BaseException:
         memory.close()
         raise
 
 
-def read(pool: Pool, uri: str, mode: Mode, offset: int, length: int | None) -> Steps[bytes]:
+def read(pool: Pool, uri: str, mode: Mode, offset: int, length: int | None) -> Effects[bytes]:
     """An object's bytes, or a range of them: nothing else travels."""
     _check(uri, mode, offset, length)
-    _, content = yield from _whatever_changes(pool, uri, lambda each: _fetch(each, uri, offset, length))
+    _, content = yield from _retry_on_change(pool, uri, lambda each: _fetch(each, uri, offset, length))
     return bytes(content)
 
 
-def readinto(pool: Pool, uri: str, mode: Mode, buffer: memoryview, offset: int) -> Steps[int]:
+def readinto(pool: Pool, uri: str, mode: Mode, buffer: memoryview, offset: int) -> Effects[int]:
     """An object's bytes from `offset` on, into the front of `buffer`, as many as it takes."""
     _check(uri, mode, offset)
 
-    def once(connection: UdpConnection) -> Steps[int]:
+    def once(connection: UdpConnection) -> Effects[int]:
         transfer = yield from _begin(connection, uri, offset, len(buffer))
         yield from _fill(connection, transfer, buffer[: transfer.size])
         return transfer.size
 
-    return (yield from _whatever_changes(pool, uri, once))
+    return (yield from _retry_on_change(pool, uri, once))
 
 
-class Begun:
+class UdpDownload:
     """A stream under way. Its segments are fetched one after the other, all of one state of the object."""
 
     __slots__ = ("connection", "left", "offset", "segment", "uri", "version")
@@ -181,19 +181,19 @@ class Begun:
         self.segment = memoryview(segment)
 
 
-def begin_stream(pool: Pool, uri: str, mode: Mode, offset: int, length: int | None) -> Steps[Begun]:
+def begin_stream(pool: Pool, uri: str, mode: Mode, offset: int, length: int | None) -> Effects[UdpDownload]:
     """Fetches the first segment of a stream. The socket stays with what has begun: see `leave` and `give_up`."""
     _check(uri, mode, offset, length)
 
-    def once(connection: UdpConnection) -> Steps[Begun]:
+    def once(connection: UdpConnection) -> Effects[UdpDownload]:
         most = _SEGMENT if length is None else min(length, _SEGMENT)
         transfer, segment = yield from _fetch(connection, uri, offset, most)
-        return Begun(connection, transfer, length, segment)
+        return UdpDownload(connection, transfer, length, segment)
 
-    return (yield from _whatever_changes(pool, uri, once, keep=True))
+    return (yield from _retry_on_change(pool, uri, once, keep=True))
 
 
-def next_chunk(pool: Pool, begun: Begun, most: int) -> Steps[bytes]:  # noqa: ARG001 - other transports need it
+def next_chunk(pool: Pool, begun: UdpDownload, most: int) -> Effects[bytes]:  # noqa: ARG001 - other transports need it
     """The next 1 to `most` bytes of a content; nothing at its end.
 
     Raises Conflict where the object was changed: what was handed out cannot be taken back.
@@ -202,7 +202,7 @@ def next_chunk(pool: Pool, begun: Begun, most: int) -> Steps[bytes]:  # noqa: AR
         length = min(begun.left, _SEGMENT)
         try:
             _, segment = yield from _fetch(begun.connection, begun.uri, begun.offset, length, begun.version)
-        except Changed:
+        except ObjectChanged:
             words = "it was changed while it was streamed; open() and read() begin again by themselves"
             raise error_for(Status.CONFLICT, words, begun.uri) from None
         begun.segment = memoryview(segment)
@@ -213,19 +213,19 @@ def next_chunk(pool: Pool, begun: Begun, most: int) -> Steps[bytes]:  # noqa: AR
     return chunk
 
 
-def leave(pool: Pool, begun: Begun) -> None:
+def leave(pool: Pool, begun: UdpDownload) -> None:
     """Gives the socket back, also where something is left."""
-    pool.give(begun.connection)
+    pool.release(begun.connection)
 
 
-def give_up(pool: Pool, begun: Begun) -> None:
+def abort(pool: Pool, begun: UdpDownload) -> None:
     """Has the socket closed."""
-    pool.drop(begun.connection)
+    pool.discard(begun.connection)
 
 
-def stat(pool: Pool, uri: str) -> Steps[Stat]:
+def stat(pool: Pool, uri: str) -> Effects[Stat]:
     """What a range of nothing tells of the object. The modification time is not among that: it is 0."""
-    transfer = yield from _whatever_changes(pool, uri, lambda each: _begin(each, uri, 0, 0))
+    transfer = yield from _retry_on_change(pool, uri, lambda each: _begin(each, uri, 0, 0))
     return Stat(uri, transfer.total or 0, 0, _etag(transfer))
 
 
@@ -239,7 +239,7 @@ def list_page(pool: Pool, prefix: str, page_size: int, cursor: bytes | None) -> 
     raise _lacking(pool, "list")
 
 
-def put(pool: Pool, uri: str, wanted: Put) -> NoReturn:  # noqa: ARG001
+def put(pool: Pool, uri: str, wanted: PutArguments) -> NoReturn:  # noqa: ARG001
     """Refused: a datagram that is lost would leave the outcome of a write unknown."""
     raise _lacking(pool, "put")
 

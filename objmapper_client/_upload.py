@@ -4,37 +4,37 @@ import os
 
 from objmapper_client import _transport
 from objmapper_client._ask import details, encode
-from objmapper_client._connect import HungUp
-from objmapper_client._exchange import Put, Stat, Stating, stat_of
-from objmapper_client._lines import insist, lacking, on_own
+from objmapper_client._connect import ClosedInHandshake
+from objmapper_client._exchange import PutArguments, Stat, StatRequest, stat_of
+from objmapper_client._lines import require_version_2, unsupported, with_exclusive
 from objmapper_client._pool import Pool
-from objmapper_client._sources import Source, source_of
-from objmapper_client._steps import TIME_LEFT, Call, Progress, Steps, Tell
-from objmapper_client._transfer import head_of, next_head, nothing_behind
-from objmapper_client._transport import Connection, NotPassed
+from objmapper_client._sources import Source, open_source
+from objmapper_client._steps import TIME_LEFT, RunBlocking, ResetDeadline, Effects, Notify
+from objmapper_client._transfer import head_of, next_head, expect_end
+from objmapper_client._transport import Connection, DescriptorRefused
 from objmapper_client.address import UnixAddress
 from objmapper_client.errors import ConnectionFailed, LocalProtocolError, RemoteProtocolError, UnsupportedMode
 from objmapper_client.protocol_v2 import Operation
 from objmapper_client.protocol_v2_responses import Metadata
 
 #: A content up to this length shares a connection with other requests.
-_SHARED_MOST = 1 << 16
+_MAX_SHARED = 1 << 16
 _PIECE = 1 << 20
 #: A server that copies a file is given at least the time that this many bytes a second take.
 _SLOWEST_COPY = 16 << 20
 
 
-def put(pool: Pool, uri: str, wanted: Put) -> Steps[Stat]:
+def put(pool: Pool, uri: str, wanted: PutArguments) -> Effects[Stat]:
     """Stores an object, whole or not at all."""
-    source = yield from source_of(wanted.data, wanted.length)
+    source = yield from open_source(wanted.data, wanted.length)
     try:
         upload = _Upload(pool, uri, source, wanted)
         if source.length == 0:
             yield from upload.end()
-        if source.length <= _SHARED_MOST:
-            return (yield from upload.together())
-        pool.may_ask_again()
-        metadata = yield from on_own(pool, upload.exchange, put=uri, may_begin_again=upload.may_begin_again)
+        if source.length <= _MAX_SHARED:
+            return (yield from upload.put_shared())
+        pool.may_renegotiate()
+        metadata = yield from with_exclusive(pool, upload.exchange, put=uri, may_begin_again=upload.may_begin_again)
         return stat_of(uri, metadata)
     finally:
         source.close()
@@ -43,7 +43,7 @@ def put(pool: Pool, uri: str, wanted: Put) -> Steps[Stat]:
 class _Upload:
     """A put, over all its tries."""
 
-    def __init__(self, pool: Pool, uri: str, source: Source, wanted: Put) -> None:
+    def __init__(self, pool: Pool, uri: str, source: Source, wanted: PutArguments) -> None:
         _, _, if_match, if_none_match, make_parents, progress = wanted
         self._pool = pool
         self._uri = uri
@@ -56,36 +56,36 @@ class _Upload:
         self._passes = isinstance(pool.address, UnixAddress) and source.is_whole_file
         self._has_begun = False
 
-    def together(self) -> Steps[Stat]:
+    def put_shared(self) -> Effects[Stat]:
         """A small one, in one message on the shared connection."""
         content = bytearray()
         while len(content) < self._source.length:
             content += yield from self._piece(len(content))
-        ask = Stating(Operation.PUT, self._uri).saying(self._said_with_content)
+        ask = StatRequest(Operation.PUT, self._uri).with_parameters(self._said_with_content)
         ask.payload = bytes(content)
         ask.repeatable = False
         if not (yield ask):
-            yield from insist(self._pool, ask, "put")
-        yield from self._tell(len(content))
+            yield from require_version_2(self._pool, ask, "put")
+        yield from self._report(len(content))
         return ask.result()
 
     def may_begin_again(self) -> bool:
         """Whether there can be another try: pieces can be had once only."""
         return not self._has_begun or self._source.pull is None
 
-    def exchange(self, connection: Connection) -> Steps[Metadata]:
+    def exchange(self, connection: Connection) -> Effects[Metadata]:
         """A large one, on a connection of its own."""
         if connection.version == 1:
             if self._pool.version == 1:
-                raise lacking(self._pool, "put")
-            raise HungUp(f"{self._pool.address}: the server closed the connection before it said hello")
+                raise unsupported(self._pool, "put")
+            raise ClosedInHandshake(f"{self._pool.address}: the server closed the connection before it said hello")
         connection.last_id = number = connection.last_id + 1 & 0xFFFFFFFF
         operation = Operation.PUT
         if self._passes:
             try:
                 yield from self._by_descriptor(connection, number)
                 operation = Operation.PUT_DESCRIPTOR
-            except NotPassed:
+            except DescriptorRefused:
                 # The server has said so to the kernel, because it takes no writes at all: it will tell why.
                 self._passes = False
         if not self._passes:
@@ -98,18 +98,18 @@ class _Upload:
             # The server does not read from the file's file system, which may leave it without an answer.
             self._passes = False
             return (yield from self.exchange(connection))
-        nothing_behind(connection)
-        self._pool.give(connection)
+        expect_end(connection)
+        self._pool.release(connection)
         if self._passes:
-            yield from self._tell(self._source.length)
+            yield from self._report(self._source.length)
         return head.metadata
 
-    def _by_descriptor(self, connection: Connection, number: int) -> Steps[None]:
+    def _by_descriptor(self, connection: Connection, number: int) -> Effects[None]:
         request = encode(number, Operation.PUT_DESCRIPTOR, self._uri, self._said, max((yield TIME_LEFT), 0.001))
         yield from _transport.send(connection, request, self._source.descriptor)
-        yield Progress(self._source.length / _SLOWEST_COPY)
+        yield ResetDeadline(self._source.length / _SLOWEST_COPY)
 
-    def _with_content(self, connection: Connection, number: int) -> Steps[None]:
+    def _with_content(self, connection: Connection, number: int) -> Effects[None]:
         self._has_begun = True
         request = encode(number, Operation.PUT, self._uri, self._said_with_content, max((yield TIME_LEFT), 0.001))
         # The server executes it once it has all of the content.
@@ -120,14 +120,14 @@ class _Upload:
             try:
                 yield from _transport.send(connection, piece, is_last=sent + len(piece) == self._source.length)
             except ConnectionFailed:
-                self._heed(connection, number)
+                self._check_early_reply(connection, number)
                 raise
             sent += len(piece)
-            yield from self._tell(sent)
+            yield from self._report(sent)
             if sent < self._source.length:
-                self._heed(connection, number)
+                self._check_early_reply(connection, number)
 
-    def _heed(self, connection: Connection, number: int) -> None:
+    def _check_early_reply(self, connection: Connection, number: int) -> None:
         """Raises what the server has answered already: where it refuses, the rest of the content need not be sent."""
         data = _transport.receive_now(connection)
         if not data:
@@ -136,7 +136,7 @@ class _Upload:
         if next_head(connection, number, Operation.PUT, self._uri, is_spent=True) is not None:
             raise RemoteProtocolError(f"{connection.address}: the server confirmed a put before it had come")
 
-    def _piece(self, sent: int) -> Steps[bytes | memoryview]:
+    def _piece(self, sent: int) -> Effects[bytes | memoryview]:
         """What comes next. Raises LocalProtocolError where that is not what was promised."""
         source = self._source
         piece: bytes | memoryview | None = None
@@ -144,7 +144,7 @@ class _Upload:
             piece = source.memory[sent : sent + _PIECE]
         elif source.descriptor is not None:
             descriptor, length = source.descriptor, min(_PIECE, source.length - sent)
-            piece = yield Call(lambda: os.pread(descriptor, length, source.offset + sent))
+            piece = yield RunBlocking(lambda: os.pread(descriptor, length, source.offset + sent))
         elif source.pull is not None:
             piece = yield source.pull
             if piece is not None and sent + len(piece) == source.length:
@@ -154,7 +154,7 @@ class _Upload:
             raise self._mismatch()
         return piece
 
-    def end(self) -> Steps[None]:
+    def end(self) -> Effects[None]:
         """Raises LocalProtocolError where there is more data than was promised."""
         pull = self._source.pull
         while pull is not None and (piece := (yield pull)) is not None:
@@ -166,7 +166,7 @@ class _Upload:
             f"{self._uri}: length: the data does not have the promised {self._source.length} bytes"
         )
 
-    def _tell(self, sent: int) -> Steps[None]:
+    def _report(self, sent: int) -> Effects[None]:
         progress = self._progress
         if progress is not None:
-            yield Tell(lambda: progress(sent))
+            yield Notify(lambda: progress(sent))

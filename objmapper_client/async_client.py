@@ -7,12 +7,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from objmapper_client._ask import Verb
-from objmapper_client._exchange import Listed, Put, Stat, next_piece
+from objmapper_client._exchange import PageProgress, PutArguments, Stat, next_piece
 from objmapper_client._forks import forked, forks
 from objmapper_client._pool import Pool
-from objmapper_client._settings import CHUNK, PAGE, Results, Settings
+from objmapper_client._settings import CHUNK, PAGE, Results, ClientOptions
 from objmapper_client._steps import T
-from objmapper_client._transfer import within
+from objmapper_client._transfer import range_length
 from objmapper_client.address import Address
 from objmapper_client.object import Object, writable_bytes
 from objmapper_client.protocol import Mode
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from objmapper_client._sources import AsyncData
 
 
-class AsyncClient(Settings):
+class AsyncClient(ClientOptions):
     """Objects from one server, for any number of tasks of one event loop at a time.
 
     Arguments and errors are those of `Client`. Close it, or use it in an ``async with`` statement. A cancelled request
@@ -93,12 +93,12 @@ class AsyncClient(Settings):
     def _line(self) -> Pool:
         """The connections of the running loop, and of this process: with another one they begin anew."""
         # asyncio takes longer to be imported than all the rest, and who has a loop has it already.
-        from objmapper_client._tasks import Tasks, running_loop
+        from objmapper_client._tasks import AsyncioRuntime, running_loop
 
         pool = self._pool
         if pool is None or self._forks != forks.made or pool.waiting.loop is not running_loop():
             self._leave()
-            self._pool = pool = self._make_pool(Tasks())
+            self._pool = pool = self._make_pool(AsyncioRuntime())
         return pool
 
     async def _run(self, pool: Pool, verb: Verb[T]) -> T:
@@ -158,8 +158,8 @@ class AsyncClient(Settings):
         if isinstance(begun, Object):
             with begun:
                 if announce is not None:
-                    announce(within(begun.size, offset, length))
-                end = offset + within(begun.size, offset, length)
+                    announce(range_length(begun.size, offset, length))
+                end = offset + range_length(begun.size, offset, length)
                 while offset < end:
                     chunk = await self._run(pool, next_piece(begun, chunk_size, offset, end))
                     offset += len(chunk)
@@ -184,7 +184,7 @@ class AsyncClient(Settings):
                 # This process's copy: the parent goes on with its own.
                 begun.connection.close()
                 raise
-            self._verbs.give_up(pool, begun)
+            self._verbs.abort(pool, begun)
             raise
         self._verbs.leave(pool, begun)
 
@@ -201,7 +201,7 @@ class AsyncClient(Settings):
         `left_out` is called with each file or directory below the prefix that the server cannot list: one whose name is
         not UTF-8 has no URI, nor has one whose path is too long; and a directory may be closed to the server.
         """
-        listed = Listed(prefix)
+        listed = PageProgress(prefix)
         while True:
             pool = self._line
             page = await self._run(pool, self._verbs.list_page(pool, prefix, page_size, listed.cursor))
@@ -233,7 +233,7 @@ class AsyncClient(Settings):
         raised. `make_parents` makes directories that are missing. `progress` is called with the bytes so far.
         """
         pool = self._line
-        wanted = Put(data, length, if_match, if_none_match, make_parents, progress)
+        wanted = PutArguments(data, length, if_match, if_none_match, make_parents, progress)
         return await self._run(pool, self._verbs.put(pool, uri, wanted))
 
     async def delete(self, uri: str, *, if_match: str | None = None) -> None:

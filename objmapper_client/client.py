@@ -5,12 +5,12 @@ from collections.abc import Callable, Generator, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from objmapper_client._exchange import Listed, Put, Stat, piece_at
+from objmapper_client._exchange import PageProgress, PutArguments, Stat, piece_at
 from objmapper_client._forks import forked, forks
 from objmapper_client._pool import Pool
-from objmapper_client._settings import CHUNK, PAGE, Results, Settings
-from objmapper_client._threads import Threads, run
-from objmapper_client._transfer import within
+from objmapper_client._settings import CHUNK, PAGE, Results, ClientOptions
+from objmapper_client._threads import ThreadRuntime, run
+from objmapper_client._transfer import range_length
 from objmapper_client.address import Address
 from objmapper_client.object import Object, writable_bytes
 from objmapper_client.protocol import Mode
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from objmapper_client._sources import Data
 
 
-class Client(Settings):
+class Client(ClientOptions):
     """Objects from one server, for any number of threads.
 
     `address` is ``unix:/path``, ``tcp://host:port`` or ``udp://host:port`` (which only fetches, objects of 64 MiB at
@@ -61,7 +61,7 @@ class Client(Settings):
             wait=wait,
         )
         self._forks = forks.made
-        self._pool = self._make_pool(Threads())
+        self._pool = self._make_pool(ThreadRuntime())
 
     def __enter__(self) -> Self:
         return self
@@ -81,7 +81,7 @@ class Client(Settings):
         if self._forks != forks.made:
             self._pool.abandon()
             self._forks = forks.made
-        self._pool = pool = self._make_pool(Threads())
+        self._pool = pool = self._make_pool(ThreadRuntime())
         return pool
 
     @property
@@ -138,8 +138,8 @@ class Client(Settings):
         if isinstance(begun, Object):
             with begun:
                 if announce is not None:
-                    announce(within(begun.size, offset, length))
-                end = offset + within(begun.size, offset, length)
+                    announce(range_length(begun.size, offset, length))
+                end = offset + range_length(begun.size, offset, length)
                 while offset < end:
                     chunk = piece_at(begun, chunk_size, offset, end)
                     offset += len(chunk)
@@ -164,7 +164,7 @@ class Client(Settings):
                 # This process's copy: the parent goes on with its own.
                 begun.connection.close()
                 raise
-            self._verbs.give_up(pool, begun)
+            self._verbs.abort(pool, begun)
             raise
         self._verbs.leave(pool, begun)
 
@@ -181,7 +181,7 @@ class Client(Settings):
         `left_out` is called with each file or directory below the prefix that the server cannot list: one whose name is
         not UTF-8 has no URI, nor has one whose path is too long; and a directory may be closed to the server.
         """
-        listed = Listed(prefix)
+        listed = PageProgress(prefix)
         while True:
             pool = self._line
             page = run(pool, self._verbs.list_page(pool, prefix, page_size, listed.cursor))
@@ -212,7 +212,7 @@ class Client(Settings):
         raised. `make_parents` makes directories that are missing. `progress` is called with the bytes so far.
         """
         pool = self._line
-        wanted = Put(data, length, if_match, if_none_match, make_parents, progress)
+        wanted = PutArguments(data, length, if_match, if_none_match, make_parents, progress)
         return run(pool, self._verbs.put(pool, uri, wanted))
 
     def delete(self, uri: str, *, if_match: str | None = None) -> None:

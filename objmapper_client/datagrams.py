@@ -107,7 +107,7 @@ def encode_error(error: Error) -> bytes:
     return _ERROR_HEAD.pack(_MAGIC, _ERROR, error.status, error.request_id, len(raw)) + raw
 
 
-def decode_question(datagram: bytes) -> Pull | Request | Refused | None:
+def decode_request(datagram: bytes) -> Pull | Request | Refused | None:
     """What a server was asked: a range, a request of version 1, or what is answered with a status; None for noise."""
     if datagram[:1] in (b"1", b"2", b"3"):
         return _decode_plain(datagram)
@@ -150,7 +150,7 @@ def _decode_uri(raw: bytes) -> str | None:
         return None
 
 
-def decode_answer(datagram: bytes | memoryview, seed: int) -> Retry | Data | Error | None:
+def decode_reply(datagram: bytes | memoryview, seed: int) -> Retry | Data | Error | None:
     """What came in answer to a question about the object whose URI has the checksum `seed`; None for noise.
 
     A piece's content is a copy: the datagram's memory may be used again.

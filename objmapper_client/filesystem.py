@@ -47,7 +47,7 @@ from objmapper_client.errors import (
 )
 from objmapper_client.object import Object
 from objmapper_client.protocol import Mode
-from objmapper_client.whole_file import written_to
+from objmapper_client.whole_file import open_output
 
 #: Ranges that are asked for at once where bytes come over a wire.
 _AT_ONCE = 8
@@ -423,7 +423,7 @@ class ObjmapperFileSystem(Trees, AbstractFileSystem):  # type: ignore[misc] # fs
             # The answer first: a missing object leaves no directory behind.
             first = next(stream, b"")
             os.makedirs(folder, exist_ok=True)
-            with written_to(lpath) as target:
+            with open_output(lpath) as target:
                 write_pieces(target, chain((first,), stream), callback.relative_update)
 
     def get(

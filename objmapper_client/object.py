@@ -12,7 +12,7 @@ from objmapper_client._copying import copy_memory_to, copy_to
 from objmapper_client._owned import close_descriptor, close_taken, give_last, take_in
 from objmapper_client.errors import RemoteProtocolError, ServerReply, at_limit, error_for
 from objmapper_client.protocol import MAX_CONTENT, Mode, Status
-from objmapper_client.whole_file import written_to
+from objmapper_client.whole_file import open_output
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -166,7 +166,7 @@ class Object:
         is as it was, and nothing else is left.
         """
         descriptor = self.fileno()
-        with written_to(path) as output:
+        with open_output(path) as output:
             copy = copy_to if self.mode is _FDPASS else copy_memory_to
             copied = copy(descriptor, output, self.size, progress=progress)
             if copied < self.size:
@@ -203,7 +203,7 @@ def _gather(some: Callable[[int], bytes], length: int) -> bytes:
     return b"".join(pieces)
 
 
-def no_room(size: int) -> RemoteProtocolError:
+def too_large(size: int) -> RemoteProtocolError:
     """The error for a promised content that this process cannot hold."""
     return RemoteProtocolError(f"no room in memory for the promised content of {size} bytes; stream() needs none")
 
@@ -233,7 +233,7 @@ class MemoryFile:
             # Not closed: an error that is on its way may still refer to a part of it. It goes with the last reference.
             return memoryview(mmap.mmap(self._numbers[0], size))
         except (OSError, OverflowError, ValueError) as error:
-            raise at_limit(error) or no_room(size) from error
+            raise at_limit(error) or too_large(size) from error
 
     def write(self, content: bytes) -> None:
         """Begins anew with this content. Raises DescriptorLimit."""

@@ -114,7 +114,7 @@ def encode_response(request_id: int, status: int, content_len: int = 0, metadata
     return packed(_RESPONSE_HEAD, _RESPONSE, request_id, status, content_len, len(out)) + bytes(out)
 
 
-def decode_usual(data: bytes, request_id: int) -> tuple[int, Metadata, int] | None:
+def decode_common(data: bytes, request_id: int) -> tuple[int, Metadata, int] | None:
     """Content length, metadata, and own length of the response, where `data` begins with one as our servers send it.
 
     None for anything else: another request's response, an error, other metadata. They are a `ResponseDecoder`'s to

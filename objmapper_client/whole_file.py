@@ -16,7 +16,7 @@ _OPEN_FILES = "/proc/self/fd"
 
 
 @contextmanager
-def written_to(path: str | os.PathLike[str], *, sync: bool = False) -> Iterator[int]:
+def open_output(path: str | os.PathLike[str], *, sync: bool = False) -> Iterator[int]:
     """Yield a descriptor to write to, for the time of the block; after a failure a file is as it was before.
 
     A file that is there keeps its permissions, and a symbolic link its place: the file that it leads to is replaced. A
@@ -40,7 +40,7 @@ def written_to(path: str | os.PathLike[str], *, sync: bool = False) -> Iterator[
         kept = None
     if kept is None or stat.S_ISREG(kept.st_mode):
         permissions = None if kept is None else stat.S_IMODE(kept.st_mode)
-        with whole_file(os.path.realpath(path), permissions, sync=sync) as descriptor:
+        with atomic_file(os.path.realpath(path), permissions, sync=sync) as descriptor:
             yield descriptor
         return
     descriptor = os.open(path, _WRITE)
@@ -83,7 +83,7 @@ def _reopened(path: str | os.PathLike[str], number: int) -> int:
 
 
 @contextmanager
-def whole_file(
+def atomic_file(
     path: str | os.PathLike[str],
     permissions: int | None = None,
     under_way: set[str] | None = None,

@@ -7,7 +7,7 @@ import heapq
 import itertools
 from dataclasses import dataclass, field
 
-from objmapper_client._path import Path
+from objmapper_client._path import PathState
 from objmapper_client._pull import Transfer
 from objmapper_client.datagrams import (
     FAR_CHUNK,
@@ -16,7 +16,7 @@ from objmapper_client.datagrams import (
     Error,
     Pull,
     Retry,
-    decode_question,
+    decode_request,
     encode_data,
     encode_error,
     encode_retry,
@@ -40,7 +40,7 @@ class Server:
 
     def answers(self, datagram: bytes) -> list[bytes]:
         """The datagrams that a datagram is answered with."""
-        question = decode_question(datagram)
+        question = decode_request(datagram)
         if not isinstance(question, Pull):
             return []
         self.pulls += 1
@@ -81,8 +81,8 @@ class Outcome:
     datagrams: int
 
 
-def new_path(chunk: int = FAR_CHUNK, first_silence: float = 0.333, most: int = 128) -> Path:
-    return Path(chunk, first_silence, most)
+def new_path(chunk: int = FAR_CHUNK, first_silence: float = 0.333, most: int = 128) -> PathState:
+    return PathState(chunk, first_silence, most)
 
 
 def transfer(
@@ -91,7 +91,7 @@ def transfer(
     weather: Weather,
     seed: int,
     *,
-    path: Path | None = None,
+    path: PathState | None = None,
     offset: int = 0,
     length: int | None = None,
 ) -> Outcome:
@@ -108,19 +108,19 @@ def transfer(
                 heapq.heappush(under_way, (now + delay, next(order), to_server, arrives))
 
     while not machine.is_done:
-        asked = machine.due(now)
+        asked = machine.poll_outgoing(now)
         sent += len(asked)
         send(asked, to_server=True)
-        if under_way and under_way[0][0] <= machine.next_look():
+        if under_way and under_way[0][0] <= machine.next_timeout():
             now, _, to_server, datagram = heapq.heappop(under_way)
             if to_server:
                 send(server.answers(datagram), to_server=False)
             else:
-                machine.received(datagram, now)
+                machine.feed(datagram, now)
                 if machine.total is not None and not room:
                     room = bytearray(machine.size)
                     machine.attach(memoryview(room))
         else:
-            assert machine.next_look() > now, "it would look again at once, for ever"
-            now = machine.next_look()
+            assert machine.next_timeout() > now, "it would look again at once, for ever"
+            now = machine.next_timeout()
     return Outcome(bytes(room), now, sent)

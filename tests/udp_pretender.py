@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from objmapper_client.datagrams import Pull, decode_question
+from objmapper_client.datagrams import Pull, decode_request
 
 Script = Callable[[Pull], list[bytes]]
 
@@ -22,7 +22,7 @@ def pretending(script: Script) -> Iterator[str]:
                 datagram, client = server.recvfrom(65536)
                 if datagram == b"end":
                     return
-                pull = decode_question(datagram)
+                pull = decode_request(datagram)
                 for answer in script(pull) if isinstance(pull, Pull) else []:
                     server.sendto(answer, client)
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from objmapper_client.whole_file import sync_directory, written_to
+from objmapper_client.whole_file import sync_directory, open_output
 
 STDOUT = 1
 
@@ -23,7 +23,7 @@ def destination(name: str | None, *, sync: bool = False) -> Iterator[int]:
             yield STDOUT
         return
     assert name is not None
-    with named(name), unless_terminated(), written_to(name, sync=sync) as descriptor:
+    with named(name), unless_terminated(), open_output(name, sync=sync) as descriptor:
         yield descriptor
 
 

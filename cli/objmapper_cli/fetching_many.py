@@ -24,7 +24,7 @@ from objmapper_cli.showing import SECOND
 from objmapper_client.client import Client
 from objmapper_client.errors import ObjmapperError, RemoteProtocolError, ServerReply
 from objmapper_client.protocol_v2_responses import LeftOut
-from objmapper_client.whole_file import whole_file
+from objmapper_client.whole_file import atomic_file
 
 #: Seconds that those at work get to clean up after an interruption.
 _GRACE = 2.0
@@ -229,7 +229,7 @@ class _Crew:
             in_the_way = _in_the_way(wanted.path)
             if in_the_way:
                 raise Failure(f"{wanted.path}: {in_the_way} is in the way of {wanted.uri}")
-            with whole_file(wanted.path, under_way=self._under_way, sync=self._sync) as target:
+            with atomic_file(wanted.path, under_way=self._under_way, sync=self._sync) as target:
                 size = fetch.write(target, self._moved)
                 if fetch.found is not None:
                     # Also where it has changed since it was listed, these are the bytes of this moment.

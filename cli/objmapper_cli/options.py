@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from objmapper_cli.errors import ExitCode, Failure
-from objmapper_client._settings import MOST_WAIT
+from objmapper_client._settings import MAX_WAIT
 from objmapper_client.address import default_address, parse
 from objmapper_client.client import Client
 from objmapper_client.protocol import Mode
@@ -30,7 +30,7 @@ def seconds(flag: str, text: str) -> float:
     import re
 
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h|)", text.strip())
-    if match is None or float(match[1]) * UNITS[match[2]] > MOST_WAIT:
+    if match is None or float(match[1]) * UNITS[match[2]] > MAX_WAIT:
         raise Failure(f"{flag} {text}: a time is a number with a unit, such as 30s, 2m or 500ms", ExitCode.USAGE)
     return float(match[1]) * UNITS[match[2]]
 

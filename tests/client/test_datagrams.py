@@ -11,8 +11,8 @@ from objmapper_client.datagrams import (
     Pull,
     Retry,
     checksum_of_uri,
-    decode_answer,
-    decode_question,
+    decode_reply,
+    decode_request,
     encode_data,
     encode_error,
     encode_pull,
@@ -33,7 +33,7 @@ GOOD = [
 
 
 def said_of_question(datagram: bytes) -> str:
-    match decode_question(datagram):
+    match decode_request(datagram):
         case None:
             return "noise"
         case Refused(status):
@@ -45,7 +45,7 @@ def said_of_question(datagram: bytes) -> str:
 
 
 def said_of_answer(datagram: bytes, uri: str) -> str:
-    match decode_answer(datagram, checksum_of_uri(uri)):
+    match decode_reply(datagram, checksum_of_uri(uri)):
         case None:
             return "noise"
         case Retry(request_id, cookie):
@@ -76,7 +76,7 @@ def test_a_datagram_is_what_the_vectors_say(name: str, side: str, raw: str, outc
 def test_what_is_encoded_is_what_the_vectors_say(name: str, side: str, raw: str, outcome: str) -> None:
     kind, _, uri_hex = side.partition(" ")
     datagram, uri = unhex(raw), unhex(uri_hex).decode()
-    match decode_question(datagram) if kind == "question" else decode_answer(datagram, checksum_of_uri(uri)):
+    match decode_request(datagram) if kind == "question" else decode_reply(datagram, checksum_of_uri(uri)):
         case Pull() as pull:
             assert encode_pull(pull) == datagram
         case Request(mode, asked):
@@ -120,19 +120,19 @@ def test_a_checksum_goes_on_where_it_ended(data: bytes, more: bytes) -> None:
 @given(st.binary(max_size=200), st.booleans())
 def test_no_bytes_break_the_decoders(data: bytes, magic: bool) -> None:
     datagram = b"U\x01" + data if magic else data
-    decode_question(datagram)
-    decode_answer(datagram, 7)
+    decode_request(datagram)
+    decode_reply(datagram, 7)
 
 
 @given(st.binary(max_size=100), st.integers(0, 2**63), st.integers(0, 2**64 - 1), st.data())
 def test_a_damaged_piece_is_noise(payload: bytes, offset: int, version: int, draw: st.DataObject) -> None:
     data = Data(5, version, offset + len(payload), offset, payload)
     datagram = bytearray(encode_data(data, "/a"))
-    assert decode_answer(bytes(datagram), checksum_of_uri("/a")) == data
-    assert decode_answer(bytes(datagram), checksum_of_uri("/b")) is None
+    assert decode_reply(bytes(datagram), checksum_of_uri("/a")) == data
+    assert decode_reply(bytes(datagram), checksum_of_uri("/b")) is None
     bit = draw.draw(st.integers(0, 8 * len(datagram) - 1))
     datagram[bit // 8] ^= 1 << bit % 8
-    assert not isinstance(decode_answer(bytes(datagram), checksum_of_uri("/a")), Data)
+    assert not isinstance(decode_reply(bytes(datagram), checksum_of_uri("/a")), Data)
 
 
 @pytest.mark.parametrize("uri", ["", "a\0b", "n" * (MAX_URI + 1), "\ud800"])

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from objmapper_client._path import FIRST_WINDOW
-from objmapper_client._pull import MAX_OBJECT, Changed, Transfer
+from objmapper_client._pull import MAX_OBJECT, ObjectChanged, Transfer
 from objmapper_client.datagrams import (
     FAR_CHUNK,
     MOST_PIECES,
@@ -16,7 +16,7 @@ from objmapper_client.datagrams import (
     Pull,
     Retry,
     checksum_of_uri,
-    decode_question,
+    decode_request,
     encode_data,
     encode_error,
     encode_retry,
@@ -144,9 +144,9 @@ def test_round_trips_are_measured() -> None:
     path = new_path()
     transfer(serving(), URI, Weather(delay=0.05), 0, path=path)
     assert path.round_trip == pytest.approx(0.1)
-    assert path.silence == 0.2
+    assert path.idle_timeout == 0.2
     transfer(serving(), URI, Weather(delay=0.2), 0, path=path)
-    assert path.silence == pytest.approx(0.4, abs=0.05)
+    assert path.idle_timeout == pytest.approx(0.4, abs=0.05)
 
 
 # What the machine does by itself, question by question.
@@ -164,8 +164,8 @@ class Clock:
     def look(self) -> list[Pull]:
         """What it sends at this moment."""
         sent = []
-        for datagram in self.machine.due(self.now):
-            pull = decode_question(datagram)
+        for datagram in self.machine.poll_outgoing(self.now):
+            pull = decode_request(datagram)
             assert isinstance(pull, Pull)
             sent.append(pull)
         self.asked += sent
@@ -173,17 +173,17 @@ class Clock:
 
     def wait(self) -> list[Pull]:
         """Lets the time pass until it does something by itself."""
-        self.now = self.machine.next_look()
+        self.now = self.machine.next_timeout()
         return self.look()
 
     def answer(self, pull: Pull, content: bytes = CONTENT, version: int = 1, total: int | None = None) -> None:
         """Gives it the first piece of a question."""
         payload = content[pull.offset : pull.offset + min(pull.chunk, pull.length)]
         data = Data(pull.request_id, version, len(content) if total is None else total, pull.offset, payload)
-        self.machine.received(encode_data(data, URI), self.now)
+        self.machine.feed(encode_data(data, URI), self.now)
 
     def refuse(self, pull: Pull, status: int, message: str = "words") -> None:
-        self.machine.received(encode_error(Error(pull.request_id, status, message)), self.now)
+        self.machine.feed(encode_error(Error(pull.request_id, status, message)), self.now)
 
 
 def test_the_first_question_is_for_a_window() -> None:
@@ -246,10 +246,10 @@ def test_what_comes_twice_late_or_unasked_changes_nothing() -> None:
 def test_another_version_is_told() -> None:
     clock = Clock()
     clock.answer(clock.asked[0], version=1)
-    with pytest.raises(Changed):
+    with pytest.raises(ObjectChanged):
         clock.answer(clock.asked[0]._replace(offset=FAR_CHUNK), version=2)
     clock = Clock(version=5)
-    with pytest.raises(Changed):
+    with pytest.raises(ObjectChanged):
         clock.answer(clock.asked[0], version=1)
 
 
@@ -347,21 +347,21 @@ def test_a_server_that_is_busy_midway_is_asked_more_slowly_and_reported_in_the_e
 def test_a_cookie_is_shown_at_once_but_not_for_ever() -> None:
     clock = Clock()
     for turn in range(10):
-        clock.machine.received(encode_retry(Retry(clock.asked[-1].request_id, bytes([turn] * 16))), clock.now)
+        clock.machine.feed(encode_retry(Retry(clock.asked[-1].request_id, bytes([turn] * 16))), clock.now)
         clock.look()
     # Three are followed at once; then it is a matter of silences.
     assert [pull.cookie for pull in clock.asked] == [b"", *(bytes([turn] * 16) for turn in range(3))]
     with pytest.raises(RequestTimeout):
         while True:
             for pull in clock.wait():
-                clock.machine.received(encode_retry(Retry(pull.request_id, bytes([7] * 16))), clock.now)
+                clock.machine.feed(encode_retry(Retry(pull.request_id, bytes([7] * 16))), clock.now)
 
 
 def test_pieces_that_follow_each_other_are_asked_for_together_and_at_most_thirty_two() -> None:
     path = new_path()
     path.window = 100
     machine = Transfer(path, URI)
-    pulls = [decode_question(datagram) for datagram in machine.due(0.0)]
+    pulls = [decode_request(datagram) for datagram in machine.poll_outgoing(0.0)]
     assert [pull.length // pull.chunk for pull in pulls if isinstance(pull, Pull)] == [32, 32, 32, 4]
     assert all(isinstance(pull, Pull) and pull.length <= MOST_PIECES * FAR_CHUNK for pull in pulls)
 
@@ -369,10 +369,10 @@ def test_pieces_that_follow_each_other_are_asked_for_together_and_at_most_thirty
 @given(st.lists(st.binary(max_size=80), max_size=20), st.integers(0, 2**32 - 1))
 def test_no_datagram_from_elsewhere_disturbs_it(noise: list[bytes], number: int) -> None:
     machine = Transfer(new_path(), URI)
-    machine.due(0.0)
+    machine.poll_outgoing(0.0)
     for datagram in noise:
-        machine.received(datagram, 0.0)
-        machine.received(b"U\x01\x03\x01" + number.to_bytes(4, "big") + b"\0\0", 0.0)
+        machine.feed(datagram, 0.0)
+        machine.feed(b"U\x01\x03\x01" + number.to_bytes(4, "big") + b"\0\0", 0.0)
     assert machine.total is None
     assert not machine.is_done
 

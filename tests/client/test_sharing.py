@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import uvloop
 
 from objmapper_client import AsyncClient, Client, ConnectionFailed, Mode, Object, ObjectNotFound, _threads
-from objmapper_client._threads import ThreadMultiplex
+from objmapper_client._threads import ThreadMultiplexer
 from tests.client.lying_server import Held, Peer, answers_all, pretend_server
 from tests.eventually import eventually
 
@@ -273,12 +273,12 @@ def test_a_reader_whose_connection_another_thread_gives_up_raises_what_broke_it(
     """Between the reader's look whether it has its answer, and its wait for it."""
     raised: list[BaseException] = []
 
-    def give_up(multiplex: ThreadMultiplex) -> None:
+    def give_up(multiplex: ThreadMultiplexer) -> None:
         with multiplex.lock:
             multiplex.woken(multiplex.fail(ConnectionFailed("given up by another thread")))
 
     def interrupt(frame: FrameType, event: str, _: object) -> None:
-        if event == "call" and frame.f_code is ThreadMultiplex._ready.__code__:
+        if event == "call" and frame.f_code is ThreadMultiplexer._ready.__code__:
             other = threading.Thread(target=give_up, args=(frame.f_locals["self"],))
             other.start()
             other.join()

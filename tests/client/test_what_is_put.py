@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 
 from objmapper_client import AsyncClient, Client, LocalProtocolError
-from objmapper_client._sources import Source, source_of
-from objmapper_client._steps import Call, Steps
+from objmapper_client._sources import Source, open_source
+from objmapper_client._steps import RunBlocking, Effects
 from objmapper_server import Config, Server
 from tests.client.callers import Caller
 
@@ -127,12 +127,12 @@ def test_a_file_is_put_as_it_reads(call: Caller, address: str, root: Path, tmp_p
         assert (root / "x").read_bytes() == content.upper()
 
 
-def made(steps: Steps[Source]) -> Source:
+def made(steps: Effects[Source]) -> Source:
     """Runs them in this thread."""
     try:
         wish = next(steps)
         while True:
-            assert isinstance(wish, Call)
+            assert isinstance(wish, RunBlocking)
             wish = steps.send(wish.function())
     except StopIteration as done:
         source: Source = done.value
@@ -154,7 +154,7 @@ def test_a_file_without_a_change_goes_by_descriptor(tmp_path: Path) -> None:
             named.write(LARGE)
             named.seek(0)
             for file in (buffered, raw, both, named, spooled):
-                assert made(source_of(file, None)).is_whole_file, file
+                assert made(open_source(file, None)).is_whole_file, file
 
 
 def test_whatever_has_a_buffer_is_put(call: Caller, address: str, root: Path, tmp_path: Path) -> None:

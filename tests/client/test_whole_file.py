@@ -12,7 +12,7 @@ import pytest
 
 from objmapper_client.object import Object
 from objmapper_client.protocol import Mode
-from objmapper_client.whole_file import whole_file, written_to
+from objmapper_client.whole_file import atomic_file, open_output
 
 #: Saves an object in steps of 8 MiB, and stops for ever after the first.
 HALFWAY = """
@@ -74,7 +74,7 @@ def test_it_is_there_when_it_is_whole(kernel: str, source: Path, folder: Path, b
     target = folder / "target"
     if before is not None:
         target.write_bytes(before)
-    with written_to(target) as output:
+    with open_output(target) as output:
         assert os.write(output, b"half") == 4
         assert (target.read_bytes() if target.exists() else None) == before
         # It has another name only where it must have one.
@@ -90,7 +90,7 @@ def test_a_failure_leaves_what_was_there(kernel: str, folder: Path, before: byte
     target = folder / "target"
     if before is not None:
         target.write_bytes(before)
-    with pytest.raises(KeyError), written_to(target) as output:
+    with pytest.raises(KeyError), open_output(target) as output:
         os.write(output, b"half")
         raise KeyError
     assert (target.read_bytes() if target.exists() else None) == before
@@ -116,7 +116,7 @@ def test_a_file_keeps_its_permissions_and_a_link_its_place(kernel: str, folder: 
     (folder / "file").write_bytes(b"old")
     (folder / "file").chmod(0o604)
     (folder / "link").symlink_to("file")
-    with written_to(folder / "link") as output:
+    with open_output(folder / "link") as output:
         os.write(output, b"new")
     assert (folder / "link").is_symlink()
     assert (folder / "file").read_bytes() == b"new"
@@ -126,7 +126,7 @@ def test_a_file_keeps_its_permissions_and_a_link_its_place(kernel: str, folder: 
 @pytest.mark.parametrize("name", ["x" * 255, "é" * 127, "𝄞" * 63])
 def test_the_longest_name_that_a_file_can_have(kernel: str, folder: Path, name: str) -> None:
     for content in (b"first", b"second"):
-        with written_to(folder / name) as output:
+        with open_output(folder / name) as output:
             os.write(output, content)
         assert (folder / name).read_bytes() == content
     assert [path.name for path in folder.iterdir()] == [name]
@@ -134,20 +134,20 @@ def test_the_longest_name_that_a_file_can_have(kernel: str, folder: Path, name: 
 
 def test_a_bare_name_is_in_the_working_directory(kernel: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
-    with whole_file("target", sync=True) as output:
+    with atomic_file("target", sync=True) as output:
         os.write(output, b"whole")
     assert (folder / "target").read_bytes() == b"whole"
 
 
 def test_those_who_must_leave_know_the_names(kernel: str, folder: Path) -> None:
     under_way: set[str] = set()
-    with whole_file(folder / "target", under_way=under_way):
+    with atomic_file(folder / "target", under_way=under_way):
         assert [Path(name).parent for name in under_way] == [folder]
         assert {path for path in folder.iterdir() if path.suffix == ".part"} <= {Path(name) for name in under_way}
     assert under_way == set()
 
 
 def test_an_error_names_the_file_that_was_wanted(kernel: str, folder: Path) -> None:
-    with pytest.raises(FileNotFoundError) as caught, written_to(folder / "none" / "target"):
+    with pytest.raises(FileNotFoundError) as caught, open_output(folder / "none" / "target"):
         pass
     assert caught.value.filename == str(folder / "none" / "target")

@@ -17,7 +17,7 @@ import pytest
 
 from objmapper_client import Client, RequestTimeout
 from objmapper_client._udp_connection import UdpConnection
-from objmapper_client.datagrams import FAR_CHUNK, Error, Pull, Retry, decode_answer, encode_pull
+from objmapper_client.datagrams import FAR_CHUNK, Error, Pull, Retry, decode_reply, encode_pull
 from objmapper_server import Config, Server
 from objmapper_server.statistics import Datagrams
 from tests.two_hosts import Host, NotPermitted, two_hosts
@@ -111,7 +111,7 @@ def test_who_has_shown_no_cookie_is_sent_less_than_it_asked_with(far: Far) -> No
         for number in range(1000):
             source.send(asking(random.randbytes(random.choice([0, 16])), number=number))
         counts = far.settled(1000)
-        answers = [decode_answer(answer, 0) for answer in received(source)]
+        answers = [decode_reply(answer, 0) for answer in received(source)]
     assert len(answers) > 200
     assert all(isinstance(answer, Retry) for answer in answers)
     assert counts.retry_sent_total == 1000
@@ -148,13 +148,13 @@ def test_who_shows_its_cookie_gets_the_object(far: Far) -> None:
     with far.socket() as source:
         source.send(asking())
         (retry,) = received(source)
-        answer = decode_answer(retry, 0)
+        answer = decode_reply(retry, 0)
         assert isinstance(answer, Retry)
         source.send(asking(answer.cookie))
         assert len(received(source)) == 32
         source.send(asking(answer.cookie, uri="/none"))
         (error,) = received(source)
-        assert isinstance(decode_answer(error, 0), Error)
+        assert isinstance(decode_reply(error, 0), Error)
         source.send(request(COPY, "/a"))
         assert received(source) == []
     with far.socket() as another:
@@ -269,7 +269,7 @@ def test_answers_that_wait_for_the_disk_count_towards_the_rate(hosts: tuple[Host
         far = Far(server, there)
         with far.socket() as source:
             source.send(encode_pull(Pull(1, 0, 1, FAR_CHUNK, b"", "/0")))
-            retry = decode_answer(source.recv(2048), 0)
+            retry = decode_reply(source.recv(2048), 0)
             assert isinstance(retry, Retry)
             for number in range(200):
                 source.send(encode_pull(Pull(number, 0, 30_000, FAR_CHUNK, retry.cookie, f"/{number}")))
