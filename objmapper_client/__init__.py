@@ -1,6 +1,6 @@
 """objmapper's client: objects by URI, as open file descriptors or as bytes. Standard library only."""
 
-from objmapper_client._exchange import Stat
+from objmapper_client._operations.requests import Stat
 from objmapper_client.address import Address, TcpAddress, UdpAddress, UnixAddress, default_address, parse
 from objmapper_client.async_client import AsyncClient
 from objmapper_client.client import Client
@@ -28,8 +28,8 @@ from objmapper_client.errors import (
     UnsupportedOperation,
 )
 from objmapper_client.object import Object
-from objmapper_client.protocol import Mode, Status
-from objmapper_client.protocol_v2_responses import Entry, LeftOut
+from objmapper_client.protocol.v1 import Mode, Status
+from objmapper_client.protocol.v2_responses import Entry, LeftOut
 
 __all__ = [
     "Address",

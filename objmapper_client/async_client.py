@@ -6,22 +6,23 @@ from collections.abc import AsyncGenerator, Callable, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from objmapper_client._ask import Verb
-from objmapper_client._exchange import PageProgress, PutArguments, Stat, next_piece
-from objmapper_client._forks import forked, forks
-from objmapper_client._pool import Pool
-from objmapper_client._settings import CHUNK, PAGE, Results, ClientOptions
-from objmapper_client._steps import T
-from objmapper_client._transfer import range_length
+from objmapper_client._client_options import CHUNK, PAGE, ClientOptions, Results
+from objmapper_client._connection.pending_request import Verb
+from objmapper_client._connection.pool import Pool
+from objmapper_client._operations.download import range_length
+from objmapper_client._operations.requests import PageProgress, PutArguments, Stat
+from objmapper_client._operations.stream import next_piece
+from objmapper_client._runtime.effects import T
+from objmapper_client._runtime.fork import forked, forks
 from objmapper_client.address import Address
 from objmapper_client.object import Object, writable_bytes
-from objmapper_client.protocol import Mode
-from objmapper_client.protocol_v2_responses import Entry, LeftOut
+from objmapper_client.protocol.v1 import Mode
+from objmapper_client.protocol.v2_responses import Entry, LeftOut
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-    from objmapper_client._sources import AsyncData
+    from objmapper_client._operations.upload_source import AsyncData
 
 
 class AsyncClient(ClientOptions):
@@ -93,7 +94,7 @@ class AsyncClient(ClientOptions):
     def _line(self) -> Pool:
         """The connections of the running loop, and of this process: with another one they begin anew."""
         # asyncio takes longer to be imported than all the rest, and who has a loop has it already.
-        from objmapper_client._tasks import AsyncioRuntime, running_loop
+        from objmapper_client._runtime.aio import AsyncioRuntime, running_loop
 
         pool = self._pool
         if pool is None or self._forks != forks.made or pool.waiting.loop is not running_loop():
@@ -102,7 +103,7 @@ class AsyncClient(ClientOptions):
         return pool
 
     async def _run(self, pool: Pool, verb: Verb[T]) -> T:
-        from objmapper_client._tasks import run
+        from objmapper_client._runtime.aio import run
 
         return await run(pool, verb)
 

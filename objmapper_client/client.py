@@ -5,21 +5,22 @@ from collections.abc import Callable, Generator, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from objmapper_client._exchange import PageProgress, PutArguments, Stat, piece_at
-from objmapper_client._forks import forked, forks
-from objmapper_client._pool import Pool
-from objmapper_client._settings import CHUNK, PAGE, Results, ClientOptions
-from objmapper_client._threads import ThreadRuntime, run
-from objmapper_client._transfer import range_length
+from objmapper_client._client_options import CHUNK, PAGE, ClientOptions, Results
+from objmapper_client._connection.pool import Pool
+from objmapper_client._operations.download import range_length
+from objmapper_client._operations.requests import PageProgress, PutArguments, Stat
+from objmapper_client._operations.stream import piece_at
+from objmapper_client._runtime.fork import forked, forks
+from objmapper_client._runtime.threads import ThreadRuntime, run
 from objmapper_client.address import Address
 from objmapper_client.object import Object, writable_bytes
-from objmapper_client.protocol import Mode
-from objmapper_client.protocol_v2_responses import Entry, LeftOut
+from objmapper_client.protocol.v1 import Mode
+from objmapper_client.protocol.v2_responses import Entry, LeftOut
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-    from objmapper_client._sources import Data
+    from objmapper_client._operations.upload_source import Data
 
 
 class Client(ClientOptions):

@@ -22,8 +22,9 @@ from fsspec.core import get_compression
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 from fsspec.utils import isfilelike, other_paths
 
-from objmapper_client._copying import write_pieces
-from objmapper_client._directories import (
+from objmapper_client._files.atomic import open_output
+from objmapper_client._files.copy import write_pieces
+from objmapper_client._files.fsspec_directories import (
     Info,
     MadeDirectories,
     Trees,
@@ -34,7 +35,7 @@ from objmapper_client._directories import (
     is_pattern,
     not_found,
 )
-from objmapper_client._object_files import CompressedWriter, ObjectReader, ObjectWriter, TextWriter
+from objmapper_client._files.fsspec_files import CompressedWriter, ObjectReader, ObjectWriter, TextWriter
 from objmapper_client.address import TcpAddress, parse
 from objmapper_client.client import Client
 from objmapper_client.errors import (
@@ -46,8 +47,7 @@ from objmapper_client.errors import (
     PermissionDenied,
 )
 from objmapper_client.object import Object
-from objmapper_client.protocol import Mode
-from objmapper_client.whole_file import open_output
+from objmapper_client.protocol.v1 import Mode
 
 #: Ranges that are asked for at once where bytes come over a wire.
 _AT_ONCE = 8

@@ -8,18 +8,19 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from objmapper_client._copying import copy_memory_to, copy_to
-from objmapper_client._owned import close_descriptor, close_taken, give_last, take_in
-from objmapper_client.errors import RemoteProtocolError, ServerReply, at_limit, error_for
-from objmapper_client.protocol import MAX_CONTENT, Mode, Status
-from objmapper_client.whole_file import open_output
+from objmapper_client._files.atomic import open_output
+from objmapper_client._files.copy import copy_memory_to, copy_to
+from objmapper_client._runtime.descriptors import close_descriptor
+from objmapper_client.errors import RemoteProtocolError, ServerReply, error_for
+from objmapper_client.protocol.v1 import Mode, Status
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-_CHUNK = 1 << 20
 # Before Python 3.12 looking a member up in its enumeration calls a function, which costs ten times as much as this.
 _FDPASS = Mode.FDPASS
+#: Bytes that one call reads at once.
+_CHUNK = 1 << 20
 # What stat.S_ISREG compares, without the call.
 _TYPE, _REGULAR = 0o170000, stat.S_IFREG
 
@@ -206,69 +207,3 @@ def _gather(some: Callable[[int], bytes], length: int) -> bytes:
 def too_large(size: int) -> RemoteProtocolError:
     """The error for a promised content that this process cannot hold."""
     return RemoteProtocolError(f"no room in memory for the promised content of {size} bytes; stream() needs none")
-
-
-class MemoryFile:
-    """A file in memory, to be filled. It owns its descriptor until `become` makes an object of it."""
-
-    def __init__(self) -> None:
-        #: Its descriptor, where it has been made.
-        self._numbers: list[int] = []
-
-    def __del__(self) -> None:
-        self.close()
-
-    def make_room(self, size: int) -> memoryview:
-        """A writable view of `size` bytes. Can be called again, and begins anew then.
-
-        Raises RemoteProtocolError, DescriptorLimit.
-        """
-        if size > MAX_CONTENT:
-            raise RemoteProtocolError(f"a content of {size} bytes fits no file")
-        self._begin()
-        if size == 0:
-            return memoryview(bytearray())
-        try:
-            os.truncate(self._numbers[0], size)
-            # Not closed: an error that is on its way may still refer to a part of it. It goes with the last reference.
-            return memoryview(mmap.mmap(self._numbers[0], size))
-        except (OSError, OverflowError, ValueError) as error:
-            raise at_limit(error) or too_large(size) from error
-
-    def write(self, content: bytes) -> None:
-        """Begins anew with this content. Raises DescriptorLimit."""
-        self._begin()
-        left = memoryview(content)
-        while left:
-            left = left[os.pwrite(self._numbers[0], left, len(content) - len(left)) :]
-
-    def become(
-        self, uri: str, mode: Mode, size: int | None = None, *, etag: str | None = None, mtime: int | None = None
-    ) -> Object:
-        """The object that this file holds; the descriptor is the object's then."""
-        found = Object(-1, uri, mode, size or 0, etag, mtime)
-        give_last(self._numbers, found)
-        if size is None:
-            found._examine()
-        return found
-
-    def close(self) -> None:
-        """Closes the file, if there is one."""
-        close_taken(self._numbers)
-
-    def _begin(self) -> None:
-        self.close()
-        try:
-            _make_memory_file(self._numbers)
-        except OSError as error:
-            raise at_limit(error) or error from error
-
-
-def _make_memory_file(numbers: list[int]) -> None:
-    if hasattr(os, "memfd_create"):
-        take_in(numbers, os.memfd_create, "objmapper", os.MFD_CLOEXEC)
-        return
-    import tempfile
-
-    with tempfile.TemporaryFile() as file:
-        take_in(numbers, os.dup, file.fileno())

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal, Never
 
 from objmapper_client import Client
-from objmapper_client.protocol_v2 import Capability
+from objmapper_client.protocol.hello import Capability
 from objmapper_server import Concurrency, Config, Server
 from tests.version_two.client import COPY, EXTENDED, FDPASS, PLAIN, PUT, PUT_DESCRIPTOR, SPLICE, STAT, Two
 from tests.wire import FDPASS as FDPASS_ONE

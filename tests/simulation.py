@@ -7,9 +7,9 @@ import heapq
 import itertools
 from dataclasses import dataclass, field
 
-from objmapper_client._path import PathState
-from objmapper_client._pull import Transfer
-from objmapper_client.datagrams import (
+from objmapper_client._udp.path_state import PathState
+from objmapper_client._udp.transfer import Transfer
+from objmapper_client.protocol.udp import (
     FAR_CHUNK,
     MOST_PIECES,
     Data,

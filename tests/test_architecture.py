@@ -9,7 +9,8 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -107,33 +108,72 @@ def test_no_native_name_is_handed_on() -> None:
 
 @pytest.mark.parametrize("path", under(CLIENT), ids=name_of)
 def test_two_modules_know_how_to_wait(path: Path) -> None:
-    allowed = {"_threads.py": {"selectors", "select"}, "_tasks.py": {"asyncio", "select"}}.get(path.name, set())
+    allowed = {"_runtime.threads": {"selectors", "select"}, "_runtime.aio": {"asyncio", "select"}}.get(
+        below_client(path), set()
+    )
     waiting = {target for target in imports(path) if within(target, "selectors", "select", "asyncio")}
     assert {target.partition(".")[0] for target in waiting} <= allowed
 
 
-#: What both sides share, and what of it each module may use.
+#: What both sides share, dotted below the client, and what of it each module may use.
 WORDS: dict[str, set[str]] = {
     "errors": set(),
     "address": {"errors"},
-    "protocol": {"errors"},
-    "protocol_v2": {"errors", "protocol"},
-    "protocol_v2_responses": {"errors", "protocol", "protocol_v2"},
-    "_crc32c": set(),
-    "datagrams": {"_crc32c", "errors", "protocol"},
-    "_path": set(),
-    "_pull": {"_path", "datagrams", "errors", "protocol"},
+    "protocol": {"protocol.v1"},
+    "protocol.v1": {"errors"},
+    "protocol.hello": {"errors", "protocol.v1", "protocol.v2_requests"},
+    "protocol.v2_requests": {"errors", "protocol.v1"},
+    "protocol.v2_responses": {"errors", "protocol.v1", "protocol.v2_requests"},
+    "protocol.crc32c": set(),
+    "protocol.udp": {"errors", "protocol.crc32c", "protocol.v1"},
+    "_udp.path_state": set(),
+    "_udp.transfer": {"_udp.path_state", "errors", "protocol.udp", "protocol.v1"},
 }
+
+
+def below_client(path: Path) -> str:
+    """The dotted name of a module, or of a package, below the client."""
+    parts = path.relative_to(CLIENT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def test_every_module_of_the_codec_is_listed() -> None:
+    assert {below_client(path) for path in under(CLIENT / "protocol")} <= WORDS.keys()
 
 
 @pytest.mark.parametrize("path", under(CLIENT), ids=name_of)
 def test_the_codec_and_the_words_touch_no_socket(path: Path) -> None:
-    if path.stem in WORDS:
+    if (name := below_client(path)) in WORDS:
         assert {target for target in imports(path) if within(target, "socket", "selectors", "asyncio")} == set()
         ours = {target for target in imports(path) if within(target, CLIENT.name)}
         assert {
-            target for target in ours if not within(target, *(f"{CLIENT.name}.{each}" for each in WORDS[path.stem]))
+            target for target in ours if not within(target, *(f"{CLIENT.name}.{each}" for each in WORDS[name]))
         } == set()
+
+
+def module_of(path: Path) -> str:
+    """The dotted name of a module, or of a package."""
+    package = ".".join(package_of(path))
+    return package if path.name == "__init__.py" else f"{package}.{path.stem}"
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.name)
+def test_no_modules_import_each_other_in_a_circle(package: Path) -> None:
+    """Imports inside of functions count, too."""
+    modules = {module_of(path): path for path in under(package)}
+    graph: dict[str, set[str]] = {}
+    for name, path in modules.items():
+        used = imports(path)
+        graph[name] = {each for each in modules if each != name and (each in used or _names_of(each, used, modules))}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+def _names_of(module: str, used: set[str], modules: Container[str]) -> bool:
+    """Whether something is imported out of a module that is no module itself."""
+    return any(each.rpartition(".")[0] == module and each not in modules for each in used)
 
 
 @pytest.mark.parametrize("path", under(CLI), ids=name_of)

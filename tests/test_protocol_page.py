@@ -4,10 +4,11 @@ import re
 from pathlib import Path
 
 from objmapper_client import Mode, ObjmapperError, Status, errors
-from objmapper_client import protocol as v1
-from objmapper_client import protocol_v2 as v2
-from objmapper_client import protocol_v2_responses as responses
-from objmapper_client.protocol_v2 import Capability, Operation, Parameters
+from objmapper_client.protocol import hello, v1
+from objmapper_client.protocol import v2_requests as v2
+from objmapper_client.protocol import v2_responses as responses
+from objmapper_client.protocol.hello import Capability
+from objmapper_client.protocol.v2_requests import Operation, Parameters
 
 PAGE = (Path(__file__).parent.parent / "docs" / "protocol.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"^```\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -47,8 +48,8 @@ def test_the_examples_are_what_the_codec_makes() -> None:
         b"\0",
         # Cut off on the page, after ten letters.
         b"\1" + len(b"no such object").to_bytes(2) + b"no such ob",
-        v2.encode_hello(both, 16),
-        v2.encode_hello_ack(both, 16, 8),
+        hello.encode_hello(both, 16),
+        hello.encode_hello_ack(both, 16, 8),
         v2.encode_request(7, Operation.FDPASS, "/a"),
         responses.encode_response(7, Status.OK),
         b"\x58",

@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from objmapper_client.datagrams import Pull, decode_request
+from objmapper_client.protocol.udp import Pull, decode_request
 
 Script = Callable[[Pull], list[bytes]]
 

@@ -34,7 +34,7 @@ from benchmarks.soak.slow_writers import MODELS
 from benchmarks.soak.vitals import Vitals
 from objmapper_cli.admin_client import AdminClient
 from objmapper_client import Client, ServerReply
-from objmapper_client.protocol_v2 import Operation
+from objmapper_client.protocol.v2_requests import Operation
 from objmapper_server import Concurrency
 from tests.server_process import HOME, ServerProcess
 from tests.strace import why_not

@@ -32,7 +32,7 @@ from typing import Final, NamedTuple
 from tqdm import tqdm
 
 from benchmarks.soak.vitals import Vitals
-from objmapper_client.protocol_v2 import Operation
+from objmapper_client.protocol.v2_requests import Operation
 from objmapper_server import Concurrency
 from tests.server_process import ServerProcess
 from tests.version_two.client import COPY, DELETE, FDPASS, SPLICE, Two

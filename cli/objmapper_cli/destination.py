@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from objmapper_client.whole_file import sync_directory, open_output
+from objmapper_client._files.atomic import open_output, sync_directory
 
 STDOUT = 1
 

@@ -6,7 +6,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from objmapper_cli.errors import Failure
-from objmapper_client._copying import copy_to, write_pieces
+from objmapper_client._files.copy import copy_to, write_pieces
 from objmapper_client.client import Client
 from objmapper_client.protocol import Mode
 

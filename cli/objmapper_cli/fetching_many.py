@@ -21,10 +21,10 @@ from objmapper_cli.fetching import Fetch
 from objmapper_cli.names import local_name
 from objmapper_cli.progress import Progress
 from objmapper_cli.showing import SECOND
+from objmapper_client._files.atomic import atomic_file
 from objmapper_client.client import Client
 from objmapper_client.errors import ObjmapperError, RemoteProtocolError, ServerReply
-from objmapper_client.protocol_v2_responses import LeftOut
-from objmapper_client.whole_file import atomic_file
+from objmapper_client.protocol.v2_responses import LeftOut
 
 #: Seconds that those at work get to clean up after an interruption.
 _GRACE = 2.0

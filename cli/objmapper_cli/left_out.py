@@ -4,7 +4,7 @@ import os
 import sys
 
 from objmapper_cli.errors import ExitCode, say
-from objmapper_client.protocol_v2_responses import LeftOut
+from objmapper_client.protocol.v2_responses import LeftOut
 
 
 class LeftOutFiles:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from objmapper_cli.errors import ExitCode, Failure
-from objmapper_client._settings import MAX_WAIT
+from objmapper_client._client_options import MAX_WAIT
 from objmapper_client.address import default_address, parse
 from objmapper_client.client import Client
 from objmapper_client.protocol import Mode

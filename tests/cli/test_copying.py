@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from objmapper_cli.destination import destination
-from objmapper_client._copying import copy_to
+from objmapper_client._files.copy import copy_to
 
 
 def test_a_range_of_a_file_and_its_progress(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ import pytest
 
 from objmapper_cli.fetching_many import below
 from objmapper_client import Client, RemoteProtocolError
-from objmapper_client.protocol_v2 import Operation
-from objmapper_client.protocol_v2_responses import Entry, Metadata, encode_entry
+from objmapper_client.protocol.v2_requests import Operation
+from objmapper_client.protocol.v2_responses import Entry, Metadata, encode_entry
 from objmapper_server import Server
 from tests.cli.conftest import HOME, Run, one_line
 from tests.client.lying_server import Peer, pretend_server

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from objmapper_client.protocol import encode_error
-from objmapper_client.protocol_v2 import Capability, Operation, Request, encode_close, encode_hello_ack
-from objmapper_client.protocol_v2_responses import Metadata, encode_response
+from objmapper_client.protocol.hello import Capability, encode_hello_ack
+from objmapper_client.protocol.v2_requests import Operation, Request, encode_close
+from objmapper_client.protocol.v2_responses import Metadata, encode_response
 from tests.client.lying_server import Peer, serving
 
 #: No two stretches of a content are alike, so that a shift shows.

@@ -15,17 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from objmapper_client.protocol import encode_error
-from objmapper_client.protocol_v2 import (
-    HELLO_SIZE,
-    MAGIC,
-    Capability,
-    CloseFrame,
-    Operation,
-    Request,
-    RequestDecoder,
-    encode_hello_ack,
-)
-from objmapper_client.protocol_v2_responses import NO_METADATA, Metadata, encode_response
+from objmapper_client.protocol.hello import HELLO_SIZE, MAGIC, Capability, encode_hello_ack
+from objmapper_client.protocol.v2_requests import CloseFrame, Operation, Request, RequestDecoder
+from objmapper_client.protocol.v2_responses import NO_METADATA, Metadata, encode_response
 
 Script = Callable[[socket.socket], None]
 

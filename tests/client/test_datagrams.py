@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from objmapper_client import _crc32c
-from objmapper_client.datagrams import (
+from objmapper_client.errors import LocalProtocolError
+from objmapper_client.protocol import MAX_URI, Refused, Request, crc32c, encode_request
+from objmapper_client.protocol.udp import (
     Data,
     Error,
     Pull,
@@ -18,8 +19,6 @@ from objmapper_client.datagrams import (
     encode_pull,
     encode_retry,
 )
-from objmapper_client.errors import LocalProtocolError
-from objmapper_client.protocol import MAX_URI, Refused, Request, encode_request
 from tests.vectors import load, unhex
 
 VECTORS = load("udp.txt")
@@ -92,29 +91,29 @@ def test_what_is_encoded_is_what_the_vectors_say(name: str, side: str, raw: str,
 
 
 def by_loop(data: bytes, crc: int) -> int:
-    return _crc32c._by_table(data, crc ^ 0xFFFFFFFF) ^ 0xFFFFFFFF
+    return crc32c._by_table(data, crc ^ 0xFFFFFFFF) ^ 0xFFFFFFFF
 
 
 def test_the_checksum_is_crc_32c() -> None:
-    assert _crc32c.crc32c(b"123456789") == 0xE3069283
+    assert crc32c.crc32c(b"123456789") == 0xE3069283
     # RFC 3720, B.4.
-    assert _crc32c.crc32c(bytes(32)) == 0x8A9136AA
-    assert _crc32c.crc32c(b"\xff" * 32) == 0x62A8AB43
-    assert _crc32c.crc32c(bytes(range(32))) == 0x46DD794E
+    assert crc32c.crc32c(bytes(32)) == 0x8A9136AA
+    assert crc32c.crc32c(b"\xff" * 32) == 0x62A8AB43
+    assert crc32c.crc32c(bytes(range(32))) == 0x46DD794E
 
 
 def test_every_fold_gives_what_the_loop_gives() -> None:
-    lengths = {size // 8 + near for size, _ in _crc32c._FOLDS if size < 2_000_000 for near in (-1, 0, 1, 2)}
+    lengths = {size // 8 + near for size, _ in crc32c._FOLDS if size < 2_000_000 for near in (-1, 0, 1, 2)}
     for length in sorted(lengths | set(range(80))):
         data = (b"some bytes that are not all alike; " * (length // 30 + 1))[:length]
-        assert _crc32c.crc32c(data, 0x1234567) == by_loop(data, 0x1234567), length
+        assert crc32c.crc32c(data, 0x1234567) == by_loop(data, 0x1234567), length
 
 
 @given(st.binary(max_size=3000), st.binary(max_size=200))
 def test_a_checksum_goes_on_where_it_ended(data: bytes, more: bytes) -> None:
     whole = by_loop(data + more, 0)
-    assert _crc32c.crc32c(memoryview(more), _crc32c.crc32c(bytearray(data))) == whole
-    assert _crc32c.crc32c(data + more) == whole
+    assert crc32c.crc32c(memoryview(more), crc32c.crc32c(bytearray(data))) == whole
+    assert crc32c.crc32c(data + more) == whole
 
 
 @given(st.binary(max_size=200), st.booleans())

@@ -111,8 +111,8 @@ def test_a_first_put_without_a_descriptor_for_its_module_is_the_limit(
 ) -> None:
     with Client(elsewhere) as client:
         client.put("/first", b"x")
-        monkeypatch.delitem(sys.modules, "objmapper_client._upload")
-        monkeypatch.delattr("objmapper_client._upload")
+        monkeypatch.delitem(sys.modules, "objmapper_client._operations.upload")
+        monkeypatch.delattr("objmapper_client._operations.upload")
         limits = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
         try:

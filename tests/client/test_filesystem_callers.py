@@ -21,7 +21,7 @@ import pyarrow.dataset as ds
 import pytest
 
 from objmapper_client import AddressError, Conflict
-from objmapper_client._object_files import ObjectReader
+from objmapper_client._files.fsspec_files import ObjectReader
 from objmapper_client.filesystem import ObjmapperFileSystem
 from objmapper_server import Config, Server
 

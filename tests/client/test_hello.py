@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from objmapper_client import AsyncClient, Client, ConnectionFailed
-from objmapper_client.protocol_v2 import Capability, encode_close, encode_hello_ack
+from objmapper_client.protocol.hello import Capability, encode_hello_ack
+from objmapper_client.protocol.v2_requests import encode_close
 from objmapper_server import Config, Server
 from tests.client.callers import in_task, in_thread
 from tests.client.lying_server import serving

@@ -23,8 +23,8 @@ from objmapper_client import (
     ServerTimeout,
     UnsupportedMode,
 )
-from objmapper_client.protocol_v2 import CLOSE_ACK_FRAME, encode_close
-from objmapper_client.protocol_v2_responses import Entry, Metadata, encode_entry, encode_response
+from objmapper_client.protocol.v2_requests import CLOSE_ACK_FRAME, encode_close
+from objmapper_client.protocol.v2_responses import Entry, Metadata, encode_entry, encode_response
 from tests.client.callers import Caller, Verb, in_thread
 from tests.client.lying_server import (
     Peer,

@@ -8,8 +8,8 @@ import pytest
 
 from objmapper_client import RemoteProtocolError
 from objmapper_client.filesystem import ObjmapperFileSystem
-from objmapper_client.protocol_v2 import Operation
-from objmapper_client.protocol_v2_responses import Entry, Metadata, encode_entry
+from objmapper_client.protocol.v2_requests import Operation
+from objmapper_client.protocol.v2_responses import Entry, Metadata, encode_entry
 from tests.client.callers import Caller, Verb
 from tests.client.lying_server import Peer, pretend_server
 

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from objmapper_client._files.memory import MemoryFile
 from objmapper_client.errors import RemoteProtocolError
-from objmapper_client.object import MemoryFile, Object
+from objmapper_client.object import Object
 from objmapper_client.protocol import Mode
 
 

@@ -9,7 +9,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import pytest
 
 from objmapper_client import AsyncClient, Client, Object
-from objmapper_client import _sources as sources
+from objmapper_client._operations import upload_source as sources
 from objmapper_server import Config, Server
 from tests.client.callers import Caller, Verb, in_task, in_task_of_uvloop, in_thread
 

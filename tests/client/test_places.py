@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from objmapper_client import AsyncClient, Client, RequestTimeout
-from objmapper_client.protocol_v2 import Operation
+from objmapper_client.protocol.v2_requests import Operation
 from tests.client.lying_server import Peer, pretend_server
 
 

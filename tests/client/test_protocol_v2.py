@@ -6,25 +6,27 @@ from hypothesis import strategies as st
 
 from objmapper_client.errors import LocalProtocolError, RemoteProtocolError
 from objmapper_client.protocol import MAX_CONTENT, MAX_URI, ErrorReply, Mode, Status
-from objmapper_client.protocol_v2 import (
+from objmapper_client.protocol.hello import (
     HELLO_ACK_SIZE,
     HELLO_SIZE,
-    MAX_PARAMETERS,
     Capability,
-    CloseFrame,
-    Fatal,
     Hello,
     HelloAck,
+    decode_hello,
+    decode_hello_ack,
+    encode_hello,
+    encode_hello_ack,
+)
+from objmapper_client.protocol.v2_requests import (
+    MAX_PARAMETERS,
+    CloseFrame,
+    Fatal,
     Operation,
     Parameters,
     Refused,
     Request,
     RequestDecoder,
-    decode_hello,
-    decode_hello_ack,
     encode_close,
-    encode_hello,
-    encode_hello_ack,
     encode_request,
 )
 from tests.vectors import expanded, load, unhex

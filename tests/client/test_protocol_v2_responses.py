@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from objmapper_client.errors import LocalProtocolError, RemoteProtocolError
 from objmapper_client.protocol import MAX_URI, Status
-from objmapper_client.protocol_v2 import CloseAck, CloseFrame, Operation, encode_close, encode_close_ack
-from objmapper_client.protocol_v2_responses import (
+from objmapper_client.protocol.v2_requests import CloseAck, CloseFrame, Operation, encode_close, encode_close_ack
+from objmapper_client.protocol.v2_responses import (
     Entry,
     Metadata,
     ResponseDecoder,

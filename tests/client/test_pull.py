@@ -6,9 +6,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from objmapper_client._path import FIRST_WINDOW
-from objmapper_client._pull import MAX_OBJECT, ObjectChanged, Transfer
-from objmapper_client.datagrams import (
+from objmapper_client._udp.path_state import FIRST_WINDOW
+from objmapper_client._udp.transfer import MAX_OBJECT, ObjectChanged, Transfer
+from objmapper_client.errors import (
+    ObjectNotFound,
+    RemoteProtocolError,
+    RequestTimeout,
+    ServerBusy,
+    UnsupportedMode,
+)
+from objmapper_client.protocol.udp import (
     FAR_CHUNK,
     MOST_PIECES,
     Data,
@@ -20,13 +27,6 @@ from objmapper_client.datagrams import (
     encode_data,
     encode_error,
     encode_retry,
-)
-from objmapper_client.errors import (
-    ObjectNotFound,
-    RemoteProtocolError,
-    RequestTimeout,
-    ServerBusy,
-    UnsupportedMode,
 )
 from tests.simulation import COOKIE, Server, new_path, transfer
 from tests.weather import Weather

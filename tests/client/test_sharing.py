@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import uvloop
 
-from objmapper_client import AsyncClient, Client, ConnectionFailed, Mode, Object, ObjectNotFound, _threads
-from objmapper_client._threads import ThreadMultiplexer
+from objmapper_client import AsyncClient, Client, ConnectionFailed, Mode, Object, ObjectNotFound
+from objmapper_client._runtime import threads
+from objmapper_client._runtime.threads import ThreadMultiplexer
 from tests.client.lying_server import Held, Peer, answers_all, pretend_server
 from tests.eventually import eventually
 
 if TYPE_CHECKING:
-    from objmapper_client.protocol_v2 import Request
+    from objmapper_client.protocol.v2_requests import Request
 
 THREADS = 32
 
@@ -275,7 +276,7 @@ def test_a_reader_whose_connection_another_thread_gives_up_raises_what_broke_it(
 
     def give_up(multiplex: ThreadMultiplexer) -> None:
         with multiplex.lock:
-            multiplex.woken(multiplex.fail(ConnectionFailed("given up by another thread")))
+            multiplex.on_finished(multiplex.fail(ConnectionFailed("given up by another thread")))
 
     def interrupt(frame: FrameType, event: str, _: object) -> None:
         if event == "call" and frame.f_code is ThreadMultiplexer._ready.__code__:
@@ -294,7 +295,7 @@ def test_a_reader_whose_connection_another_thread_gives_up_raises_what_broke_it(
             sys.settrace(interrupt)
             try:
                 # With less than the client's time limit left, a thread looks before it sleeps in the socket.
-                _threads.run(client._pool, client._verbs.stat(client._pool, "/b"), time.monotonic() + 10)
+                threads.run(client._pool, client._verbs.stat(client._pool, "/b"), time.monotonic() + 10)
             except BaseException as error:
                 raised.append(error)
             finally:

@@ -13,7 +13,7 @@ import pytest
 
 from objmapper_client import AsyncClient, Client, Conflict, RequestTimeout
 from objmapper_client.object import Object
-from objmapper_client.protocol_v2_responses import Metadata, encode_response
+from objmapper_client.protocol.v2_responses import Metadata, encode_response
 from objmapper_server import Config, Server
 from tests.client.callers import Caller
 from tests.client.lying_server import Peer, pretend_server

@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 
 from objmapper_client import AsyncClient, Client, LocalProtocolError
-from objmapper_client._sources import Source, open_source
-from objmapper_client._steps import RunBlocking, Effects
+from objmapper_client._operations.upload_source import Source, open_source
+from objmapper_client._runtime.effects import Effects, RunBlocking
 from objmapper_server import Config, Server
 from tests.client.callers import Caller
 

@@ -23,7 +23,7 @@ from objmapper_client import (
     RequestTimeout,
     ServerBusy,
 )
-from objmapper_client.protocol_v2 import encode_close
+from objmapper_client.protocol.v2_requests import encode_close
 from objmapper_server import Config, Server
 from tests.client.callers import Caller, Verb
 from tests.client.lying_server import Peer, answers_all, pretend_server

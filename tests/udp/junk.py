@@ -2,7 +2,7 @@
 
 import random
 
-from objmapper_client.datagrams import Pull, encode_pull
+from objmapper_client.protocol.udp import Pull, encode_pull
 from tests.wire import COPY, FDPASS, request
 
 

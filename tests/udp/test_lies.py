@@ -6,7 +6,7 @@ import random
 import pytest
 
 from objmapper_client import Conflict, ObjectNotFound, RemoteProtocolError, RequestTimeout, ServerBusy, UnsupportedMode
-from objmapper_client.datagrams import Data, Error, Pull, Retry, encode_data, encode_error, encode_retry
+from objmapper_client.protocol.udp import Data, Error, Pull, Retry, encode_data, encode_error, encode_retry
 from tests.udp.conftest import Read
 from tests.udp_pretender import Script, pretending
 

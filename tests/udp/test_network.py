@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from objmapper_client import Client, RequestTimeout
-from objmapper_client._udp_connection import UdpConnection
-from objmapper_client.datagrams import FAR_CHUNK, Error, Pull, Retry, decode_reply, encode_pull
+from objmapper_client._udp.connection import UdpConnection
+from objmapper_client.protocol.udp import FAR_CHUNK, Error, Pull, Retry, decode_reply, encode_pull
 from objmapper_server import Config, Server
 from objmapper_server.statistics import Datagrams
 from tests.two_hosts import Host, NotPermitted, two_hosts

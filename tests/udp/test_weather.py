@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from objmapper_client import Client, _udp_connection
-from objmapper_client.datagrams import FAR_CHUNK
+from objmapper_client import Client
+from objmapper_client._udp import connection
+from objmapper_client.protocol.udp import FAR_CHUNK
 from tests.lossy_relay import lossy_relay
 from tests.udp.conftest import SIZES, Read
 from tests.weather import FAIR, Weather
@@ -35,6 +36,6 @@ def test_it_arrives_however_much_is_lost(address: str, root: Path, loss: float) 
 def test_pieces_for_networks_arrive_as_well(
     address: str, root: Path, read: Read, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_udp_connection, "_NEAR_CHUNK", FAR_CHUNK)
+    monkeypatch.setattr(connection, "_NEAR_CHUNK", FAR_CHUNK)
     with lossy_relay(address, ROUGH, seed=3) as relay:
         assert read(relay.address, "/medium") == (root / "medium").read_bytes()

@@ -8,19 +8,9 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any, Self
 
-from objmapper_client.protocol_v2 import (
-    HELLO_ACK_SIZE,
-    Capability,
-    CloseAck,
-    CloseFrame,
-    HelloAck,
-    Operation,
-    Parameters,
-    decode_hello_ack,
-    encode_hello,
-    encode_request,
-)
-from objmapper_client.protocol_v2_responses import Entry, Metadata, ResponseDecoder, decode_entries
+from objmapper_client.protocol.hello import HELLO_ACK_SIZE, Capability, HelloAck, decode_hello_ack, encode_hello
+from objmapper_client.protocol.v2_requests import CloseAck, CloseFrame, Operation, Parameters, encode_request
+from objmapper_client.protocol.v2_responses import Entry, Metadata, ResponseDecoder, decode_entries
 from tests.wire import OK, UNAVAILABLE, Wire
 
 PLAIN = Capability.OUT_OF_ORDER | Capability.PIPELINING

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from objmapper_client.protocol_v2 import Operation
+from objmapper_client.protocol.v2_requests import Operation
 from objmapper_server import Concurrency, Server
 from tests.version_two.client import (
     CONFLICT,

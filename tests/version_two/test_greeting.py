@@ -2,7 +2,7 @@
 
 import pytest
 
-from objmapper_client.protocol_v2 import Capability
+from objmapper_client.protocol.hello import Capability
 from objmapper_server import Server
 from tests.version_two.client import COPY, EXTENDED, FDPASS, PLAIN, STAT, VERSION_MISMATCH, Two, frame, hello
 from tests.wire import COPY as MODE_COPY

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from objmapper_client.protocol_v2 import Operation
+from objmapper_client.protocol.v2_requests import Operation
 from objmapper_server import Concurrency, Config, Server
 from tests.eventually import eventually
 from tests.version_two.client import (

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from objmapper_client.protocol_v2 import CLOSE, ORDERED, PRIORITY, Capability, CloseAck, Operation, encode_close
+from objmapper_client.protocol.hello import Capability
+from objmapper_client.protocol.v2_requests import CLOSE, ORDERED, PRIORITY, CloseAck, Operation, encode_close
 from objmapper_server import Concurrency
 from tests.brake import Brake
 from tests.eventually import eventually

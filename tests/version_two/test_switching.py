@@ -7,7 +7,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from objmapper_client.protocol_v2 import ORDERED, CloseAck, Operation, encode_close
+from objmapper_client.protocol.v2_requests import ORDERED, CloseAck, Operation, encode_close
 from objmapper_server import Concurrency, Config, Server
 from tests.eventually import eventually
 from tests.version_two.client import COPY, FDPASS, LIST, PUT, PUT_DESCRIPTOR, SPLICE, STAT, Two

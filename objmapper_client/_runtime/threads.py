@@ -13,13 +13,24 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from objmapper_client._ask import PendingRequest, SimpleRequest, Verb
-from objmapper_client._lines import send_request, with_server_error
-from objmapper_client._lookup import look_up
-from objmapper_client._multiplex import Multiplexer, PipelineFull
-from objmapper_client._pool import Pool
-from objmapper_client._steps import RunBlocking, ResetDeadline, NextChunk, Effects, T, Notify, TimeLeft, Wait, collect_result
-from objmapper_client._transport import NONBLOCKING, CHUNK, NO_ANCILLARY, Connection, io_error, timeout_error
+from objmapper_client._connection.connection import CHUNK, NO_ANCILLARY, NONBLOCKING, Connection
+from objmapper_client._connection.dispatch import send_request, with_server_error
+from objmapper_client._connection.multiplexer import Multiplexer, PipelineFull
+from objmapper_client._connection.pending_request import PendingRequest, SimpleRequest, Verb
+from objmapper_client._connection.pool import Pool
+from objmapper_client._connection.resolver import look_up
+from objmapper_client._connection.socket_io import io_error, timeout_error
+from objmapper_client._runtime.effects import (
+    Effects,
+    NextChunk,
+    Notify,
+    ResetDeadline,
+    RunBlocking,
+    T,
+    TimeLeft,
+    Wait,
+    collect_result,
+)
 from objmapper_client.errors import ConnectionFailed, LocalProtocolError, ObjmapperError, RequestTimeout
 
 _now = time.monotonic
@@ -295,32 +306,32 @@ class ThreadMultiplexer(Multiplexer):
         try:
             self.flush()
         except ConnectionFailed as error:
-            self.woken(self.fail(error))
+            self.on_finished(self.fail(error))
 
     def _interrupted(self) -> None:
         """A signal's handler has raised in the midst of things: what was sent or read in that moment is lost."""
         with self.lock:
-            self.woken(self.fail(ConnectionFailed(f"{self.connection.address}: a signal interrupted the exchange")))
+            self.on_finished(self.fail(ConnectionFailed(f"{self.connection.address}: a signal interrupted the exchange")))
             # Those that had their answer already, and were not woken up.
-            self.woken([ask for ask in self._followers if ask.is_done])
+            self.on_finished([ask for ask in self._followers if ask.is_done])
 
     def _abandon(self, ask: PendingRequest, error: BaseException) -> None:
         with self.lock:
             if self._has_lock_left():
                 self._interrupted()
             ask.is_late = isinstance(error, RequestTimeout)
-            self.let_go(ask)
+            self.abandon(ask)
             if ask.is_late:
                 self.suspect_hang(ask)
 
-    def let_go(self, ask: PendingRequest) -> None:
+    def abandon(self, ask: PendingRequest) -> None:
         """A request's caller wants no answer any more. Takes the lock."""
         with self.lock:
             # A reader that was interrupted may have lost bytes that it had received: over TCP nothing else keeps them.
             if self._reader is ask and (self.connection.inbox or not (self._is_unix or ask.is_late)):
                 self._interrupted()
             self._leave_readers(ask)
-            ask.drop()
+            ask.discard_locked()
 
     def _has_lock_left(self) -> bool:
         """Whether an exception came between the last line of a `with self.lock` and its end. To be called with it."""
@@ -392,13 +403,13 @@ class ThreadMultiplexer(Multiplexer):
             except OSError as error:
                 with self.lock:
                     if not self.is_closed:
-                        self.woken(self.fail(io_error(self.connection.address, error)))
+                        self.on_finished(self.fail(io_error(self.connection.address, error)))
                     self._leave_readers(ask)
                 return
             with self.lock:
                 try:
                     if not self.feed_fast(ask, data, ancillary, flags):
-                        self.woken(self.feed(data, ancillary, flags))
+                        self.on_finished(self.feed(data, ancillary, flags))
                     if ask.is_done:
                         self._reader = None
                         if self._followers:
@@ -444,7 +455,7 @@ class ThreadMultiplexer(Multiplexer):
             ask = next(iter(self._followers))
             self._followers.pop(ask).open()
 
-    def woken(self, finished: list[PendingRequest]) -> None:
+    def on_finished(self, finished: list[PendingRequest]) -> None:
         """Lets those go on that waited for these requests."""
         for ask in finished:
             gate = self._followers.pop(ask, None)

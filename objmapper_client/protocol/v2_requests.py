@@ -8,16 +8,12 @@ What a server answers is in `protocol_v2_responses`. Integers are big-endian.
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from enum import Enum, IntFlag
+from enum import Enum
 from typing import NamedTuple
 
-from objmapper_client.errors import LocalProtocolError, RemoteProtocolError
-from objmapper_client.protocol import MAX_CONTENT, MAX_URI, ErrorReply, Mode, Status, encode_uri
+from objmapper_client.errors import LocalProtocolError
+from objmapper_client.protocol.v1 import MAX_CONTENT, MAX_URI, Mode, Status, encode_uri
 
-MAGIC = b"OBJM"
-VERSION = 2
-HELLO_SIZE = 9
-HELLO_ACK_SIZE = 10
 MAX_PARAMETERS = 8192
 #: Request flags: never answered before earlier ones; goes before others that wait; parameters follow the URI.
 ORDERED, PRIORITY, HAS_PARAMETERS = 0x01, 0x02, 0x80
@@ -25,8 +21,6 @@ ORDERED, PRIORITY, HAS_PARAMETERS = 0x01, 0x02, 0x80
 #: The types of frames that both sides send.
 CLOSE, CLOSE_ACK = 0x03, 0x04
 _REQUEST = 0x01
-_HELLO = struct.Struct(">4sBHH")
-_HELLO_ACK = struct.Struct(">4sBHHB")
 _REQUEST_HEAD = struct.Struct(">BIBBH")
 _ERROR_HEAD = struct.Struct(">BH")
 CLOSE_ACK_FRAME = struct.Struct(">BBI")
@@ -36,14 +30,6 @@ U32 = struct.Struct(">I")
 U64 = struct.Struct(">Q")
 I64 = struct.Struct(">q")
 U8 = struct.Struct(">B")
-
-
-class Capability(IntFlag):
-    """What a side can do; in force is what both can."""
-
-    OUT_OF_ORDER = 0x0001
-    PIPELINING = 0x0002
-    EXTENDED = 0x0100
 
 
 class Operation(Enum):
@@ -66,75 +52,6 @@ class Operation(Enum):
 
 _MODES = {mode.value for mode in Mode}
 _OPERATIONS = {operation.value for operation in Operation}
-
-
-class Hello(NamedTuple):
-    """What a client can do, and how many requests it would have under way."""
-
-    capabilities: Capability
-    max_pipeline: int
-
-
-class HelloAck(NamedTuple):
-    """What is in force, and how many requests the server works on at a time."""
-
-    capabilities: Capability
-    max_pipeline: int
-    backend_parallelism: int
-
-
-def encode_hello(capabilities: Capability, max_pipeline: int) -> bytes:
-    """A client's first message. Raises LocalProtocolError for a number that does not fit."""
-    return packed(_HELLO, MAGIC, VERSION, capabilities, max_pipeline)
-
-
-def encode_hello_ack(capabilities: Capability, max_pipeline: int, backend_parallelism: int) -> bytes:
-    """The server's answer to a hello."""
-    return packed(_HELLO_ACK, MAGIC, VERSION, capabilities, max_pipeline, backend_parallelism)
-
-
-def decode_hello(data: bytes) -> "Hello | Fatal | None":
-    """The hello in the first HELLO_SIZE bytes, None where they are not all there yet.
-
-    A `Fatal` is answered in the form of version 1.
-    """
-    found = _version(data)
-    if found is not None and found != VERSION:
-        return Fatal(Status.PROTOCOL_ERROR if found < 0 else Status.VERSION_MISMATCH)
-    if len(data) < HELLO_SIZE:
-        return None
-    _, _, capabilities, max_pipeline = _HELLO.unpack_from(data)
-    return Hello(Capability(capabilities), max_pipeline)
-
-
-def decode_hello_ack(data: bytes) -> HelloAck | ErrorReply | None:
-    """The server's answer to a hello in the first HELLO_ACK_SIZE bytes, None where they are not all there yet.
-
-    Until it has answered, a server refuses in the form of version 1; a server of version 1 alone does so with
-    PROTOCOL_ERROR. Raises RemoteProtocolError for anything else.
-    """
-    if data and data[0] != Status.OK and data[0] in Status._value2member_map_:
-        if len(data) < _ERROR_HEAD.size:
-            return None
-        status, length = _ERROR_HEAD.unpack_from(data)
-        message = data[_ERROR_HEAD.size : _ERROR_HEAD.size + length]
-        return ErrorReply(status, message.decode(errors="replace")) if len(message) == length else None
-    found = _version(data)
-    if found is not None and found < 0:
-        raise RemoteProtocolError("what answers is no objmapper server")
-    if found is not None and found != VERSION:
-        raise RemoteProtocolError(f"the server answers with version {found}, it was asked for {VERSION}")
-    if len(data) < HELLO_ACK_SIZE:
-        return None
-    _, _, capabilities, max_pipeline, parallelism = _HELLO_ACK.unpack_from(data)
-    return HelloAck(Capability(capabilities), max_pipeline, parallelism)
-
-
-def _version(data: bytes) -> int | None:
-    """The version of a hello, -1 where it is none, None where it is not there yet."""
-    if data[: len(MAGIC)] != MAGIC[: len(data)]:
-        return -1
-    return data[len(MAGIC)] if len(data) > len(MAGIC) else None
 
 
 def packed(form: struct.Struct, *values: object) -> bytes:

@@ -14,8 +14,8 @@ so a piece of another object, which a damaged PULL may have asked for, is never 
 import struct
 from typing import NamedTuple
 
-from objmapper_client._crc32c import crc32c
-from objmapper_client.protocol import MAX_URI, Mode, Refused, Request, Status, encode_request
+from objmapper_client.protocol.crc32c import crc32c
+from objmapper_client.protocol.v1 import MAX_URI, Mode, Refused, Request, Status, encode_request
 
 _PULL, _RETRY, _DATA, _ERROR = range(4)
 _MAGIC = b"U\x01"

@@ -2,20 +2,21 @@
 
 import os
 
-from objmapper_client import _transport
-from objmapper_client._ask import details, encode
-from objmapper_client._connect import ClosedInHandshake
-from objmapper_client._exchange import PutArguments, Stat, StatRequest, stat_of
-from objmapper_client._lines import require_version_2, unsupported, with_exclusive
-from objmapper_client._pool import Pool
-from objmapper_client._sources import Source, open_source
-from objmapper_client._steps import TIME_LEFT, RunBlocking, ResetDeadline, Effects, Notify
-from objmapper_client._transfer import head_of, next_head, expect_end
-from objmapper_client._transport import Connection, DescriptorRefused
+from objmapper_client._connection import socket_io
+from objmapper_client._connection.connection import Connection
+from objmapper_client._connection.dispatch import require_version_2, unsupported, with_exclusive
+from objmapper_client._connection.handshake import ClosedInHandshake
+from objmapper_client._connection.pending_request import details, encode
+from objmapper_client._connection.pool import Pool
+from objmapper_client._connection.socket_io import DescriptorRefused
+from objmapper_client._operations.download import expect_end, head_of, next_head
+from objmapper_client._operations.requests import PutArguments, Stat, StatRequest, stat_of
+from objmapper_client._operations.upload_source import Source, open_source
+from objmapper_client._runtime.effects import TIME_LEFT, Effects, Notify, ResetDeadline, RunBlocking
 from objmapper_client.address import UnixAddress
 from objmapper_client.errors import ConnectionFailed, LocalProtocolError, RemoteProtocolError, UnsupportedMode
-from objmapper_client.protocol_v2 import Operation
-from objmapper_client.protocol_v2_responses import Metadata
+from objmapper_client.protocol.v2_requests import Operation
+from objmapper_client.protocol.v2_responses import Metadata
 
 #: A content up to this length shares a connection with other requests.
 _MAX_SHARED = 1 << 16
@@ -106,19 +107,19 @@ class _Upload:
 
     def _by_descriptor(self, connection: Connection, number: int) -> Effects[None]:
         request = encode(number, Operation.PUT_DESCRIPTOR, self._uri, self._said, max((yield TIME_LEFT), 0.001))
-        yield from _transport.send(connection, request, self._source.descriptor)
+        yield from socket_io.send(connection, request, self._source.descriptor)
         yield ResetDeadline(self._source.length / _SLOWEST_COPY)
 
     def _with_content(self, connection: Connection, number: int) -> Effects[None]:
         self._has_begun = True
         request = encode(number, Operation.PUT, self._uri, self._said_with_content, max((yield TIME_LEFT), 0.001))
         # The server executes it once it has all of the content.
-        yield from _transport.send(connection, request, is_last=False)
+        yield from socket_io.send(connection, request, is_last=False)
         sent = 0
         while sent < self._source.length:
             piece = yield from self._piece(sent)
             try:
-                yield from _transport.send(connection, piece, is_last=sent + len(piece) == self._source.length)
+                yield from socket_io.send(connection, piece, is_last=sent + len(piece) == self._source.length)
             except ConnectionFailed:
                 self._check_early_reply(connection, number)
                 raise
@@ -129,7 +130,7 @@ class _Upload:
 
     def _check_early_reply(self, connection: Connection, number: int) -> None:
         """Raises what the server has answered already: where it refuses, the rest of the content need not be sent."""
-        data = _transport.receive_now(connection)
+        data = socket_io.receive_now(connection)
         if not data:
             return
         connection.responses.feed(data)

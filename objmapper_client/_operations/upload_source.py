@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
-from objmapper_client._steps import RunBlocking, Pieces, NextChunk, Effects
+from objmapper_client._runtime.effects import Effects, NextChunk, Pieces, RunBlocking
 from objmapper_client.errors import LocalProtocolError
 
 #: Pieces of unknown length are kept in memory up to this, and beyond in a temporary file.

@@ -1,15 +1,15 @@
 """A content on a connection of its own: an answer that has begun, and what is received of it."""
 
-from objmapper_client import _transport
-from objmapper_client._ask import NO_DETAILS, Details, encode
-from objmapper_client._lines import with_exclusive
-from objmapper_client._pool import Pool
-from objmapper_client._steps import TIME_LEFT, Effects
-from objmapper_client._transport import CHUNK, Connection
+from objmapper_client._connection import socket_io
+from objmapper_client._connection.connection import CHUNK, Connection
+from objmapper_client._connection.dispatch import with_exclusive
+from objmapper_client._connection.pending_request import NO_DETAILS, Details, encode
+from objmapper_client._connection.pool import Pool
+from objmapper_client._runtime.effects import TIME_LEFT, Effects
 from objmapper_client.errors import ConnectionFailed, RemoteProtocolError, RequestTimeout, error_for
-from objmapper_client.protocol import ContentReply, DescriptorReply, ErrorReply, Mode, encode_request
-from objmapper_client.protocol_v2 import CloseAck, CloseFrame, Operation
-from objmapper_client.protocol_v2_responses import NO_METADATA, Metadata, ResponseHead
+from objmapper_client.protocol.v1 import ContentReply, DescriptorReply, ErrorReply, Mode, encode_request
+from objmapper_client.protocol.v2_requests import CloseAck, CloseFrame, Operation
+from objmapper_client.protocol.v2_responses import NO_METADATA, Metadata, ResponseHead
 
 # Up to this many bytes that are left of a content are received and dropped, to keep the connection.
 _WORTH_DROPPING = 1 << 18
@@ -56,10 +56,10 @@ def _begin(pool: Pool, connection: Connection, operation: Operation, uri: str, a
         return (yield from _begin_v1(pool, connection, operation, uri, asked))
     left: float = yield TIME_LEFT
     connection.last_id = number = connection.last_id + 1 & 0xFFFFFFFF
-    yield from _transport.send(connection, encode(number, operation, uri, asked, max(left, 0.001)))
+    yield from socket_io.send(connection, encode(number, operation, uri, asked, max(left, 0.001)))
     head = yield from head_of(connection, number, operation, uri)
     if operation is Operation.FDPASS:
-        _transport.check_descriptor(connection)
+        socket_io.check_descriptor(connection)
         return Download(connection, 0, head.metadata, asked)
     offset, most = asked[:2] if asked else (None, None)
     size = head.metadata.size
@@ -82,7 +82,7 @@ def range_length(size: int, offset: int, length: int | None) -> int:
 def head_of(connection: Connection, number: int, operation: Operation, uri: str) -> Effects[ResponseHead]:
     """The head of the answer to the only request on a connection. Raises what the server answered."""
     while (head := next_head(connection, number, operation, uri)) is None:
-        connection.responses.feed((yield from _transport.receive(connection)))
+        connection.responses.feed((yield from socket_io.receive(connection)))
     return head
 
 
@@ -94,7 +94,7 @@ def next_head(
         if isinstance(head, ResponseHead):
             connection.is_closing |= is_spent
             if operation is not Operation.FDPASS or head.status:
-                _transport.refuse_descriptors(connection)
+                socket_io.refuse_descriptors(connection)
             if head.status:
                 raise error_for(head.status, head.metadata.message or "", uri)
             return head
@@ -107,10 +107,10 @@ def next_head(
 
 def _begin_v1(pool: Pool, connection: Connection, operation: Operation, uri: str, asked: Details) -> Effects[Download]:
     mode = Mode(operation.value)
-    yield from _transport.send(connection, encode_request(mode, uri))
+    yield from socket_io.send(connection, encode_request(mode, uri))
     decoder = connection.replies
     while (reply := decoder.next(mode)) is None:
-        decoder.feed((yield from _transport.receive(connection)))
+        decoder.feed((yield from socket_io.receive(connection)))
     if pool.version is None and not isinstance(reply, ErrorReply):
         # The server hung up on a hello, and answers this.
         pool.assume_version_1(is_certain=False)
@@ -118,13 +118,13 @@ def _begin_v1(pool: Pool, connection: Connection, operation: Operation, uri: str
         case DescriptorReply():
             if not decoder.is_empty:
                 raise RemoteProtocolError(f"{connection.address}: the server sent more than it was asked for")
-            _transport.check_descriptor(connection)
+            socket_io.check_descriptor(connection)
             return Download(connection, 0, NO_METADATA, NO_DETAILS)
         case ContentReply(length):
-            _transport.refuse_descriptors(connection)
+            socket_io.refuse_descriptors(connection)
             return Download(connection, length, NO_METADATA, asked)
         case ErrorReply(status, message):
-            _transport.refuse_descriptors(connection)
+            socket_io.refuse_descriptors(connection)
             raise error_for(status, message, uri)
 
 
@@ -147,8 +147,8 @@ def _some(connection: Connection, most: int) -> Effects[bytes]:
     decoder = connection.replies if connection.version == 1 else connection.responses
     chunk = decoder.take_content(most)
     if not chunk:
-        chunk = yield from _transport.receive_some(connection, most)
-    _transport.refuse_descriptors(connection)
+        chunk = yield from socket_io.receive_some(connection, most)
+    socket_io.refuse_descriptors(connection)
     return chunk
 
 
@@ -162,8 +162,8 @@ def fill(begun: Download, buffer: memoryview) -> Effects[None]:
             buffer[at : at + len(chunk)] = chunk
             at += len(chunk)
         else:
-            length = yield from _transport.receive_into(connection, buffer[at : at + begun.left])
-            _transport.refuse_descriptors(connection)
+            length = yield from socket_io.receive_into(connection, buffer[at : at + begun.left])
+            socket_io.refuse_descriptors(connection)
             at += length
             begun.left -= length
 
@@ -202,12 +202,12 @@ def leave(pool: Pool, begun: Download) -> None:
             came = decoder.take_content(behind)
             if not came:
                 # No more than the rest of the content: what is behind it is for the decoder.
-                came = _transport.receive_now(connection, behind)
+                came = socket_io.receive_now(connection, behind)
             if not came:
                 pool.discard(connection)
                 return
             behind -= len(came)
-        _transport.refuse_descriptors(connection)
+        socket_io.refuse_descriptors(connection)
         expect_end(connection)
     except BaseException:
         pool.discard(connection)

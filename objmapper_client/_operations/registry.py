@@ -1,23 +1,24 @@
-"""Which verbs a transport has: the one place where clients tell addresses apart."""
+"""The operations of each transport: the one place where clients tell addresses apart."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from objmapper_client import _exchange
-from objmapper_client._ask import Verb
-from objmapper_client._exchange import PutArguments, Result, Stat
-from objmapper_client._pool import Pool
-from objmapper_client._steps import Effects
+from objmapper_client._connection.pending_request import Verb
+from objmapper_client._connection.pool import Pool
+from objmapper_client._operations import socket_operations
+from objmapper_client._operations.fetch import Result
+from objmapper_client._operations.requests import PutArguments, Stat
+from objmapper_client._runtime.effects import Effects
 from objmapper_client.address import Address, UdpAddress
 from objmapper_client.object import Object
-from objmapper_client.protocol import Mode
-from objmapper_client.protocol_v2_responses import Entry, LeftOut
+from objmapper_client.protocol.v1 import Mode
+from objmapper_client.protocol.v2_responses import Entry, LeftOut
 
 
 class Operations(Protocol):
-    """What a module for a transport has. None of it waits; what is yielded is in `_steps`.
+    """What a module for a transport has. No function of it waits: generators yield the effects of `effects`.
 
-    What `begin_stream` has begun is for the three that follow it, and for no others.
+    What `begin_stream` returns is for the three that follow it, and for no others.
     """
 
     @property
@@ -81,9 +82,9 @@ class Operations(Protocol):
 
 
 def operations_for(address: Address) -> Operations:
-    """The verbs of the transport that leads to this address."""
+    """The operations of the transport that leads to this address."""
     if isinstance(address, UdpAddress):
-        from objmapper_client import _udp_exchange
+        from objmapper_client._udp import operations
 
-        return _udp_exchange
-    return _exchange
+        return operations
+    return socket_operations

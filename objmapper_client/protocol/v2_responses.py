@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from objmapper_client.errors import LocalProtocolError, RemoteProtocolError
-from objmapper_client.protocol import MAX_CONTENT, MAX_URI, encode_uri
-from objmapper_client.protocol_v2 import (
+from objmapper_client.protocol.v1 import MAX_CONTENT, MAX_URI, encode_uri
+from objmapper_client.protocol.v2_requests import (
     CLOSE,
     CLOSE_ACK,
     CLOSE_ACK_FRAME,

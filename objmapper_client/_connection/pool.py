@@ -11,9 +11,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, ClassVar, Protocol
 
-from objmapper_client._multiplex import Multiplexer
-from objmapper_client._retry import RetryBudget
-from objmapper_client._transport import Connection
+from objmapper_client._connection.connection import Connection
+from objmapper_client._connection.multiplexer import Multiplexer
+from objmapper_client._connection.retry import RetryBudget
 from objmapper_client.address import Address
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from objmapper_client.errors import ConnectionFailed, ServerBusy
 
 if TYPE_CHECKING:
-    from objmapper_client._pool import Pool
+    from objmapper_client._connection.pool import Pool
 
 _FIRST_PAUSE = 0.01
 _MAX_PAUSE = 1.0

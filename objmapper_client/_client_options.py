@@ -2,13 +2,13 @@
 
 import os
 
-from objmapper_client import _forks
-from objmapper_client._pool import Pool, Runtime
-from objmapper_client._verbs import operations_for
+from objmapper_client._connection.pool import Pool, Runtime
+from objmapper_client._operations.registry import operations_for
+from objmapper_client._runtime import fork
 from objmapper_client.address import Address, default_address, parse
 from objmapper_client.errors import LocalProtocolError, ObjmapperError
 from objmapper_client.object import Object
-from objmapper_client.protocol import Mode
+from objmapper_client.protocol.v1 import Mode
 
 CHUNK = 1 << 20
 #: Seconds: a week. What is meant to be for ever is a loop of the caller's.
@@ -44,7 +44,7 @@ class ClientOptions:
         mode: Mode | str | None = None,
         wait: float = 0.0,
     ) -> None:
-        _forks.install_hook()
+        fork.install_hook()
         if max_connections < 1 or attempts < 1:
             raise ValueError("max_connections and attempts must be at least 1")
         if not 0 <= wait <= MAX_WAIT:

@@ -3,10 +3,10 @@
 from functools import lru_cache
 from typing import Any, Generic, Self
 
-from objmapper_client._owned import close_descriptor
-from objmapper_client._steps import Effects, T
-from objmapper_client.protocol_v2 import Operation, Parameters, encode_request, encode_with_tail
-from objmapper_client.protocol_v2_responses import NO_METADATA, Metadata
+from objmapper_client._runtime.descriptors import close_descriptor
+from objmapper_client._runtime.effects import Effects, T
+from objmapper_client.protocol.v2_requests import Operation, Parameters, encode_request, encode_with_tail
+from objmapper_client.protocol.v2_responses import NO_METADATA, Metadata
 
 _MAX_DEADLINE = 0xFFFFFFFF
 # Also the bytes of any request that has no parameters, but for its flags.
@@ -116,11 +116,11 @@ class PendingRequest:
     def discard(self) -> None:
         """Wants no answer any more: one that is still to come is thrown away."""
         if self.multiplex is None:
-            self.drop()
+            self.discard_locked()
         else:
-            self.multiplex.let_go(self)
+            self.multiplex.abandon(self)
 
-    def drop(self) -> None:
+    def discard_locked(self) -> None:
         """`discard`, for a caller that has the connection's lock."""
         self.is_abandoned = True
         if self._descriptor >= 0:

@@ -3,18 +3,19 @@
 from collections import deque
 from collections.abc import Sequence
 
-from objmapper_client._ask import PendingRequest, details
-from objmapper_client._connect import ClosedInHandshake
-from objmapper_client._exchange import MAX_SHARED, OpenRequest, Result, is_complete, opened, fetch_remainder
-from objmapper_client._lines import pause_after, refusal, backoff, shared_connection
-from objmapper_client._multiplex import PipelineFull
-from objmapper_client._pool import Pool
-from objmapper_client._retry import RetryState
-from objmapper_client._steps import Effects
+from objmapper_client._connection.dispatch import backoff, pause_after, refusal, shared_connection
+from objmapper_client._connection.handshake import ClosedInHandshake
+from objmapper_client._connection.multiplexer import PipelineFull
+from objmapper_client._connection.pending_request import PendingRequest, details
+from objmapper_client._connection.pool import Pool
+from objmapper_client._connection.retry import RetryState
+from objmapper_client._files.memory import MemoryFile
+from objmapper_client._operations.fetch import MAX_SHARED, OpenRequest, Result, fetch_remainder, is_complete, opened
+from objmapper_client._runtime.effects import Effects
 from objmapper_client.errors import ConnectionFailed, DescriptorLimit, ObjmapperError, ServerBusy
-from objmapper_client.object import MemoryFile, Object
-from objmapper_client.protocol import Mode
-from objmapper_client.protocol_v2 import Operation
+from objmapper_client.object import Object
+from objmapper_client.protocol.v1 import Mode
+from objmapper_client.protocol.v2_requests import Operation
 
 #: Contents that are asked for ahead are held until their turn comes: at most this many.
 _CONTENTS_AHEAD = 16

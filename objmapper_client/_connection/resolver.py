@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from objmapper_client._forks import forks
+from objmapper_client._runtime.fork import forks
 
 
 class Lookup:

@@ -3,13 +3,13 @@
 import time
 from collections.abc import Callable
 
-from objmapper_client._ask import PendingRequest
-from objmapper_client._connect import ClosedInHandshake, connect, negotiate
-from objmapper_client._multiplex import Multiplexer, PipelineFull
-from objmapper_client._pool import Claim, Waiter, Pool
-from objmapper_client._retry import RetryState
-from objmapper_client._steps import ResetDeadline, Effects, T, Wait, collect_result
-from objmapper_client._transport import Connection
+from objmapper_client._connection.connection import Connection
+from objmapper_client._connection.handshake import ClosedInHandshake, connect, negotiate
+from objmapper_client._connection.multiplexer import Multiplexer, PipelineFull
+from objmapper_client._connection.pending_request import PendingRequest
+from objmapper_client._connection.pool import Claim, Pool, Waiter
+from objmapper_client._connection.retry import RetryState
+from objmapper_client._runtime.effects import Effects, ResetDeadline, T, Wait, collect_result
 from objmapper_client.errors import (
     ConnectionFailed,
     LocalProtocolError,
@@ -22,8 +22,8 @@ from objmapper_client.errors import (
     error_for,
     unanswered,
 )
-from objmapper_client.protocol import Status
-from objmapper_client.protocol_v2 import Operation
+from objmapper_client.protocol.v1 import Status
+from objmapper_client.protocol.v2_requests import Operation
 
 _IN_VERSION_1 = (Operation.FDPASS, Operation.COPY, Operation.SPLICE)
 _NO_PLACE = "all of the client's connections are in use: wait longer, or allow more (max_connections)"

@@ -10,8 +10,9 @@ is always known which question a piece answers.
 
 import os
 
-from objmapper_client._path import MIN_WINDOW, PathState
-from objmapper_client.datagrams import (
+from objmapper_client._udp.path_state import MIN_WINDOW, PathState
+from objmapper_client.errors import RemoteProtocolError, RequestTimeout, UnsupportedMode, error_for
+from objmapper_client.protocol.udp import (
     MOST_PIECES,
     Data,
     Error,
@@ -21,8 +22,7 @@ from objmapper_client.datagrams import (
     decode_reply,
     encode_pull,
 )
-from objmapper_client.errors import RemoteProtocolError, RequestTimeout, UnsupportedMode, error_for
-from objmapper_client.protocol import Status
+from objmapper_client.protocol.v1 import Status
 
 #: Larger objects are for a transport that the kernel looks after.
 MAX_OBJECT = 64 << 20

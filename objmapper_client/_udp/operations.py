@@ -4,17 +4,19 @@ from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import NoReturn
 
-from objmapper_client._exchange import PutArguments, Stat
-from objmapper_client._lines import with_exclusive
-from objmapper_client._pool import Pool
-from objmapper_client._pull import ObjectChanged, Transfer
-from objmapper_client._steps import STRIDE, ResetDeadline, Effects, T, Wait
-from objmapper_client._transport import Connection, timeout_error
-from objmapper_client._udp_connection import UdpConnection, UdpPool
+from objmapper_client._connection.connection import Connection
+from objmapper_client._connection.dispatch import with_exclusive
+from objmapper_client._connection.pool import Pool
+from objmapper_client._connection.socket_io import timeout_error
+from objmapper_client._files.memory import MemoryFile
+from objmapper_client._operations.requests import PutArguments, Stat
+from objmapper_client._runtime.effects import STRIDE, Effects, ResetDeadline, T, Wait
+from objmapper_client._udp.connection import UdpConnection, UdpPool
+from objmapper_client._udp.transfer import ObjectChanged, Transfer
 from objmapper_client.address import Address
 from objmapper_client.errors import LocalProtocolError, UnsupportedMode, UnsupportedOperation, error_for
-from objmapper_client.object import MemoryFile, Object, too_large
-from objmapper_client.protocol import Mode, Status
+from objmapper_client.object import Object, too_large
+from objmapper_client.protocol.v1 import Mode, Status
 
 #: Datagrams that are read before others are asked for.
 _BATCH = 16

@@ -7,23 +7,13 @@ from collections import deque
 from contextlib import AbstractContextManager
 from typing import Any, NoReturn
 
-from objmapper_client._ask import NO_DETAILS, PendingRequest, encode, encoded_tail
-from objmapper_client._owned import close_descriptor
-from objmapper_client._transport import (
-    NONBLOCKING,
-    CHUNK,
-    TRUNCATED,
-    NO_ANCILLARY,
-    Ancillary,
-    Connection,
-    io_error,
-    closed_error,
-    truncated_error,
-    only_descriptor,
-)
+from objmapper_client._connection.connection import CHUNK, NO_ANCILLARY, NONBLOCKING, TRUNCATED, Ancillary, Connection
+from objmapper_client._connection.pending_request import NO_DETAILS, PendingRequest, encode, encoded_tail
+from objmapper_client._connection.socket_io import closed_error, io_error, only_descriptor, truncated_error
+from objmapper_client._runtime.descriptors import close_descriptor
 from objmapper_client.errors import ConnectionFailed, ObjmapperError, RemoteProtocolError
-from objmapper_client.protocol_v2 import CloseFrame, Operation, encode_with_tail
-from objmapper_client.protocol_v2_responses import ResponseHead, decode_common
+from objmapper_client.protocol.v2_requests import CloseFrame, Operation, encode_with_tail
+from objmapper_client.protocol.v2_responses import ResponseHead, decode_common
 
 _FDPASS = Operation.FDPASS
 _LAST_ID = 0xFFFFFFFF
@@ -256,7 +246,9 @@ class Multiplexer:
             return self._fail_with(error, finished)
         if is_lost and self._due:
             # Which of the answers to come has lost its descriptor is not known.
-            finished += self._fail_with(truncated_error(), [ask for ask in self.under_way.values() if ask.operation is _FDPASS])
+            finished += self._fail_with(
+                truncated_error(), [ask for ask in self.under_way.values() if ask.operation is _FDPASS]
+            )
         for ask in finished:
             if ask.is_abandoned:
                 finished = self._drop_abandoned(finished)
@@ -316,7 +308,7 @@ class Multiplexer:
     def _drop_abandoned(self, finished: list[PendingRequest]) -> list[PendingRequest]:
         for ask in finished:
             if ask.is_abandoned:
-                ask.drop()
+                ask.discard_locked()
         return [ask for ask in finished if not ask.is_abandoned]
 
     def _fail_with(self, error: ObjmapperError, culprits: list[PendingRequest]) -> list[PendingRequest]:
@@ -374,7 +366,7 @@ class Multiplexer:
     def abandon(self, ask: PendingRequest) -> None:
         """A request's caller wants no answer any more. Takes the lock."""
         with self.lock:
-            ask.drop()
+            ask.discard_locked()
 
     def suspect_hang(self, ask: PendingRequest) -> None:
         """Sends no further requests where the server hangs: this one's time is up, and no later one was answered."""

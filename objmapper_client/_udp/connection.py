@@ -3,14 +3,14 @@
 import socket
 from typing import Any
 
-from objmapper_client._connect import new_socket, unknown_host
-from objmapper_client._path import PathState
-from objmapper_client._pool import Pool
-from objmapper_client._steps import Effects, Wait
-from objmapper_client._transport import Connection
+from objmapper_client._connection.connection import Connection
+from objmapper_client._connection.pool import Pool
+from objmapper_client._connection.sockets import new_socket, resolve, unreachable
+from objmapper_client._runtime.effects import Effects, Wait
+from objmapper_client._udp.path_state import PathState
 from objmapper_client.address import UdpAddress
-from objmapper_client.datagrams import DATA_HEAD, FAR_CHUNK
-from objmapper_client.errors import ConnectionFailed, DescriptorLimit, RequestTimeout
+from objmapper_client.errors import ConnectionFailed, DescriptorLimit
+from objmapper_client.protocol.udp import DATA_HEAD, FAR_CHUNK
 
 #: Bytes of content in a piece on loopback. Larger ones cost less each, smaller ones lose less at once.
 _NEAR_CHUNK = 32 << 10
@@ -76,7 +76,7 @@ class UdpConnection(Connection):
         if self.answered:
             raise ConnectionFailed(f"{self.address}: the server is gone ({error.strerror})") from error
         if not self.targets:
-            raise _unreachable(self.address, error) from error
+            raise unreachable(self.address, error) from error
         self.socket.close()
         self.has_turned = True
         self.socket, _ = _next_socket(self.address, self.targets)
@@ -86,7 +86,7 @@ class UdpConnection(Connection):
 class UdpPool(Pool):
     """The sockets of one process. None is shared, and nothing is to be agreed on: as with a server of version 1."""
 
-    agreed = 1
+    fixed_version = 1
 
     def _usable(self) -> Connection | None:
         """The idle socket that was used last. What lies in it was late, and is dropped."""
@@ -103,7 +103,7 @@ def _next_socket(address: UdpAddress, targets: list[Target]) -> tuple[socket.soc
             raise
         except OSError as error:
             if not targets:
-                raise _unreachable(address, error) from error
+                raise unreachable(address, error) from error
 
 
 def _socket_to(family: int, target: Any) -> socket.socket:
@@ -118,10 +118,6 @@ def _socket_to(family: int, target: Any) -> socket.socket:
     return sock
 
 
-def _unreachable(address: UdpAddress, error: OSError) -> ConnectionFailed:
-    return ConnectionFailed(f"{address}: server not reached ({error.strerror}); is it running?")
-
-
 def _is_loopback(host: str) -> bool:
     return host.startswith(("127.", "::ffff:127.")) or host == "::1"
 
@@ -131,11 +127,5 @@ def connect(address: UdpAddress) -> Effects[UdpConnection]:
 
     Raises ConnectionFailed, RequestTimeout.
     """
-    found = yield Wait(host=address.host, port=address.port)
-    if found is False:
-        raise RequestTimeout(f"{address}: the host's address was not found in time")
-    if isinstance(found, Exception):
-        raise unknown_host(address, found) from found
-    if not found:
-        raise ConnectionFailed(f"{address}: the host has no address")
+    found = yield from resolve(address)
     return UdpConnection(address, [(family, target) for family, _, _, _, target in found])

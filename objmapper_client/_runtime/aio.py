@@ -12,13 +12,24 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
-from objmapper_client._ask import PendingRequest, SimpleRequest, Verb
-from objmapper_client._lines import send_request, with_server_error
-from objmapper_client._lookup import look_up
-from objmapper_client._multiplex import Multiplexer, PipelineFull
-from objmapper_client._pool import Pool
-from objmapper_client._steps import RunBlocking, ResetDeadline, NextChunk, Effects, T, Notify, TimeLeft, Wait, collect_result
-from objmapper_client._transport import Connection, timeout_error
+from objmapper_client._connection.connection import Connection
+from objmapper_client._connection.dispatch import send_request, with_server_error
+from objmapper_client._connection.multiplexer import Multiplexer, PipelineFull
+from objmapper_client._connection.pending_request import PendingRequest, SimpleRequest, Verb
+from objmapper_client._connection.pool import Pool
+from objmapper_client._connection.resolver import look_up
+from objmapper_client._connection.socket_io import timeout_error
+from objmapper_client._runtime.effects import (
+    Effects,
+    NextChunk,
+    Notify,
+    ResetDeadline,
+    RunBlocking,
+    T,
+    TimeLeft,
+    Wait,
+    collect_result,
+)
 from objmapper_client.errors import ConnectionFailed, LocalProtocolError, ObjmapperError, RequestTimeout
 
 # Requests that are cancelled at once may fill a connection before the server gets to run: this long it has, in seconds.
@@ -355,7 +366,7 @@ class AsyncioMultiplexer(Multiplexer):
         try:
             is_full = not self.flush()
         except ConnectionFailed as error:
-            self.woken(self.fail(error))
+            self.on_finished(self.fail(error))
             return
         if is_full != self._is_full and not self.is_closed:
             self._is_full = is_full
@@ -370,12 +381,12 @@ class AsyncioMultiplexer(Multiplexer):
             self.look()
         except BaseException:
             # Out of a signal handler.
-            self.woken(self.fail(ConnectionFailed(f"{self.connection.address}: a signal interrupted the exchange")))
+            self.on_finished(self.fail(ConnectionFailed(f"{self.connection.address}: a signal interrupted the exchange")))
             raise
         if len(self.under_way) < before:
             self._note_room()
 
-    def woken(self, finished: list[PendingRequest]) -> None:
+    def on_finished(self, finished: list[PendingRequest]) -> None:
         """Lets those go on that waited for these requests."""
         for ask in finished:
             if not ask.gate.done():
@@ -404,14 +415,14 @@ class AsyncioMultiplexer(Multiplexer):
         if soonest is not None and not self.is_closed:
             self._timer = self._loop.call_at(soonest, self._expire)
 
-    def hangs(self) -> bool:
+    def is_stuck(self) -> bool:
         """Whether nothing has come since the oldest request was sent, which is some time ago."""
         if not super().is_stuck():
             return False
         began = self.unanswered()[0].deadline - self._timeout
         return self._loop.time() > began + min(_HANG_TIMEOUT, self._timeout / 2)
 
-    def lay_down(self) -> Connection | None:
+    def detach_if_idle(self) -> Connection | None:
         """Gives the connection away, if no request waits for an answer; closes it where one is still to come."""
         connection = super().detach_if_idle()
         if connection is not None and not self.is_closed:

@@ -4,8 +4,10 @@ import contextlib
 import os
 import socket
 
-from objmapper_client._steps import Effects, Wait
-from objmapper_client._transport import Connection, receive, send
+from objmapper_client._connection.connection import Connection
+from objmapper_client._connection.socket_io import receive, send
+from objmapper_client._connection.sockets import new_socket, resolve, unreachable
+from objmapper_client._runtime.effects import Effects, Wait
 from objmapper_client.address import Address, TcpAddress, UnixAddress
 from objmapper_client.errors import (
     ConnectionFailed,
@@ -13,11 +15,11 @@ from objmapper_client.errors import (
     LocalProtocolError,
     RemoteProtocolError,
     RequestTimeout,
-    at_limit,
     error_for,
 )
-from objmapper_client.protocol import ErrorReply, Status
-from objmapper_client.protocol_v2 import CLOSE, HELLO_ACK_SIZE, Capability, HelloAck, decode_hello_ack, encode_hello
+from objmapper_client.protocol.hello import HELLO_ACK_SIZE, Capability, HelloAck, decode_hello_ack, encode_hello
+from objmapper_client.protocol.v1 import ErrorReply, Status
+from objmapper_client.protocol.v2_requests import CLOSE
 
 #: Requests under way on one connection. Each may hold a descriptor here and one in the server.
 PIPELINE = 256
@@ -35,9 +37,9 @@ def connect(address: Address) -> Effects[Connection]:
         return (yield from _connect_unix(address))
     if isinstance(address, TcpAddress):
         return (yield from _connect_tcp(address))
-    from objmapper_client import _udp_connection
+    from objmapper_client._udp import connection
 
-    return (yield from _udp_connection.connect(address))
+    return (yield from connection.connect(address))
 
 
 def negotiate(connection: Connection) -> Effects[bool]:
@@ -55,7 +57,9 @@ def negotiate(connection: Connection) -> Effects[bool]:
         except ConnectionFailed as error:
             if data:
                 raise
-            raise ClosedInHandshake(f"{connection.address}: the server closed the connection before it said hello") from error
+            raise ClosedInHandshake(
+                f"{connection.address}: the server closed the connection before it said hello"
+            ) from error
         found = decode_hello_ack(data)
         if found is not None:
             break
@@ -92,27 +96,22 @@ def _connect_unix(address: UnixAddress) -> Effects[Connection]:
                 if not (yield Wait(seconds=_BACKLOG_RETRY_INTERVAL)):
                     raise RequestTimeout(f"{address}: no connection in time; the server's backlog is full") from None
             except OSError as error:
-                raise _unreachable(address, error) from error
+                raise unreachable(address, error) from error
     except BaseException:
         sock.close()
         raise
 
 
 def _connect_tcp(address: TcpAddress) -> Effects[Connection]:
-    found = yield Wait(host=address.host, port=address.port)
-    if found is False:
-        raise RequestTimeout(f"{address}: the host's address was not found in time")
-    if isinstance(found, Exception):
-        raise unknown_host(address, found) from found
-    last: ConnectionFailed | None = None
-    for family, kind, number, _, target in found:
+    last = ConnectionFailed(f"{address}: the host has no address")
+    for family, kind, number, _, target in (yield from resolve(address)):
         try:
             sock = new_socket(family, kind, number)
         except DescriptorLimit:
             raise
         except OSError as error:
             # A family that this kernel has not.
-            last = _unreachable(address, error)
+            last = unreachable(address, error)
             continue
         try:
             sock.setblocking(False)
@@ -127,32 +126,14 @@ def _connect_tcp(address: TcpAddress) -> Effects[Connection]:
             code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if code == 0:
                 return Connection(sock, address)
-            last = _unreachable(address, OSError(code, os.strerror(code)))
+            last = unreachable(address, OSError(code, os.strerror(code)))
             sock.close()
         except OSError as error:
             sock.close()
             if isinstance(error, RequestTimeout):
                 raise
-            last = _unreachable(address, error)
+            last = unreachable(address, error)
         except BaseException:
             sock.close()
             raise
-    raise last or ConnectionFailed(f"{address}: the host has no address")
-
-
-def new_socket(family: int, kind: int, number: int = 0) -> socket.socket:
-    """A socket. Raises DescriptorLimit, OSError."""
-    try:
-        return socket.socket(family, kind, number)
-    except OSError as error:
-        raise at_limit(error) or error from error
-
-
-def unknown_host(address: Address, error: Exception) -> ConnectionFailed:
-    """The error for a host whose address cannot be found, or whose name can have none."""
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return ConnectionFailed(f"{address}: unknown host ({reason})")
-
-
-def _unreachable(address: Address, error: OSError) -> ConnectionFailed:
-    return ConnectionFailed(f"{address}: server not reached ({error.strerror}); is it running?")
+    raise last

@@ -1,0 +1,55 @@
+"""The operations over stream sockets, as `registry` hands them out. The first call imports what is rarely used."""
+
+from collections.abc import Sequence
+
+from objmapper_client._connection.pool import Pool
+from objmapper_client._operations.download import abort, leave, next_chunk
+from objmapper_client._operations.fetch import Result, open_object, read, readinto
+from objmapper_client._operations.requests import PutArguments, Stat, delete, list_page, stat
+from objmapper_client._operations.stream import begin_stream
+from objmapper_client._runtime.effects import Effects
+from objmapper_client.address import Address, UnixAddress
+from objmapper_client.errors import at_limit
+from objmapper_client.protocol.v1 import Mode
+
+__all__ = [
+    "abort",
+    "begin_stream",
+    "best_mode",
+    "delete",
+    "leave",
+    "list_page",
+    "make_pool",
+    "next_chunk",
+    "open_many",
+    "open_object",
+    "put",
+    "read",
+    "readinto",
+    "stat",
+]
+
+make_pool = Pool
+
+
+def best_mode(address: Address) -> Mode:
+    """The cheapest way that the transport has."""
+    return Mode.FDPASS if isinstance(address, UnixAddress) else Mode.COPY
+
+
+def open_many(pool: Pool, uris: Sequence[str], mode: Mode) -> Effects[list[Result]]:
+    """An object or an error for each URI, in their order."""
+    try:
+        from objmapper_client._operations.open_many import open_many
+    except OSError as error:
+        raise at_limit(error) or error from error
+    return open_many(pool, uris, mode)
+
+
+def put(pool: Pool, uri: str, wanted: PutArguments) -> Effects[Stat]:
+    """Stores an object, whole or not at all."""
+    try:
+        from objmapper_client._operations.upload import put
+    except OSError as error:
+        raise at_limit(error) or error from error
+    return put(pool, uri, wanted)

@@ -1,0 +1,1 @@
+"""Objects over UDP: the transfer without a socket, the socket, and the operations."""

@@ -1,0 +1,103 @@
+"""The handshake of version 2: what client and server say of themselves before the first request."""
+
+import struct
+from enum import IntFlag
+from typing import NamedTuple
+
+from objmapper_client.errors import RemoteProtocolError
+from objmapper_client.protocol.v1 import ErrorReply, Status
+from objmapper_client.protocol.v2_requests import _ERROR_HEAD, Fatal, packed
+
+MAGIC = b"OBJM"
+
+
+VERSION = 2
+
+
+HELLO_SIZE = 9
+
+
+HELLO_ACK_SIZE = 10
+
+
+_HELLO = struct.Struct(">4sBHH")
+
+
+_HELLO_ACK = struct.Struct(">4sBHHB")
+
+
+class Capability(IntFlag):
+    """What a side can do; in force is what both can."""
+
+    OUT_OF_ORDER = 0x0001
+    PIPELINING = 0x0002
+    EXTENDED = 0x0100
+
+
+class Hello(NamedTuple):
+    """What a client can do, and how many requests it would have under way."""
+
+    capabilities: Capability
+    max_pipeline: int
+
+
+class HelloAck(NamedTuple):
+    """What is in force, and how many requests the server works on at a time."""
+
+    capabilities: Capability
+    max_pipeline: int
+    backend_parallelism: int
+
+
+def encode_hello(capabilities: Capability, max_pipeline: int) -> bytes:
+    """A client's first message. Raises LocalProtocolError for a number that does not fit."""
+    return packed(_HELLO, MAGIC, VERSION, capabilities, max_pipeline)
+
+
+def encode_hello_ack(capabilities: Capability, max_pipeline: int, backend_parallelism: int) -> bytes:
+    """The server's answer to a hello."""
+    return packed(_HELLO_ACK, MAGIC, VERSION, capabilities, max_pipeline, backend_parallelism)
+
+
+def decode_hello(data: bytes) -> "Hello | Fatal | None":
+    """The hello in the first HELLO_SIZE bytes, None where they are not all there yet.
+
+    A `Fatal` is answered in the form of version 1.
+    """
+    found = _version(data)
+    if found is not None and found != VERSION:
+        return Fatal(Status.PROTOCOL_ERROR if found < 0 else Status.VERSION_MISMATCH)
+    if len(data) < HELLO_SIZE:
+        return None
+    _, _, capabilities, max_pipeline = _HELLO.unpack_from(data)
+    return Hello(Capability(capabilities), max_pipeline)
+
+
+def decode_hello_ack(data: bytes) -> HelloAck | ErrorReply | None:
+    """The server's answer to a hello in the first HELLO_ACK_SIZE bytes, None where they are not all there yet.
+
+    Until it has answered, a server refuses in the form of version 1; a server of version 1 alone does so with
+    PROTOCOL_ERROR. Raises RemoteProtocolError for anything else.
+    """
+    if data and data[0] != Status.OK and data[0] in Status._value2member_map_:
+        if len(data) < _ERROR_HEAD.size:
+            return None
+        status, length = _ERROR_HEAD.unpack_from(data)
+        message = data[_ERROR_HEAD.size : _ERROR_HEAD.size + length]
+        return ErrorReply(status, message.decode(errors="replace")) if len(message) == length else None
+    found = _version(data)
+    if found is not None and found < 0:
+        raise RemoteProtocolError("what answers is no objmapper server")
+    if found is not None and found != VERSION:
+        raise RemoteProtocolError(f"the server answers with version {found}, it was asked for {VERSION}")
+    if len(data) < HELLO_ACK_SIZE:
+        return None
+    _, _, capabilities, max_pipeline, parallelism = _HELLO_ACK.unpack_from(data)
+    return HelloAck(Capability(capabilities), max_pipeline, parallelism)
+
+
+def _version(data: bytes) -> int | None:
+    """The version of a hello, -1 where it is none, None where it is not there yet."""
+    if data[: len(MAGIC)] != MAGIC[: len(data)]:
+        return -1
+    return data[len(MAGIC)] if len(data) > len(MAGIC) else None
