@@ -55,8 +55,8 @@ class ClientOptions:
         self.max_connections = max_connections
         self.attempts = attempts
         self.wait = wait
-        self._verbs = operations_for(self.address)
-        self.mode: Mode = self._verbs.best_mode(self.address) if mode is None else Mode.of(mode)
+        self._api = operations_for(self.address)
+        self.mode: Mode = self._api.best_mode(self.address) if mode is None else Mode.of(mode)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.address)!r}, timeout={self.timeout}, mode={self.mode.name.lower()!r})"
@@ -77,7 +77,7 @@ class ClientOptions:
             raise LocalProtocolError(f"a piece has at least 1 byte, not {chunk_size}")
 
     def _make_pool(self, waiting: Runtime) -> Pool:
-        pool = self._verbs.make_pool(
+        pool = self._api.make_pool(
             self.address,
             waiting,
             most=self.max_connections,

@@ -91,7 +91,7 @@ class AsyncClient(ClientOptions):
         self._forks = forks.made
 
     @property
-    def _line(self) -> Pool:
+    def _current_pool(self) -> Pool:
         """The connections of the running loop, and of this process: with another one they begin anew."""
         # asyncio takes longer to be imported than all the rest, and who has a loop has it already.
         from objmapper_client._runtime.aio import AsyncioRuntime, running_loop
@@ -102,30 +102,30 @@ class AsyncClient(ClientOptions):
             self._pool = pool = self._make_pool(AsyncioRuntime())
         return pool
 
-    async def _run(self, pool: Pool, verb: Verb[T]) -> T:
+    async def _run(self, pool: Pool, operation: Verb[T]) -> T:
         from objmapper_client._runtime.aio import run
 
-        return await run(pool, verb)
+        return await run(pool, operation)
 
     async def open(self, uri: str, *, mode: Mode | str | None = None) -> Object:
         """The object, as an owned descriptor: close it, or use it in a ``with`` statement."""
-        pool = self._line
-        return await self._run(pool, self._verbs.open_object(pool, uri, self._mode(mode)))
+        pool = self._current_pool
+        return await self._run(pool, self._api.open_object(pool, uri, self._mode(mode)))
 
     async def open_many(self, uris: Iterable[str], *, mode: Mode | str | None = None) -> Results:
         """An object or an error for each URI, in their order, in as few round trips as the server allows.
 
         The objects are the caller's to close. Where this raises, none is left open.
         """
-        pool = self._line
-        return await self._run(pool, self._verbs.open_many(pool, [*uris], self._mode(mode)))
+        pool = self._current_pool
+        return await self._run(pool, self._api.open_many(pool, [*uris], self._mode(mode)))
 
     async def read(
         self, uri: str, *, offset: int = 0, length: int | None = None, mode: Mode | str | None = None
     ) -> bytes:
         """The object's bytes, or `length` of them from `offset` on (fewer at its end)."""
-        pool = self._line
-        return await self._run(pool, self._verbs.read(pool, uri, self._mode(mode), offset, length))
+        pool = self._current_pool
+        return await self._run(pool, self._api.read(pool, uri, self._mode(mode), offset, length))
 
     async def readinto(
         self, uri: str, buffer: "WriteableBuffer", *, offset: int = 0, mode: Mode | str | None = None
@@ -135,8 +135,8 @@ class AsyncClient(ClientOptions):
         Fewer than the buffer takes only at the object's end; what is beyond its room is not read.
         """
         view = writable_bytes(buffer)
-        pool = self._line
-        return await self._run(pool, self._verbs.readinto(pool, uri, self._mode(mode), view, offset))
+        pool = self._current_pool
+        return await self._run(pool, self._api.readinto(pool, uri, self._mode(mode), view, offset))
 
     async def stream(
         self,
@@ -154,45 +154,45 @@ class AsyncClient(ClientOptions):
         early may cost the connection. `timeout` holds for each piece.
         """
         self._check_piece(chunk_size)
-        pool = self._line
-        begun = await self._run(pool, self._verbs.begin_stream(pool, uri, self._mode(mode), offset, length))
-        if isinstance(begun, Object):
-            with begun:
+        pool = self._current_pool
+        download = await self._run(pool, self._api.begin_stream(pool, uri, self._mode(mode), offset, length))
+        if isinstance(download, Object):
+            with download:
                 if announce is not None:
-                    announce(range_length(begun.size, offset, length))
-                end = offset + range_length(begun.size, offset, length)
+                    announce(range_length(download.size, offset, length))
+                end = offset + range_length(download.size, offset, length)
                 while offset < end:
-                    chunk = await self._run(pool, next_piece(begun, chunk_size, offset, end))
+                    chunk = await self._run(pool, next_piece(download, chunk_size, offset, end))
                     offset += len(chunk)
                     yield chunk
             return
         made = forks.made
         try:
             if announce is not None:
-                announce(begun.left)
-            while chunk := await self._run(pool, self._verbs.next_chunk(pool, begun, chunk_size)):
+                announce(download.left)
+            while chunk := await self._run(pool, self._api.next_chunk(pool, download, chunk_size)):
                 yield chunk
                 if forks.made != made:
                     raise forked(uri)
         except GeneratorExit:
             if forks.made != made:
-                begun.connection.close()
+                download.connection.close()
             else:
-                self._verbs.leave(pool, begun)
+                self._api.leave(pool, download)
             raise
         except BaseException:
             if forks.made != made:
                 # This process's copy: the parent goes on with its own.
-                begun.connection.close()
+                download.connection.close()
                 raise
-            self._verbs.abort(pool, begun)
+            self._api.abort(pool, download)
             raise
-        self._verbs.leave(pool, begun)
+        self._api.leave(pool, download)
 
     async def stat(self, uri: str) -> Stat:
         """What the server says of an object."""
-        pool = self._line
-        return await self._run(pool, self._verbs.stat(pool, uri))
+        pool = self._current_pool
+        return await self._run(pool, self._api.stat(pool, uri))
 
     async def list(
         self, prefix: str = "/", *, page_size: int = PAGE, left_out: Callable[[LeftOut], object] | None = None
@@ -204,8 +204,8 @@ class AsyncClient(ClientOptions):
         """
         listed = PageProgress(prefix)
         while True:
-            pool = self._line
-            page = await self._run(pool, self._verbs.list_page(pool, prefix, page_size, listed.cursor))
+            pool = self._current_pool
+            page = await self._run(pool, self._api.list_page(pool, prefix, page_size, listed.cursor))
             for entry in listed.new_of(page):
                 yield entry
             if left_out is not None:
@@ -233,11 +233,11 @@ class AsyncClient(ClientOptions):
         only over this version (an etag). `if_none_match="*"`: only where there is no object yet. Else Conflict is
         raised. `make_parents` makes directories that are missing. `progress` is called with the bytes so far.
         """
-        pool = self._line
+        pool = self._current_pool
         wanted = PutArguments(data, length, if_match, if_none_match, make_parents, progress)
-        return await self._run(pool, self._verbs.put(pool, uri, wanted))
+        return await self._run(pool, self._api.put(pool, uri, wanted))
 
     async def delete(self, uri: str, *, if_match: str | None = None) -> None:
         """Removes an object; with `if_match` only this version (an etag), else Conflict is raised."""
-        pool = self._line
-        return await self._run(pool, self._verbs.delete(pool, uri, if_match))
+        pool = self._current_pool
+        return await self._run(pool, self._api.delete(pool, uri, if_match))

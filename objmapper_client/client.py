@@ -86,7 +86,7 @@ class Client(ClientOptions):
         return pool
 
     @property
-    def _line(self) -> Pool:
+    def _current_pool(self) -> Pool:
         """The connections of this process: a child after a fork begins anew."""
         return self._pool if self._forks == forks.made else self._begin_anew()
 
@@ -94,20 +94,20 @@ class Client(ClientOptions):
         """The object, as an owned descriptor: close it, or use it in a ``with`` statement."""
         # Spelled out: this is what programs do all the time, and each call counts.
         pool = self._pool if self._forks == forks.made else self._begin_anew()
-        return run(pool, self._verbs.open_object(pool, uri, self.mode if mode is None else Mode.of(mode)))
+        return run(pool, self._api.open_object(pool, uri, self.mode if mode is None else Mode.of(mode)))
 
     def open_many(self, uris: Iterable[str], *, mode: Mode | str | None = None) -> Results:
         """An object or an error for each URI, in their order, in as few round trips as the server allows.
 
         The objects are the caller's to close. Where this raises, none is left open.
         """
-        pool = self._line
-        return run(pool, self._verbs.open_many(pool, [*uris], self._mode(mode)))
+        pool = self._current_pool
+        return run(pool, self._api.open_many(pool, [*uris], self._mode(mode)))
 
     def read(self, uri: str, *, offset: int = 0, length: int | None = None, mode: Mode | str | None = None) -> bytes:
         """The object's bytes, or `length` of them from `offset` on (fewer at its end)."""
-        pool = self._line
-        return run(pool, self._verbs.read(pool, uri, self._mode(mode), offset, length))
+        pool = self._current_pool
+        return run(pool, self._api.read(pool, uri, self._mode(mode), offset, length))
 
     def readinto(self, uri: str, buffer: "WriteableBuffer", *, offset: int = 0, mode: Mode | str | None = None) -> int:
         """Fills `buffer` with the object's bytes from `offset` on. Returns how many that were.
@@ -115,8 +115,8 @@ class Client(ClientOptions):
         Fewer than the buffer takes only at the object's end; what is beyond its room is not read.
         """
         view = writable_bytes(buffer)
-        pool = self._line
-        return run(pool, self._verbs.readinto(pool, uri, self._mode(mode), view, offset))
+        pool = self._current_pool
+        return run(pool, self._api.readinto(pool, uri, self._mode(mode), view, offset))
 
     def stream(
         self,
@@ -134,45 +134,45 @@ class Client(ClientOptions):
         early may cost the connection. `timeout` holds for each piece.
         """
         self._check_piece(chunk_size)
-        pool = self._line
-        begun = run(pool, self._verbs.begin_stream(pool, uri, self._mode(mode), offset, length))
-        if isinstance(begun, Object):
-            with begun:
+        pool = self._current_pool
+        download = run(pool, self._api.begin_stream(pool, uri, self._mode(mode), offset, length))
+        if isinstance(download, Object):
+            with download:
                 if announce is not None:
-                    announce(range_length(begun.size, offset, length))
-                end = offset + range_length(begun.size, offset, length)
+                    announce(range_length(download.size, offset, length))
+                end = offset + range_length(download.size, offset, length)
                 while offset < end:
-                    chunk = piece_at(begun, chunk_size, offset, end)
+                    chunk = piece_at(download, chunk_size, offset, end)
                     offset += len(chunk)
                     yield chunk
             return
         made = forks.made
         try:
             if announce is not None:
-                announce(begun.left)
-            while chunk := run(pool, self._verbs.next_chunk(pool, begun, chunk_size)):
+                announce(download.left)
+            while chunk := run(pool, self._api.next_chunk(pool, download, chunk_size)):
                 yield chunk
                 if forks.made != made:
                     raise forked(uri)
         except GeneratorExit:
             if forks.made != made:
-                begun.connection.close()
+                download.connection.close()
             else:
-                self._verbs.leave(pool, begun)
+                self._api.leave(pool, download)
             raise
         except BaseException:
             if forks.made != made:
                 # This process's copy: the parent goes on with its own.
-                begun.connection.close()
+                download.connection.close()
                 raise
-            self._verbs.abort(pool, begun)
+            self._api.abort(pool, download)
             raise
-        self._verbs.leave(pool, begun)
+        self._api.leave(pool, download)
 
     def stat(self, uri: str) -> Stat:
         """What the server says of an object."""
-        pool = self._line
-        return run(pool, self._verbs.stat(pool, uri))
+        pool = self._current_pool
+        return run(pool, self._api.stat(pool, uri))
 
     def list(
         self, prefix: str = "/", *, page_size: int = PAGE, left_out: Callable[[LeftOut], object] | None = None
@@ -184,8 +184,8 @@ class Client(ClientOptions):
         """
         listed = PageProgress(prefix)
         while True:
-            pool = self._line
-            page = run(pool, self._verbs.list_page(pool, prefix, page_size, listed.cursor))
+            pool = self._current_pool
+            page = run(pool, self._api.list_page(pool, prefix, page_size, listed.cursor))
             yield from listed.new_of(page)
             if left_out is not None:
                 for each in page[2]:
@@ -212,11 +212,11 @@ class Client(ClientOptions):
         only over this version (an etag). `if_none_match="*"`: only where there is no object yet. Else Conflict is
         raised. `make_parents` makes directories that are missing. `progress` is called with the bytes so far.
         """
-        pool = self._line
+        pool = self._current_pool
         wanted = PutArguments(data, length, if_match, if_none_match, make_parents, progress)
-        return run(pool, self._verbs.put(pool, uri, wanted))
+        return run(pool, self._api.put(pool, uri, wanted))
 
     def delete(self, uri: str, *, if_match: str | None = None) -> None:
         """Removes an object; with `if_match` only this version (an etag), else Conflict is raised."""
-        pool = self._line
-        return run(pool, self._verbs.delete(pool, uri, if_match))
+        pool = self._current_pool
+        return run(pool, self._api.delete(pool, uri, if_match))

@@ -11,7 +11,7 @@ from objmapper_client._udp.path_state import PathState
 from objmapper_client._udp.transfer import Transfer
 from objmapper_client.protocol.udp import (
     FAR_CHUNK,
-    MOST_PIECES,
+    MAX_PIECES,
     Data,
     Error,
     Pull,
@@ -56,7 +56,7 @@ class Server:
             return [encode_error(Error(pull.request_id, 0x01, "no such object"))]
         version, total = self.versions.get(pull.uri, 1), len(content)
         chunk = min(pull.chunk, self.most_chunk)
-        length = max(0, min(pull.length, chunk * MOST_PIECES, total - pull.offset))
+        length = max(0, min(pull.length, chunk * MAX_PIECES, total - pull.offset))
         return [
             encode_data(
                 Data(
@@ -81,8 +81,8 @@ class Outcome:
     datagrams: int
 
 
-def new_path(chunk: int = FAR_CHUNK, first_silence: float = 0.333, most: int = 128) -> PathState:
-    return PathState(chunk, first_silence, most)
+def new_path(chunk: int = FAR_CHUNK, first_timeout: float = 0.333, most: int = 128) -> PathState:
+    return PathState(chunk, first_timeout, most)
 
 
 def transfer(

@@ -29,7 +29,7 @@ _IN_VERSION_1 = (Operation.FDPASS, Operation.COPY, Operation.SPLICE)
 _NO_PLACE = "all of the client's connections are in use: wait longer, or allow more (max_connections)"
 
 
-def send_request(pool: Pool, ask: PendingRequest, trouble: Exception | None = None) -> Effects[bool]:
+def send_request(pool: Pool, pending: PendingRequest, first_error: Exception | None = None) -> Effects[bool]:
     """Has a request answered on the shared connection; the answer is in `ask` then. `trouble` is what a first try met.
 
     False where the server speaks version 1 only, or perhaps: then nothing was sent. Raises what the server answered,
@@ -42,63 +42,63 @@ def send_request(pool: Pool, ask: PendingRequest, trouble: Exception | None = No
         while True:
             pause = 0.0
             try:
-                if trouble is not None:
-                    raise trouble
-                if ask.is_done:
-                    if ask.status == 0:
+                if first_error is not None:
+                    raise first_error
+                if pending.is_done:
+                    if pending.status == 0:
                         return True
-                    raise refusal(ask)
+                    raise refusal(pending)
                 shared = yield from shared_connection(pool, has_waited=has_waited)
                 if shared is None:
                     return False
-                ask.multiplex = shared
-                yield [ask]
-                trouble = ask.failure
+                pending.multiplexer = shared
+                yield [pending]
+                first_error = pending.failure
                 continue
             except PipelineFull:
                 has_waited = True
             except ClosedInHandshake as error:
-                if ask.operation in _IN_VERSION_1:
+                if pending.operation in _IN_VERSION_1:
                     return False
-                pause = pause_after(ask, error, tries)
+                pause = pause_after(pending, error, tries)
             except (ConnectionFailed, ServerBusy) as error:
-                pause = pause_after(ask, error, tries)
-            trouble = None
+                pause = pause_after(pending, error, tries)
+            first_error = None
             yield from backoff(pool, pause)
-            ask.reset()
+            pending.reset()
     except RequestTimeout as error:
-        ask.discard()
-        raise with_server_error(ask, error) from error
+        pending.discard()
+        raise with_server_error(pending, error) from error
     except BaseException:
-        ask.discard()
+        pending.discard()
         raise
     finally:
-        pool.leave(ask.multiplex)
+        pool.leave(pending.multiplexer)
         if pool.is_waited_for:
             pool.answered()
 
 
-def refusal(ask: PendingRequest) -> ServerReply:
+def refusal(pending: PendingRequest) -> ServerReply:
     """The error that a request was answered with."""
-    return error_for(ask.status, ask.metadata.message or "", ask.uri)
+    return error_for(pending.status, pending.metadata.message or "", pending.uri)
 
 
-def with_server_error(ask: PendingRequest, error: ConnectionFailed | RequestTimeout) -> ObjmapperError:
+def with_server_error(pending: PendingRequest, error: ConnectionFailed | RequestTimeout) -> ObjmapperError:
     """The error, or the one that says that a request which is not repeated may have been executed."""
-    may_be_executed = not ask.repeatable and ask.number > 0 and not ask.is_unsent
+    may_be_executed = not pending.idempotent and pending.number > 0 and not pending.is_unsent
     if may_be_executed and not isinstance(error, ServerReply | OutcomeUnknown):
-        return unanswered(ask.operation.name.lower(), ask.uri, error)
+        return unanswered(pending.operation.name.lower(), pending.uri, error)
     return error
 
 
-def pause_after(ask: PendingRequest, error: ConnectionFailed | ServerBusy, tries: RetryState) -> float:
+def pause_after(pending: PendingRequest, error: ConnectionFailed | ServerBusy, tries: RetryState) -> float:
     """The seconds until a request's next try. Raises the error where there is none."""
     if isinstance(error, ServerBusy):
         return tries.pause_after(error, may_repeat=True)
-    found = with_server_error(ask, error)
+    found = with_server_error(pending, error)
     if found is not error:
         raise found from error
-    return tries.pause_after(error, may_repeat=not ask.is_begun, is_stale=ask.found_idle)
+    return tries.pause_after(error, may_repeat=not pending.is_begun, is_stale=pending.found_idle)
 
 
 def backoff(pool: Pool, pause: float) -> Effects[None]:
@@ -122,11 +122,11 @@ def shared_connection(pool: Pool, *, has_waited: bool = False) -> Effects[Multip
             has_waited = True
             continue
         try:
-            multiplex = pool.publish_shared(claim, (yield from _new(pool, may_guess=False)))
+            multiplexer = pool.publish_shared(claim, (yield from _new(pool, may_guess=False)))
         finally:
             pool.release_claim(claim)
-        if multiplex is not None:
-            return multiplex
+        if multiplexer is not None:
+            return multiplexer
     return None
 
 
@@ -199,14 +199,14 @@ def _within(steps: Effects[T], timeout: float) -> Effects[T]:
     results: list[T] = []
     steps = collect_result(steps, results)
     try:
-        wish = next(steps)
-        while wish is not None:
-            if isinstance(wish, Wait):
-                wish.most = deadline - time.monotonic()
-            came = yield wish
-            if isinstance(wish, Wait):
-                wish.most = None
-            wish = steps.send(came if time.monotonic() < deadline else False)
+        effect = next(steps)
+        while effect is not None:
+            if isinstance(effect, Wait):
+                effect.most = deadline - time.monotonic()
+            came = yield effect
+            if isinstance(effect, Wait):
+                effect.most = None
+            effect = steps.send(came if time.monotonic() < deadline else False)
         return results[0]
     finally:
         steps.close()
@@ -275,17 +275,17 @@ def with_exclusive(
         yield from backoff(pool, pause)
 
 
-def require_version_2(pool: Pool, ask: PendingRequest, verb: str) -> Effects[None]:
+def require_version_2(pool: Pool, pending: PendingRequest, operation: str) -> Effects[None]:
     """Has a request answered that version 1 lacks: there may be another server now. Raises UnsupportedOperation."""
     if pool.may_renegotiate():
-        ask.reset()
-        if (yield ask):
+        pending.reset()
+        if (yield pending):
             return
-    raise unsupported(pool, verb)
+    raise unsupported(pool, operation)
 
 
-def unsupported(pool: Pool, verb: str) -> UnsupportedOperation:
+def unsupported(pool: Pool, operation: str) -> UnsupportedOperation:
     """The error for a verb that the server does not have."""
     return UnsupportedOperation(
-        f"{pool.address}: no {verb}: the server speaks version 1 of the protocol, which hands out objects and no more"
+        f"{pool.address}: no {operation}: the server speaks version 1 of the protocol, which hands out objects and no more"
     )

@@ -69,14 +69,14 @@ class Multiplexer:
     @property
     def is_wanted(self) -> bool:
         """Whether a request waits for an answer."""
-        return any(not ask.is_abandoned for ask in self.unanswered())
+        return any(not pending.is_abandoned for pending in self.unanswered())
 
     def unanswered(self) -> list[PendingRequest]:
         """Those whose answer is not whole, the oldest first."""
         first = [] if self._receiving is None else [self._receiving]
         return [*first, *self.under_way.values()]
 
-    def register(self, ask: PendingRequest, seconds: float) -> bytes:
+    def register(self, pending: PendingRequest, seconds: float) -> bytes:
         """Knows a request as under way. Returns its bytes, to be sent. Raises LocalProtocolError, NoRoom."""
         operations, connection = self._operations, self.connection
         if self.is_closing or len(operations) >= self.limit:
@@ -84,16 +84,16 @@ class Multiplexer:
         number = connection.last_id + 1
         if number in operations or number > _LAST_ID:
             number = self._free_id(number)
-        operation = ask.operation
-        if ask.details is NO_DETAILS and seconds == self._timeout:
-            frame = encode_with_tail(number, operation, ask.uri, self._tail)
+        operation = pending.operation
+        if pending.details is NO_DETAILS and seconds == self._timeout:
+            frame = encode_with_tail(number, operation, pending.uri, self._tail)
         else:
-            frame = encode(number, operation, ask.uri, ask.details, seconds)
-            if ask.payload is not None:
-                frame += ask.payload
-        connection.last_id = ask.number = number
-        ask.multiplex = self
-        self.under_way[number] = ask
+            frame = encode(number, operation, pending.uri, pending.details, seconds)
+            if pending.payload is not None:
+                frame += pending.payload
+        connection.last_id = pending.number = number
+        pending.multiplexer = self
+        self.under_way[number] = pending
         operations[number] = operation
         if operation is _FDPASS:
             self._due += 1
@@ -104,14 +104,14 @@ class Multiplexer:
             number = number + 1 if number < _LAST_ID else 1
         return number
 
-    def queue(self, ask: PendingRequest, seconds: float) -> None:
+    def queue(self, pending: PendingRequest, seconds: float) -> None:
         """Enters a request, and has it sent by the next `flush`. Raises LocalProtocolError, NoRoom."""
-        self.leave_to_flush(ask, self.register(ask, seconds))
+        self.leave_to_flush(pending, self.register(pending, seconds))
 
-    def leave_to_flush(self, ask: PendingRequest, rest: bytes) -> None:
+    def leave_to_flush(self, pending: PendingRequest, rest: bytes) -> None:
         """Has the next `flush` send what is left of a request."""
-        ask.is_unsent = True
-        self._unsent.append(ask)
+        pending.is_unsent = True
+        self._unsent.append(pending)
         self.outgoing.append(rest)
 
     def look(self) -> None:
@@ -162,32 +162,32 @@ class Multiplexer:
                 outgoing[0] = outgoing[0][sent:]
         return True
 
-    def feed_fast(self, ask: PendingRequest, data: bytes, ancillary: Ancillary, flags: int) -> bool:
+    def feed_fast(self, pending: PendingRequest, data: bytes, ancillary: Ancillary, flags: int) -> bool:
         """Does as `arrived` for an answer that is nothing out of the ordinary, to the only request under way.
 
         Whether that is what came; else nothing was touched.
         """
         if flags & TRUNCATED or self.is_closing or len(self.under_way) > 1 or self._receiving is not None:
             return False
-        found = decode_common(data, ask.number)
+        found = decode_common(data, pending.number)
         if found is None or not self.connection.responses.is_empty:
             return False
         content_len, metadata, head_size = found
-        if ask.operation is _FDPASS:
+        if pending.operation is _FDPASS:
             if len(data) != head_size or (descriptor := only_descriptor(ancillary)) is None:
                 return False
-            ask._descriptor = descriptor
+            pending._descriptor = descriptor
             self.connection.inbox.clear()
             self._due = 0
         else:
-            if ancillary or content_len > ask.most or len(data) != head_size + content_len:
+            if ancillary or content_len > pending.most or len(data) != head_size + content_len:
                 return False
-            ask.content = data[head_size:]
+            pending.content = data[head_size:]
             self.connection.inbox.clear()
         self.under_way.clear()
         self._operations.clear()
-        ask.metadata = metadata
-        ask.is_done = True
+        pending.metadata = metadata
+        pending.is_done = True
         return True
 
     def feed(self, data: bytes, ancillary: Ancillary, flags: int) -> list[PendingRequest]:
@@ -217,26 +217,26 @@ class Multiplexer:
                     self._take_close(head)
                     continue
                 number, status, content_len, metadata = head
-                ask = self.under_way[number]
-                ask.status = status
-                ask.metadata = metadata
-                if ask.operation is _FDPASS:
+                pending = self.under_way[number]
+                pending.status = status
+                pending.metadata = metadata
+                if pending.operation is _FDPASS:
                     self._due -= 1
                     if status == 0:
                         if descriptors:
                             # Both have it for a moment: see `fail`.
-                            ask._descriptor = descriptors[0]
+                            pending._descriptor = descriptors[0]
                             descriptors.popleft()
                         elif is_lost:
-                            ask.failure = truncated_error()
+                            pending.failure = truncated_error()
                         else:
-                            self._descriptor_mismatch(finished, ask)
+                            self._descriptor_mismatch(finished, pending)
                 elif content_len:
-                    self._expect(ask, content_len)
+                    self._expect(pending, content_len)
                     self._retire_id(number)
                     continue
-                finished.append(ask)
-                ask.is_done = True
+                finished.append(pending)
+                pending.is_done = True
                 self._retire_id(number)
                 if connection.responses.is_empty:
                     break
@@ -247,10 +247,10 @@ class Multiplexer:
         if is_lost and self._due:
             # Which of the answers to come has lost its descriptor is not known.
             finished += self._fail_with(
-                truncated_error(), [ask for ask in self.under_way.values() if ask.operation is _FDPASS]
+                truncated_error(), [pending for pending in self.under_way.values() if pending.operation is _FDPASS]
             )
-        for ask in finished:
-            if ask.is_abandoned:
+        for pending in finished:
+            if pending.is_abandoned:
                 finished = self._drop_abandoned(finished)
                 break
         if self.is_closing and not self.is_wanted:
@@ -266,11 +266,11 @@ class Multiplexer:
             raise RemoteProtocolError(f"{self.connection.address}: the server confirmed a close that was not")
         self.is_closing = self.is_refusing = True
 
-    def _expect(self, ask: PendingRequest, content_len: int) -> None:
+    def _expect(self, pending: PendingRequest, content_len: int) -> None:
         """What follows is this request's content."""
-        ask.content_len = content_len
-        self._receiving = ask
-        if content_len > ask.most:
+        pending.content_len = content_len
+        self._receiving = pending
+        if content_len > pending.most:
             raise RemoteProtocolError(
                 f"{self.connection.address}: the server sends {content_len} bytes, more than it was asked for"
             )
@@ -279,9 +279,9 @@ class Multiplexer:
         """Raises the error for too many descriptors, or for one too few."""
         if wanting is not None:
             finished.append(wanting)
-        asked = [ask for ask in finished if ask.operation is _FDPASS]
-        came = len(self.connection.descriptors) + sum(1 for ask in asked if ask.descriptor >= 0)
-        due = sum(1 for ask in asked if ask.status == 0)
+        requested = [pending for pending in finished if pending.operation is _FDPASS]
+        came = len(self.connection.descriptors) + sum(1 for pending in requested if pending.descriptor >= 0)
+        due = sum(1 for pending in requested if pending.status == 0)
         raise RemoteProtocolError(
             f"{self.connection.address}: the server passed {came} descriptors where "
             f"{'one was' if due == 1 else f'{due} were'} due"
@@ -289,9 +289,9 @@ class Multiplexer:
 
     def _take_content(self, finished: list[PendingRequest]) -> bool:
         """Whether the content that is being received is whole."""
-        ask = self._receiving
-        assert ask is not None
-        left = ask.content_len - sum(map(len, self._pieces))
+        pending = self._receiving
+        assert pending is not None
+        left = pending.content_len - sum(map(len, self._pieces))
         piece = self.connection.responses.take_content(left)
         if len(piece) < left:
             self._pieces.append(piece)
@@ -299,46 +299,46 @@ class Multiplexer:
         if self._pieces:
             piece = b"".join((*self._pieces, piece))
             self._pieces.clear()
-        ask.content = piece
-        ask.is_done = True
+        pending.content = piece
+        pending.is_done = True
         self._receiving = None
-        finished.append(ask)
+        finished.append(pending)
         return True
 
     def _drop_abandoned(self, finished: list[PendingRequest]) -> list[PendingRequest]:
-        for ask in finished:
-            if ask.is_abandoned:
-                ask.discard_locked()
-        return [ask for ask in finished if not ask.is_abandoned]
+        for pending in finished:
+            if pending.is_abandoned:
+                pending.discard_locked()
+        return [pending for pending in finished if not pending.is_abandoned]
 
     def _fail_with(self, error: ObjmapperError, culprits: list[PendingRequest]) -> list[PendingRequest]:
         """Fails these requests, or the oldest, with the error, and all others with the connection."""
-        for ask in culprits or self.unanswered()[:1]:
-            ask.is_begun = True
-            ask.is_done = False
-            ask.failure = type(error)(*error.args)
-            self.under_way[ask.number] = ask
+        for pending in culprits or self.unanswered()[:1]:
+            pending.is_begun = True
+            pending.is_done = False
+            pending.failure = type(error)(*error.args)
+            self.under_way[pending.number] = pending
         return self.fail(ConnectionFailed(f"{self.connection.address}: the connection was given up ({error})"))
 
     def fail(self, error: ConnectionFailed | None) -> list[PendingRequest]:
         """Closes the connection; without an error, because the server did. Returns the requests that failed with it."""
         # An exception out of a signal handler may have come in the midst of an answer: those that have theirs keep it.
-        failed = [ask for ask in self.unanswered() if not ask.is_done]
+        failed = [pending for pending in self.unanswered() if not pending.is_done]
         if len(failed) == 1 and failed[0].number > 1:
             failed[0].found_idle = True
         if failed and (self._receiving is not None or not self.connection.responses.is_empty):
             # The first bytes of an answer do not say whose it is; the oldest request is the likeliest.
             failed[0].is_begun = True
-        taken = frozenset(ask.descriptor for ask in self.unanswered())
+        taken = frozenset(pending.descriptor for pending in self.unanswered())
         self.close(taken)
-        for ask in failed:
-            if ask.failure is None:
+        for pending in failed:
+            if pending.failure is None:
                 # Each has an error of its own, for the sake of its traceback.
-                midway = closed_error(self.connection.address, midway=ask.is_begun)
-                ask.failure = midway if error is None else type(error)(*error.args)
-            close_descriptor(ask)
-            ask.is_done = True
-        return [ask for ask in failed if not ask.is_abandoned]
+                midway = closed_error(self.connection.address, midway=pending.is_begun)
+                pending.failure = midway if error is None else type(error)(*error.args)
+            close_descriptor(pending)
+            pending.is_done = True
+        return [pending for pending in failed if not pending.is_abandoned]
 
     def close_when_idle(self) -> None:
         """Sends no further requests, and closes the connection once no request waits for an answer. Takes the lock."""
@@ -363,16 +363,16 @@ class Multiplexer:
         oldest = self.unanswered()
         return bool(oldest) and oldest[0].number > self._heard
 
-    def abandon(self, ask: PendingRequest) -> None:
+    def abandon(self, pending: PendingRequest) -> None:
         """A request's caller wants no answer any more. Takes the lock."""
         with self.lock:
-            ask.discard_locked()
+            pending.discard_locked()
 
-    def suspect_hang(self, ask: PendingRequest) -> None:
+    def suspect_hang(self, pending: PendingRequest) -> None:
         """Sends no further requests where the server hangs: this one's time is up, and no later one was answered."""
         with self.lock:
-            later = self.connection.last_id - ask.number
-            if later == sum(1 for number in self._operations if number > ask.number):
+            later = self.connection.last_id - pending.number
+            if later == sum(1 for number in self._operations if number > pending.number):
                 self.is_closing = True
                 if not self.is_wanted:
                     self.close()

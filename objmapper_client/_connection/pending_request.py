@@ -65,11 +65,11 @@ class PendingRequest:
     most = 0
     payload: bytes | None = None
     #: Whether a second request does no harm where the first one may have been executed.
-    repeatable = True
+    idempotent = True
     #: Whether the socket has not taken all of its bytes, so that no server can have executed it.
     is_unsent = False
     #: The shared connection that it runs on.
-    multiplex: Any = None
+    multiplexer: Any = None
     #: Its id on that connection, 0 where it was not sent.
     number = 0
     #: Whether it was alone and not the first, so that a server may just have closed the connection for idleness.
@@ -115,10 +115,10 @@ class PendingRequest:
 
     def discard(self) -> None:
         """Wants no answer any more: one that is still to come is thrown away."""
-        if self.multiplex is None:
+        if self.multiplexer is None:
             self.discard_locked()
         else:
-            self.multiplex.abandon(self)
+            self.multiplexer.abandon(self)
 
     def discard_locked(self) -> None:
         """`discard`, for a caller that has the connection's lock."""

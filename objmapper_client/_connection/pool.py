@@ -109,8 +109,8 @@ class Pool:
         self._idle: list[Connection] = []
         #: The claims of connections for one caller alone, by id, with the connections that have been made.
         self._in_use: dict[int, weakref.ref[Connection] | None] = {}
-        self._wanting: deque[weakref.ref[Waiter]] = deque()
-        self._wanting_shared: deque[weakref.ref[Waiter]] = deque()
+        self._exclusive_waiters: deque[weakref.ref[Waiter]] = deque()
+        self._shared_waiters: deque[weakref.ref[Waiter]] = deque()
         #: Whether a request waits for room on the shared connection, or until it has nothing to do.
         self.is_waited_for = False
         self._closed = False
@@ -131,13 +131,13 @@ class Pool:
                 # It goes on for those who still wait for its answers.
                 shared = self.shared = None
             if shared is not None:
-                may_pass = has_waited or not self._wanting_shared
-                if shared.has_room and may_pass and not (self.most == 1 and self._wanting):
+                may_pass = has_waited or not self._shared_waiters
+                if shared.has_room and may_pass and not (self.most == 1 and self._exclusive_waiters):
                     return shared
                 if shared.close_if_stuck():
                     shared = self.shared = None
             if shared is not None or self._connecting is not None or (self.most == 1 and self._in_use):
-                return self._queue(self._wanting_shared, is_first=has_waited)
+                return self._queue(self._shared_waiters, is_first=has_waited)
             connection = self._usable() if self.most == 1 else None
             if connection is not None and connection.version == 2:
                 self.shared = self._share(connection)
@@ -180,7 +180,7 @@ class Pool:
             if connection is None and self.most == 1 and self.shared is not None:
                 connection = self.shared.detach_if_idle()
                 if connection is None:
-                    return self._queue(self._wanting, is_first=has_waited)
+                    return self._queue(self._exclusive_waiters, is_first=has_waited)
                 self.shared = None
                 if connection.is_closed:
                     connection = None
@@ -190,7 +190,7 @@ class Pool:
             room = self.most - (1 if self.version != 1 and self.most > 1 else 0)
             is_connecting = self.most == 1 and self._connecting is not None
             if is_connecting or len(self._in_use) >= room:
-                return self._queue(self._wanting, is_first=has_waited)
+                return self._queue(self._exclusive_waiters, is_first=has_waited)
             self._in_use[id(claim)] = None
             return None
 
@@ -212,8 +212,8 @@ class Pool:
         with self._lock:
             if self._connecting == id(claim):
                 self._connecting = None
-                self._open(self._wanting_shared, len(self._wanting_shared))
-                self._open(self._wanting, 1 if self.most == 1 else 0)
+                self._open(self._shared_waiters, len(self._shared_waiters))
+                self._open(self._exclusive_waiters, 1 if self.most == 1 else 0)
             if self._in_use.pop(id(claim), self) is not self:
                 self._open_next()
 
@@ -264,7 +264,7 @@ class Pool:
     def cancel_wait(self, gate: Waiter) -> None:
         """The caller waits no longer at this gate; where it was opened at that moment, the next one may go on."""
         with self._lock:
-            for line in (self._wanting, self._wanting_shared):
+            for line in (self._exclusive_waiters, self._shared_waiters):
                 for each in line:
                     if each() is gate:
                         line.remove(each)
@@ -279,9 +279,9 @@ class Pool:
             self._retire()
         with self._lock:
             shared = self.shared
-            self._open(self._wanting_shared, 1 if shared is None or shared.is_closing else max(1, shared.room))
+            self._open(self._shared_waiters, 1 if shared is None or shared.is_closing else max(1, shared.room))
             if self.most == 1:
-                self._open(self._wanting, 1)
+                self._open(self._exclusive_waiters, 1)
 
     def note_room(self) -> None:
         """`answered`, where a request waits for it."""
@@ -325,7 +325,7 @@ class Pool:
         # What the `with` statement has not come to.
         while lock._is_owned():  # type: ignore[attr-defined]  # as threading.Condition asks
             lock.release()
-        if self._wanting or self._wanting_shared:
+        if self._exclusive_waiters or self._shared_waiters:
             with lock:
                 self._wake_all()
 
@@ -372,14 +372,14 @@ class Pool:
 
     def _open_next(self) -> None:
         """A connection for one alone has come free, or room for one."""
-        self._open(self._wanting, 1)
-        if self.most == 1 and not self._wanting:
-            self._open(self._wanting_shared, len(self._wanting_shared))
+        self._open(self._exclusive_waiters, 1)
+        if self.most == 1 and not self._exclusive_waiters:
+            self._open(self._shared_waiters, len(self._shared_waiters))
 
     def _wake_all(self) -> None:
         """Each asks again, and waits again in its old place where there is nothing for it."""
-        self._open(self._wanting, len(self._wanting))
-        self._open(self._wanting_shared, len(self._wanting_shared))
+        self._open(self._exclusive_waiters, len(self._exclusive_waiters))
+        self._open(self._shared_waiters, len(self._shared_waiters))
 
     def _open(self, line: deque["weakref.ref[Waiter]"], count: int) -> None:
         while line and count:
@@ -391,4 +391,6 @@ class Pool:
 
     def _note(self) -> None:
         # Where the pool is closed, requests that are done have what they leave closed by `answered`.
-        self.is_waited_for = self._closed or bool(self._wanting_shared) or (self.most == 1 and bool(self._wanting))
+        self.is_waited_for = (
+            self._closed or bool(self._shared_waiters) or (self.most == 1 and bool(self._exclusive_waiters))
+        )

@@ -12,7 +12,7 @@ _CHUNK = 1 << 20
 # What stat.S_ISREG compares, without the call.
 _TYPE, _REGULAR = 0o170000, stat.S_IFREG
 # copy_file_range and sendfile take at most this at once.
-_MOST_AT_ONCE = 1 << 30
+_MAX_AT_ONCE = 1 << 30
 
 
 def copy_to(
@@ -153,7 +153,7 @@ def _copy_all(source: int, output: int, length: int, offset: int, progress: Call
     ways = [_copy_file_range, _sendfile, _read_and_write]
     at, end = offset, offset + length
     # Steps short enough to show progress, long enough to cost nothing.
-    step = _MOST_AT_ONCE if progress is None else 8 * _CHUNK
+    step = _MAX_AT_ONCE if progress is None else 8 * _CHUNK
     while at < end:
         try:
             moved = ways[0](source, output, at, min(end - at, step))

@@ -24,7 +24,7 @@ class Download:
 
     __slots__ = ("before", "behind", "connection", "left", "length", "metadata", "size")
 
-    def __init__(self, connection: Connection, content_len: int, metadata: Metadata, asked: Details) -> None:
+    def __init__(self, connection: Connection, content_len: int, metadata: Metadata, requested: Details) -> None:
         self.connection = connection
         self.metadata = metadata
         self.before = self.behind = 0
@@ -33,8 +33,8 @@ class Download:
         if connection.version == 1:
             # Version 1 has no ranges: everything comes.
             self.size = content_len
-            if asked:
-                self._cut(content_len, *asked[:2])
+            if requested:
+                self._cut(content_len, *requested[:2])
 
     def _cut(self, content_len: int, offset: int | None, length: int | None) -> None:
         self.before = min(offset or 0, content_len)
@@ -43,25 +43,25 @@ class Download:
         self.behind = rest - self.length
 
 
-def begin(pool: Pool, operation: Operation, uri: str, asked: Details = NO_DETAILS) -> Effects[Download]:
+def begin(pool: Pool, operation: Operation, uri: str, requested: Details = NO_DETAILS) -> Effects[Download]:
     """Asks for an object on a connection of its own, and waits for the head of the answer.
 
     Raises what the server answered. The connection stays with what has begun: see `finish` and `give_up`.
     """
-    return (yield from with_exclusive(pool, lambda connection: _begin(pool, connection, operation, uri, asked)))
+    return (yield from with_exclusive(pool, lambda connection: _begin(pool, connection, operation, uri, requested)))
 
 
-def _begin(pool: Pool, connection: Connection, operation: Operation, uri: str, asked: Details) -> Effects[Download]:
+def _begin(pool: Pool, connection: Connection, operation: Operation, uri: str, requested: Details) -> Effects[Download]:
     if connection.version == 1:
-        return (yield from _begin_v1(pool, connection, operation, uri, asked))
+        return (yield from _begin_v1(pool, connection, operation, uri, requested))
     left: float = yield TIME_LEFT
     connection.last_id = number = connection.last_id + 1 & 0xFFFFFFFF
-    yield from socket_io.send(connection, encode(number, operation, uri, asked, max(left, 0.001)))
+    yield from socket_io.send(connection, encode(number, operation, uri, requested, max(left, 0.001)))
     head = yield from head_of(connection, number, operation, uri)
     if operation is Operation.FDPASS:
         socket_io.check_descriptor(connection)
-        return Download(connection, 0, head.metadata, asked)
-    offset, most = asked[:2] if asked else (None, None)
+        return Download(connection, 0, head.metadata, requested)
+    offset, most = requested[:2] if requested else (None, None)
     size = head.metadata.size
     if most is not None and head.content_len > most:
         raise RemoteProtocolError(
@@ -70,7 +70,7 @@ def _begin(pool: Pool, connection: Connection, operation: Operation, uri: str, a
     if size is not None and head.content_len != (due := range_length(size, offset or 0, most)):
         what = "of" if head.content_len < due else "bytes, more than"
         raise RemoteProtocolError(f"{uri}: the server sends {head.content_len} {what} the {due} bytes that it has")
-    return Download(connection, head.content_len, head.metadata, asked)
+    return Download(connection, head.content_len, head.metadata, requested)
 
 
 def range_length(size: int, offset: int, length: int | None) -> int:
@@ -105,7 +105,9 @@ def next_head(
     return None
 
 
-def _begin_v1(pool: Pool, connection: Connection, operation: Operation, uri: str, asked: Details) -> Effects[Download]:
+def _begin_v1(
+    pool: Pool, connection: Connection, operation: Operation, uri: str, requested: Details
+) -> Effects[Download]:
     mode = Mode(operation.value)
     yield from socket_io.send(connection, encode_request(mode, uri))
     decoder = connection.replies
@@ -122,24 +124,24 @@ def _begin_v1(pool: Pool, connection: Connection, operation: Operation, uri: str
             return Download(connection, 0, NO_METADATA, NO_DETAILS)
         case ContentReply(length):
             socket_io.refuse_descriptors(connection)
-            return Download(connection, length, NO_METADATA, asked)
+            return Download(connection, length, NO_METADATA, requested)
         case ErrorReply(status, message):
             socket_io.refuse_descriptors(connection)
             raise error_for(status, message, uri)
 
 
-def next_chunk(_: Pool, begun: Download, most: int) -> Effects[bytes]:
+def next_chunk(_: Pool, download: Download, most: int) -> Effects[bytes]:
     """The next 1 to `most` bytes of a content; nothing at its end."""
-    return (yield from _next(begun, most))
+    return (yield from _next(download, most))
 
 
-def _next(begun: Download, most: int) -> Effects[bytes]:
-    while begun.before:
-        begun.before -= len((yield from _some(begun.connection, min(begun.before, CHUNK))))
-    if begun.left == 0:
+def _next(download: Download, most: int) -> Effects[bytes]:
+    while download.before:
+        download.before -= len((yield from _some(download.connection, min(download.before, CHUNK))))
+    if download.left == 0:
         return b""
-    chunk = yield from _some(begun.connection, min(most, begun.left))
-    begun.left -= len(chunk)
+    chunk = yield from _some(download.connection, min(most, download.left))
+    download.left -= len(chunk)
     return chunk
 
 
@@ -152,50 +154,50 @@ def _some(connection: Connection, most: int) -> Effects[bytes]:
     return chunk
 
 
-def fill(begun: Download, buffer: memoryview) -> Effects[None]:
+def fill(download: Download, buffer: memoryview) -> Effects[None]:
     """The whole content, into `buffer`, which must have its length."""
-    connection, at = begun.connection, 0
+    connection, at = download.connection, 0
     decoder = connection.replies if connection.version == 1 else connection.responses
-    while begun.left:
-        if begun.before or not decoder.is_empty:
-            chunk = yield from _next(begun, begun.left)
+    while download.left:
+        if download.before or not decoder.is_empty:
+            chunk = yield from _next(download, download.left)
             buffer[at : at + len(chunk)] = chunk
             at += len(chunk)
         else:
-            length = yield from socket_io.receive_into(connection, buffer[at : at + begun.left])
+            length = yield from socket_io.receive_into(connection, buffer[at : at + download.left])
             socket_io.refuse_descriptors(connection)
             at += length
-            begun.left -= length
+            download.left -= length
 
 
-def finish(pool: Pool, begun: Download) -> Effects[None]:
+def finish(pool: Pool, download: Download) -> Effects[None]:
     """Gives the connection back. What is left of the content is dropped if it is little, and else the connection is."""
-    behind = begun.before + begun.left + begun.behind
+    behind = download.before + download.left + download.behind
     if behind > _WORTH_DROPPING:
-        pool.discard(begun.connection)
+        pool.discard(download.connection)
         return
     try:
         while behind:
-            behind -= len((yield from _some(begun.connection, min(behind, CHUNK))))
+            behind -= len((yield from _some(download.connection, min(behind, CHUNK))))
     except (ConnectionFailed, RequestTimeout):
         # The caller did not want these bytes.
-        pool.discard(begun.connection)
+        pool.discard(download.connection)
         return
     except BaseException:
-        pool.discard(begun.connection)
+        pool.discard(download.connection)
         raise
     try:
-        expect_end(begun.connection)
+        expect_end(download.connection)
     except BaseException:
-        pool.discard(begun.connection)
+        pool.discard(download.connection)
         raise
-    pool.release(begun.connection)
+    pool.release(download.connection)
 
 
-def leave(pool: Pool, begun: Download) -> None:
+def leave(pool: Pool, download: Download) -> None:
     """Gives the connection back where the rest of the content has come already, and else drops it. It never waits."""
-    connection = begun.connection
-    behind = begun.before + begun.left + begun.behind
+    connection = download.connection
+    behind = download.before + download.left + download.behind
     try:
         while behind:
             decoder = connection.replies if connection.version == 1 else connection.responses
@@ -227,6 +229,6 @@ def expect_end(connection: Connection) -> None:
         raise RemoteProtocolError(f"{connection.address}: the server sent more content than it promised")
 
 
-def abort(pool: Pool, begun: Download) -> None:
+def abort(pool: Pool, download: Download) -> None:
     """Has the connection closed, whatever is still to come."""
-    pool.discard(begun.connection)
+    pool.discard(download.connection)

@@ -63,8 +63,8 @@ class OpenRequest(SimpleRequest[Object]):
 
     def fallback_v1(self, pool: Pool) -> Effects[Object]:
         """The same on a connection of its own, in the version that the server speaks by then."""
-        begun = yield from begin(pool, Operation.FDPASS, self.uri)
-        connection, metadata = begun.connection, begun.metadata
+        download = yield from begin(pool, Operation.FDPASS, self.uri)
+        connection, metadata = download.connection, download.metadata
         try:
             found = Object(-1, self.uri, Mode.COPY, 0, metadata.etag, metadata.mtime)
             found.mode = Mode.FDPASS
@@ -84,13 +84,13 @@ def open_object(pool: Pool, uri: str, mode: Mode) -> Verb[Object]:
 
 def opened(pool: Pool, uri: str, mode: Mode) -> Effects[Object]:
     """`open_object` as a step of something else."""
-    verb = open_object(pool, uri, mode)
-    if not isinstance(verb, SimpleRequest):
-        return (yield from verb)
+    operation = open_object(pool, uri, mode)
+    if not isinstance(operation, SimpleRequest):
+        return (yield from operation)
     try:
-        return verb.result() if (yield verb) else (yield from verb.fallback_v1(pool))
+        return operation.result() if (yield operation) else (yield from operation.fallback_v1(pool))
     except BaseException:
-        verb.discard()
+        operation.discard()
         raise
 
 
@@ -176,9 +176,9 @@ def _copy(
             got = yield from fetch_remainder(pool, first, offset, make_room)
             if got is not None:
                 return got
-    begun = yield from begin(pool, operation, uri, _range(offset, length))
-    yield from _receive(pool, begun, make_room, b"")
-    return FetchResult(begun.length, begun.metadata.etag, begun.metadata.mtime)
+    download = yield from begin(pool, operation, uri, _range(offset, length))
+    yield from _receive(pool, download, make_room, b"")
+    return FetchResult(download.length, download.metadata.etag, download.metadata.mtime)
 
 
 def is_complete(first: PendingRequest, offset: int, length: int | None) -> bool:
@@ -201,27 +201,27 @@ def fetch_remainder(
     if size is None or etag is None:
         return None
     start, have = offset + len(first.content), first.content
-    asked = details(offset=start, length=size - start, if_match=etag)
+    requested = details(offset=start, length=size - start, if_match=etag)
     try:
-        begun = yield from begin(pool, first.operation, first.uri, asked)
+        download = yield from begin(pool, first.operation, first.uri, requested)
     except Conflict:
         return None
-    if begun.metadata.etag not in (None, etag) or begun.length != size - start:
-        abort(pool, begun)
+    if download.metadata.etag not in (None, etag) or download.length != size - start:
+        abort(pool, download)
         return None
-    yield from _receive(pool, begun, make_room, have)
+    yield from _receive(pool, download, make_room, have)
     return FetchResult(size - offset, etag, mtime)
 
 
-def _receive(pool: Pool, begun: Download, make_room: Callable[[int], memoryview], have: bytes) -> Effects[None]:
+def _receive(pool: Pool, download: Download, make_room: Callable[[int], memoryview], have: bytes) -> Effects[None]:
     try:
-        room = make_room(len(have) + begun.length)
+        room = make_room(len(have) + download.length)
         room[: len(have)] = have
-        yield from fill(begun, room[len(have) :])
+        yield from fill(download, room[len(have) :])
     except BaseException:
-        abort(pool, begun)
+        abort(pool, download)
         raise
-    yield from finish(pool, begun)
+    yield from finish(pool, download)
 
 
 class _BytesRoom:

@@ -24,20 +24,22 @@ _CONTENTS_AHEAD = 16
 def open_many(pool: Pool, uris: Sequence[str], mode: Mode) -> Effects[list[Result]]:
     """An object or an error for each URI, in their order. Whatever is raised, no object is left open."""
     if mode is Mode.FDPASS:
-        asks: list[PendingRequest] = [OpenRequest(Operation.FDPASS, uri) for uri in uris]
+        pendings: list[PendingRequest] = [OpenRequest(Operation.FDPASS, uri) for uri in uris]
     else:
         said = details(length=MAX_SHARED)
-        asks = [PendingRequest(Operation.of(mode), uri).with_parameters(said, most=MAX_SHARED) for uri in uris]
-    results: list[Result | None] = [None] * len(asks)
+        pendings = [PendingRequest(Operation.of(mode), uri).with_parameters(said, most=MAX_SHARED) for uri in uris]
+    results: list[Result | None] = [None] * len(pendings)
     try:
-        yield from _ask_all(pool, asks, mode, results)
-        for at, ask in enumerate(asks):
+        yield from _ask_all(pool, pendings, mode, results)
+        for at, pending in enumerate(pendings):
             if results[at] is None:
-                results[at] = yield from (_opened(pool, ask, mode) if ask.is_done else _one(pool, ask.uri, mode))
+                results[at] = yield from (
+                    _opened(pool, pending, mode) if pending.is_done else _one(pool, pending.uri, mode)
+                )
         return [result for result in results if result is not None]
     except BaseException:
-        for ask in asks:
-            ask.discard()
+        for pending in pendings:
+            pending.discard()
         for result in results:
             if isinstance(result, Object):
                 result.close()
@@ -55,23 +57,23 @@ def _one(pool: Pool, uri: str, mode: Mode) -> Effects[Result]:
         return error
 
 
-def _ask_all(pool: Pool, asks: list[PendingRequest], mode: Mode, results: list[Result | None]) -> Effects[None]:
+def _ask_all(pool: Pool, pendings: list[PendingRequest], mode: Mode, results: list[Result | None]) -> Effects[None]:
     """Has all of them answered or failed, but for those that are not done where the server speaks version 1 only.
 
     It may do so from one connection to the next: those that were answered before that have their descriptors.
     """
-    waiting = deque(enumerate(asks))
+    waiting = deque(enumerate(pendings))
     tries: dict[int, RetryState] = {}
     while waiting:
         try:
             shared = yield from shared_connection(pool)
         except ClosedInHandshake as error:
-            at, ask = waiting[0]
+            at, pending = waiting[0]
             if not tries:
                 # A server of version 1 may do so: one is asked for, which tells.
                 waiting.popleft()
                 tries[at] = RetryState(pool)
-                results[at] = yield from _one(pool, ask.uri, mode)
+                results[at] = yield from _one(pool, pending.uri, mode)
                 continue
             for at, _ in waiting:
                 results[at] = type(error)(*error.args)
@@ -81,8 +83,8 @@ def _ask_all(pool: Pool, asks: list[PendingRequest], mode: Mode, results: list[R
                 results[at] = type(error)(*error.args)
             return
         except (ConnectionFailed, ServerBusy) as error:
-            at, ask = waiting[0]
-            pause = _pause(ask, error, tries.setdefault(at, RetryState(pool)))
+            at, pending = waiting[0]
+            pause = _pause(pending, error, tries.setdefault(at, RetryState(pool)))
             if pause is None:
                 for at, _ in waiting:
                     results[at] = type(error)(*error.args)
@@ -95,65 +97,65 @@ def _ask_all(pool: Pool, asks: list[PendingRequest], mode: Mode, results: list[R
         if mode is not Mode.FDPASS:
             room = min(room, _CONTENTS_AHEAD)
         batch = [waiting.popleft() for _ in range(min(max(1, room), len(waiting)))]
-        for _, ask in batch:
-            ask.multiplex = shared
+        for _, pending in batch:
+            pending.multiplexer = shared
         pool.requests += len(batch)
         try:
-            yield [ask for _, ask in batch]
+            yield [pending for _, pending in batch]
         finally:
             pool.leave(shared)
         if pool.is_waited_for:
             pool.answered()
         longest = 0.0
-        for at, ask in batch:
-            error_found = ask.failure
-            if error_found is None and ask.status:
-                error_found = refusal(ask)
+        for at, pending in batch:
+            error_found = pending.failure
+            if error_found is None and pending.status:
+                error_found = refusal(pending)
             if error_found is None:
                 if mode is not Mode.FDPASS:
-                    results[at] = yield from _opened(pool, ask, mode)
+                    results[at] = yield from _opened(pool, pending, mode)
                 continue
             if isinstance(error_found, PipelineFull):
-                ask.reset()
-                waiting.append((at, ask))
+                pending.reset()
+                waiting.append((at, pending))
                 continue
             assert isinstance(error_found, ObjmapperError)
             if isinstance(error_found, ConnectionFailed | ServerBusy):
-                pause = _pause(ask, error_found, tries.setdefault(at, RetryState(pool)))
+                pause = _pause(pending, error_found, tries.setdefault(at, RetryState(pool)))
                 if pause is not None:
                     longest = max(longest, pause)
-                    ask.reset()
-                    waiting.append((at, ask))
+                    pending.reset()
+                    waiting.append((at, pending))
                     continue
             results[at] = error_found
         yield from backoff(pool, longest)
 
 
-def _pause(ask: PendingRequest, error: ConnectionFailed | ServerBusy, tries: RetryState) -> float | None:
+def _pause(pending: PendingRequest, error: ConnectionFailed | ServerBusy, tries: RetryState) -> float | None:
     try:
-        return pause_after(ask, error, tries)
+        return pause_after(pending, error, tries)
     except (ConnectionFailed, ServerBusy):
         return None
 
 
-def _opened(pool: Pool, ask: PendingRequest, mode: Mode) -> Effects[Result]:
+def _opened(pool: Pool, pending: PendingRequest, mode: Mode) -> Effects[Result]:
     """The object that an answer brought, all of it."""
     try:
-        if isinstance(ask, OpenRequest):
-            return ask.result()
+        if isinstance(pending, OpenRequest):
+            return pending.result()
         memory = MemoryFile()
         try:
-            _, mtime, etag = ask.metadata[:3]
-            length = len(ask.content)
-            if is_complete(ask, 0, None):
-                memory.write(ask.content)
+            _, mtime, etag = pending.metadata[:3]
+            length = len(pending.content)
+            if is_complete(pending, 0, None):
+                memory.write(pending.content)
             else:
-                got = yield from fetch_remainder(pool, ask, 0, memory.make_room)
+                got = yield from fetch_remainder(pool, pending, 0, memory.make_room)
                 if got is None:
                     memory.close()
-                    return (yield from opened(pool, ask.uri, mode))
+                    return (yield from opened(pool, pending.uri, mode))
                 length = got.length
-            return memory.become(ask.uri, mode, length, etag=etag, mtime=mtime)
+            return memory.become(pending.uri, mode, length, etag=etag, mtime=mtime)
         except BaseException:
             memory.close()
             raise

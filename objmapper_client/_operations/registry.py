@@ -50,15 +50,15 @@ class Operations(Protocol):
         """What a stream is taken from: an object, or an answer that has begun."""
         raise NotImplementedError
 
-    def next_chunk(self, pool: Pool, begun: Any, most: int, /) -> Effects[bytes]:
+    def next_chunk(self, pool: Pool, download: Any, most: int, /) -> Effects[bytes]:
         """The next 1 to `most` bytes of a content; nothing at its end."""
         raise NotImplementedError
 
-    def leave(self, pool: Pool, begun: Any, /) -> None:
+    def leave(self, pool: Pool, download: Any, /) -> None:
         """Wants no more of it. The connection is kept where that takes no waiting."""
         raise NotImplementedError
 
-    def abort(self, pool: Pool, begun: Any, /) -> None:
+    def abort(self, pool: Pool, download: Any, /) -> None:
         """Has the connection closed, whatever is still to come."""
         raise NotImplementedError
 

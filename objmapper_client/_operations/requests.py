@@ -74,7 +74,7 @@ def stat_of(uri: str, metadata: Metadata) -> Stat:
 class DeleteRequest(SimpleRequest[None]):
     """An object's removal."""
 
-    repeatable = False
+    idempotent = False
 
     def result(self) -> None:
         """Nothing."""
@@ -87,8 +87,8 @@ class DeleteRequest(SimpleRequest[None]):
 
 def delete(_: Pool, uri: str, if_match: str | None) -> Verb[None]:
     """Removes an object."""
-    ask = DeleteRequest(Operation.DELETE, uri)
-    return ask if if_match is None else ask.with_parameters(details(if_match=if_match))
+    pending = DeleteRequest(Operation.DELETE, uri)
+    return pending if if_match is None else pending.with_parameters(details(if_match=if_match))
 
 
 class PutArguments(NamedTuple):
@@ -180,8 +180,8 @@ def list_page(_: Pool, prefix: str, page_size: int, cursor: bytes | None) -> Ver
     return ListRequest(Operation.LIST, prefix).with_parameters(said, most=_MAX_PAGE)
 
 
-def violation_by(ask: PendingRequest, words: str) -> RemoteProtocolError:
+def violation_by(pending: PendingRequest, words: str) -> RemoteProtocolError:
     """The error for an answer that cannot be true. No further requests are sent on its connection."""
-    if ask.multiplex is not None:
-        ask.multiplex.close_when_idle()
+    if pending.multiplexer is not None:
+        pending.multiplexer.close_when_idle()
     return RemoteProtocolError(words)

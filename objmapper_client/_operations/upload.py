@@ -62,13 +62,13 @@ class _Upload:
         content = bytearray()
         while len(content) < self._source.length:
             content += yield from self._piece(len(content))
-        ask = StatRequest(Operation.PUT, self._uri).with_parameters(self._said_with_content)
-        ask.payload = bytes(content)
-        ask.repeatable = False
-        if not (yield ask):
-            yield from require_version_2(self._pool, ask, "put")
+        pending = StatRequest(Operation.PUT, self._uri).with_parameters(self._said_with_content)
+        pending.payload = bytes(content)
+        pending.idempotent = False
+        if not (yield pending):
+            yield from require_version_2(self._pool, pending, "put")
         yield from self._report(len(content))
-        return ask.result()
+        return pending.result()
 
     def may_begin_again(self) -> bool:
         """Whether there can be another try: pieces can be had once only."""

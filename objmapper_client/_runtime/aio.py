@@ -65,7 +65,7 @@ class AsyncioWaiter:
             timer.cancel()
 
 
-async def run(pool: Pool, verb: Verb[T]) -> T:
+async def run(pool: Pool, operation: Verb[T]) -> T:
     """Runs a verb as part of this task; after the pool's timeout RequestTimeout is raised in it.
 
     A cancellation is thrown into its steps, so that they leave nothing behind.
@@ -73,14 +73,14 @@ async def run(pool: Pool, verb: Verb[T]) -> T:
     loop = asyncio.get_running_loop()
     deadline = loop.time() + pool.timeout
     try:
-        if not isinstance(verb, SimpleRequest):
-            return await _run(loop, pool, verb, deadline)
-        if await _await_response(loop, pool, verb, deadline, is_fresh=True):
-            return verb.result()
-        return await _run(loop, pool, verb.fallback_v1(pool), deadline)
+        if not isinstance(operation, SimpleRequest):
+            return await _run(loop, pool, operation, deadline)
+        if await _await_response(loop, pool, operation, deadline, is_fresh=True):
+            return operation.result()
+        return await _run(loop, pool, operation.fallback_v1(pool), deadline)
     except BaseException:
-        if isinstance(verb, SimpleRequest):
-            verb.discard()
+        if isinstance(operation, SimpleRequest):
+            operation.discard()
         pool.recover()
         raise
 
@@ -89,76 +89,76 @@ async def _run(loop: asyncio.AbstractEventLoop, pool: Pool, steps: Effects[T], d
     results: list[T] = []
     steps = collect_result(steps, results)
     try:
-        wish = next(steps)
-        while wish is not None:
+        effect = next(steps)
+        while effect is not None:
             try:
-                if isinstance(wish, PendingRequest):
-                    came: Any = await _await_response(loop, pool, wish, deadline)
-                elif isinstance(wish, ResetDeadline):
-                    deadline = loop.time() + pool.timeout + wish.seconds
+                if isinstance(effect, PendingRequest):
+                    came: Any = await _await_response(loop, pool, effect, deadline)
+                elif isinstance(effect, ResetDeadline):
+                    deadline = loop.time() + pool.timeout + effect.seconds
                     came = True
-                elif isinstance(wish, TimeLeft):
+                elif isinstance(effect, TimeLeft):
                     came = deadline - loop.time()
-                elif isinstance(wish, NextChunk | RunBlocking | Notify):
+                elif isinstance(effect, NextChunk | RunBlocking | Notify):
                     began = loop.time()
-                    came = await _perform(loop, wish, deadline)
+                    came = await _perform(loop, effect, deadline)
                     deadline += loop.time() - began
                 else:
-                    came = await _perform(loop, wish, deadline)
+                    came = await _perform(loop, effect, deadline)
             except BaseException as error:
-                if isinstance(wish, PendingRequest):
-                    wish.discard()
-                wish = steps.throw(error)
+                if isinstance(effect, PendingRequest):
+                    effect.discard()
+                effect = steps.throw(error)
             else:
-                wish = steps.send(came)
+                effect = steps.send(came)
         return results[0]
     finally:
         steps.close()
 
 
 async def _await_response(
-    loop: asyncio.AbstractEventLoop, pool: Pool, ask: PendingRequest, deadline: float, *, is_fresh: bool = False
+    loop: asyncio.AbstractEventLoop, pool: Pool, pending: PendingRequest, deadline: float, *, is_fresh: bool = False
 ) -> bool:
     """Has a request answered: at once where nothing stands in the way, which is what is fast here.
 
     Where `is_fresh`, all of its time is left.
     """
     shared = pool.shared
-    trouble: Exception | None = None
+    first_error: Exception | None = None
     if isinstance(shared, AsyncioMultiplexer) and not pool.is_waited_for:
         try:
-            shared.start(ask, pool.timeout if is_fresh else deadline - loop.time(), deadline)
-            await shared.wait(ask)
-            if ask.status == 0:
+            shared.start(pending, pool.timeout if is_fresh else deadline - loop.time(), deadline)
+            await shared.wait(pending)
+            if pending.status == 0:
                 pool.requests += 1
                 return True
         except (PipelineFull, ConnectionFailed) as error:
-            trouble = error
+            first_error = error
         except RequestTimeout as error:
-            raise with_server_error(ask, error) from error
+            raise with_server_error(pending, error) from error
         finally:
             if pool.is_waited_for:
                 pool.answered()
-    return await _run(loop, pool, send_request(pool, ask, trouble), deadline)
+    return await _run(loop, pool, send_request(pool, pending, first_error), deadline)
 
 
-async def _perform(loop: asyncio.AbstractEventLoop, wish: object, deadline: float) -> Any:
-    match wish:
+async def _perform(loop: asyncio.AbstractEventLoop, effect: object, deadline: float) -> Any:
+    match effect:
         case Wait():
-            return await _wait(loop, wish, deadline)
+            return await _wait(loop, effect, deadline)
         case AsyncioWaiter():
-            return await wish.wait(loop, deadline - loop.time())
+            return await effect.wait(loop, deadline - loop.time())
         case list():
-            return await _exchange_all(wish, deadline)
+            return await _exchange_all(effect, deadline)
         case RunBlocking():
-            return await _in_thread(loop, wish.function)
+            return await _in_thread(loop, effect.function)
         case Notify():
-            return wish.function()
+            return effect.function()
         case NextChunk(source=AsyncIterator() as pieces):
             return await anext(pieces, None)
         case NextChunk(source=Iterator()):
-            return await _next_chunk(loop, wish)
-    raise AssertionError(wish)
+            return await _next_chunk(loop, effect)
+    raise AssertionError(effect)
 
 
 async def _next_chunk(loop: asyncio.AbstractEventLoop, pull: NextChunk) -> Any:
@@ -197,19 +197,19 @@ class _ThreadCall:
     def __init__(self, function: Callable[[], object]) -> None:
         self._function = function
         self._lock = threading.Lock()
-        self._is_begun = self._is_called_off = False
+        self._is_begun = self._is_cancelled = False
 
     def __call__(self) -> object:
         with self._lock:
-            if self._is_called_off:
+            if self._is_cancelled:
                 return None
             self._is_begun = True
         return self._function()
 
-    def call_off(self) -> bool:
+    def cancel(self) -> bool:
         """Whether it had not begun, and never will."""
         with self._lock:
-            self._is_called_off = True
+            self._is_cancelled = True
             return not self._is_begun
 
 
@@ -220,7 +220,7 @@ async def _in_thread(loop: asyncio.AbstractEventLoop, function: Callable[[], obj
     try:
         return await asyncio.shield(future)
     except asyncio.CancelledError:
-        if not job.call_off():
+        if not job.cancel():
             while not future.done():
                 # Cancelled again, or cancelled by the end of the loop: the thread is still at work.
                 with contextlib.suppress(asyncio.CancelledError):
@@ -231,21 +231,21 @@ async def _in_thread(loop: asyncio.AbstractEventLoop, function: Callable[[], obj
         raise
 
 
-async def _exchange_all(asks: list[PendingRequest], deadline: float) -> None:
+async def _exchange_all(pendings: list[PendingRequest], deadline: float) -> None:
     """Sends requests of one connection ahead, and waits for all. Errors are left with those that they concern."""
-    multiplex: AsyncioMultiplexer = asks[0].multiplex
+    multiplexer: AsyncioMultiplexer = pendings[0].multiplexer
     left = deadline - asyncio.get_running_loop().time()
-    for ask in asks:
+    for pending in pendings:
         try:
-            multiplex.start(ask, left, deadline)
+            multiplexer.start(pending, left, deadline)
         except (PipelineFull, LocalProtocolError) as error:
-            ask.failure, ask.is_done = error, True
-    for ask in asks:
+            pending.failure, pending.is_done = error, True
+    for pending in pendings:
         try:
-            if ask.failure is None:
-                await multiplex.wait(ask)
+            if pending.failure is None:
+                await multiplexer.wait(pending)
         except ObjmapperError as error:
-            ask.failure = error
+            pending.failure = error
 
 
 async def _wait(loop: asyncio.AbstractEventLoop, wait: Wait, deadline: float) -> Any:
@@ -334,14 +334,14 @@ class AsyncioMultiplexer(Multiplexer):
         self._timer: asyncio.TimerHandle | None = None
         self._loop.add_reader(self._descriptor, self._read)
 
-    def start(self, ask: PendingRequest, seconds: float, deadline: float) -> None:
+    def start(self, pending: PendingRequest, seconds: float, deadline: float) -> None:
         """Has a request sent at the end of this turn of the loop. Raises NoRoom, LocalProtocolError."""
         loop = self._loop
-        if not ask.repeatable:
+        if not pending.idempotent:
             self.look()
-        self.queue(ask, seconds)
-        ask.deadline = deadline
-        ask.gate = loop.create_future()
+        self.queue(pending, seconds)
+        pending.deadline = deadline
+        pending.gate = loop.create_future()
         if not self._will_send:
             self._will_send = True
             loop.call_soon(self._send)
@@ -351,15 +351,15 @@ class AsyncioMultiplexer(Multiplexer):
                 timer.cancel()
             self._timer = loop.call_at(deadline, self._expire)
 
-    async def wait(self, ask: PendingRequest) -> None:
+    async def wait(self, pending: PendingRequest) -> None:
         """Waits for the answer of a request that was started."""
         try:
-            await ask.gate
+            await pending.gate
         except BaseException:
-            ask.discard()
+            pending.discard()
             raise
-        if ask.failure is not None:
-            raise ask.failure
+        if pending.failure is not None:
+            raise pending.failure
 
     def _send(self) -> None:
         self._will_send = False
@@ -381,18 +381,20 @@ class AsyncioMultiplexer(Multiplexer):
             self.look()
         except BaseException:
             # Out of a signal handler.
-            self.on_finished(self.fail(ConnectionFailed(f"{self.connection.address}: a signal interrupted the exchange")))
+            self.on_finished(
+                self.fail(ConnectionFailed(f"{self.connection.address}: a signal interrupted the exchange"))
+            )
             raise
         if len(self.under_way) < before:
             self._note_room()
 
     def on_finished(self, finished: list[PendingRequest]) -> None:
         """Lets those go on that waited for these requests."""
-        for ask in finished:
-            if not ask.gate.done():
-                ask.gate.set_result(None)
+        for pending in finished:
+            if not pending.gate.done():
+                pending.gate.set_result(None)
             else:
-                ask.discard()
+                pending.discard()
 
     def _expire(self) -> None:
         """Fails those whose time is up; their answers, if any come, are thrown away. One timer serves all."""
@@ -400,16 +402,16 @@ class AsyncioMultiplexer(Multiplexer):
         now = self._loop.time() + 1e-3
         soonest: float | None = None
         late: PendingRequest | None = None
-        for ask in self.unanswered():
-            if ask.is_abandoned:
+        for pending in self.unanswered():
+            if pending.is_abandoned:
                 continue
-            if ask.deadline <= now:
-                ask.is_abandoned = ask.is_late = True
-                ask.failure = timeout_error(self.connection.address)
-                _resolve(ask.gate, True)
-                late = ask
-            elif soonest is None or ask.deadline < soonest:
-                soonest = ask.deadline
+            if pending.deadline <= now:
+                pending.is_abandoned = pending.is_late = True
+                pending.failure = timeout_error(self.connection.address)
+                _resolve(pending.gate, True)
+                late = pending
+            elif soonest is None or pending.deadline < soonest:
+                soonest = pending.deadline
         if late is not None:
             self.suspect_hang(late)
         if soonest is not None and not self.is_closed:

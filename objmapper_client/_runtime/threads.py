@@ -58,22 +58,22 @@ class ThreadWaiter:
         return self._lock.acquire(timeout=max(0.0, seconds))
 
 
-def run(pool: Pool, verb: Verb[T], deadline: float = 0) -> T:
+def run(pool: Pool, operation: Verb[T], deadline: float = 0) -> T:
     """Runs a verb in this thread; after the pool's timeout it is told that the time is up."""
     is_fresh = not deadline
     deadline = deadline or _now() + pool.timeout
     try:
-        if not isinstance(verb, SimpleRequest):
-            return _run(pool, verb, deadline)
+        if not isinstance(operation, SimpleRequest):
+            return _run(pool, operation, deadline)
         # Where the server is known to have no connection that requests share, the way by it is a detour.
-        if pool.version != 1 and _await_response(pool, verb, deadline, is_fresh=is_fresh):
-            return verb.result()
-        return _run(pool, verb.fallback_v1(pool), deadline)
+        if pool.version != 1 and _await_response(pool, operation, deadline, is_fresh=is_fresh):
+            return operation.result()
+        return _run(pool, operation.fallback_v1(pool), deadline)
     except BaseException:
         # An exception out of a signal handler may have come anywhere.
         pool.recover()
-        if isinstance(verb, SimpleRequest):
-            verb.discard()
+        if isinstance(operation, SimpleRequest):
+            operation.discard()
         raise
 
 
@@ -81,79 +81,79 @@ def _run(pool: Pool, steps: Effects[T], deadline: float) -> T:
     results: list[T] = []
     steps = collect_result(steps, results)
     try:
-        wish = next(steps)
-        while wish is not None:
+        effect = next(steps)
+        while effect is not None:
             try:
-                if isinstance(wish, PendingRequest):
-                    came: Any = _await_response(pool, wish, deadline)
-                elif isinstance(wish, ResetDeadline):
-                    deadline = _now() + pool.timeout + wish.seconds
+                if isinstance(effect, PendingRequest):
+                    came: Any = _await_response(pool, effect, deadline)
+                elif isinstance(effect, ResetDeadline):
+                    deadline = _now() + pool.timeout + effect.seconds
                     came = True
-                elif isinstance(wish, TimeLeft):
+                elif isinstance(effect, TimeLeft):
                     came = deadline - _now()
-                elif isinstance(wish, NextChunk | RunBlocking | Notify):
+                elif isinstance(effect, NextChunk | RunBlocking | Notify):
                     began = _now()
-                    came = _perform(wish, deadline)
+                    came = _perform(effect, deadline)
                     deadline += _now() - began
                 else:
-                    came = _perform(wish, deadline)
+                    came = _perform(effect, deadline)
             except BaseException as error:
-                if isinstance(wish, PendingRequest):
-                    wish.discard()
-                wish = steps.throw(error)
+                if isinstance(effect, PendingRequest):
+                    effect.discard()
+                effect = steps.throw(error)
             else:
-                wish = steps.send(came)
+                effect = steps.send(came)
         return results[0]
     finally:
         steps.close()
 
 
-def _await_response(pool: Pool, ask: PendingRequest, deadline: float, *, is_fresh: bool = False) -> bool:
+def _await_response(pool: Pool, pending: PendingRequest, deadline: float, *, is_fresh: bool = False) -> bool:
     """Has a request answered: at once where nothing stands in the way, which is what is fast here.
 
     Where `is_fresh`, all of its time is left.
     """
-    trouble: Exception | None = None
+    first_error: Exception | None = None
     if not pool.is_waited_for and isinstance(shared := pool.shared, ThreadMultiplexer):
         try:
-            shared.exchange(ask, deadline, is_fresh)
-            if ask.status == 0:
+            shared.exchange(pending, deadline, is_fresh)
+            if pending.status == 0:
                 pool.requests += 1
                 return True
         except (PipelineFull, ConnectionFailed) as error:
-            trouble = error
+            first_error = error
         except RequestTimeout as error:
-            raise with_server_error(ask, error) from error
+            raise with_server_error(pending, error) from error
         finally:
             if pool.is_waited_for:
                 pool.answered()
-    return _run(pool, send_request(pool, ask, trouble), deadline)
+    return _run(pool, send_request(pool, pending, first_error), deadline)
 
 
-def _perform(wish: object, deadline: float) -> Any:
-    match wish:
+def _perform(effect: object, deadline: float) -> Any:
+    match effect:
         case Wait():
-            return _wait(wish, deadline)
+            return _wait(effect, deadline)
         case ThreadWaiter():
-            return wish.wait(deadline - _now())
+            return effect.wait(deadline - _now())
         case list():
-            return _exchange_all(wish, deadline)
+            return _exchange_all(effect, deadline)
         case RunBlocking() | Notify():
-            return wish.function()
+            return effect.function()
         case NextChunk(source=Iterator() as pieces):
             return next(pieces, None)
-    raise TypeError(f"nobody here waits for {wish!r}: an async iterator is for AsyncClient")
+    raise TypeError(f"nobody here waits for {effect!r}: an async iterator is for AsyncClient")
 
 
-def _exchange_all(asks: list[PendingRequest], deadline: float) -> None:
+def _exchange_all(pendings: list[PendingRequest], deadline: float) -> None:
     """Sends requests of one connection ahead, and waits for all. Errors are left with those that they concern."""
-    multiplex: ThreadMultiplexer = asks[0].multiplex
-    multiplex.start(asks, deadline)
-    for ask in asks:
+    multiplexer: ThreadMultiplexer = pendings[0].multiplexer
+    multiplexer.start(pendings, deadline)
+    for pending in pendings:
         try:
-            multiplex.wait(ask, deadline)
+            multiplexer.wait(pending, deadline)
         except (ObjmapperError, PipelineFull) as error:
-            ask.failure = error
+            pending.failure = error
 
 
 def _wait(wait: Wait, deadline: float) -> Any:
@@ -202,7 +202,7 @@ class ThreadMultiplexer(Multiplexer):
     def __init__(self, connection: Connection, timeout: float, lock: Any) -> None:
         super().__init__(connection, lock, timeout)
         self._owned_lock = lock
-        self._patience = timeout - _DEADLINE_SLACK
+        self._timeout = timeout - _DEADLINE_SLACK
         self._reader: PendingRequest | None = None
         #: Those who wait while another reads, the longest first.
         self._followers: dict[PendingRequest, ThreadWaiter] = {}
@@ -221,7 +221,7 @@ class ThreadMultiplexer(Multiplexer):
         seconds = max(self._timeout, 1e-3)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", int(seconds), int(seconds % 1 * 1e6)))
 
-    def exchange(self, ask: PendingRequest, deadline: float, is_fresh: bool = False) -> None:
+    def exchange(self, pending: PendingRequest, deadline: float, is_fresh: bool = False) -> None:
         """Sends a request and waits for its answer.
 
         Raises NoRoom, LocalProtocolError, ConnectionFailed, RequestTimeout, RemoteProtocolError, DescriptorLimit.
@@ -231,20 +231,20 @@ class ThreadMultiplexer(Multiplexer):
         if not is_fresh:
             seconds = deadline - _now()
             # Where time is short, the socket's own limit is too long.
-            must_look = seconds < self._patience
+            must_look = seconds < self._timeout
         try:
             with self.lock:
                 try:
-                    if not ask.repeatable and self._reader is None:
+                    if not pending.idempotent and self._reader is None:
                         self.look()
                     if self.outgoing:
-                        self.queue(ask, seconds)
+                        self.queue(pending, seconds)
                         frame = b""
                     else:
-                        frame = self.register(ask, seconds)
+                        frame = self.register(pending, seconds)
                     is_reader = self._reader is None
                     if is_reader:
-                        self._reader = ask
+                        self._reader = pending
                     try:
                         sent = self._send(frame, NONBLOCKING) if frame else -1
                     except OSError:
@@ -255,7 +255,7 @@ class ThreadMultiplexer(Multiplexer):
                     # instead of 2.
                     if sent != len(frame):
                         if frame:
-                            self.leave_to_flush(ask, frame[sent:])
+                            self.leave_to_flush(pending, frame[sent:])
                         self._send_queued()
                         must_look = True
                 except (PipelineFull, LocalProtocolError):
@@ -264,43 +264,43 @@ class ThreadMultiplexer(Multiplexer):
                     self._interrupted()
                     raise
             if is_reader:
-                self._read(ask, deadline, must_look)
+                self._read(pending, deadline, must_look)
             else:
-                self._wait(ask, deadline)
+                self._wait(pending, deadline)
         except (PipelineFull, LocalProtocolError):
             raise
         except BaseException as error:
-            self._abandon(ask, error)
+            self._abandon(pending, error)
             raise
-        if ask.failure is not None:
-            raise ask.failure
+        if pending.failure is not None:
+            raise pending.failure
 
-    def start(self, asks: list[PendingRequest], deadline: float) -> None:
+    def start(self, pendings: list[PendingRequest], deadline: float) -> None:
         """Sends requests, or has them sent by those who wait for answers. What cannot be sent is failed."""
         left = deadline - _now()
         with self.lock:
             try:
-                if self._reader is None and not all(ask.repeatable for ask in asks):
+                if self._reader is None and not all(pending.idempotent for pending in pendings):
                     self.look()
-                for ask in asks:
+                for pending in pendings:
                     try:
-                        self.queue(ask, left)
+                        self.queue(pending, left)
                     except (PipelineFull, LocalProtocolError) as error:
-                        ask.failure, ask.is_done = error, True
+                        pending.failure, pending.is_done = error, True
                 self._send_queued()
             except BaseException:
                 self._interrupted()
                 raise
 
-    def wait(self, ask: PendingRequest, deadline: float) -> None:
+    def wait(self, pending: PendingRequest, deadline: float) -> None:
         """Waits for the answer of a request that was started."""
         try:
-            self._wait(ask, deadline)
+            self._wait(pending, deadline)
         except BaseException as error:
-            self._abandon(ask, error)
+            self._abandon(pending, error)
             raise
-        if ask.failure is not None:
-            raise ask.failure
+        if pending.failure is not None:
+            raise pending.failure
 
     def _send_queued(self) -> None:
         try:
@@ -311,27 +311,29 @@ class ThreadMultiplexer(Multiplexer):
     def _interrupted(self) -> None:
         """A signal's handler has raised in the midst of things: what was sent or read in that moment is lost."""
         with self.lock:
-            self.on_finished(self.fail(ConnectionFailed(f"{self.connection.address}: a signal interrupted the exchange")))
+            self.on_finished(
+                self.fail(ConnectionFailed(f"{self.connection.address}: a signal interrupted the exchange"))
+            )
             # Those that had their answer already, and were not woken up.
-            self.on_finished([ask for ask in self._followers if ask.is_done])
+            self.on_finished([pending for pending in self._followers if pending.is_done])
 
-    def _abandon(self, ask: PendingRequest, error: BaseException) -> None:
+    def _abandon(self, pending: PendingRequest, error: BaseException) -> None:
         with self.lock:
             if self._has_lock_left():
                 self._interrupted()
-            ask.is_late = isinstance(error, RequestTimeout)
-            self.abandon(ask)
-            if ask.is_late:
-                self.suspect_hang(ask)
+            pending.is_late = isinstance(error, RequestTimeout)
+            self.abandon(pending)
+            if pending.is_late:
+                self.suspect_hang(pending)
 
-    def abandon(self, ask: PendingRequest) -> None:
+    def abandon(self, pending: PendingRequest) -> None:
         """A request's caller wants no answer any more. Takes the lock."""
         with self.lock:
             # A reader that was interrupted may have lost bytes that it had received: over TCP nothing else keeps them.
-            if self._reader is ask and (self.connection.inbox or not (self._is_unix or ask.is_late)):
+            if self._reader is pending and (self.connection.inbox or not (self._is_unix or pending.is_late)):
                 self._interrupted()
-            self._leave_readers(ask)
-            ask.discard_locked()
+            self._leave_readers(pending)
+            pending.discard_locked()
 
     def _has_lock_left(self) -> bool:
         """Whether an exception came between the last line of a `with self.lock` and its end. To be called with it."""
@@ -341,29 +343,29 @@ class ThreadMultiplexer(Multiplexer):
         finally:
             self._owned_lock.acquire()
 
-    def _wait(self, ask: PendingRequest, deadline: float) -> None:
+    def _wait(self, pending: PendingRequest, deadline: float) -> None:
         """Waits while another reads, or does the reading."""
-        while not ask.is_done:
+        while not pending.is_done:
             if self.outgoing and self._reader is not None:
-                self._write(ask, deadline)
+                self._write(pending, deadline)
             gate = None
             with self.lock:
-                if ask.is_done:
+                if pending.is_done:
                     return
                 if self._reader is None:
-                    self._reader = ask
+                    self._reader = pending
                 elif self.outgoing:
                     continue
                 else:
-                    gate = self._followers[ask] = ThreadWaiter()
+                    gate = self._followers[pending] = ThreadWaiter()
             if gate is None:
-                self._read(ask, deadline, must_look=True)
-            elif not gate.wait(deadline - _now()) and not ask.is_done:
+                self._read(pending, deadline, must_look=True)
+            elif not gate.wait(deadline - _now()) and not pending.is_done:
                 raise timeout_error(self.connection.address)
 
-    def _write(self, ask: PendingRequest, deadline: float) -> None:
+    def _write(self, pending: PendingRequest, deadline: float) -> None:
         """Sends what is queued, while the reader sleeps and waits for answers only."""
-        while self.outgoing and self._reader is not None and not ask.is_done:
+        while self.outgoing and self._reader is not None and not pending.is_done:
             left = deadline - _now()
             if left <= 0:
                 raise timeout_error(self.connection.address)
@@ -383,10 +385,10 @@ class ThreadMultiplexer(Multiplexer):
                         self._interrupted()
                         raise
 
-    def _read(self, ask: PendingRequest, deadline: float, must_look: bool) -> None:
+    def _read(self, pending: PendingRequest, deadline: float, must_look: bool) -> None:
         """Reads until this request has its answer, then leaves the reading to another."""
         ancillary, flags, inbox = NO_ANCILLARY, 0, self.connection.inbox
-        while not ask.is_done:
+        while not pending.is_done:
             if must_look and not self._ready(deadline):
                 continue
             try:
@@ -404,13 +406,13 @@ class ThreadMultiplexer(Multiplexer):
                 with self.lock:
                     if not self.is_closed:
                         self.on_finished(self.fail(io_error(self.connection.address, error)))
-                    self._leave_readers(ask)
+                    self._leave_readers(pending)
                 return
             with self.lock:
                 try:
-                    if not self.feed_fast(ask, data, ancillary, flags):
+                    if not self.feed_fast(pending, data, ancillary, flags):
                         self.on_finished(self.feed(data, ancillary, flags))
-                    if ask.is_done:
+                    if pending.is_done:
                         self._reader = None
                         if self._followers:
                             self._hand_over()
@@ -418,7 +420,7 @@ class ThreadMultiplexer(Multiplexer):
                 except BaseException:
                     self._interrupted()
                     raise
-            must_look = bool(self.outgoing) or deadline - _now() < self._patience
+            must_look = bool(self.outgoing) or deadline - _now() < self._timeout
 
     def _ready(self, deadline: float) -> bool:
         """Waits until there is something to read, and sends what is left to be sent. Whether there is."""
@@ -442,23 +444,23 @@ class ThreadMultiplexer(Multiplexer):
                     raise
         return bool(events & ~select.POLLOUT)
 
-    def _leave_readers(self, ask: PendingRequest) -> None:
+    def _leave_readers(self, pending: PendingRequest) -> None:
         """The caller waits no longer; where the reading was left to it, it goes to the next."""
-        if self._reader is ask:
+        if self._reader is pending:
             self._reader = None
-        self._followers.pop(ask, None)
+        self._followers.pop(pending, None)
         self._hand_over()
 
     def _hand_over(self) -> None:
         """Has the thread that waits the longest do the reading, unless another does."""
         if self._reader is None and self._followers:
-            ask = next(iter(self._followers))
-            self._followers.pop(ask).open()
+            pending = next(iter(self._followers))
+            self._followers.pop(pending).open()
 
     def on_finished(self, finished: list[PendingRequest]) -> None:
         """Lets those go on that waited for these requests."""
-        for ask in finished:
-            gate = self._followers.pop(ask, None)
+        for pending in finished:
+            gate = self._followers.pop(pending, None)
             if gate is not None:
                 gate.open()
 

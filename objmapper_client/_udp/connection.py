@@ -15,7 +15,7 @@ from objmapper_client.protocol.udp import DATA_HEAD, FAR_CHUNK
 #: Bytes of content in a piece on loopback. Larger ones cost less each, smaller ones lose less at once.
 _NEAR_CHUNK = 32 << 10
 #: Seconds that the first answer is waited for.
-_NEAR_PATIENCE, _FAR_PATIENCE = 1 / 3, 1.0
+_NEAR_TIMEOUT, _FAR_TIMEOUT = 1 / 3, 1.0
 #: What the kernel is asked to keep for us, bytes; it gives as much as net.core.rmem_max allows.
 _KERNEL_BUFFER = 4 << 20
 #: What a datagram costs the kernel besides its bytes, about.
@@ -46,7 +46,7 @@ class UdpConnection(Connection):
         chunk = _NEAR_CHUNK if is_near else FAR_CHUNK
         room = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
         most = room // (2 * (chunk + DATA_HEAD) + _OVERHEAD)
-        self.path = PathState(chunk, _NEAR_PATIENCE if is_near else _FAR_PATIENCE, most)
+        self.path = PathState(chunk, _NEAR_TIMEOUT if is_near else _FAR_TIMEOUT, most)
 
     def send(self, datagram: bytes) -> None:
         """Sends it, or loses it where the kernel has no room: that is met like every other loss."""

@@ -195,34 +195,34 @@ def begin_stream(pool: Pool, uri: str, mode: Mode, offset: int, length: int | No
     return (yield from _retry_on_change(pool, uri, once, keep=True))
 
 
-def next_chunk(pool: Pool, begun: UdpDownload, most: int) -> Effects[bytes]:  # noqa: ARG001 - other transports need it
+def next_chunk(pool: Pool, download: UdpDownload, most: int) -> Effects[bytes]:  # noqa: ARG001 - other transports need it
     """The next 1 to `most` bytes of a content; nothing at its end.
 
     Raises Conflict where the object was changed: what was handed out cannot be taken back.
     """
-    if begun.left and not begun.segment:
-        length = min(begun.left, _SEGMENT)
+    if download.left and not download.segment:
+        length = min(download.left, _SEGMENT)
         try:
-            _, segment = yield from _fetch(begun.connection, begun.uri, begun.offset, length, begun.version)
+            _, segment = yield from _fetch(download.connection, download.uri, download.offset, length, download.version)
         except ObjectChanged:
             words = "it was changed while it was streamed; open() and read() begin again by themselves"
-            raise error_for(Status.CONFLICT, words, begun.uri) from None
-        begun.segment = memoryview(segment)
-    chunk = bytes(begun.segment[:most])
-    begun.segment = begun.segment[most:]
-    begun.offset += len(chunk)
-    begun.left -= len(chunk)
+            raise error_for(Status.CONFLICT, words, download.uri) from None
+        download.segment = memoryview(segment)
+    chunk = bytes(download.segment[:most])
+    download.segment = download.segment[most:]
+    download.offset += len(chunk)
+    download.left -= len(chunk)
     return chunk
 
 
-def leave(pool: Pool, begun: UdpDownload) -> None:
+def leave(pool: Pool, download: UdpDownload) -> None:
     """Gives the socket back, also where something is left."""
-    pool.release(begun.connection)
+    pool.release(download.connection)
 
 
-def abort(pool: Pool, begun: UdpDownload) -> None:
+def abort(pool: Pool, download: UdpDownload) -> None:
     """Has the socket closed."""
-    pool.discard(begun.connection)
+    pool.discard(download.connection)
 
 
 def stat(pool: Pool, uri: str) -> Effects[Stat]:
@@ -251,5 +251,5 @@ def delete(pool: Pool, uri: str, if_match: str | None) -> NoReturn:  # noqa: ARG
     raise _lacking(pool, "delete")
 
 
-def _lacking(pool: Pool, verb: str, advice: str = "use unix: or tcp://") -> UnsupportedOperation:
-    return UnsupportedOperation(f"{pool.address}: no {verb} over UDP: {advice}")
+def _lacking(pool: Pool, operation: str, advice: str = "use unix: or tcp://") -> UnsupportedOperation:
+    return UnsupportedOperation(f"{pool.address}: no {operation} over UDP: {advice}")

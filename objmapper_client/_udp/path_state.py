@@ -11,13 +11,13 @@ _MIN_RTO = 0.01
 class PathState:
     """One way. Round trips are measured and smoothed as in RFC 6298."""
 
-    __slots__ = ("chunk", "cookie", "first_silence", "most", "round_trip", "variation", "window")
+    __slots__ = ("chunk", "cookie", "first_timeout", "most", "round_trip", "variation", "window")
 
-    def __init__(self, chunk: int, first_silence: float, most: int) -> None:
+    def __init__(self, chunk: int, first_timeout: float, most: int) -> None:
         #: Bytes of content in a piece.
         self.chunk = chunk
         #: Seconds that the first answer is waited for.
-        self.first_silence = first_silence
+        self.first_timeout = first_timeout
         #: Pieces that the receive buffer has room for.
         self.most = max(MIN_WINDOW, most)
         self.window = min(FIRST_WINDOW, self.most)
@@ -34,7 +34,7 @@ class PathState:
     @property
     def idle_timeout(self) -> float:
         """Seconds after which nothing at all is a silence."""
-        return self.first_silence if self.round_trip is None else max(_MIN_IDLE_TIMEOUT, self.rto)
+        return self.first_timeout if self.round_trip is None else max(_MIN_IDLE_TIMEOUT, self.rto)
 
     def add_rtt_sample(self, seconds: float) -> None:
         """Takes a round trip into account."""

@@ -13,7 +13,7 @@ import os
 from objmapper_client._udp.path_state import MIN_WINDOW, PathState
 from objmapper_client.errors import RemoteProtocolError, RequestTimeout, UnsupportedMode, error_for
 from objmapper_client.protocol.udp import (
-    MOST_PIECES,
+    MAX_PIECES,
     Data,
     Error,
     Pull,
@@ -84,7 +84,7 @@ class Transfer:
         self._grown = 0
         #: Since when nothing came, how often that became a silence, whether it was probed before.
         self._quiet_since: float | None = None
-        self._silences = 0
+        self._timeouts = 0
         self._is_probed = False
         self._retries = 0
         self._busy = ""
@@ -131,7 +131,7 @@ class Transfer:
         while pieces:
             run = self._run_of(pieces)
             # One more of each for every silence there was: on a path that loses much, one is not enough.
-            datagrams += [self._pull(run[0], len(run), now) for _ in range(1 + self._silences)]
+            datagrams += [self._pull(run[0], len(run), now) for _ in range(1 + self._timeouts)]
             self._asked.update(dict.fromkeys(run, now))
         return datagrams
 
@@ -143,7 +143,7 @@ class Transfer:
     def next_timeout(self) -> float:
         """The time at which `due` has something to do even if nothing comes."""
         path, quiet_since = self._path, self._quiet_since or 0.0
-        at = quiet_since + path.idle_timeout * (1 << self._silences)
+        at = quiet_since + path.idle_timeout * (1 << self._timeouts)
         if path.round_trip is not None and not self._is_probed:
             at = min(at, quiet_since + path.rto)
         oldest = next(iter(self._asked.values()), None)
@@ -155,21 +155,21 @@ class Transfer:
         """Pieces that are overdue although what was asked for with them, or later, has come."""
         lost = False
         while self._asked:
-            piece, asked = next(iter(self._asked.items()))
-            if asked > self._newest_answered or now < asked + self._path.rto:
+            piece, requested = next(iter(self._asked.items()))
+            if requested > self._newest_answered or now < requested + self._path.rto:
                 break
             self._mark_lost(piece)
             # One loss a round trip: what was lost together is one.
-            lost = lost or asked > self._halved_at
+            lost = lost or requested > self._halved_at
         if lost:
             self._halve(now)
 
     def _detect_timeout(self, now: float) -> None:
         assert self._quiet_since is not None
         path = self._path
-        if now >= self._quiet_since + path.idle_timeout * (1 << self._silences):
-            self._silences += 1
-            if self._silences >= MAX_TIMEOUTS:
+        if now >= self._quiet_since + path.idle_timeout * (1 << self._timeouts):
+            self._timeouts += 1
+            if self._timeouts >= MAX_TIMEOUTS:
                 if self._busy:
                     raise error_for(Status.UNAVAILABLE, self._busy, self.uri)
                 raise RequestTimeout(f"{self.uri}: no answer over UDP, after {MAX_TIMEOUTS} tries")
@@ -224,7 +224,7 @@ class Transfer:
 
     def _run_of(self, pieces: list[int]) -> list[int]:
         """Takes pieces off the front that follow each other, for one PULL."""
-        most = MOST_PIECES if self.total is None else min(MOST_PIECES, max(1, self._path.window // _PART))
+        most = MAX_PIECES if self.total is None else min(MAX_PIECES, max(1, self._path.window // _PART))
         count = 1
         while count < min(most, len(pieces)) and pieces[count] == pieces[0] + count:
             count += 1
@@ -273,7 +273,7 @@ class Transfer:
         self._newest_answered = max(self._newest_answered, sent)
         # What comes twice, or is of no use, is no progress: only that ends a silence.
         if self._put(data.offset - self.offset, data.payload, number) or is_first:
-            self._quiet_since, self._silences, self._is_probed = now, 0, False
+            self._quiet_since, self._timeouts, self._is_probed = now, 0, False
             self._retries, self._busy = 0, ""
             self._refused.clear()
             self._path.add_rtt_sample(now - sent)
@@ -290,7 +290,7 @@ class Transfer:
         """Lays out the pieces, of which none has come."""
         count = -(-self.size // self._chunk)
         self._have, self._left = bytearray(count), count
-        self._asked = {piece: asked for piece, asked in self._asked.items() if piece < count}
+        self._asked = {piece: requested for piece, requested in self._asked.items() if piece < count}
         self._again = [piece for piece in self._again if piece < count]
         self._next = min(self._next, count)
 

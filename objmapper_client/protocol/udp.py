@@ -29,7 +29,7 @@ COOKIE = 16
 #: What precedes the content in a DATA.
 DATA_HEAD = _DATA_HEAD.size
 #: Pieces that one PULL brings at most.
-MOST_PIECES = 32
+MAX_PIECES = 32
 #: Bytes of content in a piece, at most, off loopback.
 FAR_CHUNK = 1152
 

@@ -186,15 +186,15 @@ class ReplyDecoder:
         """Whether all that was fed has been taken."""
         return not self._kept
 
-    def next(self, asked: Mode | None) -> DescriptorReply | ContentReply | ErrorReply | None:
+    def next(self, requested: Mode | None) -> DescriptorReply | ContentReply | ErrorReply | None:
         """The next reply, or None where the bytes end inside one. Raises RemoteProtocolError."""
         if not self._kept:
             return None
-        if asked is None:
+        if requested is None:
             raise RemoteProtocolError("the server sent a reply that nobody asked for")
         if self._kept[0] != Status.OK:
             return self._error()
-        if asked is Mode.FDPASS:
+        if requested is Mode.FDPASS:
             del self._kept[:1]
             return DescriptorReply()
         if len(self._kept) < _CONTENT_HEAD.size:

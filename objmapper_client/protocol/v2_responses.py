@@ -47,16 +47,16 @@ _NUMBERS = {
 _WORDS = {0x03: ("etag", "latin-1"), 0x04: ("mime", "latin-1"), 0xFF: ("message", "utf-8")}
 #: Size, modification time and an etag of 16 digits, each behind its type and length: what this project's server says of
 #: an object. Taken apart at once.
-_USUAL = struct.Struct(">3sQ3sq3s16s")
-_USUAL_SIZE = _USUAL.size
+_COMMON = struct.Struct(">3sQ3sq3s16s")
+_COMMON_SIZE = _COMMON.size
 #: A whole response of that kind, but for its content.
-_USUAL_RESPONSE = struct.Struct(">BIBQH3sQ3sq3s16s")
-_USUAL_RESPONSE_SIZE = _USUAL_RESPONSE.size
+_COMMON_RESPONSE = struct.Struct(">BIBQH3sQ3sq3s16s")
+_COMMON_RESPONSE_SIZE = _COMMON_RESPONSE.size
 _SIZE_HEAD, _MTIME_HEAD, _ETAG_HEAD = b"\x01\x00\x08", b"\x02\x00\x08", b"\x03\x00\x10"
 #: What stands behind that in the answer to a stat.
 _NANOSECONDS = struct.Struct(">3sI")
-_EXACT_SIZE = _USUAL_SIZE + _NANOSECONDS.size
-_EXACT_RESPONSE_SIZE = _USUAL_RESPONSE_SIZE + _NANOSECONDS.size
+_EXACT_SIZE = _COMMON_SIZE + _NANOSECONDS.size
+_EXACT_RESPONSE_SIZE = _COMMON_RESPONSE_SIZE + _NANOSECONDS.size
 _NANOSECONDS_HEAD = b"\x8b\x00\x04"
 # Half of what calling a named tuple costs.
 _new = tuple.__new__
@@ -120,22 +120,22 @@ def decode_common(data: bytes, request_id: int) -> tuple[int, Metadata, int] | N
     None for anything else: another request's response, an error, other metadata. They are a `ResponseDecoder`'s to
     judge.
     """
-    if len(data) < _USUAL_RESPONSE_SIZE:
+    if len(data) < _COMMON_RESPONSE_SIZE:
         return None
     kind, number, status, content_len, metadata_len, size_head, size, mtime_head, mtime, etag_head, etag = (
-        _USUAL_RESPONSE.unpack_from(data)
+        _COMMON_RESPONSE.unpack_from(data)
     )
     if number != request_id or status or kind != _RESPONSE or content_len > MAX_CONTENT:
         return None
     if size_head != _SIZE_HEAD or mtime_head != _MTIME_HEAD or etag_head != _ETAG_HEAD:
         return None
     words = etag.decode("latin-1")
-    if metadata_len == _USUAL_SIZE:
+    if metadata_len == _COMMON_SIZE:
         metadata = _new(Metadata, (size, mtime, words, None, None, None, None, None, None, None))
-        return content_len, metadata, _USUAL_RESPONSE_SIZE
+        return content_len, metadata, _COMMON_RESPONSE_SIZE
     if metadata_len != _EXACT_SIZE or len(data) < _EXACT_RESPONSE_SIZE:
         return None
-    head, nanoseconds = _NANOSECONDS.unpack_from(data, _USUAL_RESPONSE_SIZE)
+    head, nanoseconds = _NANOSECONDS.unpack_from(data, _COMMON_RESPONSE_SIZE)
     if head != _NANOSECONDS_HEAD:
         return None
     metadata = _new(Metadata, (size, mtime, words, None, None, None, None, None, None, nanoseconds))
@@ -175,7 +175,7 @@ class ResponseDecoder:
         """Whether all that was fed has been taken."""
         return self._at == len(self._kept)
 
-    def next(self, asked: Callable[[int], Operation | None]) -> ResponseHead | CloseFrame | CloseAck | None:
+    def next(self, requested: Callable[[int], Operation | None]) -> ResponseHead | CloseFrame | CloseAck | None:
         """The next head or close, or None where the bytes end inside one.
 
         `asked` tells what the request of an id wanted, None where there is none: `dict.get` will do. Raises
@@ -191,14 +191,14 @@ class ResponseDecoder:
         end = start + metadata_len
         if len(kept) < end:
             return None
-        operation = asked(request_id)
+        operation = requested(request_id)
         if operation is None:
             raise RemoteProtocolError(f"the server sent a response to request {request_id}, which is not under way")
         if content_len and (status or (not self._extended and operation is Operation.FDPASS)):
             raise RemoteProtocolError(f"the server promised {content_len} bytes where none can follow")
         metadata = NO_METADATA
-        if metadata_len == _USUAL_SIZE:
-            size_head, size, mtime_head, mtime, etag_head, etag = _USUAL.unpack_from(kept, start)
+        if metadata_len == _COMMON_SIZE:
+            size_head, size, mtime_head, mtime, etag_head, etag = _COMMON.unpack_from(kept, start)
             if size_head == _SIZE_HEAD and mtime_head == _MTIME_HEAD and etag_head == _ETAG_HEAD:
                 words = etag.decode("latin-1")
                 metadata = _new(Metadata, (size, mtime, words, None, None, None, None, None, None, None))

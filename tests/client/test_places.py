@@ -63,7 +63,7 @@ def test_who_wants_a_place_waits_for_it(tmp_path: Path, most: int) -> None:
             next(client.stream("/large"))
         with ThreadPoolExecutor(1) as threads:
             waiting = threads.submit(lambda: sum(map(len, client.stream("/large"))))
-            while not client._pool._wanting:
+            while not client._pool._exclusive_waiters:
                 time.sleep(0.001)
             for _ in chunks:
                 pass

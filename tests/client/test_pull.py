@@ -17,7 +17,7 @@ from objmapper_client.errors import (
 )
 from objmapper_client.protocol.udp import (
     FAR_CHUNK,
-    MOST_PIECES,
+    MAX_PIECES,
     Data,
     Error,
     Pull,
@@ -363,7 +363,7 @@ def test_pieces_that_follow_each_other_are_asked_for_together_and_at_most_thirty
     machine = Transfer(path, URI)
     pulls = [decode_request(datagram) for datagram in machine.poll_outgoing(0.0)]
     assert [pull.length // pull.chunk for pull in pulls if isinstance(pull, Pull)] == [32, 32, 32, 4]
-    assert all(isinstance(pull, Pull) and pull.length <= MOST_PIECES * FAR_CHUNK for pull in pulls)
+    assert all(isinstance(pull, Pull) and pull.length <= MAX_PIECES * FAR_CHUNK for pull in pulls)
 
 
 @given(st.lists(st.binary(max_size=80), max_size=20), st.integers(0, 2**32 - 1))

@@ -130,10 +130,10 @@ def test_a_file_is_put_as_it_reads(call: Caller, address: str, root: Path, tmp_p
 def made(steps: Effects[Source]) -> Source:
     """Runs them in this thread."""
     try:
-        wish = next(steps)
+        effect = next(steps)
         while True:
-            assert isinstance(wish, RunBlocking)
-            wish = steps.send(wish.function())
+            assert isinstance(effect, RunBlocking)
+            effect = steps.send(effect.function())
     except StopIteration as done:
         source: Source = done.value
         return source
