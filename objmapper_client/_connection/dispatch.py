@@ -287,5 +287,6 @@ def require_version_2(pool: Pool, pending: PendingRequest, operation: str) -> Ef
 def unsupported(pool: Pool, operation: str) -> UnsupportedOperation:
     """The error for a verb that the server does not have."""
     return UnsupportedOperation(
-        f"{pool.address}: no {operation}: the server speaks version 1 of the protocol, which hands out objects and no more"
+        f"{pool.address}: no {operation}: the server speaks version 1 of the protocol,"
+        " which hands out objects and no more"
     )

@@ -208,6 +208,11 @@ def io_error(address: Address, error: OSError) -> ConnectionFailed:
     return ConnectionFailed(f"{address}: the connection broke ({error.strerror})")
 
 
+def interrupted_error(address: Address) -> ConnectionFailed:
+    """The error of a shared connection on which a signal's handler raised in the midst of an exchange."""
+    return ConnectionFailed(f"{address}: a signal interrupted the exchange")
+
+
 def closed_error(address: Address, *, midway: bool) -> ConnectionFailed:
     """The error for a connection that the server has closed."""
     where = " in the middle of an answer" if midway else ""

@@ -18,7 +18,7 @@ from objmapper_client._connection.multiplexer import Multiplexer, PipelineFull
 from objmapper_client._connection.pending_request import PendingRequest, SimpleRequest, Verb
 from objmapper_client._connection.pool import Pool
 from objmapper_client._connection.resolver import look_up
-from objmapper_client._connection.socket_io import timeout_error
+from objmapper_client._connection.socket_io import interrupted_error, timeout_error
 from objmapper_client._runtime.effects import (
     Effects,
     NextChunk,
@@ -381,9 +381,7 @@ class AsyncioMultiplexer(Multiplexer):
             self.look()
         except BaseException:
             # Out of a signal handler.
-            self.on_finished(
-                self.fail(ConnectionFailed(f"{self.connection.address}: a signal interrupted the exchange"))
-            )
+            self.on_finished(self.fail(interrupted_error(self.connection.address)))
             raise
         if len(self.under_way) < before:
             self._note_room()

@@ -1,9 +1,10 @@
-"""What a verb may wait for. Verbs are generators that yield one of these; their runner waits, and resumes them.
+"""The effects: what an operation may wait for. Operations are generators that yield one; a runtime performs it.
 
-A `Wait` is resumed with whether it came in time (with what was asked for, where it was a host's address); a `Call` and
-a `Pull` with a result; a `Progress` at once, `TIME_LEFT` with seconds. There are two more: a `_pool.Gate` and a
-`_multiplex.Ask`. A `Call`, a `Pull` and a `Tell` extend the time limit by what they took: the time that the caller's
-own data and callbacks take is none of the server's.
+The runtime resumes the operation: after a `Wait` with whether it came in time (after a look-up with the host's
+addresses), after `RunBlocking` and `NextChunk` with a result, after `ResetDeadline` at once, after `TIME_LEFT` with
+seconds. Two more effects are a `pool.Waiter` and a `pending_request.PendingRequest`. `RunBlocking`, `NextChunk` and
+`Notify` extend the deadline by the time that they take: the caller's own data and callbacks take that time, not the
+server.
 """
 
 from collections.abc import AsyncIterator, Callable, Generator, Iterator

@@ -19,7 +19,7 @@ from objmapper_client._connection.multiplexer import Multiplexer, PipelineFull
 from objmapper_client._connection.pending_request import PendingRequest, SimpleRequest, Verb
 from objmapper_client._connection.pool import Pool
 from objmapper_client._connection.resolver import look_up
-from objmapper_client._connection.socket_io import io_error, timeout_error
+from objmapper_client._connection.socket_io import interrupted_error, io_error, timeout_error
 from objmapper_client._runtime.effects import (
     Effects,
     NextChunk,
@@ -311,9 +311,7 @@ class ThreadMultiplexer(Multiplexer):
     def _interrupted(self) -> None:
         """A signal's handler has raised in the midst of things: what was sent or read in that moment is lost."""
         with self.lock:
-            self.on_finished(
-                self.fail(ConnectionFailed(f"{self.connection.address}: a signal interrupted the exchange"))
-            )
+            self.on_finished(self.fail(interrupted_error(self.connection.address)))
             # Those that had their answer already, and were not woken up.
             self.on_finished([pending for pending in self._followers if pending.is_done])
 
