@@ -1,4 +1,4 @@
-"""The client for threads: one line a verb; which verbs go with an address, `_verbs` knows."""
+"""The client for threads. `registry` has the operations of an address."""
 
 import os
 from collections.abc import Callable, Generator, Iterable

@@ -82,7 +82,7 @@ class Connection:
         #: Bytes since the time limit last began.
         self.moved = 0
         if self.is_unix:
-            # Each call receives a message into the inbox, in one step: see `_owned`.
+            # Each call receives a message into the inbox, in one step: see `descriptors`.
             keep, receive = self.inbox.append, sock.recvmsg
             self.take = map(keep, starmap(receive, repeat((CHUNK, CONTROL, CLOEXEC)))).__next__
             self.take_now = map(keep, starmap(receive, repeat((CHUNK, CONTROL, CLOEXEC | NONBLOCKING)))).__next__

@@ -1,4 +1,4 @@
-"""The verbs over UDP, one generator each, in the place of those of `_exchange`. What needs a stream is refused."""
+"""The operations over UDP, in the place of those over stream sockets. What needs a stream is refused."""
 
 from collections.abc import Callable, Sequence
 from time import monotonic
