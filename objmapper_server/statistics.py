@@ -119,6 +119,8 @@ class Statistics(Load):
     descriptors_in_flight: int
     storage_errors_total: Mapping[str, int]  #: by name of the errno; EOF: the file ended before the promised length
     root_problem: str | None  #: why nothing can be served, where the root is gone
+    uploads_in_flight: int  #: contents of puts that come in pieces, until they are stored or dropped
+    reserved_bytes: int  #: of the disk, for what clients have announced and not sent
     output_bytes: int  #: of answers in memory, set aside for what storage reads or not yet taken by clients
     denied_total: Mapping[str, int]  #: refusals to users, by reason: user, prefix, connections, descriptors
     cache_hits_total: int
@@ -155,6 +157,8 @@ class Statistics(Load):
             descriptors_in_flight=snapshot["descriptors_in_flight"],
             storage_errors_total={errno_name(each): n for each, n in sorted(snapshot["storage_errors_total"].items())},
             root_problem=snapshot["root_problem"],
+            uploads_in_flight=snapshot["uploads_in_flight"],
+            reserved_bytes=snapshot["reserved_bytes"],
             output_bytes=snapshot["output_bytes"],
             denied_total=dict(sorted(snapshot["denied_total"].items())),
             cache_hits_total=snapshot["cache_hits_total"],

@@ -180,6 +180,8 @@ pub struct Snapshot {
     pub max_connections: usize,
     pub descriptors_in_flight: u32,
     pub output_bytes: usize,
+    pub uploads_in_flight: u64,
+    pub reserved_bytes: u64,
     pub denied_total: BTreeMap<&'static str, u64>,
     /// By errno.
     pub storage_errors_total: BTreeMap<i32, u64>,
@@ -307,12 +309,15 @@ impl Engine {
         let datagrams = lanes.iter().find_map(|lane| lane.front.counts());
         drop(lanes);
         let cache = self.service.statistics.cache_counts();
+        let (uploads_in_flight, reserved_bytes) = self.service.uploads.figures();
         Snapshot {
             uptime: self.service.statistics.uptime().as_secs_f64(),
             draining: self.draining.load(Relaxed),
             max_connections: self.service.max_connections(),
             descriptors_in_flight: self.service.in_flight.taken(),
             output_bytes: self.service.output.taken(),
+            uploads_in_flight,
+            reserved_bytes,
             denied_total: self.service.peers.refusals.counts().collect(),
             storage_errors_total: self.service.failures.counts(),
             root_problem: self.root_problem(),

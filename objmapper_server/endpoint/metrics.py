@@ -155,6 +155,16 @@ def _of_the_whole(statistics: Statistics) -> "Iterator[Metric]":
         "Bytes of answers in memory: set aside for what storage reads, or not yet taken by clients.",
         statistics.output_bytes,
     )
+    yield _one(
+        "uploads_in_flight",
+        "Contents of puts that come in pieces, until they are stored or dropped.",
+        statistics.uploads_in_flight,
+    )
+    yield _one(
+        "reserved_bytes",
+        "Bytes of the disk that are reserved for what clients have announced and not sent.",
+        statistics.reserved_bytes,
+    )
     yield _one("cache_bytes", "Bytes of objects that are kept in memory.", statistics.cache_bytes)
     yield _one("disk_io_pending", "Requests that wait for the disk.", statistics.disk_io_pending)
     yield _one("draining", "1 while nothing more is accepted.", int(statistics.draining))

@@ -94,6 +94,8 @@ def snapshot() -> "_engine.Snapshot":
         "storage_errors_total": {5: 2, 0: 1},
         "root_problem": None,
         "output_bytes": 8192,
+        "uploads_in_flight": 5,
+        "reserved_bytes": 65536,
         "denied_total": {"user": 4, "prefix": 5, "connections": 6, "descriptors": 7},
         "cache_hits_total": 3,
         "cache_misses_total": 1,

@@ -197,6 +197,8 @@ class Snapshot(TypedDict):
     storage_errors_total: dict[int, int]  # by errno; 0 where a file ended before the promised length
     root_problem: str | None
     output_bytes: int  # of answers that are in memory for clients
+    uploads_in_flight: int  # contents of puts that come in pieces, until they are stored or dropped
+    reserved_bytes: int  # of the disk, for what clients have announced and not sent
     descriptors_in_flight: int  # passed and, as far as is known, not yet received
     cache_hits_total: int
     cache_misses_total: int

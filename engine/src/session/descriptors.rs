@@ -82,6 +82,8 @@ pub(super) struct Received {
     places: VecDeque<Option<Source>>,
     /// What was read last has been [checked](Received::check).
     is_checked: bool,
+    /// The kernel drops what the client passes from now on, so no further put can have its own.
+    takes_no_more: bool,
 }
 
 impl Received {
@@ -109,7 +111,13 @@ impl Received {
 
     /// The file of the put in front.
     pub fn take(&mut self) -> Result<Source, Error> {
-        let source = self.places.pop_front().ok_or(Error::BadDescriptor)?;
+        let source = self.places.pop_front().ok_or(match self.takes_no_more {
+            true => Error::Busy(
+                "too many files that this user passed are still being closed, which their file systems hold up: connect again \
+                 later",
+            ),
+            false => Error::BadDescriptor,
+        })?;
         source.ok_or(Error::Busy("clients pass more file descriptors than the server may hold, try again"))
     }
 
@@ -144,6 +152,24 @@ impl Session {
             Speaks::Nothing(received) => received.has_read(),
             Speaks::Two(two) => two.received.has_read(),
             Speaks::One(_) => {}
+        }
+    }
+
+    /// Has the kernel drop what the client passes, as long as this connection lasts: how many files were dropped is not known, and
+    /// none is to be taken for another.
+    pub(super) fn take_no_more_files(&mut self) {
+        match &mut self.speaks {
+            Speaks::Nothing(received) => received.takes_no_more = true,
+            Speaks::Two(two) => two.received.takes_no_more = true,
+            Speaks::One(_) => {}
+        }
+    }
+
+    pub(super) fn takes_no_more_files(&self) -> bool {
+        match &self.speaks {
+            Speaks::Nothing(received) => received.takes_no_more,
+            Speaks::Two(two) => two.received.takes_no_more,
+            Speaks::One(_) => true,
         }
     }
 

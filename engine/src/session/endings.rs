@@ -81,7 +81,7 @@ impl Session {
         let overdue = if let End::Lingering(until) = self.ending {
             return now >= until;
         } else if !self.outbox.is_empty() {
-            still > settings.request_timeout
+            still > settings.request_timeout || self.receives_too_long(now)
         } else if let Some(since) = self.frame_since {
             let overdue = now.saturating_duration_since(since) > settings.header_timeout;
             if overdue {

@@ -59,11 +59,16 @@ impl Pace {
         }
     }
 
+    /// Whether the total is over.
+    pub fn is_over(&self, now: Instant, total: Duration) -> bool {
+        now.saturating_duration_since(self.began) > total
+    }
+
     /// A client has so long between two pieces; for all of them that time once, and a second for each `rate` bytes; and the
     /// total.
     pub fn is_too_slow(&self, now: Instant, allowed: Allowed) -> bool {
         let since = |then: Instant| now.saturating_duration_since(then);
-        if since(self.began) > allowed.total {
+        if self.is_over(now, allowed.total) {
             return true;
         }
         if self.held_since.is_some() {

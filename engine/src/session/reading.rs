@@ -80,6 +80,13 @@ impl Session {
         if matches!(self.speaks, Speaks::One(_)) || !self.service.takes_descriptors(self.transport) {
             return receive(&self.connection.socket, buffer, manner, &self.service);
         }
+        if self.service.copiers.has_too_many(|| self.connection.client()) {
+            // The kernel drops what it is not asked for, and its file system hears nothing of that.
+            self.take_no_more_files();
+        }
+        if self.takes_no_more_files() {
+            return transport::receive(&self.connection.socket, buffer, manner.patience);
+        }
         let mut files = VecDeque::new();
         let came = transport::receive_carried(&self.connection.socket, buffer, manner.patience, &mut files);
         self.receive_files(files.into_iter());

@@ -17,7 +17,7 @@ use crate::storage::incoming::Incoming;
 use crate::storage::mapping::Found;
 use crate::storage::pool::{Client, Kind};
 use crate::storage::target::Conditions;
-use crate::uploads::Upload;
+use crate::uploads::{Upload, Uploads};
 
 /// Bytes of one content that wait for a writer; as many are being written.
 const WINDOW: usize = 1 << 20;
@@ -102,9 +102,14 @@ impl Uploading {
         &self.0.wish.asked
     }
 
+    /// Whether the client has heard why nothing comes of it.
+    pub fn has_failed(&self) -> bool {
+        self.0.state().has_failed
+    }
+
     /// Has a writer come for what is there; its result is one more that the session waits for.
     pub fn start(&self) {
-        submit(Arc::clone(&self.0), Owed::new(&self.0.connection, self.0.wish.asked.operation), Kind::Short);
+        submit(Arc::clone(&self.0), Owed::new(&self.0.connection, self.0.wish.asked.operation));
     }
 
     /// How many bytes may come now; 0: none until the session is woken.
@@ -168,8 +173,9 @@ impl Shared {
         if is_awaited {
             self.connection.finish(Done::HasRoom);
         }
+        let buffered = Buffered { uploads: &self.service.uploads, bytes: bytes.len() };
         let written = file.write(&self, &bytes);
-        self.service.uploads.unbuffer(bytes.len());
+        drop(buffered);
         if let Err(error) = written {
             // A client that hears of it finds its share and the disk's room free again.
             drop(file);
@@ -190,10 +196,9 @@ impl Shared {
             drop(state);
             return owed.pay(Done::Written);
         }
-        let kind = if state.whole_at.is_some() { Kind::Write } else { Kind::Short };
         state.file = Some(file);
         drop(state);
-        submit(self, owed, kind);
+        submit(self, owed);
     }
 
     fn commit(&self, file: File, owed: Owed) {
@@ -227,6 +232,18 @@ impl Drop for Shared {
     }
 }
 
+/// Bytes that count as waiting for a writer until this is dropped, by a panic too.
+struct Buffered<'a> {
+    uploads: &'a Uploads,
+    bytes: usize,
+}
+
+impl Drop for Buffered<'_> {
+    fn drop(&mut self) {
+        self.uploads.unbuffer(self.bytes);
+    }
+}
+
 impl File {
     fn write(&mut self, of: &Shared, bytes: &[u8]) -> Result<(), Error> {
         let length = of.wish.length;
@@ -247,12 +264,11 @@ impl File {
         incoming.write(bytes)?;
         // What was written is reserved no more. Where the user may not have all at once, a step further is.
         let (written, reserved) = (incoming.size(), incoming.reserved());
-        let ahead = reserved.saturating_sub(written);
-        if reserved < length && ahead < RESERVE_STEP {
+        if reserved < length && reserved.saturating_sub(written) < RESERVE_STEP {
             incoming.reserve(written + self.upload.reserve(length - written))?;
-        } else if !bytes.is_empty() {
-            self.upload.reserve(ahead);
         }
+        // Nothing, on a file system that cannot reserve.
+        self.upload.reserve(incoming.reserved().saturating_sub(written));
         Ok(())
     }
 
@@ -274,9 +290,11 @@ impl Wish {
     }
 }
 
-fn submit(shared: Arc<Shared>, owed: Owed, kind: Kind) {
+/// A write even before all has come: the content may be whole when a writer comes to it, and is stored then, though the client
+/// has gone.
+fn submit(shared: Arc<Shared>, owed: Owed) {
     let service = Arc::clone(&shared.service);
     if let Some(pool) = &service.write_pool {
-        pool.submit(shared.client, kind, move || shared.turn(owed));
+        pool.submit(shared.client, Kind::Write, move || shared.turn(owed));
     }
 }

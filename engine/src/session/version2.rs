@@ -364,6 +364,13 @@ impl Session {
         waits
     }
 
+    /// Whether a content has had all of its time, whatever has held it up: a client that does not read its answers too.
+    pub(super) fn receives_too_long(&self, now: Instant) -> bool {
+        let Speaks::Two(two) = &self.speaks else { return false };
+        let total = self.service.settings.upload_timeout;
+        two.receiving.as_ref().is_some_and(|receiving| receiving.pace.is_over(now, total))
+    }
+
     /// Whether a content comes too slowly, by the client's fault. It is told, if its socket has room for that.
     pub(super) fn receives_too_slowly(&self, now: Instant) -> bool {
         let Speaks::Two(two) = &self.speaks else { return false };
@@ -371,7 +378,8 @@ impl Session {
         if !receiving.pace.is_too_slow(now, Allowed::by(&self.service.settings)) {
             return false;
         }
-        if let Some(upload) = &receiving.upload
+        // A request has one answer.
+        if let Some(upload) = receiving.upload.as_ref().filter(|upload| !upload.has_failed())
             && let Framing::Two { id, .. } = upload.asked().framing
             && self.outbox.is_empty()
         {

@@ -6,6 +6,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -25,6 +26,8 @@ const TURN: Duration = Duration::from_millis(20);
 const LEAST_WATCHED: usize = 64;
 /// A step takes milliseconds. A thread that is in one for so long while the server stops is stuck in the source.
 const STUCK: Duration = Duration::from_millis(250);
+/// Files of one user that may wait to be closed; a file system in user space may never let go of them.
+const MOST_UNCLOSED: usize = 1024;
 /// A thread without work ends after this time.
 const IDLE: Duration = Duration::from_secs(10);
 
@@ -48,6 +51,9 @@ struct Shared {
     state: Mutex<State>,
     filled: Condvar,
     ended: Condvar,
+    /// Files that wait to be closed, of all users and of each.
+    unclosed: AtomicUsize,
+    unclosed_of: Mutex<HashMap<User, usize>>,
 }
 
 #[derive(Default)]
@@ -82,7 +88,13 @@ impl std::fmt::Debug for State {
 
 impl Default for Copiers {
     fn default() -> Self {
-        Copiers(Arc::new(Shared { state: Mutex::default(), filled: Condvar::new(), ended: Condvar::new() }))
+        Copiers(Arc::new(Shared {
+            state: Mutex::default(),
+            filled: Condvar::new(),
+            ended: Condvar::new(),
+            unclosed: AtomicUsize::new(0),
+            unclosed_of: Mutex::default(),
+        }))
     }
 }
 
@@ -138,9 +150,18 @@ impl Copiers {
         }
     }
 
-    /// Closes what clients passed, on a thread that may be stuck in it.
-    pub fn dispose(&self, client: Client, files: impl Send + 'static) {
-        self.submit(client, Box::new(Dropping(Some(files))));
+    /// Closes a file that a client passed, and drops what comes with it, on a thread that may be stuck in it.
+    pub fn dispose(&self, client: Client, file: impl Send + 'static) {
+        let unclosed = Unclosed::new(&self.0, client.user);
+        // Fields are dropped in their order: it counts until it is closed.
+        self.submit(client, Box::new(Dropping(Some((file, unclosed)))));
+    }
+
+    /// Whether so many files of this user wait to be closed that the server takes no more of them.
+    pub fn has_too_many(&self, client: impl FnOnce() -> Client) -> bool {
+        // Nothing but this where all is well.
+        self.0.unclosed.load(Relaxed) >= MOST_UNCLOSED
+            && self.0.unclosed_of().get(&client().user).is_some_and(|count| *count >= MOST_UNCLOSED)
     }
 
     /// Pieces of work that are not done.
@@ -200,6 +221,33 @@ impl Drop for Finishing<'_> {
     fn drop(&mut self) {
         self.0.state().finishing -= 1;
         self.0.ended.notify_all();
+    }
+}
+
+/// A file that waits to be closed, in the counts until this is dropped.
+struct Unclosed {
+    shared: Arc<Shared>,
+    user: User,
+}
+
+impl Unclosed {
+    fn new(shared: &Arc<Shared>, user: User) -> Unclosed {
+        *shared.unclosed_of().entry(user).or_default() += 1;
+        shared.unclosed.fetch_add(1, Relaxed);
+        Unclosed { shared: Arc::clone(shared), user }
+    }
+}
+
+impl Drop for Unclosed {
+    fn drop(&mut self) {
+        self.shared.unclosed.fetch_sub(1, Relaxed);
+        let mut users = self.shared.unclosed_of();
+        if let Some(count) = users.get_mut(&self.user) {
+            *count -= 1;
+            if *count == 0 {
+                users.remove(&self.user);
+            }
+        }
     }
 }
 
@@ -268,6 +316,10 @@ impl State {
 impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn unclosed_of(&self) -> MutexGuard<'_, HashMap<User, usize>> {
+        self.unclosed_of.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Wakes a thread for what waits, or makes one.

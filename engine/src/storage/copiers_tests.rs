@@ -169,3 +169,37 @@ fn what_is_watched_is_looked_at_while_it_is_there() {
     }
     assert!(copiers.0.state().watched.len() <= 2 * LEAST_WATCHED);
 }
+
+/// A file whose closing waits until its channel is closed.
+struct HeldUp(mpsc::Receiver<()>);
+
+impl Drop for HeldUp {
+    fn drop(&mut self) {
+        let _ = self.0.recv();
+    }
+}
+
+#[test]
+fn files_that_wait_to_be_closed_are_counted_for_their_user_until_they_are() {
+    let copiers = Copiers::default();
+    let mut held = Vec::new();
+    for number in 0..MOST_UNCLOSED {
+        assert!(!copiers.has_too_many(|| client(1, 0)), "{number}");
+        let (hold, stuck) = mpsc::channel();
+        held.push(hold);
+        copiers.dispose(client(1, number as u64), HeldUp(stuck));
+    }
+    assert!(copiers.has_too_many(|| client(1, 0)));
+    assert!(!copiers.has_too_many(|| client(2, 0)), "of another user");
+    // A connection that ends takes what waits on it out of its place, and none of it out of the count.
+    copiers.leave(client(1, MOST_UNCLOSED as u64 - 1));
+    assert!(copiers.has_too_many(|| client(1, 0)));
+    drop(held);
+    let until = soon();
+    while copiers.pending() > 0 || copiers.has_too_many(|| client(1, 0)) {
+        assert!(Instant::now() < until, "they are never closed");
+        std::thread::yield_now();
+    }
+    assert!(copiers.0.unclosed_of().is_empty());
+    assert!(copiers.stop(soon()));
+}
