@@ -1,4 +1,4 @@
-"""However a put ends, it gives back what it had: its place, the bytes reserved for it, its file; and it has one answer."""
+"""However a put ends, it has one answer, and gives back what it had: its place, the bytes reserved for it, its file."""
 
 import contextlib
 import os
@@ -92,6 +92,21 @@ def test_a_content_has_upload_timeout_while_its_client_hardly_reads_its_answers(
             time.sleep(0.2)
         assert seen
         assert is_idle(short)
+
+
+def test_a_file_that_was_opened_for_whole_blocks_is_stored_to_its_last_byte(short: Server, tmp_path: Path) -> None:
+    content = os.urandom(100_001)
+    (tmp_path / "source").write_bytes(content)
+    try:
+        source = os.open(tmp_path / "source", os.O_RDONLY | os.O_DIRECT)
+    except OSError:
+        pytest.skip("this file system has no O_DIRECT")
+    try:
+        with Two(short.addresses["unix"]) as two:
+            assert two.put_descriptor("/direct", source).status == OK
+            assert two.call(COPY, "/direct").read() == content
+    finally:
+        os.close(source)
 
 
 class HeldUp(StuckFile):

@@ -5,7 +5,7 @@
 
 use rustix::fd::{AsRawFd, OwnedFd};
 use rustix::fs::{self, CWD, Mode as Permissions, OFlags, SeekFrom};
-use rustix::io::Errno;
+use rustix::io::{self, Errno};
 
 use crate::errors::Error;
 use crate::storage::incoming::{Incoming, check_size};
@@ -73,6 +73,11 @@ impl Copying {
         if !mounts::is_local(&source) {
             return Err(Error::SourceNotLocal);
         }
+        let source = match flags.contains(OFlags::DIRECT) {
+            // The kernel reads whole blocks through such a descriptor alone, and says EINVAL of the rest.
+            true => open_again(&source).map_err(|_| Error::BadDescriptor)?,
+            false => source,
+        };
         let stat = fs::fstat(&source).map_err(Error::Storage)?;
         let length = stat.st_size.max(0) as u64;
         check_size(length, most)?;
@@ -244,8 +249,13 @@ impl Copying {
 
 impl Looker {
     fn of(source: &OwnedFd) -> Looker {
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-        let path = format!("/proc/self/fd/{}", source.as_raw_fd());
-        fs::openat(CWD, path, flags, Permissions::empty()).map_or(Looker::Theirs, Looker::Own)
+        open_again(source).map_or(Looker::Theirs, Looker::Own)
     }
+}
+
+/// Another open file of the same object, with nothing of how the client opened its own.
+fn open_again(source: &OwnedFd) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let path = format!("/proc/self/fd/{}", source.as_raw_fd());
+    fs::openat(CWD, path, flags, Permissions::empty())
 }
