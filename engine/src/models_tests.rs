@@ -4,6 +4,9 @@ use loom::sync::Arc;
 use loom::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use loom::thread;
 
+mod mailbox;
+mod roster;
+
 use crate::concurrency::hands::Hands;
 use crate::hand_over::HandOver;
 use crate::queue::Queue;

@@ -21,7 +21,7 @@ use crate::listener::{Accepted, Listener, Taker};
 use crate::service::Service;
 use crate::session::{Manner, Next, Scratch, Session, Wake};
 use crate::settings::cores;
-use crate::transport::Patience;
+use crate::transport::{Bell, Patience};
 
 const STACK: usize = 256 << 10;
 const ACCEPTS_A_TURN: usize = 64;
@@ -38,23 +38,9 @@ struct Loops {
     solo: Arc<Solo>,
 }
 
-impl Loops {
-    /// The loop that has the fewest sessions, of those that run; of equals, `own`.
-    fn least(&self, own: usize) -> Option<(usize, &Mailbox)> {
-        let running = self.loops.iter().enumerate().filter(|(_, mailbox)| mailbox.is_open());
-        running.min_by_key(|(number, mailbox)| (mailbox.sessions.load(Relaxed), *number != own))
-    }
-}
-
 impl GiveBack for Loops {
-    fn give_back(&self, mut session: Box<Session>) -> Result<(), Box<Session>> {
-        while let Some((_, mailbox)) = self.least(0) {
-            match mailbox.put(session) {
-                Ok(()) => return Ok(()),
-                Err(back) => session = back,
-            }
-        }
-        Err(session)
+    fn give_back(&self, session: Box<Session>) -> Result<(), Box<Session>> {
+        Mailbox::put_into_least(&self.loops, session)
     }
 }
 
@@ -65,7 +51,7 @@ pub fn serve(listener: &Arc<Listener>, service: &Arc<Service>, shutdown: &Arc<Sh
         size => size.min(cores()),
     };
     let fail = |(errno, what)| start_error(errno, what, &listener.address);
-    let mailboxes = match (0..count).map(|_| Mailbox::new()).collect::<Result<Vec<_>, _>>() {
+    let mailboxes = match (0..count).map(|_| Bell::new().map(Mailbox::new)).collect::<Result<Vec<_>, _>>() {
         Ok(mailboxes) => mailboxes,
         Err(errno) => return begun.badly(fail((errno, "make an eventfd"))),
     };
@@ -149,7 +135,7 @@ impl Drop for EventLoop<'_> {
 impl<'a> EventLoop<'a> {
     fn new(shared: &'a Arc<Loops>, number: usize) -> Result<Self, (Errno, &'static str)> {
         let mailbox = &shared.loops[number];
-        let woken = Arc::new(Woken::new().map_err(|errno| (errno, "make an eventfd"))?);
+        let woken = Arc::new(Woken::new(Bell::new().map_err(|errno| (errno, "make an eventfd"))?));
         let poller = Poller::new().map_err(|errno| (errno, "make an epoll"))?;
         let add = || {
             poller.add(&mailbox.bell, Source::Mailbox, EventFlags::IN)?;
@@ -318,7 +304,7 @@ impl<'a> EventLoop<'a> {
     /// Gives a connection to the loop that has the fewest.
     fn place(&mut self, session: Box<Session>) {
         let mine = self.mailbox.sessions.load(Relaxed);
-        let kept = match self.shared.least(self.number) {
+        let kept = match Mailbox::least(&self.shared.loops, self.number) {
             Some((number, mailbox)) if number != self.number && mailbox.sessions.load(Relaxed) < mine => {
                 mailbox.put(session)
             }

@@ -1,39 +1,73 @@
 //! How sessions get into an event loop from other threads, and how storage wakes those that it has.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::places::Key;
 use crate::session::{Session, Wake};
+use crate::sync::{AtomicUsize, Mutex, MutexGuard, Ordering::Relaxed, PoisonError};
 use crate::transport::Bell;
+
+/// What an event loop sleeps on: it wakes while there is a ring that was not taken. An eventfd, or a model of one under
+/// loom.
+pub trait Ring: Send + Sync + std::fmt::Debug {
+    fn ring(&self);
+
+    /// Takes one ring; false where there is none.
+    fn take(&self) -> bool;
+}
+
+impl Ring for Bell {
+    fn ring(&self) {
+        Bell::ring(self);
+    }
+
+    fn take(&self) -> bool {
+        Bell::take(self)
+    }
+}
 
 /// The sessions that others have put there, until the loop takes them.
 #[derive(Debug)]
-pub struct Mailbox {
+pub struct Mailbox<T = Box<Session>, B = Bell> {
     /// Those that the loop has, and those on their way to it: of many that come at once, it does not get all.
     pub sessions: AtomicUsize,
     /// None once the loop takes no more.
-    arrived: Mutex<Option<VecDeque<Box<Session>>>>,
-    pub bell: Bell,
+    arrived: Mutex<Option<VecDeque<T>>>,
+    pub bell: B,
 }
 
-impl Mailbox {
-    pub fn new() -> rustix::io::Result<Self> {
-        let arrived = Mutex::new(Some(VecDeque::new()));
-        Ok(Mailbox { sessions: AtomicUsize::new(0), arrived, bell: Bell::new()? })
+impl<T, B: Ring> Mailbox<T, B> {
+    pub fn new(bell: B) -> Self {
+        Mailbox { sessions: AtomicUsize::new(0), arrived: Mutex::new(Some(VecDeque::new())), bell }
     }
 
-    fn arrived(&self) -> MutexGuard<'_, Option<VecDeque<Box<Session>>>> {
+    fn arrived(&self) -> MutexGuard<'_, Option<VecDeque<T>>> {
         self.arrived.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub fn is_open(&self) -> bool {
+    fn is_open(&self) -> bool {
         self.arrived().is_some()
     }
 
+    /// The mailbox of the loop that has the fewest sessions, of those that run; of equals, that of `own`.
+    pub fn least(mailboxes: &[Self], own: usize) -> Option<(usize, &Self)> {
+        let running = mailboxes.iter().enumerate().filter(|(_, mailbox)| mailbox.is_open());
+        running.min_by_key(|(number, mailbox)| (mailbox.sessions.load(Relaxed), *number != own))
+    }
+
+    /// Gives a session to the loop that has the fewest; it comes back where no loop runs.
+    pub fn put_into_least(mailboxes: &[Self], mut session: T) -> Result<(), T> {
+        while let Some((_, mailbox)) = Self::least(mailboxes, 0) {
+            match mailbox.put(session) {
+                Ok(()) => return Ok(()),
+                Err(back) => session = back,
+            }
+        }
+        Err(session)
+    }
+
     /// Gives the loop a session; it comes back where the loop takes no more.
-    pub fn put(&self, session: Box<Session>) -> Result<(), Box<Session>> {
+    pub fn put(&self, session: T) -> Result<(), T> {
         let mut arrived = self.arrived();
         let Some(queue) = arrived.as_mut() else { return Err(session) };
         self.sessions.fetch_add(1, Relaxed);
@@ -43,7 +77,7 @@ impl Mailbox {
         Ok(())
     }
 
-    pub fn take(&self) -> Option<Box<Session>> {
+    pub fn take(&self) -> Option<T> {
         // Whether or not it has rung: a ring too many is one look too many.
         self.bell.take();
         self.arrived().as_mut()?.pop_front()
@@ -67,21 +101,21 @@ impl Mailbox {
 
 /// Sessions for which storage has something.
 #[derive(Debug)]
-pub struct Woken {
+pub struct Woken<B = Bell> {
     keys: Mutex<Vec<Key>>,
-    pub bell: Bell,
+    pub bell: B,
 }
 
-impl Wake for Woken {
+impl<B: Ring> Wake for Woken<B> {
     fn wake(&self, key: u64) {
         self.keys.lock().unwrap_or_else(PoisonError::into_inner).push(Key::from_number(key));
         self.bell.ring();
     }
 }
 
-impl Woken {
-    pub fn new() -> rustix::io::Result<Self> {
-        Ok(Woken { keys: Mutex::new(Vec::new()), bell: Bell::new()? })
+impl<B: Ring> Woken<B> {
+    pub fn new(bell: B) -> Self {
+        Woken { keys: Mutex::new(Vec::new()), bell }
     }
 
     /// Those that were woken since this was called before.

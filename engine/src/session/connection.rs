@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering:
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 
 use super::errand::Done;
+use super::finished::Finished;
 use super::unread::Unread;
 use crate::peers::{Account, Guest};
 use crate::service::Service;
@@ -42,7 +43,7 @@ pub struct Connection {
     number: u64,
     /// Asked of the kernel when storage first works for it.
     client: OnceLock<Client>,
-    finished: Mutex<Finished>,
+    finished: Finished<Done>,
     /// Set when its session has ended: its user's count of connections goes with it.
     guest: OnceLock<Box<Guest>>,
     // Behind the socket: it is dropped after it.
@@ -63,14 +64,6 @@ impl Drop for Counted {
     }
 }
 
-#[derive(Debug, Default)]
-struct Finished {
-    done: Vec<Done>,
-    /// Its session has ended, and takes no more results.
-    is_over: bool,
-    wake: Option<(Arc<dyn Wake>, u64)>,
-}
-
 impl Connection {
     /// Takes a connection that was counted by [`Service::admit_connection`].
     pub(super) fn new(socket: OwnedFd, transport: Transport, service: &Arc<Service>) -> Self {
@@ -88,7 +81,7 @@ impl Connection {
             is_over: AtomicBool::new(false),
             number: NEXT.fetch_add(1, Relaxed),
             client: OnceLock::new(),
-            finished: Mutex::new(Finished::default()),
+            finished: Finished::new(),
             guest: OnceLock::new(),
             counted: Counted { service: Arc::clone(service), transport },
         }
@@ -108,12 +101,7 @@ impl Connection {
             // A session ends once.
             let _ = self.guest.set(guest);
         }
-        let mut finished = self.finished();
-        finished.is_over = true;
-        let (wake, left) = (finished.wake.take(), std::mem::take(&mut finished.done));
-        drop(finished);
-        drop(wake);
-        for done in left {
+        for done in self.finished.end() {
             self.miss(done);
         }
     }
@@ -152,12 +140,7 @@ impl Connection {
 
     /// From now on `wake` is told, with this key; at once where something has come meanwhile.
     pub fn set_wake(&self, wake: &Arc<dyn Wake>, key: u64) {
-        let mut finished = self.finished();
-        finished.wake = Some((Arc::clone(wake), key));
-        if !finished.done.is_empty() {
-            drop(finished);
-            wake.wake(key);
-        }
+        self.finished.set_wake(wake, key);
     }
 
     /// Leaves a result for the session, and has it run.
@@ -166,16 +149,8 @@ impl Connection {
         if self.is_over.load(Relaxed) {
             return self.miss(done);
         }
-        let mut finished = self.finished();
-        if finished.is_over {
-            drop(finished);
-            return self.miss(done);
-        }
-        finished.done.push(done);
-        let wake = finished.wake.clone();
-        drop(finished);
-        if let Some((wake, key)) = wake {
-            wake.wake(key);
+        if let Err(done) = self.finished.add(done) {
+            self.miss(done);
         }
     }
 
@@ -187,11 +162,7 @@ impl Connection {
     }
 
     pub(super) fn take_done(&self) -> Vec<Done> {
-        std::mem::take(&mut self.finished().done)
-    }
-
-    fn finished(&self) -> MutexGuard<'_, Finished> {
-        self.finished.lock().unwrap_or_else(PoisonError::into_inner)
+        self.finished.take()
     }
 
     pub(super) fn unread(&self) -> u32 {

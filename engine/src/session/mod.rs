@@ -13,6 +13,7 @@ mod copies;
 mod descriptors;
 mod endings;
 mod errand;
+pub(crate) mod finished;
 mod jobs;
 mod outbox;
 mod pace;

@@ -1,0 +1,159 @@
+//! The threads of thread-per-connection: who is counted, and which connection waits for which thread.
+
+use loom::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use loom::sync::{Condvar, Mutex};
+use loom::thread::{self, JoinHandle};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::concurrency::roster::Roster;
+
+const MOST: usize = 2;
+/// A thread without work ends at once, unless it is the last.
+const AT_ONCE: Duration = Duration::ZERO;
+/// A thread without work stays.
+const STAYS: Duration = Duration::from_secs(3600);
+
+/// The roster, and what its threads did.
+#[derive(Debug)]
+struct Crew {
+    roster: Roster<usize>,
+    idle: Duration,
+    served: AtomicUsize,
+    running: AtomicUsize,
+    /// Where connections meet that stay until the other is served too.
+    stay: Mutex<Option<Meeting>>,
+}
+
+type Meeting = Arc<(Mutex<usize>, Condvar)>;
+
+fn wait_for(meeting: &Meeting, count: usize) {
+    let mut present = meeting.0.lock().unwrap();
+    while *present < count {
+        present = meeting.1.wait(present).unwrap();
+    }
+}
+
+impl Crew {
+    /// With its first thread.
+    fn begin(idle: Duration) -> (Arc<Crew>, JoinHandle<()>) {
+        let crew = Arc::new(Crew {
+            roster: Roster::new(MOST),
+            idle,
+            served: AtomicUsize::new(0),
+            running: AtomicUsize::new(0),
+            stay: Mutex::new(None),
+        });
+        assert!(crew.roster.claim_first());
+        let first = crew.start();
+        (crew, first)
+    }
+
+    fn start(self: &Arc<Self>) -> JoinHandle<()> {
+        let crew = Arc::clone(self);
+        thread::spawn(move || {
+            while let Some(connection) = crew.roster.next(crew.idle) {
+                assert!(crew.running.fetch_add(1, Relaxed) < MOST, "more threads than there may be");
+                crew.served.fetch_add(connection, Relaxed);
+                let meeting = crew.stay.lock().unwrap().clone();
+                if let Some(meeting) = meeting {
+                    *meeting.0.lock().unwrap() += 1;
+                    meeting.1.notify_all();
+                    wait_for(&meeting, MOST);
+                }
+                crew.running.fetch_sub(1, Relaxed);
+            }
+        })
+    }
+
+    fn add(self: &Arc<Self>, connection: usize) -> Option<JoinHandle<()>> {
+        self.roster.add(connection).then(|| self.start())
+    }
+
+    /// As a model winds up. Returns once no thread is counted and no connection waits: loom's waits have no time limit, so
+    /// this waits for ever where one is lost, and loom reports a deadlock.
+    fn wind_up(&self) {
+        self.roster.end();
+        while !self.roster.is_over(STAYS) {}
+        assert_eq!((self.roster.threads(), self.roster.waiting()), (0, 0));
+    }
+}
+
+fn check(model: impl Fn() + Sync + Send + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(3);
+    builder.check(model);
+}
+
+/// Threads leave when they have nothing to do while connections come: each connection is served, each thread is counted out.
+#[test]
+fn no_connection_waits_for_a_thread_that_has_left() {
+    check(|| {
+        let (crew, first) = Crew::begin(AT_ONCE);
+        let second = crew.add(1);
+        let third = crew.add(2);
+        crew.wind_up();
+        assert_eq!(crew.served.load(Relaxed), 3);
+        for thread in [Some(first), second, third].into_iter().flatten() {
+            thread.join().unwrap();
+        }
+    });
+}
+
+/// Two connections come and stay, while one thread is idle or about to be: each has a thread of its own, and there are no more.
+#[test]
+fn each_connection_that_stays_has_a_thread() {
+    check(|| {
+        let (crew, first) = Crew::begin(STAYS);
+        let both_are_served = Arc::new((Mutex::new(0), Condvar::new()));
+        *crew.stay.lock().unwrap() = Some(Arc::clone(&both_are_served));
+        let more: Vec<_> = [crew.add(1), crew.add(2)].into_iter().flatten().collect();
+        assert!(more.len() < MOST);
+        wait_for(&both_are_served, 2);
+        crew.wind_up();
+        assert_eq!(crew.served.load(Relaxed), 3);
+        for thread in more.into_iter().chain([first]) {
+            thread.join().unwrap();
+        }
+    });
+}
+
+/// The kernel gives no further thread: the connection is served by those that there are, and a later try counts one more.
+#[test]
+fn a_connection_whose_thread_could_not_be_started_is_served_by_another() {
+    check(|| {
+        let (crew, first) = Crew::begin(STAYS);
+        for connection in [1, 2] {
+            if crew.roster.add(connection) {
+                crew.roster.thread_failed();
+            }
+        }
+        let second = crew.roster.wants_a_thread().then(|| crew.start());
+        crew.wind_up();
+        assert_eq!(crew.served.load(Relaxed), 3);
+        for thread in [Some(first), second].into_iter().flatten() {
+            thread.join().unwrap();
+        }
+    });
+}
+
+/// A connection is added while all ends, as one that another model did not take: it is served, or is still there for the
+/// model to hand over; never both.
+#[test]
+fn a_connection_that_comes_while_all_ends_is_served_or_handed_over() {
+    check(|| {
+        let (crew, first) = Crew::begin(STAYS);
+        let adder = {
+            let crew = Arc::clone(&crew);
+            thread::spawn(move || crew.add(1))
+        };
+        crew.roster.end();
+        let handed_over: usize = crew.roster.take_waiting().into_iter().sum();
+        let second = adder.join().unwrap();
+        crew.wind_up();
+        assert_eq!(handed_over + crew.served.load(Relaxed), 1);
+        for thread in [Some(first), second].into_iter().flatten() {
+            thread.join().unwrap();
+        }
+    });
+}
