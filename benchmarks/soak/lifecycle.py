@@ -1,12 +1,17 @@
-"""Models that change, drains, stops and forks at random, under load and without descriptors: at rest nothing is left.
+"""Models that change, drains, stops and forks at random, under load and in want: at rest nothing is left.
 
     python -m benchmarks.soak.lifecycle [--seconds 300] [--seed N]
 
-A server after the other lives in this process, under the native load generator. While it serves, its model changes, a
-fork of the process stops or drops its copy, or the process has no descriptors left while the model is to change: that
-raises OSError, or succeeds. Then the server drains or stops. When it rests, and when it has ended, there must be no
-connection, no descriptor, no thread more than before, no memory that grows with each life, and no work. Ends with 1
-where anything is not so.
+A server after the other lives in this process, over Unix, TCP and UDP, under the native load generator and clients that
+look at each answer: readers over each transport, writers that put, read and delete an object of their own. While it
+serves, its models change one by one or with its settings, which are read again; a fork of the process stops or drops
+its copy; or the process has no descriptors or may start no thread while a model is to change: that raises OSError and
+changes nothing, or succeeds. Likewise a server is started. Then the server drains or stops.
+
+No request fails but for want of descriptors, no answer is wrong, and what was written last is in the root when the
+server has ended. When it rests, and when it has ended, there must be no connection, no descriptor, no thread more than
+before, no memory that grows with each life, and no work. Ends with 1 where anything is not so. Root has no limit on
+threads, so a run by root goes on as a user of its own.
 """
 
 import argparse
@@ -21,15 +26,17 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from benchmarks.soak.lifecycle_clients import CONTENTS, Clients
 from benchmarks.soak.slow_writers import MODELS
 from benchmarks.soak.vitals import Vitals
 from objmapper_client import Client
-from objmapper_server import Config, Server
+from objmapper_server import Concurrency, Config, ConfigError, Server
 from objmapper_server._engine import Load
 from objmapper_server.load import LoadPlan, _native
 
-#: Clients of the load, half of them with requests ahead.
+#: Clients of the load for each transport, half of them with requests ahead.
 CLIENTS = 8
+DIALECTS = {"unix": "fdpass2", "tcp": "copy2", "udp": "pull"}
 #: Actions of one life.
 ACTIONS = 8
 #: Seconds in which what ended must be gone, and seconds in which the processor time at rest is read.
@@ -38,11 +45,27 @@ PATIENCE, REST = 20.0, 0.5
 IDLE = 0.15
 #: Bytes by which the process may have grown over its first life, whatever the number of lives.
 GROWTH = 48 << 20
+#: Of a run by root: a user for each process, who has no other threads. Below 65534, so that it is there in a container.
+FIRST_USER, USERS = 60_000, 5_000
 
 
-def threads() -> int:
-    """Return the threads of this process."""
-    return len(list(Path("/proc/self/task").iterdir()))
+def threads() -> list[str]:
+    """Return the threads of this process, by name."""
+    names = []
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):
+            names.append((task / "comm").read_text(encoding="utf-8").strip())
+    return names
+
+
+def threads_of_user() -> int:
+    """Return the threads of this process's user, as RLIMIT_NPROC counts them."""
+    count = 0
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if process.stat().st_uid == os.getuid():
+                count += len(list((process / "task").iterdir()))
+    return count
 
 
 def within(condition: Callable[[], bool]) -> bool:
@@ -82,6 +105,17 @@ def without_descriptors(more: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
+@contextlib.contextmanager
+def without_threads(more: int) -> Iterator[None]:
+    """In the block the process may start so many threads."""
+    before = resource.getrlimit(resource.RLIMIT_NPROC)
+    resource.setrlimit(resource.RLIMIT_NPROC, (threads_of_user() + more, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NPROC, before)
+
+
 class Soak:
     """What the lives so far came to."""
 
@@ -90,64 +124,126 @@ class Soak:
         self.counts = Counter[str]()
         self.wrong: list[str] = []
         self.root = root
+        self.file = root.parent / "objmapper.toml"
         self.first: Vitals | None = None
 
     def live(self) -> None:
         """Runs one server from start to end."""
         before, threads_before = Vitals.of(), threads()
-        model = self.random.choice(MODELS)
-        config = Config(
-            root=self.root, unix=self.root.parent / "socket", tcp="127.0.0.1:0", admin=None, concurrency_model=model
+        self.write_settings()
+        config = Config.load(
+            file=self.file, environment=False, root=self.root, unix=self.root.parent / "socket", admin="none"
         )
+        self.start_in_want(config)
         with Server(config) as server:
-            loads = [self.load(server, transport) for transport in ("unix", "tcp")]
+            clients = Clients(server.addresses)
+            loads = [self.load(server, transport) for transport in DIALECTS]
             for _ in range(ACTIONS):
-                self.random.choice([self.switch, self.switch, self.fork, self.exhaust])(server)
+                act = self.random.choice([self.switch, self.switch, self.reload, self.fork, self.exhaust, self.exhaust])
+                act(server, clients)
+            clients.end_udp()
             if self.random.random() < 0.5:
                 self.counts["drains"] += 1
+                clients.is_ending.set()
                 self.check(server.drain(PATIENCE), "a drain did not end")
             elif self.random.random() < 0.5:
-                self.rest(server, loads)
+                self.rest(server, clients, loads)
+            clients.is_ending.set()
             self.counts["lives"] += 1
+        clients.end(self.root)
+        self.counts += clients.counts
+        for wrong in clients.wrong:
+            self.check(False, wrong)
         for load in loads:
             load.stop()
-            self.counts["answers"] += load.finish()["requests"]
-        del loads, load
-        self.check(within(lambda: threads() <= threads_before), f"{threads()} threads, {threads_before} before")
+            self.counts["answers to the load"] += load.finish()["requests"]
+        del clients, loads, load
+        self.check_ended(before, threads_before)
+
+    def check_ended(self, before: Vitals, threads_before: list[str]) -> None:
+        """Looks at the process, which has no server any more."""
+        self.check(within(lambda: len(threads()) <= len(threads_before)), f"{threads()}, and before {threads_before}")
         after = before.now(os.getpid())
         self.check(after.descriptors <= before.descriptors, f"{after}, and before {before}")
         self.first = self.first or after
         self.check(after.resident < self.first.resident + GROWTH, f"{after}, and after the first life {self.first}")
         self.check(uses_processor() < IDLE, "the process works though nothing serves")
+        left = sorted(place.name for place in self.root.iterdir() if f"/{place.name}" not in CONTENTS)
+        self.check(not [name for name in left if not name.startswith(".")], f"left in the root: {left}")
+
+    def write_settings(self) -> None:
+        """Writes other settings into the file."""
+        models = ",".join(f"{transport}={self.model(transport).value}" for transport in DIALECTS)
+        self.file.write_text(
+            f'tcp = "127.0.0.1:0"\nudp = "127.0.0.1:0"\nwritable = true\nconcurrency_model = "{models}"\n'
+            f"max_connections = {self.random.randrange(200, 400)}\n",
+            encoding="utf-8",
+        )
+
+    def model(self, transport: str) -> Concurrency:
+        """Return a model that can serve a transport."""
+        return self.random.choice(
+            [model for model in MODELS if transport != "udp" or model is not Concurrency.THREAD_PER_CONNECTION]
+        )
+
+    def in_want(self) -> contextlib.AbstractContextManager[None]:
+        """Takes descriptors or threads away, but for some."""
+        return self.random.choice([without_descriptors, without_threads])(self.random.randrange(12))
+
+    def start_in_want(self, config: Config) -> None:
+        """Start a server where there is not enough for one, or just enough."""
+        with self.in_want():
+            try:
+                with Server(config):
+                    pass
+            except OSError:
+                self.counts["starts that failed"] += 1
+            else:
+                self.counts["starts in want"] += 1
 
     def load(self, server: Server, transport: str) -> Load:
         """Begin a load on a transport."""
         plan = LoadPlan(
             address=server.addresses[transport],
-            dialect="fdpass2" if transport == "unix" else "copy2",
-            uris=("/small", "/large"),
+            dialect=DIALECTS[transport],
+            uris=tuple(CONTENTS),
             clients=CLIENTS,
-            pipeline=self.random.choice([1, 16]),
+            pipeline=self.random.choice([1, 16]) if transport != "udp" else 1,
             duration=3600,
         )
         return Load(_native(plan))
 
-    def switch(self, server: Server) -> None:
+    def switch(self, server: Server, _: Clients) -> None:
         """Change the model of a transport."""
-        transport = self.random.choice(["unix", "tcp"])
-        server.set_concurrency(**{transport: self.random.choice(MODELS)})
+        transport = self.random.choice(list(DIALECTS))
+        server.set_concurrency(**{transport: self.model(transport)})
         self.counts["switches"] += 1
 
-    def exhaust(self, server: Server) -> None:
-        """Change it while there are no descriptors, or few."""
-        with without_descriptors(self.random.randrange(6)):
-            try:
-                self.switch(server)
-            except OSError:
-                self.counts["switches that failed"] += 1
-            time.sleep(0.05)
+    def reload(self, server: Server, _: Clients) -> None:
+        """Have the server read other settings."""
+        self.write_settings()
+        server.reload()
+        self.counts["reloads"] += 1
 
-    def fork(self, server: Server) -> None:
+    def exhaust(self, server: Server, clients: Clients) -> None:
+        """Change models or settings while there are no descriptors, or no threads, or few."""
+        act = self.random.choice([self.switch, self.reload])
+        before = server.config
+        # Threads are the server's own; clients have theirs.
+        want = self.random.choice([without_descriptors, without_threads])
+        if want is without_descriptors:
+            clients.may_fail.set()
+        with want(self.random.randrange(6)):
+            try:
+                act(server, clients)
+                self.counts["changes in want"] += 1
+            except (OSError, ConfigError):
+                self.counts["changes that failed"] += 1
+                self.check(server.config == before, "a change that failed has changed the settings")
+            time.sleep(0.05)
+        clients.may_fail.clear()
+
+    def fork(self, server: Server, _: Clients) -> None:
         """Have a fork of the process end its copy of the server."""
         child = os.fork()
         if child == 0:
@@ -161,18 +257,18 @@ class Soak:
         os.waitpid(child, 0)
         self.counts["forks"] += 1
 
-    def rest(self, server: Server, loads: list[Load]) -> None:
+    def rest(self, server: Server, clients: Clients, loads: list[Load]) -> None:
         """Ends the load and looks at the server: it has nothing left, does nothing, and serves."""
+        clients.end(self.root)
         for load in loads:
             load.stop()
             load.finish()
-        self.check(
-            within(lambda: server.statistics().connections == 0),
-            "connections at rest",
-        )
+        self.check(within(lambda: server.statistics().connections == 0), "connections at rest")
         self.check(uses_processor() < IDLE, "the server works though nothing is connected")
-        with Client(server.addresses["unix"], timeout=PATIENCE) as client:
-            self.check(client.read("/small") == b"small", "another content")
+        for address in server.addresses.values():
+            with Client(address, timeout=PATIENCE) as client:
+                for name, content in CONTENTS.items():
+                    self.check(client.read(name) == content, "another content")
         self.counts["rests"] += 1
 
     def check(self, is_right: bool, otherwise: str) -> None:
@@ -181,17 +277,33 @@ class Soak:
             self.wrong.append(f"life {self.counts['lives']}: {otherwise}")
 
 
+def go_on_as_another_user() -> None:
+    """Have this process run again as a user who has no other threads and is not exempt from limits.
+
+    It may still read a Python that only root may read.
+    """
+    user = str(FIRST_USER + os.getpid() % USERS)
+    command = ["setpriv", "--reuid", user, "--regid", user, "--clear-groups"]
+    command += ["--inh-caps", "-all,+dac_override", "--ambient-caps", "-all,+dac_override"]
+    try:
+        os.execvp(command[0], [*command, sys.executable, "-m", "benchmarks.soak.lifecycle", *sys.argv[1:]])
+    except FileNotFoundError:
+        sys.exit("setpriv (Debian: util-linux) is not installed")
+
+
 def main() -> int:
     """Lives until the time is over, then a line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--seconds", type=float, default=300.0)
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 30))
     given = parser.parse_args()
+    if os.geteuid() == 0:
+        go_on_as_another_user()
     with tempfile.TemporaryDirectory(prefix="objmapper-lifecycle-") as name:
         root = Path(name) / "root"
         root.mkdir()
-        (root / "small").write_bytes(b"small")
-        (root / "large").write_bytes(b"large" * 40_000)
+        for object_name, content in CONTENTS.items():
+            (root / object_name[1:]).write_bytes(content)
         soak = Soak(root, given.seed)
         until = time.monotonic() + given.seconds
         while time.monotonic() < until and not soak.wrong:

@@ -7,7 +7,7 @@ use std::ffi::CStr;
 use std::fmt::Display;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::errors::{Error, StartError};
 use crate::failures::Failures;
@@ -35,6 +35,8 @@ pub const RESERVED_DESCRIPTORS: u64 = 32;
 const STILL_TO_OPEN: u64 = 8;
 /// A server is to have room for so many clients at least, where it says how much to raise the limit.
 const FEWEST_CLIENTS: u64 = 16;
+/// The threads of a pool that has had no work end within a moment; so long a start that fails waits for them.
+const END_OF_A_POOL: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
 pub struct Service {
@@ -98,7 +100,12 @@ impl Service {
             is_needed.then(|| StoragePool::start(name, settings.storage_pool_size)).transpose()
         };
         let storage_pool = pool(settings.async_storage, "objmapper-storage")?;
-        let write_pool = pool(settings.writable, "objmapper-writer")?;
+        let write_pool = pool(settings.writable, "objmapper-writer").inspect_err(|_| {
+            // Its threads would wait for work as long as the process lives.
+            if let Some(started) = &storage_pool {
+                started.stop(Instant::now() + END_OF_A_POOL);
+            }
+        })?;
         let uploads = Uploads::new(settings.max_uploads_per_uid, settings.max_reserved_per_uid);
         let mut notices = staging.as_ref().map_or(Vec::new(), |staging| staging.notices().to_vec());
         if let (Some(name), true) = (remote, settings.cache_size > 0) {

@@ -3,6 +3,8 @@
 import asyncio
 import errno
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -66,3 +68,48 @@ def test_a_start_without_room_for_a_thread_leaves_nothing(
     # The same value can be started once there is room.
     with server, Client(server.addresses["unix"]) as client:
         assert client.read("/a") == b"hello"
+
+
+#: Starts a writable server as a user with room for ever more threads, until it starts.
+FEW_THREADS = """
+import os, resource, sys
+from pathlib import Path
+from objmapper_server import Config, Server
+from tests.eventually import eventually
+import objmapper_server.access_log, objmapper_server.statistics, encodings.idna
+folder = Path(sys.argv[1])
+config = Config(root=folder, unix=folder.parent / "s", admin=None, writable=True, tcp="127.0.0.1:0")
+os.setgroups([])
+os.setresgid(64323, 64323, 64323)
+os.setresuid(64323, 64323, 64323)
+def threads():
+    return len(os.listdir("/proc/self/task"))
+before = threads()
+failed, most = 0, resource.getrlimit(resource.RLIMIT_NPROC)[1]
+while True:
+    resource.setrlimit(resource.RLIMIT_NPROC, (before + failed, most))
+    try:
+        with Server(config):
+            pass
+    except OSError:
+        assert eventually(lambda: threads() <= before), f"{threads() - before} threads left, room for {failed}"
+        failed += 1
+    else:
+        break
+print(failed)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root makes a user that has no other threads")
+def test_a_start_with_room_for_some_threads_leaves_none(tmp_path: Path) -> None:
+    folder = tmp_path / "folder" / "root"
+    folder.mkdir(parents=True)
+    for place in (folder.parent, folder):
+        os.chown(place, 64323, 64323)
+    for parent in (tmp_path, *tmp_path.parents[:2]):
+        parent.chmod(parent.stat().st_mode | 0o011)
+    command = [sys.executable, "-c", FEW_THREADS, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    # Two pools of storage have four threads each, and each transport has one at least.
+    assert int(done.stdout) > 10

@@ -366,7 +366,22 @@ impl<'a> Worker<'a> {
         }
         let now = Instant::now();
         let room = std::mem::take(&mut self.room);
-        let mut input = &room[..kept + length];
+        let opened = self.take_answers(index, &room[..kept + length], now);
+        // Before an error is looked at: other clients receive into it too.
+        self.room = room;
+        let opened = opened?;
+        // A descriptor may come before the rest of its answer, never after it.
+        let came = self.clients[index].spare + descriptors;
+        if passes && opened > came {
+            self.tally.errors += 1;
+        }
+        self.clients[index].spare = came.saturating_sub(opened);
+        Ok(true)
+    }
+
+    /// Counts the answers in the input, and keeps what is left of it. Returns how many came with a descriptor.
+    fn take_answers(&mut self, index: usize, mut input: &[u8], now: Instant) -> io::Result<usize> {
+        let passes = self.shared.plan.dialect.passes_descriptors();
         let mut opened = 0;
         while !self.clients[index].under_way.is_empty() {
             let before = input.len();
@@ -379,14 +394,7 @@ impl<'a> Worker<'a> {
             }
         }
         self.clients[index].kept.extend_from_slice(input);
-        self.room = room;
-        // A descriptor may come before the rest of its answer, never after it.
-        let came = self.clients[index].spare + descriptors;
-        if passes && opened > came {
-            self.tally.errors += 1;
-        }
-        self.clients[index].spare = came.saturating_sub(opened);
-        Ok(true)
+        Ok(opened)
     }
 
     fn count(
