@@ -314,6 +314,7 @@ LAYERS: dict[str, set[str]] = {
         "settings",
         "statistics",
         "storage",
+        "sync",
         "transport",
         "uploads",
     },

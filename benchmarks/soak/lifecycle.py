@@ -5,8 +5,8 @@
 A server after the other lives in this process, over Unix, TCP and UDP, under the native load generator and clients that
 look at each answer: readers over each transport, writers that put, read and delete an object of their own. While it
 serves, its models change one by one or with its settings, which are read again; a fork of the process stops or drops
-its copy; or the process has no descriptors or may start no thread while a model is to change: that raises OSError and
-changes nothing, or succeeds. Likewise a server is started. Then the server drains or stops.
+its copy; or the process has no descriptors or may start no thread while a model is to change: that succeeds, or raises
+and leaves the settings as they were. Likewise a server is started. Then the server drains or stops.
 
 No request fails but for want of descriptors, no answer is wrong, and what was written last is in the root when the
 server has ended. When it rests, and when it has ended, there must be no connection, no descriptor, no thread more than
@@ -32,11 +32,11 @@ from benchmarks.soak.vitals import Vitals
 from objmapper_client import Client
 from objmapper_server import Concurrency, Config, ConfigError, Server
 from objmapper_server._engine import Load
-from objmapper_server.load import LoadPlan, _native
+from objmapper_server.load import Dialect, LoadPlan, _native
 
 #: Clients of the load for each transport, half of them with requests ahead.
 CLIENTS = 8
-DIALECTS = {"unix": "fdpass2", "tcp": "copy2", "udp": "pull"}
+DIALECTS: dict[str, Dialect] = {"unix": "fdpass2", "tcp": "copy2", "udp": "pull"}
 #: Actions of one life.
 ACTIONS = 8
 #: Seconds in which what ended must be gone, and seconds in which the processor time at rest is read.

@@ -2,7 +2,7 @@
 
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from objmapper_client import Client, ConnectionFailed, DescriptorLimit, ObjectNotFound, OutcomeUnknown, ServerBusy
@@ -18,7 +18,7 @@ DELETES = 5
 class Clients:
     """Readers and writers, each in a thread with a connection."""
 
-    def __init__(self, addresses: dict[str, str]) -> None:
+    def __init__(self, addresses: Mapping[str, str]) -> None:
         self.counts = Counter[str]()
         self.wrong: list[str] = []
         #: The process has no descriptors: a request may fail, of the client's too, and no answer may be wrong.

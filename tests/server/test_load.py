@@ -113,6 +113,28 @@ def test_one_client_that_waits_for_an_answer_ends_with_the_load() -> None:
     assert (result.requests, result.lost, result.errors) == (5, 1, 0)
 
 
+def malformed_first() -> Callable[[socket.socket], None]:
+    """Answers the first connection with a length that no content has, the others as they should be."""
+    connections = iter(range(1 << 20))
+
+    def answer(connection: socket.socket) -> None:
+        with connection:
+            if next(connections) > 0:
+                answering(connection, 50)
+            elif connection.recv(1 << 16):
+                connection.sendall(b"\0" + b"\xff" * 100)
+            until_hung_up(connection)
+
+    return answer
+
+
+def test_a_malformed_answer_to_one_client_ends_no_other() -> None:
+    with serving(malformed_first()) as address:
+        plan = LoadPlan(address=address, dialect="copy", uris=("/a",), clients=3, pipeline=2, duration=0.5)
+        result = run_load(plan)
+    assert (result.requests, result.errors) == (100, 1)
+
+
 def test_with_a_connection_for_each_request_those_that_break_are_errors_and_lost() -> None:
     with serving(breaking_after(0)) as address:
         result = run_load(LoadPlan(address=address, dialect="copy", uris=("/a",), reconnect=True, duration=0.2))
