@@ -22,7 +22,7 @@ from pathlib import Path
 import httpx
 
 from objmapper_cli.bench.own_server import own_server
-from objmapper_server.endpoint.metrics import BOUNDS_US
+from objmapper_server.admin.metrics import BOUNDS_US
 from objmapper_server.load import LoadPlan, run_load
 
 BUCKETS = "objmapper_request_duration_seconds_bucket"

@@ -1,9 +1,9 @@
 """The server: settings, lifecycle, figures. The data plane below it is native."""
 
-from .concurrency import Concurrency
-from .config import Config
-from .server import Server
-from .settings.config_error import ConfigError
-from .statistics import Statistics
+from objmapper_server.concurrency import Concurrency
+from objmapper_server.config import Config
+from objmapper_server.errors import ConfigError
+from objmapper_server.server import Server
+from objmapper_server.statistics import Statistics
 
 __all__ = ["Concurrency", "Config", "ConfigError", "Server", "Statistics"]

@@ -18,12 +18,11 @@ from pydantic import (
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from objmapper_client import address
-
-from .concurrency import TRANSPORTS, Concurrency, Transport, choose
-from .settings.config_error import ConfigError, did_you_mean
-from .settings.layers import ENVIRONMENT_PREFIX, absolute_path, layered
-from .settings.listening import ListeningPoint, parse_host_names, parse_networks
-from .settings.peers import groups, prefixes, users
+from objmapper_server.concurrency import TRANSPORTS, Concurrency, Transport, choose
+from objmapper_server.errors import ConfigError, did_you_mean
+from objmapper_server.settings.access_rules import groups, prefixes, users
+from objmapper_server.settings.listen_address import ListeningPoint, parse_host_names, parse_networks
+from objmapper_server.settings.sources import ENVIRONMENT_PREFIX, absolute_path, layered
 
 DEFAULT_ADMIN_PORT: Final = 9997
 A_YEAR: Final = 366 * 86400.0

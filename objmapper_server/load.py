@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from objmapper_client.address import TcpAddress, UnixAddress, parse
-
-from . import _engine
+from objmapper_server import _engine
 
 #: How objects are asked for; with a 2 over version 2 of the protocol with its extension.
 Dialect = Literal["fdpass", "copy", "splice", "fdpass2", "copy2", "splice2", "http", "redis", "pull", "memcached"]

@@ -11,24 +11,24 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from ._engine import Engine
-from ._engine import __version__ as engine_version
-from .access_log import AccessLog
-from .concurrency import TRANSPORTS, Concurrency, Transport, choose
-from .config import Config
-from .not_running import NotRunning
-from .process.activation import ADMIN, NO_SOCKETS, Sockets, address_of
-from .process.foreground import serve_until_told
-from .recorded import Recorded, RecordedRequest
-from .refusals import Refusal, RefusalLog
-from .settings.listening import ListeningPoint
-from .settings.peers import PeerRules
-from .settings.reload import Reloaded
-from .statistics import Statistics, Times
-from .storage_failures import StorageFailure
+from objmapper_server._engine import Engine
+from objmapper_server._engine import __version__ as engine_version
+from objmapper_server.access_log import AccessLog
+from objmapper_server.concurrency import TRANSPORTS, Concurrency, Transport, choose
+from objmapper_server.config import Config
+from objmapper_server.denial_log import Refusal, RefusalLog
+from objmapper_server.errors import NotRunning
+from objmapper_server.process.signals import serve_until_told
+from objmapper_server.process.socket_activation import ADMIN, NO_SOCKETS, Sockets, address_of
+from objmapper_server.request_records import Recorded, RecordedRequest
+from objmapper_server.settings.access_rules import PeerRules
+from objmapper_server.settings.listen_address import ListeningPoint
+from objmapper_server.settings.reload import Reloaded
+from objmapper_server.statistics import Statistics, Times
+from objmapper_server.storage_failures import StorageFailure
 
 if TYPE_CHECKING:
-    from .admin import Admin
+    from objmapper_server.admin.server import Admin
 
 LOG: Final = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ class Server:
             engine.start()
             self._engine = engine
             if self.config.admin is not None:
-                from .admin import Admin
+                from objmapper_server.admin.server import Admin
 
                 self._admin = Admin(self, self.config.admin, self._sockets.get(ADMIN))
                 self._admin.start()

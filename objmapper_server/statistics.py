@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 from objmapper_client.protocol import Status
 
 if TYPE_CHECKING:
-    from . import _engine
+    from objmapper_server import _engine
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass
 
-from .statistics import errno_name
+from objmapper_server.statistics import errno_name
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -72,7 +72,7 @@ def test_the_source_distribution_has_what_a_build_needs(sdist: Path) -> None:
     assert benches
     needed = {f"engine/benches/{name}.rs" for name in benches}
     needed |= {"LICENSE", "CHANGELOG.md", "README.md", "engine/Cargo.toml", "engine/Cargo.lock"}
-    needed |= {"objmapper_client/py.typed", "objmapper_server/py.typed", "objmapper_server/endpoint/dashboard.html"}
+    needed |= {"objmapper_client/py.typed", "objmapper_server/py.typed", "objmapper_server/admin/dashboard.html"}
     needed |= {str(path.relative_to(HOME)) for path in (HOME / "engine" / "src").rglob("*.rs")}
     needed |= {str(path.relative_to(HOME)) for path in (HOME / "packaging").rglob("*") if path.is_file()}
     assert needed - names == set()

@@ -13,7 +13,7 @@ import pytest
 
 from objmapper_client import Client, ObjmapperError, ServerFailed
 from objmapper_server import Concurrency, Config, Server
-from objmapper_server.endpoint.metrics import Exposition
+from objmapper_server.admin.metrics import Exposition
 from tests.eventually import eventually
 from tests.strace import Strace, threads_of, why_not
 

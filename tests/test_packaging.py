@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from objmapper_server import Concurrency, Config, Server
-from objmapper_server.endpoint.metrics import DATAGRAMS, Exposition
+from objmapper_server.admin.metrics import DATAGRAMS, Exposition
 from tests.wire import COPY, Wire
 
 PACKAGING = Path(__file__).parent.parent / "packaging"

@@ -44,7 +44,7 @@ def config(
 
 def _of(file: str | None, *, environment: bool) -> Document:
     """Return what they come to. A file is looked at by itself: the environment could hide what is wrong with it."""
-    from objmapper_server.settings.in_force import settings_in_force, settings_without_root
+    from objmapper_server.settings.effective import settings_in_force, settings_without_root
 
     loaded, has_root = settings_without_root(file, environment=environment)
     return {name: setting.model_dump() for name, setting in settings_in_force(loaded, has_root=has_root).items()}

@@ -52,7 +52,7 @@ def doctor(
 
 def _findings(file: str | None, flags: dict[str, Any]) -> Iterator["Finding"]:
     from objmapper_cli import machine
-    from objmapper_server.settings.in_force import settings_without_root
+    from objmapper_server.settings.effective import settings_without_root
 
     config, has_root = settings_without_root(file, **flags)
     yield machine.ok("settings", f"read{f' from {file}' if file else ''}, without a slip")

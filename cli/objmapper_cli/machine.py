@@ -256,7 +256,7 @@ def _running(admin: str | None) -> frozenset[str]:
 
 
 def _port(setting: str, listen: str, running: frozenset[str]) -> Finding:
-    from objmapper_server.settings.listening import ListeningPoint
+    from objmapper_server.settings.listen_address import ListeningPoint
 
     kind = socket.SOCK_DGRAM if setting == "udp" else socket.SOCK_STREAM
     try:
@@ -286,7 +286,7 @@ def datagrams(config: "Config") -> Iterator[Finding]:
     if config.udp is None:
         return
     yield _buffers()
-    from objmapper_server.settings.listening import ListeningPoint
+    from objmapper_server.settings.listen_address import ListeningPoint
 
     point = ListeningPoint.parse(config.udp, 0)
     try:

@@ -177,8 +177,8 @@ def serve(
         flags["admin"] = "none"
 
     from objmapper_server import Config, Server
-    from objmapper_server.process.activation import handed_over
     from objmapper_server.process.logs import LOG, log_to_stderr
+    from objmapper_server.process.socket_activation import handed_over
 
     # While it serves, SIGHUP is a reload; before and after, one that comes a moment too early or late ends nothing.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)

@@ -8,8 +8,7 @@ from datetime import UTC, datetime
 from typing import Final, Literal
 
 from objmapper_client.errors import printable
-
-from ..plain_json import as_plain_json
+from objmapper_server.plain_json import as_plain_json
 
 #: Above those of all modules of the server.
 LOG: Final = logging.getLogger("objmapper_server")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Final, Self
 
-from ..config import Config
+from objmapper_server.config import Config
 
 #: Whatever else is in a file that was changed has to wait for a restart.
 CHANGEABLE: Final = frozenset(

@@ -46,5 +46,10 @@ def _serve(listener: socket.socket, answer: bytes, hold: bool, connections: list
                     connection.sendall(answer)
                     if not hold:
                         break
+                # Closing with bytes unread resets the connection, and the answer may be lost.
+                connection.shutdown(socket.SHUT_WR)
+                connection.settimeout(5)
+                while connection.recv(8192):
+                    pass
             except OSError:
                 continue

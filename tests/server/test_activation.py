@@ -17,8 +17,8 @@ import pytest
 
 from objmapper_client import Client
 from objmapper_server import Concurrency, Config, Server
-from objmapper_server.process.activation import NO_SOCKETS, handed_over, kind_of
-from objmapper_server.process.notify import Notifier
+from objmapper_server.process.sd_notify import Notifier
+from objmapper_server.process.socket_activation import NO_SOCKETS, handed_over, kind_of
 from tests.wire import COPY, OK, Wire, request
 
 HOME = Path(__file__).parent.parent.parent

@@ -19,8 +19,8 @@ import httpx
 import pytest
 
 from objmapper_server import Config, Server
-from objmapper_server.admin import listen_on
-from objmapper_server.endpoint.gate import is_local
+from objmapper_server.admin.auth import is_local
+from objmapper_server.admin.server import listen_on
 from tests import nobody
 from tests.server.test_statistics import METRICS
 from tests.wire import COPY, NOT_FOUND, OK, Wire

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from objmapper_server import Concurrency, Config, ConfigError
 from objmapper_server.config import Given
-from objmapper_server.settings.listening import ListeningPoint
+from objmapper_server.settings.listen_address import ListeningPoint
 
 
 def test_the_defaults_are_the_documented_ones(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from objmapper_client import Client
 from objmapper_server import Config, Server
-from objmapper_server.endpoint.gate import ANY_HOST, is_local
+from objmapper_server.admin.auth import ANY_HOST, is_local
 from tests.server.test_admin import client_of
 
 TOKEN = "a token of sixteen characters"

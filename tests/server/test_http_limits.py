@@ -11,8 +11,8 @@ import httpx
 import pytest
 
 from objmapper_server import Config, Server
-from objmapper_server.endpoint import http_limits
-from objmapper_server.endpoint.gate import CONTENT
+from objmapper_server.admin import http_limits
+from objmapper_server.admin.auth import CONTENT
 from tests.wire import COPY, OK, Wire
 
 TOKEN = "a token of sixteen characters"

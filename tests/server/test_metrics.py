@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 
 from objmapper_client import Client
 from objmapper_server import Config, Server
-from objmapper_server.endpoint.metrics import BOUNDS_US
+from objmapper_server.admin.metrics import BOUNDS_US
 from tests.wire import COPY, FDPASS, NOT_FOUND, Wire
 
 ASKED = 20

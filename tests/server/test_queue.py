@@ -68,7 +68,8 @@ def test_requests_do(root: Path, tmp_path: Path, model: Concurrency) -> None:
     with ServerProcess(root, tmp_path / "socket", *flags) as server, ExitStack() as stack:
         crowd = [stack.enter_context(Wire(server.addresses["unix"])) for _ in range(CROWD)]
         for wire in crowd:
-            assert wire.ask(COPY, "/a").status == OK
+            # On a busy machine the one place may still be taken by the connection before.
+            assert eventually(lambda wire=wire: wire.ask(COPY, "/a").status == OK)  # type: ignore[misc]
         with server.stopped():
             for wire in crowd:
                 wire.send(request(COPY, "/a"))

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 
 from objmapper_client import Client
 from objmapper_server import Concurrency, Config, ConfigError, Server
-from objmapper_server.not_running import NotRunning
-from objmapper_server.settings.peers import PeerRules
+from objmapper_server.errors import NotRunning
+from objmapper_server.settings.access_rules import PeerRules
 from objmapper_server.settings.reload import CHANGEABLE, Reloaded
 from tests.server_process import ServerProcess
 from tests.wire import COPY, OK, UNAVAILABLE, Wire
@@ -328,8 +328,9 @@ def test_a_change_that_fails_midway_changes_nothing(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
     os.chown(folder, 64321, 64321)
-    for parent in (tmp_path, *tmp_path.parents[:2]):
-        parent.chmod(parent.stat().st_mode | 0o011)
+    for parent in (tmp_path, *tmp_path.parents):
+        if not parent.stat().st_mode & 0o011:
+            parent.chmod(parent.stat().st_mode | 0o011)
     done = subprocess.run(
         [sys.executable, "-c", RELOAD_WITHOUT_THREADS, str(folder)],
         capture_output=True,

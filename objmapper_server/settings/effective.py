@@ -4,9 +4,9 @@ from typing import Any, Final
 
 from pydantic import BaseModel
 
-from ..config import Config
-from .config_error import ConfigError
-from .reload import CHANGEABLE
+from objmapper_server.config import Config
+from objmapper_server.errors import ConfigError
+from objmapper_server.settings.reload import CHANGEABLE
 
 MASK: Final = "********"
 

@@ -5,11 +5,11 @@ import threading
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Final
 
-from .not_running import NotRunning
-from .threads import start_thread
+from objmapper_server.errors import NotRunning
+from objmapper_server.threads import start_thread
 
 if TYPE_CHECKING:
-    from .server import Server
+    from objmapper_server.server import Server
 
 LOG: Final = logging.getLogger(__name__)
 #: Seconds.

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import uvicorn
 
-from .endpoint.http_limits import BACKLOG, HEADERS, IDLE_TIME, LimitedHttp
-from .endpoint.routes import application
-from .settings.listening import ListeningPoint
-from .socket_path import SocketPath
-from .threads import start_thread
+from objmapper_server.admin.http_limits import BACKLOG, HEADERS, IDLE_TIME, LimitedHttp
+from objmapper_server.admin.routes import application
+from objmapper_server.settings.listen_address import ListeningPoint
+from objmapper_server.socket_path import SocketPath
+from objmapper_server.threads import start_thread
 
 if TYPE_CHECKING:
-    from .server import Server
+    from objmapper_server.server import Server
 
 LOG: Final = logging.getLogger(__name__)
 SOCKET_PERMISSIONS: Final = 0o600

@@ -8,12 +8,12 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from ..statistics import Cumulative, Datagrams, Statistics, Times, TransportLoad, bounds_us
+from objmapper_server.statistics import Cumulative, Datagrams, Statistics, Times, TransportLoad, bounds_us
 
 if TYPE_CHECKING:
     from prometheus_client import Metric
 
-    from ..server import Server
+    from objmapper_server.server import Server
 
 #: Microseconds. Six to a decade: two neighbours differ by half, which is how far a percentile can be off.
 BOUNDS_US: Final = bounds_us((1.0, 1.5, 2.0, 3.0, 5.0, 7.0), least=5.0)

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from types import MappingProxyType
 from typing import Final
 
-from ..settings.listening import ListeningPoint
+from objmapper_server.settings.listen_address import ListeningPoint
 
 FIRST: Final = 3
 #: The name (FileDescriptorName=) of the socket that is the admin endpoint's; all others are told by their kind.

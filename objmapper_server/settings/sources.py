@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from pydantic_settings import BaseSettings, EnvSettingsSource
 
-from .config_error import ConfigError, did_you_mean
+from objmapper_server.errors import ConfigError, did_you_mean
 
 ENVIRONMENT_PREFIX: Final = "OBJMAPPER_"
 #: Where a server that is started with layers shows its figures by default.

@@ -1,4 +1,4 @@
-"""What a wrong setting raises, and the hint that goes with a mistyped name."""
+"""What the control plane raises: a wrong setting, with a hint for a mistyped name; a server that does not run."""
 
 import difflib
 from collections.abc import Iterable
@@ -22,3 +22,10 @@ def did_you_mean(word: str, known: Iterable[str], *, likeness: float = 0.6) -> s
     """Return ``"; did you mean 'x'?"`` where something known looks alike, else nothing."""
     alike = difflib.get_close_matches(word, list(known), n=1, cutoff=likeness)
     return f"; did you mean {alike[0]!r}?" if alike else ""
+
+
+class NotRunning(RuntimeError):
+    """The server was not started, or was stopped."""
+
+    def __init__(self) -> None:
+        super().__init__("this server is not running")

@@ -12,19 +12,18 @@ from fastapi.security import HTTPBearer
 from h11 import LocalProtocolError
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
-from ..concurrency import TRANSPORTS, Concurrency
-from ..not_running import NotRunning
-from ..recorded import Recorded, RecordedRequest
-from ..settings.config_error import ConfigError
-from ..settings.in_force import Setting, settings_in_force
-from ..settings.listening import ListeningPoint
-from ..statistics import Statistics, bounds_us
-from .gate import Gate
-from .metrics import Exposition
-from .pages import Page
+from objmapper_server.admin.auth import Gate
+from objmapper_server.admin.metrics import Exposition
+from objmapper_server.admin.pages import Page
+from objmapper_server.concurrency import TRANSPORTS, Concurrency
+from objmapper_server.errors import ConfigError, NotRunning
+from objmapper_server.request_records import Recorded, RecordedRequest
+from objmapper_server.settings.effective import Setting, settings_in_force
+from objmapper_server.settings.listen_address import ListeningPoint
+from objmapper_server.statistics import Statistics, bounds_us
 
 if TYPE_CHECKING:
-    from ..server import Server
+    from objmapper_server.server import Server
 
 LOG: Final = logging.getLogger(__name__)
 #: Seconds that requests are recorded after one `POST /watch`.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
 
 if TYPE_CHECKING:
-    from ..config import Config
+    from objmapper_server.config import Config
 
 #: (uid_t) -1 is no user: the kernel uses it for "unchanged".
 MOST_ID: Final = 2**32 - 2

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
-from ..threads import start_thread
-from .notify import Notifier
+from objmapper_server.process.sd_notify import Notifier
+from objmapper_server.threads import start_thread
 
 if TYPE_CHECKING:
-    from ..server import Server
+    from objmapper_server.server import Server
 
 STOP_SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT})
 RELOAD_SIGNAL: Final = signal.SIGHUP
