@@ -28,7 +28,10 @@ def unknown_host(address: Address, error: Exception) -> ConnectionFailed:
 
 def unreachable(address: Address, error: OSError) -> ConnectionFailed:
     """The error for an address at which no server answers."""
-    return ConnectionFailed(f"{address}: server not reached ({error.strerror}); is it running?")
+    failed = ConnectionFailed(f"{address}: server not reached ({error.strerror}); is it running?")
+    # `may_start` in retry.py looks at it. TCP raises this only after the host's last address, with no `from`.
+    failed.__cause__ = error
+    return failed
 
 
 def resolve(address: TcpAddress | UdpAddress) -> Effects[list[Any]]:

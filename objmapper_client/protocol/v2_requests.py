@@ -165,9 +165,12 @@ def _encode_parameters(parameters: Parameters) -> bytes:
         word = getattr(parameters, name)
         if word is not None:
             try:
-                out += entry(kind, word.encode("latin-1") if isinstance(word, str) else word)
+                raw = word.encode("latin-1") if isinstance(word, str) else word
             except UnicodeEncodeError:
                 raise LocalProtocolError(f"{word!r} is no etag") from None
+            if len(raw) > MAX_PARAMETERS:
+                raise LocalProtocolError(f"an etag has 16 hex digits, this one {len(raw)} characters")
+            out += entry(kind, raw)
     if parameters.make_parents:
         out += entry(_MAKE_PARENTS, b"")
     return bytes(out)
