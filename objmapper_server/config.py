@@ -258,7 +258,7 @@ class Config(BaseSettings):
         """Leave the environment alone: only `load` reads it."""
         return (init_settings,)
 
-    @field_validator("root", "unix", mode="before")
+    @field_validator("root", "unix", "access_log", mode="before")
     @classmethod
     def _path(cls, value: object, info: ValidationInfo) -> object:
         if info.field_name == "unix":
@@ -270,7 +270,7 @@ class Config(BaseSettings):
             text = text.removeprefix("unix:")
         if not text or "\0" in text:
             raise ValueError("a path is needed")
-        return absolute_path(text)
+        return value if info.field_name == "access_log" else absolute_path(text)
 
     @field_validator("tcp", "udp", mode="before")
     @classmethod

@@ -96,9 +96,9 @@ class AdminClient:
                 )
         except httpx.TimeoutException as error:
             raise Failure(f"{self.address}: no answer in {PATIENCE:.0f} s", ExitCode.TIMEOUT) from error
-        except UnicodeError as error:
+        except (UnicodeError, httpx.InvalidURL) as error:
             raise Failure(f"{self.address!r} is no admin address: {error}", ExitCode.USAGE) from error
-        except (httpx.RequestError, httpx.InvalidURL) as error:
+        except httpx.RequestError as error:
             raise Failure(
                 f"{self.address}: no admin endpoint ({error}); is `objmapper serve` running? --admin names another",
                 ExitCode.NOT_REACHED,

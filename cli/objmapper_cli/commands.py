@@ -8,7 +8,10 @@ from typing import Annotated, Any, Final
 import typer
 from typer.core import TyperGroup
 
-from objmapper_cli.errors import ExitCode, guarded
+from objmapper_cli.errors import ExitCode, Failure, guarded
+
+#: What typer raises for arguments that are wrong: of click, or of the copy of click that newer versions of typer have.
+USAGE_ERROR: Final[Any] = typer.BadParameter.__base__
 
 #: In the order of the help page; each is the name of a module here and of a function in it,
 #: or of a group of commands.
@@ -81,17 +84,43 @@ def run() -> None:
     )
     app.callback()(objmapper)
     if "_OBJMAPPER_COMPLETE" in os.environ:
-        from typer._completion_classes import completion_init
-
-        completion_init()
+        guarded(_completed)(app)
     guarded(_ended)(app)
+
+
+def _completed(app: typer.Typer) -> int:
+    """Answer the completion script of a shell. Raises Failure where the shell's variables are missing or wrong."""
+    from typer._completion_classes import completion_init
+
+    completion_init()
+    try:
+        return _ended(app)
+    except (KeyError, ValueError) as error:
+        raise Failure(
+            f"_OBJMAPPER_COMPLETE is set, but not by a completion script ({error}): unset it", ExitCode.USAGE
+        ) from error
 
 
 def _ended(app: typer.Typer) -> int:
     try:
-        app(prog_name="objmapper")
+        code = app(prog_name="objmapper", standalone_mode=False)
     except SystemExit as leaving:
         if isinstance(leaving.code, int):
             return leaving.code
         raise
-    return ExitCode.DONE
+    except typer.Abort as error:
+        # typer's name for Ctrl-C while it reads the arguments.
+        raise KeyboardInterrupt from error
+    except USAGE_ERROR as error:
+        return _misused(error)
+    return code if isinstance(code, int) else ExitCode.DONE
+
+
+def _misused(error: Any) -> int:
+    """Show the help page where there are no arguments at all. Raises Failure, with one line, for wrong ones."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+        return ExitCode.USAGE
+    command = error.ctx.command_path if error.ctx is not None else "objmapper"
+    text = error.format_message().removesuffix(".").replace("Value error, ", "")
+    raise Failure(f"{text}; `{command} -h` shows the usage", ExitCode.USAGE) from error

@@ -19,7 +19,8 @@ def destination(name: str | None, *, sync: bool = False) -> Iterator[int]:
     place. With `sync` a file is on the disk when the block has ended. Raises OSError with the name.
     """
     if name in (None, "-"):
-        with named("standard output"):
+        # After a signal a progress bar is taken off the terminal.
+        with named("standard output"), unless_terminated():
             yield STDOUT
         return
     assert name is not None
@@ -48,12 +49,16 @@ def make_directories(path: Path, *, sync: bool = False) -> None:
 
 @contextmanager
 def unless_terminated() -> Iterator[None]:
-    """Turn SIGTERM and SIGHUP into an orderly way out within the block."""
+    """Turn SIGTERM and SIGHUP into an orderly way out within the block.
+
+    One that was ignored when the command started stays ignored: nohup does that with SIGHUP.
+    """
 
     def leave(number: int, _: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
-    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    heard = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, leave) for number in heard}
     try:
         yield
     finally:

@@ -112,7 +112,7 @@ def guarded(command: Callable[P, int | None]) -> Callable[P, None]:
         except Exception as error:
             code, line = explain(error)
             say(line)
-            _forget_output()
+            forget_output()
         raise SystemExit(int(code))
 
     return run
@@ -130,13 +130,13 @@ def say(line: str) -> None:
 
 def _die_of_a_closed_pipe() -> NoReturn:
     """End as every other program in a pipeline does: quietly, by the signal."""
-    _forget_output()
+    forget_output()
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     os.kill(os.getpid(), signal.SIGPIPE)
     raise SystemExit(128 + signal.SIGPIPE)
 
 
-def _forget_output() -> None:
+def forget_output() -> None:
     """Leave nothing in the buffer that the interpreter would try to write, and complain about, at its end."""
     try:
         sys.stdout.flush()

@@ -1,7 +1,7 @@
 """``objmapper get``: objects, to standard output or into files. Memory is bounded whatever their size."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -17,6 +17,9 @@ from objmapper_client.protocol import Mode
 
 if TYPE_CHECKING:
     from objmapper_cli.fetching_many import Tell
+
+#: No file is longer.
+MOST_BYTES: Final = (1 << 63) - 1
 
 
 def get(
@@ -43,8 +46,10 @@ def get(
     ] = None,
     as_json: JsonOption = False,
     server: ServerOption = None,
-    offset: Annotated[int, typer.Option(metavar="BYTES", help="Begin here.", min=0)] = 0,
-    length: Annotated[int | None, typer.Option(metavar="BYTES", help="At most this many.", min=0)] = None,
+    offset: Annotated[int, typer.Option(metavar="BYTES", help="Begin here.", min=0, max=MOST_BYTES)] = 0,
+    length: Annotated[
+        int | None, typer.Option(metavar="BYTES", help="At most this many.", min=0, max=MOST_BYTES)
+    ] = None,
     jobs: Annotated[
         int, typer.Option("--jobs", "-j", metavar="N", help="How many at once, into DIR.", min=1, max=1000)
     ] = 4,
@@ -106,6 +111,8 @@ def _into(
     from objmapper_cli.fetching_many import Wanted, below, fetch_many
     from objmapper_cli.left_out import LeftOutFiles
 
+    if folder.exists() and not folder.is_dir():
+        raise Failure(f"{folder}: is not a directory: several objects need one", ExitCode.USAGE)
     if not recursive:
         names = [uri.rstrip("/").rpartition("/")[2] for uri in uris]
         for name in names:

@@ -3,8 +3,10 @@
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, Final
 
+from objmapper_cli.destination import unless_terminated
 from objmapper_cli.errors import ExitCode, Failure
 from objmapper_cli.units import amount, micros, number
 
@@ -111,7 +113,10 @@ def watch_on_terminal(read: Callable[[], Document], title: Callable[[Document], 
         head = Text(trouble, style="bold red") if trouble else Text(title(document), style="bold")
         return Group(head, Text(models), table)
 
-    with Live(draw(), console=console, auto_refresh=False, screen=False) as live:
+    with unless_terminated(), ExitStack() as stack:
+        # `Live` hides the cursor. A signal that comes before its block begins would leave it hidden.
+        stack.callback(console.show_cursor, True)
+        live = stack.enter_context(Live(draw(), console=console, auto_refresh=False, screen=False))
         while True:
             time.sleep(pause)
             try:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from objmapper_cli.errors import ExitCode, Failure
 from objmapper_cli.names import uri_of
 from objmapper_cli.options import JsonOption, ServerOption, TimeoutOption, WaitOption, client_of
 
@@ -34,6 +35,8 @@ def open(  # noqa: A001 - the command's name
     nothing is copied. The exit code is the command's. With --json a line stands before what it prints: uri, path,
     size, mode and etag.
     """
+    if not command[0]:
+        raise Failure('COMMAND is "": the name of a program is needed', ExitCode.USAGE)
     with client_of(server, timeout, wait=wait) as client, client.open(uri_of(uri)) as found:
         # Out of the way of standard input, output and error, should one of them be closed.
         descriptor = fcntl.fcntl(found.fileno(), fcntl.F_DUPFD, 3)

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from objmapper_cli.destination import unless_terminated
 from objmapper_cli.errors import ExitCode, Failure
 from objmapper_cli.names import uri_of
 from objmapper_cli.options import JsonOption, ServerOption, TimeoutOption, WaitOption, client_of
@@ -39,7 +40,11 @@ def put(
     if uri.endswith("/") and file != "-":
         uri += uri_of(Path(file).name)
     data = sys.stdin.buffer if file == "-" else file
-    with client_of(server, timeout, wait=wait) as client, Progress(uri, _size(file)) as progress:
+    with (
+        client_of(server, timeout, wait=wait) as client,
+        unless_terminated(),
+        Progress(uri, _size(file)) as progress,
+    ):
         try:
             stored = client.put(
                 uri,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from objmapper_cli.errors import ExitCode, explain
+from objmapper_cli.errors import ExitCode, explain, forget_output
 from objmapper_cli.options import models_by_transport, one_of
 
 if TYPE_CHECKING:
@@ -194,6 +194,7 @@ def serve(
     except OSError as error:
         code, line = explain(error)
         LOG.error(line)
+        forget_output()
         return code
     if finished:
         return ExitCode.DONE
@@ -209,11 +210,14 @@ def tell(server: "Server", *, as_json: bool = False) -> None:
         LOG.info(notice)
     admin_at = () if server.admin_address is None else ("admin", server.admin_address)
     facts = {"event": "ready", "addresses": dict(server.addresses), "admin": server.admin_address}
-    LOG.info(" ".join(("ready", *server.addresses.values(), *admin_at)), extra={"facts": facts})
     if as_json:
         import json
 
+        from objmapper_cli.destination import named
         from objmapper_cli.showing import print_text
 
         document = {"pid": os.getpid(), "addresses": dict(server.addresses), "admin": server.admin_address}
-        print_text(json.dumps(document))
+        # Before the message: a server whose starter cannot read this ends, and is never ready.
+        with named("standard output"):
+            print_text(json.dumps(document))
+    LOG.info(" ".join(("ready", *server.addresses.values(), *admin_at)), extra={"facts": facts})

@@ -31,6 +31,8 @@ def layered(
     values: dict[str, Any] = {"admin": DEFAULT_ADMIN}
     origins = {"admin": "default"}
     if file is not None:
+        if not os.fspath(file):
+            raise ConfigError("--config", "the name of a file of settings is needed")
         values |= (found := _from_file(cls, Path(file)))
         origins |= dict.fromkeys(found, str(file))
     if environment:

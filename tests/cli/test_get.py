@@ -200,8 +200,7 @@ def test_descriptors_are_not_to_be_had_over_tcp(server: Server, objmapper: Run) 
 def test_wrong_usage_is_told_apart(server: Server, objmapper: Run, arguments: list[str]) -> None:
     got = objmapper("get", *arguments)
     assert (got.returncode, got.stdout) == (2, b"")
-    assert b"Usage: objmapper get" in got.stderr
-    assert b"Traceback" not in got.stderr
+    assert "`objmapper get -h`" in one_line(got.stderr)
 
 
 def test_a_server_without_room_refuses(objmapper: Run) -> None:

@@ -29,6 +29,8 @@ bench = typer.Typer(
 )
 
 OBJECT = "object"
+#: Seconds of one round.
+LONGEST = 86_400
 
 Server = Annotated[str | None, typer.Option(metavar="ADDRESS", help="Measure this server. [default: one of its own]")]
 Uri = Annotated[str | None, typer.Option(metavar="URI", help="The object to ask --server for.")]
@@ -78,9 +80,10 @@ def parse_duration(text: str) -> float:
     """Seconds from ``60s``, ``2m``, ``500ms`` or a bare number. Raises Failure."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h|)", text.strip())
     seconds = float(match[1]) * {"ms": 1e-3, "": 1, "s": 1, "m": 60, "h": 3600}[match[2]] if match else 0.0
-    if seconds <= 0:
+    if not 0 < seconds <= LONGEST:
         raise Failure(
-            f"--duration {text}: a time is a number above 0 with a unit, such as 10s, 2m or 500ms", ExitCode.USAGE
+            f"--duration {text}: a time is a number above 0 with a unit, such as 10s, 2m or 500ms, and 24h at most",
+            ExitCode.USAGE,
         )
     return seconds
 
@@ -135,6 +138,8 @@ class Setting:
         """Raises Failure for what does not go together."""
         if self.transport not in TRANSPORTS:
             raise Failure(f"--transport {self.transport}: there are {', '.join(TRANSPORTS)}", ExitCode.USAGE)
+        if self.server is None and self.uri is not None:
+            raise Failure("--uri needs --server: the bench's own server has one object", ExitCode.USAGE)
         if self.server is not None and self.uri is None:
             raise Failure("--server needs --uri: which object is to be asked for", ExitCode.USAGE)
 

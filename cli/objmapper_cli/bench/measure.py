@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from objmapper_cli.destination import unless_terminated
 from objmapper_server.load import LoadPlan, LoadResult, run_load
 
 # Between them these use up the generator's half of the machine; more would take from the server.
@@ -18,13 +19,16 @@ def progress(total: float, *, quiet: bool) -> Iterator[Any]:
     from tqdm import tqdm
 
     silent = quiet or not sys.stderr.isatty()
-    with tqdm(
-        total=round(total, 1),
-        unit="s",
-        disable=silent,
-        leave=False,
-        bar_format="{l_bar}{bar}| {n:.0f}/{total:.0f} s {postfix}",
-    ) as bar:
+    with (
+        unless_terminated(),
+        tqdm(
+            total=round(total, 1),
+            unit="s",
+            disable=silent,
+            leave=False,
+            bar_format="{l_bar}{bar}| {n:.0f}/{total:.0f} s {postfix}",
+        ) as bar,
+    ):
         yield bar
 
 

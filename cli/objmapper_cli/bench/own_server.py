@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from objmapper_cli.destination import unless_terminated
 from objmapper_cli.errors import ExitCode, Failure
 from objmapper_cli.units import amount
 
@@ -36,7 +37,7 @@ class OwnServer:
 @contextmanager
 def own_server(sizes: dict[str, int], *flags: str) -> Iterator[OwnServer]:
     """Serves objects of these names and sizes over Unix and TCP with `flags`, until the end of the block."""
-    with tempfile.TemporaryDirectory(prefix="objmapper-bench-") as scratch:
+    with unless_terminated(), tempfile.TemporaryDirectory(prefix="objmapper-bench-") as scratch:
         root = Path(scratch, "root")
         root.mkdir()
         wanted, there = sum(sizes.values()), shutil.disk_usage(root).free
@@ -49,6 +50,7 @@ def own_server(sizes: dict[str, int], *flags: str) -> Iterator[OwnServer]:
             write_object(root / name, size)
             # Old enough to be kept in memory from the first request on.
             os.utime(root / name, (1, 1))
+        # SIGTERM and SIGHUP end the server and remove its files, as Ctrl-C does.
         with started(root, Path(scratch, "o.sock"), *flags) as server:
             yield server
 
