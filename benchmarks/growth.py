@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 
 from tqdm import tqdm
 
-from objmapper_cli.bench.own_server import OwnServer, started
+from objmapper_cli.commands.bench.own_server import OwnServer, start_server
 from objmapper_server.load import LoadPlan, LoadResult, run_load
 
 DIRECTORIES = 1000
@@ -51,7 +51,7 @@ def main() -> None:
         for objects in (SMALL, options.objects):
             uris = grow(scratch / str(objects), objects)
             began = time.monotonic()
-            servers[objects] = stack.enter_context(started(scratch / str(objects), scratch / f"{objects}.sock"))
+            servers[objects] = stack.enter_context(start_server(scratch / str(objects), scratch / f"{objects}.sock"))
             ready[objects] = time.monotonic() - began
             plans[objects] = LoadPlan(
                 address=servers[objects].addresses["unix"],

@@ -16,7 +16,7 @@ import time
 import urllib.request
 from contextlib import ExitStack
 
-from objmapper_cli.bench.own_server import own_server
+from objmapper_cli.commands.bench.own_server import own_server
 from objmapper_server.load import LoadPlan, LoadResult, run_load
 
 MODELS = ("thread-pool", "work-stealing", "epoll")

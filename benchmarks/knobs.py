@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from objmapper_cli.bench.own_server import OwnServer, started
+from objmapper_cli.commands.bench.own_server import OwnServer, start_server
 from objmapper_server.load import LoadPlan, LoadResult, run_load
 
 COLD_FILES = 400
@@ -148,7 +148,7 @@ def show(knob: Knob, rounds: int, seconds: float, scratch: Path) -> None:
     with ExitStack() as stack:
         servers = {
             value: stack.enter_context(
-                started(root, scratch / f"{value}.sock", *knob.flags, *flags_for(knob.name, value))
+                start_server(root, scratch / f"{value}.sock", *knob.flags, *flags_for(knob.name, value))
             )
             for value in knob.values
         }

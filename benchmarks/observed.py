@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 from playwright.sync_api import Page, sync_playwright
 from tqdm import tqdm
 
-from objmapper_cli.bench.own_server import own_server
+from objmapper_cli.commands.bench.own_server import own_server
 from objmapper_server.load import LoadPlan, run_load
 
 #: Milliseconds.

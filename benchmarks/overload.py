@@ -18,7 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from objmapper_cli.bench.own_server import started
+from objmapper_cli.commands.bench.own_server import start_server
 from objmapper_server.load import LoadPlan, run_load
 
 MODELS = ("thread-pool", "work-stealing", "epoll")
@@ -48,7 +48,7 @@ def main() -> None:
             make_deep(root, options.depth)
             admin = f"127.0.0.1:{free_port()}"
             flags = ["--concurrency-model", model, "--max-queue-depth", str(options.queue), "--admin", admin]
-            with started(root, Path(scratch, "o.sock"), *flags) as server:
+            with start_server(root, Path(scratch, "o.sock"), *flags) as server:
                 plan = LoadPlan(address=server.addresses["tcp"], dialect="copy", uris=(uri,), duration=options.seconds)
                 peak = run_load(replace(plan, clients=8, pipeline=16))
                 rate = options.factor * peak.requests_per_sec

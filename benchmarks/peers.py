@@ -25,7 +25,7 @@ from typing import Never
 from tqdm import tqdm
 
 from benchmarks.against_floor import free_port, in_turn, wait_for
-from objmapper_cli.bench.own_server import started
+from objmapper_cli.commands.bench.own_server import start_server
 from objmapper_server.load import Dialect, LoadPlan, LoadResult, run_load
 
 SIZES = {"o4k": 4096, "big": 100 << 20}
@@ -179,7 +179,7 @@ def main() -> None:
         for name, size in SIZES.items():
             (root / name).write_bytes(bytes(size))
         most = ["--max-connections", str(2 * MOST_CLIENTS)]
-        own = stack.enter_context(started(root, folder / "o.sock", *most))
+        own = stack.enter_context(start_server(root, folder / "o.sock", *most))
         peers = {
             "objmapper copy": Peer(own.addresses["tcp"], "copy"),
             "objmapper splice": Peer(own.addresses["tcp"], "splice"),

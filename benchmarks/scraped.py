@@ -21,7 +21,7 @@ from pathlib import Path
 
 import httpx
 
-from objmapper_cli.bench.own_server import own_server
+from objmapper_cli.commands.bench.own_server import own_server
 from objmapper_server.admin.metrics import BOUNDS_US
 from objmapper_server.load import LoadPlan, run_load
 

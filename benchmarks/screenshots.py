@@ -18,7 +18,7 @@ from pathlib import Path
 import httpx
 from playwright.sync_api import sync_playwright
 
-from objmapper_cli.bench.own_server import own_server
+from objmapper_cli.commands.bench.own_server import own_server
 from objmapper_server.load import Dialect, LoadPlan, run_load
 
 TOKEN = "only for these pictures"

@@ -12,7 +12,7 @@ import argparse
 import statistics
 import sys
 
-from objmapper_cli.bench.own_server import own_server
+from objmapper_cli.commands.bench.own_server import own_server
 from objmapper_server.load import LoadPlan, run_load
 
 OBJECTS = {"small": 4096}

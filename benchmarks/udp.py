@@ -16,7 +16,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from objmapper_cli.bench.own_server import own_server
+from objmapper_cli.commands.bench.own_server import own_server
 from objmapper_client import Client
 from objmapper_server.load import Dialect, LoadPlan, run_load
 

@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 from tqdm import tqdm
 
 from benchmarks.soak.vitals import Vitals
-from objmapper_cli.bench.own_server import started
+from objmapper_cli.commands.bench.own_server import start_server
 from objmapper_client import Client
 from objmapper_server import Config, Server
 from tests.two_hosts import Host, NotPermitted, two_hosts
@@ -45,7 +45,7 @@ def main() -> None:
         for name in ("a", "small"):
             (root / name).write_bytes(content)
         (root / "directory").mkdir()
-        with started(root, Path(scratch, "o.sock"), "--udp", "127.0.0.1:0") as server:
+        with start_server(root, Path(scratch, "o.sock"), "--udp", "127.0.0.1:0") as server:
             address = server.addresses["udp"]
             with honest(address, content) as fetched:
                 # Each kind once: what a server keeps for good, buffers and the cache, it has then.

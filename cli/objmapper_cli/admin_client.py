@@ -9,18 +9,18 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
-from objmapper_cli.errors import ExitCode, Failure
+from objmapper_cli.errors import CommandError, ExitCode
 
 if TYPE_CHECKING:
     import httpx
 
-DEFAULT: Final = "http://127.0.0.1:9997"
+DEFAULT_ADDRESS: Final = "http://127.0.0.1:9997"
 #: Seconds.
-PATIENCE: Final = 10.0
+REQUEST_TIMEOUT: Final = 10.0
 #: Seconds between two looks for an endpoint that is waited for.
-PAUSE: Final = 0.05
+RETRY_INTERVAL: Final = 0.05
 #: Errors of a connection that a later start of the server does not change.
-FINAL: Final = (errno.EACCES, errno.EPERM, errno.EINVAL)
+PERMANENT_ERRORS: Final = (errno.EACCES, errno.EPERM, errno.EINVAL)
 
 
 class AdminClient:
@@ -31,7 +31,7 @@ class AdminClient:
 
     def __init__(self, address: str | None, wait: float = 0.0) -> None:
         self._wait = wait
-        self.address = address or os.environ.get("OBJMAPPER_ADMIN") or DEFAULT
+        self.address = address or os.environ.get("OBJMAPPER_ADMIN") or DEFAULT_ADDRESS
         self._socket = self.address.removeprefix("unix:") if self.address.startswith(("unix:", "/")) else None
         url = self.address if "://" in self.address else f"http://{self.address}"
         self._base = "http://localhost" if self._socket else url.rstrip("/")
@@ -39,9 +39,9 @@ class AdminClient:
             split = urlsplit(self._base)
             _ = split.port
         except ValueError as error:
-            raise Failure(f"{self.address!r} is no admin address: {error}", ExitCode.USAGE) from error
+            raise CommandError(f"{self.address!r} is no admin address: {error}", ExitCode.USAGE) from error
         if split.scheme not in ("http", "https") or not split.hostname or self.address == "unix:":
-            raise Failure(f"{self.address!r} is no admin address: http://HOST:PORT or unix:/PATH", ExitCode.USAGE)
+            raise CommandError(f"{self.address!r} is no admin address: http://HOST:PORT or unix:/PATH", ExitCode.USAGE)
 
     def read(self, path: str, *names: str) -> dict[str, Any]:
         """Return the document at `path`, which has these names."""
@@ -63,17 +63,17 @@ class AdminClient:
         except (ValueError, RecursionError):
             document = None
         if not isinstance(document, dict) or not document.keys() >= set(names):
-            raise Failure(f"{self.address}: something answers there, but it is no objmapper: {text[:60]!r}")
+            raise CommandError(f"{self.address}: something answers there, but it is no objmapper: {text[:60]!r}")
         return document
 
     @contextmanager
-    def understood(self) -> Iterator[None]:
+    def checking_documents(self) -> Iterator[None]:
         """Raise `Failure` where the block does not find in a document what it looks for."""
         try:
             yield
         except (KeyError, TypeError, AttributeError) as error:
             what = f"has no {error}" if isinstance(error, KeyError) else f"is not as expected ({error})"
-            raise Failure(f"{self.address}: the answer {what}; is the server of another version?") from error
+            raise CommandError(f"{self.address}: the answer {what}; is the server of another version?") from error
 
     def _request(self, method: str, path: str, content: dict[str, Any] | None = None) -> str:
         import httpx
@@ -81,7 +81,7 @@ class AdminClient:
         token = os.environ.get("OBJMAPPER_ADMIN_TOKEN") if method != "GET" else None
         if token and (token != token.strip() or not token.isprintable()):
             # The HTTP client's own error would show it.
-            raise Failure(
+            raise CommandError(
                 "OBJMAPPER_ADMIN_TOKEN: a token is printable text in UTF-8 without white space at its ends",
                 ExitCode.USAGE,
             )
@@ -90,23 +90,23 @@ class AdminClient:
         # A proxy that the environment names has no business between us and our own server.
         transport = httpx.HTTPTransport(uds=self._socket)
         try:
-            with httpx.Client(transport=transport, timeout=PATIENCE, trust_env=False) as client:
+            with httpx.Client(transport=transport, timeout=REQUEST_TIMEOUT, trust_env=False) as client:
                 answer = self._answer(
                     client, client.build_request(method, self._base + path, json=content, headers=headers)
                 )
         except httpx.TimeoutException as error:
-            raise Failure(f"{self.address}: no answer in {PATIENCE:.0f} s", ExitCode.TIMEOUT) from error
+            raise CommandError(f"{self.address}: no answer in {REQUEST_TIMEOUT:.0f} s", ExitCode.TIMEOUT) from error
         except (UnicodeError, httpx.InvalidURL) as error:
-            raise Failure(f"{self.address!r} is no admin address: {error}", ExitCode.USAGE) from error
+            raise CommandError(f"{self.address!r} is no admin address: {error}", ExitCode.USAGE) from error
         except httpx.RequestError as error:
-            raise Failure(
+            raise CommandError(
                 f"{self.address}: no admin endpoint ({error}); is `objmapper serve` running? --admin names another",
                 ExitCode.NOT_REACHED,
             ) from error
         if answer.status_code in (401, 403):
-            raise Failure(f"{self.address}: refused: {answer.text[:200]}", ExitCode.REFUSED)
+            raise CommandError(f"{self.address}: refused: {answer.text[:200]}", ExitCode.REFUSED)
         if answer.status_code != 200:
-            raise Failure(f"{self.address}: answered {answer.status_code} to {path}: {answer.text[:200]}")
+            raise CommandError(f"{self.address}: answered {answer.status_code} to {path}: {answer.text[:200]}")
         return answer.text
 
     def _answer(self, client: "httpx.Client", request: "httpx.Request") -> "httpx.Response":
@@ -118,16 +118,16 @@ class AdminClient:
                 return client.send(request)
             except httpx.ConnectError as error:
                 # Nothing was sent, so any request may be tried again.
-                if time.monotonic() >= deadline or not _may_start(error):
+                if time.monotonic() >= deadline or not _is_temporary(error):
                     raise
-            time.sleep(PAUSE)
+            time.sleep(RETRY_INTERVAL)
 
 
-def _may_start(error: BaseException) -> bool:
+def _is_temporary(error: BaseException) -> bool:
     """Whether a server that starts later could change the error: its causes do not forbid the connection."""
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, OSError) and cause.errno in FINAL:
+        if isinstance(cause, OSError) and cause.errno in PERMANENT_ERRORS:
             return False
         cause = cause.__cause__ or cause.__context__
     return True

@@ -35,7 +35,7 @@ class ExitCode(IntEnum):
     CONFLICT = 7
 
 
-class Failure(Exception):
+class CommandError(Exception):
     """A command failed: what, and what to try, in one line."""
 
     def __init__(self, message: str, code: ExitCode = ExitCode.FAILED) -> None:
@@ -45,11 +45,11 @@ class Failure(Exception):
 
 def explain(error: Exception) -> tuple[ExitCode, str]:
     """Return the exit code and the line for an error."""
-    code = _code(error)
+    code = _exit_code_of(error)
     if code is not None:
         return code, str(error)
     if isinstance(error, OSError) and error.strerror:
-        return ExitCode.FAILED, _in_one_line(error)
+        return ExitCode.FAILED, _os_error_line(error)
     if isinstance(error, OSError):
         return ExitCode.FAILED, str(error)
     if os.environ.get("OBJMAPPER_DEBUG"):
@@ -57,7 +57,7 @@ def explain(error: Exception) -> tuple[ExitCode, str]:
     return ExitCode.FAILED, f"internal error: {type(error).__name__}: {error} (OBJMAPPER_DEBUG=1 shows where)"
 
 
-def _in_one_line(error: OSError) -> str:
+def _os_error_line(error: OSError) -> str:
     """Return what it is about, what was tried, why it failed, and what to try."""
     subject = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes | os.PathLike) else ""
     what = error.strerror or str(error)
@@ -68,9 +68,9 @@ def _in_one_line(error: OSError) -> str:
     return f"{subject}{what}{'' if reason == what else f' ({reason})'}{advice}"
 
 
-def _code(error: Exception) -> ExitCode | None:
+def _exit_code_of(error: Exception) -> ExitCode | None:
     """Return the code of an error that carries its own words; None for one of the system's and for any other."""
-    if isinstance(error, Failure):
+    if isinstance(error, CommandError):
         return error.code
     if isinstance(error, sys.modules["objmapper_server"].ConfigError if "objmapper_server" in sys.modules else ()):
         return ExitCode.USAGE
@@ -97,7 +97,7 @@ def _code(error: Exception) -> ExitCode | None:
     return ExitCode.FAILED
 
 
-def guarded(command: Callable[P, int | None]) -> Callable[P, None]:
+def with_exit_code(command: Callable[P, int | None]) -> Callable[P, None]:
     """Return the command with every way of failing turned into a line and an exit code."""
 
     @functools.wraps(command)
@@ -106,19 +106,19 @@ def guarded(command: Callable[P, int | None]) -> Callable[P, None]:
             code = command(*arguments, **options) or ExitCode.DONE
             sys.stdout.flush()
         except BrokenPipeError:
-            _die_of_a_closed_pipe()
+            _exit_by_sigpipe()
         except KeyboardInterrupt:
             code = INTERRUPTED
         except Exception as error:
             code, line = explain(error)
-            say(line)
-            forget_output()
+            print_error(line)
+            discard_output()
         raise SystemExit(int(code))
 
     return run
 
 
-def say(line: str) -> None:
+def print_error(line: str) -> None:
     """Print one line for people on stderr. Where stderr is closed, the exit code says it alone."""
     from objmapper_client.errors import printable
 
@@ -128,15 +128,15 @@ def say(line: str) -> None:
         _discard(2)
 
 
-def _die_of_a_closed_pipe() -> NoReturn:
+def _exit_by_sigpipe() -> NoReturn:
     """End as every other program in a pipeline does: quietly, by the signal."""
-    forget_output()
+    discard_output()
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     os.kill(os.getpid(), signal.SIGPIPE)
     raise SystemExit(128 + signal.SIGPIPE)
 
 
-def forget_output() -> None:
+def discard_output() -> None:
     """Leave nothing in the buffer that the interpreter would try to write, and complain about, at its end."""
     try:
         sys.stdout.flush()

@@ -18,16 +18,16 @@ def main() -> None:
     # Until there is a command that has its own way of ending, Ctrl-C ends this quietly, as it does any program.
     if interruptible := signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    hold_streams()
-    speak_any_locale()
-    from objmapper_cli.commands import run
+    reserve_standard_streams()
+    configure_encoding()
+    from objmapper_cli.app import run
 
     if interruptible:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     run()
 
 
-def speak_any_locale() -> None:
+def configure_encoding() -> None:
     """Let every stream take every text: what its encoding has not is written in ASCII, or escaped."""
     for stream in (sys.stdout, sys.stderr):
         assert isinstance(stream, io.TextIOWrapper)
@@ -47,7 +47,7 @@ def in_ascii(error: UnicodeError) -> tuple[str, int]:
     return "".join(ASCII.get(each) or each.encode("ascii", "backslashreplace").decode() for each in text), error.end
 
 
-def hold_streams() -> None:
+def reserve_standard_streams() -> None:
     """Have standard input, output and error, whichever of them the caller has closed.
 
     The next socket or file would get the number, and what is meant for people would be written into it.

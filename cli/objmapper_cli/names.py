@@ -2,7 +2,7 @@
 
 import os
 
-from objmapper_cli.errors import ExitCode, Failure
+from objmapper_cli.errors import CommandError, ExitCode
 
 
 def uri_of(argument: str) -> str:
@@ -15,7 +15,7 @@ def uri_of(argument: str) -> str:
         except UnicodeError:
             from objmapper_client.errors import printable
 
-            raise Failure(f"{printable(argument)}: a URI is UTF-8, this is not", ExitCode.USAGE) from None
+            raise CommandError(f"{printable(argument)}: a URI is UTF-8, this is not", ExitCode.USAGE) from None
     return argument
 
 

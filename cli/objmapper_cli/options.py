@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from objmapper_cli.errors import ExitCode, Failure
+from objmapper_cli.errors import CommandError, ExitCode
 from objmapper_client._client_options import MAX_WAIT
 from objmapper_client.address import default_address, parse
 from objmapper_client.client import Client
@@ -25,17 +25,17 @@ WaitOption = Annotated[
 UNITS = {"": 1.0, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
-def seconds(flag: str, text: str) -> float:
+def parse_seconds(flag: str, text: str) -> float:
     """Seconds from ``30``, ``30s``, ``500ms``, ``2m``. Raises Failure."""
     import re
 
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h|)", text.strip())
     if match is None or float(match[1]) * UNITS[match[2]] > MAX_WAIT:
-        raise Failure(f"{flag} {text}: a time is a number with a unit, such as 30s, 2m or 500ms", ExitCode.USAGE)
+        raise CommandError(f"{flag} {text}: a time is a number with a unit, such as 30s, 2m or 500ms", ExitCode.USAGE)
     return float(match[1]) * UNITS[match[2]]
 
 
-def one_of(*names: str) -> Callable[[], list[str]]:
+def complete_with(*names: str) -> Callable[[], list[str]]:
     """What a shell offers for an option that has one of these values."""
     return lambda: list(names)
 
@@ -54,7 +54,7 @@ def models_by_transport() -> list[str]:
     return [*model_names(), *(f"{transport}={model}" for transport in TRANSPORTS for model in model_names())]
 
 
-def client_of(
+def open_client(
     server: str | None, timeout: float, mode: Mode | None = None, wait: str = "0", *, at_once: int = 1
 ) -> Client:
     """The client for these options, to be closed by the caller; `at_once` contents do not wait for one another.
@@ -62,12 +62,12 @@ def client_of(
     Raises Failure, AddressError.
     """
     if not timeout > 0:
-        raise Failure(f"--timeout {timeout}: more than 0 seconds are needed", ExitCode.USAGE)
+        raise CommandError(f"--timeout {timeout}: more than 0 seconds are needed", ExitCode.USAGE)
     return Client(
         parse(server) if server else default_address(),
         timeout=timeout,
         # One more, which requests share.
         max_connections=max(8, at_once + 1),
         mode=mode,
-        wait=seconds("--wait", wait),
+        wait=parse_seconds("--wait", wait),
     )

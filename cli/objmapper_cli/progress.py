@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 #: Seconds. What is over before that needs no bar, and does not pay for its import.
-MOMENT: Final = 0.5
+DELAY: Final = 0.5
 
 
 class Progress:
@@ -20,7 +20,7 @@ class Progress:
         self._size = size
         self._done = 0
         self._bar: tqdm[Never] | None = None
-        self._due = time.monotonic() + MOMENT if sys.stderr.isatty() else None
+        self._due = time.monotonic() + DELAY if sys.stderr.isatty() else None
 
     def __enter__(self) -> Self:
         return self

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from objmapper_cli.destination import destination
+from objmapper_cli.output_file import open_output_file
 from objmapper_client._files.copy import copy_to
 
 
@@ -28,11 +28,11 @@ def test_a_file_that_ends_early_ends_the_copy(tmp_path: Path) -> None:
 
 def test_a_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with destination(str(out)) as target:
+    with open_output_file(str(out)) as target:
         os.write(target, b"whole")
         assert not out.exists()
     assert out.read_bytes() == b"whole"
-    with pytest.raises(KeyError), destination(str(out)):
+    with pytest.raises(KeyError), open_output_file(str(out)):
         raise KeyError
     assert out.read_bytes() == b"whole"
     assert list(tmp_path.iterdir()) == [out]
@@ -41,7 +41,7 @@ def test_a_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
 def test_a_new_file_has_the_users_permissions(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
-        with destination(str(tmp_path / "out")):
+        with open_output_file(str(tmp_path / "out")):
             pass
     finally:
         os.umask(before)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from objmapper_cli.fetching import Fetch
+from objmapper_cli.download import Download
 from objmapper_client import Client
 from objmapper_server import Server
 from tests.cli.conftest import COMMAND, Run, closing, has_begun_a_file, is_asleep, one_line, seen_while_reading
@@ -256,7 +256,7 @@ def test_whoever_interrupts_it_finds_no_rest(
 def test_who_is_interrupted_between_two_pieces_does_not_wait_for_the_rest() -> None:
     with answering(HALF, hold=True) as address, Client(address, timeout=20) as client:
         start = time.monotonic()
-        with pytest.raises(KeyboardInterrupt), Fetch(client, "/a") as fetch:
+        with pytest.raises(KeyboardInterrupt), Download(client, "/a") as fetch:
             assert fetch.size == 1000
             raise KeyboardInterrupt
         # As the interpreter does when it ends.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from objmapper_cli.fetching_many import below
+from objmapper_cli.parallel_download import tasks_below
 from objmapper_client import Client, RemoteProtocolError
 from objmapper_client.protocol.v2_requests import Operation
 from objmapper_client.protocol.v2_responses import Entry, Metadata, encode_entry
@@ -171,7 +171,7 @@ class Liar(Client):
 
 def test_a_server_cannot_lead_out_of_the_directory(tmp_path: Path) -> None:
     with Liar("unix:/nowhere") as client, pytest.raises(RemoteProtocolError, match="no path below"):
-        list(below(client, "/tree/", tmp_path))
+        list(tasks_below(client, "/tree/", tmp_path))
 
 
 @pytest.mark.parametrize("mode", ["copy", "fdpass"])

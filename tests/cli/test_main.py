@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from objmapper_cli.commands import COMMANDS
-from objmapper_cli.errors import ExitCode, Failure, explain
+from objmapper_cli.app import COMMANDS
+from objmapper_cli.errors import CommandError, ExitCode, explain
 from objmapper_client import errors
 from objmapper_client.protocol import Status
 from objmapper_server import ConfigError
@@ -67,7 +67,7 @@ def test_a_transfer_loads_nothing_heavy(environment: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     ("error", "code"),
     [
-        (Failure("no", ExitCode.TIMEOUT), 5),
+        (CommandError("no", ExitCode.TIMEOUT), 5),
         (ConfigError("pool_size", "no"), 2),
         (errors.error_for(Status.NOT_FOUND, "no", "/a"), 3),
         (errors.ConnectionFailed("no"), 4),

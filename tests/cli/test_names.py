@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from objmapper_cli.trace import line
+from objmapper_cli.commands.trace import line
 from objmapper_client import Client, LeftOut
 from objmapper_client.errors import printable
 from objmapper_server import Config, Server

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from objmapper_cli.live import History, sparkline
-from objmapper_cli.units import amount, micros, number
+from objmapper_cli.formatting import format_bytes, format_count, format_micros
+from objmapper_cli.watch import History, sparkline
 from objmapper_client import Client
 from objmapper_server import Config, Server
 from tests.cli.conftest import Run, closing, one_line
@@ -275,16 +275,16 @@ def test_wrong_usage(admin: str, objmapper: Run) -> None:
 
 
 def test_a_number_is_whole_or_short() -> None:
-    assert [number(value) for value in (0, 0.26, 3, 12345.6)] == ["0", "0.3", "3", "12,346"]
+    assert [format_count(value) for value in (0, 0.26, 3, 12345.6)] == ["0", "0.3", "3", "12,346"]
 
 
 @pytest.mark.parametrize(
     ("value", "text"), [(0.0, "0.0 µs"), (999.9, "999.9 µs"), (1500.0, "1.5 ms"), (2_500_000.0, "2.50 s")]
 )
 def test_times_are_shown_in_their_unit(value: float, text: str) -> None:
-    assert micros(value) == text
+    assert format_micros(value) == text
 
 
 @pytest.mark.parametrize(("value", "text"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (5 << 40, "5.0 TiB")])
 def test_amounts_are_shown_in_their_unit(value: float, text: str) -> None:
-    assert amount(value) == text
+    assert format_bytes(value) == text

@@ -13,7 +13,7 @@ import typer
 from objmapper_cli.errors import ExitCode
 
 if TYPE_CHECKING:
-    from objmapper_cli.machine import Finding
+    from objmapper_cli.doctor_checks import Finding
 
 MARKS: Final = {"ok": "ok      ", "note": "note    ", "problem": "problem "}
 COLOURS: Final = {"ok": "32", "note": "33", "problem": "1;31"}
@@ -34,7 +34,7 @@ def doctor(
     Each line is a finding, with its cure. Takes its settings where `objmapper serve` does. The exit code is 1 where
     there is a problem.
     """
-    from objmapper_cli.machine import problem
+    from objmapper_cli.doctor_checks import problem
     from objmapper_server import ConfigError
 
     flags = {"root": root, "unix": unix, "tcp": tcp, "udp": udp, "admin": admin, "max_connections": max_connections}
@@ -51,19 +51,19 @@ def doctor(
 
 
 def _findings(file: str | None, flags: dict[str, Any]) -> Iterator["Finding"]:
-    from objmapper_cli import machine
+    from objmapper_cli import doctor_checks
     from objmapper_server.settings.effective import settings_without_root
 
     config, has_root = settings_without_root(file, **flags)
-    yield machine.ok("settings", f"read{f' from {file}' if file else ''}, without a slip")
-    yield from machine.kernel()
-    yield from machine.descriptors(config)
-    yield from machine.backlog()
-    yield from machine.root_directory(Path(config.root) if has_root else None)
-    yield from machine.unix_socket(config)
-    yield from machine.peers(config)
-    yield from machine.ports(config)
-    yield from machine.datagrams(config)
+    yield doctor_checks.ok("settings", f"read{f' from {file}' if file else ''}, without a slip")
+    yield from doctor_checks.check_kernel()
+    yield from doctor_checks.check_descriptors(config)
+    yield from doctor_checks.check_backlog()
+    yield from doctor_checks.check_root(Path(config.root) if has_root else None)
+    yield from doctor_checks.check_unix_socket(config)
+    yield from doctor_checks.check_access(config)
+    yield from doctor_checks.check_ports(config)
+    yield from doctor_checks.check_udp(config)
 
 
 def _line(finding: "Finding") -> str:

@@ -22,7 +22,7 @@ MAX_UNIX_PATH: Final = 107
 BACKLOG: Final = 4096
 #: Descriptors that connections never get, and the share of all that may be in flight (engine/src/service.rs).
 RESERVED: Final = 32
-IN_FLIGHT: Final = 4
+IN_FLIGHT_DIVISOR: Final = 4
 #: What the engine asks for over UDP, either way (engine/src/udp/socket.rs).
 UDP_BUFFER: Final = 4 << 20
 _LIMITS: Final = ("rmem_max", "wmem_max")
@@ -53,9 +53,9 @@ def problem(check: str, finding: str, cure: str) -> Finding:
     return Finding(check, "problem", finding, cure)
 
 
-def kernel() -> Iterator[Finding]:
+def check_kernel() -> Iterator[Finding]:
     """Look for the system calls and the socket option that the engine uses."""
-    yield _openat2()
+    yield _check_openat2()
     try:
         os.close(os.memfd_create("objmapper-doctor", os.MFD_CLOEXEC))
         yield ok("memfd", "memfd_create works")
@@ -70,7 +70,7 @@ def kernel() -> Iterator[Finding]:
             yield note("SO_PASSRIGHTS", f"not there ({why})", "nothing to do: descriptors that come are dropped")
 
 
-def _openat2() -> Finding:
+def _check_openat2() -> Finding:
     # struct open_how: flags, mode, resolve (RESOLVE_BENEATH).
     how = (ctypes.c_uint64 * 3)(os.O_PATH | os.O_CLOEXEC, 0, 0x08)
     libc = ctypes.CDLL(None, use_errno=True)
@@ -86,24 +86,24 @@ def _openat2() -> Finding:
     )
 
 
-def descriptors(config: "Config") -> Iterator[Finding]:
+def check_descriptors(config: "Config") -> Iterator[Finding]:
     """Compare RLIMIT_NOFILE with the connections that are asked for."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     limit = hard if hard != resource.RLIM_INFINITY else 1 << 20
-    room = max(1, limit - RESERVED - limit // IN_FLIGHT)
+    room = max(1, limit - RESERVED - limit // IN_FLIGHT_DIVISOR)
     wanted = config.max_connections
     if room >= wanted:
         raised = f" (the soft limit, {soft}, is raised)" if soft != hard else ""
         yield ok("RLIMIT_NOFILE", f"{limit} descriptors are room for {wanted} connections{raised}")
     else:
-        need = -(-(wanted + RESERVED) * IN_FLIGHT // (IN_FLIGHT - 1))
+        need = -(-(wanted + RESERVED) * IN_FLIGHT_DIVISOR // (IN_FLIGHT_DIVISOR - 1))
         cure = (
             f"raise it to {need} (LimitNOFILE={need} under systemd, ulimit -Hn {need}), or set max_connections={room}"
         )
         yield problem("RLIMIT_NOFILE", f"{limit} descriptors are room for {room} of {wanted} connections", cure)
 
 
-def backlog() -> Iterator[Finding]:
+def check_backlog() -> Iterator[Finding]:
     """Look at the kernel's cap on connections that wait to be accepted."""
     path = Path("/proc/sys/net/core/somaxconn")
     try:
@@ -118,7 +118,7 @@ def backlog() -> Iterator[Finding]:
         yield note("somaxconn", f"only {most} connections may wait to be accepted", cure)
 
 
-def root_directory(root: Path | None) -> Iterator[Finding]:
+def check_root(root: Path | None) -> Iterator[Finding]:
     """Look whether the root can be read, and who could write to what is handed out."""
     if root is None:
         yield note("root", "no root was named", "objmapper doctor ROOT looks at it, too")
@@ -145,7 +145,7 @@ def root_directory(root: Path | None) -> Iterator[Finding]:
         )
 
 
-def unix_socket(config: "Config") -> Iterator[Finding]:
+def check_unix_socket(config: "Config") -> Iterator[Finding]:
     """Look at the socket's directory and at what is in its place."""
     path = config.unix
     if path is None:
@@ -153,11 +153,11 @@ def unix_socket(config: "Config") -> Iterator[Finding]:
     if len(os.fsencode(path)) > MAX_UNIX_PATH:
         yield problem("socket", f"{path} has more than {MAX_UNIX_PATH} bytes", "choose a shorter path")
         return
-    yield from _directory(path.parent, is_default=config.origins["unix"] == "default")
-    yield from _socket_file(path)
+    yield from _check_directory(path.parent, is_default=config.origins["unix"] == "default")
+    yield from _check_socket_file(path)
 
 
-def _directory(directory: Path, *, is_default: bool) -> Iterator[Finding]:
+def _check_directory(directory: Path, *, is_default: bool) -> Iterator[Finding]:
     check = "socket directory"
     try:
         found = directory.lstat() if is_default else directory.stat()
@@ -192,7 +192,7 @@ def _directory(directory: Path, *, is_default: bool) -> Iterator[Finding]:
         yield ok(check, f"{directory} is fit ({mode:04o}, user {found.st_uid})")
 
 
-def _socket_file(path: Path) -> Iterator[Finding]:
+def _check_socket_file(path: Path) -> Iterator[Finding]:
     try:
         is_socket = stat.S_ISSOCK(path.lstat().st_mode)
     except OSError:
@@ -213,7 +213,7 @@ def _socket_file(path: Path) -> Iterator[Finding]:
         yield problem("socket", f"{path}: {os.strerror(code)}", "see who may connect to it (unix_mode)")
 
 
-def peers(config: "Config") -> Iterator[Finding]:
+def check_access(config: "Config") -> Iterator[Finding]:
     """Look whether the lists of who may connect can have the say that they are meant to have."""
     others = bool(config.allow_gid) or not set(config.allow_uid) <= {os.geteuid(), 0}
     if config.unix is not None and others and not config.unix_mode & 0o022:
@@ -230,32 +230,32 @@ def peers(config: "Config") -> Iterator[Finding]:
         )
 
 
-def ports(config: "Config") -> Iterator[Finding]:
+def check_ports(config: "Config") -> Iterator[Finding]:
     """Look whether the addresses on the network can be had."""
-    running = _running(config.admin)
+    running = _running_listeners(config.admin)
     if config.tcp is not None:
-        yield _port("tcp", config.tcp, running)
+        yield _check_port("tcp", config.tcp, running)
     if config.udp is not None:
-        yield _port("udp", config.udp, running)
+        yield _check_port("udp", config.udp, running)
     if config.admin is not None and not config.admin.startswith("unix:"):
-        yield _port("admin", config.admin, running)
+        yield _check_port("admin", config.admin, running)
 
 
-def _running(admin: str | None) -> frozenset[str]:
+def _running_listeners(admin: str | None) -> frozenset[str]:
     """The names of the settings whose addresses an objmapper server has that answers at the admin address."""
     from objmapper_cli.admin_client import AdminClient
-    from objmapper_cli.errors import Failure
+    from objmapper_cli.errors import CommandError
 
     if admin is None or admin.endswith(":0"):
         return frozenset()
     try:
         return frozenset({"admin", *AdminClient(admin).read("/stats", "transports")["transports"]})
-    except (Failure, TypeError):
+    except (CommandError, TypeError):
         # None answers, or something else.
         return frozenset()
 
 
-def _port(setting: str, listen: str, running: frozenset[str]) -> Finding:
+def _check_port(setting: str, listen: str, running: frozenset[str]) -> Finding:
     from objmapper_server.settings.listen_address import ListeningPoint
 
     kind = socket.SOCK_DGRAM if setting == "udp" else socket.SOCK_STREAM
@@ -281,11 +281,11 @@ def _port(setting: str, listen: str, running: frozenset[str]) -> Finding:
     return ok(f"{setting} port", f"{listen} can be had")
 
 
-def datagrams(config: "Config") -> Iterator[Finding]:
+def check_udp(config: "Config") -> Iterator[Finding]:
     """Look at what UDP is given: room in the kernel, and who can ask."""
     if config.udp is None:
         return
-    yield _buffers()
+    yield _check_udp_buffers()
     from objmapper_server.settings.listen_address import ListeningPoint
 
     point = ListeningPoint.parse(config.udp, 0)
@@ -309,7 +309,7 @@ def datagrams(config: "Config") -> Iterator[Finding]:
             )
 
 
-def _buffers() -> Finding:
+def _check_udp_buffers() -> Finding:
     check = "socket buffers"
     try:
         room = min(int(Path(f"/proc/sys/net/core/{name}").read_text(encoding="ascii")) for name in _LIMITS)

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from objmapper_cli.options import JsonOption, ServerOption, TimeoutOption, WaitOption, client_of
+from objmapper_cli.options import JsonOption, ServerOption, TimeoutOption, WaitOption, open_client
 
 
 def stat(
@@ -15,12 +15,12 @@ def stat(
     wait: WaitOption = "0",
 ) -> int:
     """Show size, modification time and etag of objects."""
+    from objmapper_cli.batch import run_each
+    from objmapper_cli.formatting import for_terminal, format_time, print_line, print_stat
     from objmapper_cli.names import uri_of
-    from objmapper_cli.one_by_one import one_by_one
-    from objmapper_cli.showing import print_line, print_stat, shown, when
     from objmapper_client.address import UdpAddress
 
-    with client_of(server, timeout, wait=wait) as client:
+    with open_client(server, timeout, wait=wait) as client:
         tells_mtime = not isinstance(client.address, UdpAddress)
 
         def show(uri: str) -> None:
@@ -28,7 +28,7 @@ def stat(
             if as_json:
                 print_stat(found, has_mtime=tells_mtime)
             else:
-                mtime = when(found.mtime, found.mtime_ns) if tells_mtime else "not told over UDP"
-                print_line(f"{shown(uri)}\n  size   {found.size}\n  mtime  {mtime}\n  etag   {found.etag}")
+                mtime = format_time(found.mtime, found.mtime_ns) if tells_mtime else "not told over UDP"
+                print_line(f"{for_terminal(uri)}\n  size   {found.size}\n  mtime  {mtime}\n  etag   {found.etag}")
 
-        return one_by_one(map(uri_of, uris), show)
+        return run_each(map(uri_of, uris), show)

@@ -3,11 +3,11 @@
 import os
 import sys
 
-from objmapper_cli.errors import ExitCode, say
+from objmapper_cli.errors import ExitCode, print_error
 from objmapper_client.protocol.v2_responses import LeftOut
 
 
-class LeftOutFiles:
+class SkippedFiles:
     """Says each that it is called with; `code` is the exit code for them."""
 
     def __init__(self) -> None:
@@ -17,5 +17,5 @@ class LeftOutFiles:
         """Say what is left out, and why."""
         # In the order in which it happened, also where both lead to one place.
         sys.stdout.flush()
-        say(f"{os.fsdecode(found.path)}: left out: {found.reason}")
+        print_error(f"{os.fsdecode(found.path)}: left out: {found.reason}")
         self.code = ExitCode.FAILED

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from objmapper_cli.options import JsonOption, ServerOption, TimeoutOption, WaitOption, client_of
+from objmapper_cli.options import JsonOption, ServerOption, TimeoutOption, WaitOption, open_client
 
 
 def ls(
@@ -23,19 +23,19 @@ def ls(
     """
     import json
 
-    from objmapper_cli.left_out import LeftOutFiles
+    from objmapper_cli.formatting import for_terminal, format_seconds, format_time, print_line
     from objmapper_cli.names import uri_of
-    from objmapper_cli.showing import print_line, seconds_text, shown, when
+    from objmapper_cli.skipped_files import SkippedFiles
 
-    with client_of(server, timeout, wait=wait) as client:
-        left_out = LeftOutFiles()
+    with open_client(server, timeout, wait=wait) as client:
+        left_out = SkippedFiles()
         for entry in client.list(uri_of(prefix), left_out=left_out):
             uri, size, mtime = entry
             if as_json:
-                at = seconds_text(mtime, entry.mtime_ns)
+                at = format_seconds(mtime, entry.mtime_ns)
                 print_line(f'{{"uri": {json.dumps(uri)}, "size": {size}, "mtime": {at}}}')
             elif long:
-                print_line(f"{size:>14} {when(mtime, entry.mtime_ns)} {shown(uri)}")
+                print_line(f"{size:>14} {format_time(mtime, entry.mtime_ns)} {for_terminal(uri)}")
             else:
-                print_line(shown(uri))
+                print_line(for_terminal(uri))
     return left_out.code

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from objmapper_cli.admin_client import AdminClient
-from objmapper_cli.errors import ExitCode, Failure, say
-from objmapper_cli.options import WaitOption, seconds
+from objmapper_cli.errors import CommandError, ExitCode, print_error
+from objmapper_cli.options import WaitOption, parse_seconds
 
 Document = Mapping[str, Mapping[str, Any]]
 
@@ -31,7 +31,11 @@ def config(
     Secrets are masked. Where no server is named, none is waited for and none runs: those that one started here and now
     would have.
     """
-    document = _in_force(admin, seconds("--wait", wait)) if check is None else _of(check, environment=False)
+    document = (
+        _running_server_settings(admin, parse_seconds("--wait", wait))
+        if check is None
+        else _load(check, environment=False)
+    )
     if as_json:
         print(json.dumps(document, indent=2))
     else:
@@ -39,10 +43,10 @@ def config(
     if check is not None:
         # A failure to show it comes first, alone.
         sys.stdout.flush()
-        say(f"{check} is right")
+        print_error(f"{check} is right")
 
 
-def _of(file: str | None, *, environment: bool) -> Document:
+def _load(file: str | None, *, environment: bool) -> Document:
     """Return what they come to. A file is looked at by itself: the environment could hide what is wrong with it."""
     from objmapper_server.settings.effective import settings_in_force, settings_without_root
 
@@ -50,17 +54,17 @@ def _of(file: str | None, *, environment: bool) -> Document:
     return {name: setting.model_dump() for name, setting in settings_in_force(loaded, has_root=has_root).items()}
 
 
-def _in_force(admin: str | None, wait: float) -> Document:
+def _running_server_settings(admin: str | None, wait: float) -> Document:
     client = AdminClient(admin, wait)
     try:
         document = client.read("/config", "root")
-    except Failure as failure:
+    except CommandError as failure:
         is_meant = admin is not None or bool(os.environ.get("OBJMAPPER_ADMIN")) or wait > 0
         if failure.code != ExitCode.NOT_REACHED or is_meant:
             raise
-        say(f"no server answers at {client.address}; one that is started here and now would have these")
-        return _of(None, environment=True)
-    with client.understood():
+        print_error(f"no server answers at {client.address}; one that is started here and now would have these")
+        return _load(None, environment=True)
+    with client.checking_documents():
         # What is shown of each.
         return {name: {**each, "value": each["value"], "origin": each["origin"]} for name, each in document.items()}
 

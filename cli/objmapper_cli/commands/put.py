@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-from objmapper_cli.destination import unless_terminated
-from objmapper_cli.errors import ExitCode, Failure
+from objmapper_cli.errors import CommandError, ExitCode
 from objmapper_cli.names import uri_of
-from objmapper_cli.options import JsonOption, ServerOption, TimeoutOption, WaitOption, client_of
+from objmapper_cli.options import JsonOption, ServerOption, TimeoutOption, WaitOption, open_client
+from objmapper_cli.output_file import exiting_on_signals
 from objmapper_cli.progress import Progress
 from objmapper_client.errors import ObjectNotFound
 
@@ -36,13 +36,13 @@ def put(
     """
     uri = uri_of(uri)
     if not file:
-        raise Failure('FILE is "": a file is needed, - is standard input', ExitCode.USAGE)
+        raise CommandError('FILE is "": a file is needed, - is standard input', ExitCode.USAGE)
     if uri.endswith("/") and file != "-":
         uri += uri_of(Path(file).name)
     data = sys.stdin.buffer if file == "-" else file
     with (
-        client_of(server, timeout, wait=wait) as client,
-        unless_terminated(),
+        open_client(server, timeout, wait=wait) as client,
+        exiting_on_signals(),
         Progress(uri, _size(file)) as progress,
     ):
         try:
@@ -55,9 +55,11 @@ def put(
                 progress=progress.reached,
             )
         except ObjectNotFound as error:
-            raise Failure(f"{uri}: the server has no such directory; --parents makes it", ExitCode.NOT_FOUND) from error
+            raise CommandError(
+                f"{uri}: the server has no such directory; --parents makes it", ExitCode.NOT_FOUND
+            ) from error
     if as_json:
-        from objmapper_cli.showing import print_stat
+        from objmapper_cli.formatting import print_stat
 
         print_stat(stored)
 

@@ -12,7 +12,7 @@ STDOUT = 1
 
 
 @contextmanager
-def destination(name: str | None, *, sync: bool = False) -> Iterator[int]:
+def open_output_file(name: str | None, *, sync: bool = False) -> Iterator[int]:
     """Yield a descriptor to write to, for the time of the block; after a failure the file is as it was before.
 
     ``None`` and ``-`` are standard output. A device or a pipe is written to as it is: a rename would put a file in its
@@ -20,16 +20,16 @@ def destination(name: str | None, *, sync: bool = False) -> Iterator[int]:
     """
     if name in (None, "-"):
         # After a signal a progress bar is taken off the terminal.
-        with named("standard output"), unless_terminated():
+        with naming_file("standard output"), exiting_on_signals():
             yield STDOUT
         return
     assert name is not None
-    with named(name), unless_terminated(), open_output(name, sync=sync) as descriptor:
+    with naming_file(name), exiting_on_signals(), open_output(name, sync=sync) as descriptor:
         yield descriptor
 
 
 @contextmanager
-def named(name: str) -> Iterator[None]:
+def naming_file(name: str) -> Iterator[None]:
     """Give the system's errors within the block the name of what is written to."""
     try:
         yield
@@ -48,7 +48,7 @@ def make_directories(path: Path, *, sync: bool = False) -> None:
 
 
 @contextmanager
-def unless_terminated() -> Iterator[None]:
+def exiting_on_signals() -> Iterator[None]:
     """Turn SIGTERM and SIGHUP into an orderly way out within the block.
 
     One that was ignored when the command started stays ignored: nohup does that with SIGHUP.

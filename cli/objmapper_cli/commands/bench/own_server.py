@@ -11,9 +11,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from objmapper_cli.destination import unless_terminated
-from objmapper_cli.errors import ExitCode, Failure
-from objmapper_cli.units import amount
+from objmapper_cli.errors import CommandError, ExitCode
+from objmapper_cli.formatting import format_bytes
+from objmapper_cli.output_file import exiting_on_signals
 
 MIB = 1 << 20
 
@@ -37,21 +37,21 @@ class OwnServer:
 @contextmanager
 def own_server(sizes: dict[str, int], *flags: str) -> Iterator[OwnServer]:
     """Serves objects of these names and sizes over Unix and TCP with `flags`, until the end of the block."""
-    with unless_terminated(), tempfile.TemporaryDirectory(prefix="objmapper-bench-") as scratch:
+    with exiting_on_signals(), tempfile.TemporaryDirectory(prefix="objmapper-bench-") as scratch:
         root = Path(scratch, "root")
         root.mkdir()
         wanted, there = sum(sizes.values()), shutil.disk_usage(root).free
         if wanted > there:
-            raise Failure(
-                f"the objects have {amount(wanted)}, and {scratch} has room for {amount(there)}: choose a smaller "
-                "--file-size, or another place ($TMPDIR)"
+            raise CommandError(
+                f"the objects have {format_bytes(wanted)}, and {scratch} has room for {format_bytes(there)}: "
+                "choose a smaller --file-size, or another place ($TMPDIR)"
             )
         for name, size in sizes.items():
             write_object(root / name, size)
             # Old enough to be kept in memory from the first request on.
             os.utime(root / name, (1, 1))
         # SIGTERM and SIGHUP end the server and remove its files, as Ctrl-C does.
-        with started(root, Path(scratch, "o.sock"), *flags) as server:
+        with start_server(root, Path(scratch, "o.sock"), *flags) as server:
             yield server
 
 
@@ -65,7 +65,7 @@ def write_object(path: Path, size: int) -> None:
 
 
 @contextmanager
-def started(root: Path, socket: Path, *flags: str) -> Iterator[OwnServer]:
+def start_server(root: Path, socket: Path, *flags: str) -> Iterator[OwnServer]:
     """`objmapper serve` in a process of its own; raises Failure with its words where it does not start."""
     command = [sys.executable, "-m", "objmapper_cli", "serve", str(root), "--unix", str(socket)]
     command += ["--tcp", "127.0.0.1:0", *flags]
@@ -73,7 +73,7 @@ def started(root: Path, socket: Path, *flags: str) -> Iterator[OwnServer]:
         command.append("--no-admin")
     with ExitStack() as stack:
         process = stack.enter_context(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))  # noqa: S603 - our own command
-        stack.callback(_end, process)
+        stack.callback(_stop, process)
         said = []
         assert process.stderr is not None
         for line in process.stderr:
@@ -83,10 +83,10 @@ def started(root: Path, socket: Path, *flags: str) -> Iterator[OwnServer]:
                 yield OwnServer({word.partition(":")[0]: word for word in words}, process.pid, root)
                 return
         code = ExitCode.USAGE if process.wait() == ExitCode.USAGE else ExitCode.FAILED
-        raise Failure(f"the bench's server did not start: {' '.join(said).removeprefix('objmapper: ')}", code)
+        raise CommandError(f"the bench's server did not start: {' '.join(said).removeprefix('objmapper: ')}", code)
 
 
-def _end(process: subprocess.Popen[str]) -> None:
+def _stop(process: subprocess.Popen[str]) -> None:
     process.send_signal(signal.SIGTERM)
     try:
         process.wait(15)

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from objmapper_cli.options import JsonOption, ServerOption, TimeoutOption, WaitOption, client_of
+from objmapper_cli.options import JsonOption, ServerOption, TimeoutOption, WaitOption, open_client
 
 
 def rm(
@@ -21,16 +21,16 @@ def rm(
 
     With --json each object that was deleted is a line: {"uri": …}.
     """
+    from objmapper_cli.batch import run_each
     from objmapper_cli.names import uri_of
-    from objmapper_cli.one_by_one import one_by_one
 
-    with client_of(server, timeout, wait=wait) as client:
+    with open_client(server, timeout, wait=wait) as client:
 
         def delete(uri: str) -> None:
             client.delete(uri, if_match=if_match)
             if as_json:
-                from objmapper_cli.showing import print_json
+                from objmapper_cli.formatting import print_json
 
                 print_json({"uri": uri})
 
-        return one_by_one(map(uri_of, uris), delete)
+        return run_each(map(uri_of, uris), delete)

@@ -9,9 +9,9 @@ from typing import Annotated, Any, Final
 import typer
 
 from objmapper_cli.admin_client import AdminClient
-from objmapper_cli.errors import ExitCode, Failure
-from objmapper_cli.options import WaitOption, seconds
-from objmapper_cli.units import amount, micros
+from objmapper_cli.errors import CommandError, ExitCode
+from objmapper_cli.formatting import format_bytes, format_micros
+from objmapper_cli.options import WaitOption, parse_seconds
 
 Document = Mapping[str, Any]
 Row = tuple[str, ...]
@@ -35,16 +35,16 @@ def stats(
     Rates are those of the last 10 s, times those of the last minute, totals since start.
     """
     if watch is not None and not 0.1 <= watch <= 86400:
-        raise Failure(f"--watch {watch:g}: 0.1 to 86400 seconds", ExitCode.USAGE)
-    client = AdminClient(admin, seconds("--wait", wait))
+        raise CommandError(f"--watch {watch:g}: 0.1 to 86400 seconds", ExitCode.USAGE)
+    client = AdminClient(admin, parse_seconds("--wait", wait))
     if as_json:
         _repeat(watch, lambda: print(client.text("/stats", *NAMES), flush=True))
         return
-    with client.understood():
+    with client.checking_documents():
         if sys.stdout.isatty() and watch is not None:
-            from objmapper_cli.live import watch_on_terminal
+            from objmapper_cli.watch import watch_statistics
 
-            watch_on_terminal(lambda: read(client), title, watch)
+            watch_statistics(lambda: read(client), title, watch)
         elif sys.stdout.isatty():
             _draw(read(client))
         else:
@@ -71,23 +71,23 @@ def _model(document: Document) -> str:
 LINES: Final[tuple[tuple[str, Callable[[Document], str]], ...]] = (
     ("concurrency model", _model),
     ("requests/s", lambda it: f"{it['requests_per_sec']:.0f}"),
-    ("bytes/s", lambda it: amount(it["bytes_per_sec"])),
-    ("p50 latency", lambda it: micros(it["p50_latency_us"])),
-    ("p99 latency", lambda it: micros(it["p99_latency_us"])),
-    ("p99.9 latency", lambda it: micros(it["p999_latency_us"])),
-    ("queue wait", lambda it: micros(it["queue_wait_time_us"])),
+    ("bytes/s", lambda it: format_bytes(it["bytes_per_sec"])),
+    ("p50 latency", lambda it: format_micros(it["p50_latency_us"])),
+    ("p99 latency", lambda it: format_micros(it["p99_latency_us"])),
+    ("p99.9 latency", lambda it: format_micros(it["p999_latency_us"])),
+    ("queue wait", lambda it: format_micros(it["queue_wait_time_us"])),
     ("queue depth (max)", lambda it: f"{it['queue_depth']} ({it['queue_depth_max']})"),
     ("active threads", lambda it: f"{it['active_threads']}"),
     ("connections", lambda it: f"{it['connections']}"),
     ("cache hit rate", lambda it: f"{it['cache_hit_rate']:.1%}"),
     ("disk I/O pending", lambda it: f"{it['disk_io_pending']}"),
     ("requests total", lambda it: f"{it['requests_total']}"),
-    ("bytes total", lambda it: amount(it["bytes_total"])),
+    ("bytes total", lambda it: format_bytes(it["bytes_total"])),
     ("errors total", lambda it: f"{sum(it['errors_total'].values())}"),
     ("rejected total", lambda it: f"{it['rejected_total']}"),
-    ("p50 since start", lambda it: micros(it["since_start"]["p50_latency_us"])),
-    ("p99 since start", lambda it: micros(it["since_start"]["p99_latency_us"])),
-    ("p99.9 since start", lambda it: micros(it["since_start"]["p999_latency_us"])),
+    ("p50 since start", lambda it: format_micros(it["since_start"]["p50_latency_us"])),
+    ("p99 since start", lambda it: format_micros(it["since_start"]["p99_latency_us"])),
+    ("p99.9 since start", lambda it: format_micros(it["since_start"]["p999_latency_us"])),
 )
 KINDS: Final[Row] = ("", "requests total", "requests/s", "bytes/s", "p50", "p99", "p99.9")
 
@@ -124,8 +124,8 @@ def by_kind(document: Document) -> list[Row]:
     rows = [KINDS]
     for name, each in (*document["modes"].items(), *document["models"].items()):
         if each["requests_total"]:
-            latencies = (micros(each[f"{which}_latency_us"]) for which in ("p50", "p99", "p999"))
-            rate, volume = f"{each['requests_per_sec']:.0f}", amount(each["bytes_per_sec"])
+            latencies = (format_micros(each[f"{which}_latency_us"]) for which in ("p50", "p99", "p999"))
+            rate, volume = f"{each['requests_per_sec']:.0f}", format_bytes(each["bytes_per_sec"])
             rows.append((name, f"{each['requests_total']}", rate, volume, *latencies))
     return rows
 
@@ -134,7 +134,7 @@ def by_datagram(document: Document) -> list[Row]:
     """Return the lines of the third table: datagrams by kind, where UDP is served."""
     datagrams = document.get("datagrams") or {}
     totals = [(field.removesuffix("_total").replace("_", " "), total) for field, total in datagrams.items()]
-    shown = (amount(total) if name.startswith("bytes") else f"{total}" for name, total in totals)
+    shown = (format_bytes(total) if name.startswith("bytes") else f"{total}" for name, total in totals)
     rows = [(f"  {name}", value) for (name, _), value in zip(totals, shown, strict=True)]
     return [("datagrams", "since start"), *rows] if rows else []
 

@@ -8,15 +8,14 @@ from typing import Annotated, Any, Final
 import typer
 
 from objmapper_cli.admin_client import AdminClient
-from objmapper_cli.errors import ExitCode, Failure
-from objmapper_cli.options import WaitOption, seconds
-from objmapper_cli.showing import print_text, shown
-from objmapper_cli.units import micros
+from objmapper_cli.errors import CommandError, ExitCode
+from objmapper_cli.formatting import for_terminal, format_micros, print_text
+from objmapper_cli.options import WaitOption, parse_seconds
 
 #: Seconds between two looks.
-PAUSE: Final = 0.25
+POLL_INTERVAL: Final = 0.25
 #: Milliseconds: what the server takes.
-LONGEST: Final = 1e9
+MAX_MILLISECONDS: Final = 1e9
 UNITS: Final = {"us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1e3}
 
 
@@ -41,7 +40,7 @@ def trace(
     import json
 
     floor = milliseconds(slower_than)
-    client = AdminClient(admin, seconds("--wait", wait))
+    client = AdminClient(admin, parse_seconds("--wait", wait))
     after, left = client.post("/watch", {"slower_than_ms": floor}, "last")["last"], count
     if sys.stdout.isatty() and not as_json:
         print("time          total  =  queue + storage +   send  mode      status  URI  (client)")
@@ -54,27 +53,27 @@ def trace(
         for request in recorded["requests"]:
             if left == 0:
                 break
-            with client.understood():
+            with client.checking_documents():
                 text = json.dumps(request) if as_json else line(request)
             print_text(text)
             left = None if left is None else left - 1
-        time.sleep(PAUSE)
+        time.sleep(POLL_INTERVAL)
 
 
 def line(request: dict[str, Any]) -> str:
     """One request, for people."""
     at = time.strftime("%H:%M:%S", time.localtime(request["at"])) + f"{request['at'] % 1:.3f}"[1:]
     total, queue, storage, send = (
-        f"{micros(request[f'{part}_us']):>8}" for part in ("total", "queue", "storage", "send")
+        f"{format_micros(request[f'{part}_us']):>8}" for part in ("total", "queue", "storage", "send")
     )
     status = "ok" if request["status"] == 0 else f"{request['status']:02x}"
-    what = f"{request['mode']:<9} {status:<6}  {shown(request['uri'])}  ({request['peer']})"
+    what = f"{request['mode']:<9} {status:<6}  {for_terminal(request['uri'])}  ({request['peer']})"
     return f"{at} {total} ={queue} +{storage} +{send}  {what}"
 
 
 def milliseconds(text: str) -> float:
     """The time that is meant. Raises Failure."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)(us|µs|ms|s)", text)
-    if found is None or float(found[1]) * UNITS[found[2]] > LONGEST:
-        raise Failure(f"--slower-than {text}: a time is a number with us, ms or s, such as 5ms", ExitCode.USAGE)
+    if found is None or float(found[1]) * UNITS[found[2]] > MAX_MILLISECONDS:
+        raise CommandError(f"--slower-than {text}: a time is a number with us, ms or s, such as 5ms", ExitCode.USAGE)
     return float(found[1]) * UNITS[found[2]]

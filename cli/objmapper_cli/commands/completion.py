@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from objmapper_cli.errors import ExitCode, Failure
+from objmapper_cli.errors import CommandError, ExitCode
 from objmapper_cli.options import JsonOption
 
 
@@ -43,7 +43,7 @@ def completion(
             shell = Shell(named)
         except ValueError:
             known = ", ".join(Shell)
-            raise Failure(f"$SHELL names {named or 'no shell'}: say which of {known}", ExitCode.USAGE) from None
+            raise CommandError(f"$SHELL names {named or 'no shell'}: say which of {known}", ExitCode.USAGE) from None
 
     def print_script() -> int:
         # The machinery prints; it asks the command itself, by this variable, when Tab is pressed.
@@ -51,7 +51,7 @@ def completion(
 
     if not as_json:
         return print_script()
-    from objmapper_cli.showing import print_json
+    from objmapper_cli.formatting import print_json
 
     with redirect_stdout(io.StringIO()) as script:
         code = print_script()

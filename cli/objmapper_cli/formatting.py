@@ -10,10 +10,10 @@ if TYPE_CHECKING:
     from objmapper_client import Stat
 
 #: Nanoseconds.
-SECOND: Final = 1_000_000_000
+NANOSECONDS: Final = 1_000_000_000
 
 
-def shown(uri: str) -> str:
+def for_terminal(uri: str) -> str:
     """A URI as it can be shown: on a terminal without what would move its cursor or change its colours."""
     if not sys.stdout.isatty():
         return uri
@@ -47,23 +47,44 @@ def print_fetched(uri: str, file: str, size: int | None, fetched: bool) -> None:
 
 def print_stat(found: "Stat", *, has_mtime: bool = True) -> None:
     """Print what the server says of an object as JSON, its time in seconds as exactly as the server sends it."""
-    mtime = seconds_text(found.mtime, found.mtime_ns) if has_mtime else "null"
+    mtime = format_seconds(found.mtime, found.mtime_ns) if has_mtime else "null"
     uri, etag = json.dumps(found.uri), json.dumps(found.etag)
     print_line(f'{{"uri": {uri}, "size": {found.size}, "mtime": {mtime}, "etag": {etag}}}')
 
 
-def seconds_text(mtime: int, mtime_ns: int | None) -> str:
+def format_seconds(mtime: int, mtime_ns: int | None) -> str:
     """A time in seconds since 1970 as a JSON number: whole, or with nine digits behind the point."""
-    if mtime_ns is None or mtime_ns == mtime * SECOND:
+    if mtime_ns is None or mtime_ns == mtime * NANOSECONDS:
         return str(mtime)
-    whole, rest = divmod(abs(mtime_ns), SECOND)
+    whole, rest = divmod(abs(mtime_ns), NANOSECONDS)
     return f"{'-' if mtime_ns < 0 else ''}{whole}.{rest:09}"
 
 
-def when(mtime: int, mtime_ns: int | None = None) -> str:
+def format_time(mtime: int, mtime_ns: int | None = None) -> str:
     """A time, in seconds since 1970, as UTC, with nanoseconds where it has some. It may be no year of ours."""
-    rest = 0 if mtime_ns is None else mtime_ns - mtime * SECOND
+    rest = 0 if mtime_ns is None else mtime_ns - mtime * NANOSECONDS
     try:
         return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(mtime)) + (f".{rest:09}Z" if rest else "Z")
     except (OverflowError, OSError, ValueError):
         return f"@{mtime}"
+
+
+def format_micros(value: float) -> str:
+    """Return a time in the unit that suits it."""
+    if value < 1000:
+        return f"{value:.1f} µs"
+    return f"{value / 1000:.1f} ms" if value < 1e6 else f"{value / 1e6:.2f} s"
+
+
+def format_bytes(value: float) -> str:
+    """Return a number of bytes in the unit that suits it."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"
+
+
+def format_count(value: float) -> str:
+    """Return a count, whole from ten on."""
+    return f"{value:,.0f}" if value >= 10 or value == int(value) else f"{value:.1f}"

@@ -6,15 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, Final
 
-from objmapper_cli.destination import unless_terminated
-from objmapper_cli.errors import ExitCode, Failure
-from objmapper_cli.units import amount, micros, number
+from objmapper_cli.errors import CommandError, ExitCode
+from objmapper_cli.formatting import format_bytes, format_count, format_micros
+from objmapper_cli.output_file import exiting_on_signals
 
 Document = Mapping[str, Any]
 BARS: Final = "▁▂▃▄▅▆▇█"
 PLAIN_BARS: Final = "_.-=+*#@"
 #: Samples that are kept; a line shows as many as there is room for.
-KEPT: Final = 240
+HISTORY_LENGTH: Final = 240
 #: Columns that the other cells of a row need.
 OTHER_COLUMNS: Final = 34
 OUTAGES: Final = (ExitCode.NOT_REACHED, ExitCode.TIMEOUT)
@@ -25,25 +25,25 @@ def rate_of(field: str) -> Callable[[Document, Document, float], float]:
     return lambda now, before, seconds: max(0, now[field] - before[field]) / seconds
 
 
-def now_of(field: str) -> Callable[[Document, Document, float], float]:
+def value_of(field: str) -> Callable[[Document, Document, float], float]:
     """Return what a figure is."""
     return lambda now, _before, _seconds: float(now[field])
 
 
 #: Name, how a value is written, and how it is read from this document and the one before.
 ROWS: Final[tuple[tuple[str, Callable[[float], str], Callable[[Document, Document, float], float]], ...]] = (
-    ("requests/s", number, rate_of("requests_total")),
-    ("bytes/s", amount, rate_of("bytes_total")),
-    ("p50 latency", micros, now_of("p50_latency_us")),
-    ("p99 latency", micros, now_of("p99_latency_us")),
-    ("p99.9 latency", micros, now_of("p999_latency_us")),
-    ("queue wait", micros, now_of("queue_wait_time_us")),
-    ("queue depth", number, now_of("queue_depth")),
-    ("connections", number, now_of("connections")),
-    ("active threads", number, now_of("active_threads")),
-    ("cache hit rate", lambda value: f"{value:.1%}", now_of("cache_hit_rate")),
-    ("refused/s", number, rate_of("rejected_total")),
-    ("errors/s", number, lambda now, before, seconds: max(0, _errors(now) - _errors(before)) / seconds),
+    ("requests/s", format_count, rate_of("requests_total")),
+    ("bytes/s", format_bytes, rate_of("bytes_total")),
+    ("p50 latency", format_micros, value_of("p50_latency_us")),
+    ("p99 latency", format_micros, value_of("p99_latency_us")),
+    ("p99.9 latency", format_micros, value_of("p999_latency_us")),
+    ("queue wait", format_micros, value_of("queue_wait_time_us")),
+    ("queue depth", format_count, value_of("queue_depth")),
+    ("connections", format_count, value_of("connections")),
+    ("active threads", format_count, value_of("active_threads")),
+    ("cache hit rate", lambda value: f"{value:.1%}", value_of("cache_hit_rate")),
+    ("refused/s", format_count, rate_of("rejected_total")),
+    ("errors/s", format_count, lambda now, before, seconds: max(0, _errors(now) - _errors(before)) / seconds),
 )
 
 
@@ -63,7 +63,7 @@ class History:
     """What each row of each column was, the newest last."""
 
     def __init__(self) -> None:
-        self.lines: dict[str, deque[float]] = {name: deque(maxlen=KEPT) for name, _, _ in ROWS}
+        self.lines: dict[str, deque[float]] = {name: deque(maxlen=HISTORY_LENGTH) for name, _, _ in ROWS}
         self.columns: dict[str, dict[str, float]] = {}
         self._before: Document | None = None
 
@@ -84,7 +84,7 @@ class History:
                 self.lines[name].append(value)
 
 
-def watch_on_terminal(read: Callable[[], Document], title: Callable[[Document], str], pause: float) -> None:
+def watch_statistics(read: Callable[[], Document], title: Callable[[Document], str], interval: float) -> None:
     """Redraw until interrupted. Once it was there, a server that is not reached is waited for."""
     from rich.console import Console, Group
     from rich.live import Live
@@ -98,30 +98,30 @@ def watch_on_terminal(read: Callable[[], Document], title: Callable[[Document], 
     document = read()
     history.add(document)
 
-    def draw(trouble: str = "") -> Group:
+    def draw(error: str = "") -> Group:
         table = Table(expand=True)
         seen = len(history.lines["requests/s"])
         width = max(8, console.width - OTHER_COLUMNS - 14 * len(history.columns))
         table.add_column("", no_wrap=True)
         for column in history.columns:
             table.add_column(column, justify="right", no_wrap=True)
-        table.add_column(f"last {seen} × {pause:g} s", ratio=1, no_wrap=True, overflow="crop")
+        table.add_column(f"last {seen} × {interval:g} s", ratio=1, no_wrap=True, overflow="crop")
         for name, write, _ in ROWS:
             line = sparkline(list(history.lines[name])[-width:], bars)
             table.add_row(name, *(write(values[name]) for values in history.columns.values()), Text(line, style="cyan"))
         models = ", ".join(f"{name}: {model}" for name, model in document["concurrency_model"].items())
-        head = Text(trouble, style="bold red") if trouble else Text(title(document), style="bold")
+        head = Text(error, style="bold red") if error else Text(title(document), style="bold")
         return Group(head, Text(models), table)
 
-    with unless_terminated(), ExitStack() as stack:
+    with exiting_on_signals(), ExitStack() as stack:
         # `Live` hides the cursor. A signal that comes before its block begins would leave it hidden.
         stack.callback(console.show_cursor, True)
         live = stack.enter_context(Live(draw(), console=console, auto_refresh=False, screen=False))
         while True:
-            time.sleep(pause)
+            time.sleep(interval)
             try:
                 document = read()
-            except Failure as failure:
+            except CommandError as failure:
                 if failure.code not in OUTAGES:
                     raise
                 live.update(draw(str(failure)), refresh=True)

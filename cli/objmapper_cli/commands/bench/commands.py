@@ -9,13 +9,13 @@ from typing import Annotated, Any, get_args
 
 import typer
 
-from objmapper_cli.bench.measure import THREADS, progress, run
-from objmapper_cli.bench.models import criteria, measure_models, show_criteria
-from objmapper_cli.bench.own_server import OwnServer, own_server
-from objmapper_cli.bench.report import Row, check_picture, median, plot_curves, show
-from objmapper_cli.bench.report import plot as draw
-from objmapper_cli.errors import ExitCode, Failure, guarded
-from objmapper_cli.options import client_of, model_names, one_of
+from objmapper_cli.commands.bench.measure import THREADS, progress, run
+from objmapper_cli.commands.bench.models import criteria, measure_models, show_criteria
+from objmapper_cli.commands.bench.own_server import OwnServer, own_server
+from objmapper_cli.commands.bench.report import Row, check_picture, median, plot_curves, show
+from objmapper_cli.commands.bench.report import plot as draw
+from objmapper_cli.errors import CommandError, ExitCode, with_exit_code
+from objmapper_cli.options import complete_with, model_names, open_client
 from objmapper_client.errors import UnsupportedOperation
 from objmapper_server.concurrency import TRANSPORTS
 from objmapper_server.load import Dialect, LoadPlan
@@ -30,7 +30,7 @@ bench = typer.Typer(
 
 OBJECT = "object"
 #: Seconds of one round.
-LONGEST = 86_400
+MAX_SECONDS = 86_400
 
 Server = Annotated[str | None, typer.Option(metavar="ADDRESS", help="Measure this server. [default: one of its own]")]
 Uri = Annotated[str | None, typer.Option(metavar="URI", help="The object to ask --server for.")]
@@ -39,7 +39,7 @@ Transport = Annotated[
     typer.Option(
         metavar="unix|tcp|udp",
         help="How the bench's own server is reached.",
-        autocompletion=one_of("unix", "tcp", "udp"),
+        autocompletion=complete_with("unix", "tcp", "udp"),
     ),
 ]
 Mode = Annotated[
@@ -47,7 +47,7 @@ Mode = Annotated[
     typer.Option(
         metavar="fdpass|copy|splice|pull",
         help="[default: fdpass on unix, copy on tcp, pull (or copy) on udp]",
-        autocompletion=one_of("fdpass", "copy", "splice", "pull"),
+        autocompletion=complete_with("fdpass", "copy", "splice", "pull"),
     ),
 ]
 Model = Annotated[
@@ -59,7 +59,7 @@ OptimizeFor = Annotated[
     typer.Option(
         metavar="latency|throughput",
         help="Of the bench's own server.",
-        autocompletion=one_of("latency", "throughput"),
+        autocompletion=complete_with("latency", "throughput"),
     ),
 ]
 FileSize = Annotated[str, typer.Option(metavar="BYTES", help="The object's size, such as 4096 or 1MB.")]
@@ -80,8 +80,8 @@ def parse_duration(text: str) -> float:
     """Seconds from ``60s``, ``2m``, ``500ms`` or a bare number. Raises Failure."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h|)", text.strip())
     seconds = float(match[1]) * {"ms": 1e-3, "": 1, "s": 1, "m": 60, "h": 3600}[match[2]] if match else 0.0
-    if not 0 < seconds <= LONGEST:
-        raise Failure(
+    if not 0 < seconds <= MAX_SECONDS:
+        raise CommandError(
             f"--duration {text}: a time is a number above 0 with a unit, such as 10s, 2m or 500ms, and 24h at most",
             ExitCode.USAGE,
         )
@@ -95,7 +95,9 @@ def parse_size(text: str) -> int:
     try:
         return int(TypeAdapter(ByteSize).validate_python(text))
     except ValidationError:
-        raise Failure(f"--file-size {text}: a size is a number of bytes, or 64KiB, 1MB, …", ExitCode.USAGE) from None
+        raise CommandError(
+            f"--file-size {text}: a size is a number of bytes, or 64KiB, 1MB, …", ExitCode.USAGE
+        ) from None
 
 
 #: Modes over version 1 and over version 2.
@@ -104,18 +106,20 @@ OWN_DIALECTS: tuple[Dialect, ...] = ("fdpass", "copy", "splice", "fdpass2", "cop
 UDP_DIALECTS: tuple[Dialect, ...] = ("copy", "pull")
 
 
-def dialect_for(mode: str | None, transport: str) -> Dialect:
+def protocol_for(mode: str | None, transport: str) -> Dialect:
     """The mode, or the transport's best. Raises Failure for one that it cannot do."""
     chosen = mode or {"unix": "fdpass", "tcp": "copy", "udp": "pull"}[transport]
     if transport == "udp":
         for datagrams in UDP_DIALECTS:
             if chosen == datagrams:
                 return datagrams
-        raise Failure(f"--mode {chosen}: over udp there are pull, and copy for what fits a datagram", ExitCode.USAGE)
+        raise CommandError(
+            f"--mode {chosen}: over udp there are pull, and copy for what fits a datagram", ExitCode.USAGE
+        )
     for known in OWN_DIALECTS:
         if chosen == known and (transport == "unix" or not known.startswith("fdpass")):
             return known
-    raise Failure(
+    raise CommandError(
         f"--mode {chosen}: over {transport} there are {'fdpass, ' * (transport == 'unix')}copy and splice, each "
         "with a 2 for version 2 of the protocol",
         ExitCode.USAGE,
@@ -123,7 +127,7 @@ def dialect_for(mode: str | None, transport: str) -> Dialect:
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
+class BenchOptions:
     """What the flags of a bench say, as the measuring wants it."""
 
     server: str | None
@@ -137,15 +141,15 @@ class Setting:
     def check(self) -> None:
         """Raises Failure for what does not go together."""
         if self.transport not in TRANSPORTS:
-            raise Failure(f"--transport {self.transport}: there are {', '.join(TRANSPORTS)}", ExitCode.USAGE)
+            raise CommandError(f"--transport {self.transport}: there are {', '.join(TRANSPORTS)}", ExitCode.USAGE)
         if self.server is None and self.uri is not None:
-            raise Failure("--uri needs --server: the bench's own server has one object", ExitCode.USAGE)
+            raise CommandError("--uri needs --server: the bench's own server has one object", ExitCode.USAGE)
         if self.server is not None and self.uri is None:
-            raise Failure("--server needs --uri: which object is to be asked for", ExitCode.USAGE)
+            raise CommandError("--server needs --uri: which object is to be asked for", ExitCode.USAGE)
 
 
-def _measured(
-    setting: Setting, title: str, plan: LoadPlan, points: Sequence[dict[str, Any]], *, quiet: bool
+def _measure(
+    setting: BenchOptions, title: str, plan: LoadPlan, points: Sequence[dict[str, Any]], *, quiet: bool
 ) -> list[Row]:
     """Measures the plan with each point's changes, the points in turn, so that a noisy moment hits all."""
     setting.check()
@@ -157,14 +161,14 @@ def _measured(
             plan = replace(plan, address=own.addresses[setting.transport], uris=(f"/{OBJECT}",))
             transport = setting.transport
         else:
-            _ask(setting.server, setting.uri or "")
+            _check_object(setting.server, setting.uri or "")
             plan = replace(plan, address=setting.server, uris=(setting.uri or "",))
             scheme = setting.server.partition(":")[0]
             transport = scheme if scheme in TRANSPORTS else "unix"
         if plan.dialect not in ("http", "redis"):
-            plan = replace(plan, dialect=dialect_for(setting.mode, transport))
+            plan = replace(plan, dialect=protocol_for(setting.mode, transport))
         if transport == "udp" and (plan.pipeline > 1 or plan.rate is not None or plan.reconnect):
-            raise Failure(
+            raise CommandError(
                 "over udp each client asks once at a time: no --pipeline, --rate or --reconnect", ExitCode.USAGE
             )
         bar = stack.enter_context(progress(plan.duration * len(points) * setting.rounds, quiet=quiet))
@@ -179,24 +183,24 @@ def _measured(
         for point, results, used in zip(points, rounds, memory, strict=True):
             what = {"transport": transport, "mode": plan.dialect, "clients": plan.clients, **point}
             rows.append(Row(what, median(results), used))
-    _refuse_failure(rows)
+    _raise_failures(rows)
     return rows
 
 
-def _ask(server: str, uri: str) -> None:
+def _check_object(server: str, uri: str) -> None:
     """Raises what the server has against this object, before anything is measured; refusals are quick, too."""
-    with client_of(server, 30.0) as client, suppress(UnsupportedOperation):  # a server of version 1 has no stat
+    with open_client(server, 30.0) as client, suppress(UnsupportedOperation):  # a server of version 1 has no stat
         client.stat(uri)
 
 
-def _refuse_failure(rows: Sequence[Row]) -> None:
+def _raise_failures(rows: Sequence[Row]) -> None:
     if all(row.result.requests + row.result.refused == 0 for row in rows):
-        raise Failure(
+        raise CommandError(
             "not one request was answered: is the server there, and does it have the object?", ExitCode.NOT_REACHED
         )
 
 
-def _finish(
+def _print_results(
     rows: Sequence[Row], title: str, as_json: bool, paint: Callable[[Path], None], picture: Path | None
 ) -> None:
     show(rows, as_json=as_json, title=title)
@@ -205,7 +209,7 @@ def _finish(
 
 
 @bench.command()
-@guarded
+@with_exit_code
 def latency(
     clients: Annotated[int, typer.Option(min=1, max=10_000)] = 1,
     requests: Annotated[int, typer.Option(min=1, help="End after this many requests.")] = 10_000,
@@ -223,17 +227,17 @@ def latency(
 ) -> None:
     """Round-trip times: how long one request takes."""
     flags = ["--concurrency-model", concurrency_model, "--optimize-for", optimize_for]
-    setting = Setting(server, uri, transport, mode, flags, parse_size(file_size), rounds)
+    setting = BenchOptions(server, uri, transport, mode, flags, parse_size(file_size), rounds)
     threads = min(THREADS, clients)
     plan = LoadPlan(
         address="", dialect="copy", uris=(), clients=clients, threads=threads, duration=60, requests=requests, rate=rate
     )
-    rows = _measured(setting, "latency", plan, [{"requests": requests}], quiet=json)
-    _finish(rows, "latency", json, lambda path: plot_curves(rows, path, title="round-trip time"), plot)
+    rows = _measure(setting, "latency", plan, [{"requests": requests}], quiet=json)
+    _print_results(rows, "latency", json, lambda path: plot_curves(rows, path, title="round-trip time"), plot)
 
 
 @bench.command()
-@guarded
+@with_exit_code
 def throughput(
     clients: Annotated[int, typer.Option(min=1, max=10_000)] = 100,
     duration: Duration = "10s",
@@ -256,7 +260,7 @@ def throughput(
     """Requests and bytes a second with many clients; with --rate, what is left of them under overload."""
     flags = ["--concurrency-model", concurrency_model, "--optimize-for", optimize_for, "--pool-size", str(pool_size)]
     flags += ["--max-queue-depth", str(max_queue_depth)]
-    setting = Setting(server, uri, transport, mode, flags, parse_size(file_size), rounds)
+    setting = BenchOptions(server, uri, transport, mode, flags, parse_size(file_size), rounds)
     plan = LoadPlan(
         address="",
         dialect="copy",
@@ -268,12 +272,12 @@ def throughput(
         rate=rate,
         reconnect=reconnect,
     )
-    rows = _measured(setting, "throughput", plan, [{"pipeline": pipeline}], quiet=json)
-    _finish(rows, "throughput", json, lambda path: plot_curves(rows, path, title="under load"), plot)
+    rows = _measure(setting, "throughput", plan, [{"pipeline": pipeline}], quiet=json)
+    _print_results(rows, "throughput", json, lambda path: plot_curves(rows, path, title="under load"), plot)
 
 
 @bench.command()
-@guarded
+@with_exit_code
 def scale(
     clients: Annotated[str, typer.Option(metavar="N,N,…", help="Numbers of clients.")] = "1,10,100,1000,10000",
     duration: Duration = "2s",
@@ -291,15 +295,15 @@ def scale(
     counts = parse_counts(clients)
     flags = ["--concurrency-model", concurrency_model, "--max-queue-depth", str(max(100, *counts))]
     flags += ["--max-connections", str(max(10_000, *counts) + 100)]
-    setting = Setting(server, uri, transport, mode, flags, parse_size(file_size), rounds)
+    setting = BenchOptions(server, uri, transport, mode, flags, parse_size(file_size), rounds)
     plan = LoadPlan(address="", dialect="copy", uris=(), threads=THREADS, duration=parse_duration(duration))
-    rows = _measured(setting, "scale", plan, [{"clients": count} for count in counts], quiet=json)
+    rows = _measure(setting, "scale", plan, [{"clients": count} for count in counts], quiet=json)
     title = f"growth, {concurrency_model}"
-    _finish(rows, "scale", json, lambda path: draw(rows, path, title=title, line="mode", along="clients"), plot)
+    _print_results(rows, "scale", json, lambda path: draw(rows, path, title=title, line="mode", along="clients"), plot)
 
 
 @bench.command()
-@guarded
+@with_exit_code
 def storage(
     hit_rate: Annotated[
         str, typer.Option(metavar="R,R,…", help="Part of the requests for one hot object, 0 to 1.")
@@ -342,9 +346,11 @@ def storage(
         memory = server.memory()
     what: dict[str, str | int | float] = {"transport": "tcp", "mode": "copy", "clients": clients, "size": size}
     rows = [Row({**what, "hit rate": rate}, median(results[rate]), memory) for rate in rates]
-    _refuse_failure(rows)
+    _raise_failures(rows)
     title = "memory and files"
-    _finish(rows, "storage", json, lambda path: draw(rows, path, title=title, line="mode", along="hit rate"), plot)
+    _print_results(
+        rows, "storage", json, lambda path: draw(rows, path, title=title, line="mode", along="hit rate"), plot
+    )
 
 
 def mixture(cold: Sequence[str], hit_rate: float) -> tuple[str, ...]:
@@ -360,7 +366,7 @@ def mixture(cold: Sequence[str], hit_rate: float) -> tuple[str, ...]:
 
 
 @bench.command()
-@guarded
+@with_exit_code
 def models(
     clients: Annotated[str, typer.Option(metavar="N,N,…", help="Numbers of clients.")] = "1,8,64,1000",
     duration: Duration = "2s",
@@ -373,15 +379,15 @@ def models(
     rows = measure_models(
         parse_counts(clients), parse_duration(duration), rounds, ["--optimize-for", optimize_for], quiet=json
     )
-    _refuse_failure(rows)
+    _raise_failures(rows)
     title = "concurrency models"
-    _finish(rows, title, json, lambda path: draw(rows, path, title=title, line="model", along="clients"), plot)
+    _print_results(rows, title, json, lambda path: draw(rows, path, title=title, line="model", along="clients"), plot)
     if not json:
         show_criteria(criteria(rows))
 
 
 @bench.command()
-@guarded
+@with_exit_code
 def compare(
     peer: Annotated[
         list[str],
@@ -420,8 +426,8 @@ def compare(
         result = median(measured)
         ratio = round(result.requests_per_sec / first, 3) if first else "none"
         rows.append(Row({"server": name, "mode": dialect, "clients": clients, "ratio": ratio}, result))
-    _refuse_failure(rows)
-    _finish(rows, "compare", json, lambda path: plot_curves(rows, path, title="side by side"), plot)
+    _raise_failures(rows)
+    _print_results(rows, "compare", json, lambda path: plot_curves(rows, path, title="side by side"), plot)
 
 
 def parse_rates(text: str) -> list[float]:
@@ -431,7 +437,7 @@ def parse_rates(text: str) -> list[float]:
     except ValueError:
         rates = []
     if not rates or not all(0 <= rate <= 1 for rate in rates):
-        raise Failure(f"--hit-rate {text}: parts from 0 to 1, parted by commas", ExitCode.USAGE)
+        raise CommandError(f"--hit-rate {text}: parts from 0 to 1, parted by commas", ExitCode.USAGE)
     return rates
 
 
@@ -442,7 +448,7 @@ def parse_counts(text: str) -> list[int]:
     except ValueError:
         counts = []
     if not counts or min(counts) < 1 or max(counts) > 100_000:
-        raise Failure(f"--clients {text}: numbers from 1 to 100000, parted by commas", ExitCode.USAGE)
+        raise CommandError(f"--clients {text}: numbers from 1 to 100000, parted by commas", ExitCode.USAGE)
     return counts
 
 
@@ -454,4 +460,4 @@ def parse_peer(text: str) -> tuple[str, Dialect, str]:
         if dialect == known and name and address:
             return name, known, address
     known = ", ".join(get_args(Dialect))
-    raise Failure(f"--peer {text}: write NAME=PROTOCOL@ADDRESS, the protocol one of {known}", ExitCode.USAGE)
+    raise CommandError(f"--peer {text}: write NAME=PROTOCOL@ADDRESS, the protocol one of {known}", ExitCode.USAGE)

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from objmapper_cli.bench.measure import THREADS, progress, run
-from objmapper_cli.bench.own_server import own_server
-from objmapper_cli.bench.report import Row, median
+from objmapper_cli.commands.bench.measure import THREADS, progress, run
+from objmapper_cli.commands.bench.own_server import own_server
+from objmapper_cli.commands.bench.report import Row, median
 from objmapper_server.load import Dialect, LoadPlan, LoadResult
 
 MODELS = ("thread-per-connection", "thread-pool", "work-stealing", "epoll", "auto")

@@ -8,12 +8,12 @@ from typing import Annotated
 
 import typer
 
-from objmapper_cli.errors import ExitCode, Failure
+from objmapper_cli.errors import CommandError, ExitCode
 from objmapper_cli.names import uri_of
-from objmapper_cli.options import JsonOption, ServerOption, TimeoutOption, WaitOption, client_of
+from objmapper_cli.options import JsonOption, ServerOption, TimeoutOption, WaitOption, open_client
 
 #: Where the object is to be found, in the arguments of a command.
-PLACE = "{}"
+PLACEHOLDER = "{}"
 #: What a shell says of a command that it cannot run, and of one that it does not find.
 CANNOT_RUN, NOT_FOUND = 126, 127
 
@@ -36,20 +36,20 @@ def open(  # noqa: A001 - the command's name
     size, mode and etag.
     """
     if not command[0]:
-        raise Failure('COMMAND is "": the name of a program is needed', ExitCode.USAGE)
-    with client_of(server, timeout, wait=wait) as client, client.open(uri_of(uri)) as found:
+        raise CommandError('COMMAND is "": the name of a program is needed', ExitCode.USAGE)
+    with open_client(server, timeout, wait=wait) as client, client.open(uri_of(uri)) as found:
         # Out of the way of standard input, output and error, should one of them be closed.
         descriptor = fcntl.fcntl(found.fileno(), fcntl.F_DUPFD, 3)
         size = found.size
     path = f"/proc/self/fd/{descriptor}"
-    if any(PLACE in each for each in command):
-        command = [each.replace(PLACE, path) for each in command]
+    if any(PLACEHOLDER in each for each in command):
+        command = [each.replace(PLACEHOLDER, path) for each in command]
     else:
         path = "/proc/self/fd/0"
         os.dup2(descriptor, 0)
         os.close(descriptor)
     if as_json:
-        from objmapper_cli.showing import print_json
+        from objmapper_cli.formatting import print_json
 
         print_json({"uri": found.uri, "path": path, "size": size, "mode": found.mode.name.lower(), "etag": found.etag})
     # The interpreter ignores these, and a command would inherit that.
@@ -59,7 +59,7 @@ def open(  # noqa: A001 - the command's name
     try:
         os.execvp(command[0], command)  # noqa: S606 - what it is for
     except OSError as error:
-        from objmapper_cli.errors import say
+        from objmapper_cli.errors import print_error
 
-        say(f"{command[0]}: {error.strerror}")
+        print_error(f"{command[0]}: {error.strerror}")
         return NOT_FOUND if isinstance(error, FileNotFoundError) else CANNOT_RUN

@@ -3,11 +3,11 @@
 import sys
 from collections.abc import Callable, Iterable
 
-from objmapper_cli.errors import ExitCode, explain, say
+from objmapper_cli.errors import ExitCode, explain, print_error
 from objmapper_client.errors import ServerReply
 
 
-def one_by_one(uris: Iterable[str], do: Callable[[str], object]) -> int:
+def run_each(uris: Iterable[str], do: Callable[[str], object]) -> int:
     """Do it for each. Returns the exit code of the first that was refused. Raises what is about no single object."""
     first: int = ExitCode.DONE
     for uri in uris:
@@ -17,6 +17,6 @@ def one_by_one(uris: Iterable[str], do: Callable[[str], object]) -> int:
             code, line = explain(error)
             # In the order in which it happened, also where both lead to one place.
             sys.stdout.flush()
-            say(line)
+            print_error(line)
             first = first or code
     return first

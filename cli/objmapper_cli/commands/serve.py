@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from objmapper_cli.errors import ExitCode, explain, forget_output
-from objmapper_cli.options import models_by_transport, one_of
+from objmapper_cli.errors import ExitCode, discard_output, explain
+from objmapper_cli.options import complete_with, models_by_transport
 
 if TYPE_CHECKING:
     from objmapper_server import Server
@@ -88,7 +88,7 @@ def serve(
         typer.Option(
             metavar="latency|throughput",
             help="Spin before sleeping, or batch. [default: throughput]",
-            autocompletion=one_of("latency", "throughput"),
+            autocompletion=complete_with("latency", "throughput"),
         ),
     ] = None,
     async_storage: Annotated[
@@ -153,7 +153,9 @@ def serve(
     log_format: Annotated[
         str | None,
         typer.Option(
-            metavar="text|json", help="How messages are written. [default: text]", autocompletion=one_of("text", "json")
+            metavar="text|json",
+            help="How messages are written. [default: text]",
+            autocompletion=complete_with("text", "json"),
         ),
     ] = None,
     access_log: Annotated[
@@ -190,11 +192,11 @@ def serve(
             for each in sockets.values():
                 stack.enter_context(each)
             server = Server(settings, sockets)
-            finished = server.serve_forever(lambda: tell(server, as_json=as_json))
+            finished = server.serve_forever(lambda: print_addresses(server, as_json=as_json))
     except OSError as error:
         code, line = explain(error)
         LOG.error(line)
-        forget_output()
+        discard_output()
         return code
     if finished:
         return ExitCode.DONE
@@ -202,7 +204,7 @@ def serve(
     return ExitCode.FAILED
 
 
-def tell(server: "Server", *, as_json: bool = False) -> None:
+def print_addresses(server: "Server", *, as_json: bool = False) -> None:
     """Say what was found at start and that clients can come, with `as_json` on standard output too."""
     from objmapper_server.process.logs import LOG
 
@@ -213,11 +215,11 @@ def tell(server: "Server", *, as_json: bool = False) -> None:
     if as_json:
         import json
 
-        from objmapper_cli.destination import named
-        from objmapper_cli.showing import print_text
+        from objmapper_cli.formatting import print_text
+        from objmapper_cli.output_file import naming_file
 
         document = {"pid": os.getpid(), "addresses": dict(server.addresses), "admin": server.admin_address}
         # Before the message: a server whose starter cannot read this ends, and is never ready.
-        with named("standard output"):
+        with naming_file("standard output"):
             print_text(json.dumps(document))
     LOG.info(" ".join(("ready", *server.addresses.values(), *admin_at)), extra={"facts": facts})

@@ -5,7 +5,7 @@ from contextlib import suppress
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from objmapper_cli.errors import Failure
+from objmapper_cli.errors import CommandError
 from objmapper_client._files.copy import copy_to, write_pieces
 from objmapper_client.client import Client
 from objmapper_client.protocol import Mode
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from objmapper_client.object import Object
 
 
-class Fetch:
+class Download:
     """An object, or a range of it, that the server has begun to answer with: `size` bytes where that is known.
 
     Made before there is a place to write to, so that a missing object leaves no trace of a file. To be closed.
@@ -23,26 +23,26 @@ class Fetch:
     def __init__(self, client: Client, uri: str, offset: int = 0, length: int | None = None) -> None:
         self._uri = uri
         self._offset = offset
-        self.found: Object | None = None
+        self.object: Object | None = None
         self.size: int | None = None
         if client.mode is Mode.FDPASS:
-            self.found = client.open(uri)
-            self.size = max(0, self.found.size - offset)
+            self.object = client.open(uri)
+            self.size = max(0, self.object.size - offset)
             if length is not None:
                 self.size = min(self.size, length)
         else:
-            self._chunks = client.stream(uri, offset=offset, length=length, announce=self._announced)
+            self._chunks = client.stream(uri, offset=offset, length=length, announce=self._set_size)
             self._first = next(self._chunks, b"")
 
-    def _announced(self, size: int) -> None:
+    def _set_size(self, size: int) -> None:
         self.size = size
 
-    def __enter__(self) -> "Fetch":
+    def __enter__(self) -> "Download":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if self.found is not None:
-            self.found.close()
+        if self.object is not None:
+            self.object.close()
         elif error is not None:
             # To close a stream is to wait for the little that is still to come; an interrupted command does not.
             with suppress(type(error)):
@@ -53,10 +53,12 @@ class Fetch:
 
         Raises what `Client.stream` raises, OSError, Failure.
         """
-        if self.found is None:
+        if self.object is None:
             return write_pieces(target, chain((self._first,), self._chunks), progress)
         assert self.size is not None
-        written = copy_to(self.found.fileno(), target, self.size, self._offset, progress)
+        written = copy_to(self.object.fileno(), target, self.size, self._offset, progress)
         if written < self.size:
-            raise Failure(f"{self._uri}: it shrank while it was copied ({written} of {self.size} bytes); try again")
+            raise CommandError(
+                f"{self._uri}: it shrank while it was copied ({written} of {self.size} bytes); try again"
+            )
         return written

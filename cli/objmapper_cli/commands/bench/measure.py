@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from objmapper_cli.destination import unless_terminated
+from objmapper_cli.output_file import exiting_on_signals
 from objmapper_server.load import LoadPlan, LoadResult, run_load
 
 # Between them these use up the generator's half of the machine; more would take from the server.
@@ -20,7 +20,7 @@ def progress(total: float, *, quiet: bool) -> Iterator[Any]:
 
     silent = quiet or not sys.stderr.isatty()
     with (
-        unless_terminated(),
+        exiting_on_signals(),
         tqdm(
             total=round(total, 1),
             unit="s",

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final
 import typer
 from typer.core import TyperGroup
 
-from objmapper_cli.errors import ExitCode, Failure, guarded
+from objmapper_cli.errors import CommandError, ExitCode, with_exit_code
 
 #: What typer raises for arguments that are wrong: of click, or of the copy of click that newer versions of typer have.
 USAGE_ERROR: Final[Any] = typer.BadParameter.__base__
@@ -38,11 +38,11 @@ class Subcommands(UserDict[str, Any]):
     def __getitem__(self, name: str) -> Any:
         if name not in self.data:
             raise KeyError(name)
-        function = getattr(import_module(f"objmapper_cli.{name}"), name)
+        function = getattr(import_module(f"objmapper_cli.commands.{name}"), name)
         if isinstance(function, typer.Typer):
             return typer.main.get_command(function)
         alone = typer.Typer(rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False)
-        alone.command(name)(guarded(function))
+        alone.command(name)(with_exit_code(function))
         return typer.main.get_command(alone)
 
 
@@ -84,24 +84,24 @@ def run() -> None:
     )
     app.callback()(objmapper)
     if "_OBJMAPPER_COMPLETE" in os.environ:
-        guarded(_completed)(app)
-    guarded(_ended)(app)
+        with_exit_code(_answer_completion)(app)
+    with_exit_code(_run_app)(app)
 
 
-def _completed(app: typer.Typer) -> int:
+def _answer_completion(app: typer.Typer) -> int:
     """Answer the completion script of a shell. Raises Failure where the shell's variables are missing or wrong."""
     from typer._completion_classes import completion_init
 
     completion_init()
     try:
-        return _ended(app)
+        return _run_app(app)
     except (KeyError, ValueError) as error:
-        raise Failure(
+        raise CommandError(
             f"_OBJMAPPER_COMPLETE is set, but not by a completion script ({error}): unset it", ExitCode.USAGE
         ) from error
 
 
-def _ended(app: typer.Typer) -> int:
+def _run_app(app: typer.Typer) -> int:
     try:
         code = app(prog_name="objmapper", standalone_mode=False)
     except SystemExit as leaving:
@@ -112,15 +112,15 @@ def _ended(app: typer.Typer) -> int:
         # typer's name for Ctrl-C while it reads the arguments.
         raise KeyboardInterrupt from error
     except USAGE_ERROR as error:
-        return _misused(error)
+        return _raise_usage_error(error)
     return code if isinstance(code, int) else ExitCode.DONE
 
 
-def _misused(error: Any) -> int:
+def _raise_usage_error(error: Any) -> int:
     """Show the help page where there are no arguments at all. Raises Failure, with one line, for wrong ones."""
     if type(error).__name__ == "NoArgsIsHelpError":
         error.show()
         return ExitCode.USAGE
     command = error.ctx.command_path if error.ctx is not None else "objmapper"
     text = error.format_message().removesuffix(".").replace("Value error, ", "")
-    raise Failure(f"{text}; `{command} -h` shows the usage", ExitCode.USAGE) from error
+    raise CommandError(f"{text}; `{command} -h` shows the usage", ExitCode.USAGE) from error
