@@ -47,6 +47,7 @@ lint: setup ## formatting, lints and types, Python and Rust
 	$(bin)/ruff format --check .
 	$(bin)/mypy
 	$(bin)/pyright
+	$(bin)/python setup/given.py --check
 	$(bin)/python setup/reference.py --check
 	$(bin)/python -m mypy.stubtest objmapper_server._engine
 	$(bin)/python -m mypy.stubtest --mypy-config-file pyproject.toml --allowlist setup/stubtest_allowed.txt objmapper_client
@@ -79,7 +80,8 @@ soak: setup ## looks for what breaks, half an hour: slow and hostile clients, fa
 bench: setup ## every model at several loads; with YARDSTICKS="--load … --floor-server … --floor-epoll …" beside those
 	$(if $(YARDSTICKS),$(bin)/python benchmarks/against_floor.py $(YARDSTICKS),$(bin)/objmapper bench models)
 
-reference: setup ## docs/reference.md, from the docstrings
+reference: setup ## docs/reference.md and what Config takes, from docstrings and fields
+	$(bin)/python setup/given.py
 	$(bin)/python setup/reference.py
 
 contract: setup ## the admin endpoint against its own OpenAPI document, with schemathesis in a throw-away environment

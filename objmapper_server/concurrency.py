@@ -1,9 +1,11 @@
 """The concurrency models, and which one a transport gets: all there is of ``auto``."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Final, Literal
+
+from objmapper_server.errors import did_you_mean
 
 Transport = Literal["unix", "tcp", "udp"]
 TRANSPORTS: Final[tuple[Transport, ...]] = ("unix", "tcp", "udp")
@@ -41,6 +43,13 @@ CHOICES: Final[Mapping[Concurrency, Table]] = MappingProxyType(
 )
 
 
+#: What a shell offers for the setting: the models, and for each transport the models for it alone.
+MODELS_BY_TRANSPORT: Final = (
+    *(model.value for model in Concurrency),
+    *(f"{transport}={model}" for transport in TRANSPORTS for model in Concurrency),
+)
+
+
 def choose(model: Concurrency, transport: Transport) -> Concurrency:
     """Return the model that serves `transport` where `model` was asked for: never ``auto`` nor ``by-transport``.
 
@@ -50,3 +59,30 @@ def choose(model: Concurrency, transport: Transport) -> Concurrency:
         raise ValueError("udp has no connections to give threads to: choose epoll, thread-pool or work-stealing for it")
     table = CHOICES.get(model)
     return model if table is None else table[transport]
+
+
+def parse_models(pairs: Iterable[tuple[str, str]]) -> Concurrency | dict[Transport, Concurrency]:
+    """Return one model, or one for each transport, from pairs of transport and model, as texts; raises ValueError.
+
+    A pair without a transport is for all transports that have none of their own.
+    """
+    for_all = Concurrency.AUTO
+    chosen: dict[Transport, Concurrency] = {}
+    for name, text in pairs:
+        model = _model(text.strip())
+        transport = next((known for known in TRANSPORTS if known == name), None)
+        if transport is not None:
+            chosen[transport] = model
+        elif name:
+            raise ValueError(f"{name!r} is no transport of {', '.join(TRANSPORTS)}{did_you_mean(name, TRANSPORTS)}")
+        else:
+            for_all = model
+    return {transport: chosen.get(transport, for_all) for transport in TRANSPORTS} if chosen else for_all
+
+
+def _model(text: str) -> Concurrency:
+    try:
+        return Concurrency(text)
+    except ValueError:
+        names = [str(model) for model in Concurrency]
+        raise ValueError(f"{text!r} is none of {', '.join(names)}{did_you_mean(text, names)}") from None

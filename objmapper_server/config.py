@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Final, Literal, Self, TypedDict, Unpack
+from typing import Annotated, Any, Final, Literal, Self, Unpack
 
 from pydantic import (
     ByteSize,
@@ -18,64 +18,15 @@ from pydantic import (
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from objmapper_client import address
-from objmapper_server.concurrency import TRANSPORTS, Concurrency, Transport, choose
-from objmapper_server.errors import ConfigError, did_you_mean
+from objmapper_server.concurrency import MODELS_BY_TRANSPORT, TRANSPORTS, Concurrency, Transport, choose, parse_models
+from objmapper_server.errors import ConfigError, did_you_mean, warn_renamed
 from objmapper_server.settings.access_rules import groups, prefixes, users
+from objmapper_server.settings.given import Given, StrPath
 from objmapper_server.settings.listen_address import ListeningPoint, parse_host_names, parse_networks
-from objmapper_server.settings.sources import ENVIRONMENT_PREFIX, absolute_path, layered
+from objmapper_server.settings.setting_info import Prefixes, Seconds, SecondsOrZero, SettingInfo, count, size
+from objmapper_server.settings.sources import DEFAULT_ADMIN, ENVIRONMENT_PREFIX, absolute_path, layered
 
 DEFAULT_ADMIN_PORT: Final = 9997
-A_YEAR: Final = 366 * 86400.0
-
-StrPath = str | os.PathLike[str]
-People = int | str | Iterable[int | str]
-Models = Concurrency | str | Iterable[str] | Mapping[str, Concurrency | str]
-
-
-class Given(TypedDict, total=False):
-    """What `Config` takes: more than it holds, because it also reads text."""
-
-    root: StrPath
-    unix: StrPath | None
-    unix_mode: int | str
-    tcp: str | None
-    udp: str | None
-    udp_trusted: str | Iterable[str]
-    udp_rate_limit: int | str
-    admin: str | None
-    admin_host: str | Iterable[str]
-    admin_token: str | None
-    concurrency_model: Models
-    pool_size: int
-    max_queue_depth: int
-    max_threads: int
-    max_connections: int
-    allow_uid: People
-    allow_gid: People
-    allow_prefix: str | Iterable[str] | Mapping[str, People]
-    max_connections_per_uid: int
-    max_descriptors_per_uid: int
-    optimize_for: Literal["latency", "throughput"]
-    async_storage: bool
-    storage_pool_size: int
-    cache_size: int | str
-    cache_max_age: float
-    max_output_buffer: int | str
-    max_output_memory: int | str
-    follow_symlinks: bool
-    writable: bool
-    max_object_size: int | str
-    min_upload_rate: int | str
-    upload_timeout: float
-    max_uploads_per_uid: int
-    max_reserved_per_uid: int | str
-    idle_timeout: float
-    header_timeout: float
-    request_timeout: float
-    shutdown_grace: float
-    log_format: Literal["text", "json"]
-    access_log: StrPath | None
-    access_log_sample: int
 
 
 def _default_socket() -> Path:
@@ -88,21 +39,6 @@ def _default_socket() -> Path:
 
 def _switched_off(value: object) -> object:
     return None if isinstance(value, str) and value.strip().lower() in {"none", "off"} else value
-
-
-def _count(least: int, most: int = 1_000_000, also: str = "") -> Any:
-    return Field(ge=least, le=most, description=f"a whole number from {least} to {most}{also}")
-
-
-def _bytes(least: int = 0, shown: str = "", *, zero: str = "", unit: str = "bytes") -> Any:
-    description = f"{unit}, at least {shown}" if shown else unit
-    description += ": a number, or with a unit as in 512MB or 1GiB" + (f"; {zero}" if zero else "")
-    return Field(ge=least, le=1 << 62, description=description)
-
-
-Count = Annotated[int, _count(1)]
-Seconds = Annotated[float, Field(gt=0, le=A_YEAR, allow_inf_nan=False, description="seconds, more than 0")]
-Grace = Annotated[float, Field(ge=0, le=A_YEAR, allow_inf_nan=False, description="seconds, 0 or more")]
 
 
 class Config(BaseSettings):
@@ -120,55 +56,159 @@ class Config(BaseSettings):
         validate_default=False,
     )
 
-    root: Path = Field(description="the directory whose files are served")
-    unix: Path | None = Field(None, description="the path of a Unix socket, or none")
-    unix_mode: int = Field(0o600, ge=0, le=0o777, description="who may connect, as octal permissions such as 0660")
-    tcp: str | None = Field(None, description="HOST:PORT (IPv6 in brackets, port 0 for a free one), or none")
-    udp: str | None = Field(None, description="HOST:PORT (IPv6 in brackets, port 0 for a free one), or none")
-    udp_trusted: Annotated[tuple[str, ...], NoDecode] = Field((), description="networks such as 10.0.0.0/8, or none")
+    # Flag, variable, key in the file and row in the reference follow from a field: "Add a setting" in CONTRIBUTING.md.
+    root: Annotated[Path, SettingInfo("The directory whose files are served.", "ROOT")] = Field(
+        description="the directory whose files are served"
+    )
+    unix: Annotated[
+        Path | None, SettingInfo("Serve on this Unix socket; the default without --tcp and --udp.", "PATH")
+    ] = Field(None, description="the path of a Unix socket, or none")
+    unix_mode: Annotated[int, SettingInfo("Who may connect to the Unix socket.", "OCTAL", default="0600")] = Field(
+        0o600, ge=0, le=0o777, description="who may connect, as octal permissions such as 0660"
+    )
+    tcp: Annotated[str | None, SettingInfo("Serve on TCP; port 0 takes a free one.", "HOST:PORT")] = Field(
+        None, description="HOST:PORT (IPv6 in brackets, port 0 for a free one), or none"
+    )
+    udp: Annotated[str | None, SettingInfo("Serve on UDP; port 0 takes a free one.", "HOST:PORT")] = Field(
+        None, description="HOST:PORT (IPv6 in brackets, port 0 for a free one), or none"
+    )
+    udp_trusted: Annotated[
+        tuple[str, ...],
+        NoDecode,
+        SettingInfo("Answer plain requests from here too, such as 10.0.0.0/8.", "NETWORK", repeatable=True),
+    ] = Field((), description="networks such as 10.0.0.0/8, or none")
     udp_rate_limit: Annotated[
         ByteSize,
-        Field(ge=0, le=1 << 62, description="bytes a second: a number, or with a unit as in 100MB; 0 for none"),
+        size(unit="bytes a second", example="100MB", zero="0 for none"),
+        SettingInfo("A second over UDP to one address, such as 50MB; 0 for any.", "BYTES"),
     ] = ByteSize(128 << 20)
-    admin: str | None = Field(None, description="HOST:PORT or unix:PATH, or none")
-    admin_host: Annotated[tuple[str, ...], NoDecode] = Field((), description="host names, or * for any")
-    admin_token: str | None = Field(None, min_length=16, repr=False, description="16 characters at least, or none")
-    concurrency_model: Concurrency | Mapping[Transport, Concurrency] = Field(
+    admin: Annotated[
+        str | None, SettingInfo("Where the figures are shown.", "HOST:PORT|unix:PATH", default=DEFAULT_ADMIN)
+    ] = Field(None, description="HOST:PORT or unix:PATH, or none")
+    admin_host: Annotated[
+        tuple[str, ...],
+        NoDecode,
+        SettingInfo(
+            "Answer over the admin endpoint to this host name too, or to any with *.",
+            "NAME",
+            repeatable=True,
+            reloadable=True,
+        ),
+    ] = Field((), description="host names, or * for any")
+    admin_token: Annotated[
+        str | None,
+        SettingInfo("What changes over the admin endpoint need.", "TOKEN", reloadable=True, has_flag=False),
+    ] = Field(None, min_length=16, repr=False, description="16 characters at least, or none")
+    concurrency_model: Annotated[
+        Concurrency | Mapping[Transport, Concurrency],
+        SettingInfo(
+            "auto, by-transport, thread-per-connection, …",
+            "[TRANSPORT=]MODEL",
+            default="",
+            repeatable=True,
+            values=MODELS_BY_TRANSPORT,
+            reloadable=True,
+        ),
+    ] = Field(
         Concurrency.AUTO,
         description=f"one of {', '.join(Concurrency)}; or TRANSPORT=MODEL with a transport of {', '.join(TRANSPORTS)}",
     )
-    pool_size: Annotated[int, _count(0, 10_000, "; 0 means twice the cores")] = 0
-    max_queue_depth: Count = 100
-    max_threads: Annotated[int, _count(1, 100_000)] = 1000
-    max_connections: Count = 10_000
-    allow_uid: Annotated[tuple[int, ...], NoDecode] = Field((), description="users, by number or name")
-    allow_gid: Annotated[tuple[int, ...], NoDecode] = Field((), description="groups, by number or name")
-    allow_prefix: Annotated[Mapping[str, tuple[str, ...]], NoDecode] = Field(
-        default_factory=dict, description="PREFIX=uid:…,gid:…, or a table of prefix and list"
+    pool_size: Annotated[
+        int,
+        count(0, 10_000, "; 0 means twice the cores"),
+        SettingInfo("Threads of a pool.", "N", default="0, twice the cores"),
+    ] = 0
+    max_queue_depth: Annotated[int, count(1), SettingInfo("Requests that may wait; more are refused.", "N")] = 100
+    max_threads: Annotated[int, count(1, 100_000), SettingInfo("Threads of thread-per-connection.", "N")] = 1000
+    max_connections: Annotated[int, count(1), SettingInfo("Connections at once.", "N", reloadable=True)] = 10_000
+    allow_uid: Annotated[
+        tuple[int, ...],
+        NoDecode,
+        SettingInfo("Let only these users connect to the Unix socket.", "USER", repeatable=True, reloadable=True),
+    ] = Field((), description="users, by number or name")
+    allow_gid: Annotated[
+        tuple[int, ...],
+        NoDecode,
+        SettingInfo("Whose members may connect to the Unix socket.", "GROUP", repeatable=True, reloadable=True),
+    ] = Field((), description="groups, by number or name")
+    allow_prefix: Annotated[
+        Prefixes,
+        NoDecode,
+        SettingInfo("Who may use what is below a URI.", "PREFIX=uid:USER,gid:GROUP", repeatable=True, reloadable=True),
+    ] = Field(default_factory=dict, description="PREFIX=uid:…,gid:…, or a table of prefix and list")
+    max_connections_per_uid: Annotated[
+        int,
+        count(0, also="; 0 means no cap"),
+        SettingInfo("Connections at once of one user.", "N", default="0, no cap", reloadable=True),
+    ] = 0
+    max_descriptors_per_uid: Annotated[
+        int,
+        count(0, also="; 0 means no cap"),
+        SettingInfo("Descriptors of one user, unread or open.", "N", default="0, no cap", reloadable=True),
+    ] = 0
+    optimize_for: Annotated[
+        Literal["latency", "throughput"], SettingInfo("Spin before sleeping, or batch.", "latency|throughput")
+    ] = Field("throughput", description="latency or throughput")
+    async_storage: Annotated[bool, SettingInfo("Wait for the disk in threads of their own.")] = Field(
+        True, description="true or false"
     )
-    max_connections_per_uid: Annotated[int, _count(0, also="; 0 means no cap")] = 0
-    max_descriptors_per_uid: Annotated[int, _count(0, also="; 0 means no cap")] = 0
-    optimize_for: Literal["latency", "throughput"] = Field("throughput", description="latency or throughput")
-    async_storage: bool = Field(True, description="true or false")
-    storage_pool_size: Annotated[int, _count(1, 10_000)] = 4
-    cache_size: Annotated[ByteSize, _bytes(zero="0 for none")] = ByteSize(1 << 30)
-    cache_max_age: Seconds = 60.0
-    max_output_buffer: Annotated[ByteSize, _bytes(128 << 10, "128KiB")] = ByteSize(4 << 20)
-    max_output_memory: Annotated[ByteSize, _bytes(1 << 20, "1MiB")] = ByteSize(256 << 20)
-    follow_symlinks: bool = Field(False, description="true or false")
-    writable: bool = Field(False, description="true or false")
-    max_object_size: Annotated[ByteSize, _bytes(zero="0 for any")] = ByteSize(0)
-    min_upload_rate: Annotated[ByteSize, _bytes(zero="0 for any", unit="bytes a second")] = ByteSize(1 << 10)
-    upload_timeout: Seconds = 3600.0
-    max_uploads_per_uid: Annotated[int, _count(0, also="; 0 means no cap")] = 0
-    max_reserved_per_uid: Annotated[ByteSize, _bytes(zero="0 for none ahead")] = ByteSize(1 << 30)
-    idle_timeout: Seconds = 60.0
-    header_timeout: Seconds = 10.0
-    request_timeout: Seconds = 30.0
-    shutdown_grace: Grace = 10.0
-    log_format: Literal["text", "json"] = Field("text", description="text or json")
-    access_log: Path | None = Field(None, description="the file that a sample of the requests is written to, or none")
-    access_log_sample: Annotated[int, _count(1, 1_000_000_000)] = 100
+    storage_pool_size: Annotated[int, count(1, 10_000), SettingInfo("How many of those there are.", "N")] = 4
+    cache_size: Annotated[
+        ByteSize, size(zero="0 for none"), SettingInfo("Small objects kept in memory, such as 512MB.", "BYTES")
+    ] = ByteSize(1 << 30)
+    cache_max_age: Annotated[
+        Seconds, SettingInfo("Objects in memory are read again after that time.", "SECONDS", reloadable=True)
+    ] = 60.0
+    max_output_buffer: Annotated[
+        ByteSize,
+        size(128 << 10, "128KiB"),
+        SettingInfo("Answers in memory for one connection that does not read.", "BYTES"),
+    ] = ByteSize(4 << 20)
+    max_output_memory: Annotated[
+        ByteSize, size(1 << 20, "1MiB"), SettingInfo("The same for all connections together.", "BYTES")
+    ] = ByteSize(256 << 20)
+    follow_symlinks: Annotated[bool, SettingInfo("Follow links that stay inside ROOT.")] = Field(
+        False, description="true or false"
+    )
+    writable: Annotated[bool, SettingInfo("Let clients put and delete objects.")] = Field(
+        False, description="true or false"
+    )
+    max_object_size: Annotated[
+        ByteSize, size(zero="0 for any"), SettingInfo("Refuse to store larger objects.", "BYTES", default="any size")
+    ] = ByteSize(0)
+    min_upload_rate: Annotated[
+        ByteSize,
+        size(zero="0 for any", unit="bytes a second"),
+        SettingInfo("Bytes a second that a content must come with.", "BYTES"),
+    ] = ByteSize(1 << 10)
+    upload_timeout: Annotated[Seconds, SettingInfo("One put must be over by then.", "SECONDS")] = 3600.0
+    max_uploads_per_uid: Annotated[
+        int,
+        count(0, also="; 0 means no cap"),
+        SettingInfo("Contents that one user may be sending.", "N", default="no cap"),
+    ] = 0
+    max_reserved_per_uid: Annotated[
+        ByteSize,
+        size(zero="0 for none ahead"),
+        SettingInfo("Disk kept free for what one user has announced.", "BYTES"),
+    ] = ByteSize(1 << 30)
+    idle_timeout: Annotated[
+        Seconds, SettingInfo("Close a connection that is silent for this time.", "SECONDS", reloadable=True)
+    ] = 60.0
+    header_timeout: Annotated[
+        Seconds, SettingInfo("A request must have arrived by then.", "SECONDS", reloadable=True)
+    ] = 10.0
+    request_timeout: Annotated[
+        Seconds, SettingInfo("An answer must have moved on by then.", "SECONDS", reloadable=True)
+    ] = 30.0
+    shutdown_grace: Annotated[SecondsOrZero, SettingInfo("Shutdown grace period.", "SECONDS", reloadable=True)] = 10.0
+    log_format: Annotated[Literal["text", "json"], SettingInfo("How messages are written.", "text|json")] = Field(
+        "text", description="text or json"
+    )
+    access_log: Annotated[Path | None, SettingInfo("Append a sample of the requests, a line of JSON each.", "FILE")] = (
+        Field(None, description="the file that a sample of the requests is written to, or none")
+    )
+    access_log_sample: Annotated[int, count(1, 1_000_000_000), SettingInfo("One request of N.", "N")] = 100
 
     _origins: Mapping[str, str] = PrivateAttr()
     #: What `load` was given; None where a program made the value itself.
@@ -181,7 +221,7 @@ class Config(BaseSettings):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise _explained(error) from None
+            raise _explained(error, type(self)) from None
         self._origins = MappingProxyType(
             {name: "the program" if name in given else "default" for name in type(self).model_fields}
         )
@@ -203,8 +243,8 @@ class Config(BaseSettings):
         config._sources = file, MappingProxyType(flags)
         return config
 
-    def read_again(self) -> Self:
-        """Return what `load` comes to now, from the same file and flags.
+    def reloaded(self) -> Self:
+        """Return what `load` returns now, from the same file and flags.
 
         Raises `ConfigError` as it does, and ValueError where it was never called.
         """
@@ -213,18 +253,33 @@ class Config(BaseSettings):
         file, flags = self._sources
         return self.load(file, **flags)
 
-    def with_those_of(self, other: Self, names: Iterable[str]) -> Self:
+    def with_settings_from(self, other: Self, names: Iterable[str]) -> Self:
         """Return these settings, but those named from `other`, with their origins."""
         names = tuple(names)
         copy = self.model_copy(update={name: getattr(other, name) for name in names})
         copy._origins = MappingProxyType({**self._origins, **{name: other.origins[name] for name in names}})
         return copy
 
-    def replaced(self, origin: str, **values: object) -> Self:
+    def replace(self, origin: str, **values: object) -> Self:
         """Return these settings with other values, which must be valid ones, and where those came from."""
         copy = self.model_copy(update=values)
         copy._origins = MappingProxyType({**self._origins, **dict.fromkeys(values, origin)})
         return copy
+
+    def read_again(self) -> Self:
+        """Return `reloaded()`. Deprecated: use that name."""
+        warn_renamed("Config.read_again", "Config.reloaded")
+        return self.reloaded()
+
+    def with_those_of(self, other: Self, names: Iterable[str]) -> Self:
+        """Return `with_settings_from(other, names)`. Deprecated: use that name."""
+        warn_renamed("Config.with_those_of", "Config.with_settings_from")
+        return self.with_settings_from(other, names)
+
+    def replaced(self, origin: str, **values: object) -> Self:
+        """Return `replace(origin, **values)`. Deprecated: use that name."""
+        warn_renamed("Config.replaced", "Config.replace")
+        return self.replace(origin, **values)
 
     @property
     def origins(self) -> Mapping[str, str]:
@@ -335,7 +390,7 @@ class Config(BaseSettings):
             pairs = [(before.strip(), after) for before, _, after in (item.rpartition("=") for item in items)]
         else:
             return value
-        return _models(pairs)
+        return parse_models(pairs)
 
     @field_validator("allow_uid", mode="before")
     @classmethod
@@ -361,41 +416,17 @@ class Config(BaseSettings):
         return value
 
 
-def _models(pairs: Iterable[tuple[str, str]]) -> Concurrency | dict[Transport, Concurrency]:
-    """Return one model, or one for each transport; a pair without a transport speaks for all that have none."""
-    for_all = Concurrency.AUTO
-    chosen: dict[Transport, Concurrency] = {}
-    for name, text in pairs:
-        model = _model(text.strip())
-        transport = next((known for known in TRANSPORTS if known == name), None)
-        if transport is not None:
-            chosen[transport] = model
-        elif name:
-            raise ValueError(f"{name!r} is no transport of {', '.join(TRANSPORTS)}{did_you_mean(name, TRANSPORTS)}")
-        else:
-            for_all = model
-    return {transport: chosen.get(transport, for_all) for transport in TRANSPORTS} if chosen else for_all
-
-
-def _model(text: str) -> Concurrency:
-    try:
-        return Concurrency(text)
-    except ValueError:
-        names = [str(model) for model in Concurrency]
-        raise ValueError(f"{text!r} is none of {', '.join(names)}{did_you_mean(text, names)}") from None
-
-
-def _explained(error: ValidationError) -> ConfigError:
+def _explained(error: ValidationError, config: type[Config]) -> ConfigError:
     """Return the first thing that is wrong in our own words: pydantic's take several lines and name no remedy."""
     first = error.errors(include_url=False)[0]
     field = str(first["loc"][0])
     if first["type"] == "extra_forbidden":
-        return ConfigError(field, f"no such setting{did_you_mean(field, Config.model_fields)}")
-    allowed = Config.model_fields[field].description
+        return ConfigError(field, f"no such setting{did_you_mean(field, config.model_fields)}")
+    allowed = config.model_fields[field].description
     if first["type"] == "missing":
         return ConfigError(field, f"is needed: {allowed}")
     if first["type"] == "value_error":
         return ConfigError(field, str(first["ctx"]["error"]))
     # A secret is what `Config` does not show either: a token that is too short may be most of the right one.
-    got = repr(first["input"]) if Config.model_fields[field].repr else "the value given"
+    got = repr(first["input"]) if config.model_fields[field].repr else "the value given"
     return ConfigError(field, f"{got} is not allowed: it takes {allowed}")

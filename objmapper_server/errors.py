@@ -1,6 +1,7 @@
 """What the control plane raises: a wrong setting, with a hint for a mistyped name; a server that does not run."""
 
 import difflib
+import warnings
 from collections.abc import Iterable
 
 
@@ -22,6 +23,11 @@ def did_you_mean(word: str, known: Iterable[str], *, likeness: float = 0.6) -> s
     """Return ``"; did you mean 'x'?"`` where something known looks alike, else nothing."""
     alike = difflib.get_close_matches(word, list(known), n=1, cutoff=likeness)
     return f"; did you mean {alike[0]!r}?" if alike else ""
+
+
+def warn_renamed(old: str, new: str) -> None:
+    """Warn the caller of a method that it has another name now."""
+    warnings.warn(f"{old} is deprecated: use {new}", DeprecationWarning, stacklevel=3)
 
 
 class NotRunning(RuntimeError):

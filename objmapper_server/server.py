@@ -6,7 +6,6 @@ import stat
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -17,12 +16,12 @@ from objmapper_server.access_log import AccessLog
 from objmapper_server.concurrency import TRANSPORTS, Concurrency, Transport, choose
 from objmapper_server.config import Config
 from objmapper_server.denial_log import Refusal, RefusalLog
+from objmapper_server.engine_settings import engine_settings, settings_of_sockets
 from objmapper_server.errors import NotRunning
 from objmapper_server.process.signals import serve_until_told
-from objmapper_server.process.socket_activation import ADMIN, NO_SOCKETS, Sockets, address_of
+from objmapper_server.process.socket_activation import ADMIN, NO_SOCKETS, Sockets
 from objmapper_server.request_records import Recorded, RecordedRequest
 from objmapper_server.settings.access_rules import PeerRules
-from objmapper_server.settings.listen_address import ListeningPoint
 from objmapper_server.settings.reload import Reloaded
 from objmapper_server.statistics import Statistics, Times
 from objmapper_server.storage_failures import StorageFailure
@@ -42,8 +41,8 @@ class Server:
 
     def __init__(self, config: Config, sockets: Sockets = NO_SOCKETS) -> None:
         self._sockets = sockets
-        self._given = _settings_of(sockets, config)
-        self.config = config.replaced("the service manager", **self._given)
+        self._given = settings_of_sockets(sockets, config)
+        self.config = config.replace("the service manager", **self._given)
         #: The process that started it.
         self._process: int | None = None
         self._engine: Engine | None = None
@@ -75,7 +74,7 @@ class Server:
             raise RuntimeError("this server was started already")
         if self.config.unix is not None and self.config.origins["unix"] == "default":
             make_private_directory(self.config.unix.parent)
-        engine = Engine(_Settings.of(self.config, self._sockets))
+        engine = Engine(*engine_settings(self.config, self._sockets))
         self._process = os.getpid()
         self._draining = False
         engine.set_rules(PeerRules.of(self.config))
@@ -227,7 +226,7 @@ class Server:
                     raise ValueError(f"{name!r} is not served here: {', '.join(served)} can be changed")
                 wanted[transport] = choose(Concurrency(model), transport)
             self._switch_models(wanted)
-            self.config = self.config.replaced("set while it runs", concurrency_model={**self.config.models, **wanted})
+            self.config = self.config.replace("set while it runs", concurrency_model={**self.config.models, **wanted})
 
     def _switch_models(self, wanted: Mapping[Transport, Concurrency]) -> None:
         """Give each transport its model, or none of them: where one cannot change, those before it change back."""
@@ -262,9 +261,9 @@ class Server:
                 if self._draining:
                     raise ValueError("the server drains: its settings stay as they are")
                 # What a service manager has opened stays as it is.
-                fresh = self.config.read_again().with_those_of(self.config, self._given)
+                fresh = self.config.reloaded().with_settings_from(self.config, self._given)
                 found = Reloaded.compare(self.config, fresh)
-                self._apply(self.config.with_those_of(fresh, found.changed))
+                self._apply(self.config.with_settings_from(fresh, found.changed))
             except Exception as error:
                 LOG.error("the settings stay as they were: %s", error)
                 raise
@@ -294,100 +293,6 @@ class Server:
         if self._engine is None:
             raise NotRunning
         return self._engine
-
-
-@dataclass(frozen=True, slots=True)
-class _Settings:
-    """The part of the settings that the engine reads, in its own terms."""
-
-    root: str
-    unix: str | None
-    unix_mode: int
-    tcp: str | None
-    udp: str | None
-    udp_trusted: tuple[str, ...]
-    udp_rate_limit: int
-    inherited: Sequence[int]
-    models: Mapping[str, str]
-    pool_size: int
-    max_queue_depth: int
-    max_threads: int
-    max_connections: int
-    optimize_for: str
-    async_storage: bool
-    storage_pool_size: int
-    cache_size: int
-    cache_max_age: float
-    max_output_buffer: int
-    max_output_memory: int
-    follow_symlinks: bool
-    writable: bool
-    max_object_size: int
-    min_upload_rate: int
-    upload_timeout: float
-    max_uploads_per_uid: int
-    max_reserved_per_uid: int
-    idle_timeout: float
-    header_timeout: float
-    request_timeout: float
-
-    @classmethod
-    def of(cls, config: Config, sockets: Sockets) -> Self:
-        """Return them with every host name resolved; raises OSError for one that is unknown."""
-        inherited = {name: given.fileno() for name, given in sockets.items() if name != ADMIN}
-        return cls(
-            root=str(config.root),
-            unix=None if config.unix is None or "unix" in inherited else str(config.unix),
-            unix_mode=config.unix_mode,
-            tcp=None if "tcp" in inherited else _numeric(config.tcp),
-            udp=None if "udp" in inherited else _numeric(config.udp),
-            udp_trusted=config.udp_trusted,
-            udp_rate_limit=config.udp_rate_limit,
-            inherited=tuple(inherited.values()),
-            models={str(transport): model.value for transport, model in config.models.items()},
-            pool_size=config.pool_size,
-            max_queue_depth=config.max_queue_depth,
-            max_threads=config.max_threads,
-            max_connections=config.max_connections,
-            optimize_for=config.optimize_for,
-            async_storage=config.async_storage,
-            storage_pool_size=config.storage_pool_size,
-            cache_size=config.cache_size,
-            cache_max_age=config.cache_max_age,
-            max_output_buffer=config.max_output_buffer,
-            max_output_memory=config.max_output_memory,
-            follow_symlinks=config.follow_symlinks,
-            writable=config.writable,
-            max_object_size=config.max_object_size,
-            min_upload_rate=config.min_upload_rate,
-            upload_timeout=config.upload_timeout,
-            max_uploads_per_uid=config.max_uploads_per_uid,
-            max_reserved_per_uid=config.max_reserved_per_uid,
-            idle_timeout=config.idle_timeout,
-            header_timeout=config.header_timeout,
-            request_timeout=config.request_timeout,
-        )
-
-
-def _numeric(listen: str | None) -> str | None:
-    return None if listen is None else str(ListeningPoint.parse(listen, 0).resolved())
-
-
-def _settings_of(sockets: Sockets, config: Config) -> dict[str, object]:
-    """Return the settings whose places the sockets take; raises OSError where one is for UDP, which is off."""
-    values: dict[str, object] = {name: address_of(given) for name, given in sockets.items()}
-    if "udp" in values and config.udp is None:
-        # Every host that reaches it may have every object: one setting more than a line in a unit asks for that.
-        raise OSError(
-            f'a datagram socket was handed over ({values["udp"]}), but udp is off: set udp = "{values["udp"]}" '
-            "(--udp), or take ListenDatagram= out of the socket unit"
-        )
-    if "unix" in values:
-        values["unix"] = Path(str(values["unix"]).removeprefix("unix:"))
-    elif values.keys() - {ADMIN} and config.origins["unix"] == "default":
-        # There is something to serve on: the default is not needed.
-        values["unix"] = None
-    return values
 
 
 def make_private_directory(path: Path) -> None:

@@ -13,6 +13,9 @@ from pathlib import Path
 import griffe
 from griffe2md import ConfigDict, render_object_docs
 
+from objmapper_server import Config
+from objmapper_server.settings.setting_info import documented, shown_default
+
 HOME = Path(__file__).parent.parent
 PAGE = HOME / "docs" / "reference.md"
 HEAD = """\
@@ -78,10 +81,12 @@ def described(found: Documented) -> str:
     text = re.sub(r"<code>\[(\w+)\]\([^)]*\)</code>", r"`\1`", text)
     text = re.sub(r"^Bases: `(Settings|_Value)`\n\n", "", text, flags=re.MULTILINE)
     text = re.sub(rf"(?<=^```python\n)(.{{{LONGEST},}})(?=\n```$)", in_lines, text, flags=re.MULTILINE)
+    if found.name == "Config":
+        text = text.replace("Bases: `BaseSettings`\n\n", "")
     if isinstance(found, griffe.Class):
         heading = "\n#### "
         head, separator, members = text.partition(heading)
-        text = f"{head.rstrip()}\n\n{attributes(found)}\n{separator}{members}"
+        text = f"{head.rstrip()}\n\n{settings() if found.name == 'Config' else attributes(found)}\n{separator}{members}"
     return re.sub(r"\n{3,}", "\n\n", text)
 
 
@@ -114,6 +119,24 @@ def attributes(found: griffe.Class) -> str:
         return ""
     source = formatted("\n".join(lines))
     return f"```python\n{source}\n```\n"
+
+
+def settings() -> str:
+    """The table of all settings."""
+    infos = documented(Config)
+    rows = ["| setting | what it does | takes | default | reload |", "|---|---|---|---|---|"]
+    for name, info in infos.items():
+        takes = Config.model_fields[name].description or ""
+        default = shown_default(Config, name)
+        cells = (f"`{name}`", info.help, takes, f"`{default}`" if default else "", "yes" if info.reloadable else "")
+        rows.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+    without = ", ".join(f"`{name}`" for name, info in infos.items() if not info.has_flag)
+    return (
+        "A setting is an argument here, a key in the file, `OBJMAPPER_` and its name in the environment, a flag of\n"
+        f"`objmapper serve` (`max_threads`: `--max-threads`; {without} has none). A reload changes *yes* ones.\n\n"
+        + "\n".join(rows)
+        + "\n"
+    )
 
 
 def said_above(attribute: griffe.Attribute) -> list[str]:

@@ -47,13 +47,6 @@ def model_names() -> list[str]:
     return [model.value for model in Concurrency]
 
 
-def models_by_transport() -> list[str]:
-    """The same, and for one transport each."""
-    from objmapper_server.concurrency import TRANSPORTS
-
-    return [*model_names(), *(f"{transport}={model}" for transport in TRANSPORTS for model in model_names())]
-
-
 def open_client(
     server: str | None, timeout: float, mode: Mode | None = None, wait: str = "0", *, at_once: int = 1
 ) -> Client:

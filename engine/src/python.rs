@@ -4,7 +4,8 @@ use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use rustix::fd::{BorrowedFd, OwnedFd};
 use rustix::process::{Pid, getpid};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,106 +18,76 @@ use crate::load::{Dialect, Load as NativeLoad, Outcome, Plan, Target};
 use crate::protocol::Mode;
 use crate::refusals::Refusal;
 use crate::rules::{Listed, Rules};
-use crate::settings::{Limits, OptimizeFor, Settings};
+use crate::settings::{Limits, OptimizeFor, Settings, TimeLimit};
 use crate::statistics::CountedUpTo;
 use crate::transport::Transport;
+use crate::udp::Network;
 
-/// The attributes that are read from the settings value.
-#[derive(FromPyObject)]
-struct PySettings {
-    root: PathBuf,
-    unix: Option<PathBuf>,
-    unix_mode: u32,
-    tcp: Option<String>,
-    udp: Option<String>,
-    udp_trusted: Vec<String>,
-    udp_rate_limit: u64,
-    inherited: Vec<i32>,
-    models: HashMap<String, String>,
-    pool_size: usize,
-    max_queue_depth: usize,
-    max_threads: usize,
-    max_connections: usize,
-    optimize_for: String,
-    async_storage: bool,
-    storage_pool_size: usize,
-    cache_size: u64,
-    cache_max_age: f64,
-    max_output_buffer: usize,
-    max_output_memory: usize,
-    follow_symlinks: bool,
-    writable: bool,
-    max_object_size: u64,
-    min_upload_rate: u64,
-    upload_timeout: f64,
-    max_uploads_per_uid: u32,
-    max_reserved_per_uid: u64,
-    idle_timeout: f64,
-    header_timeout: f64,
-    request_timeout: f64,
-}
+// The settings are read from the attributes of a `Config`, which has checked them: see `Settings` and `Limits`.
 
-impl TryFrom<PySettings> for Settings {
+impl<'py> FromPyObject<'_, 'py> for Transport {
     type Error = PyErr;
 
-    fn try_from(given: PySettings) -> PyResult<Settings> {
-        let mut models = BTreeMap::new();
-        for (transport, model) in &given.models {
-            models.insert(transport_named(transport)?, model_named(model)?);
-        }
-        let optimize_for = match given.optimize_for.as_str() {
-            "latency" => OptimizeFor::Latency,
-            "throughput" => OptimizeFor::Throughput,
-            other => {
-                return Err(PyValueError::new_err(format!(
-                    "optimize_for is latency or throughput, not {other:?}"
-                )));
-            }
-        };
-        let numeric = |text: Option<String>| {
-            text.map(|text| {
-                text.parse()
-                    .map_err(|_| PyValueError::new_err(format!("not a numeric ADDRESS:PORT: {text:?}")))
-            })
-            .transpose()
-        };
-        let trusted = given.udp_trusted.iter().map(|text| text.parse().map_err(PyValueError::new_err));
-        Ok(Settings {
-            root: given.root,
-            unix: given.unix,
-            unix_mode: given.unix_mode,
-            tcp: numeric(given.tcp)?,
-            udp: numeric(given.udp)?,
-            udp_trusted: trusted.collect::<PyResult<_>>()?,
-            udp_rate_limit: given.udp_rate_limit,
-            inherited: given.inherited.into_iter().map(borrowed).collect::<PyResult<_>>()?,
-            models,
-            pool_size: given.pool_size,
-            max_queue_depth: given.max_queue_depth,
-            max_threads: given.max_threads,
-            max_connections: given.max_connections,
-            optimize_for,
-            async_storage: given.async_storage,
-            storage_pool_size: given.storage_pool_size,
-            cache_size: given.cache_size,
-            cache_max_age: seconds("cache_max_age", given.cache_max_age)?,
-            max_output_buffer: given.max_output_buffer,
-            max_output_memory: given.max_output_memory,
-            follow_symlinks: given.follow_symlinks,
-            writable: given.writable,
-            max_object_size: given.max_object_size,
-            min_upload_rate: given.min_upload_rate,
-            upload_timeout: seconds("upload_timeout", given.upload_timeout)?,
-            max_uploads_per_uid: given.max_uploads_per_uid,
-            max_reserved_per_uid: given.max_reserved_per_uid,
-            idle_timeout: seconds("idle_timeout", given.idle_timeout)?.into(),
-            header_timeout: seconds("header_timeout", given.header_timeout)?.into(),
-            request_timeout: seconds("request_timeout", given.request_timeout)?.into(),
-        })
+    fn extract(given: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        transport_named(&given.extract::<String>()?)
     }
 }
 
-/// A descriptor of our own for one that Python keeps.
+impl<'py> FromPyObject<'_, 'py> for Model {
+    type Error = PyErr;
+
+    fn extract(given: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        model_named(&given.extract::<String>()?)
+    }
+}
+
+impl<'py> FromPyObject<'_, 'py> for Network {
+    type Error = PyErr;
+
+    fn extract(given: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        given.extract::<String>()?.parse().map_err(PyValueError::new_err)
+    }
+}
+
+impl<'py> FromPyObject<'_, 'py> for OptimizeFor {
+    type Error = PyErr;
+
+    fn extract(given: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        match given.extract::<String>()?.as_str() {
+            "latency" => Ok(OptimizeFor::Latency),
+            "throughput" => Ok(OptimizeFor::Throughput),
+            other => Err(PyValueError::new_err(format!("expected latency or throughput, got {other:?}"))),
+        }
+    }
+}
+
+impl<'py> FromPyObject<'_, 'py> for TimeLimit {
+    type Error = PyErr;
+
+    fn extract(given: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        Ok(seconds("a time limit", given.extract()?)?.into())
+    }
+}
+
+/// A time in seconds.
+pub fn duration(given: &Bound<'_, PyAny>) -> PyResult<Duration> {
+    seconds("a time", given.extract()?)
+}
+
+/// A numeric `ADDRESS:PORT`, or none.
+pub fn socket_address(given: &Bound<'_, PyAny>) -> PyResult<Option<SocketAddr>> {
+    given.extract::<Option<String>>()?.map(|text| numeric(&text)).transpose()
+}
+
+fn numeric(text: &str) -> PyResult<SocketAddr> {
+    text.parse().map_err(|_| PyValueError::new_err(format!("not a numeric ADDRESS:PORT: {text:?}")))
+}
+
+/// Descriptors of our own for those that Python keeps.
+pub fn sockets(given: &Bound<'_, PyAny>) -> PyResult<Vec<Arc<OwnedFd>>> {
+    given.extract::<Vec<i32>>()?.into_iter().map(borrowed).collect()
+}
+
 fn borrowed(number: i32) -> PyResult<Arc<OwnedFd>> {
     if number < 0 {
         return Err(PyValueError::new_err(format!("no descriptor: {number}")));
@@ -125,30 +96,6 @@ fn borrowed(number: i32) -> PyResult<Arc<OwnedFd>> {
     let theirs = unsafe { BorrowedFd::borrow_raw(number) };
     let own = rustix::io::fcntl_dupfd_cloexec(theirs, 0).map_err(std::io::Error::from)?;
     Ok(Arc::new(own))
-}
-
-/// The attributes that are read from the settings value when they have changed.
-#[derive(FromPyObject)]
-struct PyLimits {
-    max_connections: usize,
-    cache_max_age: f64,
-    idle_timeout: f64,
-    header_timeout: f64,
-    request_timeout: f64,
-}
-
-impl TryFrom<PyLimits> for Limits {
-    type Error = PyErr;
-
-    fn try_from(given: PyLimits) -> PyResult<Limits> {
-        Ok(Limits {
-            max_connections: given.max_connections,
-            cache_max_age: seconds("cache_max_age", given.cache_max_age)?,
-            idle_timeout: seconds("idle_timeout", given.idle_timeout)?,
-            header_timeout: seconds("header_timeout", given.header_timeout)?,
-            request_timeout: seconds("request_timeout", given.request_timeout)?,
-        })
-    }
 }
 
 /// The attributes that are read from the rules about clients.
@@ -231,8 +178,13 @@ impl Drop for Engine {
 #[pymethods]
 impl Engine {
     #[new]
-    fn new(py: Python<'_>, settings: PySettings) -> PyResult<Self> {
-        let settings = settings.try_into()?;
+    fn new(
+        py: Python<'_>,
+        settings: Settings,
+        models: BTreeMap<Transport, Model>,
+        #[pyo3(from_py_with = sockets)] inherited: Vec<Arc<OwnedFd>>,
+    ) -> PyResult<Self> {
+        let settings = Settings { models, inherited, ..settings };
         Ok(Engine(py.detach(|| NativeEngine::new(settings))?))
     }
 
@@ -305,8 +257,8 @@ impl Engine {
         Ok(py.detach(|| engine.take_refusal()))
     }
 
-    fn set_limits(&self, py: Python<'_>, limits: PyLimits) -> PyResult<()> {
-        let (engine, limits) = (self.here()?, limits.try_into()?);
+    fn set_limits(&self, py: Python<'_>, limits: Limits) -> PyResult<()> {
+        let engine = self.here()?;
         py.detach(|| engine.set_limits(&limits));
         Ok(())
     }
@@ -353,13 +305,10 @@ impl TryFrom<PyPlan> for Plan {
     type Error = PyErr;
 
     fn try_from(given: PyPlan) -> PyResult<Plan> {
-        let numeric = |text: String| {
-            text.parse().map_err(|_| PyValueError::new_err(format!("not a numeric ADDRESS:PORT: {text:?}")))
-        };
         let target = match (given.unix, given.tcp, given.udp) {
             (Some(path), None, None) => Target::Unix(path),
-            (None, Some(text), None) => Target::Tcp(numeric(text)?),
-            (None, None, Some(text)) => Target::Udp(numeric(text)?),
+            (None, Some(text), None) => Target::Tcp(numeric(&text)?),
+            (None, None, Some(text)) => Target::Udp(numeric(&text)?),
             _ => return Err(PyValueError::new_err("a load has one target: unix, tcp or udp")),
         };
         let dialect = match given.dialect.as_str() {

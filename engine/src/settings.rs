@@ -1,5 +1,5 @@
-//! The settings, as one value. Python validates them; see `objmapper_server/config.py` for what each means. All are frozen
-//! but the time limits, which can change while the server runs.
+//! The settings that the engine uses, as one value, read from a `Config` by name. `objmapper_server/config.py` checks them
+//! and documents each. All are frozen but the time limits, which can change while the server runs.
 
 use rustix::fd::OwnedFd;
 use std::collections::BTreeMap;
@@ -21,21 +21,28 @@ pub enum OptimizeFor {
 }
 
 #[derive(Debug, Clone)]
+#[cfg_attr(feature = "python", derive(pyo3::FromPyObject))]
 pub struct Settings {
     pub root: PathBuf,
     pub unix: Option<PathBuf>,
     /// Permissions of the Unix socket's file.
     pub unix_mode: u32,
     /// Numeric address and port.
+    #[cfg_attr(feature = "python", pyo3(from_py_with = crate::python::socket_address))]
     pub tcp: Option<std::net::SocketAddr>,
     /// Numeric address and port.
+    #[cfg_attr(feature = "python", pyo3(from_py_with = crate::python::socket_address))]
     pub udp: Option<std::net::SocketAddr>,
     /// Networks, besides loopback, that may ask for plain replies.
     pub udp_trusted: Vec<Network>,
     /// Bytes a second over UDP towards one address that is not loopback; 0: no limit.
     pub udp_rate_limit: u64,
-    /// Sockets that were open already, listening or for datagrams, besides those above; each is borrowed from whoever made it.
+    /// Sockets that were open already, listening or for datagrams, besides those above. No setting: the engine is given
+    /// them beside the settings.
+    #[cfg_attr(feature = "python", pyo3(default, from_py_with = crate::python::sockets))]
     pub inherited: Vec<Arc<OwnedFd>>,
+    /// The concrete model of each transport, given likewise.
+    #[cfg_attr(feature = "python", pyo3(default))]
     pub models: BTreeMap<Transport, Model>,
     /// 0: twice the cores.
     pub pool_size: usize,
@@ -48,6 +55,7 @@ pub struct Settings {
     /// Bytes of small objects kept in memory; 0 keeps none.
     pub cache_size: u64,
     /// How long what is kept is used before it is read again.
+    #[cfg_attr(feature = "python", pyo3(from_py_with = crate::python::duration))]
     pub cache_max_age: Duration,
     /// Bytes of answers that the server holds in memory for one connection.
     pub max_output_buffer: usize,
@@ -61,6 +69,7 @@ pub struct Settings {
     /// Bytes a second that a content must come with on average, once `request_timeout` has passed; 0: any.
     pub min_upload_rate: u64,
     /// How long one put may take in all.
+    #[cfg_attr(feature = "python", pyo3(from_py_with = crate::python::duration))]
     pub upload_timeout: Duration,
     /// Contents that one user may have under way; 0: any number.
     pub max_uploads_per_uid: u32,
@@ -113,11 +122,16 @@ impl PartialOrd<TimeLimit> for Duration {
 
 /// What may change while the server runs.
 #[derive(Debug, Clone, Copy)]
+#[cfg_attr(feature = "python", derive(pyo3::FromPyObject))]
 pub struct Limits {
     pub max_connections: usize,
+    #[cfg_attr(feature = "python", pyo3(from_py_with = crate::python::duration))]
     pub cache_max_age: Duration,
+    #[cfg_attr(feature = "python", pyo3(from_py_with = crate::python::duration))]
     pub idle_timeout: Duration,
+    #[cfg_attr(feature = "python", pyo3(from_py_with = crate::python::duration))]
     pub header_timeout: Duration,
+    #[cfg_attr(feature = "python", pyo3(from_py_with = crate::python::duration))]
     pub request_timeout: Duration,
 }
 

@@ -4,26 +4,10 @@ from dataclasses import dataclass
 from typing import Final, Self
 
 from objmapper_server.config import Config
+from objmapper_server.settings.setting_info import documented
 
-#: Whatever else is in a file that was changed has to wait for a restart.
-CHANGEABLE: Final = frozenset(
-    {
-        "admin_host",
-        "admin_token",
-        "allow_gid",
-        "allow_prefix",
-        "allow_uid",
-        "cache_max_age",
-        "concurrency_model",
-        "header_timeout",
-        "idle_timeout",
-        "max_connections",
-        "max_connections_per_uid",
-        "max_descriptors_per_uid",
-        "request_timeout",
-        "shutdown_grace",
-    }
-)
+#: What else has changed in a file waits for a restart.
+CHANGEABLE: Final = frozenset(name for name, info in documented(Config).items() if info.reloadable)
 
 
 @dataclass(frozen=True, slots=True)

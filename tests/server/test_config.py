@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from objmapper_server import Concurrency, Config, ConfigError
-from objmapper_server.config import Given
 from objmapper_server.settings.listen_address import ListeningPoint
 
 
@@ -57,10 +56,6 @@ def test_the_defaults_are_the_documented_ones(tmp_path: Path) -> None:
         "access_log": None,
         "access_log_sample": 100,
     }
-
-
-def test_what_it_takes_is_what_it_has() -> None:
-    assert set(Given.__annotations__) == set(Config.model_fields)
 
 
 def test_it_is_frozen(tmp_path: Path) -> None:

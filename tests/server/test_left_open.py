@@ -93,7 +93,7 @@ def test_clients_that_read_nothing_and_send_nothing_more_cost_no_time(
 
 
 def test_they_count_as_connections_until_they_leave(config: Config, model: Concurrency) -> None:
-    limited = config.replaced("test", concurrency_model=model, max_connections=4)
+    limited = config.replace("test", concurrency_model=model, max_connections=4)
     with Server(limited) as server:
         address = server.addresses["unix"]
         with unread(address, 4) as wires:
@@ -114,7 +114,7 @@ def test_they_count_as_connections_until_they_leave(config: Config, model: Concu
 
 def test_they_have_the_time_for_a_request_to_read(config: Config, model: Concurrency) -> None:
     with (
-        Server(config.replaced("test", concurrency_model=model, request_timeout=1)) as server,
+        Server(config.replace("test", concurrency_model=model, request_timeout=1)) as server,
         unread(server.addresses["unix"], 3) as wires,
     ):
         assert eventually(lambda: server.statistics().requests_total == 3)

@@ -1,91 +1,13 @@
 """The native data plane. Only ``objmapper_server.server`` imports it."""
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol, TypedDict, final, type_check_only
+from typing import Any, Protocol, TypedDict, final, type_check_only
+
+from objmapper_server.config import Config
 
 __all__ = ["Engine", "Load", "__version__"]
 
 __version__: str
-
-@type_check_only
-class Settings(Protocol):
-    """What `Engine` reads, as attributes, from the value that it is given. Times are in seconds, sizes in bytes."""
-
-    @property
-    def root(self) -> str: ...
-    @property
-    def unix(self) -> str | None: ...
-    @property
-    def unix_mode(self) -> int: ...  # permissions of the Unix socket's file, 0o600
-    @property
-    def tcp(self) -> str | None: ...  # "ADDRESS:PORT", numeric; IPv6 in brackets
-    @property
-    def udp(self) -> str | None: ...  # likewise
-    @property
-    def udp_trusted(self) -> Sequence[str]: ...  # networks, CIDR
-    @property
-    def udp_rate_limit(self) -> int: ...  # bytes a second to one address that is not loopback; 0: no limit
-    @property
-    def inherited(self) -> Sequence[int]: ...  # listening sockets that are open already; they stay the caller's
-    @property
-    def models(self) -> Mapping[str, str]: ...  # transport -> a concrete model's name
-    @property
-    def pool_size(self) -> int: ...  # 0: cores × 2
-    @property
-    def max_queue_depth(self) -> int: ...
-    @property
-    def max_threads(self) -> int: ...
-    @property
-    def max_connections(self) -> int: ...
-    @property
-    def optimize_for(self) -> str: ...  # "latency" or "throughput"
-    @property
-    def async_storage(self) -> bool: ...
-    @property
-    def storage_pool_size(self) -> int: ...
-    @property
-    def cache_size(self) -> int: ...
-    @property
-    def cache_max_age(self) -> float: ...
-    @property
-    def max_output_buffer(self) -> int: ...
-    @property
-    def max_output_memory(self) -> int: ...
-    @property
-    def follow_symlinks(self) -> bool: ...
-    @property
-    def writable(self) -> bool: ...
-    @property
-    def max_object_size(self) -> int: ...
-    @property
-    def min_upload_rate(self) -> int: ...
-    @property
-    def upload_timeout(self) -> float: ...
-    @property
-    def max_uploads_per_uid(self) -> int: ...
-    @property
-    def max_reserved_per_uid(self) -> int: ...
-    @property
-    def idle_timeout(self) -> float: ...
-    @property
-    def header_timeout(self) -> float: ...
-    @property
-    def request_timeout(self) -> float: ...
-
-@type_check_only
-class Limits(Protocol):
-    """What `Engine.set_limits` reads, as attributes, from the value that it is given."""
-
-    @property
-    def max_connections(self) -> int: ...
-    @property
-    def cache_max_age(self) -> float: ...
-    @property
-    def idle_timeout(self) -> float: ...
-    @property
-    def header_timeout(self) -> float: ...
-    @property
-    def request_timeout(self) -> float: ...
 
 @type_check_only
 class Rules(Protocol):
@@ -251,7 +173,13 @@ class Engine:
     raises RuntimeError, but `stop`, which does nothing: the fork has none of the threads.
     """
 
-    def __new__(cls, settings: Settings) -> Engine: ...
+    def __new__(cls, settings: Config, models: Mapping[Any, str], inherited: Sequence[int]) -> Engine:
+        """Read the attributes that engine/src/settings.rs names; `tcp` and `udp` have a numeric host there.
+
+        `models` has a concrete model's name for each transport. `inherited` are sockets that are already open, for
+        connections or datagrams; they stay the caller's.
+        """
+
     def start(self) -> None:
         """Bind and serve. Raises OSError (with errno and the address) where a socket or a thread cannot be had."""
     @property
@@ -280,7 +208,7 @@ class Engine:
 
     def take_refusal(self) -> Refusal | None:
         """The first refusal to a user since this was asked before."""
-    def set_limits(self, limits: Limits) -> None:
+    def set_limits(self, limits: Config) -> None:
         """Change what may change while connections live; who is connected stays, also over a lower cap."""
     def set_concurrency(self, transport: str, model: str) -> None:
         """Change the model of a transport while it serves.

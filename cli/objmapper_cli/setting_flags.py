@@ -1,0 +1,62 @@
+"""The flags of ``objmapper serve``: one for each setting, made from the fields of its `Config`."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from objmapper_cli.options import complete_with
+from objmapper_server.config import Config
+from objmapper_server.settings.setting_info import completions, documented, is_switch, shown_default
+
+
+def with_flags(function: Callable[..., int], config: type[Config]) -> Callable[..., int]:
+    """Return the function with an argument for each setting in place of its ``**flags``: text as it was typed, or None.
+
+    The settings themselves say what is wrong with a text. Its own arguments stay behind them, but ``no_admin``: that
+    is behind the settings of the admin endpoint.
+    """
+    settings = [_argument(config, name) for name, info in documented(config).items() if info.has_flag]
+    own = [
+        each.replace(kind=inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        for each in inspect.signature(function).parameters.values()
+        if each.kind is not inspect.Parameter.VAR_KEYWORD
+    ]
+    behind_admin = 1 + max(at for at, each in enumerate(settings) if each.name.startswith("admin"))
+    (no_admin,) = (each for each in own if each.name == "no_admin")
+    arguments = [
+        *settings[:behind_admin],
+        no_admin,
+        *settings[behind_admin:],
+        *(each for each in own if each != no_admin),
+    ]
+
+    @functools.wraps(function)
+    def called(**given: Any) -> int:
+        return function(**given)
+
+    called.__signature__ = inspect.Signature(arguments, return_annotation=int)  # type: ignore[attr-defined]
+    called.__annotations__ = {each.name: each.annotation for each in arguments} | {"return": int}
+    del called.__wrapped__
+    return called
+
+
+def _argument(config: type[Config], name: str) -> inspect.Parameter:
+    info = documented(config)[name]
+    text = info.help.removesuffix(".") + (" (repeatable)" if info.repeatable else "") + "." * info.help.endswith(".")
+    if default := shown_default(config, name):
+        text += f" [default: {default}]"
+    kind: Any = bool if is_switch(config, name) else list[str] if info.repeatable else str
+    values = completions(config, name)
+    flag = name.replace("_", "-")
+    if name == "root":
+        option = typer.Argument(metavar=info.metavar, help=text)
+    elif is_switch(config, name):
+        option = typer.Option(f"--{flag}/--no-{flag}", help=text)
+    else:
+        complete = complete_with(*values) if values else None
+        option = typer.Option(f"--{flag}", metavar=info.metavar, help=text, autocompletion=complete)
+    annotation = Annotated[kind | None, option]
+    return inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=annotation)

@@ -1,0 +1,79 @@
+"""What a field of `Config` says of its setting beside type and default; flags, tables and the reload follow from it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Final, Literal, get_args, get_origin
+
+from pydantic import BaseModel, ByteSize, Field
+
+A_YEAR: Final = 366 * 86400.0
+UNITS: Final = ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
+
+
+@dataclass(frozen=True, slots=True)
+class SettingInfo:
+    """The documentation of one setting: ``Annotated[int, at_least(1), SettingInfo("Connections at once.", "N")]``."""
+
+    help: str  #: one line, for `objmapper serve --help` and the reference page
+    metavar: str = ""  #: what stands for the value there; none for one that is on or off
+    default: str | None = None  #: how the default is shown, where its value does not say it; empty: not at all
+    repeatable: bool = False  #: the flag can be given several times
+    values: Sequence[str] = ()  #: what a shell completes; those of a Literal are known
+    reloadable: bool = False  #: a reload can change it, without a restart
+    has_flag: bool = True  #: a secret has none: other users see the arguments of a process
+
+
+def documented(config: type[BaseModel]) -> dict[str, SettingInfo]:
+    """Return the documentation of every setting, by name; raises TypeError for a field without one."""
+    found = {}
+    for name, field in config.model_fields.items():
+        infos = [each for each in field.metadata if isinstance(each, SettingInfo)]
+        if len(infos) != 1:
+            raise TypeError(f"{config.__name__}.{name} needs one SettingInfo in its annotation, has {len(infos)}")
+        found[name] = infos[0]
+    return found
+
+
+def shown_default(config: type[BaseModel], name: str) -> str:
+    """Return the default as it is written in a file of settings; empty where there is none to show."""
+    info = documented(config)[name]
+    if info.default is not None:
+        return info.default
+    value = config.model_fields[name].get_default()
+    if isinstance(value, bool):
+        return "on" if value else ""
+    if isinstance(value, ByteSize):
+        return next((f"{value // unit}{name}" for unit, name in UNITS if value and value % unit == 0), str(int(value)))
+    if isinstance(value, int | float):
+        return f"{value:g}" if isinstance(value, float) else str(value)
+    return value if isinstance(value, str) else ""
+
+
+def completions(config: type[BaseModel], name: str) -> Sequence[str]:
+    """Return the values that a shell can offer."""
+    annotation = config.model_fields[name].annotation
+    return get_args(annotation) if get_origin(annotation) is Literal else documented(config)[name].values
+
+
+def is_switch(config: type[BaseModel], name: str) -> bool:
+    """Return whether the setting is on or off."""
+    return config.model_fields[name].annotation is bool
+
+
+def count(least: int, most: int = 1_000_000, also: str = "") -> Any:
+    """Return the bounds of a whole number."""
+    return Field(ge=least, le=most, description=f"a whole number from {least} to {most}{also}")
+
+
+def size(
+    least: int = 0, shown: str = "", *, zero: str = "", unit: str = "bytes", example: str = "512MB or 1GiB"
+) -> Any:
+    """Return the bounds of a number of bytes."""
+    description = f"{unit}, at least {shown}" if shown else unit
+    description += f": a number, or with a unit as in {example}" + (f"; {zero}" if zero else "")
+    return Field(ge=least, le=1 << 62, description=description)
+
+
+Seconds = Annotated[float, Field(gt=0, le=A_YEAR, allow_inf_nan=False, description="seconds, more than 0")]
+SecondsOrZero = Annotated[float, Field(ge=0, le=A_YEAR, allow_inf_nan=False, description="seconds, 0 or more")]
+Prefixes = Mapping[str, tuple[str, ...]]
