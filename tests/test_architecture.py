@@ -191,7 +191,7 @@ def test_the_web_is_the_admin_endpoints_affair(path: Path) -> None:
 
 @pytest.mark.parametrize("path", under(SERVER), ids=name_of)
 def test_a_server_needs_no_endpoint_and_an_endpoint_no_process(path: Path) -> None:
-    """A program with a server of its own has neither: server.py alone loads them, and the endpoint when it starts one."""
+    """A program with a server of its own has neither: server.py alone loads them, the endpoint when it starts one."""
     endpoint = {target for target in imports(path) if within(target, f"{SERVER.name}.admin")}
     assert not endpoint or path == SERVER / "server.py" or path.parent == SERVER / "admin"
     process = {target for target in imports(path) if within(target, f"{SERVER.name}.process")}
