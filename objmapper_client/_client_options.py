@@ -56,7 +56,7 @@ class ClientOptions:
         self.attempts = attempts
         self.wait = wait
         self._api = operations_for(self.address)
-        self.mode: Mode = self._api.best_mode(self.address) if mode is None else Mode.of(mode)
+        self.mode: Mode = self._api.best_mode(self.address) if mode is None else Mode.from_name(mode)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.address)!r}, timeout={self.timeout}, mode={self.mode.name.lower()!r})"
@@ -69,7 +69,7 @@ class ClientOptions:
         self.__init__(**state)  # type: ignore[misc]
 
     def _mode(self, mode: Mode | str | None) -> Mode:
-        return self.mode if mode is None else Mode.of(mode)
+        return self.mode if mode is None else Mode.from_name(mode)
 
     @staticmethod
     def _check_piece(chunk_size: int) -> None:

@@ -94,7 +94,7 @@ class Client(ClientOptions):
         """The object, as an owned descriptor: close it, or use it in a ``with`` statement."""
         # Spelled out: this is what programs do all the time, and each call counts.
         pool = self._pool if self._forks == forks.made else self._begin_anew()
-        return run(pool, self._api.open_object(pool, uri, self.mode if mode is None else Mode.of(mode)))
+        return run(pool, self._api.open_object(pool, uri, self.mode if mode is None else Mode.from_name(mode)))
 
     def open_many(self, uris: Iterable[str], *, mode: Mode | str | None = None) -> Results:
         """An object or an error for each URI, in their order, in as few round trips as the server allows.

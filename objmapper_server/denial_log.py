@@ -63,7 +63,7 @@ class RefusalLog:
             # Once more after the end was told, for what came before it.
             ended = self._ended.wait(PAUSE)
             try:
-                refusal, failure = self._server.take_refusal(), self._server.take_failure()
+                refusal, failure = self._server.take_denial(), self._server.take_storage_failure()
                 root_problem = self._server.root_problem
             except NotRunning:
                 return

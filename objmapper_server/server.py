@@ -17,7 +17,7 @@ from objmapper_server.concurrency import TRANSPORTS, Concurrency, Transport, cho
 from objmapper_server.config import Config
 from objmapper_server.denial_log import Refusal, RefusalLog
 from objmapper_server.engine_settings import engine_settings, settings_of_sockets
-from objmapper_server.errors import NotRunning
+from objmapper_server.errors import NotRunning, warn_renamed
 from objmapper_server.process.signals import serve_until_told
 from objmapper_server.process.socket_activation import ADMIN, NO_SOCKETS, Sockets
 from objmapper_server.request_records import Recorded, RecordedRequest
@@ -162,9 +162,9 @@ class Server:
 
     def statistics(self) -> Statistics:
         """Return the figures of this moment."""
-        return Statistics.read(self._started().statistics())
+        return Statistics.from_snapshot(self._started().statistics())
 
-    def times(self, bounds_us: Sequence[float]) -> tuple[Times, ...]:
+    def latency_counts(self, bounds_us: Sequence[float]) -> tuple[Times, ...]:
         """Return how many requests since start took at most so long, for each bound (microseconds, ascending)."""
         return tuple(Times.read(each) for each in self._started().counted_up_to(bounds_us))
 
@@ -184,15 +184,30 @@ class Server:
     def _recorded(self, after: int) -> Sequence[Mapping[str, Any]]:
         return self._started().recorded_requests(after)[1]
 
-    def take_refusal(self) -> Refusal | None:
+    def take_denial(self) -> Refusal | None:
         """Return the first refusal to a user since this was asked before, None where there was none; for the log."""
         native = self._started().take_refusal()
         return None if native is None else Refusal(**native)
 
-    def take_failure(self) -> StorageFailure | None:
+    def take_storage_failure(self) -> StorageFailure | None:
         """Return the first failure of the storage since this was asked before; None where there was none."""
         native = self._started().take_failure()
         return None if native is None else StorageFailure(**native)
+
+    def times(self, bounds_us: Sequence[float]) -> tuple[Times, ...]:
+        """Return `latency_counts(bounds_us)`. Deprecated: use that name."""
+        warn_renamed("Server.times", "Server.latency_counts")
+        return self.latency_counts(bounds_us)
+
+    def take_refusal(self) -> Refusal | None:
+        """Return `take_denial()`. Deprecated: use that name."""
+        warn_renamed("Server.take_refusal", "Server.take_denial")
+        return self.take_denial()
+
+    def take_failure(self) -> StorageFailure | None:
+        """Return `take_storage_failure()`. Deprecated: use that name."""
+        warn_renamed("Server.take_failure", "Server.take_storage_failure")
+        return self.take_storage_failure()
 
     @property
     def root_problem(self) -> str | None:

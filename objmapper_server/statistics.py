@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Self
 
 from objmapper_client.protocol import Status
+from objmapper_server.errors import warn_renamed
 
 if TYPE_CHECKING:
     from objmapper_server import _engine
@@ -137,7 +138,7 @@ class Statistics(Load):
         return Load(**{field.name: getattr(self, field.name) for field in fields(Load)})
 
     @classmethod
-    def read(cls, snapshot: "_engine.Snapshot") -> Self:
+    def from_snapshot(cls, snapshot: "_engine.Snapshot") -> Self:
         """Return the engine's snapshot as a value."""
         figures = {(each["transport"], each["model"], each["mode"]): _figures(each) for each in snapshot["figures"]}
         looked_up = snapshot["cache_hits_total"] + snapshot["cache_misses_total"]
@@ -186,6 +187,12 @@ class Statistics(Load):
             },
             datagrams=None if snapshot["datagrams"] is None else Datagrams(**snapshot["datagrams"]),
         )
+
+    @classmethod
+    def read(cls, snapshot: "_engine.Snapshot") -> Self:
+        """Return `from_snapshot(snapshot)`. Deprecated: use that name."""
+        warn_renamed("Statistics.read", "Statistics.from_snapshot")
+        return cls.from_snapshot(snapshot)
 
     def as_json(self) -> dict[str, Any]:
         """Return the ``/stats`` document."""

@@ -25,7 +25,7 @@ class Mode(Enum):
     SPLICE = 0x33
 
     @classmethod
-    def of(cls, name: "str | Mode") -> "Mode":
+    def from_name(cls, name: "str | Mode") -> "Mode":
         """The mode of this name (``fdpass``, ``copy``, ``splice``). Raises LocalProtocolError for another."""
         if isinstance(name, Mode):
             return name
@@ -33,6 +33,14 @@ class Mode(Enum):
             return cls[name.upper()]
         except KeyError:
             raise LocalProtocolError(f"{name!r} is no mode (there are: fdpass, copy, splice)") from None
+
+    @classmethod
+    def of(cls, name: "str | Mode") -> "Mode":
+        """Return `from_name(name)`. Deprecated: use that name."""
+        import warnings
+
+        warnings.warn("Mode.of is deprecated: use Mode.from_name", DeprecationWarning, stacklevel=2)
+        return cls.from_name(name)
 
 
 class Status(IntEnum):

@@ -59,7 +59,7 @@ class EngineCollector(Collector):
 
     def collect(self) -> "Iterator[Metric]":
         """Yield every family."""
-        statistics, times = self._server.statistics(), self._server.times(BOUNDS_US)
+        statistics, times = self._server.statistics(), self._server.latency_counts(BOUNDS_US)
         yield from _of_requests(times)
         yield from _of_transports(list(statistics.transports.items()))
         if statistics.datagrams is not None:

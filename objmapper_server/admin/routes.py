@@ -210,7 +210,7 @@ def _add_reads(app: FastAPI, server: "Server") -> None:
 
 
 def _latencies(server: "Server") -> Latencies:
-    times = server.times(PICTURE_BOUNDS_US)
+    times = server.latency_counts(PICTURE_BOUNDS_US)
     transports = {name: [0] * (len(PICTURE_BOUNDS_US) + 1) for name in server.addresses}
     for each in times:
         # One that was served and is not any more has no name here, but was counted.

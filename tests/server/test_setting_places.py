@@ -4,7 +4,6 @@ import ast
 import re
 import subprocess
 import sys
-import warnings
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -169,19 +168,3 @@ def test_the_settings_are_loaded_for_serve_only(arguments: list[str]) -> None:
         [sys.executable, "-c", program], cwd=HOME / "cli", capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
-
-
-def test_old_names_warn_and_do_what_the_new_ones_do(tmp_path: Path) -> None:
-    config, other = Config.load(root=tmp_path, environment=False), Config(root=tmp_path, pool_size=3)
-    with pytest.warns(DeprecationWarning, match=r"Config\.read_again is deprecated: use Config\.reloaded") as caught:
-        assert config.read_again() == config.reloaded()
-    assert caught[0].filename == __file__
-    with pytest.warns(DeprecationWarning, match=r"use Config\.with_settings_from"):
-        changed = config.with_those_of(other, ["pool_size"])
-    assert (changed.pool_size, changed.origins["pool_size"]) == (3, "the program")
-    with pytest.warns(DeprecationWarning, match=r"use Config\.replace"):
-        changed = config.replaced("a test", pool_size=4)
-    assert (changed.pool_size, changed.origins["pool_size"]) == (4, "a test")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert config.replace("a test", pool_size=4).with_settings_from(other, ["pool_size"]).pool_size == 3

@@ -115,7 +115,7 @@ def snapshot() -> "_engine.Snapshot":
 
 
 def test_every_metric_is_there_in_total_and_for_each_transport(snapshot: "_engine.Snapshot") -> None:
-    document = Statistics.read(snapshot).as_json()
+    document = Statistics.from_snapshot(snapshot).as_json()
     for place in (document, document["transports"]["unix"], document["transports"]["tcp"]):
         assert set(METRICS) <= set(place)
     assert document["uptime"] == 61.25
@@ -123,7 +123,7 @@ def test_every_metric_is_there_in_total_and_for_each_transport(snapshot: "_engin
 
 
 def test_values_come_from_the_figures_with_the_right_labels(snapshot: "_engine.Snapshot") -> None:
-    statistics = Statistics.read(snapshot)
+    statistics = Statistics.from_snapshot(snapshot)
     assert statistics.requests_total == statistics.total.requests_total == 1
     assert statistics.p99_latency_us == 3
     assert statistics.since_start.p999_latency_us == 40
@@ -137,7 +137,7 @@ def test_values_come_from_the_figures_with_the_right_labels(snapshot: "_engine.S
 
 
 def test_gauges_are_added_up_and_the_deepest_queue_is_the_deepest(snapshot: "_engine.Snapshot") -> None:
-    statistics = Statistics.read(snapshot)
+    statistics = Statistics.from_snapshot(snapshot)
     assert statistics.connections == 11
     assert statistics.active_threads == 11
     assert statistics.rejected_total == 11
@@ -147,23 +147,23 @@ def test_gauges_are_added_up_and_the_deepest_queue_is_the_deepest(snapshot: "_en
 
 
 def test_memory_and_disk_are_shared_by_the_transports(snapshot: "_engine.Snapshot") -> None:
-    statistics = Statistics.read(snapshot)
+    statistics = Statistics.from_snapshot(snapshot)
     assert statistics.cache_hit_rate == statistics.transports["tcp"].cache_hit_rate == 0.75
     assert statistics.disk_io_pending == statistics.transports["unix"].disk_io_pending == 2
 
 
 def test_a_cache_that_nobody_asked_has_no_hits(snapshot: "_engine.Snapshot") -> None:
     snapshot["cache_hits_total"] = snapshot["cache_misses_total"] = 0
-    assert Statistics.read(snapshot).cache_hit_rate == 0
+    assert Statistics.from_snapshot(snapshot).cache_hit_rate == 0
 
 
 def test_errors_go_by_the_names_of_the_statuses(snapshot: "_engine.Snapshot") -> None:
-    assert Statistics.read(snapshot).errors_total == {"NOT_FOUND": 1, "UNAVAILABLE": 2, "0x77": 5}
+    assert Statistics.from_snapshot(snapshot).errors_total == {"NOT_FOUND": 1, "UNAVAILABLE": 2, "0x77": 5}
     assert status_name(0x20) == "PROTOCOL_ERROR"
 
 
 def test_it_is_frozen(snapshot: "_engine.Snapshot") -> None:
-    statistics: Any = Statistics.read(snapshot)
+    statistics: Any = Statistics.from_snapshot(snapshot)
     with pytest.raises(dataclasses.FrozenInstanceError):
         statistics.requests_total = 0
 
