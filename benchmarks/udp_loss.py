@@ -34,7 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="loss")
     parser.add_argument("--runs", type=int, default=200)
     parser.add_argument("--loss", default="0,0.01,0.1,0.3")
-    parser.add_argument("--chunk", type=int, default=connection._NEAR_CHUNK)
+    parser.add_argument("--chunk", type=int, default=connection._LOOPBACK_CHUNK)
     parser.add_argument("--jobs", type=int, default=4)
     options = parser.parse_args()
     print(f"{SIZE >> 20} MiB in pieces of {options.chunk} bytes; 5 % duplicates, 20 % reordered, either way")
@@ -65,7 +65,7 @@ def main() -> None:
 
 def run(address: str, chunk: int, loss: float, seed: int) -> tuple[bool, int, float]:
     """One transfer: whether it arrived as it is, the bytes that the server sent for it, and how long it took."""
-    connection._NEAR_CHUNK = chunk
+    connection._LOOPBACK_CHUNK = chunk
     weather = Weather(loss=loss, duplicates=0.05, reordering=0.2)
     with lossy_relay(address, weather, seed) as relay, Client(relay.address, timeout=300) as client:
         start = time.monotonic()

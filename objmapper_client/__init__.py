@@ -1,4 +1,4 @@
-"""objmapper's client: objects by URI, as open file descriptors or as bytes. Standard library only."""
+"""The client of objmapper: opens objects by URI, as file descriptors or bytes. Standard library only."""
 
 from objmapper_client._operations.requests import Stat
 from objmapper_client.address import Address, TcpAddress, UdpAddress, UnixAddress, default_address, parse

@@ -1,4 +1,4 @@
-"""What both clients are made of: an address, time limits, and the pool that goes with them."""
+"""The options of both clients and the pool that they make from them."""
 
 import os
 
@@ -11,27 +11,27 @@ from objmapper_client.object import Object
 from objmapper_client.protocol.v1 import Mode
 
 CHUNK = 1 << 20
-#: Seconds: a week. What is meant to be for ever is a loop of the caller's.
+#: Maximum of `wait=`: a week in seconds.
 MAX_WAIT = 604_800.0
 #: Entries of a page of a list.
 PAGE = 1000
-# Spelled here, where `list` is not yet the name of a verb.
+# Defined here, because in the clients' classes `list` is a method.
 Results = list[Object | ObjmapperError]
 
 
-#: Longer time limits count as this, in seconds (23 days): poll(2) knows none that is longer than 24.
+#: Maximum time limit in seconds (23 days): poll(2) takes at most 24 days. Longer limits are reduced to it.
 _MAX_SECONDS = 2_000_000.0
 
 
 def _seconds(name: str, value: float) -> float:
-    # Not a number is not more than 0.
+    # `not value > 0` also rejects NaN.
     if not value > 0:
         raise ValueError(f"{name}: expected seconds, more than 0 (got {value!r})")
     return value
 
 
 class ClientOptions:
-    """The arguments of a client. It travels by them: a copy in another process makes connections of its own."""
+    """The options of a client. Pickling keeps only these: a copy in another process makes its own connections."""
 
     def __init__(
         self,
@@ -76,11 +76,11 @@ class ClientOptions:
         if chunk_size < 1:
             raise LocalProtocolError(f"a piece has at least 1 byte, not {chunk_size}")
 
-    def _make_pool(self, waiting: Runtime) -> Pool:
+    def _make_pool(self, runtime: Runtime) -> Pool:
         pool = self._api.make_pool(
             self.address,
-            waiting,
-            most=self.max_connections,
+            runtime,
+            max_connections=self.max_connections,
             attempts=self.attempts,
             timeout=min(self.timeout, _MAX_SECONDS),
             connect_timeout=min(self.connect_timeout, _MAX_SECONDS),

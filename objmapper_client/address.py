@@ -1,4 +1,4 @@
-"""Where a server is: ``unix:/path``, ``tcp://host:port``, ``udp://host:port``, and the default for this user."""
+"""Server addresses: ``unix:/path``, ``tcp://host:port``, ``udp://host:port``, and this user's default."""
 
 import os
 import stat
@@ -12,9 +12,9 @@ SOCKET_NAME = "objmapper.sock"
 
 
 class _Value:
-    """A value of a few attributes, equal to another of its class with the same ones.
+    """A value object: equal to another one of its class with equal attributes.
 
-    By hand, because `dataclasses` costs every client 10 ms of start-up.
+    Without `dataclasses`, whose import would add 10 ms to the start of every client.
     """
 
     __slots__: tuple[str, ...] = ()
@@ -36,7 +36,7 @@ class _Value:
 
 
 class UnixAddress(_Value):
-    """A Unix socket's path."""
+    """The path of a Unix socket."""
 
     __slots__ = ("path",)
 
@@ -77,7 +77,7 @@ Address = UnixAddress | TcpAddress | UdpAddress
 
 
 def parse(text: "str | os.PathLike[str] | Address") -> Address:
-    """The address that `text` names; a bare path is a Unix address. Raises AddressError."""
+    """Parses an address. A path without a scheme is a Unix address. Raises AddressError."""
     if isinstance(text, UnixAddress | TcpAddress | UdpAddress):
         return text
     given = os.fspath(text)
@@ -94,10 +94,10 @@ def parse(text: "str | os.PathLike[str] | Address") -> Address:
 
 
 def default_address(environment: Mapping[str, str] | None = None) -> Address:
-    """The server that is meant where none is named: ``$OBJMAPPER_SERVER``, else this user's own socket.
+    """Returns the default address: ``$OBJMAPPER_SERVER``, else this user's socket.
 
-    That is in ``$XDG_RUNTIME_DIR``, else for root in ``/run``, else in ``/tmp/objmapper-UID``. Raises AddressError
-    where the last is a directory of another user.
+    The socket is in ``$XDG_RUNTIME_DIR``, else for root in ``/run``, else in ``/tmp/objmapper-UID``. Raises
+    AddressError if the last is not a private directory of this user.
     """
     given = os.environ if environment is None else environment
     if named := given.get("OBJMAPPER_SERVER"):

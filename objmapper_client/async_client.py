@@ -1,4 +1,4 @@
-"""The client for asyncio: the same verbs as `Client`, with ``await``."""
+"""The client for asyncio: the operations of `Client`, with ``await``."""
 
 import os
 import warnings
@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from objmapper_client._client_options import CHUNK, PAGE, ClientOptions, Results
-from objmapper_client._connection.pending_request import Verb
+from objmapper_client._connection.pending_request import Runnable
 from objmapper_client._connection.pool import Pool
 from objmapper_client._operations.download import range_length
 from objmapper_client._operations.requests import PageProgress, PutArguments, Stat
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 
 class AsyncClient(ClientOptions):
-    """Objects from one server, for any number of tasks of one event loop at a time.
+    """A client of one server for asyncio: for any number of tasks, in one event loop at a time.
 
     Arguments and errors are those of `Client`. Close it, or use it in an ``async with`` statement. A cancelled request
-    leaves nothing behind: its answer, if it still comes, is thrown away.
+    leaks nothing: the client discards its answer.
     """
 
     def __init__(
@@ -52,9 +52,9 @@ class AsyncClient(ClientOptions):
             mode=mode,
             wait=wait,
         )
-        self._forks = forks.made
+        self._forks = forks.generation
 
-    # Where the constructor raises.
+    # For `__del__` after a constructor that raised.
     _pool: Pool | None = None
 
     async def __aenter__(self) -> Self:
@@ -67,55 +67,55 @@ class AsyncClient(ClientOptions):
 
     def __del__(self) -> None:
         pool = self._pool
-        if pool is None or not len(pool) or self._forks != forks.made:
+        if pool is None or not len(pool) or self._forks != forks.generation:
             return
-        loop: Any = pool.waiting.loop
+        loop: Any = pool.runtime.loop
         if loop.is_running():
-            # Perhaps in another thread, or in the middle of what this would change.
+            # The garbage collector may run in another thread, or inside a call that changes the pool.
             loop.call_soon_threadsafe(pool.close)
         else:
             pool.close()
         warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
 
     async def close(self) -> None:
-        """Close the idle connections. The client can be used again; it connects anew."""
+        """Closes the idle connections at once, others when their requests are done. A later request reconnects."""
         self._leave()
 
     def _leave(self) -> None:
         pool, self._pool = self._pool, None
         if pool is not None:
-            if self._forks == forks.made:
+            if self._forks == forks.generation:
                 pool.close()
             else:
                 pool.abandon()
-        self._forks = forks.made
+        self._forks = forks.generation
 
     @property
     def _current_pool(self) -> Pool:
-        """The connections of the running loop, and of this process: with another one they begin anew."""
-        # asyncio takes longer to be imported than all the rest, and who has a loop has it already.
+        """The pool of the running event loop and this process. Another loop or process gets a new one."""
+        # Imported here: importing asyncio takes longer than all the rest, and a program with a loop has imported it.
         from objmapper_client._runtime.aio import AsyncioRuntime, running_loop
 
         pool = self._pool
-        if pool is None or self._forks != forks.made or pool.waiting.loop is not running_loop():
+        if pool is None or self._forks != forks.generation or pool.runtime.loop is not running_loop():
             self._leave()
             self._pool = pool = self._make_pool(AsyncioRuntime())
         return pool
 
-    async def _run(self, pool: Pool, operation: Verb[T]) -> T:
+    async def _run(self, pool: Pool, operation: Runnable[T]) -> T:
         from objmapper_client._runtime.aio import run
 
         return await run(pool, operation)
 
     async def open(self, uri: str, *, mode: Mode | str | None = None) -> Object:
-        """The object, as an owned descriptor: close it, or use it in a ``with`` statement."""
+        """Opens an object. It owns a descriptor: close it, or use it in a ``with`` statement."""
         pool = self._current_pool
         return await self._run(pool, self._api.open_object(pool, uri, self._mode(mode)))
 
     async def open_many(self, uris: Iterable[str], *, mode: Mode | str | None = None) -> Results:
-        """An object or an error for each URI, in their order, in as few round trips as the server allows.
+        """Opens many objects with few round trips. Returns an object or an error for each URI, in their order.
 
-        The objects are the caller's to close. Where this raises, none is left open.
+        The caller owns the objects and must close them. If this raises, it has closed all of them.
         """
         pool = self._current_pool
         return await self._run(pool, self._api.open_many(pool, [*uris], self._mode(mode)))
@@ -123,16 +123,16 @@ class AsyncClient(ClientOptions):
     async def read(
         self, uri: str, *, offset: int = 0, length: int | None = None, mode: Mode | str | None = None
     ) -> bytes:
-        """The object's bytes, or `length` of them from `offset` on (fewer at its end)."""
+        """Reads an object's bytes, or `length` bytes at `offset` (fewer at its end)."""
         pool = self._current_pool
         return await self._run(pool, self._api.read(pool, uri, self._mode(mode), offset, length))
 
     async def readinto(
         self, uri: str, buffer: "WriteableBuffer", *, offset: int = 0, mode: Mode | str | None = None
     ) -> int:
-        """Fills `buffer` with the object's bytes from `offset` on. Returns how many that were.
+        """Reads an object's bytes at `offset` into `buffer`, until it is full or the object ends.
 
-        Fewer than the buffer takes only at the object's end; what is beyond its room is not read.
+        Returns the number of bytes read.
         """
         view = writable_bytes(buffer)
         pool = self._current_pool
@@ -148,10 +148,10 @@ class AsyncClient(ClientOptions):
         mode: Mode | str | None = None,
         announce: Callable[[int], None] | None = None,
     ) -> AsyncGenerator[bytes, None]:
-        """The object's bytes, or a range of them, in pieces of at most `chunk_size`; memory is bounded by one piece.
+        """Yields an object's bytes, or a range of them, in chunks of 1 to `chunk_size` bytes; one is in memory.
 
-        `announce` is called once, before the first of them, with the number of bytes that are to come. Leaving the loop
-        early may cost the connection. `timeout` holds for each piece.
+        Calls `announce` once, before the first chunk, with the number of bytes to come. `timeout` applies to each
+        chunk. Leaving the loop early may close the connection.
         """
         self._check_piece(chunk_size)
         pool = self._current_pool
@@ -166,23 +166,23 @@ class AsyncClient(ClientOptions):
                     offset += len(chunk)
                     yield chunk
             return
-        made = forks.made
+        generation = forks.generation
         try:
             if announce is not None:
                 announce(download.left)
             while chunk := await self._run(pool, self._api.next_chunk(pool, download, chunk_size)):
                 yield chunk
-                if forks.made != made:
+                if forks.generation != generation:
                     raise forked(uri)
         except GeneratorExit:
-            if forks.made != made:
+            if forks.generation != generation:
                 download.connection.close()
             else:
                 self._api.leave(pool, download)
             raise
         except BaseException:
-            if forks.made != made:
-                # This process's copy: the parent goes on with its own.
+            if forks.generation != generation:
+                # Closes the child's copy of the connection; the parent keeps its own.
                 download.connection.close()
                 raise
             self._api.abort(pool, download)
@@ -190,28 +190,28 @@ class AsyncClient(ClientOptions):
         self._api.leave(pool, download)
 
     async def stat(self, uri: str) -> Stat:
-        """What the server says of an object."""
+        """Gets an object's size, modification time and version."""
         pool = self._current_pool
         return await self._run(pool, self._api.stat(pool, uri))
 
     async def list(
         self, prefix: str = "/", *, page_size: int = PAGE, left_out: Callable[[LeftOut], object] | None = None
     ) -> AsyncGenerator[Entry, None]:
-        """The objects whose URIs begin with `prefix`, in the order of their URIs; memory is bounded by one page.
+        """Yields the objects whose URIs begin with `prefix`, in the order of their URIs; one page is in memory.
 
-        `left_out` is called with each file or directory below the prefix that the server cannot list: one whose name is
-        not UTF-8 has no URI, nor has one whose path is too long; and a directory may be closed to the server.
+        Calls `left_out` with each file or directory below the prefix that the server cannot list: its name is not
+        UTF-8, its path is too long, or the server may not read the directory.
         """
-        listed = PageProgress(prefix)
+        pages = PageProgress(prefix)
         while True:
             pool = self._current_pool
-            page = await self._run(pool, self._api.list_page(pool, prefix, page_size, listed.cursor))
-            for entry in listed.new_of(page):
+            page = await self._run(pool, self._api.list_page(pool, prefix, page_size, pages.cursor))
+            for entry in pages.add_page(page):
                 yield entry
             if left_out is not None:
-                for each in page[2]:
-                    left_out(each)
-            if listed.cursor is None:
+                for omitted in page[2]:
+                    left_out(omitted)
+            if pages.cursor is None:
                 return
 
     async def put(
@@ -225,19 +225,20 @@ class AsyncClient(ClientOptions):
         make_parents: bool = False,
         progress: Callable[[int], None] | None = None,
     ) -> Stat:
-        """Stores an object, whole or not at all, and returns what the server says of it then.
+        """Stores an object atomically. Returns its new size, modification time and version.
 
         `data`: bytes or another buffer, a path, a binary file (from its position to its end), or an iterable of bytes.
-        `length` says how many bytes that is; more or fewer are an error, and nothing is stored. Pieces without a
-        `length` are collected first. Over a Unix socket a file goes by descriptor: nothing is copied here. `if_match`:
-        only over this version (an etag). `if_none_match="*"`: only where there is no object yet. Else Conflict is
-        raised. `make_parents` makes directories that are missing. `progress` is called with the bytes so far.
+        `length`: the bytes that `data` must have; otherwise LocalProtocolError is raised and nothing is stored. An
+        iterable without `length` is read to its end first. Over a Unix socket a file is passed by descriptor, and this
+        process copies nothing. `if_match`: replace only this version (an etag). `if_none_match="*"`: only create.
+        Otherwise Conflict is raised. `make_parents`: make missing directories. `progress`: called with the bytes sent
+        so far.
         """
         pool = self._current_pool
-        wanted = PutArguments(data, length, if_match, if_none_match, make_parents, progress)
-        return await self._run(pool, self._api.put(pool, uri, wanted))
+        arguments = PutArguments(data, length, if_match, if_none_match, make_parents, progress)
+        return await self._run(pool, self._api.put(pool, uri, arguments))
 
     async def delete(self, uri: str, *, if_match: str | None = None) -> None:
-        """Removes an object; with `if_match` only this version (an etag), else Conflict is raised."""
+        """Removes an object. With `if_match` (an etag) raises Conflict if it is another version."""
         pool = self._current_pool
         return await self._run(pool, self._api.delete(pool, uri, if_match))

@@ -1,4 +1,4 @@
-"""The client for threads. `registry` has the operations of an address."""
+"""The client for threads. `_operations/registry.py` chooses the operations of an address."""
 
 import os
 from collections.abc import Callable, Generator, Iterable
@@ -24,20 +24,20 @@ if TYPE_CHECKING:
 
 
 class Client(ClientOptions):
-    """Objects from one server, for any number of threads.
+    """A client of one server. Thread-safe.
 
-    `address` is ``unix:/path``, ``tcp://host:port`` or ``udp://host:port`` (which only fetches, objects of 64 MiB at
-    most), by default the server of this user. `timeout` is for one request with all its tries, and for each MiB of a
-    content; `connect_timeout` for one connection; both in seconds. Of at most `max_connections` one is shared by all
-    requests, each of the others carries one large content at a time; who needs one waits for it, `timeout` seconds at
-    most. A request is tried `attempts` times at most, again only before the first byte of an answer; a put or a delete
-    only where the first try cannot have been executed, else OutcomeUnknown is raised. With `wait` a request to a
-    server that is not reached is tried for `wait` seconds more, beside all other limits: the server may be about to
-    start. Safe
-    after a fork; pickled by its arguments.
+    `address`: ``unix:/path``, ``tcp://host:port`` or ``udp://host:port`` (read only, objects of at most 64 MiB); by
+    default this user's server. `timeout`: seconds for one request with all its attempts, and for each MiB of a content.
+    `connect_timeout`: seconds for one connection. `max_connections`: one of them is shared by all requests; each of the
+    others carries one large content at a time. A request waits at most `timeout` seconds for a connection.
 
-    Raises, from every verb: ObjectNotFound, PermissionDenied, InvalidRequest, UnsupportedMode, Conflict, ServerBusy,
-    ServerFailed (what the server answered), UnsupportedOperation (it speaks an older version), ConnectionFailed,
+    `attempts`: maximum attempts of a request. The client retries only before the first byte of an answer; a put or
+    delete only if the server cannot have executed it, else it raises OutcomeUnknown. `wait`: seconds to retry while the
+    server is not running, in addition to all other limits. The client may be used after a fork. Pickling keeps its
+    arguments.
+
+    All operations raise ObjectNotFound, PermissionDenied, InvalidRequest, UnsupportedMode, Conflict, ServerBusy,
+    ServerFailed (the server's error replies), UnsupportedOperation (it speaks an older version), ConnectionFailed,
     RequestTimeout, RemoteProtocolError, LocalProtocolError.
     """
 
@@ -61,7 +61,7 @@ class Client(ClientOptions):
             mode=mode,
             wait=wait,
         )
-        self._forks = forks.made
+        self._forks = forks.generation
         self._pool = self._make_pool(ThreadRuntime())
 
     def __enter__(self) -> Self:
@@ -73,46 +73,46 @@ class Client(ClientOptions):
         self.close()
 
     def close(self) -> None:
-        """Close the idle connections. The client can be used again; it connects anew."""
-        if self._forks == forks.made:
+        """Closes the idle connections at once, others when their requests are done. A later request reconnects."""
+        if self._forks == forks.generation:
             self._pool.close()
-        self._begin_anew()
+        self._renew_pool()
 
-    def _begin_anew(self) -> Pool:
-        if self._forks != forks.made:
+    def _renew_pool(self) -> Pool:
+        if self._forks != forks.generation:
             self._pool.abandon()
-            self._forks = forks.made
+            self._forks = forks.generation
         self._pool = pool = self._make_pool(ThreadRuntime())
         return pool
 
     @property
     def _current_pool(self) -> Pool:
-        """The connections of this process: a child after a fork begins anew."""
-        return self._pool if self._forks == forks.made else self._begin_anew()
+        """The pool of this process. A forked child makes a new one."""
+        return self._pool if self._forks == forks.generation else self._renew_pool()
 
     def open(self, uri: str, *, mode: Mode | str | None = None) -> Object:
-        """The object, as an owned descriptor: close it, or use it in a ``with`` statement."""
-        # Spelled out: this is what programs do all the time, and each call counts.
-        pool = self._pool if self._forks == forks.made else self._begin_anew()
+        """Opens an object. It owns a descriptor: close it, or use it in a ``with`` statement."""
+        # `_current_pool` and `_mode` inlined: this is the hot path.
+        pool = self._pool if self._forks == forks.generation else self._renew_pool()
         return run(pool, self._api.open_object(pool, uri, self.mode if mode is None else Mode.from_name(mode)))
 
     def open_many(self, uris: Iterable[str], *, mode: Mode | str | None = None) -> Results:
-        """An object or an error for each URI, in their order, in as few round trips as the server allows.
+        """Opens many objects with few round trips. Returns an object or an error for each URI, in their order.
 
-        The objects are the caller's to close. Where this raises, none is left open.
+        The caller owns the objects and must close them. If this raises, it has closed all of them.
         """
         pool = self._current_pool
         return run(pool, self._api.open_many(pool, [*uris], self._mode(mode)))
 
     def read(self, uri: str, *, offset: int = 0, length: int | None = None, mode: Mode | str | None = None) -> bytes:
-        """The object's bytes, or `length` of them from `offset` on (fewer at its end)."""
+        """Reads an object's bytes, or `length` bytes at `offset` (fewer at its end)."""
         pool = self._current_pool
         return run(pool, self._api.read(pool, uri, self._mode(mode), offset, length))
 
     def readinto(self, uri: str, buffer: "WriteableBuffer", *, offset: int = 0, mode: Mode | str | None = None) -> int:
-        """Fills `buffer` with the object's bytes from `offset` on. Returns how many that were.
+        """Reads an object's bytes at `offset` into `buffer`, until it is full or the object ends.
 
-        Fewer than the buffer takes only at the object's end; what is beyond its room is not read.
+        Returns the number of bytes read.
         """
         view = writable_bytes(buffer)
         pool = self._current_pool
@@ -128,10 +128,10 @@ class Client(ClientOptions):
         mode: Mode | str | None = None,
         announce: Callable[[int], None] | None = None,
     ) -> Generator[bytes, None, None]:
-        """The object's bytes, or a range of them, in pieces of at most `chunk_size`; memory is bounded by one piece.
+        """Yields an object's bytes, or a range of them, in chunks of 1 to `chunk_size` bytes; one is in memory.
 
-        `announce` is called once, before the first of them, with the number of bytes that are to come. Leaving the loop
-        early may cost the connection. `timeout` holds for each piece.
+        Calls `announce` once, before the first chunk, with the number of bytes to come. `timeout` applies to each
+        chunk. Leaving the loop early may close the connection.
         """
         self._check_piece(chunk_size)
         pool = self._current_pool
@@ -146,23 +146,24 @@ class Client(ClientOptions):
                     offset += len(chunk)
                     yield chunk
             return
-        made = forks.made
+        generation = forks.generation
+
         try:
             if announce is not None:
                 announce(download.left)
             while chunk := run(pool, self._api.next_chunk(pool, download, chunk_size)):
                 yield chunk
-                if forks.made != made:
+                if forks.generation != generation:
                     raise forked(uri)
         except GeneratorExit:
-            if forks.made != made:
+            if forks.generation != generation:
                 download.connection.close()
             else:
                 self._api.leave(pool, download)
             raise
         except BaseException:
-            if forks.made != made:
-                # This process's copy: the parent goes on with its own.
+            if forks.generation != generation:
+                # Closes the child's copy of the connection; the parent keeps its own.
                 download.connection.close()
                 raise
             self._api.abort(pool, download)
@@ -170,27 +171,27 @@ class Client(ClientOptions):
         self._api.leave(pool, download)
 
     def stat(self, uri: str) -> Stat:
-        """What the server says of an object."""
+        """Gets an object's size, modification time and version."""
         pool = self._current_pool
         return run(pool, self._api.stat(pool, uri))
 
     def list(
         self, prefix: str = "/", *, page_size: int = PAGE, left_out: Callable[[LeftOut], object] | None = None
     ) -> Generator[Entry, None, None]:
-        """The objects whose URIs begin with `prefix`, in the order of their URIs; memory is bounded by one page.
+        """Yields the objects whose URIs begin with `prefix`, in the order of their URIs; one page is in memory.
 
-        `left_out` is called with each file or directory below the prefix that the server cannot list: one whose name is
-        not UTF-8 has no URI, nor has one whose path is too long; and a directory may be closed to the server.
+        Calls `left_out` with each file or directory below the prefix that the server cannot list: its name is not
+        UTF-8, its path is too long, or the server may not read the directory.
         """
-        listed = PageProgress(prefix)
+        pages = PageProgress(prefix)
         while True:
             pool = self._current_pool
-            page = run(pool, self._api.list_page(pool, prefix, page_size, listed.cursor))
-            yield from listed.new_of(page)
+            page = run(pool, self._api.list_page(pool, prefix, page_size, pages.cursor))
+            yield from pages.add_page(page)
             if left_out is not None:
-                for each in page[2]:
-                    left_out(each)
-            if listed.cursor is None:
+                for omitted in page[2]:
+                    left_out(omitted)
+            if pages.cursor is None:
                 return
 
     def put(
@@ -204,19 +205,20 @@ class Client(ClientOptions):
         make_parents: bool = False,
         progress: Callable[[int], None] | None = None,
     ) -> Stat:
-        """Stores an object, whole or not at all, and returns what the server says of it then.
+        """Stores an object atomically. Returns its new size, modification time and version.
 
         `data`: bytes or another buffer, a path, a binary file (from its position to its end), or an iterable of bytes.
-        `length` says how many bytes that is; more or fewer are an error, and nothing is stored. Pieces without a
-        `length` are collected first. Over a Unix socket a file goes by descriptor: nothing is copied here. `if_match`:
-        only over this version (an etag). `if_none_match="*"`: only where there is no object yet. Else Conflict is
-        raised. `make_parents` makes directories that are missing. `progress` is called with the bytes so far.
+        `length`: the bytes that `data` must have; otherwise LocalProtocolError is raised and nothing is stored. An
+        iterable without `length` is read to its end first. Over a Unix socket a file is passed by descriptor, and this
+        process copies nothing. `if_match`: replace only this version (an etag). `if_none_match="*"`: only create.
+        Otherwise Conflict is raised. `make_parents`: make missing directories. `progress`: called with the bytes sent
+        so far.
         """
         pool = self._current_pool
-        wanted = PutArguments(data, length, if_match, if_none_match, make_parents, progress)
-        return run(pool, self._api.put(pool, uri, wanted))
+        arguments = PutArguments(data, length, if_match, if_none_match, make_parents, progress)
+        return run(pool, self._api.put(pool, uri, arguments))
 
     def delete(self, uri: str, *, if_match: str | None = None) -> None:
-        """Removes an object; with `if_match` only this version (an etag), else Conflict is raised."""
+        """Removes an object. With `if_match` (an etag) raises Conflict if it is another version."""
         pool = self._current_pool
         return run(pool, self._api.delete(pool, uri, if_match))

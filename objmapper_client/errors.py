@@ -1,68 +1,68 @@
-"""The error tree. Every error keeps its facts and says in one line what is wrong and what to try."""
+"""The error classes. Each error's message is one line: the problem and the remedy. Its data are attributes."""
 
 import errno
 
 
 def printable(text: str) -> str:
-    r"""The text in one line, without what would move a terminal's cursor, change its colours, or forge a line of a log.
+    r"""Returns the text in one line, with control characters escaped: they could control a terminal or forge log lines.
 
-    Such characters are written as ``\n``, ``\x1b``, ``\u202e``; bytes that are not UTF-8 as ``\xff``.
+    Such characters become ``\n``, ``\x1b``, ``\u202e``; bytes that are not UTF-8 become ``\xff``.
     """
     return text if text.isprintable() else "".join(map(_escaped, text))
 
 
-def _escaped(each: str) -> str:
-    if each.isprintable():
-        return each
-    # How a name of bytes that are not UTF-8 travels in a str.
-    if "\udc80" <= each <= "\udcff":
-        return f"\\x{ord(each) - 0xDC00:02x}"
-    return each.encode("unicode_escape").decode()
+def _escaped(character: str) -> str:
+    if character.isprintable():
+        return character
+    # A byte that is not UTF-8, as `surrogateescape` decodes it.
+    if "\udc80" <= character <= "\udcff":
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode()
 
 
 class ObjmapperError(Exception):
-    """Whatever goes wrong between a program and its objects."""
+    """The base class of all errors of this package."""
 
 
 class AddressError(ObjmapperError, ValueError):
-    """Not an address of a server."""
+    """The text is not a valid address of a server."""
 
 
 class ConnectionFailed(ObjmapperError, ConnectionError):
-    """The server was not reached, or the connection broke."""
+    """The client could not connect to the server, or the connection broke."""
 
 
 class RequestTimeout(ObjmapperError, TimeoutError):
-    """No answer in time."""
+    """The server did not answer in time."""
 
 
 class ProtocolError(ObjmapperError):
-    """One side broke the protocol."""
+    """The client or the server violated the protocol."""
 
 
 class LocalProtocolError(ProtocolError, ValueError):
-    """The caller asked for something that the protocol cannot say."""
+    """The caller passed arguments that the protocol cannot express."""
 
 
 class RemoteProtocolError(ProtocolError):
-    """The server broke the protocol; the message names the rule. The connection was closed."""
+    """The server violated the protocol; the message names the rule. The client has closed the connection."""
 
 
 class UnsupportedOperation(ObjmapperError):
-    """The server, or the transport, has no such operation: a server of version 1 hands out objects and no more."""
+    """The server or the transport lacks the operation: a server of version 1 can only open and read objects."""
 
 
 class DescriptorLimit(ObjmapperError, OSError):
-    """This process has no file descriptor left: for one that the server passed, a memory file or a connection."""
+    """This process is at its limit of file descriptors: for a passed one, a memory file or a connection."""
 
     errno: int | None = errno.EMFILE
 
 
 class OutcomeUnknown(ObjmapperError):
-    """A put or a delete was sent as a whole and not answered: the server may have executed it. It is not repeated.
+    """The client sent a whole put or delete and got no answer: the server may have executed it. It is not retried.
 
-    Look at the object before you repeat it. It comes as `UnansweredBreak` (also a ConnectionFailed) or as
-    `UnansweredTimeout` (also a RequestTimeout), with the `operation`, the `uri` and the `reason`.
+    Check the object (`stat`) before you repeat the request. The subclasses are `UnansweredBreak` (also a
+    ConnectionFailed) and `UnansweredTimeout` (also a RequestTimeout). Attributes: `operation`, `uri`, `reason`.
     """
 
     def __init__(self, operation: str, uri: str, reason: str) -> None:
@@ -83,11 +83,11 @@ class UnansweredBreak(OutcomeUnknown, ConnectionFailed):
 
 
 class UnansweredTimeout(OutcomeUnknown, RequestTimeout):
-    """The time was up before the answer to a put or a delete."""
+    """The time limit passed before the answer to a put or a delete."""
 
 
 class ServerReply(ObjmapperError):
-    """The server answered with an error: its `status`, its words, and the `uri` that it was about."""
+    """The server answered with an error. Attributes: its `status` and `message`, and the request's `uri`."""
 
     advice = ""
 
@@ -102,39 +102,39 @@ class ServerReply(ObjmapperError):
 
 
 class ObjectNotFound(ServerReply, FileNotFoundError):
-    """The URI names no object."""
+    """There is no object with this URI."""
 
     errno: int | None = errno.ENOENT
 
 
 class InvalidRequest(ServerReply, ValueError):
-    """The URI is none that an object can have."""
+    """The URI is not valid."""
 
 
 class UnsupportedMode(ServerReply):
-    """The transport, or the server, cannot deliver an object this way."""
+    """The transport or the server cannot deliver the object in this mode."""
 
 
 class PermissionDenied(ServerReply, PermissionError):
-    """The object exists and is not handed out."""
+    """The server may not read the object, or its rules deny access to it."""
 
     errno: int | None = errno.EACCES
 
 
 class Conflict(ServerReply):
-    """The object is not what the request supposed it to be."""
+    """The object does not meet the request's condition (`if_match`, `if_none_match`), or changed during a read."""
 
 
 class ServerFailed(ServerReply):
-    """The server, or its storage, failed."""
+    """The server or its storage failed."""
 
 
 class ServerBusy(ServerReply):
-    """The server refused for want of room; another try may succeed."""
+    """The server rejected the request because it is at a limit; a later request may succeed."""
 
 
 class ServerTimeout(ServerReply, RequestTimeout):
-    """The server gave the request up because it took too long."""
+    """The server aborted the request because it took too long."""
 
 
 _BY_STATUS: dict[int, type[ServerReply]] = {
@@ -157,7 +157,7 @@ def error_for(status: int, message: str, uri: str) -> ServerReply:
 
 
 def at_limit(error: BaseException) -> DescriptorLimit | None:
-    """The error to raise for one of the system's that says that there is no descriptor left; None for others."""
+    """Returns a DescriptorLimit for EMFILE and ENFILE; None for other errors."""
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
         return DescriptorLimit(
             f"no file descriptor left ({error.strerror}): raise the limit (ulimit -n) or close descriptors"
@@ -166,6 +166,6 @@ def at_limit(error: BaseException) -> DescriptorLimit | None:
 
 
 def unanswered(operation: str, uri: str, error: ConnectionFailed | RequestTimeout) -> OutcomeUnknown:
-    """The error for a put or a delete that may have been executed."""
+    """The error for a put or a delete that the server may have executed."""
     kind = UnansweredTimeout if isinstance(error, RequestTimeout) else UnansweredBreak
     return kind(operation, uri, str(error))

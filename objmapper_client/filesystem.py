@@ -1,8 +1,7 @@
-"""The fsspec file system: ``fsspec.open("objmapper:///a.parquet")`` The only module that knows fsspec.
+"""The fsspec file system: ``fsspec.open("objmapper:///a.parquet")``. Only this module imports fsspec.
 
-``objmapper:///a`` is on the default server, or on the one of the option `server`; ``objmapper://host:port/a`` is on a
-TCP server. A directory is there as long as objects are below it, or from its making on for the file system that made
-it. Nothing is cached: an object is what the server has now.
+``objmapper:///a`` is on the default server, or on that of the option `server`; ``objmapper://host:port/a`` is on a TCP
+server. A directory exists while objects are below it; for the process that made it, from `mkdir` on. Nothing is cached.
 """
 
 import errno
@@ -49,9 +48,9 @@ from objmapper_client.errors import (
 from objmapper_client.object import Object
 from objmapper_client.protocol.v1 import Mode
 
-#: Ranges that are asked for at once where bytes come over a wire.
+#: Parallel requests of `cat_ranges` in modes other than fdpass.
 _AT_ONCE = 8
-#: What fsspec itself knows of the options of any file system.
+#: The options that fsspec itself handles.
 _FSSPEC_OPTIONS = {
     "asynchronous",
     "batch_size",
@@ -67,10 +66,10 @@ _FSSPEC_OPTIONS = {
 class ObjmapperFileSystem(Trees, AbstractFileSystem):  # type: ignore[misc] # fsspec has no types
     """The objects of one server as files.
 
-    `server` is an address (``unix:/path``, ``tcp://host:port``), by default the server of this user; the other options
-    are those of `Client`. Over a Unix socket a file that is opened for reading is a local one (`fileno` works). What is
-    written becomes an object when the file is closed, whole or not at all; missing directories are made. Errors are
-    those of `Client`, and those of files where they fit: FileNotFoundError, FileExistsError, IsADirectoryError.
+    `server` is an address (``unix:/path``, ``tcp://host:port``), by default this user's server; the other options are
+    those of `Client`. Over a Unix socket a file opened for reading is a local file (`fileno` works). Closing a written
+    file stores it as an object, atomically, and makes missing directories. Raises the errors of `Client`, and
+    FileNotFoundError, FileExistsError and IsADirectoryError as for files.
     """
 
     protocol = "objmapper"
@@ -100,12 +99,12 @@ class ObjmapperFileSystem(Trees, AbstractFileSystem):  # type: ignore[misc] # fs
             attempts=attempts,
             mode=mode,
         )
-        # A file system has no end but this.
+        # fsspec's file systems have no `close`.
         weakref.finalize(self, self.client.close)
 
     @property
     def fsid(self) -> str:
-        """Tells file systems apart by their server."""
+        """Identifies the file system by its server."""
         return f"objmapper {self.client.address}"
 
     @classmethod
@@ -123,7 +122,7 @@ class ObjmapperFileSystem(Trees, AbstractFileSystem):  # type: ignore[misc] # fs
         return "/" + text.lstrip("/")
 
     def unstrip_protocol(self, name: str) -> str:
-        """The URL of a path; it names the server where that is a TCP one."""
+        """The URL of a path, with the host for a TCP server."""
         address = self.client.address
         host = str(address).removeprefix("tcp://") if isinstance(address, TcpAddress) else ""
         return f"{self.protocol}://{host}{self._strip_protocol(name)}"
@@ -148,21 +147,20 @@ class ObjmapperFileSystem(Trees, AbstractFileSystem):  # type: ignore[misc] # fs
         return {"server": str(server)}
 
     def info(self, path: str, **_: Any) -> Info:
-        """Name, size, type, and of an object mtime (seconds since 1970) and etag. Raises FileNotFoundError."""
+        """Returns name, size, type; of an object also mtime (seconds since 1970) and etag. Raises FileNotFoundError."""
         path = self._strip_protocol(path)
         if path != self.root_marker:
             try:
                 found = self.client.stat(path)
                 return facts_of_file(found.uri, found.size, found.mtime, found.etag)
             except (ObjectNotFound, PermissionDenied, InvalidRequest, LocalProtocolError) as error:
-                # What is not handed out is not listed either: an empty directory, a link, what the server may not read.
-                # And what is no URI is nothing.
+                # As in lists: empty directories, links, unreadable files and invalid URIs do not exist.
                 if path not in self._made and not self._has_objects(path):
                     raise not_found(path) from error
         return facts_of_directory(path)
 
     def exists(self, path: str, **_: Any) -> bool:
-        """Whether there is an object, or one below."""
+        """Whether the path is an object or has objects below it."""
         try:
             self.info(path)
         except (FileNotFoundError, InvalidRequest, LocalProtocolError):
@@ -170,11 +168,11 @@ class ObjmapperFileSystem(Trees, AbstractFileSystem):  # type: ignore[misc] # fs
         return True
 
     def isdir(self, path: str) -> bool:
-        """Whether there are objects below it."""
+        """Whether the path is a directory."""
         return bool(self._type(path) == "directory")
 
     def isfile(self, path: str) -> bool:
-        """Whether it is an object."""
+        """Whether the path is an object."""
         return bool(self._type(path) == "file")
 
     def _type(self, path: str) -> str | None:
@@ -191,11 +189,11 @@ class ObjmapperFileSystem(Trees, AbstractFileSystem):  # type: ignore[misc] # fs
             for entry in self.client.list(path.rstrip("/") + "/", page_size=page_size):
                 yield facts_of_file(entry.uri, entry.size, entry.mtime)
         except (InvalidRequest, LocalProtocolError):
-            # No URI begins so.
+            # No URI has this prefix.
             return
 
     def ls(self, path: str, detail: bool = True, **_: Any) -> list[Any]:
-        """What is directly in a directory, in order. It costs a listing of all that is below.
+        """Lists a directory's entries in order. This lists all objects below it on the server.
 
         Raises FileNotFoundError.
         """
@@ -219,7 +217,7 @@ class ObjmapperFileSystem(Trees, AbstractFileSystem):  # type: ignore[misc] # fs
     def find(
         self, path: str, maxdepth: int | None = None, withdirs: bool = False, detail: bool = False, **_: Any
     ) -> Any:
-        """All objects below a path, with one listing; names in order, or with `detail` what `info` says of each."""
+        """Lists all objects below a path: names in order, or with `detail` the `info` of each."""
         if maxdepth is not None and maxdepth < 1:
             raise ValueError("maxdepth must be at least 1")
         path = self._strip_protocol(path)
@@ -243,11 +241,11 @@ class ObjmapperFileSystem(Trees, AbstractFileSystem):  # type: ignore[misc] # fs
         return {name: found[name] for name in sorted(found)} if detail else sorted(found)
 
     def created(self, path: str) -> datetime:
-        """When this version of an object was stored: a put makes a new one, so it is when it was modified."""
+        """Returns the time of modification: a put makes a new file."""
         return self.modified(path)
 
     def modified(self, path: str) -> datetime:
-        """When an object was modified, in UTC; over UDP and with old servers to the second."""
+        """Returns the time of an object's modification, in UTC; over UDP and with old servers in whole seconds."""
         found = self._stat(path)
         mtime, nanoseconds = found.mtime, (found.mtime_ns or 0) % 1_000_000_000
         try:
@@ -256,12 +254,12 @@ class ObjmapperFileSystem(Trees, AbstractFileSystem):  # type: ignore[misc] # fs
             raise ValueError(f"{path}: modified {mtime} seconds after 1970, which no datetime holds") from error
 
     def ukey(self, path: str) -> str:
-        """The version of an object: its etag."""
+        """Returns an object's version: its etag."""
         etag: str = self._stat(path).etag
         return etag
 
     def checksum(self, path: str) -> int:
-        """The version of an object, as a number."""
+        """Returns an object's version as a number."""
         return int.from_bytes(self.ukey(path).encode())
 
     def _stat(self, path: str) -> Any:
@@ -278,7 +276,7 @@ class ObjmapperFileSystem(Trees, AbstractFileSystem):  # type: ignore[misc] # fs
         compression: str | None = None,
         **options: Any,
     ) -> Any:
-        """A file: see fsspec. A ``with`` block that an exception leaves stores nothing, compressed or not."""
+        """Opens a file: see fsspec. If an exception leaves a ``with`` block, nothing is stored."""
         if "r" in mode:
             return super().open(path, mode, block_size, cache_options, compression, **options)
         path = self._strip_protocol(path)
@@ -335,7 +333,7 @@ class ObjmapperFileSystem(Trees, AbstractFileSystem):  # type: ignore[misc] # fs
             raise
 
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **_: Any) -> bytes:
-        """An object's bytes, or those from `start` to before `end`; negative ones count from its end."""
+        """Reads an object's bytes, or those from `start` up to `end`; negative ones count from its end."""
         path = self._strip_protocol(path)
         with as_file(path, self):
             if (start or 0) < 0 or (end or 0) < 0:
@@ -345,9 +343,9 @@ class ObjmapperFileSystem(Trees, AbstractFileSystem):  # type: ignore[misc] # fs
             return self.client.read(path, offset=offset, length=None if end is None else max(0, end - offset))
 
     def cat(self, path: Any, recursive: bool = False, on_error: str = "raise", **options: Any) -> Any:
-        """An object's bytes, or name → bytes for several; with `recursive` of all objects below.
+        """Reads an object's bytes, or a dictionary of bytes by name for several; `recursive`: all objects below.
 
-        `on_error` may be "raise", "omit" or "return" (errors in the places of bytes).
+        `on_error`: "raise", "omit" or "return" (the error in place of the bytes).
         """
         if recursive:
             names = sorted({name for each in self.expand_path(path) for name in self.find(each)})
@@ -365,7 +363,7 @@ class ObjmapperFileSystem(Trees, AbstractFileSystem):  # type: ignore[misc] # fs
         on_error: str = "return",
         **_: Any,
     ) -> list[bytes | Exception]:
-        """The bytes of many ranges, several at once over a wire; with "return" there are errors in their places."""
+        """Reads many ranges, in parallel except in mode fdpass. `on_error` "return": errors in place of bytes."""
         if max_gap is not None:
             raise NotImplementedError("max_gap: ranges are read as they are")
         if not isinstance(paths, list):
@@ -390,7 +388,7 @@ class ObjmapperFileSystem(Trees, AbstractFileSystem):  # type: ignore[misc] # fs
             return list(threads.map(one, paths, starts, ends))
 
     def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **options: Any) -> None:
-        """Stores bytes as an object; with "create" only where there is none yet, else FileExistsError."""
+        """Stores bytes as an object. `mode` "create": raises FileExistsError if it exists."""
         path = self._strip_protocol(path)
         if self._intrans:
             file: Any = self.open(path, "xb" if mode == "create" else "wb", **options)
@@ -404,7 +402,7 @@ class ObjmapperFileSystem(Trees, AbstractFileSystem):  # type: ignore[misc] # fs
     def get_file(
         self, rpath: str, lpath: Any = None, callback: Any = DEFAULT_CALLBACK, outfile: Any = None, **options: Any
     ) -> None:
-        """Copies an object into a file, which appears when it is whole; a directory is made."""
+        """Copies an object to a local file, which appears when it is complete. For a directory, makes one."""
         rpath = self._strip_protocol(rpath)
         if outfile is not None or isfilelike(lpath):
             super().get_file(rpath, lpath, callback=callback, outfile=outfile, **options)
@@ -420,7 +418,7 @@ class ObjmapperFileSystem(Trees, AbstractFileSystem):  # type: ignore[misc] # fs
                 found.save(lpath, callback.relative_update)
             return
         with closing(self.client.stream(rpath, announce=callback.set_size)) as stream:
-            # The answer first: a missing object leaves no directory behind.
+            # Read first, so that a missing object makes no directory.
             first = next(stream, b"")
             os.makedirs(folder, exist_ok=True)
             with open_output(lpath) as target:
@@ -435,7 +433,7 @@ class ObjmapperFileSystem(Trees, AbstractFileSystem):  # type: ignore[misc] # fs
         maxdepth: int | None = None,
         **options: Any,
     ) -> Any:
-        """Copies objects into files: see fsspec. The name of an object that is there is no pattern."""
+        """Copies objects to local files: see fsspec. An existing object's name is not treated as a pattern."""
         if isinstance(rpath, str) and is_pattern(rpath) and isinstance(lpath, str | os.PathLike):
             rpath = self._strip_protocol(rpath)
             if self.isfile(rpath):
@@ -448,7 +446,7 @@ class ObjmapperFileSystem(Trees, AbstractFileSystem):  # type: ignore[misc] # fs
     def put_file(
         self, lpath: Any, rpath: str, callback: Any = DEFAULT_CALLBACK, mode: str = "overwrite", **options: Any
     ) -> None:
-        """Stores a file as an object; a directory is made, as by `mkdir`."""
+        """Stores a local file as an object. For a directory, makes one as `makedirs` does."""
         if self._intrans:
             super().put_file(lpath, rpath, callback=callback, mode=mode, **options)
         elif os.path.isdir(lpath):
@@ -459,7 +457,7 @@ class ObjmapperFileSystem(Trees, AbstractFileSystem):  # type: ignore[misc] # fs
             self._put(self._strip_protocol(rpath), lpath, progress=callback.absolute_update, **condition)
 
     def touch(self, path: str, truncate: bool = True, **_: Any) -> None:
-        """Stores an empty object; without `truncate` one that is there stays and is stored anew."""
+        """Stores an empty object. Without `truncate` an existing object is stored again with the same content."""
         path = self._strip_protocol(path)
         if truncate:
             self._put(path, b"")
@@ -478,19 +476,19 @@ class ObjmapperFileSystem(Trees, AbstractFileSystem):  # type: ignore[misc] # fs
 
 
 class RemoteFile(AbstractBufferedFile):  # type: ignore[misc] # fsspec has no types
-    """An object that is read in blocks over the wire. Raises OSError where it changes while it is read."""
+    """An object that is read in blocks from the server. Raises OSError if it changes during the reads."""
 
     def __init__(self, fs: ObjmapperFileSystem, path: str, **options: Any) -> None:
-        # fsspec closes what was not made, too.
+        # fsspec's `__del__` runs also after a constructor that raised.
         self.closed = True
         found = fs._stat(path)
-        #: The version that is read.
+        #: The version of the object.
         self.etag = found.etag
         super().__init__(fs, path, "rb", **{**options, "size": found.size})
 
     def _fetch_range(self, start: int, end: int) -> bytes:
         data: bytes = self.fs.client.read(self.path, offset=start, length=end - start)
-        # What has this version now had it when it was read: versions do not come back.
+        # A version never returns: if the object has this one now, it had it during the read.
         if self.fs.client.stat(self.path).etag != self.etag:
             raise OSError(errno.ESTALE, "the object changed while it was read; open it again", self.path)
         return data

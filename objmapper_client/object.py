@@ -1,4 +1,4 @@
-"""An object in hand: an owned descriptor with size, read, view, save."""
+"""An open object: an owned descriptor with its size, and methods to read, map and save it."""
 
 import mmap
 import os
@@ -17,28 +17,28 @@ from objmapper_client.protocol.v1 import Mode, Status
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-# Before Python 3.12 looking a member up in its enumeration calls a function, which costs ten times as much as this.
+# Before Python 3.12 an enum member look-up calls a function, ten times as slow as a global.
 _FDPASS = Mode.FDPASS
-#: Bytes that one call reads at once.
+#: Bytes that one read asks for without checking the file's size first.
 _CHUNK = 1 << 20
-# What stat.S_ISREG compares, without the call.
+# As stat.S_ISREG, without the call.
 _TYPE, _REGULAR = 0o170000, stat.S_IFREG
 
 
 class Object:
-    """An object that a server handed out. It owns its descriptor: close it, or use it as a context manager.
+    """An open object. It owns its descriptor: close it, or use it as a context manager.
 
-    Where the server passed a descriptor it is an open file of its own (only the caller moves its position); where bytes
-    came over the wire it is a file in memory. Not safe for use by several threads at once, except `pread` and `view`.
+    In mode fdpass the descriptor is an open file description of its own (only the caller moves its position); in the
+    other modes it is a memory file. Not thread-safe, except `pread` and `view`.
     """
 
-    # What there is where the constructor was called wrongly, or interrupted.
+    # Defaults for `__del__` after a constructor that raised.
     _descriptor = -1
     uri = ""
     mode = _FDPASS
     etag: str | None = None
     mtime: int | None = None
-    #: Bytes, when it came.
+    #: Size in bytes at the time of opening.
     size = 0
 
     def __init__(
@@ -51,11 +51,11 @@ class Object:
         mtime: int | None = None,
     ) -> None:
         self.uri = uri
-        #: How it really came.
+        #: The mode in which it was delivered.
         self.mode = mode
-        #: The object's version, where the server said it.
+        #: The object's version; None if the server did not send it.
         self.etag = etag
-        #: When it was last modified, in seconds since 1970, where the server said it.
+        #: Modification time in seconds since 1970; None if the server did not send it.
         self.mtime = mtime
         self._descriptor = descriptor
         if mode is _FDPASS or size is None:
@@ -64,7 +64,7 @@ class Object:
             self.size = size
 
     def _examine(self) -> None:
-        """Asks the kernel for the size. Raises RemoteProtocolError, and closes, where it is no regular file."""
+        """Gets the size from the kernel. Closes the object and raises RemoteProtocolError if it is no regular file."""
         found = os.fstat(self._descriptor)
         self.size = found.st_size
         if found.st_mode & _TYPE != _REGULAR:
@@ -85,59 +85,59 @@ class Object:
 
     def __del__(self) -> None:
         if self._descriptor >= 0:
-            words = f"unclosed {self!r}"
-            # First: where warnings are errors, the next line raises.
+            message = f"unclosed {self!r}"
+            # Close first: if warnings are errors, the next line raises.
             self.close()
-            warnings.warn(words, ResourceWarning, stacklevel=2, source=self)
+            warnings.warn(message, ResourceWarning, stacklevel=2, source=self)
 
     def __reduce__(self) -> str:
         raise TypeError("an Object owns a descriptor and cannot be pickled; pickle its client and URI")
 
     @property
     def closed(self) -> bool:
-        """Whether the descriptor was closed or given away."""
+        """Whether the descriptor was closed or detached."""
         return self._descriptor < 0
 
     def close(self) -> None:
-        """Close the descriptor. Can be called twice; views stay valid."""
+        """Closes the descriptor. May be called twice; views stay valid."""
         close_descriptor(self)
 
     def fileno(self) -> int:
-        """The descriptor, lent: it stays the object's to close. Raises ValueError once closed."""
+        """Returns the descriptor, which the object still owns and closes. Raises ValueError if it is closed."""
         if self._descriptor < 0:
             raise ValueError(f"{self.uri}: the object is closed")
         return self._descriptor
 
     def detach(self) -> int:
-        """The descriptor, given away: it is the caller's to close. The object is closed then."""
+        """Returns the descriptor, which the caller owns from now on and must close. The object is closed then."""
         descriptor = self.fileno()
         self._descriptor = -1
         return descriptor
 
     def read(self, length: int = -1) -> bytes:
-        """The next `length` bytes from the position, all that are left for a negative one; fewer only at the end."""
+        """Reads the next `length` bytes at the position; all remaining ones if negative. Fewer only at the end."""
         descriptor = self.fileno()
         if not 0 <= length <= _CHUNK:
             left = max(0, os.fstat(descriptor).st_size - os.lseek(descriptor, 0, os.SEEK_CUR))
             length = left if length < 0 else min(length, left)
-        return _gather(lambda most: os.read(descriptor, most), length)
+        return _read_all(lambda limit: os.read(descriptor, limit), length)
 
     def pread(self, length: int, offset: int) -> bytes:
-        """`length` bytes from `offset` on, fewer only at the end; the position does not move."""
+        """Reads `length` bytes at `offset`, fewer only at the end. Does not move the position. Thread-safe."""
         descriptor = self.fileno()
         at = offset
 
-        def some(most: int) -> bytes:
+        def read_some(limit: int) -> bytes:
             nonlocal at
-            chunk = os.pread(descriptor, most, at)
+            chunk = os.pread(descriptor, limit, at)
             at += len(chunk)
             return chunk
 
         left = max(0, os.fstat(descriptor).st_size - offset)
-        return _gather(some, min(length, left))
+        return _read_all(read_some, min(length, left))
 
     def readinto(self, buffer: "WriteableBuffer", offset: int = 0) -> int:
-        """Fills `buffer` with what there is from `offset` on. Returns how many bytes that were."""
+        """Reads bytes at `offset` into `buffer`, until it is full or the object ends. Returns their number."""
         descriptor, view, at = self.fileno(), writable_bytes(buffer), 0
         while at < len(view):
             length = os.preadv(descriptor, [view[at:]], offset + at)
@@ -147,24 +147,25 @@ class Object:
         return at
 
     def view(self) -> memoryview:
-        """The content, read-only and without a copy: pages are read when they are touched.
+        """Maps the content read-only, without a copy: the kernel reads pages on first access.
 
-        Valid as long as it is referenced, also after the object is closed: ``numpy.frombuffer(found.view(), …)``.
-        Where a program truncates the file in place, touching what is gone ends this process with SIGBUS. A put never
-        does that; where other programs write to the served directory, `read` and `pread` are safe: they return less.
+        The view stays valid while it is referenced, also after `close`: ``numpy.frombuffer(found.view(), …)``. If
+        another program truncates the file in place, access beyond its new end kills this process with SIGBUS. A put
+        never truncates; if other programs write to the served directory, use `read` or `pread`, which return less.
         """
         if self.size == 0:
             return memoryview(b"")
         return memoryview(mmap.mmap(self.fileno(), self.size, prot=mmap.PROT_READ))
 
     def save(self, path: str | os.PathLike[str], progress: Callable[[int], None] | None = None) -> int:
-        """Writes the content to a file, which appears under its name only when it is whole. Returns its size.
+        """Writes the content to a file, which appears under its name when it is complete. Returns its size in bytes.
 
-        The bytes are shared or copied by the kernel (copy_file_range, sendfile) where it can. Holes stay holes; of
-        bytes that came over the wire, long runs of zeros become holes. `progress` is called with the number of bytes of
-        each step. A file that is there keeps its permissions; a device or a pipe is written to.
-        Raises OSError, and Conflict where the object was truncated meanwhile; then, and also after a SIGKILL, the file
-        is as it was, and nothing else is left.
+        The kernel shares or copies the bytes (copy_file_range, sendfile) if it can. Holes stay holes; in memory files
+        blocks of zeros become holes. Calls `progress` with the number of bytes of each step. An existing file's
+        permissions are kept; devices and pipes are written to directly.
+
+        Raises OSError, and Conflict if the object was truncated meanwhile. After an error, and also after SIGKILL, an
+        existing file is unchanged and no temporary file is left.
         """
         descriptor = self.fileno()
         with open_output(path) as output:
@@ -176,34 +177,34 @@ class Object:
 
 
 def writable_bytes(buffer: "WriteableBuffer") -> memoryview:
-    """The bytes of a buffer that is to be filled. Raises TypeError where it cannot be."""
+    """Returns a writable view of a buffer's bytes. Raises TypeError if the buffer is read-only or not contiguous."""
     view, kind = memoryview(buffer), type(buffer).__name__
     if view.readonly:
         raise TypeError(f"buffer: {kind} is read-only; take a bytearray, or an array that can be written to")
     if not view.c_contiguous:
         raise TypeError(f"buffer: {kind} is not contiguous in memory (C order); fill a copy")
-    # An array with a dimension of 0 cannot be cast.
+    # An array with a dimension of length 0 cannot be cast.
     return view.cast("B") if view.nbytes else memoryview(bytearray())
 
 
-def truncated(uri: str, have: int, promised: int) -> ServerReply:
-    """The error for an object whose file became shorter while it was read, which a put never does."""
-    words = f"the object was truncated while it was read: {have} of {promised} bytes came; read it again"
-    return error_for(Status.CONFLICT, words, uri)
+def truncated(uri: str, received: int, size: int) -> ServerReply:
+    """The error for an object whose file became shorter during a read. A put never shortens a file."""
+    message = f"the object was truncated while it was read: {received} of {size} bytes came; read it again"
+    return error_for(Status.CONFLICT, message, uri)
 
 
-def _gather(some: Callable[[int], bytes], length: int) -> bytes:
-    first = some(length) if length else b""
+def _read_all(read_some: Callable[[int], bytes], length: int) -> bytes:
+    first = read_some(length) if length else b""
     if len(first) == length or not first:
         return first
-    # The kernel moves at most 2 GiB at once, and a file may have shrunk.
+    # One read returns at most 2 GiB, and the file may have become shorter.
     pieces, left = [first], length - len(first)
-    while left and (piece := some(left)):
+    while left and (piece := read_some(left)):
         pieces.append(piece)
         left -= len(piece)
     return b"".join(pieces)
 
 
 def too_large(size: int) -> RemoteProtocolError:
-    """The error for a promised content that this process cannot hold."""
+    """The error for a content that does not fit into this process's memory."""
     return RemoteProtocolError(f"no room in memory for the promised content of {size} bytes; stream() needs none")

@@ -1,4 +1,4 @@
-"""A connection to a server: its socket, what was read from it, and the descriptors that came along."""
+"""A connection to a server: its socket, its decoders, and the descriptors received with the bytes."""
 
 import array
 import socket
@@ -6,15 +6,15 @@ from collections import deque
 from itertools import repeat, starmap
 from typing import Any
 
-from objmapper_client._runtime.descriptors import close_taken
+from objmapper_client._runtime.descriptors import close_and_clear
 from objmapper_client._runtime.effects import Wait
 from objmapper_client.address import Address, UnixAddress
 from objmapper_client.protocol.v1 import ReplyDecoder
 from objmapper_client.protocol.v2_responses import ResponseDecoder
 
-# The kernel passes at most 253 descriptors in a message: what was not asked for must be received to be closed.
+# The kernel passes at most 253 descriptors in a message. Receive all of them, so that unexpected ones can be closed.
 MAX_DESCRIPTORS = 253
-# As plain numbers: an operation on enumerated flags costs more than the system call that they are for.
+# Plain integers: an operation on enum flags costs more than the system call.
 CLOEXEC = int(getattr(socket, "MSG_CMSG_CLOEXEC", 0))
 NONBLOCKING = int(getattr(socket, "MSG_NOSIGNAL", 0)) | int(getattr(socket, "MSG_DONTWAIT", 0))
 TRUNCATED = int(getattr(socket, "MSG_CTRUNC", 0))
@@ -27,44 +27,44 @@ NO_ANCILLARY: Ancillary = []
 
 
 class Connection:
-    """A connected socket, what has been read from it, and the descriptors that came along. It owns all of them."""
+    """A connected socket, its decoders, and the received descriptors. It owns the socket and the descriptors."""
 
     __slots__ = (
         "__weakref__",
         "address",
-        "answered",
+        "bytes_since_reset",
         "claim",
         "descriptors",
+        "has_response",
         "inbox",
-        "is_begun",
         "is_closing",
+        "is_request_started",
         "is_reused",
         "is_sent",
         "is_unix",
         "last_id",
         "max_pipeline",
-        "moved",
         "readable",
+        "receive_message",
+        "receive_message_now",
         "replies",
         "responses",
         "socket",
-        "take",
-        "take_now",
         "version",
         "writable",
     )
 
     def __init__(self, sock: Socket, address: Address) -> None:
-        #: In the order of their arrival, which is that of the answers that take them.
+        #: Received descriptors, in the order of the responses that they belong to.
         self.descriptors: deque[int] = deque()
-        #: The message that was received last, until its descriptors have another owner.
+        #: The last received message, until `descriptors` owns its descriptors.
         self.inbox: list[Any] = []
         self.socket = sock
         self.address = address
-        #: The place in the pool that the connection takes, where it is one for the caller alone.
+        #: The pool's `Claim` of an exclusive connection.
         self.claim: Any = None
         self.is_unix = isinstance(address, UnixAddress)
-        #: What was agreed on: 1, or 2 with its extension.
+        #: The negotiated version: 1, or 2 with its extension.
         self.version = 1
         self.max_pipeline = 1
         self.replies = ReplyDecoder()
@@ -73,35 +73,37 @@ class Connection:
         self.readable = Wait(sock.fileno())
         self.writable = Wait(sock.fileno(), writable=True)
         self.is_reused = False
-        #: Whether a byte of a request may have been sent, whether all of it was, and whether a byte has come since.
-        self.is_begun = False
+        #: Whether a byte of the request may have been sent, whether all of it was, and whether a byte has come since.
+        self.is_request_started = False
         self.is_sent = False
-        self.answered = False
-        #: Whether the server reads no further requests.
+        self.has_response = False
+        #: Whether the server reads no more requests.
         self.is_closing = False
-        #: Bytes since the time limit last began.
-        self.moved = 0
+        #: Bytes of content since the time limit last restarted.
+        self.bytes_since_reset = 0
         if self.is_unix:
-            # Each call receives a message into the inbox, in one step: see `descriptors`.
+            # One C call receives a message and appends it to the inbox: see `_runtime/descriptors.py`.
             keep, receive = self.inbox.append, sock.recvmsg
-            self.take = map(keep, starmap(receive, repeat((CHUNK, CONTROL, CLOEXEC)))).__next__
-            self.take_now = map(keep, starmap(receive, repeat((CHUNK, CONTROL, CLOEXEC | NONBLOCKING)))).__next__
+            self.receive_message = map(keep, starmap(receive, repeat((CHUNK, CONTROL, CLOEXEC)))).__next__
+            self.receive_message_now = map(
+                keep, starmap(receive, repeat((CHUNK, CONTROL, CLOEXEC | NONBLOCKING)))
+            ).__next__
 
     def __del__(self) -> None:
-        # The constructor may not have come that far.
+        # The constructor may have raised before it set `claim`.
         if hasattr(self, "claim"):
             self.close()
 
-    def close(self, taken: frozenset[int] = frozenset()) -> None:
-        """Close the socket and every descriptor that was not taken; of those in the inbox some may be `taken`."""
+    def close(self, keep: frozenset[int] = frozenset()) -> None:
+        """Closes the socket and all received descriptors but those in `keep`, which have another owner."""
         if self.descriptors or self.inbox:
             numbers = {*self.descriptors}
             for message in self.inbox:
                 numbers.update(_descriptors_of(message[1]))
-            left = [*(numbers - taken)]
+            left = [*(numbers - keep)]
             self.inbox.clear()
             self.descriptors.clear()
-            close_taken(left)
+            close_and_clear(left)
         self.socket.close()
 
     @property
@@ -111,19 +113,19 @@ class Connection:
 
     @property
     def is_clean(self) -> bool:
-        """Whether the last exchange left nothing behind, so that the connection can be used again."""
+        """Whether no bytes and no descriptors of the last exchange are left, so that the connection can be reused."""
         return self.replies.is_empty and self.responses.is_empty and not self.descriptors and not self.is_closing
 
-    def take_back(self) -> tuple[Any, bool]:
-        """Takes the descriptors of the message in the inbox in.
+    def unpack_inbox(self) -> tuple[Any, bool]:
+        """Moves the descriptors of the message in the inbox to `descriptors`.
 
-        Returns what came with them, and whether descriptors were lost because this process can have no more.
+        Returns the message's bytes, and whether the kernel dropped descriptors because this process is at its limit.
         """
-        came, ancillary, flags, _ = self.inbox[0]
+        received, ancillary, flags, _ = self.inbox[0]
         if ancillary:
             self.descriptors.extend(_descriptors_of(ancillary))
         self.inbox.clear()
-        return came, bool(flags & TRUNCATED)
+        return received, bool(flags & TRUNCATED)
 
 
 def _descriptors_of(ancillary: Ancillary) -> "array.array[int]":

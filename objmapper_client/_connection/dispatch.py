@@ -1,4 +1,4 @@
-"""How a request gets its connection and, if need be, another try: on the shared connection, or on one of its own."""
+"""Runs requests on the shared connection or on an exclusive one, and retries them."""
 
 import time
 from collections.abc import Callable
@@ -26,14 +26,14 @@ from objmapper_client.protocol.v1 import Status
 from objmapper_client.protocol.v2_requests import Operation
 
 _IN_VERSION_1 = (Operation.FDPASS, Operation.COPY, Operation.SPLICE)
-_NO_PLACE = "all of the client's connections are in use: wait longer, or allow more (max_connections)"
+_NO_CONNECTION_FREE = "all of the client's connections are in use: wait longer, or allow more (max_connections)"
 
 
 def send_request(pool: Pool, pending: PendingRequest, first_error: Exception | None = None) -> Effects[bool]:
-    """Has a request answered on the shared connection; the answer is in `ask` then. `trouble` is what a first try met.
+    """Runs a request on the shared connection; the response is in `pending`. `first_error`: of an earlier attempt.
 
-    False where the server speaks version 1 only, or perhaps: then nothing was sent. Raises what the server answered,
-    and the errors of connections; a further try is made only before the first byte of an answer.
+    Returns False if the server speaks version 1 only, or may do so; nothing was sent then. Raises the server's error
+    response and connection errors. Retries only before the first byte of a response.
     """
     pool.requests += 1
     tries = RetryState(pool)
@@ -47,7 +47,7 @@ def send_request(pool: Pool, pending: PendingRequest, first_error: Exception | N
                 if pending.is_done:
                     if pending.status == 0:
                         return True
-                    raise refusal(pending)
+                    raise response_error(pending)
                 shared = yield from shared_connection(pool, has_waited=has_waited)
                 if shared is None:
                     return False
@@ -73,45 +73,45 @@ def send_request(pool: Pool, pending: PendingRequest, first_error: Exception | N
         pending.discard()
         raise
     finally:
-        pool.leave(pending.multiplexer)
-        if pool.is_waited_for:
-            pool.answered()
+        pool.release_shared(pending.multiplexer)
+        if pool.has_waiters:
+            pool.on_request_done()
 
 
-def refusal(pending: PendingRequest) -> ServerReply:
-    """The error that a request was answered with."""
+def response_error(pending: PendingRequest) -> ServerReply:
+    """The error of an unsuccessful response."""
     return error_for(pending.status, pending.metadata.message or "", pending.uri)
 
 
 def with_server_error(pending: PendingRequest, error: ConnectionFailed | RequestTimeout) -> ObjmapperError:
-    """The error, or the one that says that a request which is not repeated may have been executed."""
-    may_be_executed = not pending.idempotent and pending.number > 0 and not pending.is_unsent
+    """The error, or OutcomeUnknown if the server may have executed a request that is not idempotent."""
+    may_be_executed = not pending.idempotent and pending.request_id > 0 and not pending.is_unsent
     if may_be_executed and not isinstance(error, ServerReply | OutcomeUnknown):
         return unanswered(pending.operation.name.lower(), pending.uri, error)
     return error
 
 
 def pause_after(pending: PendingRequest, error: ConnectionFailed | ServerBusy, tries: RetryState) -> float:
-    """The seconds until a request's next try. Raises the error where there is none."""
+    """The seconds until a request's next attempt. Raises the error if there is none."""
     if isinstance(error, ServerBusy):
         return tries.pause_after(error, may_repeat=True)
     found = with_server_error(pending, error)
     if found is not error:
         raise found from error
-    return tries.pause_after(error, may_repeat=not pending.is_begun, is_stale=pending.found_idle)
+    return tries.pause_after(error, may_repeat=not pending.is_response_started, is_stale=pending.found_idle)
 
 
 def backoff(pool: Pool, pause: float) -> Effects[None]:
-    """The time between two tries."""
+    """Waits between two attempts. Raises RequestTimeout."""
     if pool.wait:
-        # The time that a server takes to start is not the request's.
+        # The time in which the server starts does not count against the request's time limit.
         yield ResetDeadline()
     if pause and not (yield Wait(seconds=pause)):
         raise RequestTimeout(f"{pool.address}: no time left for another try")
 
 
 def shared_connection(pool: Pool, *, has_waited: bool = False) -> Effects[Multiplexer | None]:
-    """The connection that requests share, None where the server speaks version 1 only. For those who send several."""
+    """Returns the shared connection; None if the server speaks version 1 only. The caller may send several requests."""
     claim = Claim(pool)
     while pool.version != 1:
         found = pool.acquire_shared(claim, has_waited=has_waited)
@@ -122,7 +122,7 @@ def shared_connection(pool: Pool, *, has_waited: bool = False) -> Effects[Multip
             has_waited = True
             continue
         try:
-            multiplexer = pool.publish_shared(claim, (yield from _new(pool, may_guess=False)))
+            multiplexer = pool.publish_shared(claim, (yield from _new_connection(pool, may_assume_v1=False)))
         finally:
             pool.release_claim(claim)
         if multiplexer is not None:
@@ -131,7 +131,7 @@ def shared_connection(pool: Pool, *, has_waited: bool = False) -> Effects[Multip
 
 
 def exclusive(pool: Pool) -> Effects[Connection]:
-    """A connection for the caller alone, who gives it back to the pool or has the pool drop it."""
+    """Returns an exclusive connection. The caller returns it with `Pool.release` or `Pool.discard`."""
     claim = Claim(pool)
     has_waited = False
     while True:
@@ -143,7 +143,7 @@ def exclusive(pool: Pool) -> Effects[Connection]:
         yield from _wait_turn(pool, found)
         has_waited = True
     try:
-        connection = yield from _new(pool, may_guess=True)
+        connection = yield from _new_connection(pool, may_assume_v1=True)
         pool.publish_exclusive(claim, connection)
     except BaseException:
         pool.release_claim(claim)
@@ -151,28 +151,28 @@ def exclusive(pool: Pool) -> Effects[Connection]:
     return connection
 
 
-def _wait_turn(pool: Pool, gate: Waiter) -> Effects[None]:
+def _wait_turn(pool: Pool, waiter: Waiter) -> Effects[None]:
     try:
         if pool.wait:
             yield ResetDeadline(pool.wait)
-        in_time = yield gate
+        in_time = yield waiter
     except BaseException:
-        pool.cancel_wait(gate)
+        pool.cancel_wait(waiter)
         raise
     if not in_time:
-        pool.cancel_wait(gate)
-        raise RequestTimeout(_NO_PLACE)
+        pool.cancel_wait(waiter)
+        raise RequestTimeout(_NO_CONNECTION_FREE)
 
 
-def _new(pool: Pool, *, may_guess: bool) -> Effects[Connection]:
-    return (yield from _within(_negotiated(pool, may_guess=may_guess), pool.connect_timeout))
+def _new_connection(pool: Pool, *, may_assume_v1: bool) -> Effects[Connection]:
+    return (yield from _with_timeout(_connect_and_negotiate(pool, may_assume_v1=may_assume_v1), pool.connect_timeout))
 
 
-def _negotiated(pool: Pool, *, may_guess: bool) -> Effects[Connection]:
-    """A new connection that speaks the best version that the server has.
+def _connect_and_negotiate(pool: Pool, *, may_assume_v1: bool) -> Effects[Connection]:
+    """Connects with the best version that the server speaks.
 
-    A server that hangs up on a hello may be one of version 1, or one that is about to end. Where `may_guess`, the next
-    request is said in version 1, which every server understands; its answer tells. Else HungUp is raised.
+    A server that closes the connection after a hello may speak version 1 only, or may be shutting down. With
+    `may_assume_v1` the connection uses version 1, which every server speaks; else this raises ClosedInHandshake.
     """
     connection = yield from connect(pool.address)
     try:
@@ -184,7 +184,7 @@ def _negotiated(pool: Pool, *, may_guess: bool) -> Effects[Connection]:
                 return connection
             pool.assume_version_1(is_certain=True)
         except ClosedInHandshake:
-            if not may_guess:
+            if not may_assume_v1:
                 raise
         connection.close()
         return (yield from connect(pool.address))
@@ -193,37 +193,37 @@ def _negotiated(pool: Pool, *, may_guess: bool) -> Effects[Connection]:
         raise
 
 
-def _within(steps: Effects[T], timeout: float) -> Effects[T]:
-    """Steps with a time limit of their own."""
+def _with_timeout(effects: Effects[T], timeout: float) -> Effects[T]:
+    """Runs effects with a time limit of their own."""
     deadline = time.monotonic() + timeout
     results: list[T] = []
-    steps = collect_result(steps, results)
+    effects = collect_result(effects, results)
     try:
-        effect = next(steps)
+        effect = next(effects)
         while effect is not None:
             if isinstance(effect, Wait):
-                effect.most = deadline - time.monotonic()
-            came = yield effect
+                effect.timeout = deadline - time.monotonic()
+            result = yield effect
             if isinstance(effect, Wait):
-                effect.most = None
-            effect = steps.send(came if time.monotonic() < deadline else False)
+                effect.timeout = None
+            effect = effects.send(result if time.monotonic() < deadline else False)
         return results[0]
     finally:
-        steps.close()
+        effects.close()
 
 
 def with_exclusive(
     pool: Pool,
     exchange: Callable[[Connection], Effects[T]],
     *,
-    put: str | None = None,
-    may_begin_again: Callable[[], bool] = lambda: True,
+    put_uri: str | None = None,
+    may_retry: Callable[[], bool] = lambda: True,
 ) -> Effects[T]:
-    """Runs an exchange on a connection of its own.
+    """Runs an exchange on an exclusive connection, and retries it.
 
-    The exchange gives it back (`pool.give`) or has it dropped once it is done; where it raises, that is done here.
-    `put` is the URI of one that is not repeated where it may have been executed. There is no further try where
-    `may_begin_again` says no.
+    A successful exchange calls `Pool.release` or `Pool.discard` itself; after an exception this function does.
+    `put_uri`: the URI of a put, which is not repeated once the server may have executed it. `may_retry` returns whether
+    the exchange can start again.
     """
     pool.requests += 1
     tries = RetryState(pool)
@@ -231,11 +231,11 @@ def with_exclusive(
         connection: Connection | None = None
         try:
             connection = yield from exclusive(pool)
-            connection.answered = connection.is_begun = connection.is_sent = False
-            connection.moved = 0
+            connection.has_response = connection.is_request_started = connection.is_sent = False
+            connection.bytes_since_reset = 0
             return (yield from exchange(connection))
         except ServerReply as error:
-            # Answered in full: the connection is as good as before, unless the server gave it up.
+            # The response is complete: the connection can be reused, unless the server gives it up.
             if connection is not None:
                 if error.status == Status.PROTOCOL_ERROR:
                     pool.discard(connection)
@@ -243,30 +243,30 @@ def with_exclusive(
                     pool.release(connection)
             if not isinstance(error, ServerBusy):
                 raise
-            pause = tries.pause_after(error, may_repeat=may_begin_again())
+            pause = tries.pause_after(error, may_repeat=may_retry())
         except LocalProtocolError:
             if connection is not None:
-                if connection.is_begun:
+                if connection.is_request_started:
                     pool.discard(connection)
                 else:
                     pool.release(connection)
             raise
         except ConnectionFailed as error:
-            may_repeat, is_stale = may_begin_again(), False
+            may_repeat, is_stale = may_retry(), False
             if connection is not None:
                 pool.discard(connection)
                 if connection.version == 1:
                     pool.forget_version()
-                if put is not None and connection.is_sent:
-                    raise unanswered("put", put, error) from error
-                may_repeat = may_repeat and not connection.answered
+                if put_uri is not None and connection.is_sent:
+                    raise unanswered("put", put_uri, error) from error
+                may_repeat = may_repeat and not connection.has_response
                 is_stale = connection.is_reused
             pause = tries.pause_after(error, may_repeat=may_repeat, is_stale=is_stale)
         except RequestTimeout as error:
             if connection is not None:
                 pool.discard(connection)
-                if put is not None and connection.is_sent:
-                    raise unanswered("put", put, error) from error
+                if put_uri is not None and connection.is_sent:
+                    raise unanswered("put", put_uri, error) from error
             raise
         except BaseException:
             if connection is not None:
@@ -276,7 +276,7 @@ def with_exclusive(
 
 
 def require_version_2(pool: Pool, pending: PendingRequest, operation: str) -> Effects[None]:
-    """Has a request answered that version 1 lacks: there may be another server now. Raises UnsupportedOperation."""
+    """Retries a request that version 1 lacks, after a new negotiation if one is due. Raises UnsupportedOperation."""
     if pool.may_renegotiate():
         pending.reset()
         if (yield pending):
@@ -285,7 +285,7 @@ def require_version_2(pool: Pool, pending: PendingRequest, operation: str) -> Ef
 
 
 def unsupported(pool: Pool, operation: str) -> UnsupportedOperation:
-    """The error for a verb that the server does not have."""
+    """The error for an operation that version 1 lacks."""
     return UnsupportedOperation(
         f"{pool.address}: no {operation}: the server speaks version 1 of the protocol,"
         " which hands out objects and no more"

@@ -1,4 +1,4 @@
-"""A new connection, and what both sides agree on: version 2 with its extension, or version 1."""
+"""Connects to a server and negotiates the protocol: version 2 with its extension, or version 1."""
 
 import contextlib
 import os
@@ -21,18 +21,18 @@ from objmapper_client.protocol.hello import HELLO_ACK_SIZE, Capability, HelloAck
 from objmapper_client.protocol.v1 import ErrorReply, Status
 from objmapper_client.protocol.v2_requests import CLOSE
 
-#: Requests under way on one connection. Each may hold a descriptor here and one in the server.
-PIPELINE = 256
+#: Pending requests on one connection. Each may hold a descriptor in the client and one in the server.
+MAX_PIPELINE = 256
 CAPABILITIES = Capability.OUT_OF_ORDER | Capability.PIPELINING | Capability.EXTENDED
 _BACKLOG_RETRY_INTERVAL = 0.002
 
 
 class ClosedInHandshake(ConnectionFailed):
-    """The server closed the connection before it answered the hello."""
+    """The server closed the connection before it acknowledged the hello."""
 
 
 def connect(address: Address) -> Effects[Connection]:
-    """A new connection; over UDP a socket that hears one server. Raises ConnectionFailed, RequestTimeout."""
+    """Connects to the server; over UDP, creates a connected socket. Raises ConnectionFailed, RequestTimeout."""
     if isinstance(address, UnixAddress):
         return (yield from _connect_unix(address))
     if isinstance(address, TcpAddress):
@@ -43,14 +43,14 @@ def connect(address: Address) -> Effects[Connection]:
 
 
 def negotiate(connection: Connection) -> Effects[bool]:
-    """Agrees on version 2 with its extension. False where the server has none: then this connection is of no more use.
+    """Negotiates version 2 with its extension. Returns False if the server lacks it; the connection is unusable then.
 
-    Raises what a server answers that has no room, HungUp, RemoteProtocolError, ConnectionFailed, RequestTimeout.
+    Raises ServerBusy, ClosedInHandshake, RemoteProtocolError, ConnectionFailed, RequestTimeout.
     """
     data = b""
-    # A server that refuses the connection may have closed it already; its word is still there to be read.
+    # A server that refuses the connection may have closed it already. Its error reply can still be read.
     with contextlib.suppress(ConnectionFailed):
-        yield from send(connection, encode_hello(CAPABILITIES, PIPELINE))
+        yield from send(connection, encode_hello(CAPABILITIES, MAX_PIPELINE))
     while True:
         try:
             data += yield from receive(connection)
@@ -60,20 +60,20 @@ def negotiate(connection: Connection) -> Effects[bool]:
             raise ClosedInHandshake(
                 f"{connection.address}: the server closed the connection before it said hello"
             ) from error
-        found = decode_hello_ack(data)
-        if found is not None:
+        reply = decode_hello_ack(data)
+        if reply is not None:
             break
-    behind = data[HELLO_ACK_SIZE:] if isinstance(found, HelloAck) else b""
-    if connection.descriptors or (behind and behind[0] != CLOSE):
+    remainder = data[HELLO_ACK_SIZE:] if isinstance(reply, HelloAck) else b""
+    if connection.descriptors or (remainder and remainder[0] != CLOSE):
         raise RemoteProtocolError(f"{connection.address}: the server sent more than it was asked for")
-    match found:
+    match reply:
         case HelloAck(capabilities, max_pipeline):
             if Capability.EXTENDED not in capabilities:
                 return False
-            if behind:
+            if remainder:
                 raise ConnectionFailed(f"{connection.address}: the server closes the connection, and takes no requests")
             connection.version = 2
-            connection.max_pipeline = max(1, min(PIPELINE, max_pipeline))
+            connection.max_pipeline = max(1, min(MAX_PIPELINE, max_pipeline))
             return True
         case ErrorReply(Status.PROTOCOL_ERROR | Status.VERSION_MISMATCH | Status.CAPABILITY_ERROR):
             return False
@@ -92,7 +92,7 @@ def _connect_unix(address: UnixAddress) -> Effects[Connection]:
                 sock.connect(address.path)
                 return Connection(sock, address)
             except BlockingIOError:
-                # The server's backlog is full, and nothing tells when it no longer is.
+                # The server's backlog is full. The kernel does not signal when that ends, so poll.
                 if not (yield Wait(seconds=_BACKLOG_RETRY_INTERVAL)):
                     raise RequestTimeout(f"{address}: no connection in time; the server's backlog is full") from None
             except OSError as error:
@@ -103,20 +103,20 @@ def _connect_unix(address: UnixAddress) -> Effects[Connection]:
 
 
 def _connect_tcp(address: TcpAddress) -> Effects[Connection]:
-    last = ConnectionFailed(f"{address}: the host has no address")
+    last_error = ConnectionFailed(f"{address}: the host has no address")
     for family, kind, number, _, target in (yield from resolve(address)):
         try:
             sock = new_socket(family, kind, number)
         except DescriptorLimit:
             raise
         except OSError as error:
-            # A family that this kernel has not.
-            last = unreachable(address, error)
+            # This kernel lacks the address family.
+            last_error = unreachable(address, error)
             continue
         try:
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            # A host that has vanished is noticed also by those who only wait.
+            # Keep-alive detects a vanished host while the client only waits for a response.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             try:
                 sock.connect(target)
@@ -126,14 +126,14 @@ def _connect_tcp(address: TcpAddress) -> Effects[Connection]:
             code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if code == 0:
                 return Connection(sock, address)
-            last = unreachable(address, OSError(code, os.strerror(code)))
+            last_error = unreachable(address, OSError(code, os.strerror(code)))
             sock.close()
         except OSError as error:
             sock.close()
             if isinstance(error, RequestTimeout):
                 raise
-            last = unreachable(address, error)
+            last_error = unreachable(address, error)
         except BaseException:
             sock.close()
             raise
-    raise last
+    raise last_error

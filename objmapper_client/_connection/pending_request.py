@@ -1,4 +1,4 @@
-"""A request of version 2 that shares its connection with others, and its answer once it has come."""
+"""A request of version 2 on the shared connection, and its response."""
 
 from functools import lru_cache
 from typing import Any, Generic, Self
@@ -9,8 +9,8 @@ from objmapper_client.protocol.v2_requests import Operation, Parameters, encode_
 from objmapper_client.protocol.v2_responses import NO_METADATA, Metadata
 
 _MAX_DEADLINE = 0xFFFFFFFF
-# Also the bytes of any request that has no parameters, but for its flags.
-_BARE = encode_request(0, Operation.STAT, "/")
+# The length of a request without parameters.
+_NO_PARAMETERS = encode_request(0, Operation.STAT, "/")
 Details = tuple[Any, ...]
 NO_DETAILS: Details = ()
 
@@ -27,58 +27,58 @@ def details(
     make_parents: bool = False,
     form: int | None = None,
 ) -> Details:
-    """What a request says beside operation, URI and the time that is left; in the order of `Parameters`."""
+    """The parameters of a request except its deadline, in the order of the fields of `Parameters`."""
     return (offset, length, content_len, if_none_match, limit, cursor, if_match, make_parents, form)
 
 
 @lru_cache(maxsize=64)
-def encoded_tail(seconds: float, said: Details = NO_DETAILS) -> bytes:
-    """What stands behind the URI. Most requests of a client have the same, and making it costs more than the rest."""
-    operation = Operation.STAT if not said or said[2] is None else Operation.PUT
-    return encode_request(0, operation, "/", parameters=_parameters(seconds, said))[len(_BARE) :]
+def encoded_tail(seconds: float, parameters: Details = NO_DETAILS) -> bytes:
+    """The bytes after the URI. Cached: most requests of a client have equal ones, and encoding them is expensive."""
+    operation = Operation.STAT if not parameters or parameters[2] is None else Operation.PUT
+    return encode_request(0, operation, "/", parameters=_parameters(seconds, parameters))[len(_NO_PARAMETERS) :]
 
 
-def _parameters(seconds: float, said: Details) -> Parameters:
+def _parameters(seconds: float, parameters: Details) -> Parameters:
     milliseconds = max(1, min(int(seconds * 1000), _MAX_DEADLINE))
-    if not said:
+    if not parameters:
         return Parameters(deadline_ms=milliseconds)
-    offset, length, *others = said
+    offset, length, *others = parameters
     return Parameters(offset, length, milliseconds, *others)
 
 
-def encode(number: int, operation: Operation, uri: str, said: Details, seconds: float) -> bytes:
-    """A request that must be answered within `seconds`. Raises LocalProtocolError."""
+def encode(request_id: int, operation: Operation, uri: str, parameters: Details, seconds: float) -> bytes:
+    """Encodes a request whose deadline is in `seconds`. Raises LocalProtocolError."""
     if operation is Operation.PUT:
-        return encode_request(number, operation, uri, parameters=_parameters(seconds, said))
+        return encode_request(request_id, operation, uri, parameters=_parameters(seconds, parameters))
     if seconds != round(seconds, 1):
-        # The rest of a time limit, which no other request will have.
-        return encode_with_tail(number, operation, uri, encoded_tail.__wrapped__(seconds, said))
-    return encode_with_tail(number, operation, uri, encoded_tail(seconds, said))
+        # The rest of a time limit: no other request will have it, so do not cache its encoding.
+        return encode_with_tail(request_id, operation, uri, encoded_tail.__wrapped__(seconds, parameters))
+    return encode_with_tail(request_id, operation, uri, encoded_tail(seconds, parameters))
 
 
 class PendingRequest:
-    """It owns the descriptor that it was answered with, until `take` gives it away."""
+    """A request and its response. It owns the received descriptor until `SimpleRequest.result` moves it."""
 
-    # Most of these stay as they are with most requests: as attributes of the class they cost nothing.
+    # Defaults as class attributes: most requests change few of them, so that the constructor stays cheap.
     details: Details = NO_DETAILS
-    #: A content that is longer than this breaks the protocol.
-    most = 0
+    #: Bytes of content that the response may have; more is a protocol violation.
+    max_content = 0
     payload: bytes | None = None
-    #: Whether a second request does no harm where the first one may have been executed.
+    #: Whether the request may be repeated after the server may have executed it.
     idempotent = True
-    #: Whether the socket has not taken all of its bytes, so that no server can have executed it.
+    #: Whether bytes of it are unsent, so that the server cannot have executed it.
     is_unsent = False
-    #: The shared connection that it runs on.
+    #: The multiplexer of its connection.
     multiplexer: Any = None
-    #: Its id on that connection, 0 where it was not sent.
-    number = 0
-    #: Whether it was alone and not the first, so that a server may just have closed the connection for idleness.
+    #: Its id on that connection; 0 if it was not sent.
+    request_id = 0
+    #: Whether it was sent alone on a connection that had been idle, which the server may just have closed.
     found_idle = False
-    #: Whether the first byte of its answer has come.
-    is_begun = False
+    #: Whether the first byte of its response has come.
+    is_response_started = False
     is_done = False
     is_abandoned = False
-    #: Whether it was abandoned because its time was up.
+    #: Whether it was abandoned because its deadline passed.
     is_late = False
     status = 0
     metadata: Metadata = NO_METADATA
@@ -86,57 +86,59 @@ class PendingRequest:
     content = b""
     _descriptor = -1
     failure: Exception | None = None
-    #: What its owner waits for, and until when, where an event loop waits.
-    gate: Any = None
+    #: The future that its task waits for, and its deadline in the loop's time; asyncio only.
+    waiter: Any = None
     deadline = 0.0
 
     def __init__(self, operation: Operation, uri: str) -> None:
         self.operation = operation
         self.uri = uri
 
-    def with_parameters(self, said: Details, *, most: int = 0) -> Self:
-        """The same with parameters, and at most `most` bytes of content."""
-        self.details = said
-        self.most = most
+    def with_parameters(self, parameters: Details, *, max_content: int = 0) -> Self:
+        """Sets the parameters, and the bytes of content that the response may have. Returns the request."""
+        self.details = parameters
+        self.max_content = max_content
         return self
 
     def reset(self) -> None:
-        """Forgets an earlier try."""
-        self.number = self.status = self.content_len = 0
+        """Clears the response and the state of an earlier attempt."""
+        self.request_id = self.status = self.content_len = 0
         self.metadata = NO_METADATA
         self.content = b""
         self.failure = None
-        self.is_begun = self.is_done = self.is_abandoned = self.is_late = self.found_idle = self.is_unsent = False
+        self.is_response_started = self.is_done = self.is_abandoned = self.is_late = self.found_idle = (
+            self.is_unsent
+        ) = False
 
     @property
     def descriptor(self) -> int:
-        """The descriptor that it was answered with, -1 where there is none."""
+        """The received descriptor; -1 if there is none."""
         return self._descriptor
 
     def discard(self) -> None:
-        """Wants no answer any more: one that is still to come is thrown away."""
+        """Abandons the request: closes its descriptor, or discards its response when that comes."""
         if self.multiplexer is None:
             self.discard_locked()
         else:
             self.multiplexer.abandon(self)
 
     def discard_locked(self) -> None:
-        """`discard`, for a caller that has the connection's lock."""
+        """`discard` for a caller that holds the connection's lock."""
         self.is_abandoned = True
         if self._descriptor >= 0:
             close_descriptor(self)
 
 
 class SimpleRequest(PendingRequest, Generic[T]):
-    """A verb that is one request and no more: its result is made of the answer."""
+    """An operation that consists of one request. `result` makes its result from the response."""
 
     def result(self) -> T:
-        """What the caller gets, once there is an answer."""
+        """The operation's result, from a successful response."""
         raise NotImplementedError
 
     def fallback_v1(self, pool: Any) -> Effects[T]:
-        """What is done instead where the server speaks version 1 only."""
+        """The same operation on a server that speaks version 1 only."""
         raise NotImplementedError
 
 
-Verb = SimpleRequest[T] | Effects[T]
+Runnable = SimpleRequest[T] | Effects[T]

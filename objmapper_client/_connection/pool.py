@@ -1,7 +1,6 @@
-"""Which connection a request runs on: the one that requests share, or one of its own for a content. It never waits.
+"""The connections of a client: one shared connection for requests, and exclusive ones for contents. It never blocks.
 
-Of the connections that a client may have, one is shared; the others carry one content at a time. Where there may be
-only one it is both, in turn. A server of version 1 has no shared one.
+With `max_connections=1` the one connection is shared and exclusive in turn. A server of version 1 has no shared one.
 """
 
 import threading
@@ -18,40 +17,42 @@ from objmapper_client.address import Address
 
 
 class Waiter(Protocol):
-    """What a thread or task waits at until another opens it. Yielded, it resumes with whether that was in time."""
+    """A thread or task waits on it until another calls `wake`. As an effect it gives whether that was in time."""
 
-    def open(self) -> None:
-        """Lets the one who waits go on. Can be called by any thread, and twice."""
+    def wake(self) -> None:
+        """Wakes the waiting thread or task."""
 
 
 class Runtime(Protocol):
-    """What a pool needs to know of those who wait: threads, or tasks."""
+    """The part of a runtime (threads or asyncio) that a pool uses."""
 
     @property
     def loop(self) -> object:
-        """The event loop that they wait in, if they do."""
+        """The event loop of the pool's tasks; None for threads."""
         raise NotImplementedError
 
-    def gate(self) -> Waiter:
-        """What one waits at until another opens it."""
+    def new_waiter(self) -> Waiter:
+        """Returns a waiter for the calling thread or task."""
         raise NotImplementedError
 
-    def share(self, connection: Connection, timeout: float, note_room: Callable[[], None], lock: Any, /) -> Multiplexer:
-        """Has requests share a connection. `note_room` is to be called where the answer to an abandoned request came.
+    def share(
+        self, connection: Connection, timeout: float, notify_capacity: Callable[[], None], lock: Any, /
+    ) -> Multiplexer:
+        """Returns a multiplexer for the connection.
 
-        `lock` is the pool's, for what threads share.
+        It calls `notify_capacity` when the response to an abandoned request frees a place. `lock`: the pool's lock.
         """
         raise NotImplementedError
 
     def is_readable(self, connection: Connection) -> bool:
-        """Whether there is something to read at this moment."""
+        """Whether the socket has bytes to read now."""
         raise NotImplementedError
 
 
 class Claim:
-    """A place among a pool's connections: one that is being made, or one for a caller alone.
+    """A reservation of one of the pool's connections, while it is being made and while it is exclusive.
 
-    It is given back when the last reference to it goes, also where an exception comes out of a signal handler.
+    It ends with the last reference to it, so that an exception from a signal handler cannot leak it.
     """
 
     __slots__ = ("__weakref__", "_pool")
@@ -60,85 +61,92 @@ class Claim:
         self._pool = pool
 
     def __del__(self) -> None:
-        # The constructor may not have come that far.
+        # The constructor may have raised before it set `_pool`.
         pool = getattr(self, "_pool", None)
         if pool is not None and pool.has_claim(self):
             try:
-                pool.release(self)
+                pool.release_claim(self)
             except BaseException:
-                # Python goes on after what a `__del__` raises.
+                # Python ignores exceptions in `__del__`, so release again before raising.
                 pool.recover()
-                pool.release(self)
+                pool.release_claim(self)
                 raise
 
 
-# A version that is believed on the server's word is asked for again after this, in seconds; one that is guessed sooner.
-_CERTAIN, _GUESSED = 30.0, 1.0
+# Seconds until the client negotiates again with a server that said that it speaks version 1, or was assumed to do so.
+_CONFIRMED_SECONDS, _ASSUMED_SECONDS = 30.0, 1.0
 
 
 class Pool:
-    """The connections of one process: after a fork the child starts with a new one and abandons the parent's."""
+    """The connections of a client in one process. After a fork the child makes a new pool and abandons its parent's."""
 
-    #: The version that is spoken without being agreed on; None where the server is asked.
+    #: The version of a transport that has no negotiation; None if the client negotiates.
     fixed_version: ClassVar[int | None] = None
-    #: Seconds for which a server that is not there is waited for.
+    #: Seconds to wait for a server that is not running.
     wait = 0.0
 
     def __init__(
-        self, address: Address, waiting: Runtime, *, most: int, attempts: int, timeout: float, connect_timeout: float
+        self,
+        address: Address,
+        runtime: Runtime,
+        *,
+        max_connections: int,
+        attempts: int,
+        timeout: float,
+        connect_timeout: float,
     ) -> None:
         self.address = address
-        self.waiting = waiting
-        self.most = most
+        self.runtime = runtime
+        self.max_connections = max_connections
         self.attempts = attempts
         self.timeout = timeout
         self.connect_timeout = connect_timeout
         self.budget = RetryBudget()
-        #: How many have been made in all.
+        #: Requests made so far.
         self.requests = 0
-        # It knows its owner: the collector may close a stream, and so come here, while this thread has the lock, and
-        # what an exception interrupted can be told and undone (see `recover`).
+        # Re-entrant: the garbage collector may close a stream, which calls the pool, while this thread holds the lock.
+        # `recover` asks the lock whether an exception has left it locked.
         self._lock = threading.RLock()
-        #: What the server speaks: None where it has not been asked yet.
+        #: The server's version; None before the negotiation.
         self.version = self.fixed_version
-        self._ask_again_at = 0.0
-        self._ask_at_least_at = 0.0
+        self._renegotiate_at = 0.0
+        self._renegotiate_earliest = 0.0
         self.shared: Multiplexer | None = None
-        #: The claim of the one who makes the shared connection, by its id.
+        #: The id of the claim under which the shared connection is being made.
         self._connecting: int | None = None
         self._idle: list[Connection] = []
-        #: The claims of connections for one caller alone, by id, with the connections that have been made.
+        #: The ids of the claims of exclusive connections, with their connections; None while one is being made.
         self._in_use: dict[int, weakref.ref[Connection] | None] = {}
         self._exclusive_waiters: deque[weakref.ref[Waiter]] = deque()
         self._shared_waiters: deque[weakref.ref[Waiter]] = deque()
-        #: Whether a request waits for room on the shared connection, or until it has nothing to do.
-        self.is_waited_for = False
+        #: Whether a request waits for capacity on the shared connection, or for the connection to be idle.
+        self.has_waiters = False
         self._closed = False
 
     def __len__(self) -> int:
-        """How many connections there are."""
+        """The number of connections."""
         made = sum(1 for connection in self._in_use.values() if connection is not None)
         return (self.shared is not None) + len(self._idle) + made
 
     def acquire_shared(self, claim: Claim, *, has_waited: bool = False) -> Multiplexer | Waiter | None:
-        """The connection that requests share; a gate to wait at and then ask again; or None: the caller makes one.
+        """Returns the shared connection, a waiter after which the caller tries again, or None: the caller makes one.
 
-        A caller that has not waited yet stands behind those who do.
+        A caller that has not waited yet queues behind those that wait.
         """
         with self._lock:
             shared = self.shared
             if shared is not None and shared.is_closing:
-                # It goes on for those who still wait for its answers.
+                # It stays open until its pending requests have their responses.
                 shared = self.shared = None
             if shared is not None:
-                may_pass = has_waited or not self._shared_waiters
-                if shared.has_room and may_pass and not (self.most == 1 and self._exclusive_waiters):
+                may_overtake = has_waited or not self._shared_waiters
+                if shared.has_capacity and may_overtake and not (self.max_connections == 1 and self._exclusive_waiters):
                     return shared
                 if shared.close_if_stuck():
                     shared = self.shared = None
-            if shared is not None or self._connecting is not None or (self.most == 1 and self._in_use):
+            if shared is not None or self._connecting is not None or (self.max_connections == 1 and self._in_use):
                 return self._queue(self._shared_waiters, is_first=has_waited)
-            connection = self._usable() if self.most == 1 else None
+            connection = self._pop_idle() if self.max_connections == 1 else None
             if connection is not None and connection.version == 2:
                 self.shared = self._share(connection)
                 return self.shared
@@ -148,7 +156,7 @@ class Pool:
             return None
 
     def publish_shared(self, claim: Claim, connection: Connection) -> Multiplexer | None:
-        """Answers `take_shared`: here is the connection. None where it speaks version 1, and cannot be shared."""
+        """Adds the connection that the caller of `acquire_shared` made. Returns None if it speaks version 1."""
         with self._lock:
             shared: Multiplexer | None = None
             if connection.version == 2:
@@ -164,20 +172,20 @@ class Pool:
             return shared
 
     def _share(self, connection: Connection) -> Multiplexer:
-        return self.waiting.share(connection, self.timeout, self.note_room, self._lock)
+        return self.runtime.share(connection, self.timeout, self.notify_capacity, self._lock)
 
-    def leave(self, shared: Multiplexer | None) -> None:
-        """A request is done with the shared connection, which a pool that was closed meanwhile does not keep."""
+    def release_shared(self, shared: Multiplexer | None) -> None:
+        """Ends a request's use of a shared connection. Closes the connection if the pool was closed meanwhile."""
         if self._closed and shared is not None:
             shared.close_when_idle()
 
     def acquire_exclusive(self, claim: Claim, *, has_waited: bool = False) -> Connection | Waiter | None:
-        """A connection for the caller alone; a gate to wait at and then ask again; or None: the caller makes one."""
+        """Returns an exclusive connection, a waiter as `acquire_shared` does, or None: the caller makes one."""
         with self._lock:
-            if self.version == 1 and time.monotonic() >= self._ask_again_at:
+            if self.version == 1 and time.monotonic() >= self._renegotiate_at:
                 self.forget_version()
-            connection = self._usable()
-            if connection is None and self.most == 1 and self.shared is not None:
+            connection = self._pop_idle()
+            if connection is None and self.max_connections == 1 and self.shared is not None:
                 connection = self.shared.detach_if_idle()
                 if connection is None:
                     return self._queue(self._exclusive_waiters, is_first=has_waited)
@@ -185,42 +193,42 @@ class Pool:
                 if connection.is_closed:
                     connection = None
             if connection is not None:
-                self._book(claim, connection)
+                self._record(claim, connection)
                 return connection
-            room = self.most - (1 if self.version != 1 and self.most > 1 else 0)
-            is_connecting = self.most == 1 and self._connecting is not None
-            if is_connecting or len(self._in_use) >= room:
+            max_exclusive = self.max_connections - (1 if self.version != 1 and self.max_connections > 1 else 0)
+            is_connecting = self.max_connections == 1 and self._connecting is not None
+            if is_connecting or len(self._in_use) >= max_exclusive:
                 return self._queue(self._exclusive_waiters, is_first=has_waited)
             self._in_use[id(claim)] = None
             return None
 
     def publish_exclusive(self, claim: Claim, connection: Connection) -> None:
-        """Answers `take_own`: here is the connection."""
+        """Adds the connection that the caller of `acquire_exclusive` made."""
         with self._lock:
-            self._book(claim, connection)
+            self._record(claim, connection)
 
-    def _book(self, claim: Claim, connection: Connection) -> None:
+    def _record(self, claim: Claim, connection: Connection) -> None:
         self._in_use[id(claim)] = weakref.ref(connection)
         connection.claim = claim
 
     def has_claim(self, claim: Claim) -> bool:
-        """Whether a place is taken."""
+        """Whether a claim is held."""
         return id(claim) in self._in_use or self._connecting == id(claim)
 
     def release_claim(self, claim: Claim) -> None:
-        """The place of a connection is free. Can be called twice."""
+        """Ends a claim and wakes a waiter. May be called twice."""
         with self._lock:
             if self._connecting == id(claim):
                 self._connecting = None
-                self._open(self._shared_waiters, len(self._shared_waiters))
-                self._open(self._exclusive_waiters, 1 if self.most == 1 else 0)
+                self._wake(self._shared_waiters, len(self._shared_waiters))
+                self._wake(self._exclusive_waiters, 1 if self.max_connections == 1 else 0)
             if self._in_use.pop(id(claim), self) is not self:
-                self._open_next()
+                self._wake_next()
 
     def release(self, connection: Connection) -> None:
-        """Takes a connection back, or closes it where it is of no more use."""
+        """Returns an exclusive connection to the pool, which closes it if it cannot be reused."""
         claim = connection.claim
-        # Not inside of `with`: CPython does not unlock after an exception right at a `try` there.
+        # Outside of `with`: CPython does not unlock if a signal handler raises right at a `try` inside it.
         try:
             with self._lock:
                 is_current = connection.version == (self.version or connection.version)
@@ -229,20 +237,20 @@ class Pool:
                 else:
                     connection.is_reused = True
                     self._idle.append(connection)
-                # In this order: after an exception in between, `drop` releases it once more.
+                # In this order: after an exception in between, `discard` releases the claim again.
                 if claim is not None:
                     self.release_claim(claim)
                 connection.claim = None
         except BaseException:
-            # Out of a signal handler. Streams end here, outside of what recovers after each verb.
+            # A signal handler has raised. Streams end here, outside of the `recover` of each operation.
             self.recover()
-            # Another thread may have taken it since.
+            # Another thread may have acquired it since.
             if connection.claim is claim or connection.claim is None:
                 self.discard(connection)
             raise
 
     def discard(self, connection: Connection) -> None:
-        """Closes a connection that was taken."""
+        """Closes an exclusive connection."""
         try:
             self._drop(connection)
         except BaseException:
@@ -254,64 +262,64 @@ class Pool:
         with self._lock:
             claim = connection.claim
             if connection in self._idle:
-                # An exception came in the midst of `give`.
+                # A signal handler interrupted `release`.
                 self._idle.remove(connection)
             connection.close()
             if claim is not None:
                 self.release_claim(claim)
             connection.claim = None
 
-    def cancel_wait(self, gate: Waiter) -> None:
-        """The caller waits no longer at this gate; where it was opened at that moment, the next one may go on."""
+    def cancel_wait(self, waiter: Waiter) -> None:
+        """Removes a waiter. If it has been woken at this moment, wakes all others, so that no wake-up is lost."""
         with self._lock:
-            for line in (self._exclusive_waiters, self._shared_waiters):
-                for each in line:
-                    if each() is gate:
-                        line.remove(each)
-                        self._note()
+            for waiters in (self._exclusive_waiters, self._shared_waiters):
+                for reference in waiters:
+                    if reference() is waiter:
+                        waiters.remove(reference)
+                        self._update_has_waiters()
                         return
             self._wake_all()
 
-    def answered(self) -> None:
-        """The shared connection has done a request: it may have room now, or be free."""
+    def on_request_done(self) -> None:
+        """Wakes waiters after a request on the shared connection: it may have capacity now, or be idle."""
         if self._closed:
-            # It was being made when the client was closed.
-            self._retire()
+            # The shared connection was being made when the client was closed.
+            self._close_shared()
         with self._lock:
             shared = self.shared
-            self._open(self._shared_waiters, 1 if shared is None or shared.is_closing else max(1, shared.room))
-            if self.most == 1:
-                self._open(self._exclusive_waiters, 1)
+            self._wake(self._shared_waiters, 1 if shared is None or shared.is_closing else max(1, shared.capacity))
+            if self.max_connections == 1:
+                self._wake(self._exclusive_waiters, 1)
 
-    def note_room(self) -> None:
-        """`answered`, where a request waits for it."""
-        if self.is_waited_for:
-            self.answered()
+    def notify_capacity(self) -> None:
+        """Calls `on_request_done` if there are waiters."""
+        if self.has_waiters:
+            self.on_request_done()
 
     def close(self) -> None:
-        """Closes what is idle; what is in use is closed once it no longer is."""
+        """Closes the idle connections. Those in use are closed when their requests are done."""
         try:
             with self._lock:
                 self._closed = True
                 while self._idle:
                     self._idle[-1].close()
                     self._idle.pop()
-                self._note()
-            self._retire()
+                self._update_has_waiters()
+            self._close_shared()
         except BaseException:
             self.recover()
             raise
 
-    def _retire(self) -> None:
+    def _close_shared(self) -> None:
         with self._lock:
             shared, self.shared = self.shared, None
         if shared is not None:
             shared.close_when_idle()
 
     def abandon(self) -> None:
-        """Closes this process's copies of connections that are its parent's. No lock: its holder is not here."""
+        """Closes a forked child's copies of its parent's connections. Without the lock: its holder is in the parent."""
         shared = [] if self.shared is None else [self.shared.connection]
-        in_use = [each() for each in self._in_use.values() if each is not None]
+        in_use = [reference() for reference in self._in_use.values() if reference is not None]
         self._in_use.clear()
         self._lock = threading.RLock()
         for connection in (*shared, *self._idle, *in_use):
@@ -320,9 +328,9 @@ class Pool:
                 connection.close()
 
     def recover(self) -> None:
-        """Undoes what an exception out of a signal handler may have left: a lock, waiters that were not woken up."""
+        """Repairs the pool after a signal handler raised: releases the lock and wakes all waiters."""
         lock = self._lock
-        # What the `with` statement has not come to.
+        # A `with` statement that the exception interrupted.
         while lock._is_owned():  # type: ignore[attr-defined]  # as threading.Condition asks
             lock.release()
         if self._exclusive_waiters or self._shared_waiters:
@@ -330,67 +338,67 @@ class Pool:
                 self._wake_all()
 
     def assume_version_1(self, *, is_certain: bool) -> None:
-        """The server has said so, or it has answered in version 1 after it said nothing: for a while."""
+        """Uses version 1 for a while. `is_certain`: the server said so; else it answered a request of version 1."""
         now = time.monotonic()
-        self._ask_again_at = now + (_CERTAIN if is_certain else _GUESSED)
-        self._ask_at_least_at = now + (_GUESSED if is_certain else 0)
+        self._renegotiate_at = now + (_CONFIRMED_SECONDS if is_certain else _ASSUMED_SECONDS)
+        self._renegotiate_earliest = now + (_ASSUMED_SECONDS if is_certain else 0)
         self.version = 1
 
     def may_renegotiate(self) -> bool:
-        """For a verb that version 1 lacks: whether the server is asked once more what it speaks. Then it is doubted."""
-        if self.version == 1 and self.fixed_version is None and time.monotonic() >= self._ask_at_least_at:
+        """For an operation that version 1 lacks: forgets version 1 if a negotiation is due. Returns whether it is."""
+        if self.version == 1 and self.fixed_version is None and time.monotonic() >= self._renegotiate_earliest:
             self.forget_version()
         return self.version != 1
 
-    def _usable(self) -> Connection | None:
-        """The idle connection that was used last."""
+    def _pop_idle(self) -> Connection | None:
+        """Removes and returns the idle connection that was used last; None if there is none."""
         while self._idle:
             connection = self._idle.pop()
             if connection.is_closed:
                 continue
-            if connection.version == (self.version or 2) and not self.waiting.is_readable(connection):
+            if connection.version == (self.version or 2) and not self.runtime.is_readable(connection):
                 return connection
-            # The server closed it, or answered without a request. There may be another one now, which knows more.
+            # The server closed it, or sent bytes without a request. A newer server may run now: negotiate again.
             connection.close()
             if self.version == 1:
                 self.forget_version()
         return None
 
     def forget_version(self) -> None:
-        """Perhaps there is another server now, that knows more."""
+        """Forgets the negotiated version: another server may run now."""
         self.version = self.fixed_version
 
-    def _queue(self, line: deque["weakref.ref[Waiter]"], *, is_first: bool = False) -> Waiter:
-        gate = self.waiting.gate()
-        each = weakref.ref(gate)
+    def _queue(self, waiters: deque["weakref.ref[Waiter]"], *, is_first: bool = False) -> Waiter:
+        waiter = self.runtime.new_waiter()
+        reference = weakref.ref(waiter)
         if is_first:
-            line.appendleft(each)
+            waiters.appendleft(reference)
         else:
-            line.append(each)
-        self._note()
-        return gate
+            waiters.append(reference)
+        self._update_has_waiters()
+        return waiter
 
-    def _open_next(self) -> None:
-        """A connection for one alone has come free, or room for one."""
-        self._open(self._exclusive_waiters, 1)
-        if self.most == 1 and not self._exclusive_waiters:
-            self._open(self._shared_waiters, len(self._shared_waiters))
+    def _wake_next(self) -> None:
+        """Wakes the next waiter for an exclusive connection; if there is none, those for the shared one."""
+        self._wake(self._exclusive_waiters, 1)
+        if self.max_connections == 1 and not self._exclusive_waiters:
+            self._wake(self._shared_waiters, len(self._shared_waiters))
 
     def _wake_all(self) -> None:
-        """Each asks again, and waits again in its old place where there is nothing for it."""
-        self._open(self._exclusive_waiters, len(self._exclusive_waiters))
-        self._open(self._shared_waiters, len(self._shared_waiters))
+        """Wakes all waiters. Each tries again, and queues again at the front if it gets nothing."""
+        self._wake(self._exclusive_waiters, len(self._exclusive_waiters))
+        self._wake(self._shared_waiters, len(self._shared_waiters))
 
-    def _open(self, line: deque["weakref.ref[Waiter]"], count: int) -> None:
-        while line and count:
-            gate = line.popleft()()
-            if gate is not None:
-                gate.open()
+    def _wake(self, waiters: deque["weakref.ref[Waiter]"], count: int) -> None:
+        while waiters and count:
+            waiter = waiters.popleft()()
+            if waiter is not None:
+                waiter.wake()
                 count -= 1
-        self._note()
+        self._update_has_waiters()
 
-    def _note(self) -> None:
-        # Where the pool is closed, requests that are done have what they leave closed by `answered`.
-        self.is_waited_for = (
-            self._closed or bool(self._shared_waiters) or (self.most == 1 and bool(self._exclusive_waiters))
+    def _update_has_waiters(self) -> None:
+        # In a closed pool `on_request_done` closes the shared connection, so finished requests must call it.
+        self.has_waiters = (
+            self._closed or bool(self._shared_waiters) or (self.max_connections == 1 and bool(self._exclusive_waiters))
         )

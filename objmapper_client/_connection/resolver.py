@@ -1,4 +1,4 @@
-"""The addresses of a host, looked up within a time limit: one thread a host, which the process does not wait for."""
+"""Resolves host names within a time limit: one daemon thread a host."""
 
 import socket
 import threading
@@ -9,65 +9,65 @@ from objmapper_client._runtime.fork import forks
 
 
 class Lookup:
-    """The addresses of a host: a list of them as getaddrinfo(3) has it, or the error."""
+    """A look-up of a host. Its result is a list of addresses as `socket.getaddrinfo` returns it, or the error."""
 
     def __init__(self, host: str, port: int) -> None:
         self._host, self._port = host, port
-        self._came = threading.Event()
-        self._found: Any = None
+        self._done = threading.Event()
+        self._result: Any = None
         self._lock = threading.Lock()
         self._callbacks: list[Callable[[], object]] = []
 
     def result(self, seconds: float) -> Any:
-        """The addresses or the error; False where they are not known in time."""
-        return self._found if self._came.wait(seconds) else False
+        """Waits for the result. Returns False after `seconds`."""
+        return self._result if self._done.wait(seconds) else False
 
     def when_done(self, callback: Callable[[], object]) -> None:
-        """Calls this once the addresses, or the error, are known; perhaps in another thread."""
+        """Calls `callback` once the look-up has ended; possibly in another thread."""
         with self._lock:
-            if not self._came.is_set():
+            if not self._done.is_set():
                 self._callbacks.append(callback)
                 return
         callback()
 
-    def look(self, flags: int = 0) -> Any:
-        """Looks the host up, and notes what was found."""
+    def run(self, flags: int = 0) -> Any:
+        """Performs the look-up in this thread, stores its result, and calls the callbacks."""
         try:
-            self._found = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM, flags=flags)
+            self._result = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM, flags=flags)
         except (OSError, ValueError, OverflowError) as error:
-            # ValueError: a name that no host can have, such as a label of more than 63 letters (UnicodeError).
-            self._found = error
+            # ValueError: an invalid name, such as one with a label of more than 63 letters (UnicodeError).
+            self._result = error
         with self._lock:
-            self._came.set()
+            self._done.set()
         for callback in self._callbacks:
             callback()
-        return self._found
+        return self._result
 
 
-_under_way: dict[tuple[str, int, int], Lookup] = {}
+_lookups: dict[tuple[str, int, int], Lookup] = {}
 
 
 def look_up(host: str, port: int) -> Lookup:
-    """Begins to look a host up, or joins a look-up that is under way: a resolver that hangs costs one thread a host."""
+    """Starts a look-up, or joins a pending one for the same host: a hanging resolver costs one thread a host."""
     numeric = Lookup(host, port)
-    if not isinstance(numeric.look(socket.AI_NUMERICHOST), socket.gaierror):
-        # A number, or a name that cannot be: no thread is needed.
+    if not isinstance(numeric.run(socket.AI_NUMERICHOST), socket.gaierror):
+        # A numeric address or an invalid name: no thread is needed.
         return numeric
-    # A child after a fork does not have its parent's threads.
-    key = (host, port, forks.made)
-    mine = Lookup(host, port)
-    found = _under_way.setdefault(key, mine)
-    if found is mine:
+    # A forked child does not have its parent's threads.
+    key = (host, port, forks.generation)
+    created = Lookup(host, port)
+    lookup = _lookups.setdefault(key, created)
+    if lookup is created:
 
-        def look() -> None:
+        def run() -> None:
             try:
-                mine.look()
+                created.run()
             finally:
-                _under_way.pop(key, None)
+                _lookups.pop(key, None)
 
         try:
-            threading.Thread(target=look, name="objmapper-lookup", daemon=True).start()
+            threading.Thread(target=run, name="objmapper-lookup", daemon=True).start()
         except BaseException:
-            _under_way.pop(key, None)
+            _lookups.pop(key, None)
             raise
-    return found
+    return lookup

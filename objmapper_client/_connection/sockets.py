@@ -1,4 +1,4 @@
-"""A new socket, the addresses of a host, and the errors of a server that is not reached."""
+"""Creates sockets, resolves hosts, and makes the errors for unreachable servers."""
 
 import socket
 from typing import Any
@@ -13,7 +13,7 @@ from objmapper_client.errors import (
 
 
 def new_socket(family: int, kind: int, number: int = 0) -> socket.socket:
-    """A socket. Raises DescriptorLimit, OSError."""
+    """Creates a socket. Raises DescriptorLimit, OSError."""
     try:
         return socket.socket(family, kind, number)
     except OSError as error:
@@ -21,7 +21,7 @@ def new_socket(family: int, kind: int, number: int = 0) -> socket.socket:
 
 
 def unknown_host(address: Address, error: Exception) -> ConnectionFailed:
-    """The error for a host whose address cannot be found, or whose name can have none."""
+    """The error for a host name that cannot be resolved."""
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return ConnectionFailed(f"{address}: unknown host ({reason})")
 
@@ -29,15 +29,15 @@ def unknown_host(address: Address, error: Exception) -> ConnectionFailed:
 def unreachable(address: Address, error: OSError) -> ConnectionFailed:
     """The error for an address at which no server answers."""
     failed = ConnectionFailed(f"{address}: server not reached ({error.strerror}); is it running?")
-    # `may_start` in retry.py looks at it. TCP raises this only after the host's last address, with no `from`.
+    # `may_become_reachable` in retry.py reads the cause. TCP raises this after the host's last address, without `from`.
     failed.__cause__ = error
     return failed
 
 
 def resolve(address: TcpAddress | UdpAddress) -> Effects[list[Any]]:
-    """The addresses of a host, as getaddrinfo(3) returns them; at least one.
+    """Resolves a host. Returns at least one address, in the form of `socket.getaddrinfo`.
 
-    Raises ConnectionFailed where it has none, RequestTimeout.
+    Raises ConnectionFailed if the host has no address, RequestTimeout.
     """
     found = yield Wait(host=address.host, port=address.port)
     if found is False:

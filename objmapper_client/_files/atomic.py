@@ -1,4 +1,4 @@
-"""Files that appear under their name only when they are whole. A device or a pipe is written to as it is."""
+"""Writes files atomically: a file appears under its name when it is complete. Writes to devices and pipes directly."""
 
 import errno
 import os
@@ -6,22 +6,22 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-#: What file systems say that have no files without a name, or kernels that do not know them.
+#: Errors of file systems and kernels without O_TMPFILE.
 _NO_NAMELESS = {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL}
 _NAMELESS = getattr(os, "O_TMPFILE", 0)
 _CLOEXEC = getattr(os, "O_CLOEXEC", 0)
 _WRITE = os.O_WRONLY | _CLOEXEC
-# By its link there a file gets a name that has none.
+# An O_TMPFILE file gets its name through its link in this directory.
 _OPEN_FILES = "/proc/self/fd"
 
 
 @contextmanager
 def open_output(path: str | os.PathLike[str], *, sync: bool = False) -> Iterator[int]:
-    """Yield a descriptor to write to, for the time of the block; after a failure a file is as it was before.
+    """Yields a descriptor to write to during the block. If the block fails, an existing file is unchanged.
 
-    A file that is there keeps its permissions, and a symbolic link its place: the file that it leads to is replaced. A
-    device or a pipe is written to, and never replaced; so is a descriptor of this or another process, as /dev/stdout or
-    /proc/self/fd/N name it: at its position, or appended. `sync` is that of `whole_file`. Raises OSError.
+    The new file keeps an existing file's permissions; for a symbolic link, its target is replaced. Devices, pipes and
+    descriptors of a process (/dev/stdout, /proc/self/fd/N) are written to directly: at their position, or appended.
+    `sync` is that of `atomic_file`. Raises OSError.
     """
     held = _held(path)
     if held >= 0:
@@ -32,7 +32,7 @@ def open_output(path: str | os.PathLike[str], *, sync: bool = False) -> Iterator
         return
     name = os.fspath(path)
     if not name or (os.path.basename(name) == name[:0] and not os.path.isdir(name)):
-        # Without a name for the file; the system would leave the slash out.
+        # The path ends in a slash, which realpath would drop.
         raise FileNotFoundError(errno.ENOENT, "No such directory" if name else "A file without a name", name)
     try:
         kept = os.stat(path)
@@ -51,9 +51,9 @@ def open_output(path: str | os.PathLike[str], *, sync: bool = False) -> Iterator
 
 
 def _held(path: str | os.PathLike[str]) -> int:
-    """A new descriptor for the open file that a path below /proc/PID/fd stands for; -1 for any other path."""
+    """Opens the file of a path below /proc/PID/fd. Returns a new descriptor; -1 for any other path."""
     name = os.fspath(path)
-    # More links than this the kernel does not follow either.
+    # The kernel follows at most 40 links, too.
     for _ in range(40):
         folder, last = os.path.split(name)
         if not last:
@@ -90,17 +90,18 @@ def atomic_file(
     *,
     sync: bool = False,
 ) -> Iterator[int]:
-    """Yield a descriptor of a file that gets its name when the block ends, and is gone when the block fails.
+    """Yields a descriptor of a new file, which gets its name when the block ends. If the block fails, it is removed.
 
-    Until then it has no name at all (O_TMPFILE of open(2)), so that not even SIGKILL leaves anything behind; or, where
-    the file system has no such files, another name, which ends in ``.part`` and is in `under_way`, for those who may
-    have to leave in a hurry. With `sync` the content is on the disk before the name is, and the name before the block
-    is left: a power failure then leaves the old file or the new one. Without it that is up to the file system. Raises
-    OSError.
+    Until then the file has no name (O_TMPFILE of open(2)), so that even SIGKILL leaves nothing behind. Where the file
+    system lacks O_TMPFILE it has a name that ends in ``.part``. `under_way` holds that name meanwhile, so that a signal
+    handler can remove the file.
+
+    With `sync` the content is on the disk before the name is, and the name before the block ends: a power failure
+    leaves the old file or the new one. Without it the result depends on the file system. Raises OSError.
     """
     target = os.fspath(path)
     folder, name = os.path.split(target)
-    # At most 160 bytes of the name: with the rest it must fit the 255 of a file system.
+    # 40 characters are at most 160 bytes: the whole name must fit the file system's 255.
     beside = os.path.join(folder, f".{name[:40]}.{os.urandom(6).hex()}.part")
     names = set[str]() if under_way is None else under_way
     names.add(beside)
@@ -129,7 +130,7 @@ def atomic_file(
 
 
 def _made(beside: str, target: str) -> tuple[int, bool]:
-    """A new file, and whether it has its other name."""
+    """Creates a file. Returns its descriptor, and whether it has the temporary name `beside`."""
     try:
         if _NAMELESS and os.path.exists(_OPEN_FILES):
             try:
@@ -144,17 +145,20 @@ def _made(beside: str, target: str) -> tuple[int, bool]:
 
 
 def _named(descriptor: int, target: str, beside: str) -> bool:
-    """Gives a file its name; where there is a file already, the other one: linkat(2) replaces nothing."""
+    """Links an unnamed file to `target`, or to `beside` if `target` exists: linkat(2) does not replace files.
+
+    Returns whether it got the name `target`.
+    """
     for name in (target, beside):
         with suppress(FileExistsError):
-            # With a directory's descriptor Python calls linkat(2), which follows the link in /proc to the file.
+            # `src_dir_fd` makes Python call linkat(2), which follows the link in /proc to the file.
             os.link(f"{_OPEN_FILES}/{descriptor}", name, src_dir_fd=descriptor, follow_symlinks=True)
             return name is target
     raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), beside)
 
 
 def sync_directory(path: str | os.PathLike[str]) -> None:
-    """Have the names in a directory on the disk."""
+    """Writes a directory's entries to the disk."""
     descriptor = os.open(os.fspath(path) or ".", os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | _CLOEXEC)
     try:
         os.fsync(descriptor)

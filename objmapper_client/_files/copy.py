@@ -1,4 +1,4 @@
-"""Bytes from a file to wherever the output is, by the kernel where it can. Holes stay holes in a new file."""
+"""Copies bytes from a file to an output, inside the kernel if possible. Keeps holes in a new file."""
 
 import mmap
 import os
@@ -6,22 +6,22 @@ import stat
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
-#: Zeros of a block of the file, or of what a piece has of one, become a hole of a new file.
+#: A block of zeros. In a new file such a block becomes a hole.
 ZEROS: Final = bytes(16 << 10)
 _CHUNK = 1 << 20
-# What stat.S_ISREG compares, without the call.
+# As stat.S_ISREG, without the call.
 _TYPE, _REGULAR = 0o170000, stat.S_IFREG
-# copy_file_range and sendfile take at most this at once.
+# Maximum bytes of one copy_file_range or sendfile call.
 _MAX_AT_ONCE = 1 << 30
 
 
 def copy_to(
     source: int, output: int, length: int, offset: int = 0, progress: Callable[[int], None] | None = None
 ) -> int:
-    """Copies `length` bytes of `source` from `offset` on to wherever `output` is, in the kernel where it can.
+    """Copies `length` bytes of `source` from `offset` to the position of `output`, inside the kernel if possible.
 
-    Both descriptors stay the caller's, and that of `source` its position. A hole of `source` becomes one in a new file.
-    Returns how many bytes there were.
+    Both descriptors stay the caller's; the position of `source` does not change. Keeps holes of `source` in a new file.
+    Calls `progress` with the bytes copied since its last call. Returns the number of bytes copied.
     """
     if is_new_file(output) and _has_holes(source):
         return _copy_data(source, output, length, offset, progress)
@@ -29,7 +29,7 @@ def copy_to(
 
 
 def copy_memory_to(source: int, output: int, length: int, progress: Callable[[int], None] | None = None) -> int:
-    """Does as `copy_to` with a file in memory that this process alone has: long runs of zeros become holes as well."""
+    """Does as `copy_to` for a memory file that only this process has. Blocks of zeros become holes too."""
     if not is_new_file(output) or length < len(ZEROS):
         return _copy_all(source, output, length, 0, progress)
     with mmap.mmap(source, length, prot=mmap.PROT_READ) as memory:
@@ -48,11 +48,11 @@ def copy_memory_to(source: int, output: int, length: int, progress: Callable[[in
 
 
 def _runs_of_data(memory: mmap.mmap, length: int) -> Iterator[tuple[int, int]]:
-    """Where there is something between blocks of zeros: start and end."""
+    """Yields start and end of each run of blocks that are not all zeros."""
     start = -1
     for at in range(0, length, len(ZEROS)):
         end = min(at + len(ZEROS), length)
-        # Most blocks of data show at their ends that they are not zeros.
+        # Check both ends first: most blocks of data have a byte there that is not zero.
         if memory[at] or memory[end - 1] or memory[at:end] != ZEROS[: end - at]:
             start = at if start < 0 else start
         elif start >= 0:
@@ -63,9 +63,9 @@ def _runs_of_data(memory: mmap.mmap, length: int) -> Iterator[tuple[int, int]]:
 
 
 def write_pieces(target: int, pieces: Iterable[bytes], progress: Callable[[int], None]) -> int:
-    """Write all of them. Long runs of zeros become holes of a new file. Returns how many bytes there were.
+    """Writes all pieces. Blocks of zeros become holes in a new file. Returns the number of bytes.
 
-    Raises OSError, and what `pieces` raises.
+    Raises OSError, and the errors of `pieces`.
     """
     is_new = is_new_file(target)
     write = _write_sparsely if is_new else _write_all
@@ -75,20 +75,20 @@ def write_pieces(target: int, pieces: Iterable[bytes], progress: Callable[[int],
         progress(len(piece))
         count += len(piece)
     if is_new:
-        # What was left out at its end is a part of it.
+        # Extends the file by a hole at its end.
         os.ftruncate(target, os.lseek(target, 0, os.SEEK_CUR))
     return count
 
 
 def _write_all(target: int, piece: bytes | memoryview) -> None:
-    """Write the whole piece."""
+    """Writes the whole piece."""
     rest = memoryview(piece)
     while rest:
         rest = rest[os.write(target, rest) :]
 
 
 def _write_sparsely(target: int, piece: bytes) -> None:
-    """Write the whole piece to a new file, but leave out long runs of zeros."""
+    """Writes the whole piece to a new file, with holes for blocks of zeros."""
     position = os.lseek(target, 0, os.SEEK_CUR)
     view = memoryview(piece)
     written = at = 0
@@ -103,7 +103,7 @@ def _write_sparsely(target: int, piece: bytes) -> None:
 
 
 def is_new_file(descriptor: int) -> bool:
-    """Whether a descriptor is at the start of an empty file, so that what is not written there is a hole."""
+    """Whether a descriptor is at the start of an empty regular file, where unwritten bytes become holes."""
     found = os.fstat(descriptor)
     return found.st_mode & _TYPE == _REGULAR and found.st_size == 0 and os.lseek(descriptor, 0, os.SEEK_CUR) == 0
 
@@ -152,7 +152,7 @@ def _next_data(source: int, at: int, end: int) -> int:
 def _copy_all(source: int, output: int, length: int, offset: int, progress: Callable[[int], None] | None) -> int:
     ways = [_copy_file_range, _sendfile, _read_and_write]
     at, end = offset, offset + length
-    # Steps short enough to show progress, long enough to cost nothing.
+    # Short enough to show progress, long enough to cost little.
     step = _MAX_AT_ONCE if progress is None else 8 * _CHUNK
     while at < end:
         try:
@@ -177,7 +177,7 @@ def _may_fall_back() -> bool:
     error = sys.exc_info()[1]
     if not isinstance(error, OSError):
         return True
-    # Not this pair of descriptors, file systems or kernel; anything else is the copy's own failure.
+    # This pair of descriptors, file systems, or this kernel lacks the call; other errors are failures of the copy.
     return error.errno in (
         errno.EINVAL,
         errno.EXDEV,

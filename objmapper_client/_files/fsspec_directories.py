@@ -1,4 +1,4 @@
-"""What the fsspec file system knows of directories, which the server has none of, and where copies of trees go."""
+"""The directories of the fsspec file system, which the server does not have, and operations on trees."""
 
 import errno
 import os
@@ -10,17 +10,17 @@ from objmapper_client.errors import ObjectNotFound, PermissionDenied
 
 Info = dict[str, Any]
 
-#: Directories that are remembered; beyond, those that were made first are forgotten.
+#: Maximum number of remembered directories; beyond it the oldest are forgotten.
 _MAX_MADE = 10_000
 
 
 def is_pattern(path: str) -> bool:
-    """Whether fsspec takes it for one."""
+    """Whether fsspec treats the path as a pattern."""
     return re.search(r"[*?\[]", path) is not None
 
 
 class MadeDirectories:
-    """The directories that this process has made, whether or not there is an object in them."""
+    """The directories that this process has made, with or without objects in them."""
 
     def __init__(self) -> None:
         self._names: dict[str, None] = {}
@@ -29,32 +29,32 @@ class MadeDirectories:
         return path in self._names
 
     def add(self, *paths: str) -> None:
-        """Knows directories from now on."""
+        """Adds directories."""
         for path in paths:
             self._names[path] = None
         while len(self._names) > _MAX_MADE:
             self._names.pop(next(iter(self._names)), None)
 
     def below(self, path: str) -> list[str]:
-        """Those below a path."""
+        """Returns the directories below a path."""
         start = path.rstrip("/") + "/"
         return [name for name in tuple(self._names) if name.startswith(start)]
 
     def has(self, path: str) -> bool:
-        """Whether it is known, or one below."""
+        """Whether the path or a path below it is a made directory."""
         return path in self._names or bool(self.below(path))
 
     def forget(self, path: str) -> None:
-        """Knows it no more, nor those below."""
+        """Removes a directory and those below it."""
         for name in (path, *self.below(path)):
             self._names.pop(name, None)
 
 
 def planned(system: Any, path1: Any, path2: Any, recursive: bool, maxdepth: int | None) -> list[tuple[str, str]]:
-    """Which path is copied to which: fsspec's rules, for the two arguments of `copy` and `mv`.
+    """Returns pairs of source and target for the arguments of `copy` and `mv`, by fsspec's rules.
 
-    Raises OSError where something would be lost: a directory goes into itself, two objects to one place, or one to
-    where another that is to be copied is.
+    Raises OSError if data would be lost: a directory goes into itself, two objects have one target, or a target is
+    itself a source.
     """
     if isinstance(path1, list) and isinstance(path2, list):
         sources, targets = system._strip_protocol(path1), system._strip_protocol(path2)
@@ -73,7 +73,7 @@ def planned(system: Any, path1: Any, path2: Any, recursive: bool, maxdepth: int 
             (matches and len(sources) == 1) or (not matches and is_directory and not path1.endswith("/"))
         )
         if is_one and isinstance(path2, str) and system._strip_protocol(path1) == system._strip_protocol(path2):
-            # Onto itself, and not into itself.
+            # A copy onto itself, not into itself.
             goes_inside = False
         path2 = system._strip_protocol(path2)
         targets = system._strip_protocol(system._other_paths(sources, path2, exists=goes_inside, flatten=not is_one))
@@ -90,11 +90,11 @@ def planned(system: Any, path1: Any, path2: Any, recursive: bool, maxdepth: int 
 
 
 class Trees:
-    """What the file system does with several paths at once, and with directories."""
+    """The operations of the file system on several paths and on directories (a mixin)."""
 
     _made: MadeDirectories
     client: Client
-    # What of fsspec and of the file system this uses.
+    # Attributes of fsspec and of the file system that this uses.
     root_marker: str
     _other_paths: Any
     _strip_protocol: Any
@@ -111,7 +111,7 @@ class Trees:
     rm_file: Any
 
     def cp_file(self, path1: str, path2: str, **_: Any) -> None:
-        """Copies an object; over a Unix socket the bytes never come here. Of a directory it makes an empty one."""
+        """Copies an object; over a Unix socket without reading its bytes. For a directory, makes an empty one."""
         path1, path2 = self._strip_protocol(path1), self._strip_protocol(path2)
         if path1 == path2:
             self.info(path1)
@@ -119,7 +119,7 @@ class Trees:
             self._copied(path1, path2)
 
     def _copied(self, path1: str, path2: str) -> str | None:
-        """Copies an object. Returns the version that was copied, None of a directory."""
+        """Copies an object. Returns the copied version; None for a directory."""
         try:
             with self._open(path1) as file:
                 self._put(path2, file, length=file.size)
@@ -127,7 +127,7 @@ class Trees:
         except IsADirectoryError:
             pass
         except FileNotFoundError:
-            # An empty directory is only here, and none to the server.
+            # An empty directory exists only in this process.
             if path1 not in self._made:
                 raise
         self.makedirs(path2, exist_ok=True)
@@ -136,7 +136,7 @@ class Trees:
     def expand_path(
         self, path: Any, recursive: bool = False, maxdepth: int | None = None, assume_literal: bool = False, **_: Any
     ) -> list[str]:
-        """The paths that are meant: see fsspec. The name of an object or directory that is there is no pattern."""
+        """Expands patterns: see fsspec. An existing object's or directory's name is not treated as a pattern."""
         if maxdepth is not None and maxdepth < 1:
             raise ValueError("maxdepth must be at least 1")
         given = [path] if isinstance(path, str | os.PathLike) else path
@@ -166,7 +166,7 @@ class Trees:
         on_error: str | None = None,
         **_: Any,
     ) -> None:
-        """Copies objects: see fsspec. What is copied onto itself stays; a directory cannot go into itself (OSError)."""
+        """Copies objects: see fsspec. A copy onto itself changes nothing; one into itself raises OSError."""
         ignores = on_error == "ignore" or (on_error is None and recursive)
         for source, target in planned(self, path1, path2, recursive, maxdepth):
             try:
@@ -176,7 +176,7 @@ class Trees:
                     raise
 
     def mv(self, path1: Any, path2: Any, recursive: bool = False, maxdepth: int | None = None, **_: Any) -> None:
-        """Moves objects, as `copy` does. Just the versions that were copied are deleted, once all have been copied."""
+        """Copies objects as `copy` does, then deletes the copied versions. A source that changed raises Conflict."""
         copied = []
         for source, target in planned(self, path1, path2, recursive, maxdepth):
             if source == target:
@@ -192,7 +192,7 @@ class Trees:
                 self.client.delete(source, if_match=etag)
 
     def rm(self, path: Any, recursive: bool = False, maxdepth: int | None = None) -> None:
-        """Deletes objects, with `recursive` all below a path. Raises FileNotFoundError, IsADirectoryError."""
+        """Deletes objects; with `recursive` all below a path. Raises FileNotFoundError, IsADirectoryError."""
         names = self.expand_path(path)
         made: list[str] = []
         if recursive:
@@ -206,9 +206,9 @@ class Trees:
             self._made.forget(name)
 
     def mkdir(self, path: str, create_parents: bool = True, **_: Any) -> None:
-        """Makes a directory, for this file system until `rmdir`; for others once there is an object in it.
+        """Makes a directory. Other processes see it once there is an object in it.
 
-        Raises FileExistsError, NotADirectoryError where a file is in its way, FileNotFoundError.
+        Raises FileExistsError, NotADirectoryError if a parent is a file, FileNotFoundError.
         """
         path = self._strip_protocol(path)
         if self.exists(path):
@@ -225,12 +225,12 @@ class Trees:
         self._made.add(*reversed(parents), path)
 
     def makedirs(self, path: str, exist_ok: bool = False) -> None:
-        """`mkdir` with all parents. With `exist_ok` a directory may be there already."""
+        """Makes a directory and its parents. With `exist_ok` it may exist."""
         if not (exist_ok and self.isdir(path)):
             self.mkdir(path)
 
     def rmdir(self, path: str) -> None:
-        """Removes an empty directory. Raises OSError where it has something below, FileNotFoundError."""
+        """Removes an empty directory. Raises OSError if it is not empty, FileNotFoundError."""
         path = self._strip_protocol(path)
         if self.info(path)["type"] != "directory":
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
@@ -240,22 +240,22 @@ class Trees:
 
 
 def not_found(path: str) -> FileNotFoundError:
-    """The error for what is not there."""
+    """The error for a path that does not exist."""
     return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
 
 
 def already_there(path: str) -> FileExistsError:
-    """The error for what is there already."""
+    """The error for a path that exists."""
     return FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
 
 
 def is_a_directory(path: str) -> IsADirectoryError:
-    """The error for a directory where an object is due."""
+    """The error for a directory where an object is expected."""
     return IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
 
 
 class as_file:  # noqa: N801 - reads as a word of its `with` statement
-    """Turns the server's words for a directory into the system's, within the block."""
+    """Raises IsADirectoryError if the block raises the server's error for a directory."""
 
     def __init__(self, path: str, system: Any) -> None:
         self._path = path
@@ -272,11 +272,11 @@ class as_file:  # noqa: N801 - reads as a word of its `with` statement
 
 
 def facts_of_file(name: str, size: int, mtime: int, etag: str | None = None) -> Info:
-    """What `info` says."""
+    """The `info` of an object."""
     known = {"name": name, "size": size, "type": "file", "mtime": mtime}
     return known if etag is None else {**known, "etag": etag}
 
 
 def facts_of_directory(name: str) -> Info:
-    """What `info` says."""
+    """The `info` of a directory."""
     return {"name": name, "size": 0, "type": "directory"}

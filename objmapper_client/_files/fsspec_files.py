@@ -1,4 +1,4 @@
-"""File objects for programs that know files only: an object to read, and one that exists once it is closed."""
+"""The file objects of the fsspec file system: an open object, and a writer that stores an object on close."""
 
 import io
 import os
@@ -14,18 +14,17 @@ if TYPE_CHECKING:
 
     from _typeshed import ReadableBuffer
 
-#: What is written is kept in memory up to this, and beyond in a temporary file.
+#: Bytes of written data that are kept in memory; more go to a temporary file.
 _IN_MEMORY = 8 << 20
 
 
 class ObjectReader(io.BufferedReader):
-    """An object that came by descriptor, as the open file that it is: `fileno` works, and mmap with it.
+    """An object opened by descriptor, as a local file: `fileno` and mmap work. It owns the descriptor.
 
-    It owns the descriptor. `reopen` makes another of it where it is unpickled. It has what fsspec's own files have, for
-    those that cache them.
+    Unpickling calls `reopen`. It has the attributes of fsspec's own files, which fsspec's caches use.
     """
 
-    #: fsspec's caches put theirs here. The kernel's is the one that is used.
+    #: fsspec's caches set this. Reads use the kernel's page cache.
     cache: Any = None
     autocommit = True
 
@@ -46,17 +45,17 @@ class ObjectReader(io.BufferedReader):
         return f"<ObjectReader {self.path!r} {self.size} bytes{' closed' if self.closed else ''}>"
 
     def __del__(self) -> None:
-        # Quietly: Arrow and others leave files to the collector.
+        # Without a ResourceWarning: Arrow and others leave open files to the garbage collector.
         self.close()
 
     @property
     def closed(self) -> bool:
-        """Whether it was closed."""
+        """Whether the file is closed."""
         return super().closed
 
     @closed.setter
     def closed(self, value: bool) -> None:
-        """Nothing: fsspec's block cache says so of each file that it has closed."""
+        """Does nothing: fsspec's block cache sets it on the files that it has closed."""
 
     @property
     def loc(self) -> int:
@@ -74,11 +73,11 @@ class ObjectReader(io.BufferedReader):
 
     @property
     def details(self) -> dict[str, Any]:
-        """What the file system says of the object."""
+        """The object's `info`."""
         return {"name": self.path, "size": self.size, "type": "file", "mtime": self.mtime, "etag": self.etag}
 
     def info(self) -> dict[str, Any]:
-        """`details`."""
+        """Returns `details`."""
         return self.details
 
     def commit(self) -> None:
@@ -88,17 +87,17 @@ class ObjectReader(io.BufferedReader):
         """Nothing: the file is read."""
 
     def readuntil(self, char: bytes = b"\n", blocks: int | None = None) -> bytes:
-        """The bytes up to and with the next `char`; `blocks` are read at once."""
-        start, came = self.tell(), bytearray()
+        """Reads up to and including the next `char`, in blocks of `blocks` bytes."""
+        start, data = self.tell(), bytearray()
         while piece := self.read(blocks or self.blocksize):
-            # It may begin at the end of what came before.
-            looked_at = max(0, len(came) - len(char) + 1)
-            came += piece
-            end = came.find(char, looked_at) + len(char)
+            # The match may begin in the previous block.
+            searched = max(0, len(data) - len(char) + 1)
+            data += piece
+            end = data.find(char, searched) + len(char)
             if end >= len(char):
                 self.seek(start + end)
-                return bytes(came[:end])
-        return bytes(came)
+                return bytes(data[:end])
+        return bytes(data)
 
     def _fetch_range(self, start: int, end: int) -> bytes:
         return os.pread(self.fileno(), end - start, start)
@@ -115,11 +114,11 @@ def _at(position: int, reopen: Callable[..., ObjectReader], *arguments: object) 
 
 
 class ObjectWriter(io.BufferedIOBase):
-    """Bytes that become an object, whole or not at all, when the file is closed.
+    """A file that stores its bytes as an object, atomically, when it is closed.
 
-    `store` gets the bytes, or where they are many a file at its beginning. Where `autocommit` is off, closing keeps the
-    bytes until `commit` stores or `discard` forgets them. Left by an exception, a ``with`` block stores nothing; also
-    one of fsspec's, pandas's or pyarrow's, which tell the file nothing but to close.
+    It calls `store` with the bytes, or with a temporary file at its start if there are many. Without `autocommit`,
+    `close` keeps the bytes until `commit` or `discard`. If an exception leaves a ``with`` block, nothing is stored;
+    this holds for the blocks of fsspec, pandas and pyarrow too, which only call `close`.
     """
 
     mode = "wb"
@@ -139,7 +138,7 @@ class ObjectWriter(io.BufferedIOBase):
         self.blocksize: int = fs.blocksize
         self.kwargs: dict[str, Any] = {}
         self._is_discarded = False
-        # An exception that is handled at this moment is none that leaves the block.
+        # An exception that is being handled now is not one that leaves the block.
         self._error_before = sys.exc_info()[1]
         self._store = store
         self._bytes: IO[bytes] | None = tempfile.SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115 - closed with this
@@ -156,7 +155,7 @@ class ObjectWriter(io.BufferedIOBase):
         self.close()
 
     def readable(self) -> bool:
-        """False: what was written is an object when it is closed."""
+        """Returns False."""
         return False
 
     def writable(self) -> bool:
@@ -164,17 +163,17 @@ class ObjectWriter(io.BufferedIOBase):
         return True
 
     def seekable(self) -> bool:
-        """True: nothing has been sent yet."""
+        """Returns True: the data is sent on close."""
         return True
 
     def write(self, data: "ReadableBuffer", /) -> int:
-        """Takes all of `data`. Returns how many bytes that were."""
+        """Writes all of `data`. Returns the number of bytes."""
         view = memoryview(data)
-        # An array with a dimension of 0 cannot be cast.
+        # An array with a dimension of length 0 cannot be cast.
         return self._held().write(view.cast("B")) if view.nbytes else 0
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        """Moves the position; what lies between the end and a later one becomes zeros."""
+        """Moves the position. Bytes between the end and a later position become zeros."""
         return self._held().seek(offset, whence)
 
     def tell(self) -> int:
@@ -182,14 +181,14 @@ class ObjectWriter(io.BufferedIOBase):
         return self._held().tell()
 
     def truncate(self, size: int | None = None, /) -> int:
-        """Cuts what was written, at the position where no size is given."""
+        """Truncates the data to `size` bytes, by default to the position."""
         held = self._held()
         size = held.tell() if size is None else size
         held.truncate(size)
         return size
 
     def close(self) -> None:
-        """Stores the object, unless a transaction will. Raises what `put` raises."""
+        """Stores the object if `autocommit`. Raises the errors of `Client.put`."""
         if self.closed:
             return
         try:
@@ -201,7 +200,7 @@ class ObjectWriter(io.BufferedIOBase):
             super().close()
 
     def commit(self) -> None:
-        """Stores the object, once."""
+        """Stores the object. Does nothing on the second call."""
         held, self._bytes = self._bytes, None
         if held is None:
             return
@@ -213,14 +212,14 @@ class ObjectWriter(io.BufferedIOBase):
             self._store(held.read() if length <= _IN_MEMORY else held)
 
     def discard(self) -> None:
-        """Forgets what was written; what is written from now on, such as the end of a compressed file, too."""
+        """Drops the written data, and data that is written later, such as the end of a compressed file."""
         held, self._bytes = self._bytes, None if self.closed else io.BytesIO()
         self._is_discarded = True
         if held is not None:
             held.close()
 
     def flush(self, force: bool = False) -> None:  # noqa: ARG002 - fsspec's files have it
-        """Nothing: an object is stored as a whole. For a closed file it raises ValueError."""
+        """Does nothing: an object is stored as a whole. Raises ValueError if the file is closed."""
         if self.closed:
             raise ValueError(f"{self.path}: the file is closed")
 
@@ -241,7 +240,7 @@ class ObjectWriter(io.BufferedIOBase):
 
 
 class CompressedWriter(io.BufferedIOBase):
-    """An `ObjectWriter` behind a compressor: closing it ends the compressed file and stores it."""
+    """A compressor that writes to an `ObjectWriter`. Closing it ends the compressed data and stores the object."""
 
     def __init__(self, stored: ObjectWriter, compressor: Any) -> None:
         self._stored = stored
@@ -259,7 +258,7 @@ class CompressedWriter(io.BufferedIOBase):
         return True
 
     def write(self, data: "ReadableBuffer", /) -> int:
-        """Takes all of `data`. Returns how many bytes that were."""
+        """Compresses all of `data`. Returns its number of bytes."""
         self._compressor.write(data)
         return memoryview(data).nbytes
 
@@ -268,7 +267,7 @@ class CompressedWriter(io.BufferedIOBase):
         self._stored.discard()
 
     def close(self) -> None:
-        """Stores the object. Raises what `put` raises."""
+        """Stores the object. Raises the errors of `Client.put`."""
         if self.closed:
             return
         try:
@@ -282,7 +281,7 @@ class CompressedWriter(io.BufferedIOBase):
 
 
 class TextWriter(io.TextIOWrapper):
-    """Text on its way to one of the others."""
+    """A text file that writes to an `ObjectWriter` or `CompressedWriter`."""
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: "TracebackType | None"
@@ -297,7 +296,7 @@ class TextWriter(io.TextIOWrapper):
 
 
 def _is_left_by_another(before: BaseException | None) -> bool:
-    """Whether a library closes the file because an exception leaves its block: it tells the file nothing of that."""
+    """Whether a library closes the file because an exception leaves its block: these call `close` only."""
     error = sys.exc_info()[1]
     if error is None or error is before:
         return False
@@ -314,8 +313,8 @@ def _is_left_by_another(before: BaseException | None) -> bool:
     return False
 
 
-#: Libraries whose blocks close files without a word of the exception that leaves them; those that do so anywhere.
+#: Libraries whose `__exit__` calls only `close` after an exception; libraries that do so anywhere.
 _CLOSING_BLOCKS = ("fsspec.", "contextlib", "pandas.", "pyarrow.")
 _CLOSING_ALWAYS = ("pandas.io.",)
-#: How far up the caller is looked for.
+#: Maximum number of stack frames to search.
 _FRAMES = 20

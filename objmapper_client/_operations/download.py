@@ -1,4 +1,4 @@
-"""A content on a connection of its own: an answer that has begun, and what is received of it."""
+"""Receives a content on an exclusive connection."""
 
 from objmapper_client._connection import socket_io
 from objmapper_client._connection.connection import CHUNK, Connection
@@ -11,42 +11,42 @@ from objmapper_client.protocol.v1 import ContentReply, DescriptorReply, ErrorRep
 from objmapper_client.protocol.v2_requests import CloseAck, CloseFrame, Operation
 from objmapper_client.protocol.v2_responses import NO_METADATA, Metadata, ResponseHead
 
-# Up to this many bytes that are left of a content are received and dropped, to keep the connection.
-_WORTH_DROPPING = 1 << 18
+# Bytes of an unwanted rest of a content that the client receives and discards, to keep the connection.
+_MAX_DISCARD = 1 << 18
 
 
 class Download:
-    """An answer that has begun: a descriptor, which the connection has, or the length of a content that follows there.
+    """A response whose head has come. Its descriptor is in the connection, or its content follows there.
 
-    `length` are the bytes that were asked for and are there, `left` those of them still to come, `size` is the
-    object's.
+    In bytes: `length` of the requested range, `left` of it still to come, `size` of the object, `skip` before the range
+    and `surplus` after it (version 1 sends the whole object).
     """
 
-    __slots__ = ("before", "behind", "connection", "left", "length", "metadata", "size")
+    __slots__ = ("connection", "left", "length", "metadata", "size", "skip", "surplus")
 
     def __init__(self, connection: Connection, content_len: int, metadata: Metadata, requested: Details) -> None:
         self.connection = connection
         self.metadata = metadata
-        self.before = self.behind = 0
+        self.skip = self.surplus = 0
         self.length = self.left = content_len
         self.size: int | None = metadata.size
         if connection.version == 1:
-            # Version 1 has no ranges: everything comes.
+            # Version 1 has no ranges: the server sends the whole object.
             self.size = content_len
             if requested:
-                self._cut(content_len, *requested[:2])
+                self._apply_range(content_len, *requested[:2])
 
-    def _cut(self, content_len: int, offset: int | None, length: int | None) -> None:
-        self.before = min(offset or 0, content_len)
-        rest = content_len - self.before
+    def _apply_range(self, content_len: int, offset: int | None, length: int | None) -> None:
+        self.skip = min(offset or 0, content_len)
+        rest = content_len - self.skip
         self.length = self.left = rest if length is None else min(rest, length)
-        self.behind = rest - self.length
+        self.surplus = rest - self.length
 
 
 def begin(pool: Pool, operation: Operation, uri: str, requested: Details = NO_DETAILS) -> Effects[Download]:
-    """Asks for an object on a connection of its own, and waits for the head of the answer.
+    """Requests an object on an exclusive connection, and waits for the head of the response.
 
-    Raises what the server answered. The connection stays with what has begun: see `finish` and `give_up`.
+    Raises the server's error response. The download owns the connection until `finish`, `leave` or `abort`.
     """
     return (yield from with_exclusive(pool, lambda connection: _begin(pool, connection, operation, uri, requested)))
 
@@ -55,42 +55,42 @@ def _begin(pool: Pool, connection: Connection, operation: Operation, uri: str, r
     if connection.version == 1:
         return (yield from _begin_v1(pool, connection, operation, uri, requested))
     left: float = yield TIME_LEFT
-    connection.last_id = number = connection.last_id + 1 & 0xFFFFFFFF
-    yield from socket_io.send(connection, encode(number, operation, uri, requested, max(left, 0.001)))
-    head = yield from head_of(connection, number, operation, uri)
+    connection.last_id = request_id = connection.last_id + 1 & 0xFFFFFFFF
+    yield from socket_io.send(connection, encode(request_id, operation, uri, requested, max(left, 0.001)))
+    head = yield from receive_head(connection, request_id, operation, uri)
     if operation is Operation.FDPASS:
         socket_io.check_descriptor(connection)
         return Download(connection, 0, head.metadata, requested)
-    offset, most = requested[:2] if requested else (None, None)
+    offset, max_bytes = requested[:2] if requested else (None, None)
     size = head.metadata.size
-    if most is not None and head.content_len > most:
+    if max_bytes is not None and head.content_len > max_bytes:
         raise RemoteProtocolError(
             f"{connection.address}: the server sends {head.content_len} bytes, more than it was asked for"
         )
-    if size is not None and head.content_len != (due := range_length(size, offset or 0, most)):
-        what = "of" if head.content_len < due else "bytes, more than"
-        raise RemoteProtocolError(f"{uri}: the server sends {head.content_len} {what} the {due} bytes that it has")
+    if size is not None and head.content_len != (expected := range_length(size, offset or 0, max_bytes)):
+        what = "of" if head.content_len < expected else "bytes, more than"
+        raise RemoteProtocolError(f"{uri}: the server sends {head.content_len} {what} the {expected} bytes that it has")
     return Download(connection, head.content_len, head.metadata, requested)
 
 
 def range_length(size: int, offset: int, length: int | None) -> int:
-    """How many bytes of an object a range has."""
-    there = max(0, size - offset)
-    return there if length is None else min(there, length)
+    """The number of an object's bytes that a range covers."""
+    available = max(0, size - offset)
+    return available if length is None else min(available, length)
 
 
-def head_of(connection: Connection, number: int, operation: Operation, uri: str) -> Effects[ResponseHead]:
-    """The head of the answer to the only request on a connection. Raises what the server answered."""
-    while (head := next_head(connection, number, operation, uri)) is None:
+def receive_head(connection: Connection, request_id: int, operation: Operation, uri: str) -> Effects[ResponseHead]:
+    """Waits for the head of the response to the only request on a connection. Raises the server's error response."""
+    while (head := next_head(connection, request_id, operation, uri)) is None:
         connection.responses.feed((yield from socket_io.receive(connection)))
     return head
 
 
 def next_head(
-    connection: Connection, number: int, operation: Operation, uri: str, *, is_spent: bool = False
+    connection: Connection, request_id: int, operation: Operation, uri: str, *, is_spent: bool = False
 ) -> ResponseHead | None:
     """The same, of what has come so far. Where `is_spent`, an answer leaves the connection of no more use."""
-    while (head := connection.responses.next({number: operation}.get)) is not None:
+    while (head := connection.responses.next({request_id: operation}.get)) is not None:
         if isinstance(head, ResponseHead):
             connection.is_closing |= is_spent
             if operation is not Operation.FDPASS or head.status:
@@ -114,7 +114,7 @@ def _begin_v1(
     while (reply := decoder.next(mode)) is None:
         decoder.feed((yield from socket_io.receive(connection)))
     if pool.version is None and not isinstance(reply, ErrorReply):
-        # The server hung up on a hello, and answers this.
+        # The server closed the connection after a hello, and answers version 1.
         pool.assume_version_1(is_certain=False)
     match reply:
         case DescriptorReply():
@@ -130,37 +130,37 @@ def _begin_v1(
             raise error_for(status, message, uri)
 
 
-def next_chunk(_: Pool, download: Download, most: int) -> Effects[bytes]:
-    """The next 1 to `most` bytes of a content; nothing at its end."""
-    return (yield from _next(download, most))
+def next_chunk(_: Pool, download: Download, max_bytes: int) -> Effects[bytes]:
+    """Receives the next 1 to `max_bytes` bytes of a content; b"" at its end."""
+    return (yield from _next_piece(download, max_bytes))
 
 
-def _next(download: Download, most: int) -> Effects[bytes]:
-    while download.before:
-        download.before -= len((yield from _some(download.connection, min(download.before, CHUNK))))
+def _next_piece(download: Download, max_bytes: int) -> Effects[bytes]:
+    while download.skip:
+        download.skip -= len((yield from _receive_some(download.connection, min(download.skip, CHUNK))))
     if download.left == 0:
         return b""
-    chunk = yield from _some(download.connection, min(most, download.left))
+    chunk = yield from _receive_some(download.connection, min(max_bytes, download.left))
     download.left -= len(chunk)
     return chunk
 
 
-def _some(connection: Connection, most: int) -> Effects[bytes]:
+def _receive_some(connection: Connection, max_bytes: int) -> Effects[bytes]:
     decoder = connection.replies if connection.version == 1 else connection.responses
-    chunk = decoder.take_content(most)
+    chunk = decoder.take_content(max_bytes)
     if not chunk:
-        chunk = yield from socket_io.receive_some(connection, most)
+        chunk = yield from socket_io.receive_some(connection, max_bytes)
     socket_io.refuse_descriptors(connection)
     return chunk
 
 
 def fill(download: Download, buffer: memoryview) -> Effects[None]:
-    """The whole content, into `buffer`, which must have its length."""
+    """Receives the whole content into `buffer`, which must have its length."""
     connection, at = download.connection, 0
     decoder = connection.replies if connection.version == 1 else connection.responses
     while download.left:
-        if download.before or not decoder.is_empty:
-            chunk = yield from _next(download, download.left)
+        if download.skip or not decoder.is_empty:
+            chunk = yield from _next_piece(download, download.left)
             buffer[at : at + len(chunk)] = chunk
             at += len(chunk)
         else:
@@ -171,16 +171,16 @@ def fill(download: Download, buffer: memoryview) -> Effects[None]:
 
 
 def finish(pool: Pool, download: Download) -> Effects[None]:
-    """Gives the connection back. What is left of the content is dropped if it is little, and else the connection is."""
-    behind = download.before + download.left + download.behind
-    if behind > _WORTH_DROPPING:
+    """Returns the connection to the pool. Discards a short rest of the content; closes the connection if it is long."""
+    remaining = download.skip + download.left + download.surplus
+    if remaining > _MAX_DISCARD:
         pool.discard(download.connection)
         return
     try:
-        while behind:
-            behind -= len((yield from _some(download.connection, min(behind, CHUNK))))
+        while remaining:
+            remaining -= len((yield from _receive_some(download.connection, min(remaining, CHUNK))))
     except (ConnectionFailed, RequestTimeout):
-        # The caller did not want these bytes.
+        # The caller does not need these bytes.
         pool.discard(download.connection)
         return
     except BaseException:
@@ -195,20 +195,20 @@ def finish(pool: Pool, download: Download) -> Effects[None]:
 
 
 def leave(pool: Pool, download: Download) -> None:
-    """Gives the connection back where the rest of the content has come already, and else drops it. It never waits."""
+    """Returns the connection to the pool if the rest of the content has come, else closes it. Never waits."""
     connection = download.connection
-    behind = download.before + download.left + download.behind
+    remaining = download.skip + download.left + download.surplus
     try:
-        while behind:
+        while remaining:
             decoder = connection.replies if connection.version == 1 else connection.responses
-            came = decoder.take_content(behind)
-            if not came:
-                # No more than the rest of the content: what is behind it is for the decoder.
-                came = socket_io.receive_now(connection, behind)
-            if not came:
+            received = decoder.take_content(remaining)
+            if not received:
+                # Read no more than the rest of the content: bytes after it belong to the decoder.
+                received = socket_io.receive_now(connection, remaining)
+            if not received:
                 pool.discard(connection)
                 return
-            behind -= len(came)
+            remaining -= len(received)
         socket_io.refuse_descriptors(connection)
         expect_end(connection)
     except BaseException:
@@ -218,7 +218,7 @@ def leave(pool: Pool, download: Download) -> None:
 
 
 def expect_end(connection: Connection) -> None:
-    """Raises RemoteProtocolError where the server sent more than it was asked for."""
+    """Raises RemoteProtocolError if the server sent more than the response."""
     if connection.version == 1:
         is_more = not connection.replies.is_empty
     else:
@@ -230,5 +230,5 @@ def expect_end(connection: Connection) -> None:
 
 
 def abort(pool: Pool, download: Download) -> None:
-    """Has the connection closed, whatever is still to come."""
+    """Closes the connection."""
     pool.discard(download.connection)

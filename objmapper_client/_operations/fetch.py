@@ -1,34 +1,34 @@
-"""An object, or its bytes: by descriptor, or copied."""
+"""Opens an object or reads its bytes: by descriptor, or copied."""
 
 import io
 from collections.abc import Callable
 from typing import NamedTuple
 
-from objmapper_client._connection.pending_request import NO_DETAILS, PendingRequest, SimpleRequest, Verb, details
+from objmapper_client._connection.pending_request import NO_DETAILS, PendingRequest, Runnable, SimpleRequest, details
 from objmapper_client._connection.pool import Pool
 from objmapper_client._files.memory import MemoryFile
 from objmapper_client._operations.download import Download, abort, begin, fill, finish, range_length
-from objmapper_client._operations.requests import violation_by
-from objmapper_client._runtime.descriptors import give_last
+from objmapper_client._operations.requests import protocol_violation
+from objmapper_client._runtime.descriptors import move_last
 from objmapper_client._runtime.effects import Effects, RunBlocking
 from objmapper_client.errors import Conflict, LocalProtocolError, ObjmapperError
 from objmapper_client.object import Object, too_large, truncated
 from objmapper_client.protocol.v1 import Mode
 from objmapper_client.protocol.v2_requests import Operation
 
-#: A content up to this length shares a connection with other answers; what is longer would hold them up.
+#: Maximum bytes of a content on the shared connection. Longer ones would delay other responses.
 MAX_SHARED = 1 << 18
 
 
-#: Reading more than this from a file is left to a thread by an event loop.
-_QUICK = 1 << 18
+#: Bytes of a file that an event loop reads itself; a thread reads more than this.
+_INLINE_LIMIT = 1 << 18
 
 
-#: Of a buffer that is filled by another thread this much is filled at once.
+#: Bytes that another thread reads into a buffer in one call.
 _PIECE = 8 << 20
 
 
-# Looking members up in their enumerations costs more than one thinks: see `object`.
+# Looking up enum members is slow: see `object`.
 _FDPASS, _BY_DESCRIPTOR = Operation.FDPASS, Mode.FDPASS
 
 
@@ -39,36 +39,36 @@ Result = Object | ObjmapperError
 
 
 class OpenRequest(SimpleRequest[Object]):
-    """An object by descriptor."""
+    """Opens an object by descriptor."""
 
     _found: Object | None = None
 
     def result(self) -> Object:
-        """The object that came."""
+        """The object, which owns the received descriptor."""
         metadata = self.metadata
-        # Spelled out: this is what programs do all the time, and each call counts.
+        # The constructor inlined: this is the hot path.
         found = self._found = Object.__new__(Object)
         found.uri, found.mode, found.etag, found.mtime = self.uri, _BY_DESCRIPTOR, metadata[2], metadata[1]
-        # Both have it for a moment: see `drop`.
+        # Both own it for a moment: see `discard_locked`.
         found._descriptor = self._descriptor
         self._descriptor = -1
         found._examine()
         return found
 
     def discard_locked(self) -> None:
-        """`discard`, for a caller that has the connection's lock."""
+        """`discard` for a caller that holds the connection's lock."""
         if self._found is not None and self._found._descriptor == self._descriptor:
             self._descriptor = -1
         super().discard_locked()
 
     def fallback_v1(self, pool: Pool) -> Effects[Object]:
-        """The same on a connection of its own, in the version that the server speaks by then."""
+        """Opens the object on an exclusive connection, in version 1 or what the server speaks by then."""
         download = yield from begin(pool, Operation.FDPASS, self.uri)
         connection, metadata = download.connection, download.metadata
         try:
             found = Object(-1, self.uri, Mode.COPY, 0, metadata.etag, metadata.mtime)
             found.mode = Mode.FDPASS
-            give_last(connection.descriptors, found)
+            move_last(connection.descriptors, found)
             pool.release(connection)
         except BaseException:
             pool.discard(connection)
@@ -77,13 +77,13 @@ class OpenRequest(SimpleRequest[Object]):
         return found
 
 
-def open_object(pool: Pool, uri: str, mode: Mode) -> Verb[Object]:
-    """An object: its own descriptor, or a memory file that holds the bytes."""
+def open_object(pool: Pool, uri: str, mode: Mode) -> Runnable[Object]:
+    """Opens an object: its descriptor, or a memory file with its bytes."""
     return OpenRequest(_FDPASS, uri) if mode is _BY_DESCRIPTOR else _open_copy(pool, uri, mode)
 
 
-def opened(pool: Pool, uri: str, mode: Mode) -> Effects[Object]:
-    """`open_object` as a step of something else."""
+def run_open(pool: Pool, uri: str, mode: Mode) -> Effects[Object]:
+    """`open_object` as part of another operation."""
     operation = open_object(pool, uri, mode)
     if not isinstance(operation, SimpleRequest):
         return (yield from operation)
@@ -97,59 +97,59 @@ def opened(pool: Pool, uri: str, mode: Mode) -> Effects[Object]:
 def _open_copy(pool: Pool, uri: str, mode: Mode) -> Effects[Object]:
     memory = MemoryFile()
     try:
-        got = yield from _copy(pool, uri, mode, 0, None, memory.make_room)
-        if got.content is not None:
-            memory.write(got.content)
-        return memory.become(uri, mode, got.length, etag=got.etag, mtime=got.mtime)
+        fetched = yield from _copy(pool, uri, mode, 0, None, memory.allocate)
+        if fetched.content is not None:
+            memory.write(fetched.content)
+        return memory.to_object(uri, mode, fetched.length, etag=fetched.etag, mtime=fetched.mtime)
     except BaseException:
         memory.close()
         raise
 
 
 def read(pool: Pool, uri: str, mode: Mode, offset: int, length: int | None) -> Effects[bytes]:
-    """An object's bytes, or a range of them."""
+    """Reads an object's bytes, or a range of them."""
     _check_range(offset, length)
     if mode is Mode.FDPASS:
-        with (yield from opened(pool, uri, mode)) as found:
+        with (yield from run_open(pool, uri, mode)) as found:
             wanted = range_length(found.size, offset, length)
-            if wanted <= _QUICK:
+            if wanted <= _INLINE_LIMIT:
                 data = found.pread(wanted, offset)
             else:
                 data = yield RunBlocking(lambda: found.pread(wanted, offset))
             if len(data) < wanted:
                 raise truncated(uri, len(data), wanted)
             return data
-    room = _BytesRoom()
-    got = yield from _copy(pool, uri, mode, offset, length, room.make)
-    return room.take() if got.content is None else got.content
+    target = _BytesBuffer()
+    fetched = yield from _copy(pool, uri, mode, offset, length, target.make)
+    return target.take() if fetched.content is None else fetched.content
 
 
 def readinto(pool: Pool, uri: str, mode: Mode, buffer: memoryview, offset: int) -> Effects[int]:
-    """An object's bytes from `offset` on, into the front of `buffer`, as many as it takes."""
+    """Reads an object's bytes from `offset` into `buffer`. Returns their number."""
     _check_range(offset, None)
     if mode is Mode.FDPASS:
-        with (yield from opened(pool, uri, mode)) as found:
+        with (yield from run_open(pool, uri, mode)) as found:
             wanted = range_length(found.size, offset, len(buffer))
-            if len(buffer) <= _QUICK:
+            if len(buffer) <= _INLINE_LIMIT:
                 count = found.readinto(buffer, offset)
             else:
-                count, came = 0, -1
-                while count < wanted and came:
-                    # In pieces: where the call is cancelled, the piece that is being read is waited for.
+                count, count_read = 0, -1
+                while count < wanted and count_read:
+                    # In pieces, because a cancelled call waits for the piece that is being read.
                     piece, at = buffer[count : count + _PIECE], offset + count
-                    came = yield RunBlocking(lambda piece=piece, at=at: found.readinto(piece, at))  # type: ignore[misc]
-                    count += came
+                    count_read = yield RunBlocking(lambda piece=piece, at=at: found.readinto(piece, at))  # type: ignore[misc]
+                    count += count_read
             if count < wanted:
                 raise truncated(uri, count, wanted)
             return count
-    got = yield from _copy(pool, uri, mode, offset, len(buffer), lambda length: buffer[:length])
-    if got.content is not None:
-        buffer[: got.length] = got.content
-    return got.length
+    fetched = yield from _copy(pool, uri, mode, offset, len(buffer), lambda length: buffer[:length])
+    if fetched.content is not None:
+        buffer[: fetched.length] = fetched.content
+    return fetched.length
 
 
 class FetchResult(NamedTuple):
-    """How a copy ended: its length, what the server said of the object, and the bytes where no room was made."""
+    """The result of a copy: its length, the object's metadata, and the bytes unless they were received in place."""
 
     length: int
     etag: str | None
@@ -158,49 +158,49 @@ class FetchResult(NamedTuple):
 
 
 def _copy(
-    pool: Pool, uri: str, mode: Mode, offset: int, length: int | None, make_room: Callable[[int], memoryview]
+    pool: Pool, uri: str, mode: Mode, offset: int, length: int | None, allocate: Callable[[int], memoryview]
 ) -> Effects[FetchResult]:
-    """The bytes of an object, or of a range of it.
+    """Copies the bytes of an object, or of a range of it.
 
-    The first part is asked for on the shared connection. What is longer goes on with a connection of its own, provided
-    that the object is still the same; else all of it comes from there.
+    Requests the first part on the shared connection. If the content is longer, an exclusive connection fetches the rest
+    if the object's version is unchanged, and else the whole content.
     """
     operation = _OPERATIONS[mode]
     if length is None or length <= MAX_SHARED:
-        said = _range(offset, MAX_SHARED if length is None else length)
-        first = PendingRequest(operation, uri).with_parameters(said, most=MAX_SHARED)
+        parameters = _range(offset, MAX_SHARED if length is None else length)
+        first = PendingRequest(operation, uri).with_parameters(parameters, max_content=MAX_SHARED)
         if (yield first):
             _, mtime, etag = first.metadata[:3]
             if is_complete(first, offset, length):
                 return FetchResult(len(first.content), etag, mtime, first.content)
-            got = yield from fetch_remainder(pool, first, offset, make_room)
-            if got is not None:
-                return got
+            fetched = yield from fetch_remainder(pool, first, offset, allocate)
+            if fetched is not None:
+                return fetched
     download = yield from begin(pool, operation, uri, _range(offset, length))
-    yield from _receive(pool, download, make_room, b"")
+    yield from _receive(pool, download, allocate, b"")
     return FetchResult(download.length, download.metadata.etag, download.metadata.mtime)
 
 
 def is_complete(first: PendingRequest, offset: int, length: int | None) -> bool:
-    """Whether a first part is all that was asked for. Raises RemoteProtocolError where it is not as long as it must."""
-    have, size = len(first.content), first.metadata.size
+    """Whether a first part is the whole range. Raises RemoteProtocolError if its length is wrong."""
+    prefix, size = len(first.content), first.metadata.size
     if size is None:
-        return have < MAX_SHARED or have == length
+        return prefix < MAX_SHARED or prefix == length
     wanted = range_length(size, offset, length)
-    if have != min(wanted, MAX_SHARED):
-        what = "of" if have < wanted else "bytes, more than"
-        raise violation_by(first, f"{first.uri}: the server sent {have} {what} the {wanted} bytes that it has")
-    return have == wanted
+    if prefix != min(wanted, MAX_SHARED):
+        what = "of" if prefix < wanted else "bytes, more than"
+        raise protocol_violation(first, f"{first.uri}: the server sent {prefix} {what} the {wanted} bytes that it has")
+    return prefix == wanted
 
 
 def fetch_remainder(
-    pool: Pool, first: PendingRequest, offset: int, make_room: Callable[[int], memoryview]
+    pool: Pool, first: PendingRequest, offset: int, allocate: Callable[[int], memoryview]
 ) -> Effects[FetchResult | None]:
-    """All that a first part is the beginning of. None where the object has changed since."""
+    """Fetches the rest of a content whose first part has come. Returns None if the object has changed since."""
     size, mtime, etag = first.metadata[:3]
     if size is None or etag is None:
         return None
-    start, have = offset + len(first.content), first.content
+    start, prefix = offset + len(first.content), first.content
     requested = details(offset=start, length=size - start, if_match=etag)
     try:
         download = yield from begin(pool, first.operation, first.uri, requested)
@@ -209,23 +209,23 @@ def fetch_remainder(
     if download.metadata.etag not in (None, etag) or download.length != size - start:
         abort(pool, download)
         return None
-    yield from _receive(pool, download, make_room, have)
+    yield from _receive(pool, download, allocate, prefix)
     return FetchResult(size - offset, etag, mtime)
 
 
-def _receive(pool: Pool, download: Download, make_room: Callable[[int], memoryview], have: bytes) -> Effects[None]:
+def _receive(pool: Pool, download: Download, allocate: Callable[[int], memoryview], prefix: bytes) -> Effects[None]:
     try:
-        room = make_room(len(have) + download.length)
-        room[: len(have)] = have
-        yield from fill(download, room[len(have) :])
+        target = allocate(len(prefix) + download.length)
+        target[: len(prefix)] = prefix
+        yield from fill(download, target[len(prefix) :])
     except BaseException:
         abort(pool, download)
         raise
     yield from finish(pool, download)
 
 
-class _BytesRoom:
-    """Room for bytes that are received in place and never copied."""
+class _BytesBuffer:
+    """A buffer that becomes a bytes object without a copy."""
 
     def __init__(self) -> None:
         self._file = io.BytesIO()
@@ -233,8 +233,7 @@ class _BytesRoom:
 
     def make(self, length: int) -> memoryview:
         try:
-            # The only reference to these bytes is the file's: it lets them be written to, and gives them out as they
-            # are.
+            # The file has the only reference to these bytes: it makes them writable, and returns them without a copy.
             self._file = io.BytesIO(bytes(length))
         except (MemoryError, OverflowError):
             raise too_large(length) from None

@@ -1,9 +1,9 @@
-"""The operations of each transport: the one place where clients tell addresses apart."""
+"""The operations of each transport. Only this module chooses code by the kind of address."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from objmapper_client._connection.pending_request import Verb
+from objmapper_client._connection.pending_request import Runnable
 from objmapper_client._connection.pool import Pool
 from objmapper_client._operations import socket_operations
 from objmapper_client._operations.fetch import Result
@@ -16,73 +16,73 @@ from objmapper_client.protocol.v2_responses import Entry, LeftOut
 
 
 class Operations(Protocol):
-    """What a module for a transport has. No function of it waits: generators yield the effects of `effects`.
+    """The functions of a transport's module. None blocks: they return generators that yield effects.
 
-    What `begin_stream` returns is for the three that follow it, and for no others.
+    `next_chunk`, `leave` and `abort` take what `begin_stream` returned.
     """
 
     @property
     def make_pool(self) -> type[Pool]:
-        """Makes what the verbs take their connections from."""
+        """The class of the transport's connection pool."""
         raise NotImplementedError
 
     def best_mode(self, address: Address, /) -> Mode:
-        """The cheapest way that the transport has."""
+        """The transport's cheapest mode."""
         raise NotImplementedError
 
-    def open_object(self, pool: Pool, uri: str, mode: Mode, /) -> Verb[Object]:
-        """An object."""
+    def open_object(self, pool: Pool, uri: str, mode: Mode, /) -> Runnable[Object]:
+        """Opens an object."""
         raise NotImplementedError
 
     def open_many(self, pool: Pool, uris: Sequence[str], mode: Mode, /) -> Effects[list[Result]]:
-        """An object or an error for each URI."""
+        """Opens many objects. Returns an object or an error for each URI, in their order."""
         raise NotImplementedError
 
     def read(self, pool: Pool, uri: str, mode: Mode, offset: int, length: int | None, /) -> Effects[bytes]:
-        """An object's bytes, or a range of them."""
+        """Reads an object's bytes, or a range of them."""
         raise NotImplementedError
 
     def readinto(self, pool: Pool, uri: str, mode: Mode, buffer: memoryview, offset: int, /) -> Effects[int]:
-        """An object's bytes, into a buffer."""
+        """Reads an object's bytes into a buffer. Returns their number."""
         raise NotImplementedError
 
     def begin_stream(self, pool: Pool, uri: str, mode: Mode, offset: int, length: int | None, /) -> Effects[Any]:
-        """What a stream is taken from: an object, or an answer that has begun."""
+        """Opens a stream."""
         raise NotImplementedError
 
-    def next_chunk(self, pool: Pool, download: Any, most: int, /) -> Effects[bytes]:
-        """The next 1 to `most` bytes of a content; nothing at its end."""
+    def next_chunk(self, pool: Pool, download: Any, max_bytes: int, /) -> Effects[bytes]:
+        """Reads the next 1 to `max_bytes` bytes of a stream; b"" at its end."""
         raise NotImplementedError
 
     def leave(self, pool: Pool, download: Any, /) -> None:
-        """Wants no more of it. The connection is kept where that takes no waiting."""
+        """Ends a stream. Keeps the connection if that needs no waiting, else closes it."""
         raise NotImplementedError
 
     def abort(self, pool: Pool, download: Any, /) -> None:
-        """Has the connection closed, whatever is still to come."""
+        """Ends a stream and closes its connection."""
         raise NotImplementedError
 
-    def stat(self, pool: Pool, uri: str, /) -> Verb[Stat]:
-        """What the server says of an object."""
+    def stat(self, pool: Pool, uri: str, /) -> Runnable[Stat]:
+        """Gets an object's metadata."""
         raise NotImplementedError
 
     def list_page(
         self, pool: Pool, prefix: str, page_size: int, cursor: bytes | None, /
-    ) -> Verb[tuple[list[Entry], bytes | None, list[LeftOut]]]:
-        """A page of a list, and where the next one begins."""
+    ) -> Runnable[tuple[list[Entry], bytes | None, list[LeftOut]]]:
+        """Gets a page of a list, the cursor of the next page, and the omitted entries."""
         raise NotImplementedError
 
-    def put(self, pool: Pool, uri: str, wanted: PutArguments, /) -> Effects[Stat]:
+    def put(self, pool: Pool, uri: str, arguments: PutArguments, /) -> Effects[Stat]:
         """Stores an object."""
         raise NotImplementedError
 
-    def delete(self, pool: Pool, uri: str, if_match: str | None, /) -> Verb[None]:
+    def delete(self, pool: Pool, uri: str, if_match: str | None, /) -> Runnable[None]:
         """Removes an object."""
         raise NotImplementedError
 
 
 def operations_for(address: Address) -> Operations:
-    """The operations of the transport that leads to this address."""
+    """Returns the operations of the address's transport."""
     if isinstance(address, UdpAddress):
         from objmapper_client._udp import operations
 

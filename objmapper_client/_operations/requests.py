@@ -1,10 +1,10 @@
-"""The requests whose answer is no content: stat, list, delete, and the arguments of a put."""
+"""The stat, list and delete requests, and the arguments of a put."""
 
 from collections.abc import Callable
 from typing import NamedTuple
 
 from objmapper_client._connection.dispatch import require_version_2
-from objmapper_client._connection.pending_request import PendingRequest, SimpleRequest, Verb, details
+from objmapper_client._connection.pending_request import PendingRequest, Runnable, SimpleRequest, details
 from objmapper_client._connection.pool import Pool
 from objmapper_client._runtime.effects import Effects
 from objmapper_client.errors import LocalProtocolError, RemoteProtocolError
@@ -19,36 +19,36 @@ from objmapper_client.protocol.v2_responses import (
     in_nanoseconds,
 )
 
-#: Bytes of a list's page at most: servers end it at 1 MiB.
+#: Maximum bytes of a list's page. Servers end a page at 1 MiB.
 _MAX_PAGE = 1 << 24
-#: The form of a list's entries that says nanoseconds, and what was left out.
-_DETAILED = 1
-#: Pages without an entry, one after the other, that a list may have.
+#: The form of list entries with nanoseconds and omitted entries.
+_DETAILED_FORM = 1
+#: Maximum consecutive pages without an entry.
 _EMPTY_PAGES = 10_000
 
 
-class _Stated(NamedTuple):
+class _StatFields(NamedTuple):
     uri: str
     size: int
     mtime: int
     etag: str
 
 
-class Stat(_Stated):
-    """What a server says of an object: size in bytes, modification time in seconds since 1970 (0 over UDP), version.
+class Stat(_StatFields):
+    """An object's metadata: size in bytes, modification time in seconds since 1970 (0 over UDP), version (`etag`).
 
-    Beside them, as in `os.stat_result`: `mtime_ns`, the time in nanoseconds, None where the server does not send it.
+    As in `os.stat_result` there is also `mtime_ns`, the time in nanoseconds; None if the server does not send it.
     """
 
     mtime_ns: int | None = None
 
 
 class StatRequest(SimpleRequest[Stat]):
-    """What the server says of an object; also after a put."""
+    """Gets an object's metadata; also the response to a put."""
 
     def result(self) -> Stat:
-        """What it said."""
-        return stat_of(self.uri, self.metadata)
+        """The object's metadata."""
+        return to_stat(self.uri, self.metadata)
 
     def fallback_v1(self, pool: Pool) -> Effects[Stat]:
         """Version 1 has no such request."""
@@ -56,13 +56,13 @@ class StatRequest(SimpleRequest[Stat]):
         return self.result()
 
 
-def stat(_: Pool, uri: str) -> Verb[Stat]:
-    """What the server says of an object."""
+def stat(_: Pool, uri: str) -> Runnable[Stat]:
+    """Gets an object's metadata."""
     return StatRequest(Operation.STAT, uri)
 
 
-def stat_of(uri: str, metadata: Metadata) -> Stat:
-    """What an answer says of its object."""
+def to_stat(uri: str, metadata: Metadata) -> Stat:
+    """Makes a `Stat` of a response's metadata. Raises RemoteProtocolError."""
     size, mtime = metadata.size or 0, metadata.mtime or 0
     check_size(size)
     found = Stat(uri, size, mtime, metadata.etag or "")
@@ -72,12 +72,12 @@ def stat_of(uri: str, metadata: Metadata) -> Stat:
 
 
 class DeleteRequest(SimpleRequest[None]):
-    """An object's removal."""
+    """Removes an object."""
 
     idempotent = False
 
     def result(self) -> None:
-        """Nothing."""
+        """Returns None."""
 
     def fallback_v1(self, pool: Pool) -> Effects[None]:
         """Version 1 has no such request."""
@@ -85,14 +85,14 @@ class DeleteRequest(SimpleRequest[None]):
         return self.result()
 
 
-def delete(_: Pool, uri: str, if_match: str | None) -> Verb[None]:
+def delete(_: Pool, uri: str, if_match: str | None) -> Runnable[None]:
     """Removes an object."""
     pending = DeleteRequest(Operation.DELETE, uri)
     return pending if if_match is None else pending.with_parameters(details(if_match=if_match))
 
 
 class PutArguments(NamedTuple):
-    """What is to be stored, and on which conditions."""
+    """The arguments of a put: the data, conditions, and a callback."""
 
     data: object
     length: int | None
@@ -102,18 +102,21 @@ class PutArguments(NamedTuple):
     progress: Callable[[int], None] | None
 
 
-#: The entries, where the next page begins, and what was left out.
+#: The entries, the cursor of the next page, and the omitted entries.
 Page = tuple[list[Entry], bytes | None, list[LeftOut]]
 
 
 class ListRequest(SimpleRequest[Page]):
-    """A page of a list."""
+    """Gets a page of a list."""
 
     def result(self) -> Page:
-        """The entries, where the next page begins (None where there is none), and what the server says it left out."""
+        """The entries, the cursor of the next page (None after the last page), and the entries that the server omitted.
+
+        Raises RemoteProtocolError for URIs that are outside of the prefix or could escape a client's directory.
+        """
         cursor = self.metadata.cursor or None
         try:
-            if self.metadata.form == _DETAILED:
+            if self.metadata.form == _DETAILED_FORM:
                 listed, left_out = decode_details(self.content)
             else:
                 listed, left_out = list(decode_entries(self.content)), []
@@ -121,11 +124,11 @@ class ListRequest(SimpleRequest[Page]):
                 check_size(size)
                 if not uri.startswith(self.uri):
                     raise RemoteProtocolError(f"the server listed {uri!r}, which does not begin with {self.uri!r}")
-                # The first test costs little, and most URIs pass it.
-                if ("/." in uri or "//" in uri or uri[0] == "." or uri[-1] == "/") and _strays(uri):
+                # The first test is cheap, and most URIs pass it.
+                if ("/." in uri or "//" in uri or uri[0] == "." or uri[-1] == "/") and _has_invalid_segment(uri):
                     raise RemoteProtocolError(f"the server listed {uri!r}, which has a segment that no object can have")
         except RemoteProtocolError as error:
-            raise violation_by(self, str(error)) from error
+            raise protocol_violation(self, str(error)) from error
         return listed, cursor, left_out
 
     def fallback_v1(self, pool: Pool) -> Effects[Page]:
@@ -134,26 +137,26 @@ class ListRequest(SimpleRequest[Page]):
         return self.result()
 
 
-def _strays(uri: str) -> bool:
-    """Whether a URI has a segment that is empty or leads elsewhere: as a path it could name any file of a client."""
+def _has_invalid_segment(uri: str) -> bool:
+    """Whether a URI has an empty segment, "." or "..": as a path it could name any file of the client."""
     return not {"", ".", ".."}.isdisjoint(uri.removeprefix("/").split("/"))
 
 
 class PageProgress:
-    """What came of a list so far. Its pages must go on, or a server could keep a client listing for ever."""
+    """Checks that the pages of a list advance, so that a server cannot keep a client listing for ever."""
 
     __slots__ = ("_cursors", "_last", "_prefix", "cursor")
 
     def __init__(self, prefix: str) -> None:
         self._prefix = prefix
         self._last = ""
-        #: Where the next page begins; None before the first and after the last.
+        #: The cursor of the next page; None before the first and after the last.
         self.cursor: bytes | None = None
-        # Those since the last entry.
+        # The cursors since the last entry.
         self._cursors: set[bytes] = set()
 
-    def new_of(self, page: Page) -> list[Entry]:
-        """The entries that were not in an earlier page. Raises RemoteProtocolError where the list does not go on."""
+    def add_page(self, page: Page) -> list[Entry]:
+        """Returns the entries that no earlier page had. Raises RemoteProtocolError if the list does not advance."""
         found, self.cursor, _ = page
         last, new = self._last, []
         for entry in found:
@@ -172,16 +175,16 @@ class PageProgress:
         return new
 
 
-def list_page(_: Pool, prefix: str, page_size: int, cursor: bytes | None) -> Verb[Page]:
-    """A page of a list, where the next one begins (None where there is none), and what was left out."""
+def list_page(_: Pool, prefix: str, page_size: int, cursor: bytes | None) -> Runnable[Page]:
+    """Gets a page of a list. Raises LocalProtocolError if `page_size` is less than 1."""
     if page_size < 1:
         raise LocalProtocolError(f"a page has at least 1 entry, not {page_size}")
-    said = details(limit=min(page_size, 0xFFFFFFFF), cursor=cursor, form=_DETAILED)
-    return ListRequest(Operation.LIST, prefix).with_parameters(said, most=_MAX_PAGE)
+    parameters = details(limit=min(page_size, 0xFFFFFFFF), cursor=cursor, form=_DETAILED_FORM)
+    return ListRequest(Operation.LIST, prefix).with_parameters(parameters, max_content=_MAX_PAGE)
 
 
-def violation_by(pending: PendingRequest, words: str) -> RemoteProtocolError:
-    """The error for an answer that cannot be true. No further requests are sent on its connection."""
+def protocol_violation(pending: PendingRequest, message: str) -> RemoteProtocolError:
+    """Makes the error for an inconsistent response, and stops using its connection for further requests."""
     if pending.multiplexer is not None:
         pending.multiplexer.close_when_idle()
-    return RemoteProtocolError(words)
+    return RemoteProtocolError(message)

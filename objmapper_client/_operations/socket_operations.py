@@ -1,4 +1,4 @@
-"""The operations over stream sockets, as `registry` hands them out. The first call imports what is rarely used."""
+"""The operations over stream sockets (Unix and TCP). The first call imports rarely used modules."""
 
 from collections.abc import Sequence
 
@@ -33,12 +33,12 @@ make_pool = Pool
 
 
 def best_mode(address: Address) -> Mode:
-    """The cheapest way that the transport has."""
+    """The transport's cheapest mode."""
     return Mode.FDPASS if isinstance(address, UnixAddress) else Mode.COPY
 
 
 def open_many(pool: Pool, uris: Sequence[str], mode: Mode) -> Effects[list[Result]]:
-    """An object or an error for each URI, in their order."""
+    """Opens many objects. Returns an object or an error for each URI, in their order."""
     try:
         from objmapper_client._operations.open_many import open_many
     except OSError as error:
@@ -46,10 +46,10 @@ def open_many(pool: Pool, uris: Sequence[str], mode: Mode) -> Effects[list[Resul
     return open_many(pool, uris, mode)
 
 
-def put(pool: Pool, uri: str, wanted: PutArguments) -> Effects[Stat]:
-    """Stores an object, whole or not at all."""
+def put(pool: Pool, uri: str, arguments: PutArguments) -> Effects[Stat]:
+    """Stores an object atomically."""
     try:
         from objmapper_client._operations.upload import put
     except OSError as error:
         raise at_limit(error) or error from error
-    return put(pool, uri, wanted)
+    return put(pool, uri, arguments)

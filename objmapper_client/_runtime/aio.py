@@ -1,7 +1,7 @@
-"""How tasks wait: for futures that an event loop's callbacks resolve. The only module that knows asyncio.
+"""The runtime for asyncio: performs effects with futures that the event loop's callbacks resolve.
 
-A shared connection has one callback for what comes, and one for what is to be sent: the requests of one turn of the
-loop leave in one call.
+A shared connection has one reader callback and one writer callback. All requests of one loop iteration are sent in one
+system call.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from typing import Any
 from objmapper_client._connection.connection import Connection
 from objmapper_client._connection.dispatch import send_request, with_server_error
 from objmapper_client._connection.multiplexer import Multiplexer, PipelineFull
-from objmapper_client._connection.pending_request import PendingRequest, SimpleRequest, Verb
+from objmapper_client._connection.pending_request import PendingRequest, Runnable, SimpleRequest
 from objmapper_client._connection.pool import Pool
 from objmapper_client._connection.resolver import look_up
 from objmapper_client._connection.socket_io import interrupted_error, timeout_error
@@ -32,30 +32,30 @@ from objmapper_client._runtime.effects import (
 )
 from objmapper_client.errors import ConnectionFailed, LocalProtocolError, ObjmapperError, RequestTimeout
 
-# Requests that are cancelled at once may fill a connection before the server gets to run: this long it has, in seconds.
+# Seconds that a server has to respond before a connection full of cancelled requests counts as stuck.
 _HANG_TIMEOUT = 1.0
 running_loop = asyncio.get_running_loop
 
 
 class AsyncioWaiter:
-    """What a task waits at until another opens it."""
+    """One task waits on it until another task calls `wake`."""
 
-    __slots__ = ("__weakref__", "_future", "_is_open", "_loop")
+    __slots__ = ("__weakref__", "_future", "_is_woken", "_loop")
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._future: asyncio.Future[bool] | None = None
-        self._is_open = False
+        self._is_woken = False
 
-    def open(self) -> None:
-        """Lets the one who waits go on. Can be called twice."""
-        self._is_open = True
+    def wake(self) -> None:
+        """Wakes the waiting task. May be called twice."""
+        self._is_woken = True
         if self._future is not None:
             _resolve(self._future, True)
 
     async def wait(self, loop: asyncio.AbstractEventLoop, seconds: float) -> bool:
-        """Whether it was opened in time."""
-        if self._is_open:
+        """Waits for `wake`. Returns False after `seconds`."""
+        if self._is_woken:
             return True
         self._future = loop.create_future()
         timer = loop.call_later(seconds, _resolve, self._future, False)
@@ -65,10 +65,10 @@ class AsyncioWaiter:
             timer.cancel()
 
 
-async def run(pool: Pool, operation: Verb[T]) -> T:
-    """Runs a verb as part of this task; after the pool's timeout RequestTimeout is raised in it.
+async def run(pool: Pool, operation: Runnable[T]) -> T:
+    """Runs an operation in this task. Raises RequestTimeout after the pool's timeout.
 
-    A cancellation is thrown into its steps, so that they leave nothing behind.
+    A cancellation is thrown into the operation's generator, which then frees its connection and descriptors.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + pool.timeout
@@ -85,47 +85,47 @@ async def run(pool: Pool, operation: Verb[T]) -> T:
         raise
 
 
-async def _run(loop: asyncio.AbstractEventLoop, pool: Pool, steps: Effects[T], deadline: float) -> T:
+async def _run(loop: asyncio.AbstractEventLoop, pool: Pool, effects: Effects[T], deadline: float) -> T:
     results: list[T] = []
-    steps = collect_result(steps, results)
+    effects = collect_result(effects, results)
     try:
-        effect = next(steps)
+        effect = next(effects)
         while effect is not None:
             try:
                 if isinstance(effect, PendingRequest):
-                    came: Any = await _await_response(loop, pool, effect, deadline)
+                    result: Any = await _await_response(loop, pool, effect, deadline)
                 elif isinstance(effect, ResetDeadline):
                     deadline = loop.time() + pool.timeout + effect.seconds
-                    came = True
+                    result = True
                 elif isinstance(effect, TimeLeft):
-                    came = deadline - loop.time()
+                    result = deadline - loop.time()
                 elif isinstance(effect, NextChunk | RunBlocking | Notify):
-                    began = loop.time()
-                    came = await _perform(loop, effect, deadline)
-                    deadline += loop.time() - began
+                    started = loop.time()
+                    result = await _perform(loop, effect, deadline)
+                    deadline += loop.time() - started
                 else:
-                    came = await _perform(loop, effect, deadline)
+                    result = await _perform(loop, effect, deadline)
             except BaseException as error:
                 if isinstance(effect, PendingRequest):
                     effect.discard()
-                effect = steps.throw(error)
+                effect = effects.throw(error)
             else:
-                effect = steps.send(came)
+                effect = effects.send(result)
         return results[0]
     finally:
-        steps.close()
+        effects.close()
 
 
 async def _await_response(
     loop: asyncio.AbstractEventLoop, pool: Pool, pending: PendingRequest, deadline: float, *, is_fresh: bool = False
 ) -> bool:
-    """Has a request answered: at once where nothing stands in the way, which is what is fast here.
+    """Sends a request and waits for its response; without the retry machinery if the shared connection takes it.
 
-    Where `is_fresh`, all of its time is left.
+    `is_fresh`: the whole time limit is left.
     """
     shared = pool.shared
     first_error: Exception | None = None
-    if isinstance(shared, AsyncioMultiplexer) and not pool.is_waited_for:
+    if isinstance(shared, AsyncioMultiplexer) and not pool.has_waiters:
         try:
             shared.start(pending, pool.timeout if is_fresh else deadline - loop.time(), deadline)
             await shared.wait(pending)
@@ -137,8 +137,8 @@ async def _await_response(
         except RequestTimeout as error:
             raise with_server_error(pending, error) from error
         finally:
-            if pool.is_waited_for:
-                pool.answered()
+            if pool.has_waiters:
+                pool.on_request_done()
     return await _run(loop, pool, send_request(pool, pending, first_error), deadline)
 
 
@@ -161,23 +161,23 @@ async def _perform(loop: asyncio.AbstractEventLoop, effect: object, deadline: fl
     raise AssertionError(effect)
 
 
-async def _next_chunk(loop: asyncio.AbstractEventLoop, pull: NextChunk) -> Any:
-    """The next piece of an iterator. A file that may wait is read in a thread, or once it has something."""
-    assert isinstance(pull.source, Iterator)
-    if pull.may_wait and not (pull.descriptor >= 0 and await _has_come(loop, pull.descriptor)):
-        source = pull.source
+async def _next_chunk(loop: asyncio.AbstractEventLoop, chunk: NextChunk) -> Any:
+    """The next chunk of an iterator. Reads a file that may block once it is readable, or in a thread."""
+    assert isinstance(chunk.source, Iterator)
+    if chunk.may_wait and not (chunk.descriptor >= 0 and await _wait_readable(loop, chunk.descriptor)):
+        source = chunk.source
         return await _in_thread(loop, lambda: next(source, None))
-    return next(pull.source, None)
+    return next(chunk.source, None)
 
 
-async def _has_come(loop: asyncio.AbstractEventLoop, descriptor: int) -> bool:
-    """Waits until a descriptor is readable. False where the event loop cannot wait for it."""
+async def _wait_readable(loop: asyncio.AbstractEventLoop, descriptor: int) -> bool:
+    """Waits until a descriptor is readable. Returns False if the event loop cannot wait for it."""
     ready: asyncio.Future[bool] = loop.create_future()
-    # A copy: the program may have a callback of its own for the number.
+    # A duplicate: the program may have registered a callback for the original descriptor.
     try:
         own = os.dup(descriptor)
     except OSError:
-        # This process has no descriptor left.
+        # The process is at its descriptor limit.
         return False
     try:
         loop.add_reader(own, _resolve, ready, True)
@@ -192,29 +192,29 @@ async def _has_come(loop: asyncio.AbstractEventLoop, descriptor: int) -> bool:
 
 
 class _ThreadCall:
-    """A function for another thread, which either has not begun or is waited for."""
+    """A function call in another thread that can be cancelled until it starts."""
 
     def __init__(self, function: Callable[[], object]) -> None:
         self._function = function
         self._lock = threading.Lock()
-        self._is_begun = self._is_cancelled = False
+        self._is_started = self._is_cancelled = False
 
     def __call__(self) -> object:
         with self._lock:
             if self._is_cancelled:
                 return None
-            self._is_begun = True
+            self._is_started = True
         return self._function()
 
     def cancel(self) -> bool:
-        """Whether it had not begun, and never will."""
+        """Keeps the function from starting. Returns False if it has started."""
         with self._lock:
             self._is_cancelled = True
-            return not self._is_begun
+            return not self._is_started
 
 
 async def _in_thread(loop: asyncio.AbstractEventLoop, function: Callable[[], object]) -> object:
-    """Has a thread do it. Where this is cancelled the thread is waited for: it uses what belongs to the caller."""
+    """Calls a function in a thread. Waits for the thread even when cancelled, because it uses the caller's objects."""
     job = _ThreadCall(function)
     future = loop.run_in_executor(None, job)
     try:
@@ -222,17 +222,17 @@ async def _in_thread(loop: asyncio.AbstractEventLoop, function: Callable[[], obj
     except asyncio.CancelledError:
         if not job.cancel():
             while not future.done():
-                # Cancelled again, or cancelled by the end of the loop: the thread is still at work.
+                # Cancelled again, or by the end of the loop, while the thread still runs.
                 with contextlib.suppress(asyncio.CancelledError):
                     await asyncio.wait([future])
-            made: Any = None if future.cancelled() or future.exception() is not None else future.result()
-            if hasattr(made, "close"):
-                made.close()
+            result: Any = None if future.cancelled() or future.exception() is not None else future.result()
+            if hasattr(result, "close"):
+                result.close()
         raise
 
 
 async def _exchange_all(pendings: list[PendingRequest], deadline: float) -> None:
-    """Sends requests of one connection ahead, and waits for all. Errors are left with those that they concern."""
+    """Pipelines requests on one connection and waits for all. Stores each error in its request's `failure`."""
     multiplexer: AsyncioMultiplexer = pendings[0].multiplexer
     left = deadline - asyncio.get_running_loop().time()
     for pending in pendings:
@@ -250,8 +250,8 @@ async def _exchange_all(pendings: list[PendingRequest], deadline: float) -> None
 
 async def _wait(loop: asyncio.AbstractEventLoop, wait: Wait, deadline: float) -> Any:
     left = deadline - loop.time()
-    if wait.most is not None:
-        left = min(left, wait.most)
+    if wait.timeout is not None:
+        left = min(left, wait.timeout)
     if left <= 0:
         return False
     if wait.seconds is not None:
@@ -272,17 +272,17 @@ async def _wait(loop: asyncio.AbstractEventLoop, wait: Wait, deadline: float) ->
 
 async def _look_up(loop: asyncio.AbstractEventLoop, host: str, port: int, seconds: float) -> Any:
     lookup = look_up(host, port)
-    known: asyncio.Future[bool] = loop.create_future()
+    resolved: asyncio.Future[bool] = loop.create_future()
 
-    def tell() -> None:
+    def notify() -> None:
         # The loop may have been closed meanwhile.
         with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(_resolve, known, True)
+            loop.call_soon_threadsafe(_resolve, resolved, True)
 
-    timer = loop.call_later(seconds, _resolve, known, False)
-    lookup.when_done(tell)
+    timer = loop.call_later(seconds, _resolve, resolved, False)
+    lookup.when_done(notify)
     try:
-        return lookup.result(0) if await known else False
+        return lookup.result(0) if await resolved else False
     finally:
         timer.cancel()
 
@@ -293,28 +293,28 @@ def _resolve(future: "asyncio.Future[bool]", value: bool) -> None:
 
 
 class AsyncioRuntime:
-    """What a pool of connections needs to know of those who wait."""
+    """Implements `pool.Runtime` for the tasks of one event loop."""
 
     def __init__(self) -> None:
-        #: Nothing of the pool is of use in another one.
+        #: The pool belongs to this loop; its connections cannot be used in another.
         self.loop: object = running_loop()
 
-    def gate(self) -> AsyncioWaiter:
-        """What one waits at until another opens it."""
+    def new_waiter(self) -> AsyncioWaiter:
+        """Returns a waiter for the calling task."""
         return AsyncioWaiter()
 
     def share(
         self,
         connection: Connection,
         timeout: float,
-        note_room: Callable[[], None],
+        notify_capacity: Callable[[], None],
         lock: Any,  # noqa: ARG002 - tasks of one loop need none
     ) -> "AsyncioMultiplexer":
-        """Has requests share a connection. `note_room` is called where the answer to an abandoned request came."""
-        return AsyncioMultiplexer(connection, timeout, note_room)
+        """Returns a multiplexer for the connection, which calls `notify_capacity` when a response frees a place."""
+        return AsyncioMultiplexer(connection, timeout, notify_capacity)
 
     def is_readable(self, connection: Connection) -> bool:
-        """Whether there is something to read at this moment."""
+        """Whether the socket has bytes to read now."""
         poll = select.poll()
         poll.register(connection.socket, select.POLLIN)
         return bool(poll.poll(0))
@@ -323,27 +323,27 @@ class AsyncioRuntime:
 class AsyncioMultiplexer(Multiplexer):
     """A connection that tasks of one event loop share."""
 
-    def __init__(self, connection: Connection, timeout: float, note_room: Callable[[], None]) -> None:
+    def __init__(self, connection: Connection, timeout: float, notify_capacity: Callable[[], None]) -> None:
         super().__init__(connection, contextlib.nullcontext(), timeout)
-        self._note_room = note_room
+        self._notify_capacity = notify_capacity
         self._loop = asyncio.get_running_loop()
         self._descriptor = connection.socket.fileno()
         self._is_unix = connection.is_unix
-        self._will_send = False
-        self._is_full = False
+        self._is_send_scheduled = False
+        self._is_writer_registered = False
         self._timer: asyncio.TimerHandle | None = None
         self._loop.add_reader(self._descriptor, self._read)
 
     def start(self, pending: PendingRequest, seconds: float, deadline: float) -> None:
-        """Has a request sent at the end of this turn of the loop. Raises NoRoom, LocalProtocolError."""
+        """Queues a request, to be sent at the end of this loop iteration. Raises PipelineFull, LocalProtocolError."""
         loop = self._loop
         if not pending.idempotent:
-            self.look()
+            self.read_available()
         self.queue(pending, seconds)
         pending.deadline = deadline
-        pending.gate = loop.create_future()
-        if not self._will_send:
-            self._will_send = True
+        pending.waiter = loop.create_future()
+        if not self._is_send_scheduled:
+            self._is_send_scheduled = True
             loop.call_soon(self._send)
         timer = self._timer
         if timer is None or deadline < timer.when():
@@ -352,9 +352,9 @@ class AsyncioMultiplexer(Multiplexer):
             self._timer = loop.call_at(deadline, self._expire)
 
     async def wait(self, pending: PendingRequest) -> None:
-        """Waits for the answer of a request that was started."""
+        """Waits for the response to a request that `start` has queued."""
         try:
-            await pending.gate
+            await pending.waiter
         except BaseException:
             pending.discard()
             raise
@@ -362,84 +362,84 @@ class AsyncioMultiplexer(Multiplexer):
             raise pending.failure
 
     def _send(self) -> None:
-        self._will_send = False
+        self._is_send_scheduled = False
         try:
-            is_full = not self.flush()
+            is_blocked = not self.flush()
         except ConnectionFailed as error:
             self.on_finished(self.fail(error))
             return
-        if is_full != self._is_full and not self.is_closed:
-            self._is_full = is_full
-            if is_full:
+        if is_blocked != self._is_writer_registered and not self.is_closed:
+            self._is_writer_registered = is_blocked
+            if is_blocked:
                 self._loop.add_writer(self._descriptor, self._send)
             else:
                 self._loop.remove_writer(self._descriptor)
 
     def _read(self) -> None:
-        before = len(self.under_way)
+        before = len(self.pending)
         try:
-            self.look()
+            self.read_available()
         except BaseException:
-            # Out of a signal handler.
+            # A signal handler has raised.
             self.on_finished(self.fail(interrupted_error(self.connection.address)))
             raise
-        if len(self.under_way) < before:
-            self._note_room()
+        if len(self.pending) < before:
+            self._notify_capacity()
 
     def on_finished(self, finished: list[PendingRequest]) -> None:
-        """Lets those go on that waited for these requests."""
+        """Wakes the tasks that wait for these requests."""
         for pending in finished:
-            if not pending.gate.done():
-                pending.gate.set_result(None)
+            if not pending.waiter.done():
+                pending.waiter.set_result(None)
             else:
                 pending.discard()
 
     def _expire(self) -> None:
-        """Fails those whose time is up; their answers, if any come, are thrown away. One timer serves all."""
+        """Fails the requests whose deadline has passed. Discards their responses. One timer serves all requests."""
         self._timer = None
         now = self._loop.time() + 1e-3
-        soonest: float | None = None
-        late: PendingRequest | None = None
+        next_deadline: float | None = None
+        expired: PendingRequest | None = None
         for pending in self.unanswered():
             if pending.is_abandoned:
                 continue
             if pending.deadline <= now:
                 pending.is_abandoned = pending.is_late = True
                 pending.failure = timeout_error(self.connection.address)
-                _resolve(pending.gate, True)
-                late = pending
-            elif soonest is None or pending.deadline < soonest:
-                soonest = pending.deadline
-        if late is not None:
-            self.suspect_hang(late)
-        if soonest is not None and not self.is_closed:
-            self._timer = self._loop.call_at(soonest, self._expire)
+                _resolve(pending.waiter, True)
+                expired = pending
+            elif next_deadline is None or pending.deadline < next_deadline:
+                next_deadline = pending.deadline
+        if expired is not None:
+            self.close_if_unresponsive(expired)
+        if next_deadline is not None and not self.is_closed:
+            self._timer = self._loop.call_at(next_deadline, self._expire)
 
     def is_stuck(self) -> bool:
-        """Whether nothing has come since the oldest request was sent, which is some time ago."""
+        """Whether no bytes have come since the oldest request was sent, at least `_HANG_TIMEOUT` ago."""
         if not super().is_stuck():
             return False
-        began = self.unanswered()[0].deadline - self._timeout
-        return self._loop.time() > began + min(_HANG_TIMEOUT, self._timeout / 2)
+        started = self.unanswered()[0].deadline - self._timeout
+        return self._loop.time() > started + min(_HANG_TIMEOUT, self._timeout / 2)
 
     def detach_if_idle(self) -> Connection | None:
-        """Gives the connection away, if no request waits for an answer; closes it where one is still to come."""
+        """Removes and returns the connection if no request waits for a response. See the base class."""
         connection = super().detach_if_idle()
         if connection is not None and not self.is_closed:
-            self._leave_loop()
+            self._remove_callbacks()
         return connection
 
-    def close(self, taken: frozenset[int] = frozenset()) -> None:
-        """Closes the connection, whatever is under way."""
+    def close(self, keep: frozenset[int] = frozenset()) -> None:
+        """Closes the connection with its pending requests."""
         if not self.is_closed:
-            self._leave_loop()
-        super().close(taken)
+            self._remove_callbacks()
+        super().close(keep)
 
-    def _leave_loop(self) -> None:
+    def _remove_callbacks(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         if not self._loop.is_closed():
             self._loop.remove_reader(self._descriptor)
-            if self._is_full:
+            if self._is_writer_registered:
                 self._loop.remove_writer(self._descriptor)

@@ -1,10 +1,9 @@
-"""The effects: what an operation may wait for. Operations are generators that yield one; a runtime performs it.
+"""The effects that an operation yields. An operation is a generator; a runtime (threads or asyncio) performs effects.
 
-The runtime resumes the operation: after a `Wait` with whether it came in time (after a look-up with the host's
-addresses), after `RunBlocking` and `NextChunk` with a result, after `ResetDeadline` at once, after `TIME_LEFT` with
-seconds. Two more effects are a `pool.Waiter` and a `pending_request.PendingRequest`. `RunBlocking`, `NextChunk` and
-`Notify` extend the deadline by the time that they take: the caller's own data and callbacks take that time, not the
-server.
+The runtime resumes the operation with the effect's result: `Wait` gives whether the event came before the deadline (a
+look-up gives the host's addresses), `RunBlocking` and `NextChunk` give their result, `TIME_LEFT` gives seconds. Two
+more effects are `pool.Waiter` and `pending_request.PendingRequest`. `RunBlocking`, `NextChunk` and `Notify` extend the
+deadline by the time that they take, because the caller's data and callbacks take that time, not the server.
 """
 
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
@@ -15,9 +14,9 @@ P = ParamSpec("P")
 
 
 class Wait:
-    """What a step waits for: a descriptor to become readable or writable, a time to pass, or a host's address."""
+    """Waits until a descriptor is readable or writable, until a time has passed, or for a host's address."""
 
-    __slots__ = ("descriptor", "host", "most", "poll", "port", "seconds", "writable")
+    __slots__ = ("descriptor", "host", "poll", "port", "seconds", "timeout", "writable")
 
     def __init__(
         self,
@@ -33,14 +32,14 @@ class Wait:
         self.seconds = seconds
         self.host = host
         self.port = port
-        #: Seconds after which the time is up, whatever is left of the whole request's.
-        self.most: float | None = None
-        # Where a waiter keeps what it made for this descriptor.
+        #: Seconds until this wait fails; None applies the deadline of the request only.
+        self.timeout: float | None = None
+        # The `select.poll` object of this descriptor; the thread runtime creates it once.
         self.poll: Any = None
 
 
 class RunBlocking:
-    """A function that may wait for a disk: an event loop has it done by another thread."""
+    """Calls a function that may block on a disk. The asyncio runtime calls it in another thread."""
 
     __slots__ = ("function",)
 
@@ -52,20 +51,20 @@ Pieces = Iterator[bytes | memoryview] | AsyncIterator[bytes | memoryview]
 
 
 class NextChunk:
-    """The next piece of what a caller handed over, None at its end."""
+    """Takes the next chunk of the caller's iterator; None at its end."""
 
     __slots__ = ("descriptor", "may_wait", "source")
 
     def __init__(self, source: Pieces, *, may_wait: bool = False, descriptor: int = -1) -> None:
         self.source = source
-        #: Whether the next piece is read from a file, which may wait: an event loop has it done by another thread.
+        #: Whether the iterator reads from a file that may block. The asyncio runtime then reads in another thread.
         self.may_wait = may_wait
-        #: Readable once the next piece is there, which an event loop waits for; -1 where that is not known.
+        #: A descriptor that is readable when the next chunk is available; -1 if there is none.
         self.descriptor = descriptor
 
 
 class ResetDeadline:
-    """So much of a content has moved that the time limit begins anew, with so many seconds more."""
+    """Restarts the request's time limit and adds `seconds` to it."""
 
     __slots__ = ("seconds",)
 
@@ -74,7 +73,7 @@ class ResetDeadline:
 
 
 class Notify:
-    """A callback of the caller's, called where the caller waits."""
+    """Calls the caller's callback in the caller's thread or event loop."""
 
     __slots__ = ("function",)
 
@@ -83,26 +82,26 @@ class Notify:
 
 
 class TimeLeft:
-    """How many seconds are left for the request."""
+    """Gives the seconds that are left until the request's deadline."""
 
 
 TIME_LEFT = TimeLeft()
 
 
-#: Bytes of a content for which the time limit holds.
-STRIDE = 1 << 20
+#: Bytes of content after which the time limit restarts.
+PROGRESS_STRIDE = 1 << 20
 
-# Resumed with what the wish came to; an error of the wish is thrown in.
+# The runtime sends the effect's result into the generator, or throws the effect's error into it.
 Effects = Generator[object, Any, T]
 
 
-def collect_result(steps: Effects[T], results: list[T]) -> Effects[T]:
-    """The same steps; what they return goes into `results`, and a last None is yielded.
+def collect_result(effects: Effects[T], results: list[T]) -> Effects[T]:
+    """Runs `effects`, appends their result to `results`, and yields a last None.
 
-    A StopIteration that carries the result refers to its own frame: where an exception comes in between, only the
-    garbage collector frees what it carries.
+    A StopIteration that carries the result refers to its own frame. If a signal handler raises at that moment, only the
+    garbage collector would free the result.
     """
-    result = yield from steps
+    result = yield from effects
     results.append(result)
     del result
     yield None

@@ -1,4 +1,4 @@
-"""How often this process has become another one: what a fork copies, connections and locks, is its parent's."""
+"""Counts forks: a child process must not use the connections and locks that it copied from its parent."""
 
 import os
 
@@ -6,26 +6,26 @@ from objmapper_client.errors import LocalProtocolError
 
 
 class _Generation:
-    """Of the forks that led here, since the first call."""
+    """The number of forks since `install_hook`, in this process and its ancestors."""
 
-    made = 0
-    is_kept = False
+    generation = 0
+    is_installed = False
 
 
 def install_hook() -> None:
-    """Counts from now on."""
-    if not _Generation.is_kept and hasattr(os, "register_at_fork"):
-        _Generation.is_kept = True
-        os.register_at_fork(after_in_child=_note)
+    """Counts forks from now on. Does nothing on the second call."""
+    if not _Generation.is_installed and hasattr(os, "register_at_fork"):
+        _Generation.is_installed = True
+        os.register_at_fork(after_in_child=_increment)
 
 
-def _note() -> None:
-    _Generation.made += 1
+def _increment() -> None:
+    _Generation.generation += 1
 
 
 forks = _Generation
 
 
 def forked(uri: str) -> LocalProtocolError:
-    """The error for a stream whose connection is the parent's: each would get parts of the other's bytes."""
+    """The error for a stream of the parent process: both processes would read from one connection."""
     return LocalProtocolError(f"{uri}: the stream was begun before a fork; begin another one in this process")

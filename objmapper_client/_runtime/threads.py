@@ -1,7 +1,7 @@
-"""How threads wait: in the call that reads, in poll(2), or for one another. Nothing else here knows how.
+"""The runtime for threads: performs effects with blocking calls, poll(2) and locks.
 
-The shared connection has no thread of its own. A thread that waits for an answer while no other reads becomes the
-reader: it gives each answer to the one that asked, and once it has its own, leaves the reading to another that waits.
+The shared connection has no thread of its own. A thread that waits for a response while no other thread reads becomes
+the reader. The reader delivers the responses of all threads. When it has its own, the longest waiting thread reads on.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from typing import Any
 from objmapper_client._connection.connection import CHUNK, NO_ANCILLARY, NONBLOCKING, Connection
 from objmapper_client._connection.dispatch import send_request, with_server_error
 from objmapper_client._connection.multiplexer import Multiplexer, PipelineFull
-from objmapper_client._connection.pending_request import PendingRequest, SimpleRequest, Verb
+from objmapper_client._connection.pending_request import PendingRequest, Runnable, SimpleRequest
 from objmapper_client._connection.pool import Pool
 from objmapper_client._connection.resolver import look_up
 from objmapper_client._connection.socket_io import interrupted_error, io_error, timeout_error
@@ -34,14 +34,14 @@ from objmapper_client._runtime.effects import (
 from objmapper_client.errors import ConnectionFailed, LocalProtocolError, ObjmapperError, RequestTimeout
 
 _now = time.monotonic
-# How much longer than it should a thread may sleep in the socket, whose own time limit is that of a whole request.
+# Seconds that a thread may sleep in the socket past its deadline; the socket's time limit is that of a whole request.
 _DEADLINE_SLACK = 0.05
-# How long a thread that has bytes to send waits for the socket before it looks what else has happened, in seconds.
+# Seconds that a thread with unsent bytes waits for the socket before it checks the reader again.
 _LOCK_POLL_INTERVAL = 0.05
 
 
 class ThreadWaiter:
-    """What one thread waits at until another opens it."""
+    """One thread waits on it until another thread calls `wake`."""
 
     __slots__ = ("__weakref__", "_lock")
 
@@ -49,72 +49,72 @@ class ThreadWaiter:
         self._lock = threading.Lock()
         self._lock.acquire()
 
-    def open(self) -> None:
-        """Lets the one who waits go on. To be called once."""
+    def wake(self) -> None:
+        """Wakes the waiting thread. Must be called once only."""
         self._lock.release()
 
     def wait(self, seconds: float) -> bool:
-        """Whether it was opened in time."""
+        """Waits for `wake`. Returns False after `seconds`."""
         return self._lock.acquire(timeout=max(0.0, seconds))
 
 
-def run(pool: Pool, operation: Verb[T], deadline: float = 0) -> T:
-    """Runs a verb in this thread; after the pool's timeout it is told that the time is up."""
+def run(pool: Pool, operation: Runnable[T], deadline: float = 0) -> T:
+    """Runs an operation in this thread. Raises RequestTimeout after the pool's timeout."""
     is_fresh = not deadline
     deadline = deadline or _now() + pool.timeout
     try:
         if not isinstance(operation, SimpleRequest):
             return _run(pool, operation, deadline)
-        # Where the server is known to have no connection that requests share, the way by it is a detour.
+        # A server of version 1 has no shared connection.
         if pool.version != 1 and _await_response(pool, operation, deadline, is_fresh=is_fresh):
             return operation.result()
         return _run(pool, operation.fallback_v1(pool), deadline)
     except BaseException:
-        # An exception out of a signal handler may have come anywhere.
+        # A signal handler may have raised at any point.
         pool.recover()
         if isinstance(operation, SimpleRequest):
             operation.discard()
         raise
 
 
-def _run(pool: Pool, steps: Effects[T], deadline: float) -> T:
+def _run(pool: Pool, effects: Effects[T], deadline: float) -> T:
     results: list[T] = []
-    steps = collect_result(steps, results)
+    effects = collect_result(effects, results)
     try:
-        effect = next(steps)
+        effect = next(effects)
         while effect is not None:
             try:
                 if isinstance(effect, PendingRequest):
-                    came: Any = _await_response(pool, effect, deadline)
+                    result: Any = _await_response(pool, effect, deadline)
                 elif isinstance(effect, ResetDeadline):
                     deadline = _now() + pool.timeout + effect.seconds
-                    came = True
+                    result = True
                 elif isinstance(effect, TimeLeft):
-                    came = deadline - _now()
+                    result = deadline - _now()
                 elif isinstance(effect, NextChunk | RunBlocking | Notify):
-                    began = _now()
-                    came = _perform(effect, deadline)
-                    deadline += _now() - began
+                    started = _now()
+                    result = _perform(effect, deadline)
+                    deadline += _now() - started
                 else:
-                    came = _perform(effect, deadline)
+                    result = _perform(effect, deadline)
             except BaseException as error:
                 if isinstance(effect, PendingRequest):
                     effect.discard()
-                effect = steps.throw(error)
+                effect = effects.throw(error)
             else:
-                effect = steps.send(came)
+                effect = effects.send(result)
         return results[0]
     finally:
-        steps.close()
+        effects.close()
 
 
 def _await_response(pool: Pool, pending: PendingRequest, deadline: float, *, is_fresh: bool = False) -> bool:
-    """Has a request answered: at once where nothing stands in the way, which is what is fast here.
+    """Sends a request and waits for its response; without the retry machinery if the shared connection takes it.
 
-    Where `is_fresh`, all of its time is left.
+    `is_fresh`: the whole time limit is left.
     """
     first_error: Exception | None = None
-    if not pool.is_waited_for and isinstance(shared := pool.shared, ThreadMultiplexer):
+    if not pool.has_waiters and isinstance(shared := pool.shared, ThreadMultiplexer):
         try:
             shared.exchange(pending, deadline, is_fresh)
             if pending.status == 0:
@@ -125,8 +125,8 @@ def _await_response(pool: Pool, pending: PendingRequest, deadline: float, *, is_
         except RequestTimeout as error:
             raise with_server_error(pending, error) from error
         finally:
-            if pool.is_waited_for:
-                pool.answered()
+            if pool.has_waiters:
+                pool.on_request_done()
     return _run(pool, send_request(pool, pending, first_error), deadline)
 
 
@@ -146,7 +146,7 @@ def _perform(effect: object, deadline: float) -> Any:
 
 
 def _exchange_all(pendings: list[PendingRequest], deadline: float) -> None:
-    """Sends requests of one connection ahead, and waits for all. Errors are left with those that they concern."""
+    """Pipelines requests on one connection and waits for all. Stores each error in its request's `failure`."""
     multiplexer: ThreadMultiplexer = pendings[0].multiplexer
     multiplexer.start(pendings, deadline)
     for pending in pendings:
@@ -158,8 +158,8 @@ def _exchange_all(pendings: list[PendingRequest], deadline: float) -> None:
 
 def _wait(wait: Wait, deadline: float) -> Any:
     left = deadline - _now()
-    if wait.most is not None:
-        left = min(left, wait.most)
+    if wait.timeout is not None:
+        left = min(left, wait.timeout)
     if left <= 0:
         return False
     if wait.host is not None:
@@ -167,7 +167,7 @@ def _wait(wait: Wait, deadline: float) -> Any:
     if wait.seconds is not None:
         time.sleep(min(left, wait.seconds))
         return True
-    # Rounded up: waking too early would be one more round.
+    # Rounded up: a thread that wakes too early has to poll again.
     return bool(_poll(wait).poll(left * 1000 + 1))
 
 
@@ -179,42 +179,42 @@ def _poll(wait: Wait) -> Any:
 
 
 class ThreadRuntime:
-    """What a pool of connections needs to know of those who wait."""
+    """Implements `pool.Runtime` for threads."""
 
     loop = None
 
-    def gate(self) -> ThreadWaiter:
-        """What one waits at until another opens it."""
+    def new_waiter(self) -> ThreadWaiter:
+        """Returns a waiter for the calling thread."""
         return ThreadWaiter()
 
     def share(self, connection: Connection, timeout: float, _: Callable[[], None], lock: Any) -> "ThreadMultiplexer":
-        """Has requests share a connection. The thread that reads tells the pool itself."""
+        """Returns a multiplexer for the connection. Its reader calls the pool directly."""
         return ThreadMultiplexer(connection, timeout, lock)
 
     def is_readable(self, connection: Connection) -> bool:
-        """Whether there is something to read at this moment."""
+        """Whether the socket has bytes to read now."""
         return bool(_poll(connection.readable).poll(0))
 
 
 class ThreadMultiplexer(Multiplexer):
-    """A connection that threads share. An exception out of a signal handler may come between any two steps."""
+    """A connection that threads share. A signal handler may raise between any two steps."""
 
     def __init__(self, connection: Connection, timeout: float, lock: Any) -> None:
         super().__init__(connection, lock, timeout)
-        self._owned_lock = lock
+        self._rlock = lock
         self._timeout = timeout - _DEADLINE_SLACK
         self._reader: PendingRequest | None = None
-        #: Those who wait while another reads, the longest first.
+        #: Requests whose threads wait while another thread reads; the oldest first.
         self._followers: dict[PendingRequest, ThreadWaiter] = {}
         self._send = connection.socket.send
         self._recv = connection.socket.recv
         self._is_unix = connection.is_unix
-        self._sleep_in_socket()
+        self._set_receive_timeout()
 
-    def _sleep_in_socket(self) -> None:
-        """A reader sleeps in the call that reads rather than in a poll before it.
+    def _set_receive_timeout(self) -> None:
+        """Makes the socket blocking with a time limit, so that a reader sleeps in recv(2) without a poll(2) before it.
 
-        One system call and one wake-up less a request: 20 µs of 50.
+        This saves one system call and one wake-up a request: 20 µs of 50.
         """
         sock = self.connection.socket
         sock.setblocking(True)
@@ -222,21 +222,21 @@ class ThreadMultiplexer(Multiplexer):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", int(seconds), int(seconds % 1 * 1e6)))
 
     def exchange(self, pending: PendingRequest, deadline: float, is_fresh: bool = False) -> None:
-        """Sends a request and waits for its answer.
+        """Sends a request and waits for its response.
 
-        Raises NoRoom, LocalProtocolError, ConnectionFailed, RequestTimeout, RemoteProtocolError, DescriptorLimit.
+        Raises PipelineFull, LocalProtocolError, ConnectionFailed, RequestTimeout, RemoteProtocolError, DescriptorLimit.
         """
         seconds = self._timeout
-        must_look = False
+        must_poll = False
         if not is_fresh:
             seconds = deadline - _now()
-            # Where time is short, the socket's own limit is too long.
-            must_look = seconds < self._timeout
+            # The socket's time limit would be longer than the time that is left.
+            must_poll = seconds < self._timeout
         try:
             with self.lock:
                 try:
                     if not pending.idempotent and self._reader is None:
-                        self.look()
+                        self.read_available()
                     if self.outgoing:
                         self.queue(pending, seconds)
                         frame = b""
@@ -248,23 +248,22 @@ class ThreadMultiplexer(Multiplexer):
                     try:
                         sent = self._send(frame, NONBLOCKING) if frame else -1
                     except OSError:
-                        # The next send meets this error again and tells it apart.
+                        # The next read reports this error.
                         sent = 0
-                    # From here to the call that sleeps every step counts: the server's thread, which the send has woken
-                    # up, runs on this core as soon as this one sleeps, and else has another core woken up: 20 µs
-                    # instead of 2.
+                    # Keep the path from here to recv(2) short. The send has woken the server's thread: if this thread
+                    # sleeps soon, the server runs on this core (2 µs); else the kernel wakes another core (20 µs).
                     if sent != len(frame):
                         if frame:
-                            self.leave_to_flush(pending, frame[sent:])
+                            self.queue_remainder(pending, frame[sent:])
                         self._send_queued()
-                        must_look = True
+                        must_poll = True
                 except (PipelineFull, LocalProtocolError):
                     raise
                 except BaseException:
-                    self._interrupted()
+                    self._on_interrupt()
                     raise
             if is_reader:
-                self._read(pending, deadline, must_look)
+                self._read(pending, deadline, must_poll)
             else:
                 self._wait(pending, deadline)
         except (PipelineFull, LocalProtocolError):
@@ -276,12 +275,12 @@ class ThreadMultiplexer(Multiplexer):
             raise pending.failure
 
     def start(self, pendings: list[PendingRequest], deadline: float) -> None:
-        """Sends requests, or has them sent by those who wait for answers. What cannot be sent is failed."""
+        """Sends requests as far as the socket takes them; waiting threads send the rest. Fails those over the limit."""
         left = deadline - _now()
         with self.lock:
             try:
                 if self._reader is None and not all(pending.idempotent for pending in pendings):
-                    self.look()
+                    self.read_available()
                 for pending in pendings:
                     try:
                         self.queue(pending, left)
@@ -289,11 +288,11 @@ class ThreadMultiplexer(Multiplexer):
                         pending.failure, pending.is_done = error, True
                 self._send_queued()
             except BaseException:
-                self._interrupted()
+                self._on_interrupt()
                 raise
 
     def wait(self, pending: PendingRequest, deadline: float) -> None:
-        """Waits for the answer of a request that was started."""
+        """Waits for the response to a request that `start` has queued."""
         try:
             self._wait(pending, deadline)
         except BaseException as error:
@@ -308,45 +307,45 @@ class ThreadMultiplexer(Multiplexer):
         except ConnectionFailed as error:
             self.on_finished(self.fail(error))
 
-    def _interrupted(self) -> None:
-        """A signal's handler has raised in the midst of things: what was sent or read in that moment is lost."""
+    def _on_interrupt(self) -> None:
+        """Closes the connection after a signal handler raised: bytes sent or read at that moment are lost."""
         with self.lock:
             self.on_finished(self.fail(interrupted_error(self.connection.address)))
-            # Those that had their answer already, and were not woken up.
+            # Requests that are done, but whose threads were not woken.
             self.on_finished([pending for pending in self._followers if pending.is_done])
 
     def _abandon(self, pending: PendingRequest, error: BaseException) -> None:
         with self.lock:
-            if self._has_lock_left():
-                self._interrupted()
+            if self._is_lock_leaked():
+                self._on_interrupt()
             pending.is_late = isinstance(error, RequestTimeout)
             self.abandon(pending)
             if pending.is_late:
-                self.suspect_hang(pending)
+                self.close_if_unresponsive(pending)
 
     def abandon(self, pending: PendingRequest) -> None:
-        """A request's caller wants no answer any more. Takes the lock."""
+        """Drops a request: the connection discards its response. Takes the lock."""
         with self.lock:
-            # A reader that was interrupted may have lost bytes that it had received: over TCP nothing else keeps them.
+            # An interrupted reader may have lost received bytes. On Unix sockets the inbox keeps them, on TCP nothing.
             if self._reader is pending and (self.connection.inbox or not (self._is_unix or pending.is_late)):
-                self._interrupted()
-            self._leave_readers(pending)
+                self._on_interrupt()
+            self._stop_waiting(pending)
             pending.discard_locked()
 
-    def _has_lock_left(self) -> bool:
-        """Whether an exception came between the last line of a `with self.lock` and its end. To be called with it."""
-        self._owned_lock.release()
+    def _is_lock_leaked(self) -> bool:
+        """Whether an exception kept a `with self.lock` from releasing the lock. The caller holds the lock once."""
+        self._rlock.release()
         try:
-            return bool(self._owned_lock._is_owned())
+            return bool(self._rlock._is_owned())
         finally:
-            self._owned_lock.acquire()
+            self._rlock.acquire()
 
     def _wait(self, pending: PendingRequest, deadline: float) -> None:
-        """Waits while another reads, or does the reading."""
+        """Waits while another thread reads; reads itself if none does."""
         while not pending.is_done:
             if self.outgoing and self._reader is not None:
                 self._write(pending, deadline)
-            gate = None
+            waiter = None
             with self.lock:
                 if pending.is_done:
                     return
@@ -355,14 +354,14 @@ class ThreadMultiplexer(Multiplexer):
                 elif self.outgoing:
                     continue
                 else:
-                    gate = self._followers[pending] = ThreadWaiter()
-            if gate is None:
-                self._read(pending, deadline, must_look=True)
-            elif not gate.wait(deadline - _now()) and not pending.is_done:
+                    waiter = self._followers[pending] = ThreadWaiter()
+            if waiter is None:
+                self._read(pending, deadline, must_poll=True)
+            elif not waiter.wait(deadline - _now()) and not pending.is_done:
                 raise timeout_error(self.connection.address)
 
     def _write(self, pending: PendingRequest, deadline: float) -> None:
-        """Sends what is queued, while the reader sleeps and waits for answers only."""
+        """Sends queued bytes while the reader sleeps in recv(2)."""
         while self.outgoing and self._reader is not None and not pending.is_done:
             left = deadline - _now()
             if left <= 0:
@@ -371,40 +370,40 @@ class ThreadMultiplexer(Multiplexer):
             try:
                 poll.register(self.connection.socket, select.POLLOUT)
             except (OSError, ValueError):
-                # It was closed at this moment.
+                # Another thread has closed the socket.
                 return
-            # Not longer: the reader may get this answer too, or leave the reading to this one.
+            # A short wait: meanwhile the reader may receive this response or stop reading.
             if poll.poll(min(left, _LOCK_POLL_INTERVAL) * 1000 + 1):
                 with self.lock:
                     try:
                         if self.outgoing:
                             self._send_queued()
                     except BaseException:
-                        self._interrupted()
+                        self._on_interrupt()
                         raise
 
-    def _read(self, pending: PendingRequest, deadline: float, must_look: bool) -> None:
-        """Reads until this request has its answer, then leaves the reading to another."""
+    def _read(self, pending: PendingRequest, deadline: float, must_poll: bool) -> None:
+        """Reads until this request has its response, then makes another waiting thread the reader."""
         ancillary, flags, inbox = NO_ANCILLARY, 0, self.connection.inbox
         while not pending.is_done:
-            if must_look and not self._ready(deadline):
+            if must_poll and not self._ready(deadline):
                 continue
             try:
                 if self._is_unix:
-                    # In one step: the descriptors have an owner from the moment on that they are here.
-                    self.connection.take()
+                    # One C call receives and stores the message, so that its descriptors always have an owner.
+                    self.connection.receive_message()
                     data, ancillary, flags, _ = inbox[0]
                 else:
                     data = self._recv(CHUNK)
             except BlockingIOError:
-                # The socket's own time is up.
-                must_look = True
+                # The socket's time limit has passed.
+                must_poll = True
                 continue
             except OSError as error:
                 with self.lock:
                     if not self.is_closed:
                         self.on_finished(self.fail(io_error(self.connection.address, error)))
-                    self._leave_readers(pending)
+                    self._stop_waiting(pending)
                 return
             with self.lock:
                 try:
@@ -413,15 +412,15 @@ class ThreadMultiplexer(Multiplexer):
                     if pending.is_done:
                         self._reader = None
                         if self._followers:
-                            self._hand_over()
+                            self._promote_follower()
                         return
                 except BaseException:
-                    self._interrupted()
+                    self._on_interrupt()
                     raise
-            must_look = bool(self.outgoing) or deadline - _now() < self._timeout
+            must_poll = bool(self.outgoing) or deadline - _now() < self._timeout
 
     def _ready(self, deadline: float) -> bool:
-        """Waits until there is something to read, and sends what is left to be sent. Whether there is."""
+        """Waits until the socket is readable; meanwhile sends queued bytes. Returns whether it is readable."""
         left = deadline - _now()
         if left <= 0:
             raise timeout_error(self.connection.address)
@@ -429,7 +428,7 @@ class ThreadMultiplexer(Multiplexer):
         try:
             poll.register(self.connection.socket, select.POLLIN | (select.POLLOUT if self.outgoing else 0))
         except (OSError, ValueError):
-            # Another thread closed it at this moment: the call that reads says so.
+            # Another thread has closed the socket: the next read reports it.
             return True
         found = poll.poll(left * 1000 + 1)
         events = found[0][1] if found else 0
@@ -438,33 +437,33 @@ class ThreadMultiplexer(Multiplexer):
                 try:
                     self._send_queued()
                 except BaseException:
-                    self._interrupted()
+                    self._on_interrupt()
                     raise
         return bool(events & ~select.POLLOUT)
 
-    def _leave_readers(self, pending: PendingRequest) -> None:
-        """The caller waits no longer; where the reading was left to it, it goes to the next."""
+    def _stop_waiting(self, pending: PendingRequest) -> None:
+        """Removes a request from the waiting ones; if it was the reader, the next thread reads."""
         if self._reader is pending:
             self._reader = None
         self._followers.pop(pending, None)
-        self._hand_over()
+        self._promote_follower()
 
-    def _hand_over(self) -> None:
-        """Has the thread that waits the longest do the reading, unless another does."""
+    def _promote_follower(self) -> None:
+        """Makes the longest waiting thread the reader, if there is none."""
         if self._reader is None and self._followers:
             pending = next(iter(self._followers))
-            self._followers.pop(pending).open()
+            self._followers.pop(pending).wake()
 
     def on_finished(self, finished: list[PendingRequest]) -> None:
-        """Lets those go on that waited for these requests."""
+        """Wakes the threads that wait for these requests."""
         for pending in finished:
-            gate = self._followers.pop(pending, None)
-            if gate is not None:
-                gate.open()
+            waiter = self._followers.pop(pending, None)
+            if waiter is not None:
+                waiter.wake()
 
-    def close(self, taken: frozenset[int] = frozenset()) -> None:
-        """Closes the connection, whatever is under way; a thread that sleeps in its socket wakes up."""
+    def close(self, keep: frozenset[int] = frozenset()) -> None:
+        """Closes the connection with its pending requests, and wakes a thread that sleeps in recv(2)."""
         if self._reader is not None and not self.is_closed:
             with contextlib.suppress(OSError):
                 self.connection.socket.shutdown(socket.SHUT_RDWR)
-        super().close(taken)
+        super().close(keep)

@@ -1,1 +1,1 @@
-"""Objects over UDP: the transfer without a socket, the socket, and the operations."""
+"""Objects over UDP: the sans-IO transfer, the socket, and the operations."""

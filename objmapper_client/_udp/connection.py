@@ -1,4 +1,4 @@
-"""A UDP socket that hears one server, non-blocking, and what is known of the way there."""
+"""A connected, non-blocking UDP socket and the state of its network path."""
 
 import socket
 from typing import Any
@@ -12,44 +12,44 @@ from objmapper_client.address import UdpAddress
 from objmapper_client.errors import ConnectionFailed, DescriptorLimit
 from objmapper_client.protocol.udp import DATA_HEAD, FAR_CHUNK
 
-#: Bytes of content in a piece on loopback. Larger ones cost less each, smaller ones lose less at once.
-_NEAR_CHUNK = 32 << 10
-#: Seconds that the first answer is waited for.
-_NEAR_TIMEOUT, _FAR_TIMEOUT = 1 / 3, 1.0
-#: What the kernel is asked to keep for us, bytes; it gives as much as net.core.rmem_max allows.
+#: Bytes of content in a piece on loopback. Large pieces cost less a byte; a lost one costs more.
+_LOOPBACK_CHUNK = 32 << 10
+#: Seconds to wait for the first response.
+_LOOPBACK_TIMEOUT, _REMOTE_TIMEOUT = 1 / 3, 1.0
+#: The requested receive buffer in bytes. The kernel limits it to net.core.rmem_max.
 _KERNEL_BUFFER = 4 << 20
-#: What a datagram costs the kernel besides its bytes, about.
+#: Approximate bytes of kernel memory for a datagram besides its payload.
 _OVERHEAD = 1024
 _MAX_DATAGRAM = 65536
 
-#: Where a host may be: address family, and the address as the socket module has it.
+#: An address of a host: address family, and socket address as in the socket module.
 Target = tuple[int, Any]
 
 
 class UdpConnection(Connection):
-    """A socket that hears one server, and what is known of the way there. For one exchange at a time.
+    """A connected UDP socket and its path state. It runs one exchange at a time.
 
-    Answers that come late are dropped, so that it can always be used again.
+    Late responses are dropped, so that the socket can always be reused.
     """
 
-    __slots__ = ("buffer", "has_turned", "path", "targets")
+    __slots__ = ("buffer", "has_changed_address", "path", "targets")
 
     def __init__(self, address: UdpAddress, targets: list[Target]) -> None:
-        #: Where else the host may be.
+        #: The host's other addresses.
         self.targets = targets
         sock, host = _next_socket(address, targets)
         super().__init__(sock, address)
-        #: Whether what was sent went to an address that is given up now.
-        self.has_turned = False
+        #: Whether the socket has moved to another address, so that pending requests must be sent again.
+        self.has_changed_address = False
         self.buffer = bytearray(_MAX_DATAGRAM)
-        is_near = _is_loopback(host)
-        chunk = _NEAR_CHUNK if is_near else FAR_CHUNK
-        room = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
-        most = room // (2 * (chunk + DATA_HEAD) + _OVERHEAD)
-        self.path = PathState(chunk, _NEAR_TIMEOUT if is_near else _FAR_TIMEOUT, most)
+        is_local = _is_loopback(host)
+        chunk = _LOOPBACK_CHUNK if is_local else FAR_CHUNK
+        buffer_size = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+        max_pieces = buffer_size // (2 * (chunk + DATA_HEAD) + _OVERHEAD)
+        self.path = PathState(chunk, _LOOPBACK_TIMEOUT if is_local else _REMOTE_TIMEOUT, max_pieces)
 
     def send(self, datagram: bytes) -> None:
-        """Sends it, or loses it where the kernel has no room: that is met like every other loss."""
+        """Sends a datagram. If the send buffer is full, drops it; it is retransmitted like a lost one."""
         self.is_sent = True
         try:
             self.socket.send(datagram)
@@ -59,7 +59,7 @@ class UdpConnection(Connection):
             self._try_next_address(error)
 
     def receive(self) -> int | None:
-        """The length of the datagram that is in the buffer now; None where there is none yet."""
+        """Receives a datagram into `buffer`. Returns its length, or None if there is none yet."""
         try:
             length = self.socket.recv_into(self.buffer)
         except BlockingIOError:
@@ -67,34 +67,34 @@ class UdpConnection(Connection):
         except OSError as error:
             self._try_next_address(error)
             return None
-        self.answered = True
+        self.has_response = True
         return length
 
     def _try_next_address(self, error: OSError) -> None:
-        """A host with several addresses may be served on another. Raises ConnectionFailed where there is none."""
+        """Moves to the host's next address. Raises ConnectionFailed if there is none, or the server has responded."""
         assert isinstance(self.address, UdpAddress)
-        if self.answered:
+        if self.has_response:
             raise ConnectionFailed(f"{self.address}: the server is gone ({error.strerror})") from error
         if not self.targets:
             raise unreachable(self.address, error) from error
         self.socket.close()
-        self.has_turned = True
+        self.has_changed_address = True
         self.socket, _ = _next_socket(self.address, self.targets)
         self.readable = Wait(self.socket.fileno())
 
 
 class UdpPool(Pool):
-    """The sockets of one process. None is shared, and nothing is to be agreed on: as with a server of version 1."""
+    """The UDP sockets of one process. As with version 1, none is shared and there is no negotiation."""
 
     fixed_version = 1
 
-    def _usable(self) -> Connection | None:
-        """The idle socket that was used last. What lies in it was late, and is dropped."""
+    def _pop_idle(self) -> Connection | None:
+        """Removes and returns the idle socket that was used last. Its next exchange drops late datagrams."""
         return self._idle.pop() if self._idle else None
 
 
 def _next_socket(address: UdpAddress, targets: list[Target]) -> tuple[socket.socket, str]:
-    """A socket for the first of the targets that there is a way to, which are taken off; and that target's host."""
+    """Removes targets until one has a route. Returns a socket connected to it, and its host."""
     while True:
         family, target = targets.pop(0)
         try:
@@ -123,7 +123,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def connect(address: UdpAddress) -> Effects[UdpConnection]:
-    """A socket for this server; whether anybody is there only an answer tells.
+    """Creates a socket for this server. Only a response shows whether the server is running.
 
     Raises ConnectionFailed, RequestTimeout.
     """

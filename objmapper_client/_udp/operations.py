@@ -1,4 +1,4 @@
-"""The operations over UDP, in the place of those over stream sockets. What needs a stream is refused."""
+"""The operations over UDP. Those that need a stream raise UnsupportedOperation."""
 
 from collections.abc import Callable, Sequence
 from time import monotonic
@@ -10,7 +10,7 @@ from objmapper_client._connection.pool import Pool
 from objmapper_client._connection.socket_io import timeout_error
 from objmapper_client._files.memory import MemoryFile
 from objmapper_client._operations.requests import PutArguments, Stat
-from objmapper_client._runtime.effects import STRIDE, Effects, ResetDeadline, T, Wait
+from objmapper_client._runtime.effects import PROGRESS_STRIDE, Effects, ResetDeadline, T, Wait
 from objmapper_client._udp.connection import UdpConnection, UdpPool
 from objmapper_client._udp.transfer import ObjectChanged, Transfer
 from objmapper_client.address import Address
@@ -18,72 +18,72 @@ from objmapper_client.errors import LocalProtocolError, UnsupportedMode, Unsuppo
 from objmapper_client.object import Object, too_large
 from objmapper_client.protocol.v1 import Mode, Status
 
-#: Datagrams that are read before others are asked for.
+#: Datagrams to receive before the transfer sends again.
 _BATCH = 16
-#: How often a transfer begins again because the object was changed.
+#: Restarts of a transfer because the object changed.
 _MAX_CHANGES = 2
-#: Bytes of a stream that are fetched at once.
+#: Bytes of a stream that one transfer fetches.
 _SEGMENT = 1 << 20
 make_pool = UdpPool
 
 
 def best_mode(_: Address) -> Mode:
-    """The only way that the transport has."""
+    """The transport's only mode."""
     return Mode.COPY
 
 
-def _drive(connection: UdpConnection, transfer: Transfer, is_enough: Callable[[], bool]) -> Effects[None]:
-    """Runs a transfer until it is far enough."""
+def _drive(connection: UdpConnection, transfer: Transfer, is_finished: Callable[[], bool]) -> Effects[None]:
+    """Runs a transfer until `is_finished` returns True. Raises RequestTimeout and the transfer's errors."""
     view = memoryview(connection.buffer)
-    next_stride = transfer.arrived + STRIDE
-    while not is_enough():
-        if connection.has_turned:
-            connection.has_turned = False
-            transfer.ask_again()
+    next_stride = transfer.arrived + PROGRESS_STRIDE
+    while not is_finished():
+        if connection.has_changed_address:
+            connection.has_changed_address = False
+            transfer.resend_all()
         for datagram in transfer.poll_outgoing(monotonic()):
             connection.send(datagram)
         wait = connection.readable
-        wait.most = max(0.0, transfer.next_timeout() - monotonic())
-        came = yield wait
-        # The transfer's own time was up, or that of the whole request.
-        if not came and not (yield Wait(seconds=0)):
+        wait.timeout = max(0.0, transfer.next_timeout() - monotonic())
+        is_ready = yield wait
+        # Either the transfer's timer or the deadline of the request has passed.
+        if not is_ready and not (yield Wait(seconds=0)):
             raise timeout_error(connection.address)
-        for _ in range(_BATCH if came else 0):
+        for _ in range(_BATCH if is_ready else 0):
             length = connection.receive()
             if length is None:
                 break
             transfer.feed(view[:length], monotonic())
-            if is_enough():
+            if is_finished():
                 break
         if transfer.arrived >= next_stride:
-            next_stride = transfer.arrived + STRIDE
+            next_stride = transfer.arrived + PROGRESS_STRIDE
             yield ResetDeadline()
 
 
 def _begin(
     connection: UdpConnection, uri: str, offset: int = 0, length: int | None = None, version: int | None = None
 ) -> Effects[Transfer]:
-    """A transfer of which the size is known."""
+    """Starts a transfer and waits until its size is known."""
     transfer = Transfer(connection.path, uri, offset, length, version)
     yield from _drive(connection, transfer, lambda: transfer.total is not None)
     return transfer
 
 
-def _fill(connection: UdpConnection, transfer: Transfer, room: memoryview) -> Effects[None]:
-    """The rest of it, into `room`. Raises Changed where the object is another at the end.
+def _fill(connection: UdpConnection, transfer: Transfer, target: memoryview) -> Effects[None]:
+    """Receives the content into `target`. Raises ObjectChanged if the object's version is another at the end.
 
-    The server itself looks at the file before and after it reads for one PULL.
+    Within one PULL the server itself checks that the file did not change.
     """
-    transfer.attach(room)
+    transfer.attach(target)
     yield from _drive(connection, transfer, lambda: transfer.is_done)
-    if transfer.is_from_several:
+    if transfer.has_several_requests:
         yield from _begin(connection, transfer.uri, 0, 0, transfer.version)
 
 
 def _fetch(
     connection: UdpConnection, uri: str, offset: int, length: int | None, version: int | None = None
 ) -> Effects[tuple[Transfer, bytearray]]:
-    """A range, in memory of its own."""
+    """Fetches a range into a new buffer."""
     transfer = yield from _begin(connection, uri, offset, length, version)
     try:
         buffer = bytearray(transfer.size)
@@ -94,68 +94,68 @@ def _fetch(
 
 
 def _retry_on_change(
-    pool: Pool, uri: str, exchange: Callable[[UdpConnection], Effects[T]], *, keep: bool = False
+    pool: Pool, uri: str, exchange: Callable[[UdpConnection], Effects[T]], *, keep_connection: bool = False
 ) -> Effects[T]:
-    """Runs an exchange on a socket of its own, which goes back to the pool then unless it is to be kept.
+    """Runs an exchange on an exclusive socket, which returns to the pool unless `keep_connection`.
 
-    Begins again where the object was changed meanwhile. Raises Conflict where that does not end.
+    Restarts the exchange if the object changed meanwhile. Raises Conflict after `_MAX_CHANGES` restarts.
     """
 
-    def whole(connection: Connection) -> Effects[T]:
+    def attempt(connection: Connection) -> Effects[T]:
         assert isinstance(connection, UdpConnection)
         for _ in range(_MAX_CHANGES + 1):
             try:
                 result = yield from exchange(connection)
             except ObjectChanged:
                 continue
-            if not keep:
+            if not keep_connection:
                 pool.release(connection)
             return result
         raise error_for(Status.CONFLICT, f"it changed {_MAX_CHANGES + 1} times while it was fetched; try again", uri)
 
-    return (yield from with_exclusive(pool, whole))
+    return (yield from with_exclusive(pool, attempt))
 
 
 def _check(uri: str, mode: Mode, offset: int = 0, length: int | None = None) -> None:
     if mode is not Mode.COPY:
-        words = f"over UDP objects come by copy, not by {mode.name.lower()}, which needs a stream"
-        raise UnsupportedMode(Status.INVALID_MODE, words, uri)
+        message = f"over UDP objects come by copy, not by {mode.name.lower()}, which needs a stream"
+        raise UnsupportedMode(Status.INVALID_MODE, message, uri)
     if offset < 0 or (length is not None and length < 0):
         raise LocalProtocolError(f"a range has an offset and a length from 0 on, not {offset} and {length}")
 
 
 def _etag(transfer: Transfer) -> str:
-    """The version in the words of the other transports."""
+    """The version in the form of the other transports."""
     return f"{transfer.version or 0:016x}"
 
 
 def open_object(pool: Pool, uri: str, mode: Mode) -> Effects[Object]:
-    """An object: a memory file that holds the bytes."""
+    """Opens an object: a memory file with its bytes."""
     _check(uri, mode)
     memory = MemoryFile()
 
     def once(connection: UdpConnection) -> Effects[Transfer]:
         transfer = yield from _begin(connection, uri)
-        yield from _fill(connection, transfer, memory.make_room(transfer.size))
+        yield from _fill(connection, transfer, memory.allocate(transfer.size))
         return transfer
 
     try:
         transfer = yield from _retry_on_change(pool, uri, once)
-        return memory.become(uri, mode, transfer.size, etag=_etag(transfer))
+        return memory.to_object(uri, mode, transfer.size, etag=_etag(transfer))
     except BaseException:
         memory.close()
         raise
 
 
 def read(pool: Pool, uri: str, mode: Mode, offset: int, length: int | None) -> Effects[bytes]:
-    """An object's bytes, or a range of them: nothing else travels."""
+    """Reads an object's bytes, or a range of them."""
     _check(uri, mode, offset, length)
-    _, content = yield from _retry_on_change(pool, uri, lambda each: _fetch(each, uri, offset, length))
+    _, content = yield from _retry_on_change(pool, uri, lambda connection: _fetch(connection, uri, offset, length))
     return bytes(content)
 
 
 def readinto(pool: Pool, uri: str, mode: Mode, buffer: memoryview, offset: int) -> Effects[int]:
-    """An object's bytes from `offset` on, into the front of `buffer`, as many as it takes."""
+    """Reads an object's bytes from `offset` into `buffer`. Returns their number."""
     _check(uri, mode, offset)
 
     def once(connection: UdpConnection) -> Effects[int]:
@@ -167,7 +167,7 @@ def readinto(pool: Pool, uri: str, mode: Mode, buffer: memoryview, offset: int) 
 
 
 class UdpDownload:
-    """A stream under way. Its segments are fetched one after the other, all of one state of the object."""
+    """An open stream. It fetches one segment after the other, all of one version of the object."""
 
     __slots__ = ("connection", "left", "offset", "segment", "uri", "version")
 
@@ -175,81 +175,81 @@ class UdpDownload:
         self.connection = connection
         self.uri = transfer.uri
         self.version = transfer.version
-        #: Where the next chunk begins, and the bytes that have not been handed out.
+        #: The offset of the next chunk, and the bytes from there to the end of the stream.
         self.offset = transfer.offset
         rest = max(0, (transfer.total or 0) - transfer.offset)
         self.left = rest if length is None else min(rest, length)
-        #: What was fetched and not yet handed out.
+        #: Fetched bytes that `next_chunk` has not returned yet.
         self.segment = memoryview(segment)
 
 
 def begin_stream(pool: Pool, uri: str, mode: Mode, offset: int, length: int | None) -> Effects[UdpDownload]:
-    """Fetches the first segment of a stream. The socket stays with what has begun: see `leave` and `give_up`."""
+    """Opens a stream and fetches its first segment. The stream owns the socket until `leave` or `abort`."""
     _check(uri, mode, offset, length)
 
     def once(connection: UdpConnection) -> Effects[UdpDownload]:
-        most = _SEGMENT if length is None else min(length, _SEGMENT)
-        transfer, segment = yield from _fetch(connection, uri, offset, most)
+        max_bytes = _SEGMENT if length is None else min(length, _SEGMENT)
+        transfer, segment = yield from _fetch(connection, uri, offset, max_bytes)
         return UdpDownload(connection, transfer, length, segment)
 
-    return (yield from _retry_on_change(pool, uri, once, keep=True))
+    return (yield from _retry_on_change(pool, uri, once, keep_connection=True))
 
 
-def next_chunk(pool: Pool, download: UdpDownload, most: int) -> Effects[bytes]:  # noqa: ARG001 - other transports need it
-    """The next 1 to `most` bytes of a content; nothing at its end.
+def next_chunk(pool: Pool, download: UdpDownload, max_bytes: int) -> Effects[bytes]:  # noqa: ARG001 - other transports need it
+    """Returns the next 1 to `max_bytes` bytes of a stream; b"" at its end.
 
-    Raises Conflict where the object was changed: what was handed out cannot be taken back.
+    Raises Conflict if the object changed, because the caller already has bytes of the old version.
     """
     if download.left and not download.segment:
         length = min(download.left, _SEGMENT)
         try:
             _, segment = yield from _fetch(download.connection, download.uri, download.offset, length, download.version)
         except ObjectChanged:
-            words = "it was changed while it was streamed; open() and read() begin again by themselves"
-            raise error_for(Status.CONFLICT, words, download.uri) from None
+            message = "it was changed while it was streamed; open() and read() begin again by themselves"
+            raise error_for(Status.CONFLICT, message, download.uri) from None
         download.segment = memoryview(segment)
-    chunk = bytes(download.segment[:most])
-    download.segment = download.segment[most:]
+    chunk = bytes(download.segment[:max_bytes])
+    download.segment = download.segment[max_bytes:]
     download.offset += len(chunk)
     download.left -= len(chunk)
     return chunk
 
 
 def leave(pool: Pool, download: UdpDownload) -> None:
-    """Gives the socket back, also where something is left."""
+    """Ends a stream and returns the socket to the pool."""
     pool.release(download.connection)
 
 
 def abort(pool: Pool, download: UdpDownload) -> None:
-    """Has the socket closed."""
+    """Ends a stream and closes its socket."""
     pool.discard(download.connection)
 
 
 def stat(pool: Pool, uri: str) -> Effects[Stat]:
-    """What a range of nothing tells of the object. The modification time is not among that: it is 0."""
-    transfer = yield from _retry_on_change(pool, uri, lambda each: _begin(each, uri, 0, 0))
+    """Gets an object's size and version with an empty range. The modification time is always 0."""
+    transfer = yield from _retry_on_change(pool, uri, lambda connection: _begin(connection, uri, 0, 0))
     return Stat(uri, transfer.total or 0, 0, _etag(transfer))
 
 
 def open_many(pool: Pool, uris: Sequence[str], mode: Mode) -> NoReturn:  # noqa: ARG001
-    """Refused: there are no requests ahead, and one transfer after the other is what `open` does."""
-    raise _lacking(pool, "open_many", "call open() for each, or use unix: or tcp://")
+    """Not supported: UDP has no pipelining; `open` runs one transfer after the other."""
+    raise _unsupported(pool, "open_many", "call open() for each, or use unix: or tcp://")
 
 
 def list_page(pool: Pool, prefix: str, page_size: int, cursor: bytes | None) -> NoReturn:  # noqa: ARG001
-    """Refused: the pull form has no pages."""
-    raise _lacking(pool, "list")
+    """Not supported: the UDP protocol has no lists."""
+    raise _unsupported(pool, "list")
 
 
-def put(pool: Pool, uri: str, wanted: PutArguments) -> NoReturn:  # noqa: ARG001
-    """Refused: a datagram that is lost would leave the outcome of a write unknown."""
-    raise _lacking(pool, "put")
+def put(pool: Pool, uri: str, arguments: PutArguments) -> NoReturn:  # noqa: ARG001
+    """Not supported: a lost datagram would leave the outcome of a write unknown."""
+    raise _unsupported(pool, "put")
 
 
 def delete(pool: Pool, uri: str, if_match: str | None) -> NoReturn:  # noqa: ARG001
-    """Refused, for the same reason."""
-    raise _lacking(pool, "delete")
+    """Not supported, for the same reason as `put`."""
+    raise _unsupported(pool, "delete")
 
 
-def _lacking(pool: Pool, operation: str, advice: str = "use unix: or tcp://") -> UnsupportedOperation:
+def _unsupported(pool: Pool, operation: str, advice: str = "use unix: or tcp://") -> UnsupportedOperation:
     return UnsupportedOperation(f"{pool.address}: no {operation} over UDP: {advice}")

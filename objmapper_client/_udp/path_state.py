@@ -1,43 +1,43 @@
-"""What is known of the way to a server over UDP, and outlives transfers: how long it takes, how much it bears."""
+"""The state of the network path to a server: round-trip time and congestion window. It outlives transfers."""
 
-#: Pieces under way: at first, and at least.
+#: Initial and minimum window, in pieces.
 FIRST_WINDOW = 10
 MIN_WINDOW = 2
-#: Seconds. A silence is not shorter (Linux takes as much for TCP), a repair not earlier: schedulers are late, too.
+#: Minimum timeouts in seconds (0.2 as in Linux TCP); shorter ones would expire because of scheduling delays.
 _MIN_IDLE_TIMEOUT = 0.2
 _MIN_RTO = 0.01
 
 
 class PathState:
-    """One way. Round trips are measured and smoothed as in RFC 6298."""
+    """The state of one network path. Round-trip times are smoothed as in RFC 6298."""
 
-    __slots__ = ("chunk", "cookie", "first_timeout", "most", "round_trip", "variation", "window")
+    __slots__ = ("chunk", "cookie", "first_timeout", "max_window", "round_trip", "variation", "window")
 
-    def __init__(self, chunk: int, first_timeout: float, most: int) -> None:
+    def __init__(self, chunk: int, first_timeout: float, max_window: int) -> None:
         #: Bytes of content in a piece.
         self.chunk = chunk
-        #: Seconds that the first answer is waited for.
+        #: Seconds to wait for the first response.
         self.first_timeout = first_timeout
-        #: Pieces that the receive buffer has room for.
-        self.most = max(MIN_WINDOW, most)
-        self.window = min(FIRST_WINDOW, self.most)
-        #: Seconds, smoothed; None before the first answer.
+        #: Pieces that fit into the receive buffer.
+        self.max_window = max(MIN_WINDOW, max_window)
+        self.window = min(FIRST_WINDOW, self.max_window)
+        #: Smoothed round-trip time in seconds; None before the first response.
         self.round_trip: float | None = None
         self.variation = 0.0
         self.cookie = b""
 
     @property
     def rto(self) -> float:
-        """Seconds after which a piece is missed, once others that were asked for with it have come."""
+        """Seconds after which a piece counts as lost, if pieces requested with it or later have come."""
         return max(_MIN_RTO, (self.round_trip or 0.0) + 4 * self.variation)
 
     @property
     def idle_timeout(self) -> float:
-        """Seconds after which nothing at all is a silence."""
+        """Seconds without any progress after which the window counts as lost."""
         return self.first_timeout if self.round_trip is None else max(_MIN_IDLE_TIMEOUT, self.rto)
 
     def add_rtt_sample(self, seconds: float) -> None:
-        """Takes a round trip into account."""
+        """Updates the smoothed round-trip time with a measured one, in seconds."""
         if self.round_trip is None:
             self.round_trip, self.variation = seconds, seconds / 2
         else:

@@ -1,4 +1,4 @@
-"""The wire without input and output: values in, bytes out; bytes in, values out. Version 1 is here by its own names."""
+"""The sans-IO codecs of the protocols: values in, bytes out; bytes in, values out. Re-exports version 1."""
 
 from objmapper_client.protocol.v1 import (
     MAX_CONTENT,

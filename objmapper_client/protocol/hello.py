@@ -1,4 +1,4 @@
-"""The handshake of version 2: what client and server say of themselves before the first request."""
+"""The codec of the handshake of version 2: hello and acknowledgement, before the first request."""
 
 import struct
 from enum import IntFlag
@@ -27,7 +27,7 @@ _HELLO_ACK = struct.Struct(">4sBHHB")
 
 
 class Capability(IntFlag):
-    """What a side can do; in force is what both can."""
+    """Capabilities of client and server. Both use those that they have in common."""
 
     OUT_OF_ORDER = 0x0001
     PIPELINING = 0x0002
@@ -35,14 +35,14 @@ class Capability(IntFlag):
 
 
 class Hello(NamedTuple):
-    """What a client can do, and how many requests it would have under way."""
+    """The client's hello: its capabilities, and the maximum of pending requests that it wants."""
 
     capabilities: Capability
     max_pipeline: int
 
 
 class HelloAck(NamedTuple):
-    """What is in force, and how many requests the server works on at a time."""
+    """The server's acknowledgement: the common capabilities, the agreed pending requests, and its parallelism."""
 
     capabilities: Capability
     max_pipeline: int
@@ -50,19 +50,19 @@ class HelloAck(NamedTuple):
 
 
 def encode_hello(capabilities: Capability, max_pipeline: int) -> bytes:
-    """A client's first message. Raises LocalProtocolError for a number that does not fit."""
+    """Encodes a hello. Raises LocalProtocolError for a number that does not fit."""
     return packed(_HELLO, MAGIC, VERSION, capabilities, max_pipeline)
 
 
 def encode_hello_ack(capabilities: Capability, max_pipeline: int, backend_parallelism: int) -> bytes:
-    """The server's answer to a hello."""
+    """Encodes an acknowledgement."""
     return packed(_HELLO_ACK, MAGIC, VERSION, capabilities, max_pipeline, backend_parallelism)
 
 
 def decode_hello(data: bytes) -> "Hello | Fatal | None":
-    """The hello in the first HELLO_SIZE bytes, None where they are not all there yet.
+    """Decodes a hello from the first HELLO_SIZE bytes; None if more bytes are needed.
 
-    A `Fatal` is answered in the form of version 1.
+    The server answers a `Fatal` with an error reply of version 1.
     """
     found = _version(data)
     if found is not None and found != VERSION:
@@ -74,10 +74,10 @@ def decode_hello(data: bytes) -> "Hello | Fatal | None":
 
 
 def decode_hello_ack(data: bytes) -> HelloAck | ErrorReply | None:
-    """The server's answer to a hello in the first HELLO_ACK_SIZE bytes, None where they are not all there yet.
+    """Decodes an acknowledgement from the first HELLO_ACK_SIZE bytes; None if more bytes are needed.
 
-    Until it has answered, a server refuses in the form of version 1; a server of version 1 alone does so with
-    PROTOCOL_ERROR. Raises RemoteProtocolError for anything else.
+    Before its acknowledgement a server sends errors as replies of version 1; a server that speaks version 1 only sends
+    PROTOCOL_ERROR. Raises RemoteProtocolError for all other bytes.
     """
     if data and data[0] != Status.OK and data[0] in Status._value2member_map_:
         if len(data) < _ERROR_HEAD.size:
@@ -97,7 +97,7 @@ def decode_hello_ack(data: bytes) -> HelloAck | ErrorReply | None:
 
 
 def _version(data: bytes) -> int | None:
-    """The version of a hello, -1 where it is none, None where it is not there yet."""
+    """The version of a hello; -1 if it is not a hello; None if more bytes are needed."""
     if data[: len(MAGIC)] != MAGIC[: len(data)]:
         return -1
     return data[len(MAGIC)] if len(data) > len(MAGIC) else None

@@ -1,14 +1,14 @@
-"""The datagrams of the pull form, sans-IO: values in, bytes out; bytes in, values out.
+"""The codec of the UDP datagrams, sans-IO.
 
-The engine's codec is held to the same vectors (tests/vectors/udp.txt)::
+Tests check it and the engine's codec against the same vectors (tests/vectors/udp.txt)::
 
     PULL   'U' 01 00 cookie_len(1)  request_id(4) offset(8) length(4) chunk(2) uri_len(2) cookie uri [padding]
     RETRY  'U' 01 01 00             request_id(4) cookie(16)
     DATA   'U' 01 02 status         request_id(4) version(8) total(8) offset(8) crc32c(4) payload
     ERROR  'U' 01 03 status         request_id(4) message_len(2) message
 
-Integers are big-endian. The checksum is CRC-32C over the URI and the datagram, in which its own field counts as zeros:
-so a piece of another object, which a damaged PULL may have asked for, is never taken for one of this.
+Integers are big-endian. The checksum is CRC-32C over the URI and the datagram with a checksum field of zeros.
+Therefore the client never accepts a piece of another object, which a damaged PULL may have requested.
 """
 
 import struct
@@ -26,16 +26,16 @@ _ERROR_HEAD = struct.Struct(">2sBBIH")
 _PLAIN_HEAD = struct.Struct(">BH")
 _CHECKSUM = slice(32, 36)
 COOKIE = 16
-#: What precedes the content in a DATA.
+#: Bytes before the content in a DATA.
 DATA_HEAD = _DATA_HEAD.size
-#: Pieces that one PULL brings at most.
+#: Maximum pieces that the server sends for one PULL.
 MAX_PIECES = 32
-#: Bytes of content in a piece, at most, off loopback.
+#: Maximum bytes of content in a piece, except on loopback.
 FAR_CHUNK = 1152
 
 
 class Pull(NamedTuple):
-    """A range of an object is asked for, in pieces of `chunk` bytes; `cookie` is empty where there is none."""
+    """Requests a range of an object, in pieces of `chunk` bytes. `cookie` is empty if the client has none."""
 
     request_id: int
     offset: int
@@ -46,14 +46,14 @@ class Pull(NamedTuple):
 
 
 class Retry(NamedTuple):
-    """The server wants this cookie shown."""
+    """The server requires this cookie in further PULLs."""
 
     request_id: int
     cookie: bytes
 
 
 class Data(NamedTuple):
-    """A piece. `version` names the object's state, `total` is its size in bytes."""
+    """A piece of an object. `version`: the object's version; `total`: its size in bytes."""
 
     request_id: int
     version: int
@@ -63,7 +63,7 @@ class Data(NamedTuple):
 
 
 class Error(NamedTuple):
-    """The server's refusal."""
+    """The server's error response."""
 
     request_id: int
     status: int
@@ -71,17 +71,17 @@ class Error(NamedTuple):
 
 
 def checksum_of_uri(uri: str) -> int:
-    """The checksum that every piece of this object begins with. Raises LocalProtocolError."""
+    """Returns the initial checksum of all pieces of this object. Raises LocalProtocolError."""
     return crc32c(_encode_uri(uri))
 
 
 def _encode_uri(uri: str) -> bytes:
-    # The rules are those of a request.
+    # Checks the URI by the rules of version 1.
     return encode_request(Mode.COPY, uri)[_PLAIN_HEAD.size :]
 
 
 def encode_pull(pull: Pull) -> bytes:
-    """A PULL. Raises LocalProtocolError for a URI that the wire cannot carry."""
+    """Encodes a PULL. Raises LocalProtocolError for an invalid URI."""
     uri = _encode_uri(pull.uri)
     request_id, offset, length, chunk, cookie, _ = pull
     head = _PULL_HEAD.pack(_MAGIC, _PULL, len(cookie), request_id, offset, length, chunk, len(uri))
@@ -89,12 +89,12 @@ def encode_pull(pull: Pull) -> bytes:
 
 
 def encode_retry(retry: Retry) -> bytes:
-    """A RETRY."""
+    """Encodes a RETRY."""
     return _RETRY_WHOLE.pack(_MAGIC, _RETRY, 0, retry.request_id, retry.cookie)
 
 
 def encode_data(data: Data, uri: str) -> bytes:
-    """A DATA about the object of this URI."""
+    """Encodes a DATA of the object with this URI."""
     request_id, version, total, offset, payload = data
     datagram = bytearray(_DATA_HEAD.pack(_MAGIC, _DATA, Status.OK, request_id, version, total, offset, 0) + payload)
     datagram[_CHECKSUM] = crc32c(datagram, checksum_of_uri(uri)).to_bytes(4, "big")
@@ -102,13 +102,13 @@ def encode_data(data: Data, uri: str) -> bytes:
 
 
 def encode_error(error: Error) -> bytes:
-    """An ERROR."""
+    """Encodes an ERROR."""
     raw = error.message.encode()[:1000]
     return _ERROR_HEAD.pack(_MAGIC, _ERROR, error.status, error.request_id, len(raw)) + raw
 
 
 def decode_request(datagram: bytes) -> Pull | Request | Refused | None:
-    """What a server was asked: a range, a request of version 1, or what is answered with a status; None for noise."""
+    """Decodes a datagram to a server: a PULL, a request of version 1, or an invalid one; None if it is no request."""
     if datagram[:1] in (b"1", b"2", b"3"):
         return _decode_plain(datagram)
     if len(datagram) < _PULL_HEAD.size:
@@ -151,9 +151,9 @@ def _decode_uri(raw: bytes) -> str | None:
 
 
 def decode_reply(datagram: bytes | memoryview, seed: int) -> Retry | Data | Error | None:
-    """What came in answer to a question about the object whose URI has the checksum `seed`; None for noise.
+    """Decodes a response about the object whose URI has the checksum `seed`; None if it is not one.
 
-    A piece's content is a copy: the datagram's memory may be used again.
+    The payload is a copy: the datagram's memory may be reused.
     """
     if len(datagram) < _ERROR_HEAD.size or datagram[:2] != _MAGIC:
         return None

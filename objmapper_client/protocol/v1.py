@@ -1,6 +1,6 @@
-"""The wire, sans-IO: values in, bytes out; bytes in, values out. The engine's codec is held to the same vectors.
+"""The codec of version 1, sans-IO. Tests check it and the engine's codec against the same vectors.
 
-Version 1: a request is ``mode(1) uri_len(2) uri``; a reply is one status byte (mode fdpass, it carries the descriptor),
+A request is ``mode(1) uri_len(2) uri``. A reply is one status byte that carries the descriptor (mode fdpass),
 ``00 content_len(8) content`` (modes copy and splice), or ``status message_len(2) message``. Integers are big-endian.
 """
 
@@ -18,7 +18,7 @@ _ERROR_HEAD = struct.Struct(">BH")
 
 
 class Mode(Enum):
-    """How an object is delivered; the value is the mode's byte on the wire."""
+    """How the server delivers an object. The value is the mode's byte on the wire."""
 
     FDPASS = 0x31
     COPY = 0x32
@@ -26,7 +26,7 @@ class Mode(Enum):
 
     @classmethod
     def from_name(cls, name: "str | Mode") -> "Mode":
-        """The mode of this name (``fdpass``, ``copy``, ``splice``). Raises LocalProtocolError for another."""
+        """Returns the mode of this name (``fdpass``, ``copy``, ``splice``). Raises LocalProtocolError."""
         if isinstance(name, Mode):
             return name
         try:
@@ -65,7 +65,7 @@ class Status(IntEnum):
 
 
 def encode_uri(uri: str) -> bytes:
-    """A URI's bytes. Raises LocalProtocolError for one that the wire cannot carry."""
+    """Encodes a URI. Raises LocalProtocolError if it is empty, too long, or has a NUL or surrogates."""
     try:
         raw = uri.encode()
     except UnicodeEncodeError:
@@ -80,38 +80,38 @@ def encode_uri(uri: str) -> bytes:
 
 
 def encode_request(mode: Mode, uri: str) -> bytes:
-    """A request. Raises LocalProtocolError for a URI that the wire cannot carry."""
+    """Encodes a request. Raises LocalProtocolError as `encode_uri`."""
     raw = encode_uri(uri)
     return _REQUEST_HEAD.pack(mode.value, len(raw)) + raw
 
 
 def encode_content_head(length: int) -> bytes:
-    """What precedes a content of `length` bytes."""
+    """Encodes the head of a content of `length` bytes."""
     return _CONTENT_HEAD.pack(Status.OK, length)
 
 
 def encode_error(status: int, message: str) -> bytes:
-    """An error reply."""
+    """Encodes an error reply."""
     raw = message.encode()[:0xFFFF]
     return _ERROR_HEAD.pack(status, len(raw)) + raw
 
 
 class Request(NamedTuple):
-    """A request, as a server reads it."""
+    """A request as the server decodes it."""
 
     mode: Mode
     uri: str
 
 
 class Refused(NamedTuple):
-    """A frame that is answered with `status`; where it is `fatal`, the connection is closed then."""
+    """An invalid frame. The server answers with `status`; if it is `fatal`, it closes the connection."""
 
     status: Status
     fatal: bool = False
 
 
 class RequestDecoder:
-    """Takes requests off a byte stream: `feed` bytes, then call `next` until it gives None (more is needed)."""
+    """Decodes requests from a byte stream: `feed` bytes, then call `next` until it returns None."""
 
     def __init__(self) -> None:
         self._kept = bytearray()
@@ -123,7 +123,7 @@ class RequestDecoder:
         self._kept += data
 
     def next(self) -> Request | Refused | None:
-        """The next request, or None where the bytes end inside one. Nothing follows a fatal refusal."""
+        """Returns the next request; None if the bytes end inside one, and always after a fatal one."""
         if self._to_skip:
             return self._skip()
         if not self._kept or self._broken:
@@ -159,27 +159,27 @@ class RequestDecoder:
 
 
 class DescriptorReply(NamedTuple):
-    """The status byte that carries a descriptor."""
+    """A reply that consists of the status byte, which carries the descriptor."""
 
 
 class ContentReply(NamedTuple):
-    """The head of a content of `length` bytes, which follow: `ReplyDecoder.take_content` gives those already here."""
+    """The head of a content of `length` bytes. `ReplyDecoder.take_content` returns those that were fed."""
 
     length: int
 
 
 class ErrorReply(NamedTuple):
-    """The server's refusal."""
+    """The server's error reply."""
 
     status: int
     message: str
 
 
 class ReplyDecoder:
-    """Takes replies off a byte stream; the bytes of contents pass by it.
+    """Decodes replies from a byte stream.
 
-    `feed` bytes, then call `next` with the mode of the oldest unanswered request. After a `ContentReply` the content is
-    taken with `take_content`; what the decoder has not got of it is read by the caller, straight to where it belongs.
+    `feed` bytes, then call `next` with the mode of the oldest unanswered request. After a `ContentReply`, get the
+    content's bytes that were fed with `take_content`, and read the rest of the content directly from the socket.
     """
 
     def __init__(self) -> None:
@@ -191,11 +191,11 @@ class ReplyDecoder:
 
     @property
     def is_empty(self) -> bool:
-        """Whether all that was fed has been taken."""
+        """Whether all fed bytes have been consumed."""
         return not self._kept
 
     def next(self, requested: Mode | None) -> DescriptorReply | ContentReply | ErrorReply | None:
-        """The next reply, or None where the bytes end inside one. Raises RemoteProtocolError."""
+        """Returns the next reply; None if the bytes end inside one. Raises RemoteProtocolError."""
         if not self._kept:
             return None
         if requested is None:
@@ -224,8 +224,8 @@ class ReplyDecoder:
         del self._kept[:end]
         return ErrorReply(status, message)
 
-    def take_content(self, most: int) -> bytes:
-        """Up to `most` bytes of the content, of those that were fed."""
-        taken = bytes(self._kept[:most])
-        del self._kept[:most]
+    def take_content(self, limit: int) -> bytes:
+        """Returns up to `limit` fed bytes of the content."""
+        taken = bytes(self._kept[:limit])
+        del self._kept[:limit]
         return taken

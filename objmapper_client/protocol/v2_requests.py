@@ -1,8 +1,8 @@
-"""Version 2 of the wire and its extension, sans-IO; the engine's codec is held to the same vectors.
+"""The codec of version 2 and its extension, sans-IO. Tests check it and the engine's codec against the same vectors.
 
 ``"OBJM" 02 capabilities(2) max_pipeline(2)`` opens a connection. A request is ``01 id(4) flags(1) mode(1) uri_len(2)
-uri``, with ``params_len(2) params`` behind it where flag 80 is set; parameters are entries of ``type(1) len(2) data``.
-What a server answers is in `protocol_v2_responses`. Integers are big-endian.
+uri``, followed by ``params_len(2) params`` if flag 80 is set; parameters are entries of ``type(1) len(2) data``.
+Responses are in `v2_responses`. Integers are big-endian.
 """
 
 import struct
@@ -15,7 +15,7 @@ from objmapper_client.errors import LocalProtocolError
 from objmapper_client.protocol.v1 import MAX_CONTENT, MAX_URI, Mode, Status, encode_uri
 
 MAX_PARAMETERS = 8192
-#: Request flags: never answered before earlier ones; goes before others that wait; parameters follow the URI.
+#: Request flags: respond after earlier requests; run before other waiting ones; parameters follow the URI.
 ORDERED, PRIORITY, HAS_PARAMETERS = 0x01, 0x02, 0x80
 
 #: The types of frames that both sides send.
@@ -33,7 +33,7 @@ U8 = struct.Struct(">B")
 
 
 class Operation(Enum):
-    """What a request wants done with an object; the value is its byte on the wire. The first three are the modes."""
+    """The operations of a request. The value is the byte on the wire; the first three are the modes."""
 
     FDPASS = 0x31
     COPY = 0x32
@@ -46,7 +46,7 @@ class Operation(Enum):
 
     @classmethod
     def of(cls, mode: Mode) -> "Operation":
-        """To deliver an object in this mode."""
+        """Returns the operation that delivers an object in this mode."""
         return cls(mode.value)
 
 
@@ -55,7 +55,7 @@ _OPERATIONS = {operation.value for operation in Operation}
 
 
 def packed(form: struct.Struct, *values: object) -> bytes:
-    """Numbers as bytes. Raises LocalProtocolError for one that does not fit."""
+    """Packs numbers into bytes. Raises LocalProtocolError for a number that does not fit."""
     try:
         return form.pack(*values)
     except struct.error as error:
@@ -64,21 +64,21 @@ def packed(form: struct.Struct, *values: object) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
-    """What a request of the extended version says beside operation and URI."""
+    """The parameters of a request of the extended version; None if absent."""
 
     offset: int | None = None
     length: int | None = None
-    #: Milliseconds that are left when the request is sent.
+    #: Milliseconds from sending to the request's deadline.
     deadline_ms: int | None = None
-    #: How many bytes follow: a put has it, and nothing else.
+    #: Bytes of content that follow the request; only a put has it.
     content_len: int | None = None
     if_none_match: str | None = None
     limit: int | None = None
     cursor: bytes | None = None
     if_match: str | None = None
-    #: A put makes the directories that are missing.
+    #: Whether a put makes missing directories.
     make_parents: bool = False
-    #: The form in which a list's entries are wanted: 1 for the detailed one.
+    #: The requested form of a list's entries: 1 for the detailed one.
     form: int | None = None
 
 
@@ -97,7 +97,7 @@ _WORDS = {0x85: "if_none_match", _CURSOR: "cursor", 0x88: "if_match"}
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request. `id` is the client's name for it, which its response bears."""
+    """A request. The client chooses `id`; the response has the same."""
 
     id: int
     operation: Operation
@@ -107,28 +107,28 @@ class Request:
 
     @property
     def is_ordered(self) -> bool:
-        """Whether it must not be answered before those that were sent earlier."""
+        """Whether the server must respond to it after all earlier requests."""
         return bool(self.flags & ORDERED)
 
     @property
     def has_priority(self) -> bool:
-        """Whether it goes before others that wait."""
+        """Whether the server runs it before other waiting requests."""
         return bool(self.flags & PRIORITY)
 
 
 def encode_request(
     request_id: int, operation: Operation, uri: str, *, flags: int = 0, parameters: Parameters = NO_PARAMETERS
 ) -> bytes:
-    """A request; the content of a put is the caller's to send.
+    """Encodes a request. The caller sends the content of a put after it.
 
-    Raises LocalProtocolError for what the wire cannot carry.
+    Raises LocalProtocolError for values that the protocol cannot express.
     """
     raw = encode_uri(uri)
     if (parameters.content_len is None) == (operation is Operation.PUT):
         raise LocalProtocolError("a put says how long its content is, and nothing else does")
-    # `_value_` is the plain attribute behind the property `value`, which costs as much as all the rest.
+    # `_value_` is the plain attribute behind the property `value`, which is slow.
     mode = operation._value_
-    # Identity first: comparing nine fields is not free, and most requests have none.
+    # Compare the identity first: comparing all fields is slow, and most requests have no parameters.
     has_any = parameters is not NO_PARAMETERS and parameters != NO_PARAMETERS
     if not has_any and not flags & HAS_PARAMETERS:
         return packed(_REQUEST_HEAD, _REQUEST, request_id, flags, mode, len(raw)) + raw
@@ -140,9 +140,9 @@ def encode_request(
 
 
 def encode_with_tail(request_id: int, operation: Operation, uri: str, tail: bytes) -> bytes:
-    """The same of parameters that were encoded before: `tail` is all that stands behind the URI.
+    """Encodes a request with encoded parameters: `tail` is all bytes after the URI.
 
-    Most requests of a client have the same ones, and the id is known to fit. Raises LocalProtocolError.
+    Most requests of a client have equal parameters. The id must fit 32 bits. Raises LocalProtocolError.
     """
     try:
         raw = uri.encode()
@@ -177,12 +177,12 @@ def _encode_parameters(parameters: Parameters) -> bytes:
 
 
 def entry(kind: int, data: bytes) -> bytes:
-    """An entry of parameters or metadata. Raises LocalProtocolError for more than 65,535 bytes of data."""
+    """Encodes an entry of parameters or metadata. Raises LocalProtocolError for more than 65,535 bytes of data."""
     return packed(_ENTRY_HEAD, kind, len(data)) + data
 
 
 def entries(data: bytes) -> Iterator[tuple[int, bytes] | None]:
-    """The entries of parameters or metadata; None stands for one that does not fit, and is the last."""
+    """Yields the entries of parameters or metadata; None, as the last one, for an entry that is truncated."""
     at, end = 0, len(data)
     while at < end:
         if at + _ENTRY_HEAD.size > end:
@@ -198,7 +198,7 @@ def entries(data: bytes) -> Iterator[tuple[int, bytes] | None]:
 
 
 class Refused(NamedTuple):
-    """A frame that is answered with `status`; `content_len` bytes behind it belong to it and are skipped."""
+    """An invalid request. The server responds with `status` and skips the `content_len` bytes of its content."""
 
     id: int
     status: Status
@@ -206,37 +206,37 @@ class Refused(NamedTuple):
 
 
 class Fatal(NamedTuple):
-    """What cannot be understood: it is answered with `status`, and the connection is closed."""
+    """Bytes that are no valid frame. The server responds with `status` and closes the connection."""
 
     status: Status
 
 
 class CloseFrame(NamedTuple):
-    """The other side sends no more requests, or reads none: 0 normal, 1 idle timeout, 2 error, 3 shutting down."""
+    """The client sends no more requests, or the server reads none: 0 normal, 1 idle timeout, 2 error, 3 shutdown."""
 
     reason: int
 
 
 class CloseAck(NamedTuple):
-    """The answer to a close, with the number of requests that are not answered yet."""
+    """The acknowledgement of a close, with the number of requests that have no response yet."""
 
     outstanding: int
 
 
 def encode_close(reason: int) -> bytes:
-    """The notice that a connection ends."""
+    """Encodes a close."""
     return bytes((CLOSE, reason))
 
 
 def encode_close_ack(outstanding: int) -> bytes:
-    """The answer to a close."""
+    """Encodes the acknowledgement of a close."""
     return packed(CLOSE_ACK_FRAME, CLOSE_ACK, 0, outstanding)
 
 
 class RequestDecoder:
-    """Takes requests off a byte stream, as a server does: `feed` bytes, then call `next` until it gives None.
+    """Decodes requests from a byte stream, as a server: `feed` bytes, then call `next` until it returns None.
 
-    The content of a put, or of a request that is refused and has one, is taken with `take_content`.
+    Get the content of a put, and of a `Refused` request, with `take_content`.
     """
 
     def __init__(self, *, extended: bool) -> None:
@@ -248,14 +248,14 @@ class RequestDecoder:
         """Take in what has come."""
         self._kept += data
 
-    def take_content(self, most: int) -> bytes:
-        """Up to `most` bytes of a content, of those that were fed."""
-        taken = bytes(self._kept[:most])
-        del self._kept[:most]
+    def take_content(self, limit: int) -> bytes:
+        """Returns up to `limit` fed bytes of a content."""
+        taken = bytes(self._kept[:limit])
+        del self._kept[:limit]
         return taken
 
     def next(self) -> Request | Refused | CloseFrame | Fatal | None:
-        """The next frame, or None where the bytes end inside one. Nothing follows what is fatal."""
+        """Returns the next frame; None if the bytes end inside one, and always after a `Fatal`."""
         if not self._kept or self._broken:
             return None
         found = self._frame()
@@ -295,7 +295,7 @@ class RequestDecoder:
         parameters, is_sound = _decode_parameters(entries) if entries else (NO_PARAMETERS, True)
         content_len = parameters.content_len
         if operation is Operation.PUT and not is_sound and content_len is None:
-            # Where the content ends cannot be known, nor where the next frame begins.
+            # The length of the content is unknown, so the start of the next frame is too.
             return Fatal(Status.PROTOCOL_ERROR)
         if operation is None:
             return Refused(request_id, Status.INVALID_MODE, content_len or 0)
@@ -311,7 +311,7 @@ class RequestDecoder:
 
 
 def _decode_parameters(data: bytes) -> tuple[Parameters, bool]:
-    """The parameters, and whether all is well with them. Where the length of the content is in doubt, it is None."""
+    """Decodes parameters. Returns also whether they are valid. An invalid content length becomes None."""
     found: dict[str, int | str | bytes | bool] = {}
     is_sound, content_in_doubt = True, False
     for each in entries(data):
@@ -333,7 +333,7 @@ def _decode_parameters(data: bytes) -> tuple[Parameters, bool]:
             name, value = "make_parents", True
             is_good = not raw and name not in found
         else:
-            continue  # of a later version: its sender can do without
+            continue  # of a later version, whose clients do not require it
         found[name] = value
         is_sound &= is_good
     if content_in_doubt:

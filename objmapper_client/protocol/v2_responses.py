@@ -1,8 +1,8 @@
-"""The responses of version 2, sans-IO: what a server says of an object, and how a client takes it apart.
+"""The codec of the responses of version 2, sans-IO.
 
-A response is ``02 id(4) status(1) content_len(8) metadata_len(2) metadata`` and its content. In plain version 2 a
-descriptor comes with a byte ``58`` behind the response; in the extended version it rides on the response's first byte,
-and content_len is then the object's size.
+A response is ``02 id(4) status(1) content_len(8) metadata_len(2) metadata`` and its content. In plain version 2 the
+server passes a descriptor with a byte ``58`` after the response. In the extended version it passes it with the first
+byte of the response, and content_len is the object's size.
 """
 
 import struct
@@ -45,25 +45,25 @@ _NUMBERS = {
     0x8B: ("nanoseconds", U32),
 }
 _WORDS = {0x03: ("etag", "latin-1"), 0x04: ("mime", "latin-1"), 0xFF: ("message", "utf-8")}
-#: Size, modification time and an etag of 16 digits, each behind its type and length: what this project's server says of
-#: an object. Taken apart at once.
+#: Size, modification time and an etag of 16 digits, each after its type and length: the metadata that objmapper's
+#: server sends. Decoded in one step.
 _COMMON = struct.Struct(">3sQ3sq3s16s")
 _COMMON_SIZE = _COMMON.size
-#: A whole response of that kind, but for its content.
+#: A whole response with this metadata, without its content.
 _COMMON_RESPONSE = struct.Struct(">BIBQH3sQ3sq3s16s")
 _COMMON_RESPONSE_SIZE = _COMMON_RESPONSE.size
 _SIZE_HEAD, _MTIME_HEAD, _ETAG_HEAD = b"\x01\x00\x08", b"\x02\x00\x08", b"\x03\x00\x10"
-#: What stands behind that in the answer to a stat.
+#: The entry after these in the response to a stat.
 _NANOSECONDS = struct.Struct(">3sI")
 _EXACT_SIZE = _COMMON_SIZE + _NANOSECONDS.size
 _EXACT_RESPONSE_SIZE = _COMMON_RESPONSE_SIZE + _NANOSECONDS.size
 _NANOSECONDS_HEAD = b"\x8b\x00\x04"
-# Half of what calling a named tuple costs.
+# Half as slow as calling a named tuple.
 _new = tuple.__new__
 
 
 class Metadata(NamedTuple):
-    """What a response says beside status and content; None where it does not."""
+    """The metadata of a response; None if absent."""
 
     size: int | None = None
     #: Seconds since 1970, negative before that.
@@ -71,15 +71,15 @@ class Metadata(NamedTuple):
     etag: str | None = None
     mime: str | None = None
     backend: int | None = None
-    #: Microseconds.
+    #: In microseconds.
     latency: int | None = None
-    #: Where a list goes on.
+    #: The cursor of a list's next page.
     cursor: bytes | None = None
-    #: What went wrong, for people.
+    #: An error message for people.
     message: str | None = None
     #: The form of a list's entries; None for the plain one.
     form: int | None = None
-    #: Beyond the seconds of the modification time.
+    #: The nanoseconds of the modification time, 0 to 999,999,999.
     nanoseconds: int | None = None
 
 
@@ -87,7 +87,7 @@ NO_METADATA = Metadata()
 
 
 class ResponseHead(NamedTuple):
-    """A response without its content. The status is as it came."""
+    """A response without its content. The status may be an unknown one."""
 
     id: int
     status: int
@@ -96,7 +96,7 @@ class ResponseHead(NamedTuple):
 
 
 def encode_response(request_id: int, status: int, content_len: int = 0, metadata: Metadata = NO_METADATA) -> bytes:
-    """A response; its content is the caller's to send. Raises LocalProtocolError for what the wire cannot carry."""
+    """Encodes a response. The caller sends the content after it. Raises LocalProtocolError for invalid values."""
     out = bytearray()
     for kind, (name, form) in _NUMBERS.items():
         number = getattr(metadata, name)
@@ -115,10 +115,10 @@ def encode_response(request_id: int, status: int, content_len: int = 0, metadata
 
 
 def decode_common(data: bytes, request_id: int) -> tuple[int, Metadata, int] | None:
-    """Content length, metadata, and own length of the response, where `data` begins with one as our servers send it.
+    """The fast path: decodes a successful response with the common metadata at the start of `data`.
 
-    None for anything else: another request's response, an error, other metadata. They are a `ResponseDecoder`'s to
-    judge.
+    Returns the content's length, the metadata, and the length of the head in bytes. Returns None for all other
+    responses (of another request, an error, other metadata): use a `ResponseDecoder` for these.
     """
     if len(data) < _COMMON_RESPONSE_SIZE:
         return None
@@ -143,18 +143,18 @@ def decode_common(data: bytes, request_id: int) -> tuple[int, Metadata, int] | N
 
 
 class ResponseDecoder:
-    """Takes responses off a byte stream, as a client does; the bytes of contents pass by it.
+    """Decodes responses from a byte stream, as a client.
 
-    `feed` bytes, then call `next`. What follows a head of status OK is the caller's to take before the next call: where
-    a descriptor was asked for, with `take_marker`; else the content with `take_content`, and what the decoder has not
-    got of it from the socket, straight to where it belongs.
+    `feed` bytes, then call `next`. After a head with status OK and before the next call, call `take_marker` for a
+    descriptor; or get the content's bytes that were fed with `take_content`, and read the rest directly from the
+    socket.
     """
 
     __slots__ = ("_at", "_extended", "_kept")
 
     def __init__(self, *, extended: bool) -> None:
         self._extended = extended
-        # What one `recv` brought is usually taken to its end: it is copied only where it is not.
+        # Usually the bytes of one `recv` are consumed completely. Copied only if they are not.
         self._kept: bytes | bytearray = b""
         self._at = 0
 
@@ -172,13 +172,13 @@ class ResponseDecoder:
 
     @property
     def is_empty(self) -> bool:
-        """Whether all that was fed has been taken."""
+        """Whether all fed bytes have been consumed."""
         return self._at == len(self._kept)
 
     def next(self, requested: Callable[[int], Operation | None]) -> ResponseHead | CloseFrame | CloseAck | None:
-        """The next head or close, or None where the bytes end inside one.
+        """Returns the next head or close; None if the bytes end inside one.
 
-        `asked` tells what the request of an id wanted, None where there is none: `dict.get` will do. Raises
+        `requested` returns the operation of the pending request with an id, or None: for example a `dict.get`. Raises
         RemoteProtocolError.
         """
         kept, at = self._kept, self._at
@@ -210,7 +210,7 @@ class ResponseDecoder:
         return _new(ResponseHead, (request_id, status, content_len, metadata))
 
     def _short(self, kept: bytes | bytearray, at: int) -> CloseFrame | CloseAck | None:
-        """A close, or the beginning of a frame."""
+        """Returns a close; None if the frame is incomplete."""
         left = len(kept) - at
         if not left or kept[at] == _RESPONSE:
             return None
@@ -227,9 +227,9 @@ class ResponseDecoder:
         raise RemoteProtocolError(f"the server sent a frame of the unknown type {kept[at]:02x}")
 
     def take_marker(self) -> bool | None:
-        """Takes the byte off that carries a descriptor, behind a successful response to a request for one.
+        """Consumes the byte with the descriptor after a successful FDPASS response of plain version 2.
 
-        True where it was there, None where it is still to come, False in the extended version, which has none. Raises
+        Returns True if it was there, None if it has not come, False in the extended version, which has none. Raises
         RemoteProtocolError.
         """
         if self._extended:
@@ -241,15 +241,15 @@ class ResponseDecoder:
         self._at += 1
         return True
 
-    def take_content(self, most: int) -> bytes:
-        """Up to `most` bytes of the content, of those that were fed."""
-        taken = bytes(self._kept[self._at : self._at + most])
+    def take_content(self, limit: int) -> bytes:
+        """Returns up to `limit` fed bytes of the content."""
+        taken = bytes(self._kept[self._at : self._at + limit])
         self._at += len(taken)
         return taken
 
 
 def _decode_metadata(data: bytes) -> Metadata:
-    """Of two entries of a kind the later counts, and unknown ones do not: they are of a later version."""
+    """Decodes metadata. Of two entries of a kind the later one counts. Ignores unknown ones, of later versions."""
     found: dict[str, int | str | bytes] = {}
     for each in entries(data):
         if each is None:
@@ -269,14 +269,14 @@ def _decode_metadata(data: bytes) -> Metadata:
 
 
 def in_nanoseconds(mtime: int, nanoseconds: int) -> int:
-    """A time as one number. Raises RemoteProtocolError where the part beyond the seconds is a second or more."""
+    """Returns a time in nanoseconds. Raises RemoteProtocolError if `nanoseconds` is a second or more."""
     if nanoseconds >= _SECOND:
         raise RemoteProtocolError(f"the server sent a time with {nanoseconds} nanoseconds")
     return mtime * _SECOND + nanoseconds
 
 
 def check_size(size: int) -> None:
-    """Raises RemoteProtocolError for a size that no file can have."""
+    """Raises RemoteProtocolError for a size of more than 2^63 - 1 bytes."""
     if size > MAX_CONTENT:
         raise RemoteProtocolError(f"the server told of an object of {size} bytes, more than any file can have")
 
@@ -291,22 +291,22 @@ class _Listed(NamedTuple):
 class Entry(_Listed):
     """An object in a list: a tuple of its URI, its size in bytes, its modification time in seconds since 1970.
 
-    Beside them, as in `os.stat_result`: `mtime_ns`, the same in nanoseconds, None where the server does not say it.
+    As in `os.stat_result` there is also `mtime_ns`, the time in nanoseconds; None if the server does not send it.
     """
 
     mtime_ns: int | None = None
 
 
 class LeftOut(NamedTuple):
-    """A file or directory that a list leaves out although it is below the prefix."""
+    """A file or directory below the prefix that the server cannot list."""
 
-    #: Its path below the root with a slash in front, as the server's file system has it; a directory ends in a slash.
+    #: Its path below the server's root, with a leading slash; a directory's ends in a slash.
     path: bytes
-    #: Why, for people.
+    #: The reason, for people.
     reason: str
 
 
-#: What an entry of the detailed form is about.
+#: The kinds of entries in the detailed form.
 _IS_LISTED = 1
 _NOT_UTF8, _UNREADABLE, _LONG = 2, 3, 4
 
@@ -321,13 +321,13 @@ def _reason(kind: int, path: bytes) -> str | None:
 
 
 def encode_entry(found: Entry) -> bytes:
-    """An entry of a list's content. Raises LocalProtocolError for what the wire cannot carry."""
+    """Encodes an entry of a list. Raises LocalProtocolError for invalid values."""
     raw = encode_uri(found.uri)
     return packed(_U16, len(raw)) + raw + packed(_SIZE_AND_MTIME, found.size, found.mtime)
 
 
 def decode_entries(content: bytes) -> Iterator[Entry]:
-    """The entries of a list's whole content. Raises RemoteProtocolError at the one that is wrong."""
+    """Yields the entries of a list's content. Raises RemoteProtocolError at an invalid one."""
     at, end = 0, len(content)
     while at < end:
         if at + _U16.size > end:
@@ -345,10 +345,10 @@ def decode_entries(content: bytes) -> Iterator[Entry]:
 
 
 def decode_details(content: bytes) -> tuple[list[Entry], list[LeftOut]]:
-    """What a list's whole content of the detailed form lists and leaves out.
+    """Decodes a list's content in the detailed form. Returns the objects and the omitted entries.
 
-    Each entry is ``kind(1) path_len(2) path``, behind it ``size(8) mtime(8) nanoseconds(4)`` where it is an object.
-    Raises RemoteProtocolError at the one that is wrong.
+    An entry is ``kind(1) path_len(2) path``, followed by ``size(8) mtime(8) nanoseconds(4)`` for an object. Raises
+    RemoteProtocolError at an invalid one.
     """
     listed: list[Entry] = []
     left_out: list[LeftOut] = []

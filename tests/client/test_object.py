@@ -110,7 +110,7 @@ def test_a_passed_directory_is_the_servers_fault(tmp_path: Path) -> None:
 def test_a_content_that_no_memory_holds_is_refused(size: int) -> None:
     memory = MemoryFile()
     with pytest.raises(RemoteProtocolError, match="bytes"):
-        memory.make_room(size)
+        memory.allocate(size)
     memory.close()
 
 

@@ -156,7 +156,7 @@ def held_back(count: int, is_read: threading.Event, go: threading.Event) -> Call
 def has_queued(client: Client | AsyncClient, count: int) -> bool:
     """Whether so many requests are under way, and some of them wait for room in the socket of the shared connection."""
     shared = None if client._pool is None else client._pool.shared
-    return shared is not None and len(shared.under_way) == count and bool(shared.outgoing)
+    return shared is not None and len(shared.pending) == count and bool(shared.outgoing)
 
 
 def test_what_is_queued_is_sent_while_the_reader_sleeps(tmp_path: Path) -> None:

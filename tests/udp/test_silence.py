@@ -36,7 +36,7 @@ def test_a_host_is_tried_at_its_other_address(root: Path, read: Read, monkeypatc
             (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port)),
         ]
         monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
-        monkeypatch.setattr(connection, "_NEAR_PATIENCE", 60)
+        monkeypatch.setattr(connection, "_LOOPBACK_TIMEOUT", 60)
         start = time.monotonic()
         assert read("udp://both:1", "/large") == (root / "large").read_bytes()
         # Not after a silence.
@@ -52,7 +52,7 @@ def test_silence_ends_in_a_timeout(read: Read) -> None:
 
 
 def test_five_silences_end_it_before_the_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "_NEAR_PATIENCE", 0.05)
+    monkeypatch.setattr(connection, "_LOOPBACK_TIMEOUT", 0.05)
     with pretending(lambda _: []) as address, Client(address, timeout=60) as client:
         start = time.monotonic()
         with pytest.raises(RequestTimeout, match="after 5 tries"):
@@ -75,7 +75,7 @@ def test_a_server_that_dies_midway_is_an_error_in_bounded_time(root: Path) -> No
 def test_a_server_that_falls_silent_midway_is_an_error_in_bounded_time(
     address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(path_state, "_LEAST_SILENCE", 0.05)
+    monkeypatch.setattr(path_state, "_MIN_IDLE_TIMEOUT", 0.05)
     with lossy_relay(address, FAIR, 0) as relay, Client(relay.address, timeout=60) as client:
         weather = relay._sky.fate
 

@@ -36,6 +36,6 @@ def test_it_arrives_however_much_is_lost(address: str, root: Path, loss: float) 
 def test_pieces_for_networks_arrive_as_well(
     address: str, root: Path, read: Read, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "_NEAR_CHUNK", FAR_CHUNK)
+    monkeypatch.setattr(connection, "_LOOPBACK_CHUNK", FAR_CHUNK)
     with lossy_relay(address, ROUGH, seed=3) as relay:
         assert read(relay.address, "/medium") == (root / "medium").read_bytes()
