@@ -1,4 +1,4 @@
-"""The server: settings, lifecycle, figures. The data plane below it is native."""
+"""The server's control plane: settings, lifecycle, statistics. The data plane is the native engine."""
 
 from objmapper_server.concurrency import Concurrency
 from objmapper_server.config import Config

@@ -3,5 +3,5 @@
 from importlib import import_module
 
 if __name__ == "__main__":
-    # By name: the command is above this package, which does not depend on it.
+    # Imported by name: this package does not depend on the command.
     import_module("objmapper_cli.main").main()

@@ -1,7 +1,7 @@
-"""The access log: a line of JSON for one request of N, written by a thread of its own.
+"""The access log: a line of JSON for one of N requests, written by a thread of its own.
 
-The threads that serve never wait for it: the engine keeps what is to be written for a moment, and what comes too fast
-for the disk is lost, and counted in the next line that is written.
+The threads that serve requests never wait for it. The engine keeps the last records. If records come faster than the
+disk takes them, some are lost; the next line has their number.
 """
 
 import contextlib
@@ -22,24 +22,24 @@ from objmapper_server.plain_json import as_plain_json
 from objmapper_server.threads import start_thread
 
 LOG: Final = logging.getLogger(__name__)
-#: Seconds.
-PAUSE: Final = 0.1
+#: Seconds between two writes.
+WRITE_INTERVAL: Final = 0.1
 
 
 class AccessLog:
-    """Appends to `path` until it is stopped. Raises OSError where the file or a thread for it cannot be had.
+    """Appends to `path` until it is stopped. Raises OSError if it cannot open the file or start a thread.
 
-    `recorded` returns what was recorded behind a number, oldest first.
+    `recorded` returns the records after a number, oldest first.
     """
 
     def __init__(self, path: Path, recorded: Callable[[int], Sequence[Mapping[str, Any]]]) -> None:
         self._path = path
         self._recorded = recorded
         self._file = _appending(path)
-        #: Held while a file is written or exchanged.
+        #: Held while the file is written or replaced.
         self._writing = threading.Lock()
         self._ended = threading.Event()
-        #: The number of the last record that was read, and of the last that was written.
+        #: The numbers of the last read and of the last written record.
         self._read = self._written = 0
         self._fails = False
         self._thread = threading.Thread(target=self._run, name="objmapper-access-log", daemon=True)
@@ -50,9 +50,9 @@ class AccessLog:
             raise
 
     def reopen(self) -> None:
-        """Open the path anew: a program that has renamed the file has it to itself when this returns.
+        """Open the path again, for log rotation: after this call nothing writes to a renamed file.
 
-        Where that cannot be, the file that is open is written on, and a line in the server's log says why.
+        If the path cannot be opened, log the error and keep writing to the old file.
         """
         try:
             fresh = _appending(self._path)
@@ -69,7 +69,7 @@ class AccessLog:
             unused.close()
 
     def stop(self) -> None:
-        """Write what there is, and close."""
+        """Write the remaining records and close the file."""
         self._ended.set()
         self._thread.join()
         with self._writing:
@@ -78,8 +78,8 @@ class AccessLog:
     def _run(self) -> None:
         ended = False
         while not ended:
-            # Once more after the end was told, for what came before it.
-            ended = self._ended.wait(PAUSE)
+            # One more write after `stop`, for the records before it.
+            ended = self._ended.wait(WRITE_INTERVAL)
             try:
                 self._write()
             except NotRunning:
@@ -108,8 +108,8 @@ class AccessLog:
 
 
 def _appending(path: Path) -> FileIO:
-    # It names users and what they ask for: only its owner may read it. A file that is there keeps its permissions. A
-    # pipe must hold up neither the start of the server nor its end, which waits for the thread that writes.
+    # Only the owner may read a new file, which contains users and URIs. An existing file keeps its permissions.
+    # Non-blocking, because a pipe without a reader must not delay the server's start or stop.
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
     try:
         descriptor = os.open(path, flags, 0o600)
@@ -121,9 +121,9 @@ def _appending(path: Path) -> FileIO:
 
 
 def _append(file: FileIO, lines: Sequence[bytes]) -> tuple[int, OSError | None]:
-    """Return how many of the lines were written, and what stopped it; a line that was torn is taken back."""
+    """Append lines. Return the number of whole lines written, and the error, if any. Removes a partial line."""
     if stat.S_ISFIFO(os.fstat(file.fileno()).st_mode):
-        # A pipe takes nothing back, but a line that is no longer than PIPE_BUF it takes whole or not at all.
+        # A partial line cannot be removed from a pipe, but writes of up to PIPE_BUF bytes are atomic.
         for whole, line in enumerate(lines):
             _, error = _written(file, line)
             if error is not None:
@@ -132,22 +132,22 @@ def _append(file: FileIO, lines: Sequence[bytes]) -> tuple[int, OSError | None]:
     content = b"".join(lines)
     done, error = _written(file, content)
     if error is not None:
-        torn = done - (content.rfind(b"\n", 0, done) + 1)
-        # A device takes nothing back either.
+        partial = done - (content.rfind(b"\n", 0, done) + 1)
+        # A device cannot be truncated.
         with contextlib.suppress(OSError):
-            file.truncate(os.fstat(file.fileno()).st_size - torn)
+            file.truncate(os.fstat(file.fileno()).st_size - partial)
     return content.count(b"\n", 0, done), error
 
 
 def _written(file: FileIO, content: bytes) -> tuple[int, OSError | None]:
-    """Return how many bytes were written, and what stopped it."""
+    """Write the content. Return the number of bytes written, and the error, if any."""
     done = 0
     try:
         while done < len(content):
-            taken = file.write(content[done:])
-            if taken is None:
+            count = file.write(content[done:])
+            if count is None:
                 return done, BlockingIOError(errno.EAGAIN, "it is full, and its reader does not read")
-            done += taken
+            done += count
     except OSError as error:
         return done, error
     return done, None

@@ -1,4 +1,4 @@
-"""The concurrency models, and which one a transport gets: all there is of ``auto``."""
+"""The concurrency models, and the model of each transport for ``auto`` and ``by-transport``."""
 
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
@@ -24,9 +24,9 @@ class Concurrency(StrEnum):
 
 Table = Mapping[Transport, Concurrency]
 
-#: What each model that is none itself stands for. ``by-transport`` gives descriptors the shortest way, bytes a pool and
-#: datagrams event loops; ``auto`` is what measures best (docs/performance.md): event loops, which refuse no client for
-#: want of threads.
+#: The models of each transport for the two names that are not models themselves. ``by-transport``: the lowest latency
+#: for descriptors, a pool for bytes, event loops for datagrams. ``auto``: the model that measures best
+#: (docs/performance.md), event loops, which never reject clients because of a thread limit.
 CHOICES: Final[Mapping[Concurrency, Table]] = MappingProxyType(
     {
         Concurrency.BY_TRANSPORT: {
@@ -51,9 +51,9 @@ MODELS_BY_TRANSPORT: Final = (
 
 
 def choose(model: Concurrency, transport: Transport) -> Concurrency:
-    """Return the model that serves `transport` where `model` was asked for: never ``auto`` nor ``by-transport``.
+    """Return the model of `transport` if the settings ask for `model`: never ``auto`` or ``by-transport``.
 
-    Raises ValueError where the transport cannot be served so.
+    Raises ValueError if the transport does not support the model.
     """
     if transport == "udp" and model is Concurrency.THREAD_PER_CONNECTION:
         raise ValueError("udp has no connections to give threads to: choose epoll, thread-pool or work-stealing for it")

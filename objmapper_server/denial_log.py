@@ -1,4 +1,4 @@
-"""Refusals to users, failures of the storage, and a root that goes, in the log: a line of each a second at most."""
+"""Logs denials to users, storage failures, and a missing root: at most one line of each a second."""
 
 import logging
 import threading
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from objmapper_server.server import Server
 
 LOG: Final = logging.getLogger(__name__)
-#: Seconds.
-PAUSE: Final = 1.0
-#: What happened, by the engine's name of the reason.
-WHAT: Final = {
+#: Seconds between two reports.
+REPORT_INTERVAL: Final = 1.0
+#: The text of each reason.
+REASONS: Final = {
     "user": "is not among those who may connect (allow_uid, allow_gid)",
     "prefix": "may not use {uri!r} (allow_prefix)",
     "connections": "has as many connections as one user may have (max_connections_per_uid)",
@@ -25,24 +25,24 @@ WHAT: Final = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Refusal:
-    """The first refusal to a user since the call before, and how many others there were."""
+    """The first denial to a user since the last call, and the number of further ones."""
 
     reason: str  #: ``user``, ``prefix``, ``connections`` or ``descriptors``
     uid: int | None  #: None over a transport without users
-    pid: int | None  #: 0 where the process is in a namespace that the server cannot see
-    uri: str  #: empty where it was not about one object
+    pid: int | None  #: 0 for a process in a PID namespace that the server cannot see
+    uri: str  #: empty if it did not concern an object
     suppressed: int
 
     def __str__(self) -> str:
         who = "a client without a user" if self.uid is None else f"uid {self.uid} (pid {self.pid})"
-        line = f"{who} {WHAT[self.reason].format(uri=self.uri)}"
+        line = f"{who} {REASONS[self.reason].format(uri=self.uri)}"
         return f"{line}; and {self.suppressed} more" if self.suppressed else line
 
 
 class RefusalLog:
-    """Logs refusals, failures of the storage and a root that goes or comes back, until it is stopped.
+    """Logs denials, storage failures, and a root that disappears or returns, until it is stopped.
 
-    Raises OSError where a thread for it cannot be had.
+    Raises OSError if it cannot start a thread.
     """
 
     def __init__(self, server: "Server") -> None:
@@ -53,15 +53,15 @@ class RefusalLog:
         start_thread(self._thread)
 
     def stop(self) -> None:
-        """Tell of what there is, and end."""
+        """Log the remaining events and stop."""
         self._ended.set()
         self._thread.join()
 
     def _run(self) -> None:
         ended = False
         while not ended:
-            # Once more after the end was told, for what came before it.
-            ended = self._ended.wait(PAUSE)
+            # One more report after `stop`, for the events before it.
+            ended = self._ended.wait(REPORT_INTERVAL)
             try:
                 refusal, failure = self._server.take_denial(), self._server.take_storage_failure()
                 root_problem = self._server.root_problem

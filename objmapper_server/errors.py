@@ -1,4 +1,4 @@
-"""What the control plane raises: a wrong setting, with a hint for a mistyped name; a server that does not run."""
+"""The errors of the control plane: an invalid setting, and a server that is not running."""
 
 import difflib
 import warnings
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 
 class ConfigError(ValueError):
-    """A setting is wrong: which, its value, what is allowed, and where it came from."""
+    """A setting is invalid. Attributes: its name (`field`), the `problem`, and where its value came from (`origin`)."""
 
     def __init__(self, field: str, problem: str, origin: str = "") -> None:
         super().__init__(field, problem, origin)
@@ -20,7 +20,7 @@ class ConfigError(ValueError):
 
 
 def did_you_mean(word: str, known: Iterable[str], *, likeness: float = 0.6) -> str:
-    """Return ``"; did you mean 'x'?"`` where something known looks alike, else nothing."""
+    """Return ``"; did you mean 'x'?"`` if `word` resembles a known word, else an empty text."""
     alike = difflib.get_close_matches(word, list(known), n=1, cutoff=likeness)
     return f"; did you mean {alike[0]!r}?" if alike else ""
 

@@ -1,4 +1,4 @@
-"""The native load generator behind ``objmapper bench``: a plan in, what came of it out."""
+"""The native load generator of ``objmapper bench``."""
 
 import socket
 import time
@@ -9,20 +9,20 @@ from typing import Literal
 from objmapper_client.address import TcpAddress, UnixAddress, parse
 from objmapper_server import _engine
 
-#: How objects are asked for; with a 2 over version 2 of the protocol with its extension.
+#: The protocol and mode of the requests; names that end in 2 use version 2 with its extension.
 Dialect = Literal["fdpass", "copy", "splice", "fdpass2", "copy2", "splice2", "http", "redis", "pull", "memcached"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoadPlan:
-    """Which server to load and how. Without a `rate` every client sends its next request when the last is answered."""
+    """A load: the server and the requests. Without a `rate` a client sends its next request after the last answer."""
 
     address: str  #: ``unix:/path``, ``tcp://host:port`` or ``udp://host:port``
-    dialect: Dialect  #: over UDP copy, pull (ranges, as the SDK asks for them) or memcached
+    dialect: Dialect  #: over UDP: copy, pull (ranges, as the SDK requests them) or memcached
     uris: tuple[str, ...]
     clients: int = 1
     threads: int = 1
-    pipeline: int = 1  #: requests that each client keeps under way; with a rate: at most
+    pipeline: int = 1  #: pending requests of each client; with a rate the maximum
     duration: float = 10.0  #: seconds
     requests: int = 0  #: end after this many; 0: only after the duration
     rate: float | None = None  #: requests a second of all clients together
@@ -31,14 +31,13 @@ class LoadPlan:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoadResult:
-    """What came of a load. Latency is in microseconds; with a rate it counts from when a request was due.
+    """The result of a load. Latencies are in microseconds; with a rate they start when the request was due.
 
-    Requests that get no answer until a second after the end are lost: those under way, those of a connection that
-    broke, and with a rate those that were due and could not be sent. The latency of each is the time from when it was
-    due to the end.
+    A request without an answer until one second after the end is lost: a pending one, one on a broken connection, and
+    with a rate one that was due and not sent. Its latency is the time from when it was due to the end.
     """
 
-    requests: int  #: answered, refusals not among them
+    requests: int  #: answered, without the refused ones
     bytes: int
     refused: int  #: answered UNAVAILABLE
     errors: int  #: answered with another error; and connections that broke
@@ -71,14 +70,14 @@ class _NativePlan:
 
 
 def run_load(plan: LoadPlan, on_progress: Callable[[int], None] | None = None) -> LoadResult:
-    """Run the load to its end. `on_progress` is called several times a second with the requests answered so far.
+    """Run the load to its end. Calls `on_progress` several times a second with the number of answered requests.
 
-    Raises OSError where no thread can be started and ValueError for a plan that makes no sense; a server that is not
-    reached shows as errors.
+    Raises OSError if no thread can be started, and ValueError for an invalid plan. An unreachable server counts as
+    errors.
     """
     load = _engine.Load(_native(plan))
     try:
-        # Never in `finish` while it runs: signals are handled between two looks.
+        # Poll instead of waiting in `finish`, so that Python handles signals.
         while load.running:
             if on_progress is not None:
                 on_progress(load.answered)

@@ -1,6 +1,6 @@
-"""The right to the path of a Unix socket: a locked file beside it, held as long as the socket is served.
+"""Exclusive use of a Unix socket's path: the server holds a lock file beside the socket while it serves it.
 
-Only what is this server's own is removed: both files may have been removed meanwhile and made anew by another server.
+The server removes only its own files: another process may have removed them, and another server made new ones.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ Identity = tuple[int, int]
 
 
 class SocketPath:
-    """The path and its lock. The socket must stay open until `release`: so long its inode number is no other file's."""
+    """The path and its lock. Keep the socket open until `release`, so that no other file gets its inode number."""
 
     def __init__(self, path: str, lock: int) -> None:
         self._path = path
@@ -26,10 +26,9 @@ class SocketPath:
 
     @classmethod
     def claim(cls, path: str) -> Self:
-        """Lock the path, and remove a socket that is not served any more.
+        """Lock the path, and remove a stale socket.
 
-        Raises OSError (EADDRINUSE) where another server has it. Anything else that is there is left for bind(2) to
-        complain about.
+        Raises OSError (EADDRINUSE) if another server holds the lock. bind(2) reports any other file at the path.
         """
         claim = cls(path, _locked(f"{path}.lock"))
         try:
@@ -40,18 +39,18 @@ class SocketPath:
         return claim
 
     def bound(self) -> None:
-        """Remember the socket that was bound there."""
+        """Record the identity of the bound socket."""
         self._ours = _identity(os.lstat(self._path))
 
     def release(self) -> None:
-        """Remove the socket and the lock file, where they are still those of this server. Can be called twice."""
+        """Remove the socket and the lock file, if they are still this server's. May be called twice."""
         if self._lock is None:
             return
         with contextlib.suppress(FileNotFoundError):
             if self._ours is not None and _identity(os.lstat(self._path)) == self._ours:
                 Path(self._path).unlink()
         with contextlib.suppress(FileNotFoundError):
-            # Last, so that a server that waits for it finds the path free.
+            # After the socket, so that the path is free for the next holder of the lock.
             if _identity(os.lstat(self._lock_path)) == _identity(os.fstat(self._lock)):
                 Path(self._lock_path).unlink()
         os.close(self._lock)
@@ -59,7 +58,7 @@ class SocketPath:
 
 
 def _locked(path: str) -> int:
-    """Open and lock the file; again where its last holder removed it meanwhile."""
+    """Open and lock the file. Try again if its previous holder removed it meanwhile."""
     while True:
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
@@ -81,7 +80,7 @@ def _remove_stale(path: str) -> None:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
             return
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            # A server whose backlog is full (EAGAIN) must not hold this one up.
+            # Non-blocking: a server with a full backlog (EAGAIN) must not block this one.
             probe.setblocking(False)
             if probe.connect_ex(path) == errno.ECONNREFUSED:
                 Path(path).unlink()

@@ -1,4 +1,4 @@
-"""What the server has counted, as one frozen value. Its fields are those of the ``/stats`` document, name by name."""
+"""The server's statistics as a frozen value. Its fields are those of the ``/stats`` document."""
 
 import errno
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Latency:
-    """Microseconds: of requests, from complete arrival to the last byte handed on, and of their wait in a queue."""
+    """Latencies in microseconds, from a request's last byte to the last byte of its answer; and waits in a queue."""
 
     count: int
     mean_latency_us: float
@@ -29,7 +29,7 @@ class Latency:
 
     @classmethod
     def of(cls, service: "_engine.Percentiles", wait: "_engine.Percentiles") -> Self:
-        """Return both in one, to a tenth of a microsecond."""
+        """Return latencies and waits, rounded to a tenth of a microsecond."""
         return cls(
             count=service["count"],
             mean_latency_us=round(service["mean_us"], 1),
@@ -46,7 +46,7 @@ class Latency:
 
 @dataclass(frozen=True, kw_only=True)
 class Figures(Latency):
-    """The requests of one kind: rates over the last 10 s, times over the last 60 s, and totals."""
+    """The statistics of one kind of requests: rates over the last 10 s, times over the last 60 s, and totals."""
 
     requests_total: int
     bytes_total: int
@@ -58,7 +58,7 @@ class Figures(Latency):
 
 @dataclass(frozen=True, kw_only=True)
 class Load(Figures):
-    """Figures, and what the server is busy with at this moment. Memory and disk are shared by all transports."""
+    """Figures, and the current load. All transports share cache and disk."""
 
     active_threads: int
     queue_depth: int
@@ -68,18 +68,18 @@ class Load(Figures):
     connections: int
     connections_total: int
     connections_waiting: int  #: accepted, and waiting for a thread
-    rejected_total: int  #: connections and requests refused for want of room
+    rejected_total: int  #: connections and requests rejected because of a limit
     accept_failures_total: int
     timeouts_total: int
     protocol_errors_total: int
-    panics_total: int  #: connections that a fault of the server's ended
+    panics_total: int  #: connections that ended because of a bug in the server
     steals_total: int
     parks_total: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class TransportLoad(Load):
-    """One transport: where it listens, and the model that serves it now."""
+    """One transport: its load, its address and its current concurrency model."""
 
     address: str
     concurrency_model: str
@@ -92,49 +92,49 @@ class TransportLoad(Load):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Datagrams:
-    """UDP since start, by kind of datagram."""
+    """Counts of UDP datagrams since start, by kind."""
 
     plain_received_total: int  #: requests of version 1
     pull_received_total: int
-    noise_received_total: int  #: no questions, never answered
+    noise_received_total: int  #: not requests; the server does not answer them
     reply_sent_total: int  #: of version 1
     data_sent_total: int
     retry_sent_total: int
     error_sent_total: int
     untrusted_dropped_total: int  #: plain requests from neither loopback nor a trusted network
-    limited_dropped_total: int  #: questions of addresses over their rate
-    unsendable_dropped_total: int  #: answers that the kernel did not take
-    overflow_dropped_total: int  #: questions for which the socket's buffer had no room
+    limited_dropped_total: int  #: requests from addresses over their rate limit
+    unsendable_dropped_total: int  #: responses that the kernel did not accept
+    overflow_dropped_total: int  #: requests that did not fit into the socket's buffer
     bytes_received_total: int
     bytes_sent_total: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Statistics(Load):
-    """The whole server at one moment: its own figures are the totals of all transports."""
+    """The whole server at one moment; its figures are the totals of all transports."""
 
     uptime: float  #: seconds
     draining: bool
     concurrency_model: Mapping[str, str]  #: transport → model
-    max_connections: int  #: as fitted to what the machine gives
+    max_connections: int  #: as adjusted to the process's limits
     descriptors_in_flight: int
-    storage_errors_total: Mapping[str, int]  #: by name of the errno; EOF: the file ended before the promised length
-    root_problem: str | None  #: why nothing can be served, where the root is gone
-    uploads_in_flight: int  #: contents of puts that come in pieces, until they are stored or dropped
-    reserved_bytes: int  #: of the disk, for what clients have announced and not sent
-    output_bytes: int  #: of answers in memory, set aside for what storage reads or not yet taken by clients
-    denied_total: Mapping[str, int]  #: refusals to users, by reason: user, prefix, connections, descriptors
+    storage_errors_total: Mapping[str, int]  #: by name of the errno; EOF: the file ended before the announced length
+    root_problem: str | None  #: why the root cannot be served; None if it can
+    uploads_in_flight: int  #: puts whose content is being received
+    reserved_bytes: int  #: bytes of disk reserved for content that clients have announced and not sent
+    output_bytes: int  #: bytes of memory for answers: reserved for storage reads, or not yet read by clients
+    denied_total: Mapping[str, int]  #: denials to users, by reason: user, prefix, connections, descriptors
     cache_hits_total: int
     cache_misses_total: int
     cache_bytes: int
     transports: Mapping[str, TransportLoad]
     models: Mapping[str, Figures]
     modes: Mapping[str, Figures]
-    datagrams: Datagrams | None  #: None where UDP is not served
+    datagrams: Datagrams | None  #: None if UDP is not served
 
     @property
     def total(self) -> Load:
-        """The figures of all transports together, without those of each."""
+        """The totals of all transports, without the figures of each."""
         return Load(**{field.name: getattr(self, field.name) for field in fields(Load)})
 
     @classmethod
@@ -200,14 +200,14 @@ class Statistics(Load):
 
 
 def bounds_us(steps: Sequence[float], least: float) -> tuple[float, ...]:
-    """Return the microseconds from `least` to 10 s that are one of `steps` (from 1 to 10) times a power of ten."""
-    all_of_them = (round(step * 10.0**decade, 3) for decade in range(7) for step in steps)
-    return (*(bound for bound in all_of_them if bound >= least), 1e7)
+    """Return bounds in microseconds from `least` to 10 s: each of `steps` (1 to 10) times each power of ten."""
+    bounds = (round(step * 10.0**decade, 3) for decade in range(7) for step in steps)
+    return (*(bound for bound in bounds if bound >= least), 1e7)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cumulative:
-    """How many times were at most as long as each bound; `counts` ends with the number of all."""
+    """A cumulative histogram: the number of times up to each bound; the last count is the total."""
 
     counts: tuple[int, ...]
     sum_us: float
@@ -220,7 +220,7 @@ class Cumulative:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Times:
-    """The times since start of the requests of one transport, model and mode that ended in one status."""
+    """The latencies since start of the requests with one transport, model, mode and status."""
 
     transport: str
     model: str
@@ -232,7 +232,7 @@ class Times:
 
     @classmethod
     def read(cls, native: "_engine.CountedUpTo") -> Self:
-        """Return what the engine counted as a value."""
+        """Return the engine's histogram as a value."""
         return cls(
             transport=native["transport"],
             model=native["model"],
@@ -245,7 +245,7 @@ class Times:
 
 
 def status_name(status: int) -> str:
-    """Return the name of a status byte; its number where the protocol has none."""
+    """Return the name of a status byte, or its number if it is unknown."""
     try:
         return Status(status).name
     except ValueError:
@@ -253,7 +253,7 @@ def status_name(status: int) -> str:
 
 
 def errno_name(number: int) -> str:
-    """Return the name of an errno of the engine; EOF for the 0 of a file that ended before the promised length."""
+    """Return the name of an engine's errno; EOF for 0, a file that ended before the announced length."""
     return errno.errorcode.get(number, str(number)) if number else "EOF"
 
 

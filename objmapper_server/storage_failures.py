@@ -1,4 +1,4 @@
-"""What failed in the storage, as the log says it."""
+"""Storage failures, in the form of the log."""
 
 import os
 from dataclasses import dataclass
@@ -8,9 +8,9 @@ from objmapper_server.statistics import errno_name
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StorageFailure:
-    """The first failure of the storage since it was asked for, and how many others there were."""
+    """The first storage failure since the last call, and the number of further ones."""
 
-    errno: int  #: 0: the file ended before the length that was promised
+    errno: int  #: 0: the file ended before the length that the server announced
     operation: str
     uri: str
     suppressed: int

@@ -1,11 +1,11 @@
-"""Starting a thread, which the kernel may refuse."""
+"""Starts threads, and reports a kernel limit as OSError."""
 
 import errno
 import threading
 
 
 def start_thread(thread: threading.Thread) -> None:
-    """Start it; raises OSError (EAGAIN) where the kernel gives no further thread, as at RLIMIT_NPROC."""
+    """Start a thread; raises OSError (EAGAIN) if the kernel refuses it, as at RLIMIT_NPROC."""
     try:
         thread.start()
     except RuntimeError as error:

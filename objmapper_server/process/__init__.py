@@ -1,1 +1,1 @@
-"""A server as a process: sockets from a service manager and words to it, signals, messages."""
+"""A server as a process: socket activation, notifications to the service manager, signals and logs."""

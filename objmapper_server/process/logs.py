@@ -1,4 +1,4 @@
-"""What a server says while it runs: a line each on standard error, for people or for a program that collects them."""
+"""The server's log on standard error: one line a message, as text or JSON."""
 
 import json
 import logging
@@ -10,14 +10,14 @@ from typing import Final, Literal
 from objmapper_client.errors import printable
 from objmapper_server.plain_json import as_plain_json
 
-#: Above those of all modules of the server.
+#: The parent of the loggers of all modules of the server.
 LOG: Final = logging.getLogger("objmapper_server")
 
 Format = Literal["text", "json"]
 
 
 def log_to_stderr(form: Format) -> None:
-    """Show this package's messages from INFO on; to be called by a program's entry, once."""
+    """Log this package's messages of level INFO and above; a program calls it once, at its start."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines() if form == "json" else TextLines())
     LOG.handlers[:] = [handler]
@@ -26,7 +26,7 @@ def log_to_stderr(form: Format) -> None:
 
 
 class TextLines(logging.Formatter):
-    """``objmapper: what happened``; where it was a failure of our own, OBJMAPPER_DEBUG=1 adds where."""
+    """Lines of the form ``objmapper: message``. With OBJMAPPER_DEBUG=1 an exception's traceback follows."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
@@ -37,7 +37,7 @@ class TextLines(logging.Formatter):
 
 
 class JsonLines(logging.Formatter):
-    """One object a line: time, level, message, and the facts that the message was given as ``extra={"facts": …}``."""
+    """One JSON object a line: time, level, message, and the fields of ``extra={"facts": …}``."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""

@@ -1,4 +1,4 @@
-"""Words to a service manager: sd_notify(3), which is a datagram to the socket that NOTIFY_SOCKET names."""
+"""Notifications to a service manager: sd_notify(3), datagrams to the socket of NOTIFY_SOCKET."""
 
 import logging
 import os
@@ -11,31 +11,31 @@ LOG: Final = logging.getLogger(__name__)
 
 
 class Notifier:
-    """Tells the service manager that started this process what it does, where there is one."""
+    """Sends the server's state to the service manager that started this process, if any."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         name = environment.get("NOTIFY_SOCKET", "")
-        #: A name that begins with @ is an abstract one.
+        #: A leading @ means an abstract socket.
         self._address = f"\0{name[1:]}" if name.startswith("@") else name
         usec, pid = environment.get("WATCHDOG_USEC", ""), environment.get("WATCHDOG_PID", "")
         is_watched = bool(name) and usec.isdecimal() and int(usec) > 0 and pid in ("", str(os.getpid()))
-        #: Seconds between two signs of life: half of what is allowed. None without a watchdog.
+        #: Seconds between two watchdog messages: half of the allowed interval. None without a watchdog.
         self.watchdog_interval: Final = int(usec) / 2e6 if is_watched else None
 
     def ready(self, status: str) -> None:
-        """Say that clients are served."""
+        """Report that the server accepts clients."""
         self._send("READY=1", f"STATUS={status}")
 
     def reloading(self) -> None:
-        """Say that the settings are being read; `ready` ends it."""
+        """Report that the server reloads its settings; `ready` ends that state."""
         self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def stopping(self) -> None:
-        """Say that the end has begun."""
+        """Report that the server is shutting down."""
         self._send("STOPPING=1", "STATUS=draining")
 
     def alive(self) -> None:
-        """Give a sign of life."""
+        """Send a watchdog message."""
         self._send("WATCHDOG=1")
 
     def _send(self, *words: str) -> None:
@@ -45,5 +45,5 @@ class Notifier:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
                 sender.sendto("\n".join(words).encode(), self._address)
         except OSError as error:
-            # The server serves on; the service manager reports that the message did not come.
+            # The server continues; the service manager detects the missing message.
             LOG.warning("the service manager was not told %s: %s", words[0], error.strerror)

@@ -1,4 +1,4 @@
-"""A server in the foreground of a process: until a signal ends it, and reading its settings again when one says so."""
+"""Runs a server in the foreground of a process: stops it on SIGTERM or SIGINT, and reloads its settings on SIGHUP."""
 
 import contextlib
 import os
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
 
 STOP_SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT})
 RELOAD_SIGNAL: Final = signal.SIGHUP
-#: How often a drain looks whether it has been told to hurry.
-SECOND_THOUGHTS: Final = 0.05
+#: Seconds between two checks for a second signal during a drain.
+SIGNAL_POLL_INTERVAL: Final = 0.05
 
 
 def serve_until_told(server: "Server", ready: Callable[[], None]) -> bool:
     """Start, call `ready`, serve, drain, stop; see `Server.serve_forever`."""
     manager = Notifier(os.environ)
-    with _held_back(STOP_SIGNALS | {RELOAD_SIGNAL}), server:
+    with _blocked(STOP_SIGNALS | {RELOAD_SIGNAL}), server:
         ready()
         status = f"serving {' '.join(server.addresses.values())}"
         manager.ready(status)
         while _next_signal(server, manager) == RELOAD_SIGNAL:
             manager.reloading()
-            # The server has logged what is wrong; a reload never ends it.
+            # The server has logged the error; a failed reload does not stop it.
             with contextlib.suppress(Exception):
                 server.reload()
             manager.ready(status)
@@ -38,7 +38,7 @@ def serve_until_told(server: "Server", ready: Callable[[], None]) -> bool:
 
 
 def _next_signal(server: "Server", manager: Notifier) -> int:
-    """Wait for a signal; give signs of life meanwhile, as long as the engine's locks can be had."""
+    """Wait for a signal. Meanwhile send watchdog messages, which stop if the engine is deadlocked."""
     wanted = STOP_SIGNALS | {RELOAD_SIGNAL}
     if manager.watchdog_interval is None:
         return signal.sigwait(wanted)
@@ -55,22 +55,22 @@ def _drain(server: "Server") -> bool:
     try:
         start_thread(draining)
     except OSError:
-        # At a limit: without a thread a second signal cannot cut the drain short.
+        # At a thread limit: drain here, where a second signal cannot end the drain early.
         return server.drain()
     while draining.is_alive():
-        if signal.sigtimedwait(STOP_SIGNALS, SECOND_THOUGHTS) is not None:
+        if signal.sigtimedwait(STOP_SIGNALS, SIGNAL_POLL_INTERVAL) is not None:
             return False
     return finished == [True]
 
 
 @contextmanager
-def _held_back(signals: frozenset[signal.Signals]) -> Iterator[None]:
-    """Hold signals back in this thread and those that it starts: they stay pending until this thread waits for them."""
+def _blocked(signals: frozenset[signal.Signals]) -> Iterator[None]:
+    """Block signals in this thread and those that it starts, so that they stay pending until it waits for them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         yield
     finally:
-        # A signal that came during the drain would end the process now, before it has said how the drain ended.
+        # Discard signals that came during the drain: they would end the process before it reports the drain's result.
         while signal.sigtimedwait(signals - before, 0) is not None:
             pass
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

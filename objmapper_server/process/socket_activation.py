@@ -1,4 +1,4 @@
-"""Sockets that a service manager has opened and hands over: LISTEN_FDS, as in sd_listen_fds(3)."""
+"""Socket activation: sockets that a service manager passes to the server (LISTEN_FDS, sd_listen_fds(3))."""
 
 import os
 import socket
@@ -10,7 +10,7 @@ from typing import Final
 from objmapper_server.settings.listen_address import ListeningPoint
 
 FIRST: Final = 3
-#: The name (FileDescriptorName=) of the socket that is the admin endpoint's; all others are told by their kind.
+#: The name (FileDescriptorName=) of the admin endpoint's socket. The kind of the others gives their transport.
 ADMIN: Final = "admin"
 VARIABLES: Final = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
 NETWORK: Final = (socket.AF_INET, socket.AF_INET6)
@@ -20,10 +20,10 @@ NO_SOCKETS: Final[Sockets] = MappingProxyType({})
 
 
 def handed_over(environment: MutableMapping[str, str]) -> Sockets:
-    """Return the sockets that this process was given: ``unix``, ``tcp``, ``udp`` or ``admin`` → the caller's socket.
+    """Return the passed sockets: ``unix``, ``tcp``, ``udp`` or ``admin`` → socket, which the caller owns.
 
-    Takes the variables out of the environment, so that no child believes the sockets to be its own. Raises OSError for
-    a socket that no transport of this server could be.
+    Removes the variables from the environment, so that child processes do not use the sockets. Raises OSError for a
+    socket that no transport can serve.
     """
     pid, count, names = (environment.pop(name, "") for name in VARIABLES)
     if pid != str(os.getpid()) or not count.isdecimal():
@@ -62,7 +62,7 @@ def _socket(descriptor: int, count: str) -> socket.socket:
 
 
 def kind_of(given: socket.socket) -> str:
-    """Return the transport that a socket can serve; raises OSError where there is none."""
+    """Return the transport that a socket can serve; raises OSError if there is none."""
     at = f"a socket that was handed over ({address_of(given)})"
     on_the_network = given.family in NETWORK
     if given.type == socket.SOCK_DGRAM:
@@ -79,11 +79,11 @@ def kind_of(given: socket.socket) -> str:
 
 
 def address_of(given: socket.socket) -> str:
-    """Return where a socket listens, as a setting is written."""
+    """Return a socket's address in the form of a setting."""
     name = given.getsockname()
     if given.family == socket.AF_UNIX:
         return f"unix:{os.fsdecode(name)}"
     if given.family in NETWORK:
         return str(ListeningPoint(name[0], name[1]))
-    # A family that Python has no name for is a number.
+    # A family without a name in Python is a plain number.
     return f"{getattr(given.family, 'name', given.family)}: {name}"

@@ -1,1 +1,1 @@
-"""How settings are written, which of them are in force, and which can change while a server runs."""
+"""Settings: their sources and forms, the effective values, and reloads."""

@@ -1,4 +1,4 @@
-"""Who may connect, to what, and how much one user may have of it: as settings write it, and as the engine takes it."""
+"""The access rules: allowed users, groups and prefixes, and limits per user; in the forms of settings and engine."""
 
 import grp
 import pwd
@@ -10,33 +10,33 @@ from typing import TYPE_CHECKING, Final, Self
 if TYPE_CHECKING:
     from objmapper_server.config import Config
 
-#: (uid_t) -1 is no user: the kernel uses it for "unchanged".
-MOST_ID: Final = 2**32 - 2
+#: (uid_t) -1 is not a user: the kernel uses it for "unchanged".
+MAX_ID: Final = 2**32 - 2
 KINDS: Final = ("uid", "gid")
 
 
 def users(value: object) -> tuple[int, ...]:
-    """Return the numbers of users that are given by number or name, as a list or with commas between them."""
-    return tuple(dict.fromkeys(_uid(each) for each in _listed(value)))
+    """Return the numbers of users given by number or name, in a list or a text with commas."""
+    return tuple(dict.fromkeys(_uid(name) for name in _listed(value)))
 
 
 def groups(value: object) -> tuple[int, ...]:
-    """Return the numbers of groups, given likewise."""
-    return tuple(dict.fromkeys(_gid(each) for each in _listed(value)))
+    """Return the numbers of groups given by number or name, in a list or a text with commas."""
+    return tuple(dict.fromkeys(_gid(name) for name in _listed(value)))
 
 
 def prefixes(value: object) -> dict[str, tuple[str, ...]]:
-    """Return URI prefix → who may use what is below it, as ``uid:NUMBER`` and ``gid:NUMBER``; none where it is empty.
+    """Return URI prefix → the users and groups that may use the objects below it, as ``uid:NUMBER``, ``gid:NUMBER``.
 
-    Takes a mapping whose values say ``uid:`` or ``gid:`` with a number or name; or texts of the form
-    ``PREFIX=uid:…,gid:…``, in a list or in one text with semicolons between them.
+    Accepts a mapping with values ``uid:…`` or ``gid:…`` (number or name), or texts ``PREFIX=uid:…,gid:…`` in a list or
+    in one text with semicolons. A prefix without users is closed to all.
     """
     found: dict[str, tuple[str, ...]] = {}
     for uri, allowed in _pairs(value):
         prefix = _prefix(uri)
         if prefix in found:
             raise ValueError(f"{prefix!r} is there twice: write all who may use it in one list")
-        found[prefix] = tuple(dict.fromkeys(_allowed(each, prefix) for each in _listed(allowed)))
+        found[prefix] = tuple(dict.fromkeys(_allowed(name, prefix) for name in _listed(allowed)))
     return found
 
 
@@ -69,7 +69,7 @@ def _pairs(value: object) -> Iterator[tuple[str, object]]:
 
 
 def _prefix(uri: str) -> str:
-    """Return it with a slash in front and none at its end; ``/`` for everything."""
+    """Return a prefix with a leading slash and without a trailing one; ``/`` for all objects."""
     path = uri.removeprefix("/").removesuffix("/")
     if path and any(not name or name in {".", ".."} or "\0" in name for name in path.split("/")):
         raise ValueError(f"{uri!r} is no prefix of URIs: empty names, '.' and '..' are in none")
@@ -97,14 +97,14 @@ def _number(name: int | str, kind: str, look_up: Callable[[str], int]) -> int:
             return look_up(name)
         except (KeyError, ValueError):
             raise ValueError(f"{name!r} is no {kind} of this machine, nor the number of one") from None
-    if not 0 <= (number := int(name)) <= MOST_ID:
-        raise ValueError(f"{number} is no {kind}'s number: those are from 0 to {MOST_ID}")
+    if not 0 <= (number := int(name)) <= MAX_ID:
+        raise ValueError(f"{number} is no {kind}'s number: those are from 0 to {MAX_ID}")
     return number
 
 
 @dataclass(frozen=True, slots=True)
 class PeerRules:
-    """The rules about clients in the engine's own terms."""
+    """The access rules in the engine's form."""
 
     allow_uid: tuple[int, ...]
     allow_gid: tuple[int, ...]
@@ -114,7 +114,7 @@ class PeerRules:
 
     @classmethod
     def of(cls, config: "Config") -> Self:
-        """Return those of the settings."""
+        """Return the rules of the settings."""
         return cls(
             allow_uid=config.allow_uid,
             allow_gid=config.allow_gid,

@@ -1,4 +1,4 @@
-"""The settings in force as a document: each value, where it came from, and whether a reload can change it."""
+"""The effective settings as a document: each value, its origin, and whether a reload can change it."""
 
 from typing import Any, Final
 
@@ -15,28 +15,28 @@ class Setting(BaseModel):
     """One setting."""
 
     value: Any
-    origin: str  #: ``default``, ``the program``, a flag, a variable, a file, or what changed it since
+    origin: str  #: ``default``, ``the program``, a flag, a variable, a file, or the command that changed it
     changeable: bool  #: by a reload, without a restart
 
 
 def settings_without_root(file: str | None, *, environment: bool = True, **flags: object) -> tuple[Config, bool]:
-    """Return what `Config.load` does, and whether a root was given: without one there are settings, but no server."""
+    """Return the settings as `Config.load` does, and whether they have a root, which a server needs."""
     try:
         return Config.load(file, environment=environment, **flags), True
     except ConfigError as error:
-        # Without an origin there was no value.
+        # Without an origin no value was given.
         if error.field != "root" or error.origin:
             raise
     return Config.load(file, environment=environment, **(flags | {"root": "/"})), False
 
 
 def settings_in_force(config: Config, *, has_root: bool = True) -> dict[str, Setting]:
-    """Return every setting by its name; what is secret is masked."""
+    """Return all settings by name; secret values are masked."""
     values = config.model_dump(mode="json")
     values["unix_mode"] = f"{config.unix_mode:04o}"
     document = {
         name: Setting(
-            # A secret is what the configuration itself does not show.
+            # The configuration excludes secrets from its `repr`.
             value=values[name] if field.repr or values[name] is None else MASK,
             origin=config.origins[name],
             changeable=name in CHANGEABLE,

@@ -1,4 +1,4 @@
-"""Where a server listens, and for which clients: ``HOST:PORT``, the numeric address that is bound, networks."""
+"""Listen addresses: ``HOST:PORT``, their numeric form, and trusted networks."""
 
 import ipaddress
 import re
@@ -10,7 +10,7 @@ from typing import Self
 
 @dataclass(frozen=True, slots=True)
 class ListeningPoint:
-    """A host and a port. Port 0 takes a free one; no host means every address of the machine."""
+    """A host and a port. Port 0: a free one; an empty host: all addresses of the machine."""
 
     host: str
     port: int
@@ -37,7 +37,7 @@ class ListeningPoint:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     def resolved(self) -> Self:
-        """Return the same with a numeric host, IPv4 where a name has both; raises OSError that names the host."""
+        """Return the address with a numeric host, IPv4 if the name has both; raises OSError that names the host."""
         if not self.host:
             return type(self)("0.0.0.0", self.port)  # noqa: S104 - asked for, by leaving the host out
         try:
