@@ -1,1 +1,1 @@
-"""What the admin endpoint answers, who gets past its door, and what a connection to it may cost."""
+"""The admin endpoint: server, access control, routes, pages, metrics, and limits of its HTTP connections."""

@@ -1,7 +1,7 @@
-"""Access control of the admin endpoint: which names it answers to, which pages may call it, what a write needs.
+"""Access control of the admin endpoint: allowed host names and origins, and authorization of writes.
 
-A browser lets any page call a loopback port. Three headers tell such calls apart: Host (DNS rebinding: a foreign name
-that leads to this address), Origin, and Sec-Fetch-Site (https://www.w3.org/TR/fetch-metadata/).
+A browser lets any page call a loopback port. Three headers detect such calls: Host (DNS rebinding: a foreign name that
+resolves to this address), Origin, and Sec-Fetch-Site (https://www.w3.org/TR/fetch-metadata/).
 """
 
 import hmac
@@ -19,19 +19,19 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 LOCAL_NAMES: Final = frozenset({"localhost", "localhost.localdomain", "ip6-localhost"})
 READS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
-#: Writes that clients on this machine may send without the token: they change what is recorded for five seconds.
+#: Writes that clients on this machine may send without the token: they only record requests for five seconds.
 LOCAL_WRITES: Final = frozenset({"/watch"})
-#: Pages that a link on another site may lead to: the browser shows them, the other site cannot read them.
+#: Pages that may be opened by a link on another site: the browser shows them, but the other site cannot read them.
 PAGES: Final = frozenset({"/", "/docs"})
-#: What a browser says of requests that no other site has made. Other programs send no such header.
+#: Values of Sec-Fetch-Site for requests that no other site made. Programs other than browsers do not send it.
 OWN_SITES: Final = frozenset({"same-origin", "none"})
-#: `admin_host` for any name.
+#: The value of `admin_host` that allows any name.
 ANY_HOST: Final = "*"
 #: uri-host and port (RFC 9110, 7.2): no user, no path.
 HOST: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{0,5}))?")
-#: Bytes of a request's content; the longest that makes sense here has a hundred.
-CONTENT: Final = 64 << 10
-#: For every answer that does not bring its own.
+#: Maximum bytes of a request's content; valid requests have about a hundred.
+MAX_CONTENT: Final = 64 << 10
+#: Headers of all answers that do not set their own.
 HEADERS: Final = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
@@ -42,10 +42,10 @@ HEADERS: Final = {
 ADVICE: Final = "Authorization: Bearer TOKEN (OBJMAPPER_ADMIN_TOKEN), or the admin endpoint's Unix socket"
 
 
-class Gate:
-    """Stands before the application. Every method that is no read is a write: no route has to remember it.
+class AccessControl:
+    """ASGI middleware that checks all requests. All methods except reads need authorization.
 
-    `names` are host names that count as this server's own, besides its addresses; `ANY_HOST` among them allows all.
+    `names`: host names of this server besides its addresses; `ANY_HOST` allows all.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Gate:
         self._names = names
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Refuse, or hand on."""
+        """Reject a request, or pass it to the application."""
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -90,23 +90,23 @@ class Gate:
         if scope["method"] not in READS and not self._may_write(scope, headers):
             return _problem(HTTPStatus.UNAUTHORIZED, f"a write needs {ADVICE}", {"WWW-Authenticate": "Bearer"})
         length = headers.get("content-length", "0")
-        if length.isdecimal() and int(length) > CONTENT:
-            return _problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"no more than {CONTENT} bytes are read")
+        if length.isdecimal() and int(length) > MAX_CONTENT:
+            return _problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"no more than {MAX_CONTENT} bytes are read")
         return None
 
     def _may_write(self, scope: Scope, headers: Headers) -> bool:
-        # Root could read the token, and everything else.
+        # Root can read the token anyway.
         if scope.get("state", {}).get("peer_uid") in (os.geteuid(), 0):
             return True
         if scope["path"] in LOCAL_WRITES and _is_on_this_machine(scope):
             return True
         token = self._token()
-        scheme, _, given = headers.get("authorization", "").partition(" ")
-        # Headers are read as Latin-1, which keeps every byte; a token is UTF-8.
+        scheme, _, credentials = headers.get("authorization", "").partition(" ")
+        # Starlette decodes headers as Latin-1, which keeps all bytes; a token is UTF-8.
         return (
             token is not None
             and scheme.lower() == "bearer"
-            and hmac.compare_digest(given.strip().encode("latin-1"), token.encode())
+            and hmac.compare_digest(credentials.strip().encode("latin-1"), token.encode())
         )
 
 
@@ -116,13 +116,13 @@ def _is_origin_of(origin: str, host: str) -> bool:
 
 
 def _is_link(scope: Scope, headers: Headers) -> bool:
-    """Return whether a browser follows a link to one of the pages, in a tab of its own."""
+    """Return whether a browser opens one of the pages by a link, in its own tab."""
     kind = headers.get("sec-fetch-mode"), headers.get("sec-fetch-dest")
     return scope["method"] == "GET" and scope["path"] in PAGES and kind == ("navigate", "document")
 
 
 def _is_on_this_machine(scope: Scope) -> bool:
-    # A Unix socket's client has no address.
+    # A client on a Unix socket has no address.
     client = scope.get("client")
     return not client or not client[0] or _is_loopback(client[0])
 
@@ -132,23 +132,23 @@ def _problem(status: HTTPStatus, detail: str, headers: dict[str, str] | None = N
 
 
 def _bounded(receive: Receive) -> Receive:
-    taken = 0
+    received = 0
 
     async def receive_bounded() -> Any:
-        nonlocal taken
+        nonlocal received
         message = await receive()
-        taken += len(message.get("body", b""))
-        if taken > CONTENT:
-            raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"no more than {CONTENT} bytes are read")
+        received += len(message.get("body", b""))
+        if received > MAX_CONTENT:
+            raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"no more than {MAX_CONTENT} bytes are read")
         return message
 
     return receive_bounded
 
 
 def is_local(host: str, bound_host: str | None, names: Collection[str] = ()) -> bool:
-    """Return whether a Host header names this server: one of `names`, a name of this machine, or an address of it.
+    """Return whether a Host header is this server's: one of `names`, or a local name or address.
 
-    `bound_host` is the host that the endpoint listens on: "" for every address, None for a Unix socket.
+    `bound_host`: the host that the endpoint listens on; "" for all addresses, None for a Unix socket.
     """
     found = HOST.fullmatch(host)
     if found is None or int(found[2] or 0) > 65535:
@@ -160,7 +160,8 @@ def is_local(host: str, bound_host: str | None, names: Collection[str] = ()) -> 
         number = ipaddress.ip_address(name)
     except ValueError:
         return False
-    # A DNS name can lead to any address, an address only to itself. On loopback only loopback addresses lead here.
+    # An attacker's DNS name can resolve to any address, but a numeric Host cannot be rebound.
+    # An endpoint on loopback is reached by loopback addresses only.
     listens_elsewhere = bound_host is not None and bound_host not in LOCAL_NAMES and not _is_loopback(bound_host)
     return number.is_loopback or listens_elsewhere
 

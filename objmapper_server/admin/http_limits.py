@@ -1,7 +1,7 @@
-"""What one HTTP connection of the admin endpoint may cost: its time, and how many there are at once.
+"""The limits of HTTP connections to the admin endpoint: their time and their number.
 
-Rule: all admin connections together, with those that still wait to be accepted, fit into the descriptors that the data
-plane leaves free (32, `RESERVED_DESCRIPTORS` in the engine). Connections here take none from there.
+Rule: all admin connections, with those that wait to be accepted, fit into the 32 descriptors that the data plane leaves
+free (`RESERVED_DESCRIPTORS` in the engine), so that they take none from clients.
 """
 
 import asyncio
@@ -16,100 +16,100 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 if TYPE_CHECKING:
     from uvicorn.protocols.http.h11_impl import RequestResponseCycle
 
-#: Connections at once; one more, and the one that has been idle longest goes.
-CONNECTIONS: Final = 16
-#: Connections that are accepted in one go, before the number above is looked at.
+#: Maximum connections. A further one closes the connection that has been idle longest.
+MAX_CONNECTIONS: Final = 16
+#: Connections that one loop iteration may accept before it checks the maximum.
 BACKLOG: Final = 8
 #: Seconds from a request's first byte to the last byte of its answer; a new connection's first request starts at once.
 REQUEST_TIME: Final = 10.0
 #: Seconds between two requests.
 IDLE_TIME: Final = 15
-#: Seconds that a request under way gets when the endpoint ends.
+#: Seconds that pending requests have to finish when the endpoint stops.
 GRACE: Final = 1.0
-#: Bytes of a request's line and headers.
+#: Maximum bytes of a request's line and headers.
 HEADERS: Final = 16 << 10
 
 
 class LimitedHttp(H11Protocol):
-    """HTTP/1.1 with an end to everybody's patience."""
+    """HTTP/1.1 with deadlines."""
 
-    def __init__(self, *given: Any, **named: Any) -> None:
-        super().__init__(*given, **named)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self._deadline: asyncio.TimerHandle | None = None
-        self._heard_at = self.loop.time()
-        # What a client does wrong is no news; what goes wrong here is logged by the application.
+        self._active_at = self.loop.time()
+        # Do not log clients' errors. The application logs its own.
         self.logger = logging.Logger("objmapper_server.http", logging.CRITICAL)
         self.access_log = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
-        """Begin, and make room."""
+        """Start the deadline. Over the maximum, close the connection that has been idle longest."""
         super().connection_made(transport)
         self.app_state = {**self.app_state, "peer_uid": peer_uid(transport.get_extra_info("socket"))}
         self._start_deadline()
-        others = [each for each in self.connections if isinstance(each, LimitedHttp) and each is not self]
-        if len(others) >= CONNECTIONS:
+        others = [other for other in self.connections if isinstance(other, LimitedHttp) and other is not self]
+        if len(others) >= MAX_CONNECTIONS:
             oldest = min(others, key=LimitedHttp.precedence)
-            # Its loss is told later; until then it is not chosen again.
+            # `connection_lost` comes later; do not choose it again until then.
             self.connections.discard(oldest)
             oldest.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End."""
+        """Stop the deadline."""
         self._stop_deadline()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Take what has come; a request's time starts with its first byte."""
+        """Start the deadline with a request's first byte."""
         if self._deadline is None:
             self._start_deadline()
         super().data_received(data)
 
     def on_response_complete(self) -> None:
-        """Stop the clock once an answer is on its way, unless the next request has begun already."""
+        """Stop the deadline when the answer has been sent, unless the next request has started."""
         if not self.transport.get_write_buffer_size():
             self._stop_deadline()
-        self._heard_at = self.loop.time()
+        self._active_at = self.loop.time()
         super().on_response_complete()
-        if self._deadline is None and not self.transport.is_closing() and not self._between:
+        if self._deadline is None and not self.transport.is_closing() and not self._is_between_requests:
             self._start_deadline()
 
     def shutdown(self) -> None:
-        """Finish what is under way, but not for ever."""
+        """Finish the pending request within `GRACE` seconds."""
         super().shutdown()
         self.loop.call_later(GRACE, self.transport.abort)
 
     @property
-    def _busy(self) -> bool:
+    def _is_busy(self) -> bool:
         cycle = cast("RequestResponseCycle | None", self.cycle)
         return cycle is not None and not cycle.response_complete
 
     @property
-    def _between(self) -> bool:
-        begun = cast("RequestResponseCycle | None", self.cycle) is not None
-        return begun and self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]
+    def _is_between_requests(self) -> bool:
+        has_request = cast("RequestResponseCycle | None", self.cycle) is not None
+        return has_request and self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]
 
     def precedence(self) -> tuple[bool, float]:
-        """Which is dropped first: one without a request under way, then the one that has been silent longest."""
-        return self._busy, self._heard_at
+        """Order of closing: connections without a pending request first, then the longest idle one."""
+        return self._is_busy, self._active_at
 
     def _start_deadline(self) -> None:
-        self._deadline = self.loop.call_later(REQUEST_TIME, self._too_late)
+        self._deadline = self.loop.call_later(REQUEST_TIME, self._on_deadline)
 
     def _stop_deadline(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
 
-    def _too_late(self) -> None:
+    def _on_deadline(self) -> None:
         self._deadline = None
-        # Between two requests this clock is stopped, but for an answer that the client has not taken yet.
-        if not self._between or self.transport.get_write_buffer_size():
-            # close() would wait for a client that does not read.
+        # Between two requests the deadline applies only to an answer that the client has not read yet.
+        if not self._is_between_requests or self.transport.get_write_buffer_size():
+            # `close` would wait for a client that does not read.
             self.transport.abort()
 
 
 def peer_uid(connection: socket.socket) -> int | None:
-    """Return the user at the other end of a Unix socket; None where it is none."""
+    """Return the user of the client on a Unix socket; None for other sockets."""
     if connection.family != socket.AF_UNIX:
         return None
     _, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))

@@ -1,4 +1,4 @@
-"""The figures in the text format of Prometheus, made anew from the engine's counts for every scrape."""
+"""The metrics in the text format of Prometheus, read from the engine at each scrape."""
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
     from objmapper_server.server import Server
 
-#: Microseconds. Six to a decade: two neighbours differ by half, which is how far a percentile can be off.
+#: Bucket bounds in microseconds, six a decade: neighbours differ by up to 50 %, the largest error of a percentile.
 BOUNDS_US: Final = bounds_us((1.0, 1.5, 2.0, 3.0, 5.0, 7.0), least=5.0)
 LABELS: Final = ("transport", "model", "mode", "status")
 
-#: Field of a transport's figures → name and help.
+#: Field of a transport's statistics → help.
 GAUGES: Final = {
     "connections": "Connections that are open.",
     "connections_waiting": "Connections that were accepted and wait for a thread.",
@@ -38,7 +38,7 @@ COUNTERS: Final = {
     "parks_total": ("parks", "Times that a worker went to sleep (work-stealing)."),
 }
 
-#: Family of the datagrams' figures → its label, the label's values, and help. The field has the value's name first.
+#: Metric family of datagrams → label, its values, and help. The field's name starts with the value.
 DATAGRAMS: Final = {
     "received": ("kind", ("plain", "pull", "noise"), "Datagrams that came; noise is no question, and not answered."),
     "sent": ("kind", ("reply", "data", "retry", "error"), "Datagrams that were sent."),
@@ -52,13 +52,13 @@ DATAGRAMS: Final = {
 
 
 class EngineCollector(Collector):
-    """Reads a server when it is scraped; holds nothing between two scrapes."""
+    """Reads the server's statistics at each scrape. Keeps no state."""
 
     def __init__(self, server: "Server") -> None:
         self._server = server
 
     def collect(self) -> "Iterator[Metric]":
-        """Yield every family."""
+        """Yield all metric families."""
         statistics, times = self._server.statistics(), self._server.latency_counts(BOUNDS_US)
         yield from _of_requests(times)
         yield from _of_transports(list(statistics.transports.items()))
@@ -69,7 +69,7 @@ class EngineCollector(Collector):
 
 
 class Exposition:
-    """The ``/metrics`` of one server."""
+    """Renders the ``/metrics`` of one server."""
 
     def __init__(self, server: "Server") -> None:
         self._registry = CollectorRegistry(auto_describe=False)
@@ -77,7 +77,7 @@ class Exposition:
         ProcessCollector(registry=self._registry)
 
     def render(self, accept: str) -> tuple[bytes, str]:
-        """Return the text and its content type, in the newest form that the scraper accepts."""
+        """Return the text and its content type, in the newest format that the scraper accepts."""
         encode, content_type = choose_encoder(accept)
         return encode(self._registry), content_type
 

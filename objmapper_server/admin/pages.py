@@ -1,4 +1,4 @@
-"""The pages of the admin endpoint: one file each with all that it needs, and a policy that lets nothing else in."""
+"""The HTML pages of the admin endpoint: self-contained files, with a content security policy that allows no others."""
 
 import base64
 import hashlib
@@ -12,16 +12,16 @@ INLINE: Final = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A page and the headers that it is sent with."""
+    """A page and its HTTP headers."""
 
     content: bytes
     headers: dict[str, str]
 
     @classmethod
     def load(cls, name: str) -> Self:
-        """Read a page that is shipped with the package.
+        """Read a page of this package.
 
-        Its own script and style are allowed by their hashes: what an injected one would be, is not.
+        The policy allows its scripts and styles by their hashes, so that injected ones do not run.
         """
         text = resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
         allowed: dict[str, list[str]] = {"script": [], "style": []}

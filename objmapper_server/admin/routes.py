@@ -1,4 +1,4 @@
-"""What the admin endpoint answers: each path of it, and its description for the OpenAPI document."""
+"""The routes of the admin endpoint, with their descriptions for the OpenAPI document."""
 
 import logging
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from fastapi.security import HTTPBearer
 from h11 import LocalProtocolError
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
-from objmapper_server.admin.auth import Gate
+from objmapper_server.admin.auth import AccessControl
 from objmapper_server.admin.metrics import Exposition
 from objmapper_server.admin.pages import Page
 from objmapper_server.concurrency import TRANSPORTS, Concurrency
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from objmapper_server.server import Server
 
 LOG: Final = logging.getLogger(__name__)
-#: Seconds that requests are recorded after one `POST /watch`.
+#: Seconds for which one `POST /watch` records requests.
 WATCH_TIME: Final = 5.0
-#: Microseconds: twelve to a decade, from 1 µs to 10 s, for pictures.
+#: Bounds of the dashboard's histograms in microseconds: twelve a decade, from 1 µs to 10 s.
 PICTURE_BOUNDS_US: Final = bounds_us((1.0, 1.2, 1.5, 1.8, 2.2, 2.7, 3.3, 3.9, 4.7, 5.6, 6.8, 8.2), least=1.0)
 
 
 class Problem(BaseModel):
-    """Why a request was refused."""
+    """The reason for which a request was rejected."""
 
     detail: str
 
@@ -45,21 +45,21 @@ class Health(BaseModel):
 
 
 class Readiness(BaseModel):
-    """Whether requests are served, and where not, why."""
+    """Whether the server serves requests, and the reason if not."""
 
     status: Literal["ready", "draining", "root-gone"]
     reason: str | None = None
 
 
 class Draining(BaseModel):
-    """Nothing more is accepted; whether everything under way is finished."""
+    """The server accepts no more connections; `finished`: all pending requests are done."""
 
     status: Literal["draining"] = "draining"
     finished: bool
 
 
 class Latencies(BaseModel):
-    """How many requests since start took at most so long; each list ends with the number of all."""
+    """Cumulative histograms of latencies since start; the last number of each list is the total."""
 
     bounds_us: list[float]
     total: list[int]
@@ -67,7 +67,7 @@ class Latencies(BaseModel):
 
 
 class Overview(BaseModel):
-    """What the dashboard shows: the documents of ``/stats``, ``/latency`` and ``/slow``."""
+    """The data of the dashboard: the documents of ``/stats``, ``/latency`` and ``/slow``."""
 
     stats: Statistics
     latency: Latencies
@@ -75,7 +75,7 @@ class Overview(BaseModel):
 
 
 class Watch(BaseModel):
-    """Record the requests that take longer than a time."""
+    """The latency in milliseconds above which requests are recorded."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -83,24 +83,24 @@ class Watch(BaseModel):
 
 
 class Watching(BaseModel):
-    """How long requests are recorded, and the number of the last one that was recorded before."""
+    """The seconds for which requests are recorded, and the number of the last record before."""
 
     seconds: float
     last: int
 
 
 class Changes(BaseModel):
-    """Which settings changed, and which of those that differ need a restart."""
+    """The settings that changed, and those that differ and need a restart."""
 
     changed: list[str]
     needs_restart: list[str]
 
 
-#: The model that each named transport is to have from now on.
+#: The new concurrency model of each named transport.
 Change: Final = create_model(
     "Change",
     __config__=ConfigDict(extra="forbid"),
-    __doc__="The model that each named transport is to have from now on.",
+    __doc__="The new concurrency model of each named transport.",
     **cast("dict[str, Any]", dict.fromkeys(TRANSPORTS, (Concurrency | None, None))),
 )
 
@@ -120,14 +120,14 @@ def application(server: "Server", listen: str = "") -> FastAPI:
     app = FastAPI(
         title="objmapper",
         version=server.version,
-        description="The figures and the state of one objmapper server, and the few things that change while it runs.",
+        description="The statistics and the state of one objmapper server, and changes while it runs.",
         docs_url=None,
         redoc_url=None,
         responses=REFUSED,
     )
     bound_host = None if listen.startswith("unix:") or not listen else ListeningPoint.parse(listen, 0).host
     app.add_middleware(
-        Gate,
+        AccessControl,
         bound_host=bound_host,
         token=lambda: server.config.admin_token,
         names=lambda: server.config.admin_host,
@@ -144,28 +144,28 @@ def _add_reads(app: FastAPI, server: "Server") -> None:
 
     @app.get("/stats")
     async def stats() -> Statistics:
-        """Figures in total, by transport, by model and by mode; times over the last minute and since start."""
+        """Return statistics in total, by transport, model and mode; times over the last minute and since start."""
         return server.statistics()
 
     @app.get("/latency")
     async def latency() -> Latencies:
-        """Count the requests since start up to each of many times: two of these make a picture of what lies between."""
+        """Return cumulative histograms of latencies since start; the difference of two is the time in between."""
         return _latencies(server)
 
     @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     async def metrics(request: Request) -> Response:
-        """Answer in the text format of Prometheus, or as OpenMetrics where that is asked for."""
+        """Return the metrics in the text format of Prometheus, or as OpenMetrics if the client accepts it."""
         content, content_type = exposition.render(request.headers.get("accept", ""))
         return Response(content, headers={"Content-Type": content_type})
 
     @app.get("/slow")
     async def slow() -> tuple[RecordedRequest, ...]:
-        """The slowest requests of the last minute, slowest first, and where their time went."""
+        """Return the slowest requests of the last minute, slowest first, with the parts of their time."""
         return server.slow_requests()
 
     @app.get("/overview")
     async def overview() -> Overview:
-        """Answer `/stats`, `/latency` and `/slow` in one: who shows them all asks once."""
+        """Return `/stats`, `/latency` and `/slow` in one document."""
         return Overview(stats=server.statistics(), latency=_latencies(server), slow=server.slow_requests())
 
     @app.get("/requests", responses={422: {"model": Problem, "description": "No time, or no number"}})
@@ -173,24 +173,24 @@ def _add_reads(app: FastAPI, server: "Server") -> None:
         slower_than_ms: Annotated[float | None, Query(ge=0, le=1e9)] = None,
         after: Annotated[int | None, Query(ge=0, lt=1 << 63)] = None,
     ) -> Recorded:
-        """Return what was recorded after a number; without one, only the number to begin with.
+        """Return the records after a number; without `after`, only the number to start with.
 
-        With a time, only requests that took longer. Which requests are recorded is said with `POST /watch`.
+        `slower_than_ms` filters by latency. `POST /watch` selects the requests to record.
         """
         recorded = server.recorded_requests((1 << 63) - 1 if after is None else after)
-        # A server that has begun again counts from 0.
+        # A restarted server counts from 0.
         if after is not None and after > recorded.last:
             recorded = server.recorded_requests(0)
         return recorded.slower_than(slower_than_ms or 0)
 
     @app.get("/config")
     async def config() -> dict[str, Setting]:
-        """The settings in force, and where each came from; secrets are masked."""
+        """Return the effective settings with their origins; secrets are masked."""
         return settings_in_force(server.config)
 
     @app.get("/healthz")
     async def healthz() -> Health:
-        """Answer as long as the process lives."""
+        """Answer 200 while the process lives."""
         return Health()
 
     @app.get(
@@ -213,7 +213,7 @@ def _latencies(server: "Server") -> Latencies:
     times = server.latency_counts(PICTURE_BOUNDS_US)
     transports = {name: [0] * (len(PICTURE_BOUNDS_US) + 1) for name in server.addresses}
     for each in times:
-        # One that was served and is not any more has no name here, but was counted.
+        # A transport that is no longer served has counts, but no address.
         sums = transports.setdefault(each.transport, [0] * (len(PICTURE_BOUNDS_US) + 1))
         for at, count in enumerate(each.latency.counts):
             sums[at] += count
@@ -233,7 +233,7 @@ def _add_writes(app: FastAPI, server: "Server") -> None:
         },
     )
     async def concurrency(change: Change) -> Mapping[str, str]:  # type: ignore[valid-type]  # a model made above
-        """Give transports other models while they serve; answer with the model that each has then."""
+        """Change the concurrency models of transports while they serve; return the current models."""
         wanted = cast("BaseModel", change).model_dump(exclude_none=True)
         try:
             server.set_concurrency(**wanted)
@@ -254,7 +254,7 @@ def _add_writes(app: FastAPI, server: "Server") -> None:
     async def watch(wanted: Watch) -> Watching:
         """Record requests that take longer than a time, for the next five seconds; `GET /requests` returns them.
 
-        A client that asks again before they are over misses none. Clients on this machine need no token.
+        Repeat the call within five seconds to miss no request. Clients on this machine need no token.
         """
         last = server.recorded_requests((1 << 63) - 1).last
         server.watch_requests(wanted.slower_than_ms / 1000, WATCH_TIME)
@@ -262,7 +262,7 @@ def _add_writes(app: FastAPI, server: "Server") -> None:
 
     @app.post("/drain", dependencies=BEARER, responses=NOT_ALLOWED)
     async def drain() -> Draining:
-        """Accept nothing more, finish what is under way. The process lives on, and says that it is not ready."""
+        """Accept no more connections and finish pending requests. The process stays alive and reports not ready."""
         return Draining(finished=server.drain(timeout=0))
 
     @app.post(
@@ -275,9 +275,9 @@ def _add_writes(app: FastAPI, server: "Server") -> None:
         },
     )
     async def reload() -> Changes:
-        """Read file and environment again. What can change without a restart does; what cannot is named.
+        """Read file and environment again. Apply the settings that can change; name those that need a restart.
 
-        The access log is opened anew, so that its file can be renamed before.
+        Opens the access log's path again, for log rotation.
         """
         try:
             found = server.reload()
@@ -305,7 +305,7 @@ def _add_pages(app: FastAPI) -> None:
 def _add_failures(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def misunderstood(_: Request, error: RequestValidationError) -> JSONResponse:
-        # The framework's own answer repeats the input, and fails on one that is no JSON (NaN).
+        # The framework's own answer repeats the input, and fails if that is not valid JSON (NaN).
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"][1:])
         return JSONResponse({"detail": f"{place}: {first['msg']}" if place else first["msg"]}, 422)
@@ -317,7 +317,7 @@ def _add_failures(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> JSONResponse:
         if isinstance(error, LocalProtocolError):
-            # The client broke the protocol while its request was answered: it has a 400 already, and fills no log.
+            # The client violated HTTP during its answer: it gets 400, without a log line.
             return JSONResponse({"detail": "this is not HTTP"}, HTTPStatus.BAD_REQUEST)
         LOG.error("the admin endpoint failed at %s: %r", request.url.path, error, exc_info=error)
         return JSONResponse({"detail": "internal error; the server's log has more"}, HTTPStatus.INTERNAL_SERVER_ERROR)

@@ -1,6 +1,6 @@
-"""The life of the admin endpoint: HTTP for people and for monitoring, in a thread of its own.
+"""The lifecycle of the admin endpoint: HTTP for people and monitoring, in a thread of its own.
 
-Rule: nothing here serves an object, and nothing in the data plane waits for anything here.
+Rule: the endpoint serves no objects, and the data plane never waits for it.
 """
 
 import asyncio
@@ -26,20 +26,20 @@ if TYPE_CHECKING:
 
 LOG: Final = logging.getLogger(__name__)
 SOCKET_PERMISSIONS: Final = 0o600
-#: How much it stands back behind the data plane's threads (setpriority(2), from 0 to 19).
+#: The nice value of its thread (setpriority(2), 0 to 19), below the data plane's priority.
 NICE: Final = 10
-#: Seconds until the end does not wait any more; its connections have less (`http_limits.GRACE`).
+#: Maximum seconds of a stop; its connections have less (`http_limits.GRACE`).
 GRACE: Final = 2
 
 
 class Admin:
-    """The endpoint of one server, in a thread of its own."""
+    """The admin endpoint of one server, in a thread of its own."""
 
-    def __init__(self, server: "Server", listen: str, given: socket.socket | None = None) -> None:
+    def __init__(self, server: "Server", listen: str, passed: socket.socket | None = None) -> None:
         self._listen = listen
-        self._given = given
+        self._passed = passed
         self._socket: socket.socket | None = None
-        self._kept: socket.socket | None = None
+        self._own_socket: socket.socket | None = None
         self._claim: SocketPath | None = None
         self._http = uvicorn.Server(
             uvicorn.Config(
@@ -61,21 +61,21 @@ class Admin:
         self.address = ""
 
     def start(self) -> None:
-        """Listen and serve; raises OSError with the address where that cannot be, and nothing is left of it then."""
-        if self._given is None:
-            # uvicorn closes the one that it serves; this one stays open until the path is released.
-            self._kept, self.address, self._claim = listen_on(self._listen)
+        """Listen and serve. Raises OSError with the address; it has released everything then."""
+        if self._passed is None:
+            # uvicorn closes the socket that it serves, so it gets a duplicate. This one stays open until `release`.
+            self._own_socket, self.address, self._claim = listen_on(self._listen)
         else:
-            # One of our own for uvicorn to close.
-            self._socket = self._given.dup()
+            # A duplicate for uvicorn to close.
+            self._socket = self._passed.dup()
             self.address = self._listen if self._listen.startswith("unix:") else f"http://{self._listen}"
         try:
-            if self._kept is not None:
-                self._socket = self._kept.dup()
+            if self._own_socket is not None:
+                self._socket = self._own_socket.dup()
             start_thread(self._thread)
             self._serving.result()
         except OSError as error:
-            # The kernel refuses the thread, or the descriptors of its event loop.
+            # At the kernel's limit of threads, or of descriptors for the event loop.
             self.stop()
             raise OSError(error.errno, f"the admin endpoint cannot start ({error.strerror})", self.address) from error
         except BaseException:
@@ -83,7 +83,7 @@ class Admin:
             raise
 
     def stop(self) -> None:
-        """Stop serving, close the socket and remove its file. Can be called twice, and after a start that failed."""
+        """Stop serving, close the socket and remove its file. May be called twice, and after a failed start."""
         self._http.should_exit = True
         if self._thread.ident is not None:
             self._thread.join()
@@ -91,12 +91,11 @@ class Admin:
             self._socket.close()
         if self._claim is not None:
             self._claim.release()
-        if self._kept is not None:
-            self._kept.close()
+        if self._own_socket is not None:
+            self._own_socket.close()
 
     def _serve(self) -> None:
-        # Requests to the admin endpoint must not slow the data plane's clients. A Linux thread has its own priority; a
-        # sandbox may forbid that, and then it is as every other.
+        # Lower this thread's priority, so that admin requests do not slow the data plane. A sandbox may forbid that.
         with contextlib.suppress(PermissionError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
         try:
@@ -114,13 +113,13 @@ class Admin:
 
 
 def _log_failure(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Log in one line what no request can be told: above all that there is no descriptor left to accept with."""
+    """Log an error outside of requests in one line, such as a failed accept at the descriptor limit."""
     error = context.get("exception")
     LOG.error("the admin endpoint: %s%s", context["message"], f" ({error})" if error else "")
 
 
 def listen_on(listen: str) -> tuple[socket.socket, str, SocketPath | None]:
-    """Return a listening socket, its address as a client names it, and the right to its path.
+    """Return a listening socket, its address as clients write it, and the claim of its path.
 
     Raises OSError with the address.
     """
@@ -129,7 +128,7 @@ def listen_on(listen: str) -> tuple[socket.socket, str, SocketPath | None]:
         return listener, listen, claim
     point = ListeningPoint.parse(listen, 0).resolved()
     family = socket.AF_INET6 if ":" in point.host else socket.AF_INET
-    # Named as TCP, or asyncio leaves Nagle's algorithm on: 40 ms for each answer on a connection that is kept.
+    # With IPPROTO_TCP asyncio disables Nagle's algorithm, which would delay each answer by 40 ms.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -155,8 +154,8 @@ def _listen_unix(path: str) -> tuple[socket.socket, SocketPath]:
         if claim is not None:
             claim.release()
         listener.close()
-        # A path that is too long has no errno.
-        is_told = not error.errno or "another server" in str(error)
-        reason = f"the admin endpoint cannot listen{f' ({error.strerror or error})' if is_told else ''}"
+        # The error for a path that is too long has no errno.
+        has_reason = not error.errno or "another server" in str(error)
+        reason = f"the admin endpoint cannot listen{f' ({error.strerror or error})' if has_reason else ''}"
         raise OSError(error.errno, reason, path) from None
     return listener, claim

@@ -59,7 +59,7 @@ def parse_host_names(items: Iterable[object]) -> tuple[str, ...]:
 
 
 def parse_networks(items: Iterable[object]) -> tuple[str, ...]:
-    """Read ``10.0.0.0/8`` and ``2001:db8::/32``, one or several parted by commas in each item; raises ValueError."""
+    """Parse networks such as ``10.0.0.0/8`` and ``2001:db8::/32``; an item may have several, with commas."""
     names = [name.strip() for item in items for name in str(item).split(",")]
     try:
         return tuple(str(ipaddress.ip_network(name, strict=False)) for name in names)

@@ -1,4 +1,4 @@
-"""What reading the settings again comes to: which change at once, and which need a restart."""
+"""The result of a reload: settings that change at once, and settings that need a restart."""
 
 from dataclasses import dataclass
 from typing import Final, Self
@@ -6,20 +6,20 @@ from typing import Final, Self
 from objmapper_server.config import Config
 from objmapper_server.settings.setting_info import documented
 
-#: What else has changed in a file waits for a restart.
+#: The settings that a reload applies. All others need a restart.
 CHANGEABLE: Final = frozenset(name for name, info in documented(Config).items() if info.reloadable)
 
 
 @dataclass(frozen=True, slots=True)
 class Reloaded:
-    """The names of the settings that differ from those before, in their usual order."""
+    """The names of the settings that differ from the previous ones, in the order of `Config`."""
 
     changed: tuple[str, ...]
     needs_restart: tuple[str, ...]
 
     @classmethod
     def compare(cls, before: Config, now: Config) -> Self:
-        """Return what has changed between the two."""
+        """Return the differences between two configurations."""
         differ = [name for name in Config.model_fields if getattr(before, name) != getattr(now, name)]
         return cls(
             tuple(name for name in differ if name in CHANGEABLE),

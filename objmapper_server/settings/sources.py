@@ -1,4 +1,4 @@
-"""Settings in layers: flags win, then the environment, then the file. Each value keeps its origin."""
+"""The sources of settings, by precedence: flags, environment, file. Each value keeps its origin."""
 
 import os
 import stat
@@ -12,11 +12,11 @@ from pydantic_settings import BaseSettings, EnvSettingsSource
 from objmapper_server.errors import ConfigError, did_you_mean
 
 ENVIRONMENT_PREFIX: Final = "OBJMAPPER_"
-#: Where a server that is started with layers shows its figures by default.
+#: The default address of the admin endpoint for a server started by the command.
 DEFAULT_ADMIN: Final = "127.0.0.1:9997"
-#: Bytes of a file of settings. One with every setting has a few thousand.
+#: Maximum bytes of a settings file. One with all settings has a few thousand.
 MAX_FILE_SIZE: Final = 1 << 20
-#: In the environment for the client's sake.
+#: Variables of the client, which are not settings.
 NOT_OURS = frozenset({"SERVER"})
 
 
@@ -27,7 +27,7 @@ def layered(
     *,
     environment: bool = True,
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the values in force, and where each came from; raises `ConfigError` for a name that is no setting."""
+    """Return the effective values and their origins; raises `ConfigError` for an unknown setting."""
     values: dict[str, Any] = {"admin": DEFAULT_ADMIN}
     origins = {"admin": "default"}
     if file is not None:
@@ -47,7 +47,7 @@ def layered(
 def _from_file(cls: type[BaseSettings], file: Path) -> dict[str, Any]:
     try:
         with open(file, "rb", opener=_without_waiting) as opened:
-            # A reload reads it again; what comes out of a pipe comes once.
+            # A reload reads the file again, which is impossible for a pipe.
             if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode) and str(file) != os.devnull:
                 raise ConfigError("--config", f"{str(file)!r} is no regular file, which a reload could read again")
             content = opened.read(MAX_FILE_SIZE + 1)
@@ -61,7 +61,7 @@ def _from_file(cls: type[BaseSettings], file: Path) -> dict[str, Any]:
     except RecursionError:
         raise ConfigError("--config", f"{str(file)!r} is nested too deeply for a file of settings") from None
     except ValueError as error:
-        # ConfigError is one of them, as are the errors of TOML and UTF-8, a path with a NUL and a number without end.
+        # ValueErrors are: ConfigError, the errors of TOML and UTF-8, a NUL in the path, a number that is too long.
         if isinstance(error, ConfigError):
             raise
         raise ConfigError("--config", f"{str(file)!r} is not TOML: {error}") from error
@@ -76,7 +76,7 @@ def absolute_path(text: str) -> Path:
     try:
         return Path(text).expanduser().absolute()
     except (RuntimeError, OSError) as error:
-        # There is no such user, or the current directory has been removed.
+        # An unknown user, or a removed current directory.
         raise ValueError(f"{text!r} is not a path that can be found: {error}") from None
 
 
@@ -90,7 +90,7 @@ def _from_environment(cls: type[BaseSettings]) -> dict[str, Any]:
         name = variable.removeprefix(ENVIRONMENT_PREFIX)
         if name == variable or name in NOT_OURS or name in known:
             continue
-        # Other programs may use the prefix too; what looks like one of ours is a slip.
+        # Other programs may use the prefix too. A name that resembles a setting is a typing error.
         if hint := did_you_mean(name, known, likeness=0.8):
             raise ConfigError(variable, f"no such setting{hint}", "the environment")
     return EnvSettingsSource(cls)()

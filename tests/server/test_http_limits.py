@@ -12,7 +12,7 @@ import pytest
 
 from objmapper_server import Config, Server
 from objmapper_server.admin import http_limits
-from objmapper_server.admin.auth import CONTENT
+from objmapper_server.admin.auth import MAX_CONTENT
 from tests.wire import COPY, OK, Wire
 
 TOKEN = "a token of sixteen characters"
@@ -97,7 +97,7 @@ def test_who_does_not_read_the_answers_is_dropped(server: Server) -> None:
 
 def test_crowds_make_room_for_newcomers_and_take_nothing_from_the_data_plane(server: Server) -> None:
     with ExitStack() as crowd:
-        held = [crowd.enter_context(connection(server)) for _ in range(4 * http_limits.CONNECTIONS)]
+        held = [crowd.enter_context(connection(server)) for _ in range(4 * http_limits.MAX_CONNECTIONS)]
         assert healthy(server)
         with Wire(server.addresses["unix"]) as wire:
             assert wire.ask(COPY, "/a").status == OK
@@ -112,7 +112,7 @@ def test_a_connection_that_works_outlives_a_crowd(server: Server) -> None:
         working.connect()
         # Once closed, it fails instead of being made anew.
         working.auto_open = False
-        for _ in range(4 * http_limits.CONNECTIONS):
+        for _ in range(4 * http_limits.MAX_CONNECTIONS):
             stack.enter_context(connection(server))
             working.request("GET", "/healthz")
             assert working.getresponse().read() == b'{"status":"ok"}'
@@ -120,7 +120,7 @@ def test_a_connection_that_works_outlives_a_crowd(server: Server) -> None:
 
 @pytest.mark.parametrize("framing", ["length", "chunks"])
 def test_content_without_measure_is_refused(server: Server, framing: str) -> None:
-    content = b" " * (CONTENT + 1)
+    content = b" " * (MAX_CONTENT + 1)
     headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
     body = content if framing == "length" else iter([content])
     answer = httpx.post(f"{server.admin_address}/concurrency", content=body, headers=headers, trust_env=False)
