@@ -74,7 +74,7 @@ crashes: setup ## kills a server at every system call of a write and a thousand 
 soak: setup ## looks for what breaks, half an hour: slow and hostile clients, faults, races, kills; needs strace
 	setup/system.sh $(PYTHON) strace
 	$(rust_env); cd engine && cargo test --release --no-default-features malformed
-	OBJMAPPER_STUCK_DISKS=1 $(bin)/python -m pytest tests/version_two/test_stuck_disk.py
+	OBJMAPPER_STUCK_DISKS=1 $(bin)/python -m pytest tests/wire_v2/test_stuck_disk.py
 	for each in $(SOAKS); do printf '\n== %s\n' "$$each"; OBJMAPPER_STUCK_DISKS=1 $(bin)/python -m benchmarks.soak.$$each; done
 
 bench: setup ## every model at several loads; with YARDSTICKS="--load … --floor-server … --floor-epoll …" beside those

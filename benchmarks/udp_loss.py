@@ -22,8 +22,8 @@ from objmapper_server import Config, Server
 
 HOME = Path(__file__).parent.parent
 sys.path.insert(0, str(HOME))
-from tests.lossy_relay import lossy_relay  # noqa: E402 - the tests are beside the packages, not among them
-from tests.weather import Weather  # noqa: E402
+from tests.support.lossy_relay import lossy_relay  # noqa: E402 - the tests are beside the packages, not among them
+from tests.support.network_faults import NetworkFaults  # noqa: E402
 
 SIZE = 1 << 20
 CONTENT = random.Random(1).randbytes(SIZE)
@@ -65,17 +65,3 @@ def main() -> None:
 
 def run(address: str, chunk: int, loss: float, seed: int) -> tuple[bool, int, float]:
     """One transfer: whether it arrived as it is, the bytes that the server sent for it, and how long it took."""
-    connection._LOOPBACK_CHUNK = chunk
-    weather = Weather(loss=loss, duplicates=0.05, reordering=0.2)
-    with lossy_relay(address, weather, seed) as relay, Client(relay.address, timeout=300) as client:
-        start = time.monotonic()
-        try:
-            is_right = client.read("/object") == CONTENT
-        except ObjmapperError as error:
-            print(f"run {seed}: {error}")
-            is_right = False
-        return is_right, relay.bytes_from_server, time.monotonic() - start
-
-
-if __name__ == "__main__":
-    main()

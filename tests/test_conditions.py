@@ -26,10 +26,10 @@ from hypothesis.stateful import (
 
 from objmapper_client import Client, Conflict, ObjectNotFound
 from objmapper_server import Config, Server
-from tests import file_systems
-from tests.file_systems import BTRFS, EXT4_OF_SECONDS, mounted, tmpfs
-from tests.strace import Strace, threads_of
-from tests.strace import why_not as why_no_strace
+from tests.support import file_systems
+from tests.support.file_systems import BTRFS, EXT4_OF_SECONDS, mounted, tmpfs
+from tests.support.strace import Strace, threads_of
+from tests.support.strace import why_not as why_no_strace
 
 KINDS: dict[str, tuple[str, Callable[[], AbstractContextManager[Path]]]] = {
     "ext4 of seconds": (file_systems.why_not(EXT4_OF_SECONDS), mounted),
@@ -88,7 +88,7 @@ def test_an_etag_outlives_the_server(root: Path, tmp_path: Path) -> None:
 
 @COARSE
 def test_no_old_content_comes_from_memory_where_times_are_whole_seconds(coarse: Path, tmp_path: Path) -> None:
-    """Somebody else writes to the file in place, within the second in which it was read."""
+    """OtherUser else writes to the file in place, within the second in which it was read."""
     with serving(coarse, tmp_path, tcp="127.0.0.1:0") as server, Client(server.addresses["tcp"]) as client:
         for number in range(30):
             for content in (b"AAAA", b"BBBB", b"CCCC"):

@@ -9,28 +9,40 @@ from pathlib import Path
 import pytest
 
 from objmapper_server import Concurrency
-from tests.crashes import BY_CHANCE, NEW, OLD, TORN, WRITES, Rampage, Scene, Write, content_of, strays, version_of
-from tests.nursery import Nursery
-from tests.strace import Call, why_not
+from tests.support.crash_harness import (
+    BY_CHANCE,
+    NEW,
+    OLD,
+    TORN,
+    WRITES,
+    CrashRun,
+    CrashScene,
+    Write,
+    content_of,
+    leftover_files,
+    version_of,
+)
+from tests.support.fork_server import ForkServer
+from tests.support.strace import Call, why_not
 
 needs_strace = pytest.mark.skipif(why_not() != "", reason=why_not() or "strace works")
 
 
 @pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    with Nursery() as nursery:
+def nursery() -> Iterator[ForkServer]:
+    with ForkServer() as nursery:
         yield nursery
 
 
 @pytest.fixture
-def scene(nursery: Nursery, tmp_path: Path) -> Scene:
+def scene(nursery: ForkServer, tmp_path: Path) -> CrashScene:
     # One thread for storage: then the n-th call of its name is the same one each time.
-    return Scene(nursery, tmp_path, {"storage_pool_size": 1, "concurrency_model": Concurrency.EPOLL})
+    return CrashScene(nursery, tmp_path, {"storage_pool_size": 1, "concurrency_model": Concurrency.EPOLL})
 
 
 @needs_strace
 @pytest.mark.parametrize("write", WRITES, ids=lambda write: write.name)
-def test_killed_at_any_system_call_a_write_is_done_or_not_begun(scene: Scene, write: Write) -> None:
+def test_killed_at_any_system_call_a_write_is_done_or_not_begun(scene: CrashScene, write: Write) -> None:
     calls = scene.calls(write)
     verdicts = [scene.kill_at(write, call) for call in calls]
     assert [str(verdict) for verdict in verdicts if verdict.wrong] == []
@@ -52,7 +64,9 @@ def order(calls: list[Call], *names: str) -> list[str]:
 
 @needs_strace
 @pytest.mark.parametrize("write", WRITES, ids=lambda write: write.name)
-def test_what_was_written_is_on_the_disk_before_its_name_and_that_before_the_answer(scene: Scene, write: Write) -> None:
+def test_what_was_written_is_on_the_disk_before_its_name_and_that_before_the_answer(
+    scene: CrashScene, write: Write
+) -> None:
     calls = scene.calls(write)
     sends = [at for at, call in enumerate(calls) if call.name.startswith("send") and not is_a_writer(call.thread)]
     answer = sends[0]
@@ -68,7 +82,7 @@ def test_what_was_written_is_on_the_disk_before_its_name_and_that_before_the_ans
 
 @needs_strace
 @pytest.mark.parametrize("write", WRITES, ids=lambda write: write.name)
-def test_only_the_threads_for_writes_touch_what_is_written(scene: Scene, write: Write) -> None:
+def test_only_the_threads_for_writes_touch_what_is_written(scene: CrashScene, write: Write) -> None:
     changing = {"mkdirat", "fallocate", "pwrite64", "ftruncate", "linkat", "renameat2", "unlinkat", "fsync", "fchmod"}
     changing |= {"copy_file_range", "ioctl", "sendfile", "statfs", "fstatfs"}
     found = [call for call in scene.calls(write) if call.name in changing]
@@ -76,19 +90,19 @@ def test_only_the_threads_for_writes_touch_what_is_written(scene: Scene, write: 
     assert [call for call in found if not is_a_writer(call.thread)] == []
 
 
-def test_killed_at_random_with_writers_at_work(scene: Scene) -> None:
-    rampage = Rampage.begin(scene)
+def test_killed_at_random_with_writers_at_work(scene: CrashScene) -> None:
+    rampage = CrashRun.begin(scene)
     for _ in range(25):
         rampage.kill()
     rampage.end()
     assert rampage.torn_or_lost == []
-    assert rampage.strays == []
+    assert rampage.leftover_files == []
     assert rampage.writes > 0
 
 
-def test_what_is_wrong_is_noticed(scene: Scene) -> None:
+def test_what_is_wrong_is_noticed(scene: CrashScene) -> None:
     """The checks themselves, on objects that somebody has tampered with."""
-    rampage = Rampage.begin(scene, writers=1)
+    rampage = CrashRun.begin(scene, writers=1)
     writer = rampage.writers[0]
     uri, other = writer.uris[:2]
     writer.acknowledged |= {uri: 2, other: 2}
@@ -99,4 +113,4 @@ def test_what_is_wrong_is_noticed(scene: Scene) -> None:
     (scene.root / ".objmapper" / "1-0123456789abcdef").mkdir(parents=True)
     (scene.root / ".objmapper" / "1-0123456789abcdef" / "0").write_bytes(b"")
     (scene.root / ".objmapper" / "2-0123456789abcdef").mkdir()
-    assert len(strays(scene.root)) == 2
+    assert len(leftover_files(scene.root)) == 2

@@ -19,8 +19,8 @@ from pathlib import Path
 import pytest
 
 from objmapper_server import Concurrency, Config, Server
-from tests.eventually import eventually
-from tests.wire import (
+from tests.support.eventually import eventually
+from tests.support.raw_client import (
     COPY,
     FDPASS,
     FORBIDDEN,
@@ -33,7 +33,7 @@ from tests.wire import (
     TIMEOUT,
     UNAVAILABLE,
     URI_TOO_LONG,
-    Wire,
+    RawClient,
     descriptors_of,
     request,
 )
@@ -77,26 +77,26 @@ def server(root: Path, model: Concurrency, tmp_path_factory: pytest.TempPathFact
     with Server(config) as server:
         for address in server.addresses.values():
             # Once it has answered, it has opened all that it needs: what is open after a test was opened by it.
-            with Wire(address) as wire:
+            with RawClient(address) as wire:
                 assert wire.ask(COPY, "/a").status == OK
         yield server
 
 
 @pytest.fixture(params=TRANSPORTS)
-def wire(server: Server, request: pytest.FixtureRequest) -> Iterator[Wire]:
-    with Wire(server.addresses[request.param]) as wire:
+def wire(server: Server, request: pytest.FixtureRequest) -> Iterator[RawClient]:
+    with RawClient(server.addresses[request.param]) as wire:
         yield wire
 
 
 @pytest.mark.parametrize(("transport", "mode"), EITHER_WAY)
 @pytest.mark.parametrize("name", ["a", "empty", "small", "large", "huge", "directory/nested é"])
 def test_an_object_arrives_whole(server: Server, root: Path, transport: str, mode: bytes, name: str) -> None:
-    with Wire(server.addresses[transport]) as wire:
+    with RawClient(server.addresses[transport]) as wire:
         assert wire.ask(mode, f"/{name}").read() == (root / name).read_bytes()
 
 
 @pytest.mark.parametrize("mode", [COPY, SPLICE])
-def test_requests_sent_ahead_are_answered_in_order(wire: Wire, root: Path, mode: bytes) -> None:
+def test_requests_sent_ahead_are_answered_in_order(wire: RawClient, root: Path, mode: bytes) -> None:
     names = ["a", "missing", "large", "empty", "small", "huge"] * 10
     wire.socket.settimeout(30)
     sender = threading.Thread(target=lambda: wire.send(*(request(mode, name) for name in names)))
@@ -112,7 +112,7 @@ def test_requests_sent_ahead_are_answered_in_order(wire: Wire, root: Path, mode:
 
 def test_descriptors_errors_and_contents_keep_their_order(server: Server, root: Path) -> None:
     plan = [(FDPASS, "small"), (COPY, "a"), (FDPASS, "none"), (SPLICE, "large"), (FDPASS, "large")] * 40
-    with Wire(server.addresses["unix"]) as wire:
+    with RawClient(server.addresses["unix"]) as wire:
         wire.send(*(request(mode, name) for mode, name in plan))
         for mode, name in plan:
             reply = wire.reply(mode)
@@ -122,7 +122,7 @@ def test_descriptors_errors_and_contents_keep_their_order(server: Server, root: 
                 assert reply.read() == (root / name).read_bytes()
 
 
-def test_a_request_may_come_byte_by_byte(wire: Wire, root: Path) -> None:
+def test_a_request_may_come_byte_by_byte(wire: RawClient, root: Path) -> None:
     for byte in request(COPY, "/small") + request(COPY, "/a"):
         wire.send(bytes([byte]))
     assert wire.reply(COPY).read() == (root / "small").read_bytes()
@@ -130,7 +130,7 @@ def test_a_request_may_come_byte_by_byte(wire: Wire, root: Path) -> None:
 
 
 def test_the_documented_bytes(server: Server) -> None:
-    with Wire(server.addresses["unix"]) as wire:
+    with RawClient(server.addresses["unix"]) as wire:
         wire.send(bytes.fromhex("31 0002 2f61"))
         assert wire.take(1) == b"\0"
         os.close(wire.descriptors.pop())
@@ -140,7 +140,7 @@ def test_the_documented_bytes(server: Server) -> None:
 
 
 def test_a_passed_descriptor_is_a_fresh_read_only_open_file(server: Server) -> None:
-    with Wire(server.addresses["unix"]) as wire:
+    with RawClient(server.addresses["unix"]) as wire:
         first, second = wire.ask(FDPASS, "/small").descriptor, wire.ask(FDPASS, "/small").descriptor
         assert first is not None
         assert second is not None
@@ -180,7 +180,9 @@ def test_a_passed_descriptor_is_a_fresh_read_only_open_file(server: Server) -> N
     ],
     ids=lambda value: repr(value)[:24],
 )
-def test_a_refused_uri_has_its_status_and_the_connection_goes_on(wire: Wire, uri: str | bytes, status: int) -> None:
+def test_a_refused_uri_has_its_status_and_the_connection_goes_on(
+    wire: RawClient, uri: str | bytes, status: int
+) -> None:
     reply = wire.ask(COPY, uri)
     assert reply.status == status, reply
     assert reply.content.decode()
@@ -194,26 +196,26 @@ def test_a_file_without_permission_is_forbidden(root: Path, model: Concurrency, 
     (tmp_path / "secret").chmod(0)
     with (
         Server(Config(root=tmp_path, unix=tmp_path / "s", concurrency_model=model, admin=None)) as server,
-        Wire(server.addresses["unix"]) as wire,
+        RawClient(server.addresses["unix"]) as wire,
     ):
         assert wire.ask(COPY, "/secret").status == FORBIDDEN
 
 
 def test_fdpass_over_tcp_is_an_invalid_mode_and_the_connection_goes_on(server: Server) -> None:
-    with Wire(server.addresses["tcp"]) as wire:
+    with RawClient(server.addresses["tcp"]) as wire:
         assert wire.ask(FDPASS, "/a").status == INVALID_MODE
         assert wire.ask(COPY, "/a").status == OK
 
 
 @pytest.mark.parametrize("junk", [b"9\0\2/a", b"GET / HTTP/1.1\r\n\r\n", b"\0" * 100, b"O" * 70_000])
-def test_what_is_no_request_is_answered_once_and_closed(wire: Wire, junk: bytes) -> None:
+def test_what_is_no_request_is_answered_once_and_closed(wire: RawClient, junk: bytes) -> None:
     wire.send(request(COPY, "/a"), junk)
     assert wire.reply(COPY).status == OK
     assert wire.reply(COPY).status == PROTOCOL_ERROR
     assert wire.at_end()
 
 
-def test_a_client_that_ends_its_side_still_gets_its_answers(wire: Wire, root: Path) -> None:
+def test_a_client_that_ends_its_side_still_gets_its_answers(wire: RawClient, root: Path) -> None:
     wire.send(request(SPLICE, "/large"), request(COPY, "/a"))
     wire.socket.shutdown(socket.SHUT_WR)
     assert wire.reply(SPLICE).read() == (root / "large").read_bytes()
@@ -225,9 +227,9 @@ def test_a_client_that_leaves_midway_costs_nothing(server: Server) -> None:
     before = descriptors_of()
     for transport in TRANSPORTS:
         for _ in range(20):
-            with Wire(server.addresses[transport]) as wire:
+            with RawClient(server.addresses[transport]) as wire:
                 wire.send(request(SPLICE, "/huge"), b"2\0")
-        with Wire(server.addresses[transport]) as last:
+        with RawClient(server.addresses[transport]) as last:
             # Whoever came before it was accepted before it.
             assert last.ask(COPY, "/a").status == OK
     assert eventually(lambda: descriptors_of() <= before)
@@ -235,7 +237,7 @@ def test_a_client_that_leaves_midway_costs_nothing(server: Server) -> None:
 
 def test_descriptors_that_a_client_sends_are_not_taken_in(server: Server, root: Path) -> None:
     before = descriptors_of()
-    with Wire(server.addresses["unix"]) as wire, (root / "a").open("rb") as file:
+    with RawClient(server.addresses["unix"]) as wire, (root / "a").open("rb") as file:
         try:
             socket.send_fds(wire.socket, [request(COPY, "/a")], [file.fileno()] * 10)
         except PermissionError:  # Linux 6.16 and later refuse on the server's behalf
@@ -253,7 +255,7 @@ def test_many_clients_at_once_get_the_right_bytes(server: Server, root: Path) ->
     def converse(number: int) -> int:
         transport = TRANSPORTS[number % 2]
         generator = random.Random(number)
-        with Wire(server.addresses[transport], timeout=60) as wire:
+        with RawClient(server.addresses[transport], timeout=60) as wire:
             for _ in range(50):
                 name, mode = generator.choice(names), generator.choice(MODES[transport])
                 assert wire.ask(mode, f"/{name}").read() == contents[name]
@@ -268,7 +270,7 @@ def test_many_clients_at_once_get_the_right_bytes(server: Server, root: Path) ->
 
 def test_an_object_that_changes_is_noticed_at_once(server: Server, root: Path) -> None:
     target = root / "changing"
-    with Wire(server.addresses["tcp"]) as wire:
+    with RawClient(server.addresses["tcp"]) as wire:
         for version in range(20):
             beside = root / "beside"
             beside.write_bytes(b"%d" % version)
@@ -285,7 +287,7 @@ def test_a_hot_object_comes_from_memory_and_is_still_validated(server: Server, r
     (root / "hot").write_bytes(b"hot")
     os.utime(root / "hot", (1, 1))
     hits = server.statistics().cache_hits_total
-    with Wire(server.addresses["unix"]) as wire:
+    with RawClient(server.addresses["unix"]) as wire:
         # A file whose change time is too young is not kept yet.
         assert eventually(
             lambda: wire.ask(COPY, "/hot").read() == b"hot" and server.statistics().cache_hits_total > hits + 5
@@ -295,11 +297,11 @@ def test_a_hot_object_comes_from_memory_and_is_still_validated(server: Server, r
 
 
 def test_a_client_that_never_reads_does_not_hold_others_up(server: Server) -> None:
-    with Wire(server.addresses["unix"]) as hoarder, Wire(server.addresses["tcp"]) as deaf:
+    with RawClient(server.addresses["unix"]) as hoarder, RawClient(server.addresses["tcp"]) as deaf:
         hoarder.send(request(FDPASS, "/a") * 2000)
         deaf.send(request(SPLICE, "/huge") * 20)
         for transport in TRANSPORTS:
-            with Wire(server.addresses[transport], timeout=5) as honest:
+            with RawClient(server.addresses[transport], timeout=5) as honest:
                 for _ in range(50):
                     assert honest.ask(COPY, "/small").status == OK
 
@@ -310,7 +312,7 @@ def test_a_slow_frame_ends_after_the_header_timeout(root: Path, model: Concurren
     )
     with Server(config) as server:
         for transport in TRANSPORTS:
-            with Wire(server.addresses[transport]) as wire:
+            with RawClient(server.addresses[transport]) as wire:
                 start = time.monotonic()
                 wire.send(b"2")
                 assert wire.take(1)[0] == TIMEOUT
@@ -322,7 +324,7 @@ def test_a_slow_frame_ends_after_the_header_timeout(root: Path, model: Concurren
 
 def test_an_idle_connection_is_closed(root: Path, model: Concurrency, tmp_path: Path) -> None:
     config = Config(root=root, unix=tmp_path / "s", concurrency_model=model, admin=None, idle_timeout=0.8)
-    with Server(config) as server, Wire(server.addresses["unix"]) as wire:
+    with Server(config) as server, RawClient(server.addresses["unix"]) as wire:
         assert wire.ask(COPY, "/a").status == OK
         assert wire.at_end()
 
@@ -331,15 +333,15 @@ def test_a_connection_over_the_cap_is_told_so(root: Path, model: Concurrency, tm
     config = Config(root=root, unix=tmp_path / "s", concurrency_model=model, admin=None, max_connections=2)
     with Server(config) as server:
         address = server.addresses["unix"]
-        with Wire(address) as first, Wire(address) as second:
+        with RawClient(address) as first, RawClient(address) as second:
             assert first.ask(COPY, "/a").status == OK
             assert second.ask(COPY, "/a").status == OK
-            with Wire(address) as third:
+            with RawClient(address) as third:
                 assert third.reply(COPY).status == UNAVAILABLE
                 assert third.at_end()
             assert server.statistics().transports["unix"].rejected_total == 1
         assert eventually(lambda: server.statistics().transports["unix"].connections == 0)
-        with Wire(address) as again:
+        with RawClient(address) as again:
             assert again.ask(COPY, "/a").status == OK
 
 
@@ -347,7 +349,7 @@ def test_draining_answers_what_has_come_and_refuses_what_comes(root: Path, model
     config = Config(root=root, unix=tmp_path / "s", tcp="127.0.0.1:0", concurrency_model=model, admin=None)
     with Server(config) as server:
         addresses = server.addresses
-        wires = [Wire(addresses[transport]) for transport in TRANSPORTS for _ in range(8)]
+        wires = [RawClient(addresses[transport]) for transport in TRANSPORTS for _ in range(8)]
         for wire in wires:
             assert wire.ask(COPY, "/a").status == OK
             wire.send(request(SPLICE, "/large") * 4)
@@ -361,7 +363,7 @@ def test_draining_answers_what_has_come_and_refuses_what_comes(root: Path, model
             assert drained.result()
         for address in addresses.values():
             with pytest.raises(ConnectionError):
-                Wire(address)
+                RawClient(address)
 
 
 def test_a_stopped_server_leaves_nothing(root: Path, model: Concurrency, tmp_path: Path) -> None:
@@ -369,7 +371,7 @@ def test_a_stopped_server_leaves_nothing(root: Path, model: Concurrency, tmp_pat
     threads = len(list(Path("/proc/self/task").iterdir()))
     config = Config(root=root, unix=tmp_path / "s", tcp="127.0.0.1:0", concurrency_model=model, admin=None)
     with Server(config) as server:
-        wires = [Wire(address) for address in server.addresses.values()]
+        wires = [RawClient(address) for address in server.addresses.values()]
         for wire in wires:
             assert wire.ask(COPY, "/a").status == OK
     for wire in wires:
@@ -389,7 +391,7 @@ def test_the_model_changes_while_requests_are_under_way(root: Path, model: Concu
     def converse(number: int, address: str) -> int:
         served = 0
         transport = address.partition(":")[0]
-        with Wire(address, timeout=30) as wire:
+        with RawClient(address, timeout=30) as wire:
             while not stop.is_set():
                 mode = MODES[transport][served % len(MODES[transport])]
                 assert wire.ask(mode, "/small").read() == content
@@ -418,10 +420,10 @@ def test_the_model_changes_while_requests_are_under_way(root: Path, model: Concu
 
 
 def test_a_hundred_hoarders_do_not_starve_an_honest_client(model: Concurrency) -> None:
-    """As a user who is not root, under RLIMIT_NOFILE 1024: see `tests/hoarders.py`."""
+    """As a user who is not root, under RLIMIT_NOFILE 1024: see `tests/support/fd_exhaustion.py`."""
     directory = Path(tempfile.mkdtemp(prefix="objmapper-hoarders-"))
     try:
-        command = [sys.executable, "-m", "tests.hoarders", str(model), str(directory), "version-1", "100"]
+        command = [sys.executable, "-m", "tests.support.fd_exhaustion", str(model), str(directory), "version-1", "100"]
         done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, timeout=100)
         assert done.stdout.strip() == "300 of 300", done.stderr
     finally:

@@ -14,8 +14,8 @@ import pytest
 from objmapper_client import Client, ObjmapperError, ServerFailed
 from objmapper_server import Concurrency, Config, Server
 from objmapper_server.admin.metrics import Exposition
-from tests.eventually import eventually
-from tests.strace import Strace, threads_of, why_not
+from tests.support.eventually import eventually
+from tests.support.strace import Strace, threads_of, why_not
 
 pytestmark = pytest.mark.skipif(why_not() != "", reason=why_not() or "strace works")
 

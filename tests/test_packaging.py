@@ -11,7 +11,7 @@ import pytest
 
 from objmapper_server import Concurrency, Config, Server
 from objmapper_server.admin.metrics import DATAGRAMS, Exposition
-from tests.wire import COPY, Wire
+from tests.support.raw_client import COPY, RawClient
 
 PACKAGING = Path(__file__).parent.parent / "packaging"
 GRAFANA = PACKAGING / "grafana" / "objmapper.json"
@@ -35,7 +35,7 @@ def metrics(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     root = tmp_path_factory.mktemp("root")
     (root / "a").write_bytes(b"a")
     config = Config(root=root, unix=root / "s", udp="127.0.0.1:0", concurrency_model=Concurrency.THREAD_POOL)
-    with Server(config) as server, Wire(server.addresses["unix"]) as wire:
+    with Server(config) as server, RawClient(server.addresses["unix"]) as wire:
         assert wire.ask(COPY, "/a").content == b"a"
         exposition = Exposition(server)
         deadline = time.monotonic() + 10

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.pages import broken_links, run_page
+from tests.support.doc_runner import broken_links, run_page
 
 HOME = Path(__file__).parent.parent
 PAGES = [HOME / "README.md", *sorted((HOME / "docs").glob("*.md"))]

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.soak.linearizability import DELETED, NOTHING, PUT, READ, TORN, Done, History
 from benchmarks.soak.vitals import Vitals
-from tests.strace import why_not
+from tests.support.strace import why_not
 
 HOME = Path(__file__).parent.parent
 

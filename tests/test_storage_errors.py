@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 
 from objmapper_server import Concurrency
-from tests.crashes import NEW, OLD, WRITES, Scene, Write, read
-from tests.eventually import eventually
-from tests.nursery import Nursery
-from tests.strace import Strace, threads_of, why_not
-from tests.version_two.client import COPY, PUT_DESCRIPTOR, STORAGE_ERROR, Two
-from tests.version_two.client import PUT as WRITE_PUT
-from tests.wire import OK, UNAVAILABLE, descriptors_of
+from tests.support.crash_harness import NEW, OLD, WRITES, CrashScene, Write, read
+from tests.support.eventually import eventually
+from tests.support.fork_server import ForkServer
+from tests.support.raw_client import OK, UNAVAILABLE, descriptors_of
+from tests.support.raw_client_v2 import COPY, PUT_DESCRIPTOR, STORAGE_ERROR, RawClientV2
+from tests.support.raw_client_v2 import PUT as WRITE_PUT
+from tests.support.strace import Strace, threads_of, why_not
 
 pytestmark = pytest.mark.skipif(why_not() != "", reason=why_not() or "strace works")
 
@@ -30,7 +30,7 @@ WORDS = {"ENOSPC": "no space left", "EDQUOT": "quota", "EIO": "input/output erro
 BROKEN = ["ENOSPC", "EIO"]
 
 
-def _put_memory(two: Two, source: Path) -> None:
+def _put_memory(two: RawClientV2, source: Path) -> None:
     """From another file system, where no two files can share blocks nor copy_file_range."""
     with os.fdopen(os.memfd_create("source"), "w+b") as file:
         file.write(source.read_bytes())
@@ -44,7 +44,7 @@ FROM_MEMORY = replace(BY_DESCRIPTOR, name="put from memory", send=_put_memory)
 LARGE = bytes(range(256)) * 12_000
 
 
-def _put_large(two: Two, _: Path) -> None:
+def _put_large(two: RawClientV2, _: Path) -> None:
     two.send(two.encode(WRITE_PUT, "/object", content_len=len(LARGE)), LARGE)
 
 
@@ -69,9 +69,9 @@ STEPS = [
 
 
 @pytest.fixture(scope="module")
-def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
-    with Nursery() as nursery:
-        yield Scene(
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CrashScene]:
+    with ForkServer() as nursery:
+        yield CrashScene(
             nursery,
             tmp_path_factory.mktemp("scene"),
             {"storage_pool_size": 1, "concurrency_model": Concurrency.EPOLL},
@@ -82,7 +82,7 @@ def unfinished(root: Path) -> list[Path]:
     return [path for path in (root / ".objmapper").rglob("*") if not path.is_dir()]
 
 
-def fails(scene: Scene, write: Write, call: str, which: int, error: str, status: int, after: bytes | None) -> str:
+def fails(scene: CrashScene, write: Write, call: str, which: int, error: str, status: int, after: bytes | None) -> str:
     """Has this call fail in the midst of a write that is answered with this status. Returns the words."""
     with scene.before(write) as (pid, two):
         before = descriptors_of(pid)
@@ -108,30 +108,32 @@ def fails(scene: Scene, write: Write, call: str, which: int, error: str, status:
 
 @pytest.mark.parametrize("error", BROKEN)
 @pytest.mark.parametrize(("write", "call", "which"), STEPS, ids=lambda value: getattr(value, "name", str(value)))
-def test_a_failed_write_leaves_what_was_there(scene: Scene, write: Write, call: str, which: int, error: str) -> None:
+def test_a_failed_write_leaves_what_was_there(
+    scene: CrashScene, write: Write, call: str, which: int, error: str
+) -> None:
     assert WORDS[error] in fails(scene, write, call, which, error, STORAGE_ERROR, write.old)
 
 
 @pytest.mark.parametrize("call", ["openat", "fallocate", "pwrite64", "renameat2"])
-def test_a_quota_that_is_used_up_is_told_from_a_full_disk(scene: Scene, call: str) -> None:
+def test_a_quota_that_is_used_up_is_told_from_a_full_disk(scene: CrashScene, call: str) -> None:
     assert WORDS["EDQUOT"] in fails(scene, PUT, call, 1, "EDQUOT", STORAGE_ERROR, PUT.old)
 
 
 @pytest.mark.parametrize(("error", "status"), [("EMFILE", UNAVAILABLE), ("ENFILE", UNAVAILABLE), ("ENOMEM", 0x12)])
-def test_a_server_at_its_limits_can_be_asked_again(scene: Scene, error: str, status: int) -> None:
+def test_a_server_at_its_limits_can_be_asked_again(scene: CrashScene, error: str, status: int) -> None:
     fails(scene, PUT, "openat", 1, error, status, PUT.old)
 
 
 @pytest.mark.parametrize("error", BROKEN)
 @pytest.mark.parametrize("write", [PUT, BY_DESCRIPTOR], ids=lambda write: write.name)
 def test_when_the_directory_cannot_be_made_to_last_the_new_object_stands_there(
-    scene: Scene, write: Write, error: str
+    scene: CrashScene, write: Write, error: str
 ) -> None:
     """The rename has happened, and a crash may undo it: nobody is told that it lasts."""
     assert WORDS[error] in fails(scene, write, "fsync", 2, error, STORAGE_ERROR, write.new)
 
 
-def test_a_deletion_that_cannot_be_made_to_last_is_not_acknowledged(scene: Scene) -> None:
+def test_a_deletion_that_cannot_be_made_to_last_is_not_acknowledged(scene: CrashScene) -> None:
     with scene.before(DELETE) as (pid, two):
         with Strace(threads_of(pid), scene.folder / "calls", "fsync:error=EIO:when=1"):
             DELETE.send(two, scene.folder / "source")
@@ -140,7 +142,7 @@ def test_a_deletion_that_cannot_be_made_to_last_is_not_acknowledged(scene: Scene
     assert scene.nursery.stop() == 0
 
 
-def test_a_failed_fsync_is_not_tried_again(scene: Scene) -> None:
+def test_a_failed_fsync_is_not_tried_again(scene: CrashScene) -> None:
     """After a failure Linux takes the lost pages for clean: the second fsync would succeed."""
     with scene.before(PUT) as (pid, two):
         threads = threads_of(pid)
@@ -152,7 +154,7 @@ def test_a_failed_fsync_is_not_tried_again(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize("error", ["EOPNOTSUPP", "ENOSYS"])
-def test_a_file_system_that_cannot_reserve_room_is_written_to_all_the_same(scene: Scene, error: str) -> None:
+def test_a_file_system_that_cannot_reserve_room_is_written_to_all_the_same(scene: CrashScene, error: str) -> None:
     with scene.before(PUT) as (pid, two):
         with Strace(threads_of(pid), scene.folder / "calls", f"fallocate:error={error}") as strace:
             PUT.send(two, scene.folder / "source")
@@ -163,7 +165,7 @@ def test_a_file_system_that_cannot_reserve_room_is_written_to_all_the_same(scene
 
 
 @pytest.mark.parametrize("promised", [4 << 20, 1 << 60], ids=["more than there is", "more than any disk has"])
-def test_a_file_system_that_is_really_full(scene: Scene, promised: int) -> None:
+def test_a_file_system_that_is_really_full(scene: CrashScene, promised: int) -> None:
     """What has no room is refused before it comes, takes no room from others, and what was there stays."""
     shutil.rmtree(scene.root, ignore_errors=True)
     scene.root.mkdir()
@@ -173,12 +175,12 @@ def test_a_file_system_that_is_really_full(scene: Scene, promised: int) -> None:
             pytest.skip("no file system can be mounted here")
         stack.callback(subprocess.run, ["umount", "--lazy", str(scene.root)], check=True)
         scene.start()
-        with Two(scene.address) as two:
+        with RawClientV2(scene.address) as two:
             assert two.put("/object", OLD).status == OK
             two.send(two.encode(WRITE_PUT, "/object", content_len=promised))
             assert two.answer().fails(STORAGE_ERROR)
             assert read(scene.root / "object") == OLD
-        with Two(scene.address) as two:
+        with RawClientV2(scene.address) as two:
             assert two.call(COPY, "/object").read() == OLD
             assert two.put("/another", OLD).status == OK
         assert scene.nursery.stop() == 0

@@ -23,14 +23,14 @@ from pathlib import Path
 from tqdm import tqdm
 
 from objmapper_server import Concurrency
-from tests.crashes import WRITES, Rampage, Scene
-from tests.nursery import Nursery
-from tests.strace import why_not
+from tests.support.crash_harness import WRITES, CrashRun, CrashScene
+from tests.support.fork_server import ForkServer
+from tests.support.strace import why_not
 
 MODELS = [Concurrency.THREAD_PER_CONNECTION, Concurrency.THREAD_POOL, Concurrency.WORK_STEALING, Concurrency.EPOLL]
 
 
-def at_every_call(scene: Scene, model: Concurrency) -> list[str]:
+def at_every_call(scene: CrashScene, model: Concurrency) -> list[str]:
     """Kills at every call of every write, prints a line for each kind of write. Returns what was wrong."""
     wrong = []
     for write in WRITES:
@@ -48,14 +48,16 @@ def at_every_call(scene: Scene, model: Concurrency) -> list[str]:
     return wrong
 
 
-def at_random(scene: Scene, model: Concurrency, kills: int, seed: int) -> list[str]:
+def at_random(scene: CrashScene, model: Concurrency, kills: int, seed: int) -> list[str]:
     """Kills so many times with writers at work, prints a line. Returns what was wrong."""
-    rampage = Rampage.begin(scene, seed=seed)
+    rampage = CrashRun.begin(scene, seed=seed)
     for _ in tqdm(range(kills), desc=f"{model}: at random", unit="kill", leave=False, disable=None):
         rampage.kill()
     rampage.end()
     print(f"{model:<23}{'at random':<23}{rampage.kills:>6} kills{rampage.writes:>9,} writes answered")
-    return [f"{model}: {line}" for line in rampage.torn_or_lost] + [f"{model}: stray {name}" for name in rampage.strays]
+    return [f"{model}: {line}" for line in rampage.torn_or_lost] + [
+        f"{model}: stray {name}" for name in rampage.leftover_files
+    ]
 
 
 def main() -> int:
@@ -71,12 +73,14 @@ def main() -> int:
     began = time.monotonic()
     wrong: list[str] = []
     print(f"seed {given.seed}")
-    with tempfile.TemporaryDirectory(prefix="objmapper-crashes-") as folder, Nursery() as nursery:
+    with tempfile.TemporaryDirectory(prefix="objmapper-crashes-") as folder, ForkServer() as nursery:
         for at, model in enumerate(models):
-            one_each = Scene(nursery, Path(folder), {"storage_pool_size": 1, "concurrency_model": model})
+            one_each = CrashScene(nursery, Path(folder), {"storage_pool_size": 1, "concurrency_model": model})
             wrong += at_every_call(one_each, model)
             kills = given.kills // len(models) + (at < given.kills % len(models))
-            wrong += at_random(Scene(nursery, Path(folder), {"concurrency_model": model}), model, kills, given.seed)
+            wrong += at_random(
+                CrashScene(nursery, Path(folder), {"concurrency_model": model}), model, kills, given.seed
+            )
     for line in wrong[:20]:
         print(f"  {line}")
     counts = [sum(word in line for line in wrong) for word in ("torn", "lost", "stray")]

@@ -29,9 +29,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from objmapper_server import Concurrency, Config, Server
-from tests.version_two.client import COPY, DELETE, FDPASS, LIST, PUT, SPLICE, STAT, Two, frame, parameter
-from tests.wire import OK, Wire
-from tests.wire import request as request_one
+from tests.support.raw_client import OK, RawClient
+from tests.support.raw_client import request as request_one
+from tests.support.raw_client_v2 import COPY, DELETE, FDPASS, LIST, PUT, SPLICE, STAT, RawClientV2, frame, parameter
 
 MODELS = [Concurrency.THREAD_PER_CONNECTION, Concurrency.THREAD_POOL, Concurrency.WORK_STEALING, Concurrency.EPOLL]
 INSIDE, OUTSIDE, WRITTEN = b"from inside the root", b"SECRET: from outside the root", b"written by a client"
@@ -156,7 +156,7 @@ def try_uris(address: str, place: Place, uris: list[bytes], counts: Counter[str]
         for operation in (FDPASS, COPY, SPLICE, STAT, LIST, PUT, DELETE):
             if operation is DELETE and uri.lstrip(b"/") in (b"object", b"sub/object"):
                 continue
-            with Two(address) as two:
+            with RawClientV2(address) as two:
                 content = WRITTEN if operation is PUT else b""
                 length = parameter(CONTENT_LEN, struct.pack(">Q", len(content))) if operation is PUT else None
                 two.expect(1, operation)
@@ -166,7 +166,7 @@ def try_uris(address: str, place: Place, uris: list[bytes], counts: Counter[str]
                 if answer.status == OK and operation in (FDPASS, COPY, SPLICE) and is_from_outside(answer.read()):
                     wrong.append(f"{operation.name} {uri!r}")
         for mode in (b"1", b"2", b"3"):
-            with Wire(address) as wire:
+            with RawClient(address) as wire:
                 reply = wire.ask(mode, uri)
                 counts["served" if reply.status == OK else "refused"] += 1
                 if reply.status == OK and is_from_outside(reply.read()):
@@ -178,7 +178,7 @@ def ask_for_what_is_no_file(address: str, place: Place) -> float:
     """Seconds that the slowest answer took; each must be a refusal."""
     slowest = 0.0
     names = [name for name in ("fifo", "socket", "null", "sub") if (place.root / name).exists()]
-    with Wire(address) as wire:
+    with RawClient(address) as wire:
         for name, mode in itertools.product(names, (b"1", b"2", b"3")):
             began = time.monotonic()
             assert wire.ask(mode, f"/{name}").status != OK, name
@@ -198,13 +198,13 @@ class Racer(threading.Thread):
     def run(self) -> None:
         """Ask."""
         try:
-            with Wire(self._address) as one, Two(self._address) as two:
+            with RawClient(self._address) as one, RawClientV2(self._address) as two:
                 while time.monotonic() < self._until:
                     self._ask(one, two)
         except (AssertionError, OSError, EOFError) as error:
             self.wrong.append(f"a client failed: {error!r}")
 
-    def _ask(self, one: Wire, two: Two) -> None:
+    def _ask(self, one: RawClient, two: RawClientV2) -> None:
         uri = self._generator.choice(("/race/object", "/race/sub/object", "/swapped", "/race/gone", "/race/sub/new"))
         match self._generator.randrange(8):
             case 0:

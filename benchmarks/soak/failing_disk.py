@@ -36,13 +36,13 @@ from objmapper_cli.admin_client import AdminClient
 from objmapper_client import Client, ServerReply
 from objmapper_client.protocol.v2_requests import Operation
 from objmapper_server import Concurrency
-from tests.server_process import HOME, ServerProcess
-from tests.strace import why_not
-from tests.version_two.client import COPY, FDPASS, LIST, SPLICE, STAT, STORAGE_ERROR, Answer, Two
-from tests.wire import COPY as COPY_1
-from tests.wire import FDPASS as FDPASS_1
-from tests.wire import OK, UNAVAILABLE, Wire
-from tests.wire import SPLICE as SPLICE_1
+from tests.support.raw_client import COPY as COPY_1
+from tests.support.raw_client import FDPASS as FDPASS_1
+from tests.support.raw_client import OK, UNAVAILABLE, RawClient
+from tests.support.raw_client import SPLICE as SPLICE_1
+from tests.support.raw_client_v2 import COPY, FDPASS, LIST, SPLICE, STAT, STORAGE_ERROR, Answer, RawClientV2
+from tests.support.server_process import HOME, ServerProcess
+from tests.support.strace import why_not
 
 #: What fails in a round, and whether what is in memory can be served all the same.
 ROUNDS = {
@@ -133,7 +133,7 @@ class Readers:
     def _version_2(self, address: str, generator: random.Random) -> None:
         """One connection, until it breaks or the round ends."""
         operations = [COPY, SPLICE, STAT, LIST] + ([FDPASS] if address.startswith("unix:") else [])
-        with Two(address, timeout=60) as two:
+        with RawClientV2(address, timeout=60) as two:
             while not self._ended.is_set():
                 asked = dict(self._ask(two, generator, operations))
                 while asked:
@@ -150,7 +150,7 @@ class Readers:
                     self._judge(f"{operation.name} of {uri}", right, answer.status, answer.metadata.message)
 
     def _ask(
-        self, two: Two, generator: random.Random, operations: list[Operation]
+        self, two: RawClientV2, generator: random.Random, operations: list[Operation]
     ) -> Iterator[tuple[int, tuple[Operation, str]]]:
         frames = []
         for _ in range(generator.randint(1, AHEAD)):
@@ -174,7 +174,7 @@ class Readers:
     def _version_1(self, address: str, generator: random.Random) -> None:
         """A request at a time, on one connection until it breaks."""
         modes = [COPY_1, SPLICE_1] + ([FDPASS_1] if address.startswith("unix:") else [])
-        with Wire(address, timeout=60) as wire:
+        with RawClient(address, timeout=60) as wire:
             while not self._ended.is_set():
                 mode, uri = generator.choice(modes), generator.choice(list(SIZES))
                 try:
@@ -202,7 +202,7 @@ class Readers:
 
     def _from_memory(self, address: str, _generator: random.Random) -> None:
         """Asks for what the server has in memory."""
-        with Two(address, timeout=60) as two:
+        with RawClientV2(address, timeout=60) as two:
             while not self._ended.is_set():
                 answer = two.call(COPY, MEMORY)
                 right = answer.status == OK and answer.content == self._contents[MEMORY]

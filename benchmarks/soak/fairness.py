@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING, Final
 
 from benchmarks.soak.vitals import Vitals
 from objmapper_server import Concurrency
-from tests.server_process import ServerProcess
-from tests.version_two.client import COPY, LIST, Two
-from tests.wire import OK
+from tests.support.raw_client import OK
+from tests.support.raw_client_v2 import COPY, LIST, RawClientV2
+from tests.support.server_process import ServerProcess
 
 if TYPE_CHECKING:
     from multiprocessing.sharedctypes import Synchronized
@@ -50,7 +50,7 @@ def make(root: Path, names: int) -> None:
 
 def be_greedy(address: str, listings: int, pages: "Synchronized[int]", ended: Event) -> None:
     """Has so many listings under way on one connection."""
-    with Two(address, timeout=PATIENCE) as two:
+    with RawClientV2(address, timeout=PATIENCE) as two:
         for _ in range(listings):
             two.ask(LIST, "/many/")
         while not ended.is_set():
@@ -81,7 +81,7 @@ def be_honest(root: Path, address: str, seconds: float) -> tuple[list[float], li
     """Reads and lists for so long. Returns the times of both, sorted."""
     reads: list[float] = []
     lists: list[float] = []
-    with Two(address, timeout=PATIENCE) as two:
+    with RawClientV2(address, timeout=PATIENCE) as two:
         until = time.monotonic() + seconds
         number = 0
         while time.monotonic() < until:

@@ -32,9 +32,9 @@ from benchmarks.soak.slow_writers import MODELS
 from benchmarks.soak.vitals import Vitals
 from objmapper_client import AsyncClient, Client, Object, ObjmapperError
 from objmapper_server import Concurrency
-from tests.server_process import HOME, ServerProcess
-from tests.strace import why_not
-from tests.wire import FDPASS, Wire, request
+from tests.support.raw_client import FDPASS, RawClient, request
+from tests.support.server_process import HOME, ServerProcess
+from tests.support.strace import why_not
 
 CONTENT = b"content"
 #: Objects that are asked for at once.
@@ -118,7 +118,7 @@ class Takers:
         asyncio.run(take())
 
     def _version_1(self) -> None:
-        with Wire(self._address, timeout=5) as wire:
+        with RawClient(self._address, timeout=5) as wire:
             while not self._ended.is_set():
                 wire.send(request(FDPASS, "/a") * 8)
                 for _ in range(8):
@@ -131,7 +131,7 @@ class Takers:
 
     def _leave(self) -> None:
         """Ask, and be gone: before the answers, or in the midst of them."""
-        with Wire(self._address, timeout=5) as wire:
+        with RawClient(self._address, timeout=5) as wire:
             wire.send(request(FDPASS, "/a") * 20)
             self.counts["left"] += 1
             if self.counts["left"] % 2 and (reply := wire.reply(FDPASS)).descriptor is not None:

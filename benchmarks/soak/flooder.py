@@ -18,7 +18,7 @@ from typing import Final
 
 from objmapper_server import Concurrency
 from objmapper_server.load import LoadPlan, LoadResult, run_load
-from tests.server_process import ServerProcess
+from tests.support.server_process import ServerProcess
 
 MODELS = [Concurrency.THREAD_PER_CONNECTION, Concurrency.THREAD_POOL, Concurrency.WORK_STEALING, Concurrency.EPOLL]
 #: Requests a second of the honest client.

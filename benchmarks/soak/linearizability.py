@@ -34,9 +34,9 @@ from tqdm import tqdm
 from benchmarks.soak.vitals import Vitals
 from objmapper_client.protocol.v2_requests import Operation
 from objmapper_server import Concurrency
-from tests.server_process import ServerProcess
-from tests.version_two.client import COPY, DELETE, FDPASS, SPLICE, Two
-from tests.wire import NOT_FOUND, OK
+from tests.support.raw_client import NOT_FOUND, OK
+from tests.support.raw_client_v2 import COPY, DELETE, FDPASS, SPLICE, RawClientV2
+from tests.support.server_process import ServerProcess
 
 MODELS = [Concurrency.THREAD_PER_CONNECTION, Concurrency.THREAD_POOL, Concurrency.WORK_STEALING, Concurrency.EPOLL]
 MODES: Final = (FDPASS, COPY, SPLICE)
@@ -88,7 +88,7 @@ class Client:
     def run(self, operations: int, log: Path) -> None:
         """Does so many operations, and leaves in a file what it did."""
         done = array("q")
-        with Two(self._addresses["unix"]) as unix, Two(self._addresses["tcp"]) as tcp:
+        with RawClientV2(self._addresses["unix"]) as unix, RawClientV2(self._addresses["tcp"]) as tcp:
             for _ in range(operations):
                 two, modes = (unix, MODES) if self._generator.random() < 0.7 else (tcp, MODES_OF_STREAMS)
                 if self._own and self._generator.randrange(WRITES) == 0:
@@ -98,7 +98,7 @@ class Client:
         with log.open("wb") as file:
             done.tofile(file)
 
-    def _write(self, two: Two) -> Done:
+    def _write(self, two: RawClientV2) -> Done:
         object_ = self._generator.choice(self._own)
         self._versions[object_] += 1
         version = self._versions[object_]
@@ -112,7 +112,7 @@ class Client:
             assert two.put(f"/{object_}", content_of(object_, version)).status == OK
         return Done(object_, DELETED if is_delete else PUT, version, began, time.monotonic_ns())
 
-    def _read(self, two: Two, mode: Operation) -> Done:
+    def _read(self, two: RawClientV2, mode: Operation) -> Done:
         object_ = self._generator.randrange(OBJECTS)
         began = time.monotonic_ns()
         answer = two.call(mode, f"/{object_}")

@@ -27,13 +27,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from benchmarks.soak.slow_writers import CONTENT, MODELS, OBJECT, Honest
+from benchmarks.soak.slow_writers import CONTENT, MODELS, OBJECT, WellBehavedClient
 from benchmarks.soak.vitals import Vitals
 from objmapper_server import Concurrency
-from tests.server_process import ServerProcess
-from tests.vectors import load, unhex
-from tests.version_two.client import frame, hello, parameter
-from tests.wire import request
+from tests.support.raw_client import request
+from tests.support.raw_client_v2 import frame, hello, parameter
+from tests.support.server_process import ServerProcess
+from tests.support.vectors import load, unhex
 
 #: Frames that are made beforehand; each goes out many times.
 DISTINCT = 20_000
@@ -145,7 +145,7 @@ def withstood(
     """Pelts a server of this model, and prints a line."""
     count = given.frames // len(given.model)
     before, began = Vitals.settled(server.pid), time.monotonic()
-    with Honest(server.addresses["unix"]) as honest:
+    with WellBehavedClient(server.addresses["unix"]) as honest:
         counts = pelt(server.addresses, frames, count, generator, model)
         seconds = time.monotonic() - began
     after = before.now(server.pid)

@@ -21,8 +21,8 @@ from tqdm import tqdm
 
 from benchmarks.soak.vitals import Vitals
 from objmapper_server import Concurrency
-from tests.server_process import ServerProcess
-from tests.wire import COPY, FDPASS, Wire, request
+from tests.support.raw_client import COPY, FDPASS, RawClient, request
+from tests.support.server_process import ServerProcess
 
 MODELS = [Concurrency.THREAD_PER_CONNECTION, Concurrency.THREAD_POOL, Concurrency.WORK_STEALING, Concurrency.EPOLL]
 #: Seconds that it may take longer.
@@ -31,7 +31,7 @@ GRACE = 2
 OBJECT, CONTENT = "/honest", b"hello"
 
 
-class Honest:
+class WellBehavedClient:
     """Asks until it is told to stop."""
 
     def __init__(self, address: str) -> None:
@@ -41,7 +41,7 @@ class Honest:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._ask)
 
-    def __enter__(self) -> "Honest":
+    def __enter__(self) -> "WellBehavedClient":
         self._thread.start()
         return self
 
@@ -50,9 +50,9 @@ class Honest:
         self._thread.join()
 
     def _ask(self) -> None:
-        with Wire(self._address) as kept:
+        with RawClient(self._address) as kept:
             while not self._ended.wait(0.002):
-                with Wire(self._address) as new:
+                with RawClient(self._address) as new:
                     for wire, mode in ((kept, COPY), (new, FDPASS)):
                         try:
                             self.right += wire.ask(mode, OBJECT).read() == CONTENT
@@ -86,10 +86,10 @@ def withstood(folder: Path, model: Concurrency, given: argparse.Namespace) -> bo
     flags = ["--concurrency-model", model, "--max-threads", room, "--max-connections", room]
     with ServerProcess(folder / "root", folder / f"{model}.sock", *flags, "--header-timeout", f"{timeout}") as server:
         address = server.addresses["unix"]
-        with Wire(address) as first:
+        with RawClient(address) as first:
             assert first.ask(COPY, OBJECT).read() == CONTENT
         before = Vitals.settled(server.pid)
-        with Honest(address) as honest:
+        with WellBehavedClient(address) as honest:
             late, stayed = drip(address, clients, timeout, model)
         after = before.now(server.pid)
     print(
@@ -105,13 +105,13 @@ def drip(address: str, clients: int, timeout: float, model: Concurrency) -> tupl
     """Have them send a byte a second. Returns how long after its time the last was closed, and how many were not."""
     message = request(COPY, "/" + "a" * 1000)
     poll = select.poll()
-    open_now: dict[int, tuple[Wire, float]] = {}
+    open_now: dict[int, tuple[RawClient, float]] = {}
     late = 0.0
     for _ in range(clients):
         # One with a time limit would not wait where the backlog is full.
         connection = socket.socket(socket.AF_UNIX)
         connection.connect(address.removeprefix("unix:"))
-        wire = Wire(connection)
+        wire = RawClient(connection)
         wire.send(message[:1])
         open_now[wire.socket.fileno()] = (wire, time.monotonic())
         poll.register(wire.socket, select.POLLIN | select.POLLHUP)

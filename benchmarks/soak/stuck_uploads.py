@@ -21,10 +21,10 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from objmapper_server import Concurrency
-from tests.server_process import ServerProcess
-from tests.stuck_files import stuck_disk, stuck_file, why_no_disk
-from tests.version_two.client import COPY, PUT, PUT_DESCRIPTOR, Two
-from tests.wire import OK
+from tests.support.raw_client import OK
+from tests.support.raw_client_v2 import COPY, PUT, PUT_DESCRIPTOR, RawClientV2
+from tests.support.server_process import ServerProcess
+from tests.support.stuck_files import stuck_disk, stuck_file, why_no_disk
 
 MODELS = [Concurrency.THREAD_PER_CONNECTION, Concurrency.THREAD_POOL, Concurrency.WORK_STEALING, Concurrency.EPOLL]
 #: Of the server: how long a client may send nothing, and what is under way at the end.
@@ -45,10 +45,10 @@ class Hostile(threading.Thread):
     def run(self) -> None:
         """Come again until the end."""
         while not self._ended.is_set():
-            with suppress(OSError, EOFError, AssertionError), Two(self._address, timeout=0.1) as two:
+            with suppress(OSError, EOFError, AssertionError), RawClientV2(self._address, timeout=0.1) as two:
                 self._turn(two)
 
-    def _turn(self, two: Two) -> None:
+    def _turn(self, two: RawClientV2) -> None:
         if self._number % 4 == 0:
             two.send(two.encode(PUT, f"/hostile-{self._number}", content_len=64 << 20))
             began = time.monotonic()
@@ -133,7 +133,7 @@ def honest(address: str, seconds: float) -> list[float]:
     """Puts and reads for so long. Returns how long each pair took, in ms."""
     times = []
     until = time.monotonic() + seconds
-    with Two(address, timeout=60) as two:
+    with RawClientV2(address, timeout=60) as two:
         while time.monotonic() < until:
             content = os.urandom(4096)
             began = time.monotonic()

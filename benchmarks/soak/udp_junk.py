@@ -23,8 +23,8 @@ from benchmarks.soak.vitals import Vitals
 from objmapper_cli.commands.bench.own_server import start_server
 from objmapper_client import Client
 from objmapper_server import Config, Server
-from tests.two_hosts import Host, NotPermitted, two_hosts
-from tests.udp.junk import junk
+from tests.support.malformed_datagrams import junk
+from tests.support.two_hosts import Host, NotPermitted, two_hosts
 
 SIZE = 200_000
 #: Datagrams that are made beforehand; each goes out many times.

@@ -20,9 +20,9 @@ from pathlib import Path
 
 from benchmarks.soak.vitals import Vitals
 from objmapper_server import Concurrency
-from tests.server_process import ServerProcess
-from tests.somebody import Somebody, why_not
-from tests.version_two.client import COPY, LIST, Two
+from tests.support.raw_client_v2 import COPY, LIST, RawClientV2
+from tests.support.server_process import ServerProcess
+from tests.support.users import OtherUser, why_no_users
 
 MODELS = [Concurrency.THREAD_PER_CONNECTION, Concurrency.THREAD_POOL, Concurrency.WORK_STEALING, Concurrency.EPOLL]
 REQUESTS = 64
@@ -66,19 +66,19 @@ def withstood(folder: Path, model: Concurrency, transport: str, count: int, seco
     flags = ["--tcp", "127.0.0.1:0", "--unix-mode", "0666", "--concurrency-model", model]
     with ServerProcess(folder / "root", folder / "socket", *flags) as server:
         address = server.addresses[transport]
-        with Two(address) as honest:
+        with RawClientV2(address) as honest:
             # What listing takes by itself is no answer.
             assert honest.call_until_served(LIST, PREFIX, limit=10_000).entries()
         before = Vitals.settled(server.pid).resident
         most, slowest, requests = before, [0.0, 0.0], 0
         with contextlib.ExitStack() as clients:
             for _ in range(count):
-                two = clients.enter_context(Two(address, timeout=60))
+                two = clients.enter_context(RawClientV2(address, timeout=60))
                 two.send(b"".join(two.encode(LIST, PREFIX, limit=10_000) for _ in range(REQUESTS)))
-            honest_clients = [clients.enter_context(Two(address, timeout=300))]
-            if transport == "unix" and not why_not():
-                other = clients.enter_context(Somebody(OTHER_UID, OTHER_UID))
-                honest_clients.append(clients.enter_context(Two(other.connect(address), timeout=60)))
+            honest_clients = [clients.enter_context(RawClientV2(address, timeout=300))]
+            if transport == "unix" and not why_no_users():
+                other = clients.enter_context(OtherUser(OTHER_UID, OTHER_UID))
+                honest_clients.append(clients.enter_context(RawClientV2(other.connect(address), timeout=60)))
             until = time.monotonic() + seconds
             while time.monotonic() < until or not requests:
                 for at, honest in enumerate(honest_clients):

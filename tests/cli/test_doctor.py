@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from objmapper_server import Config, Server
-from tests import nobody
 from tests.cli.conftest import COMMAND, Run
+from tests.support import users
 
 Findings = dict[str, dict[str, str]]
 
@@ -153,9 +153,9 @@ def test_what_is_advised_is_enough(root: Path, tmp_path: Path) -> None:
     assert fitted(1374) < 1000
 
 
-@pytest.mark.skipif(nobody.why_not() != "", reason=nobody.why_not())
+@pytest.mark.skipif(users.why_no_command() != "", reason=users.why_no_command())
 def test_a_crippled_environment(environment: dict[str, str]) -> None:
-    """Somebody who is not root, with 64 descriptors, a foreign directory for the socket and a stale socket in it."""
+    """OtherUser who is not root, with 64 descriptors, a foreign directory for the socket and a stale socket in it."""
     with tempfile.TemporaryDirectory() as folder:
         home, foreign, root = Path(folder), Path(folder, "foreign"), Path(folder, "root")
         home.chmod(0o755)
@@ -171,7 +171,7 @@ def test_a_crippled_environment(environment: dict[str, str]) -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
 
         def run(*form: str) -> subprocess.CompletedProcess[bytes]:
-            command: list[Any] = [*nobody.COMMAND, *COMMAND, "doctor", *form, root, "--unix", foreign / "s"]
+            command: list[Any] = [*users.COMMAND, *COMMAND, "doctor", *form, root, "--unix", foreign / "s"]
             return subprocess.run(
                 [*command, "--admin", "none"],
                 env=environment,

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from tests.cli.conftest import Run, Served, one_line
-from tests.wire import COPY, OK, Wire, request
+from tests.support.raw_client import COPY, OK, RawClient, request
 
 Serve = Callable[..., Served]
 
@@ -25,7 +25,7 @@ def test_it_says_in_one_line_where_it_listens(serve: Serve, root: Path, tmp_path
     assert re.fullmatch(line, served.ready)
     assert served.said == [served.ready]
     for transport in ("unix", "tcp"):
-        with Wire(served.address(transport)) as wire:
+        with RawClient(served.address(transport)) as wire:
             assert wire.ask(COPY, "/a").content == b"hello"
     assert httpx.get(f"{served.admin}/readyz", trust_env=False).status_code == 200
 
@@ -33,7 +33,7 @@ def test_it_says_in_one_line_where_it_listens(serve: Serve, root: Path, tmp_path
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_in_good_order(serve: Serve, root: Path, tmp_path: Path, number: signal.Signals) -> None:
     served = serve(root, "--unix", "socket", "--no-admin")
-    with Wire(served.address("unix")) as wire:
+    with RawClient(served.address("unix")) as wire:
         assert wire.ask(COPY, "/a").status == OK
         served.process.send_signal(number)
         assert wire.at_end()
@@ -51,7 +51,7 @@ def wait_until_draining(admin: str) -> None:
 
 def test_what_is_under_way_is_finished(serve: Serve, root: Path) -> None:
     served = serve(root, "--unix", "socket", "--admin", "127.0.0.1:0")
-    with Wire(served.address("unix")) as wire:
+    with RawClient(served.address("unix")) as wire:
         wire.send(request(COPY, "/big"))
         wire.take(9)
         served.process.send_signal(signal.SIGTERM)
@@ -64,7 +64,7 @@ def test_what_is_under_way_is_finished(serve: Serve, root: Path) -> None:
 def test_it_does_not_wait_for_ever(serve: Serve, root: Path, hurry: str) -> None:
     grace = "60" if hurry == "second signal" else "0.2"
     served = serve(root, "--unix", "socket", "--admin", "127.0.0.1:0", "--shutdown-grace", grace)
-    with Wire(served.address("unix")) as wire:
+    with RawClient(served.address("unix")) as wire:
         wire.send(request(COPY, "/big"))
         wire.take(9)
         served.process.send_signal(signal.SIGTERM)
@@ -82,7 +82,7 @@ def test_it_starts_again_where_another_was_killed(serve: Serve, root: Path, tmp_
     first.process.wait()
     assert (tmp_path / "socket").is_socket()
     second = serve(root, "--unix", "socket", "--admin", "unix:admin")
-    with Wire(second.address("unix")) as wire:
+    with RawClient(second.address("unix")) as wire:
         assert wire.ask(COPY, "/a").status == OK
 
 
@@ -154,7 +154,7 @@ def test_a_hangup_reads_the_settings_again(serve: Serve, root: Path, tmp_path: P
     file = tmp_path / "o.toml"
     file.write_text("idle_timeout = 60\n")
     served = serve(root, "--unix", "socket", "--admin", "127.0.0.1:0", "--config", "o.toml")
-    with Wire(served.address("unix")) as wire:
+    with RawClient(served.address("unix")) as wire:
         assert wire.ask(COPY, "/a").status == OK
         file.write_text("idle_timeout = 0.2\ncache_size = 5\n")
         served.process.send_signal(signal.SIGHUP)

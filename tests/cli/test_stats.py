@@ -16,15 +16,15 @@ from objmapper_cli.watch import History, sparkline
 from objmapper_client import Client
 from objmapper_server import Config, Server
 from tests.cli.conftest import Run, closing, one_line
-from tests.cli.pretender import answering
-from tests.wire import COPY, FDPASS, NOT_FOUND, Wire
+from tests.support.fake_server import fixed_reply_server
+from tests.support.raw_client import COPY, FDPASS, NOT_FOUND, RawClient
 
 
 @pytest.fixture
 def admin(server: Server, environment: dict[str, str]) -> str:
     assert server.admin_address is not None
     environment["OBJMAPPER_ADMIN"] = server.admin_address
-    with Wire(server.addresses["unix"]) as wire:
+    with RawClient(server.addresses["unix"]) as wire:
         os.close(wire.ask(FDPASS, "/a").descriptor or 0)
         assert wire.ask(COPY, "/none").status == NOT_FOUND
     return server.admin_address
@@ -133,7 +133,7 @@ def test_watching_on_a_terminal_draws_what_it_was(
     admin: str, server: Server, environment: dict[str, str], started: Callable[..., subprocess.Popen[bytes]]
 ) -> None:
     environment |= {"COLUMNS": "120", "LINES": "40", "PYTHONIOENCODING": "utf-8"}
-    with Wire(server.addresses["unix"]) as wire:
+    with RawClient(server.addresses["unix"]) as wire:
 
         def enough(drawn: str) -> bool:
             assert wire.ask(COPY, "/a").content == b"hello"
@@ -231,7 +231,7 @@ COMMANDS = [("stats",), ("stats", "--json"), ("config",), ("trace", "--count", "
     ids=["text", "list", "deep", "empty", "garbled"],
 )
 def test_a_program_that_is_no_objmapper_is_named(objmapper: Run, command: tuple[str, ...], answer: bytes) -> None:
-    with answering(b"HTTP/1.1 200 OK\r\nConnection: close" + answer, hold=False) as server:
+    with fixed_reply_server(b"HTTP/1.1 200 OK\r\nConnection: close" + answer, hold=False) as server:
         address = server.replace("tcp", "http")
         got = objmapper(*command, "--admin", address)
     assert (got.returncode, got.stdout) == (4 if b"gzip" in answer else 1, b"")
@@ -241,7 +241,7 @@ def test_a_program_that_is_no_objmapper_is_named(objmapper: Run, command: tuple[
 
 def test_a_server_of_another_version_is_named(objmapper: Run) -> None:
     document = b'{"requests_total": 1, "transports": {}, "uptime": 5, "draining": false}'
-    with answering(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + document, hold=False) as server:
+    with fixed_reply_server(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + document, hold=False) as server:
         got = objmapper("stats", "--admin", server.replace("tcp", "http"))
     assert got.returncode == 1
     assert "another version" in one_line(got.stderr)

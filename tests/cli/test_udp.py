@@ -9,7 +9,7 @@ import pytest
 
 from objmapper_server import Config, Server
 from tests.cli.conftest import COMMAND, Run, Served, one_line, seen_while_reading
-from tests.udp_pretender import pretending
+from tests.support.fake_udp_server import fake_udp_server
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_a_failure_is_one_line_and_an_exit_code(
 
 
 def test_a_server_that_says_nothing_is_waited_for_as_long_as_was_said(objmapper: Run) -> None:
-    with pretending(lambda _: []) as address:
+    with fake_udp_server(lambda _: []) as address:
         got = objmapper("get", "/a", "--server", address, "--timeout", "0.2")
     assert got.returncode == 5
     assert "no answer" in one_line(got.stderr)

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 import uvloop
 
-from tests.client.callers import Caller, in_task, in_task_of_uvloop, in_thread
+from tests.support.callers import Caller, in_task, in_task_of_uvloop, in_thread
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -14,7 +14,7 @@ import pytest
 
 from objmapper_client import AsyncClient, Client, DescriptorLimit
 from objmapper_server import Config, Server
-from tests.server_process import ServerProcess
+from tests.support.server_process import ServerProcess
 
 HOME = Path(__file__).parent.parent.parent
 COUNT, ROOM = 40, 12

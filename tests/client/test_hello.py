@@ -13,8 +13,8 @@ from objmapper_client import AsyncClient, Client, ConnectionFailed
 from objmapper_client.protocol.hello import Capability, encode_hello_ack
 from objmapper_client.protocol.v2_requests import encode_close
 from objmapper_server import Config, Server
-from tests.client.callers import in_task, in_thread
-from tests.client.lying_server import serving
+from tests.support.callers import in_task, in_thread
+from tests.support.misbehaving_server import serving
 
 CLOSING = encode_hello_ack(Capability(0x103), 1000, 1) + encode_close(3)
 

@@ -11,7 +11,7 @@ import pytest
 from objmapper_client import AsyncClient, Client, Object
 from objmapper_client._operations import upload_source as sources
 from objmapper_server import Config, Server
-from tests.client.callers import Caller, Verb, in_task, in_task_of_uvloop, in_thread
+from tests.support.callers import Caller, Verb, in_task, in_task_of_uvloop, in_thread
 
 TYPES_OF_CHECKERS = {"WriteableBuffer": memoryview, "Data": sources.Data, "AsyncData": sources.AsyncData}
 VERBS = [name for name, _ in inspect.getmembers(Client, inspect.isfunction) if not name.startswith("_")]

@@ -19,7 +19,7 @@ from objmapper_client.protocol import (
     encode_error,
     encode_request,
 )
-from tests.vectors import load, unhex
+from tests.support.vectors import load, unhex
 
 REQUESTS = load("v1_requests.txt")
 REPLIES = load("v1_replies.txt")

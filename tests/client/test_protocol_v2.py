@@ -29,7 +29,7 @@ from objmapper_client.protocol.v2_requests import (
     encode_close,
     encode_request,
 )
-from tests.vectors import expanded, load, unhex
+from tests.support.vectors import expanded, load, unhex
 
 HELLOS = load("v2_hello.txt")
 REQUESTS = load("v2_requests.txt")

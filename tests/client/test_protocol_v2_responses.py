@@ -19,7 +19,7 @@ from objmapper_client.protocol.v2_responses import (
     encode_entry,
     encode_response,
 )
-from tests.vectors import expanded, load, unhex
+from tests.support.vectors import expanded, load, unhex
 
 RESPONSES = load("v2_responses.txt")
 ENTRIES = load("v2_entries.txt")

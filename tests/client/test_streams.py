@@ -15,9 +15,9 @@ from objmapper_client import AsyncClient, Client, Conflict, RequestTimeout
 from objmapper_client.object import Object
 from objmapper_client.protocol.v2_responses import Metadata, encode_response
 from objmapper_server import Config, Server
-from tests.client.callers import Caller
-from tests.client.lying_server import Peer, pretend_server
-from tests.eventually import eventually
+from tests.support.callers import Caller
+from tests.support.eventually import eventually
+from tests.support.misbehaving_server import Peer, fake_server_v2
 
 SIZE = 5_000_000
 
@@ -118,7 +118,7 @@ def tells(peer: Peer) -> None:
 
 
 def test_leaving_a_stream_early_waits_for_nothing(tmp_path: Path) -> None:
-    with pretend_server(tmp_path, tells) as server, Client(server.address, mode="copy", timeout=60) as client:
+    with fake_server_v2(tmp_path, tells) as server, Client(server.address, mode="copy", timeout=60) as client:
         for leave in ("close", "drop", "throw"):
             start = time.monotonic()
             stream = client.stream("/x")
@@ -148,7 +148,7 @@ def test_a_task_leaves_a_stream_early_and_waits_for_nothing(tmp_path: Path) -> N
             await anext(stream)
             await stream.aclose()
 
-    with pretend_server(tmp_path, tells) as server:
+    with fake_server_v2(tmp_path, tells) as server:
         start = time.monotonic()
         asyncio.run(use(server.address))
         assert time.monotonic() - start < 30
@@ -159,7 +159,7 @@ def test_a_stream_that_is_left_late_keeps_its_connection(tmp_path: Path) -> None
         while True:
             peer.answer(peer.request(), bytes(100_000))
 
-    with pretend_server(tmp_path, script) as server, Client(server.address, mode="copy") as client:
+    with fake_server_v2(tmp_path, script) as server, Client(server.address, mode="copy") as client:
         for _ in range(3):
             stream = client.stream("/x", chunk_size=99_999)
             seen = 0
@@ -171,7 +171,7 @@ def test_a_stream_that_is_left_late_keeps_its_connection(tmp_path: Path) -> None
 
 def test_the_collector_may_close_a_stream_in_the_middle_of_the_pool(tmp_path: Path) -> None:
     """As where it runs in a thread that has the pool's lock."""
-    with pretend_server(tmp_path, tells) as server, Client(server.address, mode="copy", timeout=60) as client:
+    with fake_server_v2(tmp_path, tells) as server, Client(server.address, mode="copy", timeout=60) as client:
         stream = client.stream("/x")
         next(stream)
         with client._pool._lock:
@@ -283,7 +283,7 @@ def test_where_warnings_are_errors_an_object_is_closed_all_the_same(unix: str, m
 
 
 def test_a_silent_server_still_costs_the_timeout(tmp_path: Path) -> None:
-    with pretend_server(tmp_path, tells) as server:
+    with fake_server_v2(tmp_path, tells) as server:
         client = Client(server.address, mode="copy", timeout=0.2)
         with client, pytest.raises(RequestTimeout):
             list(client.stream("/x"))

@@ -25,9 +25,9 @@ from objmapper_client import (
 )
 from objmapper_client.protocol.v2_requests import encode_close
 from objmapper_server import Config, Server
-from tests.client.callers import Caller, Verb
-from tests.client.lying_server import Peer, answers_all, pretend_server
-from tests.eventually import eventually
+from tests.support.callers import Caller, Verb
+from tests.support.eventually import eventually
+from tests.support.misbehaving_server import Peer, answers_all, fake_server_v2
 
 LARGE = os.urandom(3_000_000)
 
@@ -223,7 +223,7 @@ def test_a_refusal_ends_a_large_put_before_all_was_sent(call: Caller, tmp_path: 
         peer.refuse(request, 0x07, "word")
         peer.wait_for_end()
 
-    with pretend_server(tmp_path, script) as server, pytest.raises(Conflict, match="word"):
+    with fake_server_v2(tmp_path, script) as server, pytest.raises(Conflict, match="word"):
         call(server.address, ("put", "/x", bytes(100 << 20), {"progress": told.append}))
     assert len(told) < 100
 
@@ -244,7 +244,7 @@ def test_a_put_is_not_repeated_where_it_may_have_been_executed(call: Caller, tmp
         ("delete", "/x", {"if_match": "e"}),
     ]
     for verb in verbs:
-        with pretend_server(tmp_path, script) as server, pytest.raises(OutcomeUnknown, match="unknown") as caught:
+        with fake_server_v2(tmp_path, script) as server, pytest.raises(OutcomeUnknown, match="unknown") as caught:
             call(server.address, verb)
         assert isinstance(caught.value, ConnectionFailed)
         assert (caught.value.operation.split("_")[0], caught.value.uri) == (verb[0], "/x")
@@ -257,7 +257,7 @@ def test_a_put_whose_time_is_up_has_an_unknown_outcome(call: Caller, tmp_path: P
         peer.wait_for_end()
 
     for verb in (("put", "/x", b"1"), ("put", "/x", LARGE[:100_000]), ("delete", "/x")):
-        with pretend_server(tmp_path, script) as server, pytest.raises(OutcomeUnknown) as caught:
+        with fake_server_v2(tmp_path, script) as server, pytest.raises(OutcomeUnknown) as caught:
             call(server.address, verb, timeout=2)
         assert isinstance(caught.value, RequestTimeout)
 
@@ -269,7 +269,7 @@ def test_a_delete_that_was_sent_before_the_close_came_is_not_repeated(call: Call
         deleted.append(peer.request().uri)
         peer.send(encode_close(3))
 
-    with pretend_server(tmp_path, script) as server, pytest.raises(OutcomeUnknown):
+    with fake_server_v2(tmp_path, script) as server, pytest.raises(OutcomeUnknown):
         call(server.address, ("delete", "/x"))
     assert deleted == ["/x"]
 
@@ -283,7 +283,7 @@ def test_a_server_that_died_while_a_connection_was_idle_costs_no_write(tmp_path:
         peer.answer(request)
 
     verbs: list[Verb] = [("put", "/x", b"1"), ("delete", "/x"), ("put", "/x", LARGE), ("put", "/x", b"2")]
-    with pretend_server(tmp_path, script) as server:
+    with fake_server_v2(tmp_path, script) as server:
 
         def has_died() -> None:
             assert eventually(lambda: all(peer.connection.fileno() < 0 for peer in server.peers))
@@ -313,7 +313,7 @@ def test_a_busy_server_is_not_masked_by_pieces_that_were_taken(call: Caller, tmp
         peer.refuse(request, 0x14, "busy")
         peer.wait_for_end()
 
-    with pretend_server(tmp_path, script) as server, pytest.raises(ServerBusy, match="busy"):
+    with fake_server_v2(tmp_path, script) as server, pytest.raises(ServerBusy, match="busy"):
         call(server.address, ("put", "/x", iter([LARGE]), {"length": len(LARGE)}))
 
 
@@ -323,7 +323,7 @@ def test_time_in_the_callers_data_is_not_the_servers(call: Caller, tmp_path: Pat
             time.sleep(0.3)
             yield piece
 
-    with pretend_server(tmp_path, answers_all) as server:
+    with fake_server_v2(tmp_path, answers_all) as server:
         call(server.address, ("put", "/x", slowly([b"a", b"b", b"c"])), timeout=0.5)
         pieces = [bytes(40_000)] * 3
         call(server.address, ("put", "/x", slowly(pieces), {"length": 120_000}), timeout=0.5)
@@ -344,7 +344,7 @@ def test_small_pieces_extend_the_time_limit_as_large_ones_do(call: Caller, tmp_p
 
     for size in (1 << 14, 1 << 16):
         pieces = iter([bytes(size)] * ((4 << 20) // size))
-        with pretend_server(tmp_path, script) as server:
+        with fake_server_v2(tmp_path, script) as server:
             call(server.address, ("put", "/x", pieces, {"length": 4 << 20}), timeout=2)
 
 
@@ -363,7 +363,7 @@ def test_a_put_that_the_server_had_no_room_for_is_repeated(call: Caller, tmp_pat
 
     (tmp_path / "file").write_bytes(LARGE)
     for source in (b"1", LARGE, tmp_path / "file"):
-        with pretend_server(tmp_path, script) as server:
+        with fake_server_v2(tmp_path, script) as server:
             call(server.address, ("put", "/x", source))
     assert stored[:2] == [b"1", LARGE]
 

@@ -18,10 +18,10 @@ import httpx
 import pytest
 
 from objmapper_server import Config, ConfigError, Server
-from tests import nobody
-from tests.server_process import ServerProcess
-from tests.strace import Strace, threads_of, why_not
-from tests.wire import COPY, NOT_FOUND, OK, Wire
+from tests.support import users
+from tests.support.raw_client import COPY, NOT_FOUND, OK, RawClient
+from tests.support.server_process import ServerProcess
+from tests.support.strace import Strace, threads_of, why_not
 
 LOGROTATE = Path(__file__).parent.parent.parent / "packaging" / "logrotate" / "objmapper"
 
@@ -45,7 +45,7 @@ def recorded_more_than(server: Server, count: int) -> bool:
 
 
 def ask(server: Server | ServerProcess, uri: str) -> None:
-    with Wire(server.addresses["unix"]) as wire:
+    with RawClient(server.addresses["unix"]) as wire:
         assert wire.ask(COPY, uri).status in (OK, NOT_FOUND)
 
 
@@ -74,7 +74,7 @@ def test_no_line_is_lost_or_torn_where_it_is_renamed_under_load(root: Path, tmp_
     asked: list[list[str]] = [[] for _ in range(4)]
 
     def load(address: str, mine: list[str], which: int) -> None:
-        with Wire(address) as wire:
+        with RawClient(address) as wire:
             # Not faster than a single core can write.
             while not ended.wait(0.001):
                 uri = f"/none-{which}-{len(mine)}"
@@ -124,7 +124,7 @@ def test_once_a_reload_is_answered_the_renamed_file_is_left_alone(server: Server
 def test_what_is_answered_as_the_server_stops_is_in_it(server: Server, tmp_path: Path, log: Path) -> None:
     # Whoever sends an answer comes back from that a third of a second later, and takes note of the request then.
     with (
-        Wire(server.addresses["unix"]) as wire,
+        RawClient(server.addresses["unix"]) as wire,
         Strace(threads_of(os.getpid()), tmp_path / "calls", "sendto:delay_exit=300000"),
     ):
         assert wire.ask(COPY, "/a").status == OK
@@ -167,7 +167,7 @@ def test_where_it_cannot_be_opened_the_old_file_is_written_on(
     assert uris_in(log.parent.with_name("elsewhere") / before.name) == ["/a"]
 
 
-@pytest.mark.skipif(bool(nobody.why_not()), reason=nobody.why_not() or "it can be tried")
+@pytest.mark.skipif(bool(users.why_no_command()), reason=users.why_no_command() or "it can be tried")
 def test_without_permission_the_old_file_is_written_on(root: Path) -> None:
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         home = Path(folder)
@@ -176,10 +176,10 @@ def test_without_permission_the_old_file_is_written_on(root: Path) -> None:
         logs = home / "log"
         logs.mkdir()
         for each in (home, logs):
-            os.chown(each, nobody.UID, nobody.UID)
+            os.chown(each, users.UID, users.UID)
         log = logs / "access.jsonl"
         flags = ("--access-log", str(log), "--access-log-sample", "1")
-        with ServerProcess(home / "root", home / "s", *flags, by=nobody.COMMAND) as server:
+        with ServerProcess(home / "root", home / "s", *flags, by=users.COMMAND) as server:
             before = log.rename(logs / "before")
             os.chown(logs, 0, 0)
             logs.chmod(0o755)

@@ -19,7 +19,7 @@ from objmapper_client import Client
 from objmapper_server import Concurrency, Config, Server
 from objmapper_server.process.sd_notify import Notifier
 from objmapper_server.process.socket_activation import NO_SOCKETS, handed_over, kind_of
-from tests.wire import COPY, OK, Wire, request
+from tests.support.raw_client import COPY, OK, RawClient, request
 
 HOME = Path(__file__).parent.parent.parent
 MODELS = [model for model in Concurrency if model not in (Concurrency.AUTO, Concurrency.BY_TRANSPORT)]
@@ -59,7 +59,7 @@ def test_a_server_serves_on_sockets_that_it_was_given(
         assert server.config.origins["unix"] == server.config.origins["tcp"] == "the service manager"
         assert set(server.statistics().concurrency_model.values()) == {model}
         for address in server.addresses.values():
-            with Wire(address) as wire:
+            with RawClient(address) as wire:
                 assert wire.ask(COPY, "/a").content == b"hello"
 
 
@@ -72,9 +72,9 @@ def test_who_comes_between_two_servers_is_served_by_the_second(
         addresses = dict(first.addresses)
         assert first.drain(timeout=10)
         with ExitStack() as stack:
-            early = [stack.enter_context(Wire(address)) for address in addresses.values()]
+            early = [stack.enter_context(RawClient(address)) for address in addresses.values()]
             first.stop()
-            between = [stack.enter_context(Wire(address)) for address in addresses.values()]
+            between = [stack.enter_context(RawClient(address)) for address in addresses.values()]
             stack.enter_context(Server(config, given))
             for wire in (*early, *between):
                 assert wire.ask(COPY, "/a").status == OK
@@ -315,7 +315,7 @@ def test_the_manager_is_told_what_the_server_does(
     environment |= {"NOTIFY_SOCKET": str(manager.path), "WATCHDOG_USEC": "200000"}
     process = start(*serve(root, "--unix", "s", "--no-admin"))
     assert manager.word() == {"READY": "1", "STATUS": f"serving unix:{tmp_path}/s"}
-    with Wire(f"unix:{tmp_path}/s") as wire:
+    with RawClient(f"unix:{tmp_path}/s") as wire:
         assert wire.ask(COPY, "/a").status == OK
     for _ in range(3):
         assert manager.word() == {"WATCHDOG": "1"}
@@ -360,7 +360,7 @@ def test_systemd_activates_it_by_socket(
     while not (tmp_path / "admin-socket").is_socket():
         assert time.monotonic() < deadline
     # The first client is there before there is a server.
-    with Wire(f"unix:{tmp_path}/s", timeout=60) as wire:
+    with RawClient(f"unix:{tmp_path}/s", timeout=60) as wire:
         assert wire.ask(COPY, "/a").content == b"hello"
     assert process.stderr is not None
     ready = next(line for line in process.stderr if "ready" in line)

@@ -21,9 +21,9 @@ import pytest
 from objmapper_server import Config, Server
 from objmapper_server.admin.auth import is_local
 from objmapper_server.admin.server import listen_on
-from tests import nobody
 from tests.server.test_statistics import METRICS
-from tests.wire import COPY, NOT_FOUND, OK, Wire
+from tests.support import users
+from tests.support.raw_client import COPY, NOT_FOUND, OK, RawClient
 
 
 @contextmanager
@@ -225,7 +225,7 @@ def test_no_write_is_forgotten(server: Server, path: str) -> None:
 
 def test_a_drain_can_be_asked_for(tmp_path: Path) -> None:
     config = Config(root=tmp_path, unix=tmp_path / "s", admin="127.0.0.1:0", admin_token=TOKEN)
-    with Server(config) as server, client_of(server) as client, Wire(server.addresses["unix"]) as wire:
+    with Server(config) as server, client_of(server) as client, RawClient(server.addresses["unix"]) as wire:
         assert wire.ask(COPY, "/none").status == NOT_FOUND
         good = {"Authorization": f"Bearer {TOKEN}"}
         assert client.post("/drain", headers=good).json()["status"] == "draining"
@@ -241,7 +241,7 @@ def test_a_drain_can_be_asked_for(tmp_path: Path) -> None:
 
 
 def test_times_are_counted_for_pictures(server: Server) -> None:
-    with client_of(server) as client, Wire(server.addresses["unix"]) as wire:
+    with client_of(server) as client, RawClient(server.addresses["unix"]) as wire:
         for _ in range(3):
             assert wire.ask(COPY, "/a").status == OK
         deadline = time.monotonic() + 10
@@ -254,7 +254,7 @@ def test_times_are_counted_for_pictures(server: Server) -> None:
 
 
 def test_an_overview_has_the_documents_that_are_shown_together(server: Server) -> None:
-    with client_of(server) as client, Wire(server.addresses["unix"]) as wire:
+    with client_of(server) as client, RawClient(server.addresses["unix"]) as wire:
         assert wire.ask(COPY, "/a").status == OK
         deadline = time.monotonic() + 10
         while (overview := client.get("/overview").json())["latency"]["total"][-1] < 1:
@@ -265,7 +265,7 @@ def test_an_overview_has_the_documents_that_are_shown_together(server: Server) -
         assert overview["stats"].keys() == client.get("/stats").json().keys()
 
 
-@pytest.mark.skipif(nobody.why_not() != "", reason=nobody.why_not())
+@pytest.mark.skipif(users.why_no_command() != "", reason=users.why_no_command())
 def test_who_else_gets_at_the_unix_socket_needs_the_token() -> None:
     ask = f"""
 import socket
@@ -283,7 +283,7 @@ for header in ("", "Authorization: Bearer {TOKEN}"):
             Path(folder).chmod(0o755)
             path.chmod(0o666)
             told = subprocess.run(
-                [*nobody.COMMAND, sys.executable, "-c", ask.replace("PATH", str(path))],
+                [*users.COMMAND, sys.executable, "-c", ask.replace("PATH", str(path))],
                 capture_output=True,
                 text=True,
                 timeout=30,

@@ -15,7 +15,7 @@ from matplotlib.image import imread
 
 from objmapper_client import Client
 from objmapper_server import Concurrency, Config, Server
-from tests.wire import COPY, NOT_FOUND, OK, Wire
+from tests.support.raw_client import COPY, NOT_FOUND, OK, RawClient
 
 if TYPE_CHECKING:
     from playwright.sync_api import APIResponse, Browser, Locator, Page, Route
@@ -63,11 +63,11 @@ def shown(browser: "Browser", server: Server, path: str = "/", **look: Any) -> "
 
 @contextmanager
 def load(server: Server) -> Iterator[None]:
-    """Somebody asks for objects all the time."""
+    """OtherUser asks for objects all the time."""
     ended = threading.Event()
 
     def ask() -> None:
-        with Wire(server.addresses["unix"]) as unix, Wire(server.addresses["tcp"]) as tcp:
+        with RawClient(server.addresses["unix"]) as unix, RawClient(server.addresses["tcp"]) as tcp:
             while not ended.wait(0.001):
                 assert unix.ask(COPY, "/a").status == OK
                 assert tcp.ask(COPY, "/none").status == NOT_FOUND

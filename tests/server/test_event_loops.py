@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.eventually import eventually
-from tests.server_process import ServerProcess
-from tests.wire import COPY, OK, Wire
+from tests.support.eventually import eventually
+from tests.support.raw_client import COPY, OK, RawClient
+from tests.support.server_process import ServerProcess
 
 pytestmark = pytest.mark.skipif(
     len(os.sched_getaffinity(0)) < 2, reason="as many loops as cores, and a single one has them all"
@@ -35,7 +35,7 @@ def test_connections_that_come_at_once_are_shared(root: Path, tmp_path: Path) ->
         assert len(before) == 2
         # They wait in the backlog: whoever wakes first finds them all.
         with server.stopped():
-            wires = [Wire(server.addresses["unix"]) for _ in range(60)]
+            wires = [RawClient(server.addresses["unix"]) for _ in range(60)]
         for wire in wires:
             assert wire.ask(COPY, "/a").status == OK
         assert eventually(lambda: sum(sessions(server.pid)) == sum(before) + len(wires))

@@ -16,10 +16,10 @@ import pytest
 
 from objmapper_client import Client
 from objmapper_server import Concurrency, Config, Server
-from tests import nobody
-from tests.eventually import eventually
-from tests.server_process import ServerProcess
-from tests.wire import COPY, request
+from tests.support import users
+from tests.support.eventually import eventually
+from tests.support.raw_client import COPY, request
+from tests.support.server_process import ServerProcess
 
 MODELS = [
     Concurrency.EPOLL,
@@ -125,7 +125,7 @@ def threading_count() -> int:
     return len(os.listdir("/proc/self/task"))
 
 
-@pytest.mark.skipif(nobody.why_not() != "", reason=nobody.why_not() or "nobody works")
+@pytest.mark.skipif(users.why_no_command() != "", reason=users.why_no_command() or "commands run as another user")
 @pytest.mark.parametrize("model", [Concurrency.THREAD_POOL, Concurrency.WORK_STEALING])
 def test_a_start_without_threads_fails_and_says_what_to_do(model: Concurrency) -> None:
     # A user of its own: the limit is on all threads of a user.
@@ -146,7 +146,7 @@ def test_a_start_without_threads_fails_and_says_what_to_do(model: Concurrency) -
     assert ended.returncode == 0
 
 
-@pytest.mark.skipif(nobody.why_not() != "", reason=nobody.why_not() or "nobody works")
+@pytest.mark.skipif(users.why_no_command() != "", reason=users.why_no_command() or "commands run as another user")
 def test_a_server_that_can_have_no_further_thread_drains_and_ends(root: Path) -> None:
     uid = 400_000 + os.getpid() % 100_000
     become = ["setpriv", "--reuid", str(uid), "--regid", str(uid), "--clear-groups"]

@@ -13,7 +13,7 @@ import pytest
 
 from objmapper_server import Config, Server, _engine
 from objmapper_server.load import LoadPlan, _native, run_load
-from tests.eventually import eventually
+from tests.support.eventually import eventually
 
 #: What version 1 answers to a copy of "a".
 ANSWER = b"\0" + (1).to_bytes(8, "big") + b"a"
@@ -47,7 +47,7 @@ def serving(answer: Callable[[socket.socket], None]) -> Iterator[str]:
             assert not thread.is_alive()
 
 
-def answering(connection: socket.socket, most: int) -> None:
+def fixed_reply_server(connection: socket.socket, most: int) -> None:
     """Answers so many requests in order."""
     came = sent = 0
     while sent < most and (chunk := connection.recv(1 << 16)):
@@ -65,7 +65,7 @@ def until_hung_up(connection: socket.socket) -> None:
 
 def silent_after(most: int) -> Callable[[socket.socket], None]:
     def answer(connection: socket.socket) -> None:
-        answering(connection, most)
+        fixed_reply_server(connection, most)
         until_hung_up(connection)
 
     return answer
@@ -74,7 +74,7 @@ def silent_after(most: int) -> Callable[[socket.socket], None]:
 def breaking_after(most: int) -> Callable[[socket.socket], None]:
     def answer(connection: socket.socket) -> None:
         with connection:
-            answering(connection, most)
+            fixed_reply_server(connection, most)
 
     return answer
 
@@ -120,7 +120,7 @@ def malformed_first() -> Callable[[socket.socket], None]:
     def answer(connection: socket.socket) -> None:
         with connection:
             if next(connections) > 0:
-                answering(connection, 50)
+                fixed_reply_server(connection, 50)
             elif connection.recv(1 << 16):
                 connection.sendall(b"\0" + b"\xff" * 100)
             until_hung_up(connection)

@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 from objmapper_client import Client
 from objmapper_server import Config, Server
 from objmapper_server.admin.metrics import BOUNDS_US
-from tests.wire import COPY, FDPASS, NOT_FOUND, Wire
+from tests.support.raw_client import COPY, FDPASS, NOT_FOUND, RawClient
 
 ASKED = 20
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -43,7 +43,7 @@ def labelled(**labels: str) -> frozenset[tuple[str, str]]:
 @pytest.fixture
 def used(server: Server) -> Server:
     """A server that has answered some requests of each kind, and has counted them."""
-    with Wire(server.addresses["unix"]) as unix, Wire(server.addresses["tcp"]) as tcp:
+    with RawClient(server.addresses["unix"]) as unix, RawClient(server.addresses["tcp"]) as tcp:
         for _ in range(ASKED):
             os.close(unix.ask(FDPASS, "/a").descriptor or 0)
         assert tcp.ask(COPY, "/a").content == b"hello"
@@ -94,7 +94,7 @@ def test_waiting_in_a_queue_is_told_where_there_is_one(used: Server) -> None:
     from objmapper_server import Concurrency
 
     used.set_concurrency(tcp=Concurrency.THREAD_POOL)
-    with Wire(used.addresses["tcp"]) as wire:
+    with RawClient(used.addresses["tcp"]) as wire:
         assert wire.ask(COPY, "/a").content == b"hello"
         deadline = time.monotonic() + 10
         labels = labelled(transport="tcp", model="thread-pool", mode="copy", status="OK")
@@ -104,7 +104,7 @@ def test_waiting_in_a_queue_is_told_where_there_is_one(used: Server) -> None:
 
 
 def test_gauges_and_counters_are_those_of_the_statistics(used: Server) -> None:
-    with Wire(used.addresses["unix"]) as wire:
+    with RawClient(used.addresses["unix"]) as wire:
         assert wire.ask(COPY, "/a").content == b"hello"
         samples, statistics = samples_of(text_of(used)), used.statistics()
     load = statistics.transports["unix"]

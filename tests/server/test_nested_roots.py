@@ -7,8 +7,8 @@ import pytest
 
 from objmapper_client import Client, ObjectNotFound, ObjmapperError, PermissionDenied
 from objmapper_server import Config, Server
-from tests.version_two.client import DELETE, LIST, STAT, Two
-from tests.wire import NOT_FOUND, OK
+from tests.support.raw_client import NOT_FOUND, OK
+from tests.support.raw_client_v2 import DELETE, LIST, STAT, RawClientV2
 
 
 @pytest.fixture(params=[False, True], ids=["without links", "following links"])
@@ -67,7 +67,7 @@ def test_what_another_server_below_prepares_is_no_object(outer: Server, staged: 
 
 
 def test_its_name_is_taken_at_any_depth(outer: Server, staged: str) -> None:
-    with Two(outer.addresses["unix"]) as two:
+    with RawClientV2(outer.addresses["unix"]) as two:
         for uri in (staged, f"{staged}/x", "/sub/.objmapper/x", "/deep/.objmapper/x", "/sub/.ObjMapper/x"):
             assert two.call(STAT, uri).fails(NOT_FOUND)
             assert two.call(DELETE, uri).fails(NOT_FOUND)

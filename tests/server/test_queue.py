@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from objmapper_server import Concurrency
-from tests.eventually import eventually
-from tests.server_process import ServerProcess
-from tests.version_two.client import hello
-from tests.wire import COPY, OK, TIMEOUT, UNAVAILABLE, Wire, request
+from tests.support.eventually import eventually
+from tests.support.raw_client import COPY, OK, TIMEOUT, UNAVAILABLE, RawClient, request
+from tests.support.raw_client_v2 import hello
+from tests.support.server_process import ServerProcess
 
 POOLS = [Concurrency.THREAD_POOL, Concurrency.WORK_STEALING]
 CROWD = 50
@@ -21,7 +21,7 @@ CROWD = 50
 def test_who_sends_bit_by_bit_takes_none(root: Path, tmp_path: Path, model: Concurrency, message: bytes) -> None:
     flags = ("--concurrency-model", model, "--max-queue-depth", "1")
     with ServerProcess(root, tmp_path / "socket", *flags) as server, ExitStack() as stack:
-        honest, *crowd = (stack.enter_context(Wire(server.addresses["unix"])) for _ in range(CROWD + 1))
+        honest, *crowd = (stack.enter_context(RawClient(server.addresses["unix"])) for _ in range(CROWD + 1))
         assert honest.ask(COPY, "/a").status == OK
         # The first bit finds connections that have said nothing, the others find requests that have begun.
         for bit in (message[:1], message[1:3], message[3:4]):
@@ -40,7 +40,7 @@ def test_who_sends_bit_by_bit_takes_none(root: Path, tmp_path: Path, model: Conc
 def test_nor_does_who_is_told_that_its_time_is_over(root: Path, tmp_path: Path, model: Concurrency) -> None:
     flags = ("--concurrency-model", model, "--max-queue-depth", "1", "--header-timeout", "0.2")
     with ServerProcess(root, tmp_path / "socket", *flags) as server, ExitStack() as stack:
-        honest, *crowd = (stack.enter_context(Wire(server.addresses["unix"])) for _ in range(CROWD + 1))
+        honest, *crowd = (stack.enter_context(RawClient(server.addresses["unix"])) for _ in range(CROWD + 1))
         for wire in crowd:
             wire.send(b"2")
         # A single one that has said nothing yet may take the place for as long as it is looked at.
@@ -66,7 +66,7 @@ def test_nor_does_who_is_told_that_its_time_is_over(root: Path, tmp_path: Path, 
 def test_requests_do(root: Path, tmp_path: Path, model: Concurrency) -> None:
     flags = ("--concurrency-model", model, "--max-queue-depth", "1")
     with ServerProcess(root, tmp_path / "socket", *flags) as server, ExitStack() as stack:
-        crowd = [stack.enter_context(Wire(server.addresses["unix"])) for _ in range(CROWD)]
+        crowd = [stack.enter_context(RawClient(server.addresses["unix"])) for _ in range(CROWD)]
         for wire in crowd:
             # On a busy machine the one place may still be taken by the connection before.
             assert eventually(lambda wire=wire: wire.ask(COPY, "/a").status == OK)  # type: ignore[misc]

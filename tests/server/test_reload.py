@@ -23,8 +23,8 @@ from objmapper_server import Concurrency, Config, ConfigError, Server
 from objmapper_server.errors import NotRunning
 from objmapper_server.settings.access_rules import PeerRules
 from objmapper_server.settings.reload import CHANGEABLE, Reloaded
-from tests.server_process import ServerProcess
-from tests.wire import COPY, OK, UNAVAILABLE, Wire
+from tests.support.raw_client import COPY, OK, UNAVAILABLE, RawClient
+from tests.support.server_process import ServerProcess
 
 TOKEN = "a token of sixteen characters"
 
@@ -58,7 +58,7 @@ def test_what_was_not_changed_does_not_change(server: Server) -> None:
 
 
 def test_limits_change_for_connections_that_are_open(server: Server, file: Path) -> None:
-    with Wire(server.addresses["unix"]) as idle:
+    with RawClient(server.addresses["unix"]) as idle:
         assert idle.ask(COPY, "/a").status == OK
         write(file, idle_timeout=0.2)
         assert server.reload().changed == ("idle_timeout",)
@@ -69,18 +69,18 @@ def test_limits_change_for_connections_that_are_open(server: Server, file: Path)
 def test_a_slow_request_is_timed_by_the_new_limit(server: Server, file: Path) -> None:
     write(file, header_timeout=0.2)
     server.reload()
-    with Wire(server.addresses["tcp"]) as slow:
+    with RawClient(server.addresses["tcp"]) as slow:
         slow.send(b"2\0")
         assert slow.take(1) == b"\x13"
 
 
 def test_the_cap_on_connections_changes_and_drops_nobody(server: Server, file: Path) -> None:
-    with Wire(server.addresses["unix"]) as first, Wire(server.addresses["unix"]) as second:
+    with RawClient(server.addresses["unix"]) as first, RawClient(server.addresses["unix"]) as second:
         assert first.ask(COPY, "/a").status == second.ask(COPY, "/a").status == OK
         write(file, max_connections=1)
         assert server.reload().changed == ("max_connections",)
         assert server.statistics().max_connections == 1
-        with Wire(server.addresses["unix"]) as third:
+        with RawClient(server.addresses["unix"]) as third:
             assert third.reply(COPY).status == UNAVAILABLE
         assert first.ask(COPY, "/a").status == second.ask(COPY, "/a").status == OK
 
@@ -190,7 +190,7 @@ def test_the_settings_in_force_say_where_they_came_from(server: Server, file: Pa
 
 
 def test_it_is_read_again_while_it_is_asked(server: Server, file: Path) -> None:
-    with Wire(server.addresses["unix"]) as unix, socket.socket(socket.AF_UNIX) as silent:
+    with RawClient(server.addresses["unix"]) as unix, socket.socket(socket.AF_UNIX) as silent:
         silent.connect(server.addresses["unix"].removeprefix("unix:"))
         deadline = time.monotonic() + 1
         while time.monotonic() < deadline:
@@ -259,7 +259,7 @@ def test_any_file_is_taken_or_refused_in_one_line(file: Path, root: Path, writte
 def test_a_signal_late_in_a_drain_ends_nothing(root: Path, tmp_path: Path, number: signal.Signals) -> None:
     with (
         ServerProcess(root, tmp_path / "s", "--shutdown-grace", "1") as server,
-        Wire(server.addresses["unix"]) as wire,
+        RawClient(server.addresses["unix"]) as wire,
     ):
         # A request that is never finished keeps the drain going for its grace.
         wire.send(b"2\0")

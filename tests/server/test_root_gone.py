@@ -12,7 +12,7 @@ import pytest
 
 from objmapper_client import Client, ObjectNotFound, ServerFailed
 from objmapper_server import Config, Server
-from tests.eventually import eventually
+from tests.support.eventually import eventually
 
 MAY_MOUNT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a file system")
 

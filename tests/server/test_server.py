@@ -10,7 +10,7 @@ import pytest
 
 from objmapper_server import Concurrency, Config, Server
 from objmapper_server.server import make_private_directory
-from tests.wire import COPY, OK, Wire
+from tests.support.raw_client import COPY, OK, RawClient
 
 
 def test_it_serves_between_start_and_stop(config: Config, tmp_path: Path) -> None:
@@ -21,7 +21,7 @@ def test_it_serves_between_start_and_stop(config: Config, tmp_path: Path) -> Non
         assert server.addresses["unix"] == f"unix:{tmp_path}/socket"
         assert not server.addresses["tcp"].endswith(":0")
         for address in server.addresses.values():
-            with Wire(address) as wire:
+            with RawClient(address) as wire:
                 assert wire.ask(COPY, "/a").content == b"hello"
         assert server.addresses["tcp"] in repr(server)
     assert server.addresses == {}
@@ -35,7 +35,7 @@ def test_it_can_be_started_again_but_not_twice(config: Config) -> None:
         with server:
             with pytest.raises(RuntimeError, match="started already"):
                 server.start()
-            with Wire(server.addresses["unix"]) as wire:
+            with RawClient(server.addresses["unix"]) as wire:
                 assert wire.ask(COPY, "/a").status == OK
     server.stop()
 
@@ -81,7 +81,7 @@ def test_a_root_that_is_none_is_named(tmp_path: Path) -> None:
 def test_two_servers_do_not_share_a_socket(server: Server, config: Config, root: Path) -> None:
     with pytest.raises(OSError, match="another server"):
         Server(Config(root=root, unix=config.unix)).start()
-    with Wire(server.addresses["unix"]) as wire:
+    with RawClient(server.addresses["unix"]) as wire:
         assert wire.ask(COPY, "/a").status == OK
 
 
@@ -118,7 +118,7 @@ def test_limits_that_the_machine_cannot_give_are_fitted_and_noted(root: Path, tm
 
 
 def test_a_drain_finishes_and_then_nobody_is_let_in(server: Server) -> None:
-    with Wire(server.addresses["unix"]) as wire:
+    with RawClient(server.addresses["unix"]) as wire:
         assert wire.ask(COPY, "/a").status == OK
         assert not server.statistics().draining
         assert server.drain(timeout=10)
@@ -128,7 +128,7 @@ def test_a_drain_finishes_and_then_nobody_is_let_in(server: Server) -> None:
 
 def test_a_drain_gives_up_in_time(server: Server, root: Path) -> None:
     (root / "big").write_bytes(bytes(64 << 20))
-    with Wire(server.addresses["unix"]) as wire:
+    with RawClient(server.addresses["unix"]) as wire:
         wire.send(b"2\0\4/big")
         assert wire.take(1) == b"\0"
         assert not server.drain(timeout=0.1)
@@ -143,7 +143,7 @@ def test_the_configured_models_serve(root: Path, tmp_path: Path) -> None:
 
 
 def test_models_change_while_connections_live(server: Server) -> None:
-    with Wire(server.addresses["unix"]) as unix, Wire(server.addresses["tcp"]) as tcp:
+    with RawClient(server.addresses["unix"]) as unix, RawClient(server.addresses["tcp"]) as tcp:
         for model in (Concurrency.EPOLL, Concurrency.WORK_STEALING, Concurrency.BY_TRANSPORT):
             server.set_concurrency(unix=model, tcp=model)
             assert unix.ask(COPY, "/a").content == tcp.ask(COPY, "/a").content == b"hello"

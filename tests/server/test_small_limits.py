@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from objmapper_client import Client
-from tests.server_process import ServerProcess
+from tests.support.server_process import ServerProcess
 
 LIMITS = [24, 32, 40, 48, 56, 64, 72, 80, 96, 128]
 PRLIMIT = "prlimit"

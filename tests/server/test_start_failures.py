@@ -13,7 +13,7 @@ import pytest
 
 from objmapper_client import Client
 from objmapper_server import Config, Server
-from tests.eventually import eventually
+from tests.support.eventually import eventually
 
 
 def refuse_thread(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
@@ -75,7 +75,7 @@ FEW_THREADS = """
 import os, resource, sys
 from pathlib import Path
 from objmapper_server import Config, Server
-from tests.eventually import eventually
+from tests.support.eventually import eventually
 import objmapper_server.access_log, objmapper_server.statistics, encodings.idna
 folder = Path(sys.argv[1])
 config = Config(root=folder, unix=folder.parent / "s", admin=None, writable=True, tcp="127.0.0.1:0")

@@ -10,7 +10,7 @@ import pytest
 
 from objmapper_server import Server, Statistics
 from objmapper_server.statistics import status_name
-from tests.wire import COPY, FDPASS, NOT_FOUND, Wire
+from tests.support.raw_client import COPY, FDPASS, NOT_FOUND, RawClient
 
 if TYPE_CHECKING:
     from objmapper_server import _engine
@@ -169,7 +169,7 @@ def test_it_is_frozen(snapshot: "_engine.Snapshot") -> None:
 
 
 def test_a_real_server_counts_what_it_does(server: Server) -> None:
-    with Wire(server.addresses["unix"]) as unix, Wire(server.addresses["tcp"]) as tcp:
+    with RawClient(server.addresses["unix"]) as unix, RawClient(server.addresses["tcp"]) as tcp:
         for _ in range(5):
             descriptor = unix.ask(FDPASS, "/a").descriptor
             assert descriptor is not None

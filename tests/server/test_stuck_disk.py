@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from objmapper_server import Concurrency
-from tests.eventually import eventually
-from tests.server_process import ServerProcess
-from tests.stuck_files import stuck_file, why_not
-from tests.version_two.client import COPY, LIST, STAT, Two
+from tests.support.eventually import eventually
+from tests.support.raw_client_v2 import COPY, LIST, STAT, RawClientV2
+from tests.support.server_process import ServerProcess
+from tests.support.stuck_files import stuck_file, why_not
 
 pytestmark = pytest.mark.skipif(why_not() != "", reason=why_not() or "/dev/fuse works")
 
@@ -30,13 +30,13 @@ def root(tmp_path: Path) -> Path:
     return root
 
 
-def ask_for_it(two: Two) -> None:
+def ask_for_it(two: RawClientV2) -> None:
     """Takes all the threads that a connection gets, for ever."""
     for _ in range(32):
         two.ask(COPY, "/mounted/stuck")
 
 
-def is_served(two: Two, root: Path) -> bool:
+def is_served(two: RawClientV2, root: Path) -> bool:
     """Whether a list, which storage threads make, a read of what is not in memory and a stat are right."""
     for number in range(20):
         path = root / "small" / f"{number}"
@@ -63,18 +63,18 @@ def test_others_are_served_and_the_server_stops(root: Path, tmp_path: Path, mode
         stuck = ending.enter_context(stuck_file(root / "mounted"))
         address = server.addresses["unix"]
         with ExitStack() as clients:
-            ask_for_it(clients.enter_context(Two(address, timeout=PATIENCE)))
+            ask_for_it(clients.enter_context(RawClientV2(address, timeout=PATIENCE)))
             assert stuck.is_read.wait(PATIENCE)
-            honest = clients.enter_context(Two(address, timeout=PATIENCE))
+            honest = clients.enter_context(RawClientV2(address, timeout=PATIENCE))
             assert is_served(honest, root)
             # Another one of the same user takes the second thread: one more begins to work in the place of each.
-            ask_for_it(clients.enter_context(Two(address, timeout=PATIENCE)))
+            ask_for_it(clients.enter_context(RawClientV2(address, timeout=PATIENCE)))
             server.threads("objmapper-stora", 4)
             assert is_served(honest, root)
             assert not stuck.is_released.is_set()
             server.process.send_signal(signal.SIGTERM)
             assert eventually(lambda: has_ended(server.pid), seconds=PATIENCE / 2)
             with pytest.raises(OSError, match=r"refused|No such file"):
-                Two(address, timeout=PATIENCE)
+                RawClientV2(address, timeout=PATIENCE)
         stuck.release()
         server.process.wait(PATIENCE)

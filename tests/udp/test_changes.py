@@ -9,9 +9,9 @@ import pytest
 
 from objmapper_client import Client, Conflict, ObjectNotFound, ServerBusy
 from objmapper_server import Config, Server
-from tests.lossy_relay import lossy_relay
+from tests.support.lossy_relay import lossy_relay
+from tests.support.network_faults import FAIR
 from tests.udp.conftest import Read
-from tests.weather import FAIR
 
 
 def replace(path: Path, content: bytes) -> None:

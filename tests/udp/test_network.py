@@ -20,9 +20,9 @@ from objmapper_client._udp.connection import UdpConnection
 from objmapper_client.protocol.udp import FAR_CHUNK, Error, Pull, Retry, decode_reply, encode_pull
 from objmapper_server import Config, Server
 from objmapper_server.statistics import Datagrams
-from tests.two_hosts import Host, NotPermitted, two_hosts
-from tests.udp.junk import junk
-from tests.wire import COPY, request
+from tests.support.malformed_datagrams import junk
+from tests.support.raw_client import COPY, request
+from tests.support.two_hosts import Host, NotPermitted, two_hosts
 
 CONTENT = random.Random(1).randbytes(1 << 20)
 

@@ -11,9 +11,9 @@ import pytest
 
 from objmapper_client import Client, ObjectNotFound, RequestTimeout
 from objmapper_server import Concurrency, Config, Server
-from tests.eventually import eventually
-from tests.udp.junk import junk
-from tests.wire import descriptors_of
+from tests.support.eventually import eventually
+from tests.support.malformed_datagrams import junk
+from tests.support.raw_client import descriptors_of
 
 
 def test_the_model_changes_while_objects_arrive(root: Path) -> None:

@@ -1,0 +1,186 @@
+"""What one user may be sending, and may have reserved of the disk: its own share, given back however a put ends."""
+
+import contextlib
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from objmapper_server import Concurrency, Server
+from tests.access.conftest import needs_others, serving, unix
+from tests.support import file_systems
+from tests.support.eventually import eventually
+from tests.support.raw_client import INVALID_REQUEST, NOT_FOUND, OK, TIMEOUT, UNAVAILABLE
+from tests.support.raw_client_v2 import CONFLICT, PUT, STORAGE_ERROR, RawClientV2
+from tests.support.users import OtherUser
+
+MOST, RESERVED = 2, 2 << 20
+SIZE = 32 << 20
+#: What a file system adds to a file that has been written to.
+SLACK = 128 << 10
+
+
+@contextlib.contextmanager
+def uploading(place: Path, written: Path, model: Concurrency, **settings: object) -> Iterator[Server]:
+    settings = {"max_uploads_per_uid": MOST, "max_reserved_per_uid": RESERVED} | settings
+    with serving(place, model, root=written, writable=True, **settings) as server:
+        yield server
+
+
+def begin(two: RawClientV2, uri: str, length: int = SIZE, **parameters: Any) -> RawClientV2:
+    """Announces a content and sends the first byte of it."""
+    two.send(two.encode(PUT, uri, content_len=length, **parameters), b"x")
+    return two
+
+
+def may_begin(connection: socket.socket) -> bool:
+    """Whether the user of this new connection may send one content more."""
+    with RawClientV2(connection) as two:
+        begin(two, "/asked", 2)
+        two.socket.settimeout(0.2)
+        try:
+            return not two.answer().fails(UNAVAILABLE)
+        except TimeoutError:
+            two.socket.settimeout(20)
+            two.send(b"y")
+            return two.answer().status == OK
+
+
+def reserved() -> int:
+    """Bytes that unfinished files of this process have of the disk."""
+    total = 0
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            if "(deleted)" in os.readlink(entry):
+                total += entry.stat().st_blocks * 512
+    return total
+
+
+@needs_others
+def test_one_user_has_as_many_uploads_as_one_may_have_and_another_its_own(
+    place: Path, written: Path, model: Concurrency, alice: OtherUser, bob: OtherUser
+) -> None:
+    with uploading(place, written, model) as server, contextlib.ExitStack() as stack:
+        for number in range(MOST):
+            begin(stack.enter_context(RawClientV2(alice.connect(unix(server)))), f"/alice-{number}")
+        with RawClientV2(alice.connect(unix(server))) as more:
+            begin(more, "/alice-more", 2)
+            refusal = more.answer()
+            assert refusal.fails(UNAVAILABLE)
+            assert "uploads" in (refusal.metadata.message or "")
+            # The connection goes on behind the content that was refused, and what comes in one piece is no upload.
+            more.send(b"y")
+            assert more.put("/alice-small", b"small").status == OK
+        assert may_begin(bob.connect(unix(server)))
+        assert not may_begin(alice.connect(unix(server)))
+    assert not (written / "alice-more").exists()
+
+
+@needs_others
+def test_one_users_reservations_leave_another_its_own(
+    place: Path, written: Path, model: Concurrency, alice: OtherUser, bob: OtherUser
+) -> None:
+    before = reserved()
+    with uploading(place, written, model) as server, contextlib.ExitStack() as stack:
+        hers = [
+            begin(stack.enter_context(RawClientV2(alice.connect(unix(server)))), f"/alice-{n}") for n in range(MOST)
+        ]
+        assert eventually(lambda: reserved() - before >= RESERVED)
+        assert reserved() - before <= RESERVED + MOST * SLACK
+        begin(stack.enter_context(RawClientV2(bob.connect(unix(server)))), "/bob")
+        assert eventually(lambda: reserved() - before >= 2 * RESERVED)
+        assert reserved() - before <= 2 * RESERVED + 3 * SLACK
+        # What has come is no longer reserved: all of it is stored, though it is more than may be reserved at once.
+        for two in hers:
+            two.send(bytes(SIZE - 1))
+        for number, two in enumerate(hers):
+            assert two.answer().status == OK
+            assert (written / f"alice-{number}").stat().st_size == SIZE
+    assert eventually(lambda: reserved() <= before)
+
+
+def succeed(two: RawClientV2) -> None:
+    begin(two, "/done", 1 << 20).send(bytes((1 << 20) - 1))
+    assert two.answer().status == OK
+
+
+def lose(two: RawClientV2) -> None:
+    """The condition does not hold when the content is there."""
+    begin(two, "/open/a", 100, if_none_match="*").send(bytes(99))
+    assert two.answer().fails(CONFLICT)
+
+
+def fail_at_once(two: RawClientV2) -> None:
+    begin(two, "/no/such/directory", 100)
+    assert two.answer().fails(NOT_FOUND)
+    two.send(bytes(99))
+
+
+def fail_unfinished(two: RawClientV2) -> None:
+    """The rest of the content never comes: the share is given back as soon as the client hears of it."""
+    begin(two, "/no/such/directory", SIZE)
+    assert two.answer().fails(NOT_FOUND)
+
+
+def be_refused(two: RawClientV2) -> None:
+    begin(two, "/a//b", 100)
+    assert two.answer().fails(INVALID_REQUEST)
+    two.send(bytes(99))
+
+
+def vanish(two: RawClientV2) -> None:
+    begin(two, "/vanished").close()
+
+
+def vanish_in_a_reset(two: RawClientV2) -> None:
+    """Closed while the answer to another request lies unread."""
+    begin(two, "/vanished").send(bytes(300_000))
+    two.close()
+
+
+def drip(two: RawClientV2) -> None:
+    begin(two, "/late")
+    assert two.answer().fails(TIMEOUT)
+
+
+ENDS = [succeed, lose, fail_at_once, fail_unfinished, be_refused, vanish, vanish_in_a_reset, drip]
+
+
+@needs_others
+@pytest.mark.parametrize("end", ENDS, ids=lambda end: end.__name__)
+def test_a_share_is_given_back_however_a_put_ends(
+    place: Path, written: Path, model: Concurrency, alice: OtherUser, end: Callable[[RawClientV2], None]
+) -> None:
+    settings = {"request_timeout": 1} if end is drip else {}
+    before = reserved()
+    with (
+        uploading(place, written, model, max_uploads_per_uid=1, **settings) as server,
+        contextlib.ExitStack() as stack,
+    ):
+        for _ in range(3):
+            two = stack.enter_context(RawClientV2(alice.connect(unix(server))))
+            end(two)
+            if end in {vanish, vanish_in_a_reset, drip}:
+                # A client that has gone hears of nothing.
+                assert eventually(lambda: may_begin(alice.connect(unix(server))))
+            else:
+                assert may_begin(alice.connect(unix(server)))
+        assert eventually(lambda: reserved() <= before)
+
+
+@needs_others
+@pytest.mark.skipif(file_systems.why_not() != "", reason=file_systems.why_not() or "file systems can be mounted")
+def test_a_share_is_given_back_where_the_disk_is_full(place: Path, alice: OtherUser, bob: OtherUser) -> None:
+    with file_systems.tmpfs() as full, uploading(place, full, Concurrency.EPOLL, max_uploads_per_uid=1) as server:
+        for _ in range(3):
+            with RawClientV2(alice.connect(unix(server))) as two:
+                begin(two, "/too-large", 1 << 30)
+                refusal = two.answer()
+                assert refusal.fails(STORAGE_ERROR)
+                assert "no space left" in (refusal.metadata.message or "")
+                assert may_begin(alice.connect(unix(server)))
+        assert may_begin(bob.connect(unix(server)))
+        assert sorted(path.name for path in full.iterdir()) == [".objmapper", "asked"]

@@ -1,0 +1,210 @@
+"""How much one user may have of a server: connections, descriptors that were not read, writes that are under way."""
+
+import contextlib
+import socket
+from pathlib import Path
+
+from objmapper_server import Concurrency, Config, Server
+from tests.access.conftest import needs_others, serving, unix
+from tests.support.eventually import eventually
+from tests.support.raw_client import COPY, FDPASS, OK, UNAVAILABLE, RawClient, request
+from tests.support.raw_client_v2 import COPY as COPY_TWO
+from tests.support.raw_client_v2 import FDPASS as FDPASS_TWO
+from tests.support.raw_client_v2 import PUT, STAT, RawClientV2
+from tests.support.users import OtherUser
+
+
+@needs_others
+def test_one_user_has_as_many_connections_as_one_may_have(
+    root: Path, place: Path, model: Concurrency, alice: OtherUser, bob: OtherUser
+) -> None:
+    with serving(place, model, max_connections_per_uid=2) as server:
+        with RawClient(alice.connect(unix(server))) as first, RawClient(alice.connect(unix(server))) as second:
+            assert first.ask(COPY, "/open/a").status == second.ask(COPY, "/open/a").status == OK
+            with RawClient(alice.connect(unix(server))) as third:
+                assert third.reply(COPY).status == UNAVAILABLE
+                assert third.at_end()
+            with RawClient(bob.connect(unix(server))) as other:
+                assert other.ask(COPY, "/open/a").status == OK
+        assert eventually(lambda: server.statistics().connections == 0)
+        with RawClient(alice.connect(unix(server))) as again:
+            assert again.ask(COPY, "/open/a").status == OK
+        statistics = server.statistics()
+        assert statistics.denied_total == {"connections": 1, "descriptors": 0, "prefix": 0, "user": 0}
+        # It is a want of room, too.
+        assert statistics.rejected_total == 1
+
+
+@needs_others
+def test_what_a_user_has_left_unread_counts_as_its_connection(
+    root: Path, place: Path, model: Concurrency, alice: OtherUser, bob: OtherUser
+) -> None:
+    with serving(place, model, max_connections_per_uid=2) as server:
+        with RawClient(alice.connect(unix(server))) as first, RawClient(alice.connect(unix(server))) as second:
+            for wire in (first, second):
+                wire.send(request(FDPASS, "/open/a"))
+                wire.socket.shutdown(socket.SHUT_WR)
+            assert eventually(lambda: server.statistics().requests_total == 2)
+            with RawClient(alice.connect(unix(server))) as third:
+                assert third.reply(COPY).status == UNAVAILABLE
+            with RawClient(bob.connect(unix(server))) as other:
+                assert other.ask(COPY, "/open/a").status == OK
+        assert eventually(lambda: server.statistics().connections == 0)
+        with RawClient(alice.connect(unix(server))) as again:
+            assert again.ask(COPY, "/open/a").status == OK
+
+
+@needs_others
+def test_one_user_has_as_many_unread_descriptors_as_one_may_have(
+    root: Path, place: Path, model: Concurrency, alice: OtherUser, bob: OtherUser
+) -> None:
+    with serving(place, model, max_descriptors_per_uid=3) as server:
+        one, two = RawClient(alice.connect(unix(server))), RawClientV2(alice.connect(unix(server)))
+        with one, two:
+            one.send(request(FDPASS, "/open/a") * 2)
+            assert eventually(lambda: server.statistics().requests_total == 2)
+            # Of the other version, on another connection: one more, and no further.
+            two.send(b"".join(two.encode(FDPASS_TWO, "/open/a") for _ in range(3)))
+            first, *others = (answer for _, answer in sorted(two.answers(3).items()))
+            assert first.read() == b"open/a"
+            assert [answer.status for answer in others] == [UNAVAILABLE] * 2
+            # What needs no descriptor goes on, and so does everybody else.
+            assert two.call(STAT, "/open/a").status == OK
+            with RawClient(bob.connect(unix(server))) as other:
+                assert [other.ask(FDPASS, "/open/a").read() for _ in range(10)] == [b"open/a"] * 10
+            # Once they are read, there is room again, whichever connection they were read from.
+            assert [one.reply(FDPASS).read() for _ in range(2)] == [b"open/a"] * 2
+            assert eventually(lambda: read_one(two))
+        assert server.statistics().denied_total["descriptors"] >= 2
+        assert eventually(lambda: server.statistics().descriptors_in_flight == 0)
+
+
+def test_the_cap_is_for_those_who_do_not_read(root: Path, place: Path, model: Concurrency) -> None:
+    with serving(place, model, max_descriptors_per_uid=20) as server, RawClient(unix(server)) as wire:
+        wire.send(request(FDPASS, "/open/a") * 10)
+        for _ in range(500):
+            # There is always something on its way, but never as much as one may have.
+            assert wire.reply(FDPASS).read() == b"open/a"
+            wire.send(request(FDPASS, "/open/a"))
+        assert server.statistics().denied_total["descriptors"] == 0
+
+
+@needs_others
+def test_the_cap_counts_what_writes_have_open(
+    written: Path, place: Path, model: Concurrency, alice: OtherUser, bob: OtherUser
+) -> None:
+    """Two for a content that comes in: the new file, and the directory that it is for."""
+    with serving(place, model, root=written, max_descriptors_per_uid=5, writable=True) as server:
+
+        def open_now() -> int:
+            return server.statistics().descriptors_in_flight
+
+        with contextlib.ExitStack() as stack:
+            stalled = [stack.enter_context(RawClientV2(alice.connect(unix(server)))) for _ in range(2)]
+            for two in stalled:
+                two.send(two.encode(PUT, "/open/stalled", content_len=10))
+            assert eventually(lambda: open_now() == 4)
+            third = stack.enter_context(RawClientV2(alice.connect(unix(server))))
+            # One more descriptor may be out, but no write begins, also where its content is here as a whole.
+            for content in (b"", b"content"):
+                third.send(third.encode(PUT, "/open/new", content_len=7), content)
+                assert third.answer().fails(UNAVAILABLE)
+                third.send(b"" if content else b"content")
+            third.send(third.encode(FDPASS_TWO, "/open/a"))
+            assert eventually(lambda: open_now() == 5)
+            with RawClientV2(alice.connect(unix(server))) as fourth:
+                assert fourth.call(FDPASS_TWO, "/open/a").fails(UNAVAILABLE)
+                assert put_descriptor(fourth, "/open/passed", written / "open" / "a") == UNAVAILABLE
+                assert fourth.call(COPY_TWO, "/open/a").read() == b"open/a"
+            with RawClientV2(bob.connect(unix(server))) as other:
+                assert other.call(FDPASS_TWO, "/open/a").read() == b"open/a"
+                other.send(other.encode(PUT, "/open/new", content_len=1), b"b")
+                assert other.answer().status == OK
+            # Whoever finishes its writes, or takes what it asked for, may have others.
+            assert third.answer().read() == b"open/a"
+            stalled[0].send(b"0123456789")
+            assert stalled[0].answer().status == OK
+            third.send(third.encode(PUT, "/open/new", content_len=1), b"a")
+            assert third.answer().status == OK
+            assert put_descriptor(third, "/open/passed", written / "open" / "a") == OK
+        assert eventually(lambda: open_now() == 0)
+        assert server.statistics().denied_total["descriptors"] >= 4
+
+
+@needs_others
+def test_no_cap_forbids_a_write_altogether(written: Path, place: Path, model: Concurrency, alice: OtherUser) -> None:
+    with serving(place, model, root=written, max_descriptors_per_uid=1, writable=True) as server:
+        for number in range(20):
+            with RawClientV2(alice.connect(unix(server))) as two:
+                two.send(two.encode(PUT, f"/open/{number}", content_len=3))
+                two.send(b"abc")
+                assert two.answer().status == OK
+                assert put_descriptor(two, f"/open/{number}", written / "open" / "a") == OK
+        assert eventually(lambda: server.statistics().descriptors_in_flight == 0)
+
+
+def put_descriptor(two: RawClientV2, uri: str, source: Path) -> int:
+    with source.open("rb") as file:
+        return two.put_descriptor(uri, file.fileno()).status
+
+
+@needs_others
+def test_whoever_reads_what_it_gets_is_not_held_up_by_the_cap(
+    root: Path, place: Path, model: Concurrency, alice: OtherUser
+) -> None:
+    with serving(place, model, max_descriptors_per_uid=4) as server:
+        wires = [RawClient(alice.connect(unix(server))) for _ in range(8)]
+        with contextlib.ExitStack() as stack:
+            for wire in wires:
+                stack.enter_context(wire)
+            for _ in range(100):
+                for wire in wires:
+                    # What was read last may not have been noticed, for the blink of an eye.
+                    assert eventually(lambda wire=wire: read_one(wire))  # type: ignore[misc]
+
+
+def read_one(client: RawClient | RawClientV2) -> bool:
+    """Whether a descriptor came; else there was no room for it."""
+    reply = client.call(FDPASS_TWO, "/open/a") if isinstance(client, RawClientV2) else client.ask(FDPASS, "/open/a")
+    return reply.status != UNAVAILABLE and reply.read() == b"open/a"
+
+
+def test_a_cap_on_descriptors_that_comes_later_counts_what_is_out_already(root: Path, place: Path) -> None:
+    file = place / "later.toml"
+    file.write_text("")
+    flags = {"root": root, "unix": place / "later", "admin": "none"}
+    with Server(Config.load(file, environment=False, **flags)) as server, RawClient(unix(server)) as wire:
+        wire.send(request(FDPASS, "/open/a") * 5)
+        assert eventually(lambda: server.statistics().requests_total == 5)
+        file.write_text("max_descriptors_per_uid = 5\n")
+        server.reload()
+        wire.send(request(FDPASS, "/open/a"))
+        assert eventually(lambda: server.statistics().requests_total == 6)
+        assert [wire.reply(FDPASS).read() for _ in range(5)] == [b"open/a"] * 5
+        assert wire.reply(FDPASS).status == UNAVAILABLE
+        file.write_text("")
+        server.reload()
+        assert wire.ask(FDPASS, "/open/a").read() == b"open/a"
+    with serving(place) as server:
+        assert server.statistics().descriptors_in_flight == 0
+
+
+def test_a_cap_that_comes_later_counts_writes_that_are_under_way(written: Path, place: Path) -> None:
+    file = place / "later.toml"
+    file.write_text("")
+    flags = {"root": written, "unix": place / "later", "admin": "none", "writable": True}
+    with Server(Config.load(file, environment=False, **flags)) as server, RawClientV2(unix(server)) as two:
+        two.send(two.encode(PUT, "/open/stalled", content_len=10))
+        assert eventually(lambda: server.statistics().descriptors_in_flight == 2)
+        file.write_text("max_descriptors_per_uid = 2\n")
+        server.reload()
+        with RawClientV2(unix(server)) as other:
+            # A session looks at new rules at its next turn, or within a second.
+            two.send(b"01234")
+            assert eventually(lambda: not read_one(other))
+            two.send(b"56789")
+            assert two.answer().status == OK
+            assert other.call(FDPASS_TWO, "/open/a").read() == b"open/a"
+        file.write_text("")
+        server.reload()
+        assert server.statistics().descriptors_in_flight == 0

@@ -1,0 +1,41 @@
+"""Objects over UDP arrive whole, however much is lost, doubled, damaged or out of order on the way."""
+
+from pathlib import Path
+
+import pytest
+
+from objmapper_client import Client
+from objmapper_client._udp import connection
+from objmapper_client.protocol.udp import FAR_CHUNK
+from tests.support.lossy_relay import lossy_relay
+from tests.support.network_faults import FAIR, NetworkFaults
+from tests.udp.conftest import SIZES, Read
+
+ROUGH = NetworkFaults(loss=0.05, duplicates=0.05, reordering=0.2, corruption=0.01, delay=0.0005)
+
+
+@pytest.mark.parametrize("weather", [FAIR, ROUGH], ids=["fair", "rough"])
+@pytest.mark.parametrize("name", SIZES)
+def test_it_arrives_whole_whatever_the_weather(
+    address: str, root: Path, read: Read, weather: NetworkFaults, name: str
+) -> None:
+    with lossy_relay(address, weather, seed=len(name)) as relay:
+        assert read(relay.address, f"/{name}", timeout=60) == (root / name).read_bytes()
+
+
+@pytest.mark.parametrize("loss", [0.0, 0.01, 0.1, 0.3])
+def test_it_arrives_however_much_is_lost(address: str, root: Path, loss: float) -> None:
+    """`benchmarks/udp_loss.py` does it two hundred times each, and says what it costs."""
+    content = (root / "large").read_bytes()
+    weather = NetworkFaults(loss=loss, duplicates=0.05, reordering=0.2)
+    for seed in range(3):
+        with lossy_relay(address, weather, seed) as relay, Client(relay.address) as client:
+            assert client.read("/large") == content
+
+
+def test_pieces_for_networks_arrive_as_well(
+    address: str, root: Path, read: Read, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "_LOOPBACK_CHUNK", FAR_CHUNK)
+    with lossy_relay(address, ROUGH, seed=3) as relay:
+        assert read(relay.address, "/medium") == (root / "medium").read_bytes()

@@ -1,0 +1,77 @@
+"""A root, and a server that takes writes on it, in every model."""
+
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from objmapper_server import Concurrency, Config, Server
+from tests.support.raw_client import COPY, OK, RawClient
+from tests.support.raw_client_v2 import RawClientV2
+
+MODELS = [
+    Concurrency.THREAD_PER_CONNECTION,
+    Concurrency.THREAD_POOL,
+    Concurrency.WORK_STEALING,
+    Concurrency.EPOLL,
+]
+SIZES = {"a": 1, "empty": 0, "small": 4096, "large": 300_000, "huge": 9_000_000}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("root")
+    generator = random.Random(2)
+    for name, size in SIZES.items():
+        (root / name).write_bytes(generator.randbytes(size))
+    (root / "many").mkdir()
+    for number in range(64):
+        (root / "many" / f"{number:02}").write_bytes(b"%02d" % number)
+    (root / "directory").mkdir()
+    (root / "directory" / "nested é").write_bytes(b"nested")
+    os.mkfifo(root / "fifo")
+    (root / "link").symlink_to("a")
+    return root
+
+
+@pytest.fixture(scope="module", params=MODELS, ids=str)
+def model(request: pytest.FixtureRequest) -> Concurrency:
+    return Concurrency(request.param)
+
+
+@pytest.fixture(scope="module")
+def server(root: Path, model: Concurrency, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One server a model, which takes writes and keeps nothing of them where it should not."""
+    socket_path = tmp_path_factory.mktemp("run") / "o.sock"
+    config = Config(root=root, unix=socket_path, tcp="127.0.0.1:0", concurrency_model=model, admin=None, writable=True)
+    with Server(config) as server:
+        for address in server.addresses.values():
+            # Once it has answered, it has opened all that it needs: what is open after a test was opened by it.
+            with RawClient(address) as wire:
+                assert wire.ask(COPY, "/a").status == OK
+        yield server
+    assert not (root / ".objmapper").exists()
+
+
+@pytest.fixture(params=["unix", "tcp"])
+def transport(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def address(server: Server, transport: str) -> str:
+    return server.addresses[transport]
+
+
+@pytest.fixture
+def two(address: str) -> Iterator[RawClientV2]:
+    """A connection with all that there is."""
+    with RawClientV2(address) as two:
+        yield two
+
+
+@pytest.fixture
+def unix(server: Server) -> str:
+    return server.addresses["unix"]

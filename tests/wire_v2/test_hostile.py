@@ -1,0 +1,239 @@
+"""Clients of version 2 that are greedy, slow or wrong: it costs them their connection, and nobody else anything."""
+
+import itertools
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from objmapper_client.protocol.v2_requests import Operation
+from objmapper_server import Concurrency, Config, Server
+from tests.support.eventually import eventually
+from tests.support.raw_client import INVALID_REQUEST, OK, PROTOCOL_ERROR, TIMEOUT, RawClient, descriptors_of
+from tests.support.raw_client import request as request_one
+from tests.support.raw_client_v2 import (
+    CAPABILITY_ERROR,
+    COPY,
+    FDPASS,
+    LIST,
+    PUT,
+    PUT_DESCRIPTOR,
+    SPLICE,
+    STAT,
+    RawClientV2,
+    frame,
+    parameter,
+)
+
+HOME = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture(scope="module")
+def strict(model: Concurrency, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server of little patience, on a root of its own."""
+    root = tmp_path_factory.mktemp("strict")
+    (root / "a").write_bytes(b"a")
+    (root / "huge").write_bytes(b"huge" * 1_000_000)
+    config = Config(
+        root=root,
+        unix=tmp_path_factory.mktemp("run") / "o.sock",
+        tcp="127.0.0.1:0",
+        concurrency_model=model,
+        admin=None,
+        writable=True,
+        header_timeout=0.3,
+        request_timeout=0.3,
+    )
+    with Server(config) as server:
+        for address in server.addresses.values():
+            with RawClientV2(address) as two:
+                assert two.call(COPY, "/a").status == OK
+        yield server
+
+
+@pytest.mark.parametrize(("kind", "count"), [("extended", 100), ("mixed", 100), ("puts-that-begin", 350)])
+def test_many_who_take_and_never_give_back_starve_nobody(model: Concurrency, kind: str, count: int) -> None:
+    """As a user who is not root, under RLIMIT_NOFILE 1024: see `tests/support/fd_exhaustion.py`."""
+    directory = Path(tempfile.mkdtemp(prefix="objmapper-hoarders-"))
+    try:
+        command = [sys.executable, "-m", "tests.support.fd_exhaustion", str(model), str(directory), kind, str(count)]
+        done = subprocess.run(command, cwd=HOME, capture_output=True, text=True, timeout=100, check=False)
+        assert done.stdout.strip() == "300 of 300", done.stderr
+    finally:
+        shutil.rmtree(directory)
+
+
+def hoard(address: str, operation: Operation) -> RawClientV2:
+    """A client that asks until the server reads no more, and does not read."""
+    two = RawClientV2(address)
+    two.socket.setblocking(False)
+    uri = "/" if operation is LIST else "/huge"
+    # It may also have left this one already, where the machine is slow.
+    with pytest.raises((BlockingIOError, BrokenPipeError, ConnectionResetError)):
+        while True:
+            two.socket.sendall(two.encode(operation, uri) * 100)
+    two.socket.settimeout(20)
+    return two
+
+
+def test_who_does_not_read_is_left_in_the_end(strict: Server) -> None:
+    before = descriptors_of()
+    address = strict.addresses["unix"]
+    greedy = [hoard(address, operation) for operation in (FDPASS, COPY, SPLICE, STAT, LIST)]
+    with RawClientV2(address) as honest:
+        assert honest.call(COPY, "/huge").read() == b"huge" * 1_000_000
+    assert eventually(lambda: strict.statistics().transports["unix"].connections == 0)
+    for two in greedy:
+        # What was queued in front of the end can still be read, and nothing need be.
+        two.close()
+    assert eventually(lambda: descriptors_of() <= before)
+    assert eventually(lambda: strict.statistics().descriptors_in_flight == 0)
+
+
+def test_a_content_that_stops_coming_ends_the_connection_and_leaves_nothing(strict: Server) -> None:
+    before = descriptors_of()
+    root = Path(strict.config.root)
+    stopped = []
+    for address, length in itertools.product(strict.addresses.values(), (0, 1, 4096, 100_000)):
+        stopped.append(two := RawClientV2(address))
+        two.send(two.encode(PUT, f"/stopped-{length}", content_len=100_001), bytes(length))
+    try:
+        for two in stopped:
+            assert two.answer().fails(TIMEOUT)
+            assert two.is_closed()
+    finally:
+        for two in stopped:
+            two.close()
+    assert not list(root.glob("stopped*"))
+    assert [path for path in (root / ".objmapper").rglob("*") if not path.is_dir()] == []
+    assert eventually(lambda: descriptors_of() <= before)
+    assert eventually(lambda: strict.statistics().descriptors_in_flight == 0)
+
+
+def trickle(wire: RawClient, rest: bytes) -> threading.Thread:
+    """Sends byte by byte, each long before any time limit, until the server has had enough."""
+
+    def send() -> None:
+        try:
+            for byte in rest:
+                wire.socket.sendall(bytes([byte]))
+                time.sleep(0.02)
+        except OSError:
+            pass
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    return thread
+
+
+def test_what_drips_is_timed_as_a_whole(strict: Server) -> None:
+    """Also a URI that is skipped because it is too long."""
+    began = time.monotonic()
+    twos, ones, dripping = [], [], []
+    for address in strict.addresses.values():
+        for length in (4096, 65_535):
+            twos.append(two := RawClientV2(address))
+            dripping.append(trickle(two, frame(1, b"2", b"n" * length)))
+        for begun in (request_one(b"2", "n" * 65_535), b"OBJM\2"):
+            ones.append(one := RawClient(address))
+            dripping.append(trickle(one, begun))
+    for two in twos:
+        two.expect(0)
+        assert two.answer().fails(TIMEOUT)
+        assert two.is_closed()
+    for one in ones:
+        assert one.reply(b"2").status == TIMEOUT
+        assert one.at_end()
+    assert time.monotonic() - began < 10
+    for wire in (*twos, *ones):
+        # Wakes the thread that drips.
+        wire.socket.shutdown(socket.SHUT_RDWR)
+    for thread in dripping:
+        thread.join()
+    for wire in (*twos, *ones):
+        wire.close()
+
+
+def test_descriptors_without_a_put_are_closed_as_they_come(unix: str, root: Path) -> None:
+    before = descriptors_of()
+    with RawClientV2(unix) as two, (root / "a").open("rb") as file:
+        for _ in range(40):
+            socket.send_fds(two.socket, [two.encode(STAT, "/a")], [file.fileno()] * 253)
+            assert two.answer().status == OK
+        # Within a frame that does not come to an end there may be one that is wanted.
+        for byte in two.encode(PUT_DESCRIPTOR, "/target")[:-1]:
+            socket.send_fds(two.socket, [bytes([byte])], [file.fileno()] * 253)
+        # This process holds both ends of the connection, and the file.
+        assert eventually(lambda: descriptors_of() <= before + 5), descriptors_of() - before
+    assert eventually(lambda: descriptors_of() <= before)
+
+
+def test_a_descriptor_counts_for_the_put_that_it_came_with(unix: str, root: Path) -> None:
+    """Not for a later one that has none."""
+    with RawClientV2(unix) as two, (root / "a").open("rb") as file:
+        socket.send_fds(two.socket, [two.encode(STAT, "/a")], [file.fileno()] * 3)
+        assert two.answer().status == OK
+        assert two.call(PUT_DESCRIPTOR, "/stolen").fails(INVALID_REQUEST)
+    assert not (root / "stolen").exists()
+
+
+def test_where_there_are_too_few_descriptors_no_put_has_anothers(unix: str, root: Path) -> None:
+    with RawClientV2(unix) as two, (root / "small").open("rb") as file:
+        asked = [two.encode(PUT_DESCRIPTOR, f"/few-{number}") for number in range(5)]
+        socket.send_fds(two.socket, [b"".join(asked)], [file.fileno()] * 3)
+        found = sorted(two.answers(5).values(), key=lambda answer: answer.id)
+        assert [answer.status for answer in found] == [INVALID_REQUEST] * 5
+        # The server keeps none of the three for a later put.
+        assert two.put_descriptor("/enough", file.fileno()).status == OK
+    assert not list(root.glob("few-*"))
+    (root / "enough").unlink()
+
+
+def test_an_id_that_is_used_twice_is_answered_twice(two: RawClientV2, root: Path) -> None:
+    """Telling them apart is the client's affair: the server keeps no account of ids."""
+    for _ in range(3):
+        two.send(frame(7, b"2", b"/a"), frame(7, b"2", b"/small"), frame(7, b"2", b"/a"))
+        sizes = []
+        for _ in range(3):
+            two.expect(7)
+            sizes.append(len(two.answer().read()))
+        assert sorted(sizes) == [1, 1, 4096]
+
+
+@pytest.mark.parametrize("junk", [b"OBJM\2\0\3\0\x10", b"\0" * 1000, b"GET / HTTP/1.1\r\n\r\n", b"\xff" * 70_000])
+def test_garbage_after_a_hello_is_answered_once_and_closed(two: RawClientV2, junk: bytes) -> None:
+    two.send(two.encode(COPY, "/a"))
+    assert two.answer().status == OK
+    two.expect(0)
+    two.socket.settimeout(20)
+    sent = threading.Thread(target=lambda: two.socket.sendall(junk))
+    sent.start()
+    assert two.answer().fails(PROTOCOL_ERROR)
+    sent.join()
+    assert two.is_closed()
+
+
+def test_whoever_is_far_beyond_what_was_agreed_gets_what_was_agreed(address: str) -> None:
+    with RawClientV2(address, max_pipeline=4) as two:
+        two.send(b"".join(two.encode(COPY, "/a") for _ in range(500)))
+        two.expect(0)
+        for number in range(1, 5):
+            assert two.answer().id == number
+        assert two.answer().fails(CAPABILITY_ERROR)
+        assert two.is_closed()
+
+
+@pytest.mark.parametrize("promised", [1 << 62, (1 << 63) - 1])
+def test_a_content_that_no_disk_holds_is_refused_before_it_comes(two: RawClientV2, root: Path, promised: int) -> None:
+    two.expect(1)
+    two.send(frame(1, b"p", b"/enormous", parameters=parameter(0x84, struct.pack(">Q", promised))))
+    assert two.answer().status not in {OK, INVALID_REQUEST}
+    assert not (root / "enormous").exists()
