@@ -13,11 +13,11 @@ ROOT ?= $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("stdlib
 bin := .venv/bin
 engine := objmapper_server/_engine.abi3.so
 rust := engine/Cargo.toml engine/Cargo.lock $(shell find engine/src -name '*.rs')
-rust_env := . setup/rust.sh
+rust_env := . tools/rust.sh
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-SOAKS := slow_writers unread_answers fairness flooder stuck_uploads escapes linearizability malformed faults \
-	failing_disk crashes udp_junk lifecycle
+SOAKS := slow_writers unread_answers fairness flooder stuck_uploads path_traversal linearizability malformed_frames faults \
+	failing_disk crashes malformed_datagrams lifecycle
 
 .PHONY: help setup build demo test test-python test-rust lint check bench bench-recording models verify crashes soak reference \
 	contract screenshots clean
@@ -47,10 +47,10 @@ lint: setup ## formatting, lints and types, Python and Rust
 	$(bin)/ruff format --check .
 	$(bin)/mypy
 	$(bin)/pyright
-	$(bin)/python setup/given.py --check
-	$(bin)/python setup/reference.py --check
+	$(bin)/python tools/given.py --check
+	$(bin)/python tools/reference.py --check
 	$(bin)/python -m mypy.stubtest objmapper_server._engine
-	$(bin)/python -m mypy.stubtest --mypy-config-file pyproject.toml --allowlist setup/stubtest_allowed.txt objmapper_client
+	$(bin)/python -m mypy.stubtest --mypy-config-file pyproject.toml --allowlist tools/stubtest_allowed.txt objmapper_client
 	$(rust_env); cd engine && cargo fmt --check
 	$(rust_env); cd engine && cargo clippy --all-targets --locked -- -D warnings
 	$(rust_env); cd engine && cargo clippy --all-targets --locked --no-default-features -- -D warnings
@@ -68,21 +68,21 @@ verify: setup ## fetches every file under ROOT in every way and compares (ROOT=/
 	$(bin)/python benchmarks/verify_tree.py $(ROOT)
 
 crashes: setup ## kills a server at every system call of a write and a thousand times at random; needs strace
-	setup/system.sh $(PYTHON) strace
+	tools/system.sh $(PYTHON) strace
 	$(bin)/python -m benchmarks.soak.crashes
 
 soak: setup ## looks for what breaks, half an hour: slow and hostile clients, faults, races, kills; needs strace
-	setup/system.sh $(PYTHON) strace
+	tools/system.sh $(PYTHON) strace
 	$(rust_env); cd engine && cargo test --release --no-default-features malformed
 	OBJMAPPER_STUCK_DISKS=1 $(bin)/python -m pytest tests/wire_v2/test_stuck_disk.py
 	for each in $(SOAKS); do printf '\n== %s\n' "$$each"; OBJMAPPER_STUCK_DISKS=1 $(bin)/python -m benchmarks.soak.$$each; done
 
 bench: setup ## every model at several loads; with YARDSTICKS="--load … --floor-server … --floor-epoll …" beside those
-	$(if $(YARDSTICKS),$(bin)/python benchmarks/against_floor.py $(YARDSTICKS),$(bin)/objmapper bench models)
+	$(if $(YARDSTICKS),$(bin)/python benchmarks/against_baseline.py $(YARDSTICKS),$(bin)/objmapper bench models)
 
 reference: setup ## docs/reference.md and what Config takes, from docstrings and fields
-	$(bin)/python setup/given.py
-	$(bin)/python setup/reference.py
+	$(bin)/python tools/given.py
+	$(bin)/python tools/reference.py
 
 contract: setup ## the admin endpoint against its own OpenAPI document, with schemathesis in a throw-away environment
 	tests/contract.sh $(bin)/python
@@ -95,8 +95,8 @@ clean: ## removes what was built, the virtual environment too
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The virtual environment with everything but this project itself.
-.venv/.tools: pyproject.toml setup/system.sh
-	setup/system.sh $(PYTHON)
+.venv/.tools: pyproject.toml tools/system.sh
+	tools/system.sh $(PYTHON)
 	test -x $(bin)/python || $(PYTHON) -m venv .venv
 	$(bin)/python -m pip install --quiet --upgrade pip
 	$(bin)/python -m pip install --quiet --group dev

@@ -1,4 +1,4 @@
-"""What ten thousand idle connections cost those that are active: p99, throughput, memory.
+"""Latency, throughput and memory of active connections beside ten thousand idle ones.
 
     python benchmarks/idle_connections.py [--idle 10000] [--active 64] [--rounds 5] [--seconds 2]
 

@@ -1,4 +1,4 @@
-"""What is left of a server under ten times the load that it can serve: goodput, waits, refusals.
+"""Goodput, waiting times and refusals of a server under ten times its peak load.
 
     python benchmarks/overload.py [--factor 10] [--clients 64] [--seconds 5]
 

@@ -1,4 +1,4 @@
-"""What the Python SDK costs: one server, asked by the native generator, by `Client` and by `AsyncClient`, in turns.
+"""The cost of the Python SDK: the native generator, `Client` and `AsyncClient` ask one server in turns.
 
 ``python benchmarks/sdk.py [--rounds 5] [--load FLOOR_LOAD] [--json]``. Every round measures all of it once, one after
 the other; shown are the medians of the rounds, and how the SDK compares within them: what one request of the SDK takes,

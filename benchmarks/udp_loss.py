@@ -1,4 +1,4 @@
-"""What it takes to get an object through a network that loses, doubles and reorders datagrams.
+"""The time of a UDP transfer through a network that loses, duplicates and reorders datagrams.
 
     python benchmarks/udp_loss.py [--runs 200] [--loss 0,0.01,0.1,0.3] [--chunk 1152] [--jobs 4]
 

@@ -1,4 +1,4 @@
-"""Serves a directory and fetches every file under it in every way, comparing what came with what is on the disk.
+"""Serves a directory, fetches every file under it in every way, and compares the contents with the disk.
 
     verify_tree.py ROOT [--concurrency-model MODEL] [--workers N]
 

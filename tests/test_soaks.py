@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.soak.linearizability import DELETED, NOTHING, PUT, READ, TORN, Done, History
-from benchmarks.soak.vitals import Vitals
+from benchmarks.soak.process_resources import ProcessResources
 from tests.support.strace import why_not
 
 HOME = Path(__file__).parent.parent
@@ -25,10 +25,10 @@ HOME = Path(__file__).parent.parent
         ("fairness", ["--names", "5000", "--seconds", "2", "--connections", "3", "--most", "2000", "--model", "epoll"]),
         ("flooder", ["--rounds", "1", "--seconds", "0.5", "--most", "1000", "--model", "epoll"]),
         ("stuck_uploads", ["--seconds", "4", "--clients", "24", "--model", "thread-pool"]),
-        ("escapes", ["--seconds", "2", "--model", "thread-pool"]),
+        ("path_traversal", ["--seconds", "2", "--model", "thread-pool"]),
         ("linearizability", ["--operations", "8000"]),
         ("lifecycle", ["--seconds", "8", "--seed", "5"]),
-        ("malformed", ["--frames", "4000", "--settle", "0.5"]),
+        ("malformed_frames", ["--frames", "4000", "--settle", "0.5"]),
         pytest.param(
             "faults",
             ["--replies", "5000", "--faults", "200", "--model", "epoll"],
@@ -88,12 +88,12 @@ def test_what_cannot_be_is_one(reads: list[Done]) -> None:
     assert len(list(History(list(WRITES), reads).violations())) == 1
 
 
-def test_vitals_count_what_a_child_would_inherit(tmp_path: Path) -> None:
-    before = Vitals.of()
+def test_process_resources_count_what_a_child_would_inherit(tmp_path: Path) -> None:
+    before = ProcessResources.of()
     with (tmp_path / "file").open("wb") as file:
-        assert Vitals.of().descriptors == before.descriptors + 1
-        assert Vitals.of().inheritable == before.inheritable
+        assert ProcessResources.of().descriptors == before.descriptors + 1
+        assert ProcessResources.of().inheritable == before.inheritable
         with subprocess.Popen(["sleep", "60"], pass_fds=[file.fileno()]) as child:
-            assert Vitals.of(child.pid).inheritable == 1
+            assert ProcessResources.of(child.pid).inheritable == 1
             child.kill()
-    assert Vitals.of().descriptors == before.descriptors
+    assert ProcessResources.of().descriptors == before.descriptors

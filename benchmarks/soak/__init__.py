@@ -1,1 +1,1 @@
-"""Long runs that look for what breaks: each ends with 1 where anything did, and `make soak` runs them all."""
+"""Long runs that exit with 1 when something is wrong; `make soak` runs all of them."""

@@ -1,4 +1,4 @@
-"""Kills a server with writes under way, again and again, and looks at what is left.
+"""Kills a server with writes in progress, at every system call and at random times, and checks the objects.
 
     python -m benchmarks.soak.crashes [--kills 1000] [--model MODEL …] [--seed 1]
 

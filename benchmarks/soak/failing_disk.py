@@ -1,4 +1,4 @@
-"""A disk that fails every few calls: each answer is right or says so, each failure is counted, nothing is left behind.
+"""A disk that fails every few calls: each reply is right or an error, each failure is counted, nothing leaks.
 
     python -m benchmarks.soak.failing_disk [--seconds 2] [--seed 1] [--model MODEL …]
 
@@ -27,11 +27,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 
+from benchmarks.soak.client_threads import ClientThreads
 from benchmarks.soak.faults import EVERY, failing
+from benchmarks.soak.process_resources import ProcessResources
 from benchmarks.soak.slow_writers import MODELS
-from benchmarks.soak.vitals import Vitals
 from objmapper_cli.admin_client import AdminClient
 from objmapper_client import Client, ServerReply
 from objmapper_client.protocol.v2_requests import Operation
@@ -77,14 +79,11 @@ ROOT = "root directory"
 BUSY = "queue is full"
 
 
-class Readers:
-    """Clients in this process, each in a thread, until the block ends."""
+class ReadingClients(ClientThreads):
+    """Clients that read in both versions over every transport, and check each answer."""
 
     def __init__(self, addresses: dict[str, str], contents: dict[str, bytes], seed: int, *, memory: bool) -> None:
-        self.counts = Counter[str]()
-        self.wrong: list[str] = []
-        self._addresses, self._contents, self._memory = addresses, contents, memory
-        self._ended = threading.Event()
+        self._contents, self._memory = contents, memory
         kinds: list[tuple[Callable[[str, random.Random], None], str]] = [
             (self._version_2, "unix"),
             (self._version_2, "tcp"),
@@ -93,34 +92,16 @@ class Readers:
             (self._datagrams, "udp"),
             (self._from_memory, "tcp"),
         ]
-        self._threads = [
-            threading.Thread(target=self._run, args=(kind, transport, random.Random(seed + number)))
+        super().__init__(
+            (f"{kind.__name__[1:]} over {transport}", partial(kind, addresses[transport], random.Random(seed + number)))
             for number, (kind, transport) in enumerate(kinds)
-        ]
-
-    def __enter__(self) -> "Readers":
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        for thread in self._threads:
-            thread.join()
+        )
 
     def failures(self) -> int:
         """Answers and connections that failed for an object."""
         return self.counts["failed"] + self.counts["broken"]
 
-    def _run(self, kind: Callable[[str, random.Random], None], transport: str, generator: random.Random) -> None:
-        while not self._ended.is_set():
-            try:
-                kind(self._addresses[transport], generator)
-            except Exception as error:
-                self.wrong.append(f"{kind.__name__[1:]} over {transport}: {error!r}")
-                return
-
-    def _judge(self, what: str, is_right: bool, status: int, message: str | None, *, may_fail: bool = True) -> None:
+    def _check(self, what: str, is_right: bool, status: int, message: str | None, *, may_fail: bool = True) -> None:
         if status == OK and is_right:
             self.counts["right"] += 1
         elif status == STORAGE_ERROR and message and may_fail:
@@ -147,7 +128,7 @@ class Readers:
                         return
                     operation, uri = asked.pop(answer.id)
                     right = self._is_right(operation, uri, answer)
-                    self._judge(f"{operation.name} of {uri}", right, answer.status, answer.metadata.message)
+                    self._check(f"{operation.name} of {uri}", right, answer.status, answer.metadata.message)
 
     def _ask(
         self, two: RawClientV2, generator: random.Random, operations: list[Operation]
@@ -187,7 +168,7 @@ class Readers:
                     return
                 right = reply.status == OK and reply.read() == self._contents[uri]
                 message = "" if reply.status == OK else reply.content.decode()
-                self._judge(f"version 1: {mode!r} of {uri}", right, reply.status, message)
+                self._check(f"version 1: {mode!r} of {uri}", right, reply.status, message)
 
     def _datagrams(self, address: str, generator: random.Random) -> None:
         with Client(address, timeout=60, attempts=1) as client:
@@ -196,9 +177,9 @@ class Readers:
                 try:
                     content = client.read(uri)
                 except ServerReply as error:
-                    self._judge(f"UDP: {uri}", False, error.status, error.message)
+                    self._check(f"UDP: {uri}", False, error.status, error.message)
                 else:
-                    self._judge(f"UDP: {uri}", content == self._contents[uri], OK, None)
+                    self._check(f"UDP: {uri}", content == self._contents[uri], OK, None)
 
     def _from_memory(self, address: str, _generator: random.Random) -> None:
         """Asks for what the server has in memory."""
@@ -206,7 +187,7 @@ class Readers:
             while not self._ended.is_set():
                 answer = two.call(COPY, MEMORY)
                 right = answer.status == OK and answer.content == self._contents[MEMORY]
-                self._judge(MEMORY, right, answer.status, answer.metadata.message, may_fail=not self._memory)
+                self._check(MEMORY, right, answer.status, answer.metadata.message, may_fail=not self._memory)
                 self.counts["from memory"] += right
                 self._ended.wait(0.002)
 
@@ -251,7 +232,7 @@ class Trial:
         every = 1 if calls == OF_THE_ROOT else EVERY
         faults = failing(self.server.pid, calls, ERROR, self.folder / TRACE, every) if calls else nullcontext()
         began = time.monotonic()
-        readers = Readers(self.server.addresses, self.contents, self.seed, memory=ROUNDS.get(calls, True))
+        readers = ReadingClients(self.server.addresses, self.contents, self.seed, memory=ROUNDS.get(calls, True))
         with faults, readers:
             select.select([], [], [], seconds)
             until = time.monotonic() + PATIENCE
@@ -282,7 +263,7 @@ class Trial:
     def _wrong_lines(self, before: int, failures: int, lasted: float) -> Iterator[str]:
         """What is wrong with the lines of the log behind the first `before`, which tell of `failures` failures."""
         until = time.monotonic() + PATIENCE
-        while (told := self._told(before)) < failures and time.monotonic() < until:
+        while (told := self._logged(before)) < failures and time.monotonic() < until:
             time.sleep(0.05)
         lines = self.log.failures()[before:]
         if told != failures:
@@ -295,7 +276,7 @@ class Trial:
                 yield f"logged: {line}"
         self.counts["lines"] += len(lines)
 
-    def _told(self, before: int) -> int:
+    def _logged(self, before: int) -> int:
         found = [FAILURE.search(line) for line in self.log.failures()[before:]]
         return sum(1 + int(each["more"] or 0) for each in found if each is not None)
 
@@ -334,7 +315,7 @@ def withstood(folder: Path, contents: dict[str, bytes], model: Concurrency, seco
         trial.run(seconds)
         if trial.counted():
             trial.wrong.append(f"before any fault the server counted {dict(trial.counted())}")
-        before = Vitals.settled(server.pid)
+        before = ProcessResources.settled(server.pid)
         for calls in ROUNDS:
             trial.run(seconds, calls)
         # The root is opened anew each second.

@@ -22,7 +22,7 @@ from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from benchmarks.soak.vitals import Vitals
+from benchmarks.soak.process_resources import ProcessResources
 from objmapper_server import Concurrency
 from tests.support.raw_client import OK
 from tests.support.raw_client_v2 import COPY, LIST, RawClientV2
@@ -145,7 +145,7 @@ def is_fair(root: Path, socket: Path, model: Concurrency, given: argparse.Namesp
             context.Process(target=be_greedy, args=(address, given.listings, pages, ended), daemon=True)
             for _ in range(given.connections)
         ]
-        before = Vitals.settled(server.pid)
+        before = ProcessResources.settled(server.pid)
         alone = be_honest(root, address, given.seconds / 4)
         for each in greedy:
             each.start()

@@ -19,7 +19,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -28,8 +27,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from benchmarks.soak.client_threads import ClientThreads
+from benchmarks.soak.process_resources import ProcessResources
 from benchmarks.soak.slow_writers import MODELS
-from benchmarks.soak.vitals import Vitals
 from objmapper_client import AsyncClient, Client, Object, ObjmapperError
 from objmapper_server import Concurrency
 from tests.support.raw_client import FDPASS, RawClient, request
@@ -42,8 +42,8 @@ AT_ONCE = 50
 #: Seconds of one round.
 ROUND = 2.0
 #: Seconds that strace has to attach.
-PATIENCE = 10.0
-#: Every so many calls one fails.
+ATTACH_TIMEOUT = 10.0
+#: One of this number of calls fails.
 EVERY = 5
 #: What is made to fail, and how: what the kernel may say to each.
 FAULTS = {
@@ -60,37 +60,18 @@ FAULTS = {
 }
 
 
-class Takers:
-    """Clients in this process, each in a thread, until they are told to stop."""
+class DescriptorClients(ClientThreads):
+    """Clients that ask for descriptors in every way; an error that a fault explains is counted."""
 
     def __init__(self, address: str) -> None:
-        self.counts = Counter[str]()
-        self.wrong: list[str] = []
         self._address = address
-        self._ended = threading.Event()
-        kinds = (self._in_turn, self._under_asyncio, self._version_1, self._leave)
-        self._threads = [threading.Thread(target=self._run, args=(kind,)) for kind in kinds]
-
-    def __enter__(self) -> "Takers":
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _run(self, kind: object) -> None:
-        while not self._ended.is_set():
-            try:
-                kind()  # type: ignore[operator]  # one of those above
-            except (ObjmapperError, ConnectionError, EOFError, TimeoutError):
-                # What a fault comes to for whoever asked.
-                self.counts["errors"] += 1
-            except BaseException as error:
-                self.wrong.append(repr(error))
-                return
+        clients = {
+            "in turn": self._in_turn,
+            "asyncio": self._under_asyncio,
+            "version 1": self._version_1,
+            "leaving": self._leave,
+        }
+        super().__init__(clients.items(), (ObjmapperError, ConnectionError, EOFError, TimeoutError))
 
     def _take(self, found: "list[Object | ObjmapperError]") -> None:
         for each in found:
@@ -167,7 +148,7 @@ def failing(pid: int, call: str, error: str, log: Path, every: int = EVERY) -> I
     command = ["strace", "-f", "-qq", "-e", f"trace={call}", "-e", "status=failed", "-e", faults, "-s", "0"]
     process = subprocess.Popen([*command, "-o", str(log), "-p", str(pid)], stderr=subprocess.DEVNULL)
     try:
-        until = time.monotonic() + PATIENCE
+        until = time.monotonic() + ATTACH_TIMEOUT
         while "TracerPid:\t0" in Path(f"/proc/{pid}/status").read_text(encoding="utf-8"):
             assert process.poll() is None, "strace did not attach"
             assert time.monotonic() < until, "strace did not attach in time"
@@ -188,34 +169,34 @@ class Trial:
         self.scratch = scratch
         self.counts = Counter[str]()
         self.wrong: list[str] = []
-        with Takers(self.address) as takers:
+        with DescriptorClients(self.address) as clients:
             # Whatever is kept for good is there then.
             time.sleep(0.5)
-        self.wrong += takers.wrong
-        self.before, self.own = Vitals.settled(server.pid), Vitals.of()
+        self.wrong += clients.wrong
+        self.before, self.own = ProcessResources.settled(server.pid), ProcessResources.of()
 
     def round(self, name: str, seconds: float, call: str = "", error: str = "") -> None:
-        """Has clients take descriptors for so long, with faults where a call is named; then looks what is left."""
+        """Runs the clients for these seconds, with faults where a call is named; then checks what is left."""
         log = self.scratch / "faults"
         with contextlib.ExitStack() as stack:
-            takers = stack.enter_context(Takers(self.address))
+            clients = stack.enter_context(DescriptorClients(self.address))
             if call:
                 stack.enter_context(failing(self.server.pid, call, error, log))
             select.select([], [], [], seconds)
         if call:
             self.counts["faults"] += log.read_text(encoding="utf-8").count("(INJECTED)")
-        self.counts += takers.counts
-        self.wrong += [f"{name}: {line}" for line in takers.wrong]
+        self.counts += clients.counts
+        self.wrong += [f"{name}: {line}" for line in clients.wrong]
         self.look(name)
 
     def look(self, name: str) -> None:
-        """Whether the server serves, and nobody has more descriptors than before."""
+        """Checks that the server serves, and that neither side has more descriptors than before."""
         if self.server.process.poll() is not None:
             raise SystemExit(f"{name}: the server has ended with {self.server.process.returncode}")
         with Client(self.address, timeout=5) as client:
             if client.read("/a") != CONTENT:
                 self.wrong.append(f"{name}: another content")
-        now, own = self.before.now(self.server.pid), Vitals.of()
+        now, own = self.before.now(self.server.pid), ProcessResources.of()
         if now.descriptors > self.before.descriptors or now.inheritable > self.before.inheritable:
             self.wrong.append(f"{name}: the server has {now}, and had {self.before}")
         if own.descriptors > self.own.descriptors or own.inheritable > self.own.inheritable:
@@ -223,7 +204,7 @@ class Trial:
 
 
 def withstood(folder: Path, model: Concurrency, replies: int, faults: int) -> bool:
-    """Runs every round on a server of this model until there were so many of both, and prints a line."""
+    """Runs every round on a server of this model until both numbers are reached, and prints a line."""
     flags = ("--concurrency-model", model)
     with ServerProcess(folder / "root", folder / f"{model}.sock", *flags) as server:
         trial = Trial(server, folder)
@@ -237,12 +218,13 @@ def withstood(folder: Path, model: Concurrency, replies: int, faults: int) -> bo
                         bar.update(trial.counts["faults"] - bar.n)
         while trial.counts["replies"] < replies:
             trial.round("without faults", ROUND)
-        after = Vitals.of(server.pid)
+        after = ProcessResources.of(server.pid)
     counts = trial.counts
     print(
         f"{model}: {counts['replies']:,} descriptors received, {counts['faults']:,} faults, {counts['errors']:,} "
         f"errors, {counts['left']:,} left early, {limited['refused']:,} at their limit\n"
-        f"  server {trial.before} → {after}; clients {trial.own.descriptors} → {Vitals.of().descriptors} descriptors"
+        f"  server {trial.before} → {after}; "
+        f"clients {trial.own.descriptors} → {ProcessResources.of().descriptors} descriptors"
     )
     for line in trial.wrong[:10]:
         print(f"  {line}")

@@ -1,4 +1,4 @@
-"""One client sends requests ahead without an end: another client's latency stays near what it is alone.
+"""One client pipelines without end: another client's latency stays near its latency alone.
 
     python -m benchmarks.soak.flooder [--rounds 5] [--seconds 2] [--pipeline 1000] [--most 3] [--model MODEL …]
 

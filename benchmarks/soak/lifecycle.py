@@ -1,4 +1,4 @@
-"""Models that change, drains, stops and forks at random, under load and in want: at rest nothing is left.
+"""Model switches, drains, stops and forks at random, under load and without resources: no leak at rest.
 
     python -m benchmarks.soak.lifecycle [--seconds 300] [--seed N]
 
@@ -27,8 +27,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from benchmarks.soak.lifecycle_clients import CONTENTS, Clients
+from benchmarks.soak.process_resources import ProcessResources
 from benchmarks.soak.slow_writers import MODELS
-from benchmarks.soak.vitals import Vitals
 from objmapper_client import Client
 from objmapper_server import Concurrency, Config, ConfigError, Server
 from objmapper_server._engine import Load
@@ -125,11 +125,11 @@ class Soak:
         self.wrong: list[str] = []
         self.root = root
         self.file = root.parent / "objmapper.toml"
-        self.first: Vitals | None = None
+        self.first: ProcessResources | None = None
 
     def live(self) -> None:
         """Runs one server from start to end."""
-        before, threads_before = Vitals.of(), threads()
+        before, threads_before = ProcessResources.of(), threads()
         self.write_settings()
         config = Config.load(
             file=self.file, environment=False, root=self.root, unix=self.root.parent / "socket", admin="none"
@@ -160,7 +160,7 @@ class Soak:
         del clients, loads, load
         self.check_ended(before, threads_before)
 
-    def check_ended(self, before: Vitals, threads_before: list[str]) -> None:
+    def check_ended(self, before: ProcessResources, threads_before: list[str]) -> None:
         """Looks at the process, which has no server any more."""
         self.check(within(lambda: len(threads()) <= len(threads_before)), f"{threads()}, and before {threads_before}")
         after = before.now(os.getpid())
@@ -309,7 +309,7 @@ def main() -> int:
         while time.monotonic() < until and not soak.wrong:
             soak.live()
         figures = ", ".join(f"{count:,} {name}" for name, count in sorted(soak.counts.items()))
-        print(f"seed {given.seed}: {figures}\n  {soak.first} after the first life, {Vitals.of()} at the end")
+        print(f"seed {given.seed}: {figures}\n  {soak.first} after the first life, {ProcessResources.of()} at the end")
     for line in soak.wrong:
         print(f"  {line}")
     return 1 if soak.wrong else 0

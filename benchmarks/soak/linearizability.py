@@ -1,4 +1,4 @@
-"""Whether reads and writes look as if each happened at one moment between its question and its answer.
+"""Checks that reads and writes are linearizable: each happens at one moment between request and reply.
 
     python -m benchmarks.soak.linearizability [--operations 1000000] [--clients 16] [--model MODEL …] [--seed 1]
 
@@ -31,7 +31,7 @@ from typing import Final, NamedTuple
 
 from tqdm import tqdm
 
-from benchmarks.soak.vitals import Vitals
+from benchmarks.soak.process_resources import ProcessResources
 from objmapper_client.protocol.v2_requests import Operation
 from objmapper_server import Concurrency
 from tests.support.raw_client import NOT_FOUND, OK
@@ -178,7 +178,7 @@ def withstood(folder: Path, model: Concurrency, given: argparse.Namespace, opera
         clients = [Client(server.addresses, number, given.clients, given.seed) for number in range(given.clients)]
         logs = [folder / f"log-{number}" for number in range(given.clients)]
         share = operations // given.clients
-        before, start = Vitals.of(server.pid), time.monotonic()
+        before, start = ProcessResources.of(server.pid), time.monotonic()
         processes = [
             multiprocessing.Process(target=client.run, args=(share, log))
             for client, log in zip(clients, logs, strict=True)
@@ -187,7 +187,7 @@ def withstood(folder: Path, model: Concurrency, given: argparse.Namespace, opera
             process.start()
         for process in tqdm(processes, desc=str(model), unit="client", leave=False, disable=None):
             process.join()
-        seconds, after = time.monotonic() - start, Vitals.of(server.pid)
+        seconds, after = time.monotonic() - start, ProcessResources.of(server.pid)
     failed = sum(process.exitcode != 0 for process in processes)
     found = histories([log for log in logs if log.exists()])
     reads, writes = sum(len(each.reads) for each in found), sum(len(each.writes) for each in found)

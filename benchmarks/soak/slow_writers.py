@@ -1,4 +1,4 @@
-"""Five thousand clients that send a byte a second: all are gone after `header_timeout`, and nobody else notices.
+"""Five thousand clients that send a byte a second: the server closes all of them after `header_timeout`.
 
     python -m benchmarks.soak.slow_writers [--clients 5000] [--header-timeout 10] [--model MODEL …]
 
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from benchmarks.soak.vitals import Vitals
+from benchmarks.soak.process_resources import ProcessResources
 from objmapper_server import Concurrency
 from tests.support.raw_client import COPY, FDPASS, RawClient, request
 from tests.support.server_process import ServerProcess
@@ -88,7 +88,7 @@ def withstood(folder: Path, model: Concurrency, given: argparse.Namespace) -> bo
         address = server.addresses["unix"]
         with RawClient(address) as first:
             assert first.ask(COPY, OBJECT).read() == CONTENT
-        before = Vitals.settled(server.pid)
+        before = ProcessResources.settled(server.pid)
         with WellBehavedClient(address) as honest:
             late, stayed = drip(address, clients, timeout, model)
         after = before.now(server.pid)

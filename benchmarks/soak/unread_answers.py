@@ -1,4 +1,4 @@
-"""Clients that ask for long pages of a list and never read: how much memory the server takes, and gives back.
+"""Clients that request long pages of a list and never read: the memory that the server takes and returns.
 
     python -m benchmarks.soak.unread_answers [--clients 40 …] [--names 600] [--seconds 5] [--model MODEL …]
                                              [--transport unix|tcp …]
@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.soak.vitals import Vitals
+from benchmarks.soak.process_resources import ProcessResources
 from objmapper_server import Concurrency
 from tests.support.raw_client_v2 import COPY, LIST, RawClientV2
 from tests.support.server_process import ServerProcess
@@ -69,7 +69,7 @@ def withstood(folder: Path, model: Concurrency, transport: str, count: int, seco
         with RawClientV2(address) as honest:
             # What listing takes by itself is no answer.
             assert honest.call_until_served(LIST, PREFIX, limit=10_000).entries()
-        before = Vitals.settled(server.pid).resident
+        before = ProcessResources.settled(server.pid).resident
         most, slowest, requests = before, [0.0, 0.0], 0
         with contextlib.ExitStack() as clients:
             for _ in range(count):
@@ -87,10 +87,10 @@ def withstood(folder: Path, model: Concurrency, transport: str, count: int, seco
                     assert honest.call_until_served(LIST, PREFIX, limit=10).entries()
                     slowest[at] = max(slowest[at], time.monotonic() - began)
                     requests += 2
-                most = max(most, Vitals.of(server.pid).resident)
+                most = max(most, ProcessResources.of(server.pid).resident)
                 time.sleep(0.01)
         time.sleep(REST)
-        after = Vitals.of(server.pid).resident
+        after = ProcessResources.of(server.pid).resident
     bound = min(count * PER_CONNECTION, TOTAL) + BESIDES + count * EACH
     print(
         f"{model:<23}{transport:<5}{before / 2**20:5.1f} MiB before, {(most - before) / 2**20:+.1f} with {count}, "

@@ -81,7 +81,7 @@ def test_a_bind_to_more_than_loopback_says_what_it_means(root: Path) -> None:
 
 
 def test_junk_changes_nothing(server: Server, address: str, root: Path) -> None:
-    """`benchmarks/soak/udp_junk.py` sends a million, from elsewhere than loopback too."""
+    """`benchmarks/soak/malformed_datagrams.py` sends a million, from elsewhere than loopback too."""
     generator = random.Random(5)
     before, threads = descriptors_of(), threading.active_count()
     host, _, port = address.removeprefix("udp://").rpartition(":")

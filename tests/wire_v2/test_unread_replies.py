@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.soak.vitals import Vitals
+from benchmarks.soak.process_resources import ProcessResources
 from objmapper_server import Concurrency, Config, Server
 from tests.support.eventually import eventually
 from tests.support.raw_client import COPY as COPY_ONE
@@ -158,7 +158,7 @@ def test_idle_connections_keep_no_buffers(objects: Path, tmp_path: Path, model: 
                 wire.reply(COPY_ONE)
 
         mix(30)
-        before = Vitals.of(server.pid).resident
+        before = ProcessResources.of(server.pid).resident
         mix(1)
         # A thread for each connection gives its buffers back within seconds, and has its stack.
-        assert eventually(lambda: Vitals.of(server.pid).resident - before < count * (48 << 10), 10)
+        assert eventually(lambda: ProcessResources.of(server.pid).resident - before < count * (48 << 10), 10)

@@ -1,5 +1,5 @@
 //! Frames that are not what they should be, through the parsers of a server, ten million in release mode: none panics, none
-//! goes round in circles. `benchmarks/soak/malformed.py` sends such to a live server.
+//! goes round in circles. `benchmarks/soak/malformed_frames.py` sends such to a live server.
 
 use super::hello::{DecodedHello, decode_hello};
 use super::vectors::{unhex, vectors};

@@ -1,9 +1,9 @@
-"""What it costs to be looked at: throughput with nobody looking, with what watches polled, and with the dashboard open.
+"""Throughput without monitoring, with metrics polled, and with the dashboard open.
 
-    python benchmarks/observed.py [--rounds 41] [--seconds 2] [--transport unix]
+    python benchmarks/monitoring_cost.py [--rounds 41] [--seconds 2] [--transport unix]
 
 Two runs of one server differ by more than is asked about here, so the three take turns in many short rounds; shown are
-the median of each round's ratio to that of nobody looking, and the interval that has the true median in 95 of 100 cases
+the median of each round's ratio to no monitoring, and the interval that has the true median in 95 of 100 cases
 (by the order of the ratios, without an assumption on how they are distributed). "polled" asks for /stats, /latency and
 /metrics each second with a client that costs little; "browser" scrapes /metrics each second and has the dashboard open
 in a real Chromium on the same machine, where it takes what the server and the load would have had. While it is not

@@ -1,11 +1,11 @@
-"""Speed beside nginx and Redis, and of batched descriptors beside a loop that does nothing else: ratios inside one run.
+"""Throughput beside nginx and Redis, and batched descriptors beside a minimal loop: ratios inside one run.
 
-    python -m benchmarks.peers [--floor-epoll PROGRAM] [--rounds 5] [--seconds 1] [--only WORD]
+    python -m benchmarks.against_nginx_redis [--floor-epoll PROGRAM] [--rounds 5] [--seconds 1] [--only WORD]
 
-Everyone gets one worker for the network, answers on 127.0.0.1 and is asked by the same load generator, in turn: A B C,
-B C A, … Medians of the rounds. nginx sends files (`sendfile on; open_file_cache`), Redis values from memory, and
-``--floor-epoll PROGRAM`` (see against_floor.py) descriptors, up to 64 a message. objmapper's figure is divided by the
-other's: a rate over 1 and a p99 under 1 mean that objmapper is the better one.
+Each server has one worker for the network and listens on 127.0.0.1. The same load generator asks them in turn: A B C,
+B C A, … Medians of the rounds. nginx sends files (`sendfile on; open_file_cache`), Redis sends values from memory, and
+``--floor-epoll PROGRAM`` (see against_baseline.py) sends descriptors, up to 64 a message. The ratios are objmapper's
+figure divided by the other's: objmapper is better where a rate is over 1 or a p99 under 1.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from typing import Never
 
 from tqdm import tqdm
 
-from benchmarks.against_floor import free_port, in_turn, wait_for
+from benchmarks.against_baseline import free_port, in_turn, wait_for
 from objmapper_cli.commands.bench.own_server import start_server
 from objmapper_server.load import Dialect, LoadPlan, LoadResult, run_load
 

@@ -65,7 +65,7 @@ def taken(field: FieldInfo, metavar: str) -> str:
         return TAKES[kind]
     if kind in {int, float, bool}:
         return kind.__name__
-    sys.exit(f"setup/given.py does not know what a field of the type {kind} takes: add it to TAKES")
+    sys.exit(f"tools/given.py does not know what a field of the type {kind} takes: add it to TAKES")
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What a process has: descriptors, memory. What it has more of after a soak than before it has leaked."""
+"""Descriptors and memory of a process: more of them after a soak than before it is a leak."""
 
 import time
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ PAUSE, ALIKE = 0.05, 20
 
 
 @dataclass(frozen=True)
-class Vitals:
+class ProcessResources:
     """A process at one moment."""
 
     descriptors: int

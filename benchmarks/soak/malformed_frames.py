@@ -1,6 +1,6 @@
-"""A million frames that mean no good, over live sockets: no crash, no hang, nothing kept, and nobody else notices.
+"""A million malformed frames over live sockets: no crash, no hang, no leak, no effect on other clients.
 
-    python -m benchmarks.soak.malformed [--frames 1000000] [--settle 160] [--model MODEL …] [--seed 1]
+    python -m benchmarks.soak.malformed_frames [--frames 1000000] [--settle 160] [--model MODEL …] [--seed 1]
 
 Random bytes, good requests of both versions that were cut, stretched, repeated, or had bits turned and lengths changed,
 greetings that lie, and descriptors that nobody asked for; each on a connection of its own, over Unix and TCP, since a
@@ -27,8 +27,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from benchmarks.soak.process_resources import ProcessResources
 from benchmarks.soak.slow_writers import CONTENT, MODELS, OBJECT, WellBehavedClient
-from benchmarks.soak.vitals import Vitals
 from objmapper_server import Concurrency
 from tests.support.raw_client import request
 from tests.support.raw_client_v2 import frame, hello, parameter
@@ -144,7 +144,7 @@ def withstood(
 ) -> bool:
     """Pelts a server of this model, and prints a line."""
     count = given.frames // len(given.model)
-    before, began = Vitals.settled(server.pid), time.monotonic()
+    before, began = ProcessResources.settled(server.pid), time.monotonic()
     with WellBehavedClient(server.addresses["unix"]) as honest:
         counts = pelt(server.addresses, frames, count, generator, model)
         seconds = time.monotonic() - began

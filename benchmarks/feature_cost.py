@@ -1,8 +1,8 @@
-"""What it costs to switch something on: throughput of a server without and one with some flags, in turns.
+"""The throughput that flags cost: a server without and a server with them, in turns.
 
-    python benchmarks/switched_on.py [--rounds 15] [--seconds 1] [--transport unix] [--clients 16] -- FLAG …
-    python benchmarks/switched_on.py -- --access-log /tmp/access.log
-    python benchmarks/switched_on.py -- --allow-uid 0 --allow-prefix /shut=uid:0 --max-descriptors-per-uid 1000
+    python benchmarks/feature_cost.py [--rounds 15] [--seconds 1] [--transport unix] [--clients 16] -- FLAG …
+    python benchmarks/feature_cost.py -- --access-log /tmp/access.log
+    python benchmarks/feature_cost.py -- --allow-uid 0 --allow-prefix /shut=uid:0 --max-descriptors-per-uid 1000
 
 Both servers run all the time, and one of them is under load; which comes first changes from round to round. Shown are
 medians, and the median of the rounds' ratios: what else the machine does meets both alike.
@@ -27,7 +27,7 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("flags", nargs="+")
     given = parser.parse_args()
-    with own_server(OBJECTS) as without, own_server(OBJECTS, *given.flags) as switched_on:
+    with own_server(OBJECTS) as without, own_server(OBJECTS, *given.flags) as with_flags:
         plans = {
             name: LoadPlan(
                 address=server.addresses[given.transport],
@@ -36,7 +36,7 @@ def main() -> int:
                 clients=given.clients,
                 duration=given.seconds,
             )
-            for name, server in (("without", without), ("with", switched_on))
+            for name, server in (("without", without), ("with", with_flags))
         }
         measured: dict[str, list[float]] = {name: [] for name in plans}
         for number in range(given.rounds):

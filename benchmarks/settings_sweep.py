@@ -1,6 +1,6 @@
-"""What each knob does, on this machine: the same load against servers that differ in one setting, turn by turn.
+"""The effect of each setting on this machine: servers that differ in one setting, under the same load, in turns.
 
-    python benchmarks/knobs.py [--rounds 5] [--seconds 1] [--knob pool_size …]
+    python benchmarks/settings_sweep.py [--rounds 5] [--seconds 1] [--knob pool_size …]
 
 Every line is the median of the rounds; within a round the servers take turns, so that whatever else the machine does
 meets them alike. For `async_storage` and `storage_pool_size` the objects leave the page cache before each round,

@@ -1,6 +1,6 @@
-"""What programs pay: `objmapper get` beside an empty typer program and beside cp, an array beside Plasma's; in turns.
+"""The run time of `objmapper get`, beside an empty typer program and cp; an array beside Plasma's; in turns.
 
-``python benchmarks/command.py [--rounds 7] [--plasma PYTHON]``. Every round measures all of it once, one after the
+``python benchmarks/command_cost.py [--rounds 7] [--plasma PYTHON]``. Every round measures all of it once, one after the
 other; shown are medians, and the median of the ratios within the rounds. PYTHON is an interpreter with pyarrow 11,
 the last that had Plasma (``pip install pyarrow==11.0.0 'numpy<2'``); its store is started beside it.
 """

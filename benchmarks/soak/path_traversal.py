@@ -1,6 +1,6 @@
-"""Whether anything leads out of the root: hostile URIs, then a race with renames and links. Not one byte may.
+"""Checks that nothing leads out of the root: hostile URIs, then a race with renames and links.
 
-    python -m benchmarks.soak.escapes [--seconds 60] [--model MODEL …] [--seed 1]
+    python -m benchmarks.soak.path_traversal [--seconds 60] [--model MODEL …] [--seed 1]
 
 Beside the root lies a directory whose files nobody may see or touch. First come hundreds of URIs that try, for every
 operation of both versions: each must be refused, or lead to an object of the root. Then another process exchanges
@@ -275,7 +275,7 @@ def main() -> int:
     print(f"seed {given.seed}")
     models = given.model or MODELS
     found = 0
-    with tempfile.TemporaryDirectory(prefix="objmapper-escapes-") as folder:
+    with tempfile.TemporaryDirectory(prefix="objmapper-path-traversal-") as folder:
         rounds = list(cases(Path(folder), models))
         for name, place, config in tqdm(rounds, unit="case", disable=None):
             uris, asked = hostile_uris(place, random.Random(given.seed)), Counter[str]()

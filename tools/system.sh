@@ -2,7 +2,7 @@
 # Makes sure that Python 3.11 with venv, a C linker and a Linux that this server runs on are there.
 # As root on Debian or Ubuntu it installs what is missing; elsewhere it says what to install.
 #
-#   setup/system.sh [PYTHON [PACKAGE …]]        PACKAGE: further Debian packages, looked for by their command's name
+#   tools/system.sh [PYTHON [PACKAGE …]]        PACKAGE: further Debian packages, looked for by their command's name
 set -euo pipefail
 
 python=${1:-python3}

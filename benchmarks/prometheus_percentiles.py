@@ -1,6 +1,6 @@
-"""Has a real Prometheus scrape a server under load, and compares its p99 with the server's own.
+"""Compares the p99 that a real Prometheus computes with the server's own, under load.
 
-    python benchmarks/scraped.py [--seconds 30]
+    python benchmarks/prometheus_percentiles.py [--seconds 30]
 
 Needs the commands prometheus and promtool (Debian: prometheus). The exit code is 1 where a percentile of the buckets
 and that of /stats lie further apart than a bucket.

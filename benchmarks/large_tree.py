@@ -1,6 +1,6 @@
-"""What a large tree costs: start-up and requests of a server over a million objects, beside one over a thousand.
+"""Start-up and requests of a server with a million objects, beside one with a thousand.
 
-    python benchmarks/growth.py [--objects 1000000] [--rounds 5] [--seconds 1]
+    python benchmarks/large_tree.py [--objects 1000000] [--rounds 5] [--seconds 1]
 
 Both trees have a thousand directories, and both servers are asked for one object of each, in turn: descriptors over a
 Unix socket; medians of the rounds, and of the ratios of each round.

@@ -1,6 +1,6 @@
-"""A million datagrams that mean no good: no crash, no state, and never an answer larger than its question.
+"""A million malformed datagrams: no crash, no state, and no reply larger than its request.
 
-    python -m benchmarks.soak.udp_junk [--datagrams 1000000]
+    python -m benchmarks.soak.malformed_datagrams [--datagrams 1000000]
 
 Cut, oversized, forged, repeated and random datagrams go to a server on loopback while an honest client fetches an
 object again and again; then from another network namespace, where that can be made (root and iproute2), and there every
@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 
 from tqdm import tqdm
 
-from benchmarks.soak.vitals import Vitals
+from benchmarks.soak.process_resources import ProcessResources
 from objmapper_cli.commands.bench.own_server import start_server
 from objmapper_client import Client
 from objmapper_server import Config, Server
@@ -50,9 +50,9 @@ def main() -> None:
             with honest(address, content) as fetched:
                 # Each kind once: what a server keeps for good, buffers and the cache, it has then.
                 pelt(socket.socket(socket.AF_INET, socket.SOCK_DGRAM), address, datagrams, DISTINCT)
-                before = Vitals.of(server.pid)
+                before = ProcessResources.of(server.pid)
                 seconds = pelt(socket.socket(socket.AF_INET, socket.SOCK_DGRAM), address, datagrams, options.datagrams)
-                after = Vitals.of(server.pid)
+                after = ProcessResources.of(server.pid)
             print(
                 f"loopback: {options.datagrams:,} datagrams in {seconds:.0f} s; meanwhile {len(fetched)} objects were "
                 f"fetched and right; {before} → {after}"

@@ -1,6 +1,7 @@
-"""Speed beside the least that a server can cost, as ratios inside one run: A B A B, medians of several rounds.
+"""Throughput and latency divided by those of minimal servers: rounds take turns, medians of the ratios.
 
-    against_floor.py --load PROGRAM --floor-server PROGRAM --floor-epoll PROGRAM [--concurrency-model MODEL …] [--json]
+    python benchmarks/against_baseline.py --load PROGRAM --floor-server PROGRAM --floor-epoll PROGRAM
+                                          [--concurrency-model MODEL …] [--json]
 
 The yardsticks are compiled programs that speak version 1 of the wire and check nothing:
 
