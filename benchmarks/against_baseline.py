@@ -122,7 +122,7 @@ def better(figure: str, ours: Result, other: Result) -> float:
 
 
 def free_port() -> int:
-    """A TCP port that nobody has at this moment."""
+    """A free TCP port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -181,7 +181,7 @@ def run(command: Sequence[str | Path]) -> Result:
 
 
 def in_turn(rounds: int, names: Sequence[str]) -> Iterator[str]:
-    """A B C, B C A, C A B …: nobody always comes first."""
+    """A B C, B C A, C A B …: each comes first in turn."""
     for number in range(rounds):
         at = number % len(names)
         yield from (*names[at:], *names[:at])

@@ -79,7 +79,7 @@ def serving(folder: Path) -> Iterator[str]:
 
 @contextmanager
 def plasma(python: str, folder: Path) -> Iterator[Measure]:
-    """A Plasma store, and a process that is connected to it and measures when it is told."""
+    """A Plasma store, and a process that is connected to it and measures on request."""
     find = [python, "-c", "import pyarrow; print(pyarrow.__path__[0])"]
     home = subprocess.run(find, capture_output=True, text=True, check=True).stdout.strip()
     store = [f"{home}/plasma-store-server", "-m", str(4 * ARRAY), "-s", str(folder / "plasma")]

@@ -50,7 +50,7 @@ def main() -> int:
             duration=given.seconds,
         )
         looks: dict[str, Callable[[], AbstractContextManager[None]]] = {
-            "nobody": nullcontext,
+            "none": nullcontext,
             "polled": lambda: polled(admin, ("/stats", "/latency", "/metrics")),
         }
         if chromium is None:
@@ -66,10 +66,10 @@ def main() -> int:
                 with looks[name]():
                     measured[name].append(run_load(plan).requests_per_sec)
     for name, rates in measured.items():
-        ratios = [rate / base for rate, base in zip(rates, measured["nobody"], strict=True)]
+        ratios = [rate / base for rate, base in zip(rates, measured["none"], strict=True)]
         low, high = around_median(ratios)
         line = f"{name:8} {statistics.median(rates):10,.0f} requests/s"
-        print(line if name == "nobody" else f"{line}  {statistics.median(ratios):.3f}  ({low:.3f} to {high:.3f})")
+        print(line if name == "none" else f"{line}  {statistics.median(ratios):.3f}  ({low:.3f} to {high:.3f})")
     return 0
 
 

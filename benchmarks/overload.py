@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def make_deep(root: Path, depth: int) -> None:
-    """An object below so many directories."""
+    """An object below `depth` directories."""
     here = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
     for _ in range(depth):
         os.mkdir("d", dir_fd=here)
@@ -82,7 +82,7 @@ def make_deep(root: Path, depth: int) -> None:
 
 
 def free_port() -> int:
-    """A TCP port that nobody listens on at this moment."""
+    """A free TCP port."""
     import socket
 
     with socket.create_server(("127.0.0.1", 0)) as probe:

@@ -97,7 +97,7 @@ def scraping(target: str) -> Iterator[str]:
 
 
 def free_address() -> str:
-    """Return a loopback address that nobody has at this moment."""
+    """Return a free loopback address."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return f"127.0.0.1:{probe.getsockname()[1]}"
 

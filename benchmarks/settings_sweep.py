@@ -51,7 +51,7 @@ def hot(server: OwnServer, seconds: float, clients: int, transport: str = "unix"
 
 
 def rate_and_tail(clients: int, transport: str = "unix", pipeline: int = 1) -> Callable[..., Mapping[str, float]]:
-    """Requests a second and latency of so many clients."""
+    """Requests a second and latency of this number of clients."""
 
     def measure(server: OwnServer, seconds: float) -> Mapping[str, float]:
         result = hot(server, seconds, clients, transport, pipeline)

@@ -30,7 +30,7 @@ CONTENT = random.Random(1).randbytes(SIZE)
 
 
 def main() -> None:
-    """Runs every loss rate so many times and prints a line for each."""
+    """Runs every loss rate `runs` times and prints a line for each."""
     parser = argparse.ArgumentParser(description="loss")
     parser.add_argument("--runs", type=int, default=200)
     parser.add_argument("--loss", default="0,0.01,0.1,0.3")
@@ -65,3 +65,17 @@ def main() -> None:
 
 def run(address: str, chunk: int, loss: float, seed: int) -> tuple[bool, int, float]:
     """One transfer: whether it arrived as it is, the bytes that the server sent for it, and how long it took."""
+    connection._LOOPBACK_CHUNK = chunk
+    weather = NetworkFaults(loss=loss, duplicates=0.05, reordering=0.2)
+    with lossy_relay(address, weather, seed) as relay, Client(relay.address, timeout=300) as client:
+        start = time.monotonic()
+        try:
+            is_right = client.read("/object") == CONTENT
+        except ObjmapperError as error:
+            print(f"run {seed}: {error}")
+            is_right = False
+        return is_right, relay.bytes_from_server, time.monotonic() - start
+
+
+if __name__ == "__main__":
+    main()

@@ -269,7 +269,7 @@ def test_a_class_is_named_after_its_job(path: Path) -> None:
     assert [name for name, words in spelled.items() if NAMELESS.search(words)] == []
 
 
-#: Names and constants that say nothing of how their module works: whoever labels or compares may use them.
+#: Names and constants that every module may use: they do not depend on how their module works.
 PLAIN_VALUES = (
     "crate::concurrency::{Model, TICK}",
     "crate::concurrency::Model",

@@ -88,7 +88,7 @@ def test_an_etag_outlives_the_server(root: Path, tmp_path: Path) -> None:
 
 @COARSE
 def test_no_old_content_comes_from_memory_where_times_are_whole_seconds(coarse: Path, tmp_path: Path) -> None:
-    """OtherUser else writes to the file in place, within the second in which it was read."""
+    """Another program writes to the file in place, within the second in which it was read."""
     with serving(coarse, tmp_path, tcp="127.0.0.1:0") as server, Client(server.addresses["tcp"]) as client:
         for number in range(30):
             for content in (b"AAAA", b"BBBB", b"CCCC"):

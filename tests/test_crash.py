@@ -82,7 +82,7 @@ def test_what_was_written_is_on_the_disk_before_its_name_and_that_before_the_ans
 
 @needs_strace
 @pytest.mark.parametrize("write", WRITES, ids=lambda write: write.name)
-def test_only_the_threads_for_writes_touch_what_is_written(scene: CrashScene, write: Write) -> None:
+def test_only_write_threads_touch_written_files(scene: CrashScene, write: Write) -> None:
     changing = {"mkdirat", "fallocate", "pwrite64", "ftruncate", "linkat", "renameat2", "unlinkat", "fsync", "fchmod"}
     changing |= {"copy_file_range", "ioctl", "sendfile", "statfs", "fstatfs"}
     found = [call for call in scene.calls(write) if call.name in changing]
@@ -100,8 +100,8 @@ def test_killed_at_random_with_writers_at_work(scene: CrashScene) -> None:
     assert rampage.writes > 0
 
 
-def test_what_is_wrong_is_noticed(scene: CrashScene) -> None:
-    """The checks themselves, on objects that somebody has tampered with."""
+def test_an_error_is_noticed(scene: CrashScene) -> None:
+    """The checks themselves, on objects that the test has damaged."""
     rampage = CrashRun.begin(scene, writers=1)
     writer = rampage.writers[0]
     uri, other = writer.uris[:2]

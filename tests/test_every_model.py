@@ -208,7 +208,7 @@ def test_fdpass_over_tcp_is_an_invalid_mode_and_the_connection_goes_on(server: S
 
 
 @pytest.mark.parametrize("junk", [b"9\0\2/a", b"GET / HTTP/1.1\r\n\r\n", b"\0" * 100, b"O" * 70_000])
-def test_what_is_no_request_is_answered_once_and_closed(wire: RawClient, junk: bytes) -> None:
+def test_a_malformed_request_gets_one_reply_and_a_close(wire: RawClient, junk: bytes) -> None:
     wire.send(request(COPY, "/a"), junk)
     assert wire.reply(COPY).status == OK
     assert wire.reply(COPY).status == PROTOCOL_ERROR
@@ -329,7 +329,7 @@ def test_an_idle_connection_is_closed(root: Path, model: Concurrency, tmp_path: 
         assert wire.at_end()
 
 
-def test_a_connection_over_the_cap_is_told_so(root: Path, model: Concurrency, tmp_path: Path) -> None:
+def test_a_connection_over_the_limit_gets_an_error(root: Path, model: Concurrency, tmp_path: Path) -> None:
     config = Config(root=root, unix=tmp_path / "s", concurrency_model=model, admin=None, max_connections=2)
     with Server(config) as server:
         address = server.addresses["unix"]

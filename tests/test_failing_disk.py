@@ -102,7 +102,7 @@ def test_a_stat_says_so(server: Server, tmp_path: Path) -> None:
         assert client.stat("/small").size == 5
 
 
-def test_a_read_of_what_is_in_memory_says_so(server: Server, tmp_path: Path) -> None:
+def test_a_read_from_memory_is_reported_as_such(server: Server, tmp_path: Path) -> None:
     """preadv2(2) with RWF_NOWAIT, and pread(2) where a thread may wait."""
     with Client(server.addresses["tcp"], timeout=5) as client:
         with failing(tmp_path, "preadv2,pread64:error=EIO:when=1+"), pytest.raises(ServerFailed, match="input/output"):

@@ -57,7 +57,7 @@ def test_datagrams_are_pictured_and_those_that_are_lost_alarm() -> None:
     assert pictured >= {f"objmapper_datagrams_{what}_total" for what in (*DATAGRAMS, "bytes")}
     reasons = set(DATAGRAMS["dropped"][1])
     alarming = set(re.findall(r'reason="(\w+)"', RULES.read_text()))
-    # What nobody trusts is dropped as it should be.
+    # Datagrams of untrusted networks are dropped, as intended.
     assert alarming == reasons - {"untrusted"}
 
 

@@ -57,7 +57,7 @@ def test_the_examples_are_what_the_codec_makes() -> None:
     ]
 
 
-def test_the_statuses_are_the_codecs_and_raise_what_is_said() -> None:
+def test_the_statuses_match_the_codec_and_raise_the_named_errors() -> None:
     rows = table("| status | name |")
     assert [(int(number, 16), name) for number, name, *_ in rows] == [(each.value, each.name) for each in Status]
     for number, _, _, raises in rows[1:]:

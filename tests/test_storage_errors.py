@@ -115,7 +115,7 @@ def test_a_failed_write_leaves_what_was_there(
 
 
 @pytest.mark.parametrize("call", ["openat", "fallocate", "pwrite64", "renameat2"])
-def test_a_quota_that_is_used_up_is_told_from_a_full_disk(scene: CrashScene, call: str) -> None:
+def test_a_used_up_quota_is_distinguished_from_a_full_disk(scene: CrashScene, call: str) -> None:
     assert WORDS["EDQUOT"] in fails(scene, PUT, call, 1, "EDQUOT", STORAGE_ERROR, PUT.old)
 
 
@@ -129,7 +129,7 @@ def test_a_server_at_its_limits_can_be_asked_again(scene: CrashScene, error: str
 def test_when_the_directory_cannot_be_made_to_last_the_new_object_stands_there(
     scene: CrashScene, write: Write, error: str
 ) -> None:
-    """The rename has happened, and a crash may undo it: nobody is told that it lasts."""
+    """The rename has happened, and a crash may undo it: no reply says that it lasts."""
     assert WORDS[error] in fails(scene, write, "fsync", 2, error, STORAGE_ERROR, write.new)
 
 

@@ -49,7 +49,7 @@ def at_every_call(scene: CrashScene, model: Concurrency) -> list[str]:
 
 
 def at_random(scene: CrashScene, model: Concurrency, kills: int, seed: int) -> list[str]:
-    """Kills so many times with writers at work, prints a line. Returns what was wrong."""
+    """Kills the server this number of times during writes, prints a line. Returns what was wrong."""
     rampage = CrashRun.begin(scene, seed=seed)
     for _ in tqdm(range(kills), desc=f"{model}: at random", unit="kill", leave=False, disable=None):
         rampage.kill()

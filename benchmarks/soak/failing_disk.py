@@ -68,7 +68,7 @@ DIRECTORY, NAMES = "/directory/", 300
 AHEAD = 4
 #: Seconds between two lines of the log, and by how many lines the two ends of a round may add to it.
 PAUSE, ENDS = 1.0, 2
-#: Seconds in which the log has told everything, and in which a call has failed.
+#: Seconds in which the log is complete, and in which a call has failed.
 PATIENCE = 30.0
 #: Bytes by which the server may have grown: buffers that its threads keep.
 GROWTH = 32 << 20
@@ -226,7 +226,7 @@ class Trial:
         return Counter(self._admin.read("/stats", "storage_errors_total")["storage_errors_total"])
 
     def run(self, seconds: float, calls: str = "") -> None:
-        """Has clients ask for so long, with faults where calls are named, and compares what all of them say."""
+        """Runs the clients for this time, with faults where calls are named, and compares replies, count and log."""
         before, lines = self.counted(), len(self.log.failures())
         name = calls or "without faults"
         every = 1 if calls == OF_THE_ROOT else EVERY
@@ -263,11 +263,11 @@ class Trial:
     def _wrong_lines(self, before: int, failures: int, lasted: float) -> Iterator[str]:
         """What is wrong with the lines of the log behind the first `before`, which tell of `failures` failures."""
         until = time.monotonic() + PATIENCE
-        while (told := self._logged(before)) < failures and time.monotonic() < until:
+        while (logged := self._logged(before)) < failures and time.monotonic() < until:
             time.sleep(0.05)
         lines = self.log.failures()[before:]
-        if told != failures:
-            yield f"the log tells of {told} failures, the count of {failures}"
+        if logged != failures:
+            yield f"the log has {logged} failures, the count is {failures}"
         if len(lines) > lasted / PAUSE + ENDS:
             yield f"{len(lines)} lines of log in {lasted:.1f} s"
         known = {*SIZES, DIRECTORY}

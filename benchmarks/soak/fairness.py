@@ -49,7 +49,7 @@ def make(root: Path, names: int) -> None:
 
 
 def be_greedy(address: str, listings: int, pages: "Synchronized[int]", ended: Event) -> None:
-    """Has so many listings under way on one connection."""
+    """Keeps this number of listings pending on one connection."""
     with RawClientV2(address, timeout=PATIENCE) as two:
         for _ in range(listings):
             two.ask(LIST, "/many/")
@@ -78,7 +78,7 @@ def timed(times: list[float], ask: Callable[[], object]) -> None:
 
 
 def be_honest(root: Path, address: str, seconds: float) -> tuple[list[float], list[float]]:
-    """Reads and lists for so long. Returns the times of both, sorted."""
+    """Reads and lists for this time. Returns the times of both, sorted."""
     reads: list[float] = []
     lists: list[float] = []
     with RawClientV2(address, timeout=PATIENCE) as two:

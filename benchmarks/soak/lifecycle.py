@@ -45,7 +45,7 @@ PATIENCE, REST = 20.0, 0.5
 IDLE = 0.15
 #: Bytes by which the process may have grown over its first life, whatever the number of lives.
 GROWTH = 48 << 20
-#: Of a run by root: a user for each process, who has no other threads. Below 65534, so that it is there in a container.
+#: Of a run by root: a user for each process, without other threads. Below 65534, so that it is there in a container.
 FIRST_USER, USERS = 60_000, 5_000
 
 
@@ -87,7 +87,7 @@ def uses_processor() -> float:
 
 @contextlib.contextmanager
 def without_descriptors(more: int) -> Iterator[None]:
-    """In the block the process may open so many files."""
+    """In the block the process may open this number of files."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     taken: list[int] = []
     highest = max(int(place.name) for place in Path("/proc/self/fd").iterdir())
@@ -107,7 +107,7 @@ def without_descriptors(more: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def without_threads(more: int) -> Iterator[None]:
-    """In the block the process may start so many threads."""
+    """In the block the process may start this number of threads."""
     before = resource.getrlimit(resource.RLIMIT_NPROC)
     resource.setrlimit(resource.RLIMIT_NPROC, (threads_of_user() + more, before[1]))
     try:

@@ -11,7 +11,7 @@ from objmapper_client import Client, ConnectionFailed, DescriptorLimit, ObjectNo
 CONTENTS = {"/small": b"small", "/large": b"large" * 40_000}
 #: Seconds that a request may take, and that a client may need to end.
 LIMIT = 60.0
-#: One write in so many is a delete.
+#: One write of this number is a delete.
 DELETES = 5
 
 

@@ -44,7 +44,7 @@ MODES_OF_STREAMS: Final = (COPY, SPLICE)
 OBJECTS: Final = 64
 #: Up to what is kept in memory, and beyond what is copied beside its head.
 LENGTHS: Final = (8, 100, 4096, 70_000)
-#: One operation in so many is a write, one write in so many a delete.
+#: One operation of this number is a write; one write of this number is a delete.
 WRITES, DELETES = 6, 8
 #: What a read of nothing brought, and what no version is.
 NOTHING, TORN = -1, -2
@@ -86,7 +86,7 @@ class Client:
         self._generator = random.Random(seed << 8 | number)
 
     def run(self, operations: int, log: Path) -> None:
-        """Does so many operations, and leaves in a file what it did."""
+        """Runs this number of operations, and writes them to a file."""
         done = array("q")
         with RawClientV2(self._addresses["unix"]) as unix, RawClientV2(self._addresses["tcp"]) as tcp:
             for _ in range(operations):

@@ -90,7 +90,7 @@ def from_elsewhere(here: Host, there: Host, root: Path, datagrams: list[bytes], 
 
 
 def pelt(source: socket.socket, address: str, datagrams: list[bytes], count: int) -> float:
-    """Sends so many datagrams, and throws away what comes back. Returns the seconds that it took."""
+    """Sends this number of datagrams, and discards the replies. Returns the seconds that it took."""
     host, _, port = address.removeprefix("udp://").rpartition(":")
     start = time.monotonic()
     with source, tqdm(total=count, unit="datagram", unit_scale=True, leave=False, disable=None) as bar:

@@ -3,7 +3,7 @@
     python -m benchmarks.soak.malformed_frames [--frames 1000000] [--settle 160] [--model MODEL …] [--seed 1]
 
 Random bytes, good requests of both versions that were cut, stretched, repeated, or had bits turned and lengths changed,
-greetings that lie, and descriptors that nobody asked for; each on a connection of its own, over Unix and TCP, since a
+wrong hellos, and unexpected descriptors; each on a connection of its own, over Unix and TCP, since a
 frame that is not understood ends one. Every connection must come to an end within seconds once the client has said
 all. Meanwhile an honest client asks. The server's figures of the last minute take memory for each second and kind of
 request, so it is left to settle first: what it has after that is compared. Ends with 1 where a connection hangs, an
@@ -88,7 +88,7 @@ def spoiled(generator: random.Random) -> bytes:
 def pelt(
     addresses: dict[str, str], frames: list[bytes], count: int, generator: random.Random, name: str
 ) -> Counter[str]:
-    """Sends so many, each on a connection of its own. Returns how many connections ended in which way.
+    """Sends this number of frames, each on a connection of its own. Returns how many connections ended in which way.
 
     Shows its progress where it has a name.
     """
@@ -130,7 +130,7 @@ def ending(connection: socket.socket) -> str:
 
 
 def settle(servers: Iterable[ServerProcess], frames: list[bytes], seconds: float, generator: random.Random) -> None:
-    """Pelts all servers, in turn, for so long."""
+    """Sends malformed frames to all servers, in turn, for this time."""
     began = time.monotonic()
     with tqdm(total=round(seconds), desc="settling", unit="s", leave=False, disable=None) as bar:
         while (passed := time.monotonic() - began) < seconds:

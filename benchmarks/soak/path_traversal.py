@@ -2,7 +2,7 @@
 
     python -m benchmarks.soak.path_traversal [--seconds 60] [--model MODEL …] [--seed 1]
 
-Beside the root lies a directory whose files nobody may see or touch. First come hundreds of URIs that try, for every
+Beside the root lies a directory whose files must stay unread and unchanged. First come hundreds of URIs, for every
 operation of both versions: each must be refused, or lead to an object of the root. Then another process exchanges
 directories and files of the root with links to what lies outside (renameat2(2), RENAME_EXCHANGE) as fast as it can,
 while clients read, put and delete right there, half the time with `follow_symlinks`. What is read must be from inside,
@@ -39,7 +39,7 @@ INSIDE, OUTSIDE, WRITTEN = b"from inside the root", b"SECRET: from outside the r
 CONTENT_LEN = 0x84
 READERS = 4
 
-#: Exchanges pairs of names until it is killed: whoever resolves a path between two of these calls sees either.
+#: Exchanges pairs of names until it is killed: a path lookup between two of these calls sees either.
 EXCHANGER = """
 import ctypes, sys
 libc = ctypes.CDLL(None, use_errno=True)
@@ -225,7 +225,7 @@ class Racer(threading.Thread):
 
 
 def race(place: Place, config: Config, seconds: float, seed: int) -> tuple[Counter[str], list[str]]:
-    """Exchanges names under clients for so long. Returns what they did, and what was wrong."""
+    """Exchanges names under clients for this time. Returns their counts, and what was wrong."""
     root = place.root
     (root / "race" / "sub").mkdir(parents=True, exist_ok=True)
     for name in ("race/object", "race/sub/object", "swapped"):

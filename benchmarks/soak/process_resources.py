@@ -7,7 +7,7 @@ from typing import Self
 
 #: O_CLOEXEC, as fdinfo shows it.
 CLOSE_ON_EXEC = 0o2000000
-#: Standard input, output and error are anybody's.
+#: Standard input, output and error.
 OWN = 3
 #: Seconds that a server has to close what it had for clients that have left.
 PATIENCE = 10
@@ -54,7 +54,7 @@ class ProcessResources:
     def now(self, pid: int) -> Self:
         """What a server has that had this before its clients came, and was left alone by all of them.
 
-        What it had for a client is closed a moment after that client has closed its end: so long it is waited for.
+        Waits for the server to close what it had for clients that have left.
         """
         until = time.monotonic() + PATIENCE
         while (now := self.of(pid)).descriptors > self.descriptors and time.monotonic() < until:

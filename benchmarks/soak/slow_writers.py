@@ -3,8 +3,8 @@
     python -m benchmarks.soak.slow_writers [--clients 5000] [--header-timeout 10] [--model MODEL …]
 
 Each begins a request and never ends it. Meanwhile an honest client asks, on a connection that is kept and on new ones.
-Slow is who has not sent a whole request `header_timeout` after its first byte. Ends with 1 where one of them stayed for
-two seconds more, or an honest request failed.
+A client is slow that has not sent a whole request `header_timeout` after its first byte. Ends with 1 where one of them
+stayed for two seconds more, or an honest request failed.
 """
 
 import argparse
@@ -27,12 +27,12 @@ from tests.support.server_process import ServerProcess
 MODELS = [Concurrency.THREAD_PER_CONNECTION, Concurrency.THREAD_POOL, Concurrency.WORK_STEALING, Concurrency.EPOLL]
 #: Seconds that it may take longer.
 GRACE = 2
-#: What honest clients ask for, and nobody else.
+#: The object that only honest clients request.
 OBJECT, CONTENT = "/honest", b"hello"
 
 
 class WellBehavedClient:
-    """Asks until it is told to stop."""
+    """Sends requests until the block ends."""
 
     def __init__(self, address: str) -> None:
         self.right = 0

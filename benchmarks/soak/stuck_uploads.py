@@ -130,7 +130,7 @@ def withstood(model: Concurrency, given: argparse.Namespace) -> bool:
 
 
 def honest(address: str, seconds: float) -> list[float]:
-    """Puts and reads for so long. Returns how long each pair took, in ms."""
+    """Puts and reads for this time. Returns the time of each pair, in ms."""
     times = []
     until = time.monotonic() + seconds
     with RawClientV2(address, timeout=60) as two:

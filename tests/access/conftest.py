@@ -13,7 +13,7 @@ from tests.support import users
 from tests.support.users import OtherUser
 from tests.wire_v2.conftest import MODELS
 
-#: Alice is named herself, Bob belongs to a group that is, besides his own; nobody has named Mallory.
+#: The rules name Alice's user and one of Bob's groups; they do not name Mallory.
 ALICE, BOB, MALLORY, FRIENDS = 40001, 40002, 40003, 50001
 OBJECTS = ("open/a", "shut/x", "shut/sub/y", "shut/hole/z", "shutter")
 
@@ -73,7 +73,7 @@ def model(request: pytest.FixtureRequest) -> Concurrency:
 
 @contextlib.contextmanager
 def serving(place: Path, model: Concurrency = Concurrency.EPOLL, **settings: object) -> Iterator[Server]:
-    """A server to whose socket everybody has the permissions."""
+    """A server whose socket every user may connect to."""
     given = {"root": place / "root", "unix": place / f"s{next(NUMBERS)}", "unix_mode": 0o666, "admin": None} | settings
     with Server(Config(**given, concurrency_model=model)) as server:  # type: ignore[arg-type]
         yield server

@@ -42,7 +42,7 @@ def server(root: Path, place: Path, model: Concurrency, alice: OtherUser) -> Ite
 
 
 @needs_others
-def test_whoever_is_not_named_is_told_so_and_let_go(server: Server, mallory: OtherUser) -> None:
+def test_an_unlisted_user_gets_an_error_and_is_closed(server: Server, mallory: OtherUser) -> None:
     before = server.statistics().denied_total["user"]
     for ahead in (b"", request(COPY, "/open/a") * 100):
         # The last of it may find the server gone: the word is there all the same.
@@ -76,9 +76,7 @@ def test_users_and_members_of_groups_are_let_in(server: Server, alice: OtherUser
 
 @needs_others
 @pytest.mark.parametrize("uri", ["/shut/x", "shut/x", "/shut/sub/y", "/shut/is-not-there", "/shut"])
-def test_what_is_shut_is_forbidden_in_version_1_whatever_is_there(
-    server: Server, alice: OtherUser, bob: OtherUser, uri: str
-) -> None:
+def test_closed_prefixes_are_forbidden_in_version_1(server: Server, alice: OtherUser, bob: OtherUser, uri: str) -> None:
     with RawClient(bob.connect(unix(server))) as wire:
         for mode in (FDPASS, COPY, SPLICE):
             reply = wire.ask(mode, uri)
@@ -93,7 +91,7 @@ def test_what_is_shut_is_forbidden_in_version_1_whatever_is_there(
 
 @needs_others
 @pytest.mark.parametrize("capabilities", [PLAIN, EXTENDED])
-def test_what_is_shut_is_forbidden_in_version_2(server: Server, bob: OtherUser, capabilities: int) -> None:
+def test_closed_prefixes_are_forbidden_in_version_2(server: Server, bob: OtherUser, capabilities: int) -> None:
     with RawClientV2(bob.connect(unix(server)), capabilities) as two:
         for operation in (FDPASS_TWO, *((STAT, DELETE) if capabilities == EXTENDED else ())):
             assert two.call(operation, "/shut/x").fails(FORBIDDEN)
@@ -101,7 +99,7 @@ def test_what_is_shut_is_forbidden_in_version_2(server: Server, bob: OtherUser, 
 
 
 @needs_others
-def test_nothing_is_written_to_what_is_shut(server: Server, root: Path, bob: OtherUser, alice: OtherUser) -> None:
+def test_closed_prefixes_cannot_be_written(server: Server, root: Path, bob: OtherUser, alice: OtherUser) -> None:
     with RawClientV2(bob.connect(unix(server))) as two, (root / "open" / "a").open("rb") as source:
         assert two.put("/shut/new", b"content" * 100_000).fails(FORBIDDEN)
         assert two.put_descriptor("/shut/new", source.fileno()).fails(FORBIDDEN)
@@ -138,7 +136,7 @@ def test_a_listing_has_what_one_may_use(server: Server, alice: OtherUser, bob: O
 
 
 @needs_others
-def test_where_there_are_no_users_what_is_shut_stays_so(server: Server) -> None:
+def test_closed_prefixes_stay_closed_without_user_ids(server: Server) -> None:
     with RawClient(server.addresses["tcp"]) as wire:
         assert wire.ask(COPY, "/shut/hole/z").status == FORBIDDEN
         assert wire.ask(COPY, "/open/a").read() == b"open/a"
@@ -167,7 +165,7 @@ def test_nor_does_udp_have_users(root: Path, place: Path, model: Concurrency) ->
 
 
 @needs_others
-def test_new_rules_hold_for_whoever_is_connected(root: Path, place: Path, model: Concurrency, alice: OtherUser) -> None:
+def test_new_rules_hold_for_open_connections(root: Path, place: Path, model: Concurrency, alice: OtherUser) -> None:
     file = place / "o.toml"
 
     file.write_text("")
@@ -229,7 +227,7 @@ def test_one_line_tells_of_all_refusals_of_a_second(root: Path, place: Path, cap
             assert wire.ask(COPY, "/shut/a\nb").status == FORBIDDEN
         assert server.statistics().denied_total["prefix"] == 50
         assert eventually(lambda: len(caplog.records) > 0)
-    # What came behind the first line's second is told at the end.
+    # Denials after the first report's second are reported at the end.
     ours = [record for record in caplog.records if record.__dict__["facts"]["pid"] == os.getpid()]
     facts = [record.__dict__["facts"] for record in ours]
     assert len(facts) <= 2
@@ -257,7 +255,7 @@ def test_a_refused_client_that_only_waits_is_not_kept_waiting(root: Path, place:
 
 
 @pytest.mark.skipif(users.why_no_command() != "", reason=users.why_no_command())
-def test_the_command_of_a_user_who_may_not_says_so_in_one_line(root: Path, place: Path) -> None:
+def test_the_command_of_a_denied_user_prints_one_line(root: Path, place: Path) -> None:
     with serving(place, allow_uid=[os.geteuid()]) as server:
         command = [*users.COMMAND, sys.executable, "-m", "objmapper_cli", "get", "/open/a", "--server", unix(server)]
         refused = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd="/")

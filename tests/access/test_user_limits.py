@@ -68,7 +68,7 @@ def test_one_user_has_as_many_unread_descriptors_as_one_may_have(
             first, *others = (answer for _, answer in sorted(two.answers(3).items()))
             assert first.read() == b"open/a"
             assert [answer.status for answer in others] == [UNAVAILABLE] * 2
-            # What needs no descriptor goes on, and so does everybody else.
+            # Requests without descriptors go on, and so do other users' requests.
             assert two.call(STAT, "/open/a").status == OK
             with RawClient(bob.connect(unix(server))) as other:
                 assert [other.ask(FDPASS, "/open/a").read() for _ in range(10)] == [b"open/a"] * 10
@@ -79,7 +79,7 @@ def test_one_user_has_as_many_unread_descriptors_as_one_may_have(
         assert eventually(lambda: server.statistics().descriptors_in_flight == 0)
 
 
-def test_the_cap_is_for_those_who_do_not_read(root: Path, place: Path, model: Concurrency) -> None:
+def test_the_limit_holds_for_clients_that_do_not_read(root: Path, place: Path, model: Concurrency) -> None:
     with serving(place, model, max_descriptors_per_uid=20) as server, RawClient(unix(server)) as wire:
         wire.send(request(FDPASS, "/open/a") * 10)
         for _ in range(500):
@@ -149,7 +149,7 @@ def put_descriptor(two: RawClientV2, uri: str, source: Path) -> int:
 
 
 @needs_others
-def test_whoever_reads_what_it_gets_is_not_held_up_by_the_cap(
+def test_a_client_that_reads_is_not_slowed_by_the_limit(
     root: Path, place: Path, model: Concurrency, alice: OtherUser
 ) -> None:
     with serving(place, model, max_descriptors_per_uid=4) as server:
@@ -169,7 +169,7 @@ def read_one(client: RawClient | RawClientV2) -> bool:
     return reply.status != UNAVAILABLE and reply.read() == b"open/a"
 
 
-def test_a_cap_on_descriptors_that_comes_later_counts_what_is_out_already(root: Path, place: Path) -> None:
+def test_a_later_descriptor_limit_counts_open_descriptors(root: Path, place: Path) -> None:
     file = place / "later.toml"
     file.write_text("")
     flags = {"root": root, "unix": place / "later", "admin": "none"}

@@ -81,7 +81,7 @@ def test_what_udp_needs(objmapper: Run, root: Path) -> None:
     assert "not loopback" in found["udp address"]["finding"]
 
 
-def test_trust_in_networks_whose_addresses_anybody_forges_is_a_problem(
+def test_trust_in_networks_with_forgeable_addresses_is_a_problem(
     objmapper: Run, root: Path, environment: dict[str, str]
 ) -> None:
     environment["OBJMAPPER_UDP_TRUSTED"] = "10.0.0.0/8"
@@ -136,7 +136,7 @@ def test_few_descriptors(objmapper: Run, well: list[object]) -> None:
     assert found["cure"].startswith("raise it to 1376 ")
 
 
-def test_what_is_advised_is_enough(root: Path, tmp_path: Path) -> None:
+def test_the_advice_is_sufficient(root: Path, tmp_path: Path) -> None:
     """The cure's own number gives a server as many connections as were asked for, and no descriptor too many."""
     program = (
         "import resource, sys; n = int(sys.argv[1]); resource.setrlimit(resource.RLIMIT_NOFILE, (n, n))\n"
@@ -155,7 +155,7 @@ def test_what_is_advised_is_enough(root: Path, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(users.why_no_command() != "", reason=users.why_no_command())
 def test_a_crippled_environment(environment: dict[str, str]) -> None:
-    """OtherUser who is not root, with 64 descriptors, a foreign directory for the socket and a stale socket in it."""
+    """Another user, not root, with 64 descriptors, a foreign directory for the socket and a stale socket in it."""
     with tempfile.TemporaryDirectory() as folder:
         home, foreign, root = Path(folder), Path(folder, "foreign"), Path(folder, "root")
         home.chmod(0o755)

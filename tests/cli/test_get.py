@@ -197,7 +197,7 @@ def test_descriptors_are_not_to_be_had_over_tcp(server: Server, objmapper: Run) 
 @pytest.mark.parametrize(
     "arguments", [[], ["/a", "--offset", "-1"], ["/a", "--length", "x"], ["/a", "--jobs", "0"], ["/a", "--x"]]
 )
-def test_wrong_usage_is_told_apart(server: Server, objmapper: Run, arguments: list[str]) -> None:
+def test_wrong_usage_has_its_own_exit_code(server: Server, objmapper: Run, arguments: list[str]) -> None:
     got = objmapper("get", *arguments)
     assert (got.returncode, got.stdout) == (2, b"")
     assert "`objmapper get -h`" in one_line(got.stderr)
@@ -233,7 +233,7 @@ HALF = b"\0" + (1000).to_bytes(8, "big") + b"ten bytes!"
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
 )
-def test_whoever_interrupts_it_finds_no_rest(
+def test_an_interrupted_download_leaves_no_partial_file(
     started: Callable[..., subprocess.Popen[bytes]],
     tmp_path: Path,
     number: signal.Signals,
@@ -253,7 +253,7 @@ def test_whoever_interrupts_it_finds_no_rest(
     assert [path.name for path in tmp_path.rglob("*")] == left
 
 
-def test_who_is_interrupted_between_two_pieces_does_not_wait_for_the_rest() -> None:
+def test_an_interrupt_between_two_pieces_does_not_wait_for_the_rest() -> None:
     with fixed_reply_server(HALF, hold=True) as address, Client(address, timeout=20) as client:
         start = time.monotonic()
         with pytest.raises(KeyboardInterrupt), Download(client, "/a") as fetch:
@@ -275,7 +275,7 @@ def test_a_terminal_sees_how_much_of_what_takes_long_is_done(
     assert b"%|" in seen_while_reading(command, environment, until=b"/long", piece=1 << 20)
 
 
-def test_whoever_is_no_terminal_sees_none(server: Server, objmapper: Run, root: Path) -> None:
+def test_only_a_terminal_gets_a_progress_bar(server: Server, objmapper: Run, root: Path) -> None:
     assert objmapper("get", "/big").stderr == b""
 
 
@@ -294,7 +294,7 @@ def test_not_even_a_kill_leaves_anything(started: Callable[..., subprocess.Popen
 @pytest.mark.parametrize(
     ("arguments", "file"), [(["/a", "-o", "out"], "out"), (["-r", "/tree/", "-o", "new"], "new/b")], ids=["one", "many"]
 )
-def test_what_is_synced_is_on_the_disk_before_it_has_its_name(
+def test_a_synced_file_is_on_disk_before_its_rename(
     server: Server, environment: dict[str, str], root: Path, tmp_path: Path, arguments: list[str], file: str
 ) -> None:
     (root / "tree").mkdir()

@@ -213,7 +213,7 @@ def test_a_listing_comes_as_it_is_made(
     assert process.wait(30) == -13
 
 
-def test_a_terminal_is_not_told_what_to_do(server: Server, root: Path, environment: dict[str, str]) -> None:
+def test_no_control_characters_reach_a_terminal(server: Server, root: Path, environment: dict[str, str]) -> None:
     (root / "\033[31mred").touch()
     terminal, theirs = os.openpty()
     termios.tcsetwinsize(theirs, (24, 200))
@@ -223,7 +223,7 @@ def test_a_terminal_is_not_told_what_to_do(server: Server, root: Path, environme
         assert os.read(terminal, 1000) == b"/\\x1b[31mred\r\n"
 
 
-def test_what_is_said_of_an_object(server: Server, objmapper: Run, root: Path) -> None:
+def test_the_metadata_of_an_object(server: Server, objmapper: Run, root: Path) -> None:
     os.utime(root / "a", (0, 0))
     got = objmapper("stat", "/a", "/missing", "/big", "--json")
     assert got.returncode == 3

@@ -69,7 +69,7 @@ def test_a_fifo_and_a_device_are_written_to(server: Server, objmapper: Run, tmp_
         (["put", "", "/new"], 2, 'FILE is ""'),
     ],
 )
-def test_what_is_no_place_for_a_file_is_one_clear_error(
+def test_an_unusable_path_is_one_clear_error(
     server: Server, objmapper: Run, tmp_path: Path, arguments: list[str], code: int, says: str
 ) -> None:
     got = objmapper(*arguments)

@@ -36,7 +36,7 @@ def content(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_json_says_what_is_in_place(server: Server, objmapper: Run, tree: Path, tmp_path: Path) -> None:
+def test_json_reports_each_file(server: Server, objmapper: Run, tree: Path, tmp_path: Path) -> None:
     for fetched in (True, False):
         got = objmapper("get", "-r", "/tree/", "-o", "out", "--json")
         assert (got.returncode, got.stderr) == (0, b"")
@@ -80,14 +80,14 @@ def test_a_prefix_is_text(server: Server, objmapper: Run, tree: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-def test_what_is_there_already_is_not_fetched_again(
+def test_files_that_are_up_to_date_are_skipped(
     server: Server, objmapper: Run, tree: Path, tmp_path: Path, transport: str
 ) -> None:
     command = ["get", "-r", "/tree/", "-o", "out", "--server", server.addresses[transport]]
     assert objmapper(*command).returncode == 0
     out = tmp_path / "out"
     before = {path: path.stat().st_ino for path in out.rglob("*.bin")}
-    (out / "0/3.bin").write_bytes(b"an interrupted run leaves none like this, but somebody may")
+    (out / "0/3.bin").write_bytes(b"of another size, as another program may leave it")
     (out / "1/1.bin").unlink()
     os.utime(out / "2/2.bin", (1, 1))
     os.utime(tree / "0/0.bin", (2, 2))
@@ -111,7 +111,7 @@ def test_what_is_there_already_is_not_fetched_again(
         (["/a", "/b", "-o", "out", "--server", "unix:/nowhere"], 4, "unix:/nowhere"),
     ],
 )
-def test_what_is_wrong_with_all_of_it_is_one_line(
+def test_an_error_of_the_whole_run_is_one_line(
     server: Server, objmapper: Run, tree: Path, arguments: list[str], code: int, says: str
 ) -> None:
     got = objmapper("get", *arguments)
@@ -204,7 +204,7 @@ def test_a_time_that_no_file_has_spoils_no_other_object(
     with fake_server_v2(tmp_path, script) as server:
         got = objmapper("get", "-r", "/t/", "-o", "out", "--mode", mode, "--server", server.address)
         listed = objmapper("ls", "-l", "/t/", "--server", server.address)
-        told = objmapper("stat", "/t/far", "--server", server.address)
+        stat = objmapper("stat", "/t/far", "--server", server.address)
     fetched = content(tmp_path / "out")
     assert {name: fetched.pop(name) for name in ("before", "later")} == {"before": b"12345", "later": b"12345"}
     assert b"Traceback" not in got.stderr
@@ -218,4 +218,4 @@ def test_a_time_that_no_file_has_spoils_no_other_object(
         assert fetched == {}
     assert list((tmp_path / "out").rglob("*.part")) == []
     assert (listed.returncode, listed.stderr, len(listed.stdout.splitlines())) == (0, b"", 3)
-    assert (told.returncode, told.stderr) == (0, b"")
+    assert (stat.returncode, stat.stderr) == (0, b"")

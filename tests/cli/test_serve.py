@@ -49,7 +49,7 @@ def wait_until_draining(admin: str) -> None:
             assert time.monotonic() < deadline
 
 
-def test_what_is_under_way_is_finished(serve: Serve, root: Path) -> None:
+def test_requests_in_progress_are_finished(serve: Serve, root: Path) -> None:
     served = serve(root, "--unix", "socket", "--admin", "127.0.0.1:0")
     with RawClient(served.address("unix")) as wire:
         wire.send(request(COPY, "/big"))

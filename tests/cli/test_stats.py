@@ -187,7 +187,7 @@ def test_a_history_counts_what_grew_and_begins_again_with_the_server(server: Ser
     assert set(history.columns) == {"total", "unix", "tcp"}
 
 
-def test_nobody_there(objmapper: Run, tmp_path: Path) -> None:
+def test_no_server(objmapper: Run, tmp_path: Path) -> None:
     for address in ("http://127.0.0.1:1", f"unix:{tmp_path}/none", "no.such.host.invalid:80"):
         got = objmapper("stats", "--admin", address)
         assert (got.returncode, got.stdout) == (4, b"")
@@ -202,7 +202,7 @@ def test_no_address(objmapper: Run, address: str) -> None:
     assert address in one_line(got.stderr)
 
 
-def test_somebody_else_there(objmapper: Run, server: Server) -> None:
+def test_another_service_answers(objmapper: Run, server: Server) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = f"127.0.0.1:{listener.getsockname()[1]}"
         # The data plane is no admin endpoint either; what answers there is not HTTP.

@@ -51,7 +51,7 @@ def test_a_full_output_is_said(server: Server, objmapper: Run, arguments: list[s
 
 
 @pytest.mark.parametrize("arguments", [["get", "/missing"], ["stat", "/missing"], ["rm", "/missing"]], ids=" ".join)
-def test_the_exit_code_stays_where_nobody_takes_the_words(
+def test_the_exit_code_stays_when_stderr_is_closed(
     server: Server, objmapper: Run, environment: dict[str, str], arguments: list[str]
 ) -> None:
     expected = objmapper(*arguments).returncode

@@ -36,7 +36,7 @@ def test_an_address_is_understood(text: str, address: object, canonical: str) ->
     ["", "unix:", "tcp://", "tcp://:1", "tcp://h:x", "tcp://h:65536", "tcp://h:-1", "tcp://::1", "tcp://[::1",
      "http://h", "host:99", "unix:/" + "n" * 107, "tcp://h/x"],
 )  # fmt: skip
-def test_what_is_no_address_is_refused_in_one_line(text: str) -> None:
+def test_an_invalid_address_is_refused_in_one_line(text: str) -> None:
     with pytest.raises(AddressError) as caught:
         parse(text)
     assert "\n" not in str(caught.value)
@@ -57,7 +57,7 @@ def test_the_default_is_the_environments_server_or_the_users_socket(monkeypatch:
     assert default_address() == UnixAddress("/run/objmapper/objmapper.sock")
 
 
-def test_a_directory_of_somebody_else_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_directory_of_another_user_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OBJMAPPER_SERVER", raising=False)
     monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
     user = 54321

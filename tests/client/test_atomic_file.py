@@ -70,7 +70,7 @@ def saved(source: Path, target: Path) -> int:
 
 
 @pytest.mark.parametrize("before", [None, b"old"])
-def test_it_is_there_when_it_is_whole(kernel: str, source: Path, folder: Path, before: bytes | None) -> None:
+def test_a_file_appears_when_it_is_complete(kernel: str, source: Path, folder: Path, before: bytes | None) -> None:
     target = folder / "target"
     if before is not None:
         target.write_bytes(before)
@@ -139,7 +139,7 @@ def test_a_bare_name_is_in_the_working_directory(kernel: str, folder: Path, monk
     assert (folder / "target").read_bytes() == b"whole"
 
 
-def test_those_who_must_leave_know_the_names(kernel: str, folder: Path) -> None:
+def test_closed_connections_know_the_names(kernel: str, folder: Path) -> None:
     under_way: set[str] = set()
     with atomic_file(folder / "target", under_way=under_way):
         assert [Path(name).parent for name in under_way] == [folder]

@@ -1,4 +1,4 @@
-"""A shared connection when somebody wants no answer any more, or gets none: time is up, a task is cancelled, a signal
+"""A shared connection when a caller gives up, or gets no reply: time is up, a task is cancelled, a signal
 comes, the server dies. Nothing is left behind, and the others get theirs."""
 
 import asyncio
@@ -113,7 +113,7 @@ def test_a_slow_answer_on_a_living_connection_costs_no_connection(tmp_path: Path
 
 
 def kill_after(count: int) -> Callable[[Peer], None]:
-    """The first connection ends after so many answers, with requests under way; later ones are as they should be."""
+    """The first connection ends after this number of replies, with requests pending; later ones work."""
 
     def script(peer: Peer) -> None:
         if peer.number:
@@ -126,7 +126,7 @@ def kill_after(count: int) -> Callable[[Peer], None]:
     return script
 
 
-def test_a_server_that_dies_midway_costs_nobody_an_answer(tmp_path: Path) -> None:
+def test_every_request_ends_when_the_server_dies(tmp_path: Path) -> None:
     with fake_server_v2(tmp_path, kill_after(20)) as server, Client(server.address, mode="copy") as client:
         with ThreadPoolExecutor(8) as threads:
             uris = [f"/{n}" for n in range(100)]

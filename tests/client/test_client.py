@@ -139,7 +139,7 @@ def test_descriptors_do_not_pass_over_tcp(server: Server) -> None:
         client.read("/small")
 
 
-def test_nobody_there_is_a_failed_connection(tmp_path: Path) -> None:
+def test_a_missing_server_is_a_failed_connection(tmp_path: Path) -> None:
     with pytest.raises(ConnectionFailed, match="not reached"):
         Client(tmp_path / "none").read("/x")
     with pytest.raises(ConnectionFailed, match="unknown host"):

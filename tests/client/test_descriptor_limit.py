@@ -31,7 +31,7 @@ def lower():
     used = len(os.listdir("/proc/self/fd")) - 1
     resource.setrlimit(resource.RLIMIT_NOFILE, (used + room, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 
-def told(results):
+def outcomes(results):
     said = [
         type(found).__name__ if isinstance(found, Exception) else found.read().decode() for found in results
     ]
@@ -42,15 +42,15 @@ def told(results):
 
 def in_thread():
     with Client(address, timeout=60) as client:
-        told(client.open_many(few))
+        outcomes(client.open_many(few))
         lower()
-        return told(client.open_many(uris)), told(client.open_many(few))
+        return outcomes(client.open_many(uris)), outcomes(client.open_many(few))
 
 async def in_task():
     async with AsyncClient(address, timeout=60) as client:
-        told(await client.open_many(few))
+        outcomes(await client.open_many(few))
         lower()
-        return told(await client.open_many(uris)), told(await client.open_many(few))
+        return outcomes(await client.open_many(uris)), outcomes(await client.open_many(few))
 
 print(json.dumps(in_thread() if kind == "thread" else asyncio.run(in_task())))
 """

@@ -143,7 +143,7 @@ def test_find_is_one_listing(system: ObjmapperFileSystem, tree: Path) -> None:
     assert system.du("/b") == 8
 
 
-def test_what_is_said_of_an_object(system: ObjmapperFileSystem, tree: Path) -> None:
+def test_the_metadata_of_an_object(system: ObjmapperFileSystem, tree: Path) -> None:
     at = (tree / "a").stat()
     info = system.info("/a")
     assert (info["name"], info["size"], info["type"], info["mtime"]) == ("/a", 1, "file", int(at.st_mtime))
@@ -197,7 +197,7 @@ def test_over_a_unix_socket_a_file_is_a_file(unix: ObjmapperFileSystem, root: Pa
         assert text.fileno() > 2
 
 
-def test_what_is_written_is_there_when_the_file_is_closed(system: ObjmapperFileSystem, root: Path) -> None:
+def test_a_write_is_stored_when_the_file_is_closed(system: ObjmapperFileSystem, root: Path) -> None:
     with system.open("/new/dir/w", "wb") as file:
         file.write(b"hello")
         file.seek(1)
@@ -278,7 +278,7 @@ def test_an_object_that_changes_is_not_read_as_a_mixture(server: Server, root: P
             file.read(100)
 
 
-def test_wrong_use_says_what_is_wrong(system: ObjmapperFileSystem, tree: Path) -> None:
+def test_wrong_use_has_a_clear_error(system: ObjmapperFileSystem, tree: Path) -> None:
     for directory in ("/b", "/"):
         with pytest.raises(IsADirectoryError):
             system.open(directory)

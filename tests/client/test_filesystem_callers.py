@@ -102,7 +102,7 @@ def test_a_directory_does_not_go_into_itself(system: ObjmapperFileSystem, tree: 
             assert stored(system) == tree
 
 
-def test_nothing_is_moved_onto_what_is_to_be_moved(system: ObjmapperFileSystem, tree: dict[str, bytes]) -> None:
+def test_no_move_overwrites_another_source(system: ObjmapperFileSystem, tree: dict[str, bytes]) -> None:
     for verb in (system.mv, system.copy):
         with pytest.raises(OSError, match="goes there"):
             verb(["/e", "/f"], ["/f", "/g"])
@@ -172,7 +172,7 @@ def test_a_block_that_an_exception_leaves_stores_nothing(
         system.rm("/o.gz")
 
 
-def test_what_is_closed_while_an_older_exception_is_handled_is_stored(by_default: None, root: Path) -> None:
+def test_a_close_while_an_older_exception_is_handled_stores(by_default: None, root: Path) -> None:
     def fails() -> None:
         raise KeyError("first")
 
@@ -422,7 +422,7 @@ def test_options_reach_the_client(server: Server) -> None:
             ObjmapperFileSystem(server.addresses["unix"], **wrong)
 
 
-def test_urls_name_hosts_or_say_what_is_wrong() -> None:
+def test_urls_name_hosts_or_are_refused_with_a_reason() -> None:
     for url, server, path in [
         ("objmapper://[fe80:0:0:0:0:0:0:1]:7000", "tcp://[fe80:0:0:0:0:0:0:1]:7000", "/"),
         ("objmapper://[0:0:0:0:0:0:0:1]:7000/a/b", "tcp://[0:0:0:0:0:0:0:1]:7000", "/a/b"),

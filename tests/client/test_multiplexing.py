@@ -1,4 +1,4 @@
-"""One connection for many threads, or many tasks: nobody waits for somebody else's answer."""
+"""One connection for many threads, or many tasks: no request waits for the reply of another."""
 
 import asyncio
 import os
@@ -50,7 +50,7 @@ def test_tasks_share_one_connection(tmp_path: Path) -> None:
 
 
 def backwards(count: int) -> Callable[[Peer], None]:
-    """Answers always so many requests at once, the last one first."""
+    """Answers requests in groups of this size, the last one first."""
 
     def script(peer: Peer) -> None:
         while True:
@@ -154,12 +154,12 @@ def held_back(count: int, is_read: threading.Event, go: threading.Event) -> Call
 
 
 def has_queued(client: Client | AsyncClient, count: int) -> bool:
-    """Whether so many requests are under way, and some of them wait for room in the socket of the shared connection."""
+    """Whether this number of requests is pending, and some of them wait for room in the shared connection's socket."""
     shared = None if client._pool is None else client._pool.shared
     return shared is not None and len(shared.pending) == count and bool(shared.outgoing)
 
 
-def test_what_is_queued_is_sent_while_the_reader_sleeps(tmp_path: Path) -> None:
+def test_queued_frames_are_sent_while_the_reader_sleeps(tmp_path: Path) -> None:
     """The reader waits for an answer that comes last; what the others could not send goes out as soon as it can."""
     count = 200
     uris = [f"/{number:05}{'n' * 3900}" for number in range(count)]

@@ -1,4 +1,4 @@
-"""Connections beside the shared one: a large content has one of its own, and there are only so many."""
+"""Connections beside the shared one: a large content has one of its own, and their number is limited."""
 
 import asyncio
 import contextlib
@@ -52,7 +52,7 @@ def test_a_large_content_has_a_connection_of_its_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("most", [1, 2])
-def test_who_wants_a_place_waits_for_it(tmp_path: Path, most: int) -> None:
+def test_a_request_waits_for_a_free_connection(tmp_path: Path, most: int) -> None:
     with (
         fake_server_v2(tmp_path, large_ones) as server,
         Client(server.address, mode="copy", max_connections=most, timeout=0.8) as client,

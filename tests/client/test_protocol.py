@@ -116,7 +116,7 @@ uris = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])
 
 
 @given(st.lists(st.tuples(st.sampled_from(Mode), uris), max_size=8), st.integers(1, 50))
-def test_what_is_encoded_is_decoded(requests: list[tuple[Mode, str]], step: int) -> None:
+def test_decoding_inverts_encoding(requests: list[tuple[Mode, str]], step: int) -> None:
     data = b"".join(encode_request(mode, uri) for mode, uri in requests)
     pieces = [data[at : at + step] for at in range(0, len(data), step)]
     expected = [f"request {chr(mode.value)} {uri.encode().hex()}" for mode, uri in requests]

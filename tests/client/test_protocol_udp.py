@@ -23,7 +23,7 @@ from tests.support.vectors import load, unhex
 
 VECTORS = load("udp.txt")
 NAMES = [row[0] for row in VECTORS]
-#: Those that somebody encodes: no noise, nothing that is refused, no padding.
+#: Those that an encoder makes: no noise, no refused values, no padding.
 GOOD = [
     row
     for row in VECTORS
@@ -72,7 +72,7 @@ def test_a_datagram_is_what_the_vectors_say(name: str, side: str, raw: str, outc
 
 
 @pytest.mark.parametrize(("name", "side", "raw", "outcome"), GOOD, ids=[row[0] for row in GOOD])
-def test_what_is_encoded_is_what_the_vectors_say(name: str, side: str, raw: str, outcome: str) -> None:
+def test_encoding_matches_the_vectors(name: str, side: str, raw: str, outcome: str) -> None:
     kind, _, uri_hex = side.partition(" ")
     datagram, uri = unhex(raw), unhex(uri_hex).decode()
     match decode_request(datagram) if kind == "question" else decode_reply(datagram, checksum_of_uri(uri)):

@@ -178,7 +178,7 @@ def requests(draw: st.DrawFn) -> Request:
 
 
 @given(st.lists(requests(), max_size=8), st.integers(1, 50))
-def test_what_is_encoded_is_decoded(sent: list[Request], step: int) -> None:
+def test_decoding_inverts_encoding(sent: list[Request], step: int) -> None:
     data, expected = b"", []
     for request in sent:
         data += encode_request(
@@ -244,7 +244,7 @@ def test_an_id_that_the_wire_cannot_carry_is_the_callers_fault(request_id: int) 
         encode_request(request_id, Operation.COPY, "/a")
 
 
-def test_nothing_follows_what_is_fatal() -> None:
+def test_nothing_follows_a_fatal_error() -> None:
     decoder = RequestDecoder(extended=True)
     decoder.feed(b"\x7f")
     assert decoder.next() == Fatal(Status.PROTOCOL_ERROR)

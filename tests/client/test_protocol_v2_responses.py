@@ -134,7 +134,7 @@ metadata = st.builds(
     st.booleans(),
     st.integers(1, 50),
 )
-def test_what_is_encoded_is_decoded(
+def test_decoding_inverts_encoding(
     sent: list[tuple[Operation, Status, Metadata, bytes]], extended: bool, step: int
 ) -> None:
     data, expected, asked = b"", [], {}

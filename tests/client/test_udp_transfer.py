@@ -243,7 +243,7 @@ def test_what_comes_twice_late_or_unasked_changes_nothing() -> None:
     assert bytes(room) == CONTENT[:FAR_CHUNK] + bytes(len(CONTENT) - FAR_CHUNK)
 
 
-def test_another_version_is_told() -> None:
+def test_another_version_is_reported() -> None:
     clock = Clock()
     clock.answer(clock.asked[0], version=1)
     with pytest.raises(ObjectChanged):

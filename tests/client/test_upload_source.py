@@ -237,7 +237,7 @@ def test_what_a_program_prints_is_put(call: Caller, address: str, root: Path) ->
         call(address, ("put", "/y", zeros, {"length": 100}))
 
 
-def test_what_is_put_from_a_file_is_what_another_client_reads(address: str, tmp_path: Path) -> None:
+def test_another_client_reads_a_put_from_a_file(address: str, tmp_path: Path) -> None:
     (tmp_path / "source").write_bytes(LARGE)
     with Client(address) as client:
         client.put("/x", tmp_path / "source")

@@ -138,10 +138,10 @@ def test_progress_tells_the_bytes_so_far(call: Caller, address: str, tmp_path: P
     path = tmp_path / "source"
     path.write_bytes(LARGE)
     for source in (LARGE, path, iter([LARGE[:1000], LARGE[1000:]]), b"small"):
-        told: list[int] = []
-        stored = call(address, ("put", "/x", source, {"progress": told.append}))[0]
-        assert told == sorted(told)
-        assert told[-1] == stored.size
+        reported: list[int] = []
+        stored = call(address, ("put", "/x", source, {"progress": reported.append}))[0]
+        assert reported == sorted(reported)
+        assert reported[-1] == stored.size
 
 
 def test_a_condition_that_does_not_hold_is_a_conflict(call: Caller, address: str, root: Path) -> None:
@@ -216,7 +216,7 @@ def test_a_server_that_is_read_only_says_so(call: Caller, root: Path, tmp_path: 
 
 
 def test_a_refusal_ends_a_large_put_before_all_was_sent(call: Caller, tmp_path: Path) -> None:
-    told: list[int] = []
+    reported: list[int] = []
 
     def script(peer: Peer) -> None:
         request = peer.request()
@@ -224,8 +224,8 @@ def test_a_refusal_ends_a_large_put_before_all_was_sent(call: Caller, tmp_path: 
         peer.wait_for_end()
 
     with fake_server_v2(tmp_path, script) as server, pytest.raises(Conflict, match="word"):
-        call(server.address, ("put", "/x", bytes(100 << 20), {"progress": told.append}))
-    assert len(told) < 100
+        call(server.address, ("put", "/x", bytes(100 << 20), {"progress": reported.append}))
+    assert len(reported) < 100
 
 
 def test_a_put_is_not_repeated_where_it_may_have_been_executed(call: Caller, tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_a_server_serves_on_sockets_that_it_was_given(
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_who_comes_between_two_servers_is_served_by_the_second(
+def test_clients_during_a_restart_are_served_by_the_new_server(
     root: Path, tmp_path: Path, unix: socket.socket, tcp: socket.socket, model: Concurrency
 ) -> None:
     config, given = Config(root=root, concurrency_model=model), {"unix": unix, "tcp": tcp}
@@ -200,7 +200,7 @@ def test_a_reload_leaves_them_alone(root: Path, tmp_path: Path, tcp: socket.sock
         assert str(server.reload()) == "changed: idle_timeout"
 
 
-def test_only_what_is_meant_for_this_process_is_taken() -> None:
+def test_only_sockets_for_this_process_are_taken() -> None:
     for theirs in ({}, {"LISTEN_PID": "1", "LISTEN_FDS": "5"}, {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "x"}):
         environment = {"PATH": "/", **theirs}
         assert handed_over(environment) is NO_SOCKETS
@@ -223,7 +223,7 @@ def test_a_descriptor_that_is_no_socket_is_named(root: Path, tmp_path: Path, pla
     )
 
 
-def test_a_socket_is_told_by_its_kind(unix: socket.socket, tcp: socket.socket, udp: socket.socket) -> None:
+def test_a_socket_is_recognized_by_its_kind(unix: socket.socket, tcp: socket.socket, udp: socket.socket) -> None:
     assert (kind_of(unix), kind_of(tcp), kind_of(udp)) == ("unix", "tcp", "udp")
 
 
@@ -237,7 +237,7 @@ def test_a_socket_is_told_by_its_kind(unix: socket.socket, tcp: socket.socket, u
         (socket.AF_NETLINK, socket.SOCK_RAW, "does not listen for connections"),
     ],
 )
-def test_what_is_no_transport_is_named(family: socket.AddressFamily, kind: socket.SocketKind, says: str) -> None:
+def test_an_unknown_transport_is_named(family: socket.AddressFamily, kind: socket.SocketKind, says: str) -> None:
     with socket.socket(family, kind) as wrong, pytest.raises(OSError, match=says):
         kind_of(wrong)
 
@@ -305,7 +305,7 @@ def serve(root: Path, *flags: object) -> list[object]:
     return [sys.executable, "-m", "objmapper_cli", "serve", root, *flags]
 
 
-def test_the_manager_is_told_what_the_server_does(
+def test_the_service_manager_is_notified_of_each_state(
     root: Path,
     tmp_path: Path,
     manager: Manager,
@@ -332,11 +332,11 @@ def test_the_manager_is_told_what_the_server_does(
 def test_a_manager_that_is_gone_stops_nothing(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     Notifier({"NOTIFY_SOCKET": str(tmp_path / "none")}).ready("serving")
     assert caplog.messages == ["the service manager was not told READY=1: No such file or directory"]
-    Notifier({}).ready("nobody asked")
+    Notifier({}).ready("without a socket")
     assert len(caplog.messages) == 1
 
 
-def test_an_abstract_manager_is_told_and_a_watchdog_for_others_is_not_ours() -> None:
+def test_an_abstract_socket_is_notified_and_a_foreign_watchdog_ignored() -> None:
     name = f"objmapper-notify-{os.getpid()}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
         listener.bind(f"\0{name}")

@@ -266,7 +266,7 @@ def test_an_overview_has_the_documents_that_are_shown_together(server: Server) -
 
 
 @pytest.mark.skipif(users.why_no_command() != "", reason=users.why_no_command())
-def test_who_else_gets_at_the_unix_socket_needs_the_token() -> None:
+def test_other_users_of_the_unix_socket_need_the_token() -> None:
     ask = f"""
 import socket
 for header in ("", "Authorization: Bearer {TOKEN}"):
@@ -282,14 +282,14 @@ for header in ("", "Authorization: Bearer {TOKEN}"):
         with Server(config):
             Path(folder).chmod(0o755)
             path.chmod(0o666)
-            told = subprocess.run(
+            run = subprocess.run(
                 [*users.COMMAND, sys.executable, "-c", ask.replace("PATH", str(path))],
                 capture_output=True,
                 text=True,
                 timeout=30,
                 check=True,
             )
-    assert told.stdout.split("\n") == ["HTTP/1.1 401", "HTTP/1.1 200", ""]
+    assert run.stdout.split("\n") == ["HTTP/1.1 401", "HTTP/1.1 200", ""]
 
 
 def test_a_write_over_the_unix_socket_is_its_owners(tmp_path: Path) -> None:

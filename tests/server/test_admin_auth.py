@@ -87,7 +87,7 @@ def test_a_link_may_lead_to_a_page_and_a_frame_may_not(server: Server) -> None:
             assert client.post(path, headers=link).status_code == 403
 
 
-def test_no_read_changes_what_is_recorded(server: Server) -> None:
+def test_reads_change_no_record(server: Server) -> None:
     with client_of(server) as admin, Client(server.addresses["unix"]) as client:
         paths = admin.get("/openapi.json").json()["paths"]
         for path in [path for path, methods in paths.items() if "get" in methods]:
@@ -131,7 +131,7 @@ def test_a_host_that_is_none_is_refused(server: Server, host: str) -> None:
 
 @given(host=st.text(max_size=30), bound=st.sampled_from([None, "", "127.0.0.1", "0.0.0.0", "::", "box"]))
 @settings(deadline=None)
-def test_any_host_is_told_without_a_failure(host: str, bound: str | None) -> None:
+def test_any_host_is_reported_without_a_failure(host: str, bound: str | None) -> None:
     if "@" in host or "/" in host or " " in host or not host:
         assert not is_local(host, bound)
     else:

@@ -29,7 +29,7 @@ def test_without_connections_there_is_no_thread_for_each() -> None:
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize("model", Concurrency)
-def test_what_is_chosen_is_concrete(model: Concurrency, transport: Transport) -> None:
+def test_the_chosen_model_is_concrete(model: Concurrency, transport: Transport) -> None:
     if (model, transport) == (Concurrency.THREAD_PER_CONNECTION, "udp"):
         pytest.skip("refused")
     chosen = choose(model, transport)

@@ -63,7 +63,7 @@ def shown(browser: "Browser", server: Server, path: str = "/", **look: Any) -> "
 
 @contextmanager
 def load(server: Server) -> Iterator[None]:
-    """OtherUser asks for objects all the time."""
+    """A client requests objects all the time."""
     ended = threading.Event()
 
     def ask() -> None:
@@ -126,7 +126,7 @@ def test_it_shows_what_happens(server: Server, browser: "Browser") -> None:
         assert page.title().endswith("objmapper")
 
 
-def test_datagrams_are_told_by_kind_where_there_are_any(server: Server, root: Path, browser: "Browser") -> None:
+def test_datagrams_are_listed_by_kind(server: Server, root: Path, browser: "Browser") -> None:
     with shown(browser, server) as page:
         until(page, "() => document.getElementById('state').textContent === 'ready'")
         assert not page.get_by_text("Datagrams since start").is_visible()
@@ -225,7 +225,7 @@ def test_escape_leaves_everything_as_it_was(server: Server, browser: "Browser") 
         assert choice.input_value() == "thread-pool"
 
 
-def test_a_switch_by_somebody_else_is_seen(server: Server, browser: "Browser") -> None:
+def test_a_switch_by_another_process_is_seen(server: Server, browser: "Browser") -> None:
     with shown(browser, server) as page:
         until(page, "() => history.length > 1")
         server.set_concurrency(unix=Concurrency.THREAD_POOL)
@@ -233,7 +233,7 @@ def test_a_switch_by_somebody_else_is_seen(server: Server, browser: "Browser") -
         until(page, "() => document.querySelector('[aria-label=\"Model of unix\"]').value === 'thread-pool'")
 
 
-def test_draining_and_being_gone_are_told(server: Server, browser: "Browser") -> None:
+def test_draining_and_stopped_servers_are_reported(server: Server, browser: "Browser") -> None:
     with shown(browser, server) as page:
         until(page, "() => document.getElementById('state').textContent === 'ready'")
         server.drain(timeout=10)

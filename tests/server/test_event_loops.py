@@ -33,7 +33,7 @@ def test_connections_that_come_at_once_are_shared(root: Path, tmp_path: Path) ->
         assert eventually(lambda: len(set(sessions(server.pid))) == 1)
         before = sessions(server.pid)
         assert len(before) == 2
-        # They wait in the backlog: whoever wakes first finds them all.
+        # They wait in the backlog: the loop that wakes first accepts all of them.
         with server.stopped():
             wires = [RawClient(server.addresses["unix"]) for _ in range(60)]
         for wire in wires:

@@ -48,7 +48,7 @@ def config(root: Path, model: Concurrency, **changes: object) -> Config:
 
 @contextmanager
 def descriptors_for(more: int) -> Iterator[None]:
-    """In the block this process may open so many files more."""
+    """In the block this process may open this number of further files."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     taken = []
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 1 + more, before[1]))

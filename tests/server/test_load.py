@@ -48,7 +48,7 @@ def serving(answer: Callable[[socket.socket], None]) -> Iterator[str]:
 
 
 def fixed_reply_server(connection: socket.socket, most: int) -> None:
-    """Answers so many requests in order."""
+    """Answers this number of requests in order."""
     came = sent = 0
     while sent < most and (chunk := connection.recv(1 << 16)):
         came += len(chunk)
@@ -79,7 +79,7 @@ def breaking_after(most: int) -> Callable[[socket.socket], None]:
     return answer
 
 
-def test_what_is_due_and_not_answered_is_lost_with_the_time_that_it_waited() -> None:
+def test_unanswered_due_requests_count_as_lost_with_their_wait() -> None:
     with serving(silent_after(200)) as address:
         result = run_load(LoadPlan(address=address, dialect="copy", uris=("/a",), rate=1000, duration=1))
     assert (result.requests, result.lost, result.errors) == (200, 800, 0)
@@ -97,7 +97,7 @@ def test_what_a_broken_connection_owed_and_what_was_due_later_is_lost() -> None:
 
 
 @pytest.mark.parametrize("pipeline", [1, 16])
-def test_in_a_closed_loop_what_is_under_way_is_lost(pipeline: int) -> None:
+def test_a_closed_loop_loses_requests_in_progress(pipeline: int) -> None:
     with serving(silent_after(5 * pipeline)) as address:
         plan = LoadPlan(address=address, dialect="copy", uris=("/a",), clients=2, pipeline=pipeline, duration=0.5)
         result = run_load(plan)
@@ -198,7 +198,7 @@ def plan_of(address: str, **changes: object) -> _engine.Load:
     return _engine.Load(_native(LoadPlan(address=address, dialect="copy", uris=("/a",), **changes)))  # type: ignore[arg-type]
 
 
-def test_a_load_is_stopped_while_somebody_waits_for_its_end() -> None:
+def test_a_load_can_be_stopped_while_a_thread_waits_for_its_end() -> None:
     with serving(silent_after(10)) as address:
         load = plan_of(address, duration=600)
         waiting = threading.Thread(target=load.finish)

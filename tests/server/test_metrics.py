@@ -89,7 +89,7 @@ def test_the_p99_of_the_buckets_is_that_of_the_statistics_within_a_bucket(used: 
     assert below * 0.98 <= p99 <= reached[0] * 1.02
 
 
-def test_waiting_in_a_queue_is_told_where_there_is_one(used: Server) -> None:
+def test_queue_wait_is_reported_by_models_with_a_queue(used: Server) -> None:
     assert "objmapper_queue_wait_seconds_count" not in text_of(used)
     from objmapper_server import Concurrency
 
@@ -118,7 +118,7 @@ def test_gauges_and_counters_are_those_of_the_statistics(used: Server) -> None:
     assert samples["process_open_fds", frozenset()] > 0
 
 
-def test_who_asks_for_openmetrics_gets_it(used: Server) -> None:
+def test_openmetrics_on_request(used: Server) -> None:
     text = text_of(used, "application/openmetrics-text; version=1.0.0")
     assert text.endswith("# EOF\n")
     types = {family.name: family.type for family in parse_openmetrics(text)}  # type: ignore[no-untyped-call]  # theirs

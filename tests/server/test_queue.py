@@ -18,7 +18,9 @@ CROWD = 50
 
 @pytest.mark.parametrize("model", POOLS)
 @pytest.mark.parametrize("message", [request(COPY, "/a"), hello()], ids=["1", "2"])
-def test_who_sends_bit_by_bit_takes_none(root: Path, tmp_path: Path, model: Concurrency, message: bytes) -> None:
+def test_a_client_that_sends_byte_by_byte_occupies_no_thread(
+    root: Path, tmp_path: Path, model: Concurrency, message: bytes
+) -> None:
     flags = ("--concurrency-model", model, "--max-queue-depth", "1")
     with ServerProcess(root, tmp_path / "socket", *flags) as server, ExitStack() as stack:
         honest, *crowd = (stack.enter_context(RawClient(server.addresses["unix"])) for _ in range(CROWD + 1))
@@ -37,7 +39,7 @@ def test_who_sends_bit_by_bit_takes_none(root: Path, tmp_path: Path, model: Conc
 
 
 @pytest.mark.parametrize("model", POOLS)
-def test_nor_does_who_is_told_that_its_time_is_over(root: Path, tmp_path: Path, model: Concurrency) -> None:
+def test_nor_does_a_client_that_times_out(root: Path, tmp_path: Path, model: Concurrency) -> None:
     flags = ("--concurrency-model", model, "--max-queue-depth", "1", "--header-timeout", "0.2")
     with ServerProcess(root, tmp_path / "socket", *flags) as server, ExitStack() as stack:
         honest, *crowd = (stack.enter_context(RawClient(server.addresses["unix"])) for _ in range(CROWD + 1))

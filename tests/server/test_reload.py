@@ -74,7 +74,7 @@ def test_a_slow_request_is_timed_by_the_new_limit(server: Server, file: Path) ->
         assert slow.take(1) == b"\x13"
 
 
-def test_the_cap_on_connections_changes_and_drops_nobody(server: Server, file: Path) -> None:
+def test_a_changed_connection_limit_drops_no_connection(server: Server, file: Path) -> None:
     with RawClient(server.addresses["unix"]) as first, RawClient(server.addresses["unix"]) as second:
         assert first.ask(COPY, "/a").status == second.ask(COPY, "/a").status == OK
         write(file, max_connections=1)

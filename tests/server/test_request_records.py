@@ -23,7 +23,7 @@ def wait_for(condition: object, seconds: float = 10.0) -> None:
         time.sleep(0.01)
 
 
-def test_the_slowest_requests_say_who_asked_what_and_where_the_time_went(server: Server) -> None:
+def test_the_slowest_requests_name_client_request_and_phases(server: Server) -> None:
     with Client(server.addresses["unix"]) as client:
         for _ in range(50):
             client.read("/a", mode="copy")
@@ -94,7 +94,7 @@ def test_a_datagram_has_an_address_that_it_came_from(root: Path) -> None:
     assert slow.peer == request.peer
 
 
-def test_requests_are_recorded_while_somebody_watches(server: Server) -> None:
+def test_requests_are_recorded_while_a_trace_runs(server: Server) -> None:
     with Client(server.addresses["tcp"]) as client:
         client.read("/a")
         assert server.recorded_requests().requests == ()
@@ -140,14 +140,14 @@ def test_trace_follows_slow_requests(server: Server) -> None:
         Client(server.addresses["unix"]) as client,
     ):
 
-        def ask_until_it_is_told() -> bool:
+        def ask_until_the_trace_ends() -> bool:
             client.read("/a", mode="copy")
             return trace.poll() is not None
 
-        wait_for(ask_until_it_is_told, 30)
+        wait_for(ask_until_the_trace_ends, 30)
         assert trace.stdout is not None
-        told = json.loads(trace.stdout.readline())
-    assert (told["uri"], told["mode"], trace.returncode) == ("/a", "copy", 0)
+        record = json.loads(trace.stdout.readline())
+    assert (record["uri"], record["mode"], trace.returncode) == ("/a", "copy", 0)
 
 
 def test_a_time_that_is_none_is_named() -> None:

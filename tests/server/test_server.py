@@ -91,7 +91,7 @@ def test_the_default_sockets_directory_is_made_private(root: Path, tmp_path: Pat
         assert stat.S_IMODE((tmp_path / "objmapper").stat().st_mode) == 0o700
 
 
-def test_a_directory_that_somebody_else_could_use_is_refused(tmp_path: Path) -> None:
+def test_a_directory_that_other_users_can_use_is_refused(tmp_path: Path) -> None:
     shared = tmp_path / "shared"
     shared.mkdir()
     shared.chmod(0o777)
@@ -103,7 +103,7 @@ def test_a_directory_that_somebody_else_could_use_is_refused(tmp_path: Path) -> 
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
-def test_a_directory_of_somebody_else_is_refused(tmp_path: Path) -> None:
+def test_a_directory_of_another_user_is_refused(tmp_path: Path) -> None:
     theirs = tmp_path / "theirs"
     theirs.mkdir(mode=0o700)
     os.chown(theirs, 12345, 12345)
@@ -117,7 +117,7 @@ def test_limits_that_the_machine_cannot_give_are_fitted_and_noted(root: Path, tm
         assert server.statistics().max_connections < 1_000_000
 
 
-def test_a_drain_finishes_and_then_nobody_is_let_in(server: Server) -> None:
+def test_a_drain_finishes_and_then_refuses_connections(server: Server) -> None:
     with RawClient(server.addresses["unix"]) as wire:
         assert wire.ask(COPY, "/a").status == OK
         assert not server.statistics().draining
@@ -167,7 +167,7 @@ def test_it_ends_with_the_block_that_failed(config: Config, tmp_path: Path) -> N
     assert not (tmp_path / "socket").exists()
 
 
-def test_who_may_connect_is_a_setting(root: Path, tmp_path: Path) -> None:
+def test_access_to_the_socket_is_a_setting(root: Path, tmp_path: Path) -> None:
     for mode in (0o600, 0o666):
         with Server(Config(root=root, unix=tmp_path / "socket", unix_mode=mode)):
             assert (tmp_path / "socket").stat().st_mode & 0o777 == mode

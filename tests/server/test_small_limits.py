@@ -1,4 +1,4 @@
-"""A small RLIMIT_NOFILE: the server says what fits, or does not start; it is never ready and refuses everybody."""
+"""A small RLIMIT_NOFILE: the server reports what fits, or does not start; a ready server accepts connections."""
 
 import resource
 import subprocess

@@ -152,7 +152,7 @@ def test_memory_and_disk_are_shared_by_the_transports(snapshot: "_engine.Snapsho
     assert statistics.disk_io_pending == statistics.transports["unix"].disk_io_pending == 2
 
 
-def test_a_cache_that_nobody_asked_has_no_hits(snapshot: "_engine.Snapshot") -> None:
+def test_an_unused_cache_has_no_hits(snapshot: "_engine.Snapshot") -> None:
     snapshot["cache_hits_total"] = snapshot["cache_misses_total"] = 0
     assert Statistics.from_snapshot(snapshot).cache_hit_rate == 0
 

@@ -299,7 +299,7 @@ class CrashRun:
         return sum(writer.writes for writer in self.writers)
 
     def kill(self) -> None:
-        """Starts the server, has everybody write, kills it at a moment of chance, and looks."""
+        """Starts the server and the writers, kills the server at a random moment, and checks the root."""
         pid = self.scene.start()
         self.leftover_files += leftover_files(self.scene.root)
         self.writers = [writer.again(self.scene.address) for writer in self.writers]

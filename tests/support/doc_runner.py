@@ -1,7 +1,7 @@
 """A page of the documentation that is run: its blocks, in order, against the server that it starts.
 
 Blocks marked sh and python are run; one marked text is what the block before it prints. Of those marked console only
-the line that serves is run. Path and port of the page are replaced by ones that nobody else uses.
+the line that serves is run. The runner replaces path and port of the page by unused ones.
 """
 
 import os

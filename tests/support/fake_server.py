@@ -10,7 +10,7 @@ from contextlib import contextmanager
 def fixed_reply_server(answer: bytes, *, hold: bool) -> Iterator[str]:
     """Yield the address of a server that gives `answer` to each request; then it holds the connection, or closes it.
 
-    Requests are told apart as they come, one after the other; those of these tests fit one packet.
+    Each receive is one request: those of these tests fit one packet.
     """
     with socket.create_server(("127.0.0.1", 0)) as listener:
         connections: list[socket.socket] = []

@@ -15,7 +15,7 @@ _ROOM = 4 << 20
 
 
 class Relay:
-    """Takes datagrams at `address`, whoever sends them, and hands them on, either way, as the weather has it."""
+    """Receives datagrams at `address` and forwards them in both directions, with the faults."""
 
     def __init__(self, server: str, sky: FaultSequence) -> None:
         host, _, port = server.removeprefix("udp://").rpartition(":")
@@ -103,7 +103,7 @@ def _arrived(source: socket.socket) -> Iterator[tuple[bytes, tuple[str, int]]]:
         except BlockingIOError:
             return
         except ConnectionError:
-            continue  # nobody was there for an earlier one
+            continue  # the receiver of an earlier one was closed
 
 
 @contextmanager

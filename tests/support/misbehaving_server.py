@@ -23,7 +23,7 @@ Script = Callable[[socket.socket], None]
 
 @contextmanager
 def misbehaving_server(directory: Path, *scripts: Script, before: "PeerScript | None" = None) -> Iterator[str]:
-    """Serves so many connections of version 1 as there are scripts, one after the other, each with its own.
+    """Serves one connection of version 1 for each script, in order.
 
     A further one fails the test. `before` these there may be one connection of version 2.
     """
@@ -96,7 +96,7 @@ def hang_up(data: bytes = b"") -> Script:
 
 
 def passes(data: bytes, count: int, path: str = "/dev/null") -> Script:
-    """Sends the bytes with so many descriptors of `path`."""
+    """Sends the bytes with `count` descriptors of `path`."""
 
     def script(connection: socket.socket) -> None:
         send_with(connection, data, count, path)
@@ -106,7 +106,7 @@ def passes(data: bytes, count: int, path: str = "/dev/null") -> Script:
 
 
 def send_with(connection: socket.socket, data: bytes, count: int, path: str) -> None:
-    """Sends the bytes with so many descriptors of `path`."""
+    """Sends the bytes with `count` descriptors of `path`."""
     descriptors = [os.open(path, os.O_RDONLY) for _ in range(count)]
     try:
         socket.send_fds(connection, [data], descriptors)
@@ -215,7 +215,7 @@ class Peer:
         wait_for_end(self.connection)
 
     def hang_up(self) -> None:
-        """Closes the connection, whoever reads from it."""
+        """Closes the connection, also while another thread reads from it."""
         with contextlib.suppress(OSError):
             self.connection.shutdown(socket.SHUT_RDWR)
 
@@ -332,7 +332,7 @@ __all__ = [
 
 
 class Held:
-    """A script that answers all but what is called /slow, and that only when it is told."""
+    """A script that answers at once, and requests of /slow after `go`."""
 
     def __init__(self) -> None:
         self.slow: list[Request] = []

@@ -142,7 +142,7 @@ class RandomServer:
                 peer.send(b"\0" + len(content).to_bytes(8) + content)
 
     def _send(self, peer: Peer, data: bytes, uri: str, count: int) -> None:
-        """Sends the bytes, with so many descriptors of the object."""
+        """Sends the bytes, with `count` descriptors of the object."""
         descriptors = [os.open(self._directory / uri[1:], os.O_RDONLY) for _ in range(count)]
         try:
             sent = socket.send_fds(peer.connection, [data], descriptors) if count else 0

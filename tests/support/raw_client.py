@@ -39,7 +39,7 @@ class RawClient:
     """A connection on which bytes and descriptors are read exactly."""
 
     def __init__(self, address: str | socket.socket, timeout: float = 10.0) -> None:
-        """Connects; or takes a connection that somebody has made."""
+        """Connects, or takes a connected socket."""
         self.kept = b""
         self.descriptors: list[int] = []
         if isinstance(address, socket.socket):
@@ -77,7 +77,7 @@ class RawClient:
         self.socket.sendall(b"".join(pieces))
 
     def take(self, length: int) -> bytes:
-        """Exactly so many bytes; EOFError where the server closed before."""
+        """Exactly this number of bytes; EOFError where the server closes earlier."""
         while len(self.kept) < length:
             chunk, ancillary, flags, _ = self.socket.recvmsg(
                 max(1, min(length - len(self.kept), 1 << 20)), socket.CMSG_SPACE(253 * 4), socket.MSG_CMSG_CLOEXEC

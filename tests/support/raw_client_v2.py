@@ -196,7 +196,7 @@ class RawClientV2(RawClient):
         return found
 
     def answers(self, count: int) -> dict[int, Answer]:
-        """So many responses, by id, in the order in which they came."""
+        """The next responses, by id, in the order in which they arrive."""
         return {answer.id: answer for answer in (self.answer() for _ in range(count))}
 
     def is_closed(self) -> bool:

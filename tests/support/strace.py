@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 ENTRY = re.compile(r"^(?:(\d+) +)?(\w+)\(", re.MULTILINE)
 UNFINISHED = " <unfinished ...>"
-#: The first 15 bytes of their names are all that the kernel keeps. The clock's thread serves nobody.
+#: The first 15 bytes of their names are all that the kernel keeps. The clock's thread serves no client.
 CLOCK = "objmapper-clock"
 
 
@@ -99,7 +99,7 @@ def come_back(log: str) -> Iterator[str]:
 
 
 def await_death(pid: int, seconds: float) -> bool:
-    """Whether the process has ended within so many seconds."""
+    """Whether the process ends within `seconds`."""
     try:
         descriptor = os.pidfd_open(pid)
     except ProcessLookupError:

@@ -69,7 +69,7 @@ class Far:
         return counts
 
     def settled(self, received: int) -> Datagrams:
-        """The counts once so many datagrams have been received and answered."""
+        """The counts once this number of datagrams has been received and answered."""
         deadline = time.monotonic() + 20
         while True:
             counts = self.datagrams
@@ -106,7 +106,7 @@ def received(source: socket.socket, seconds: float = 0.3) -> list[bytes]:
         return datagrams
 
 
-def test_who_has_shown_no_cookie_is_sent_less_than_it_asked_with(far: Far) -> None:
+def test_a_reply_without_a_cookie_is_smaller_than_its_request(far: Far) -> None:
     with far.socket() as source:
         for number in range(1000):
             source.send(asking(random.randbytes(random.choice([0, 16])), number=number))
@@ -144,7 +144,7 @@ def test_no_junk_is_answered_with_more_than_it_was(far: Far) -> None:
     assert counts.data_sent_total == counts.reply_sent_total == counts.error_sent_total == 0
 
 
-def test_who_shows_its_cookie_gets_the_object(far: Far) -> None:
+def test_a_client_with_a_cookie_gets_the_object(far: Far) -> None:
     with far.socket() as source:
         source.send(asking())
         (retry,) = received(source)
@@ -282,7 +282,7 @@ def test_answers_that_wait_for_the_disk_count_towards_the_rate(hosts: tuple[Host
         server.stop()
 
 
-def test_a_port_that_nobody_serves_is_silent_or_refused(hosts: tuple[Host, Host]) -> None:
+def test_a_port_without_a_server_times_out_or_refuses(hosts: tuple[Host, Host]) -> None:
     here, there = hosts
     with Client(f"udp://{here.address}:9", timeout=1) as client, pytest.raises((ConnectionError, RequestTimeout)):
         there.run(client.read, "/a")

@@ -126,7 +126,7 @@ def test_a_stream_left_early_costs_nothing(address: str) -> None:
         assert client.read("/small")
 
 
-def test_what_is_said_of_an_object_is_what_other_transports_say(root: Path) -> None:
+def test_metadata_match_those_of_other_transports(root: Path) -> None:
     with (
         Server(Config(root=root, udp="127.0.0.1:0", tcp="127.0.0.1:0")) as server,
         Client(server.addresses["udp"]) as client,

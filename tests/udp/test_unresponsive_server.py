@@ -9,10 +9,10 @@ import pytest
 from objmapper_client import Client, ConnectionFailed, RequestTimeout
 from objmapper_client._udp import connection, path_state
 from objmapper_server import Config, Server
-from tests.support.fake_udp_server import fake_udp_server
-from tests.support.lossy_relay import lossy_relay
-from tests.support.network_faults import FAIR
+from tests.lossy_relay import lossy_relay
 from tests.udp.conftest import Read
+from tests.support.fake_udp_server import fake_udp_server
+from tests.weather import FAIR
 
 
 def test_nobody_there_is_said_at_once(read: Read) -> None:
@@ -52,3 +52,38 @@ def test_silence_ends_in_a_timeout(read: Read) -> None:
 
 
 def test_five_silences_end_it_before_the_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "_LOOPBACK_TIMEOUT", 0.05)
+    with fake_udp_server(lambda _: []) as address, Client(address, timeout=60) as client:
+        start = time.monotonic()
+        with pytest.raises(RequestTimeout, match="after 5 tries"):
+            client.read("/a")
+        # Each twice as long as the one before.
+        assert 31 * 0.05 < time.monotonic() - start < 15
+
+
+def test_a_server_that_dies_midway_is_an_error_in_bounded_time(root: Path) -> None:
+    start = time.monotonic()
+    with Server(Config(root=root, udp="127.0.0.1:0")) as server, Client(server.addresses["udp"]) as client:
+        chunks = client.stream("/huge")
+        next(chunks)
+        server.stop()
+        with pytest.raises((ConnectionFailed, RequestTimeout)):
+            list(chunks)
+    assert time.monotonic() - start < 20
+
+
+def test_a_server_that_falls_silent_midway_is_an_error_in_bounded_time(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(path_state, "_MIN_IDLE_TIMEOUT", 0.05)
+    with lossy_relay(address, FAIR, 0) as relay, Client(relay.address, timeout=60) as client:
+        weather = relay._sky.fate
+
+        def until_the_thirtieth(datagram: bytes) -> list[tuple[float, bytes]]:
+            return weather(datagram) if relay.datagrams_from_server < 30 else []
+
+        relay._sky.fate = until_the_thirtieth  # type: ignore[method-assign]
+        start = time.monotonic()
+        with pytest.raises(RequestTimeout, match="after 5 tries"):
+            client.read("/huge")
+        assert 31 * 0.05 < time.monotonic() - start < 15

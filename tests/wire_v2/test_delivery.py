@@ -147,7 +147,7 @@ def seen(answer: Answer) -> tuple[int | None, int | None, str | None]:
     return (answer.metadata.size, answer.metadata.mtime, answer.metadata.etag)
 
 
-def test_metadata_are_the_same_however_one_asks(server: Server, root: Path) -> None:
+def test_metadata_are_the_same_in_every_operation(server: Server, root: Path) -> None:
     path = root / "changing"
     path.write_bytes(b"1234567")
     os.utime(path, (1, 1_234_567_890))
@@ -172,7 +172,7 @@ def test_metadata_are_the_same_however_one_asks(server: Server, root: Path) -> N
     path.unlink()
 
 
-def test_a_stat_of_what_is_no_object_has_the_status_that_getting_it_has(two: RawClientV2) -> None:
+def test_stat_and_get_of_a_non_object_have_the_same_status(two: RawClientV2) -> None:
     for uri, status in [
         ("/missing", NOT_FOUND),
         ("/a/below", NOT_FOUND),
@@ -221,7 +221,7 @@ def test_a_part_of_an_object(two: RawClientV2, root: Path, operation: Operation,
         assert answer.metadata.size == size
 
 
-def test_a_part_of_what_is_kept_in_memory(two: RawClientV2, root: Path) -> None:
+def test_a_range_of_a_cached_object(two: RawClientV2, root: Path) -> None:
     os.utime(root / "small", (1, 1))
     content = (root / "small").read_bytes()
     for _ in range(3):

@@ -54,7 +54,7 @@ def mixed(places: list[Path]) -> list[Path]:
 
 
 @pytest.mark.parametrize("split", [0, 1, 4], ids=["greeting and put in one", "greeting in pieces", "greeting first"])
-def test_what_is_passed_before_the_greeting_is_answered_is_stored(
+def test_a_descriptor_passed_before_the_hello_ack_is_stored(
     unix: str, files: list[int], places: list[Path], split: int
 ) -> None:
     with Early(unix) as two:
@@ -73,7 +73,7 @@ def test_what_is_passed_before_the_greeting_is_answered_is_stored(
     assert mixed(places) == []
 
 
-def test_what_is_passed_beside_a_content_is_the_next_puts(unix: str, files: list[int], places: list[Path]) -> None:
+def test_a_descriptor_beside_content_belongs_to_the_next_put(unix: str, files: list[int], places: list[Path]) -> None:
     with RawClientV2(unix) as two:
         put = two.encode(PUT, "/early-C", content_len=len(b"content of C") * 3)
         one, other = (two.encode(PUT_DESCRIPTOR, f"/{path.name}") for path in places[:2])

@@ -88,7 +88,7 @@ def test_another_version_is_refused_in_the_form_of_version_1(address: str, versi
 @pytest.mark.parametrize(
     "junk", [b"OBJ?\2\0\3\0\x10", b"O" * 70_000, b"OBJM"[:3] + b"\0", b"OPTIONS / HTTP/1.1\r\n\r\n"]
 )
-def test_what_is_no_hello_is_refused_in_the_form_of_version_1(address: str, junk: bytes) -> None:
+def test_a_malformed_hello_gets_a_version_1_error(address: str, junk: bytes) -> None:
     with RawClient(address) as wire:
         wire.send(junk)
         assert wire.reply(MODE_COPY).status == PROTOCOL_ERROR

@@ -1,4 +1,4 @@
-"""Clients of version 2 that are greedy, slow or wrong: it costs them their connection, and nobody else anything."""
+"""Clients of version 2 that are greedy, slow or wrong lose their connection; other clients are not affected."""
 
 import itertools
 import shutil
@@ -60,7 +60,7 @@ def strict(model: Concurrency, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 @pytest.mark.parametrize(("kind", "count"), [("extended", 100), ("mixed", 100), ("puts-that-begin", 350)])
-def test_many_who_take_and_never_give_back_starve_nobody(model: Concurrency, kind: str, count: int) -> None:
+def test_clients_that_exhaust_descriptors_starve_no_other_client(model: Concurrency, kind: str, count: int) -> None:
     """As a user who is not root, under RLIMIT_NOFILE 1024: see `tests/support/fd_exhaustion.py`."""
     directory = Path(tempfile.mkdtemp(prefix="objmapper-hoarders-"))
     try:
@@ -84,7 +84,7 @@ def hoard(address: str, operation: Operation) -> RawClientV2:
     return two
 
 
-def test_who_does_not_read_is_left_in_the_end(strict: Server) -> None:
+def test_a_client_that_does_not_read_is_closed_at_last(strict: Server) -> None:
     before = descriptors_of()
     address = strict.addresses["unix"]
     greedy = [hoard(address, operation) for operation in (FDPASS, COPY, SPLICE, STAT, LIST)]
@@ -221,7 +221,7 @@ def test_garbage_after_a_hello_is_answered_once_and_closed(two: RawClientV2, jun
     assert two.is_closed()
 
 
-def test_whoever_is_far_beyond_what_was_agreed_gets_what_was_agreed(address: str) -> None:
+def test_a_client_far_beyond_the_pipeline_gets_the_agreed_number(address: str) -> None:
     with RawClientV2(address, max_pipeline=4) as two:
         two.send(b"".join(two.encode(COPY, "/a") for _ in range(500)))
         two.expect(0)

@@ -31,7 +31,7 @@ class Talk:
         self.answered = 0
 
     def run(self, stop: threading.Event) -> int:
-        """Talks until it is told to stop, and then takes every answer that is missing. Returns how many there were."""
+        """Sends requests until `stop`, then reads the missing replies. Returns their number."""
         with RawClientV2(self.address) as two:
             expected: dict[int, tuple[Operation, str]] = {}
             while expected or not stop.is_set():
@@ -72,7 +72,7 @@ def test_the_model_changes_while_requests_are_under_way(tmp_path: Path) -> None:
     root.mkdir()
     for name, content in CONTENTS.items():
         (root / name).write_bytes(content)
-    # A thread for each connection in the pools, too: nobody is refused for want of time.
+    # A thread for each connection in the pools, too: no connection times out in the queue.
     config = Config(root=root, unix=tmp_path / "s", tcp="127.0.0.1:0", admin=None, writable=True, pool_size=8)
     stop = threading.Event()
     generator = random.Random(6)
@@ -84,7 +84,7 @@ def test_the_model_changes_while_requests_are_under_way(tmp_path: Path) -> None:
             for _ in range(SWITCHES):
                 choice: dict[str, Concurrency] = {name: generator.choice(MODELS) for name in ("unix", "tcp")}
                 server.set_concurrency(**choice)
-                # Often enough before everybody has moved.
+                # Often before all connections have moved.
                 wanted = seen + generator.choice([0, 20, 200])
                 assert eventually(lambda wanted=wanted: server.statistics().total.requests_total >= wanted)  # type: ignore[misc]
                 seen = server.statistics().total.requests_total

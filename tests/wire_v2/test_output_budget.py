@@ -29,7 +29,7 @@ from tests.support.raw_client_v2 import (
 from tests.support.users import OtherUser, why_no_users
 
 PER_CONNECTION, TOTAL, LEAST = 256 << 10, 1 << 20, 16 << 10
-#: A connection may have an eighth of what is free: so many have all of it, down to the `LEAST` of each.
+#: A connection may have an eighth of what is free: this number of them has all of it, down to the `LEAST` of each.
 HOARDERS = 64
 NAMES = 3000
 #: Long names, so that no more requests come in one piece than a client may have under way.
@@ -171,7 +171,7 @@ def check_bounds(server: Server, wire: RawClient, address: str, message: bytes) 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("transport", ["unix", "tcp"])
-def test_the_server_reads_no_more_of_who_does_not_read(settled: Server, transport: str, kind: str) -> None:
+def test_the_server_stops_reading_from_a_client_that_does_not_read(settled: Server, transport: str, kind: str) -> None:
     address = settled.addresses[transport]
     with RawClientV2(address, timeout=60) as two:
         check_bounds(settled, two, address, KINDS[kind](two))

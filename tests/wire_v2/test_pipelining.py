@@ -73,7 +73,7 @@ def slow_storage(served: ServerProcess, *, writes: bool = True) -> ThreadFreezer
 
 
 def unasked() -> str:
-    """A URI whose look-up has to wait for the storage, because nobody has asked for it before."""
+    """A URI whose look-up waits for the storage: no request has named it before."""
     return f"/never-asked-for-{os.getpid()}-{next(UNASKED)}"
 
 
@@ -290,7 +290,7 @@ def test_the_window_slides(address: str) -> None:
         assert all(answer.status == OK for answer in two.answers(16).values())
 
 
-def test_what_is_under_way_counts_against_the_window(served: ServerProcess, address: str) -> None:
+def test_requests_in_flight_count_against_the_window(served: ServerProcess, address: str) -> None:
     with RawClientV2(address, max_pipeline=4) as two, slow_storage(served) as storage:
         slow = [two.ask(LIST, "/many/") for _ in range(3)]
         for _ in range(10):

@@ -25,7 +25,7 @@ def serving(tmp_path: Path, model: str, *flags: str) -> Iterator[ServerProcess]:
 
 
 def drip(two: RawClientV2, length: int, pause: float) -> tuple[int, float]:
-    """Announces so many bytes, and sends one at a time until it is answered. Returns the status and the time."""
+    """Announces this size, and sends a byte at a time until the reply comes. Returns the status and the time."""
     began = time.monotonic()
     two.send(two.encode(PUT, "/dripping", content_len=length))
     two.socket.settimeout(pause)

@@ -100,7 +100,7 @@ def test_a_memory_file_of_a_pebibyte_holds_up_nothing_and_takes_no_room(server: 
     try:
         with RawClientV2(server.addresses["unix"]) as two:
             answer = two.put_descriptor("/huge", pebibyte)
-            # It is one hole. Where a file may be so long, it is an object without a block.
+            # It is one hole: where the file system allows this size, the object has no block.
             assert answer.status == OK or answer.fails(STORAGE_ERROR)
             assert (stored.stat().st_blocks if stored.exists() else 0) == 0
             assert two.call(COPY, "/7").read() == b"7"
@@ -146,7 +146,7 @@ def test_a_sparse_file_is_charged_what_it_has_of_its_disk(tmp_path: Path) -> Non
 
 @pytest.mark.skipif(file_systems.why_not() != "", reason=file_systems.why_not() or "file systems can be mounted")
 def test_data_that_comes_into_holes_meanwhile_is_stored_or_refused_and_leaves_nothing(tmp_path: Path) -> None:
-    """A writer fills the holes of what is being copied, which its file system had not told of; the disk has 64 MiB."""
+    """A writer fills unreported holes of the source during the copy; the disk has 64 MiB."""
     with file_systems.tmpfs() as root, ServerProcess(root, tmp_path / "o.sock", "--writable") as server:
         for _ in range(4):
             source = sparse(1 << 30, {number << 23: b"data" for number in range(100)})

@@ -47,7 +47,7 @@ def descriptors() -> int:
 
 
 @pytest.mark.parametrize("transport", ["unix", "tcp"])
-def test_what_is_announced_is_in_the_statistics_until_its_client_leaves(short: Server, transport: str) -> None:
+def test_announced_bytes_are_in_the_statistics_until_the_client_leaves(short: Server, transport: str) -> None:
     address = short.addresses[transport]
     with RawClientV2(address) as two:
         two.call(STAT, "/huge")

@@ -1,4 +1,4 @@
-"""Put by content and by descriptor, delete, list: what is acknowledged is there, for everybody, and nothing else is."""
+"""Put by content and by descriptor, delete, list: all clients see acknowledged writes, and no others."""
 
 import os
 import random
@@ -64,9 +64,7 @@ def content(request: pytest.FixtureRequest) -> bytes:
     return random.Random(3).randbytes(SIZES[request.param])
 
 
-def test_what_was_put_is_there_whichever_way_one_asks(
-    two: RawClientV2, server: Server, target: Path, content: bytes
-) -> None:
+def test_every_operation_sees_a_put(two: RawClientV2, server: Server, target: Path, content: bytes) -> None:
     answer = two.put("/target", content)
     assert answer.status == OK
     assert answer.content_len == 0
@@ -76,7 +74,7 @@ def test_what_was_put_is_there_whichever_way_one_asks(
     with RawClientV2(server.addresses["unix"]) as other:
         for operation in (STAT, FDPASS, COPY, SPLICE, COPY):
             found = other.call(operation, "/target")
-            # With a content the time is told in seconds alone.
+            # A reply with content carries the time in whole seconds.
             exact = answer.metadata.nanoseconds if operation is STAT else None
             assert found.metadata == answer.metadata._replace(nanoseconds=exact)
             assert operation is STAT or found.read() == content
@@ -107,7 +105,7 @@ def test_puts_and_gets_in_one_packet(two: RawClientV2, root: Path) -> None:
         (root / name).unlink()
 
 
-def test_a_put_replaces_and_who_holds_the_old_object_keeps_it(two: RawClientV2, unix: str, target: Path) -> None:
+def test_a_put_replaces_and_open_descriptors_keep_the_old_object(two: RawClientV2, unix: str, target: Path) -> None:
     target.write_bytes(b"old" * 1000)
     target.chmod(0o640)
     with RawClientV2(unix) as reader:
@@ -307,7 +305,7 @@ def test_a_put_by_descriptor_that_is_refused_takes_its_descriptor_with_it(unix: 
             assert eventually(lambda before=before: descriptors_of() <= before)  # type: ignore[misc]
 
 
-def test_what_is_no_regular_file_open_for_reading_cannot_be_put(unix: str, root: Path, tmp_path: Path) -> None:
+def test_only_regular_readable_files_can_be_put(unix: str, root: Path, tmp_path: Path) -> None:
     read_end, write_end = os.pipe()
     wrong = [
         read_end,
@@ -482,7 +480,7 @@ def test_operations_are_counted_by_name(root: Path, model: Concurrency, tmp_path
         with RawClient(server.addresses["unix"]) as wire:
             wire.ask(COPY_ONE, "/a")
         counts = {"fdpass": 3, "copy": 4, "splice": 3, "stat": 4, "list": 4, "put": 3, "put-descriptor": 3, "delete": 2}
-        # What cannot be told what it was counts as what is asked for most.
+        # A request of unknown kind counts as the most frequent kind.
         counts["fdpass"] += 1
         assert eventually(lambda: server.statistics().total.requests_total == sum(counts.values()))
         statistics = server.statistics()
