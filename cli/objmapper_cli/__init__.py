@@ -1,1 +1,1 @@
-"""The ``objmapper`` command: thin, one file a subcommand."""
+"""The ``objmapper`` command: one module for each subcommand, in `commands`."""

@@ -1,4 +1,4 @@
-"""The admin endpoint as the command sees it. The only module that imports httpx."""
+"""A client of the admin endpoint. Only this module imports httpx."""
 
 import errno
 import json
@@ -24,7 +24,7 @@ PERMANENT_ERRORS: Final = (errno.EACCES, errno.EPERM, errno.EINVAL)
 
 
 class AdminClient:
-    """Asks one endpoint: ``http://HOST:PORT``, ``HOST:PORT`` or ``unix:/PATH``. Raises `Failure`.
+    """Asks one endpoint: ``http://HOST:PORT``, ``HOST:PORT`` or ``unix:/PATH``. Raises `CommandError`.
 
     A request waits up to `wait` seconds for an endpoint that is not there yet.
     """
@@ -44,11 +44,11 @@ class AdminClient:
             raise CommandError(f"{self.address!r} is no admin address: http://HOST:PORT or unix:/PATH", ExitCode.USAGE)
 
     def read(self, path: str, *names: str) -> dict[str, Any]:
-        """Return the document at `path`, which has these names."""
+        """Return the document at `path`, which must have these keys."""
         return self._document(self._request("GET", path), names)
 
     def text(self, path: str, *names: str) -> str:
-        """Return the same as it came."""
+        """Return the same document as text."""
         text = self._request("GET", path)
         self._document(text, names)
         return text
@@ -68,7 +68,7 @@ class AdminClient:
 
     @contextmanager
     def checking_documents(self) -> Iterator[None]:
-        """Raise `Failure` where the block does not find in a document what it looks for."""
+        """Raise `CommandError` where the block does not find in a document what it looks for."""
         try:
             yield
         except (KeyError, TypeError, AttributeError) as error:

@@ -89,7 +89,7 @@ def run() -> None:
 
 
 def _answer_completion(app: typer.Typer) -> int:
-    """Answer the completion script of a shell. Raises Failure where the shell's variables are missing or wrong."""
+    """Answer the completion script of a shell. Raises CommandError where the shell's variables are missing or wrong."""
     from typer._completion_classes import completion_init
 
     completion_init()
@@ -117,7 +117,7 @@ def _run_app(app: typer.Typer) -> int:
 
 
 def _raise_usage_error(error: Any) -> int:
-    """Show the help page where there are no arguments at all. Raises Failure, with one line, for wrong ones."""
+    """Show the help page where there are no arguments at all. Raises CommandError, with one line, for wrong ones."""
     if type(error).__name__ == "NoArgsIsHelpError":
         error.show()
         return ExitCode.USAGE

@@ -1,4 +1,4 @@
-"""The same for several objects: what the server refuses of one is said, and the others are done all the same."""
+"""One operation on several objects: prints the error of each that the server refuses, and does the others."""
 
 import sys
 from collections.abc import Callable, Iterable
@@ -8,7 +8,7 @@ from objmapper_client.errors import ServerReply
 
 
 def run_each(uris: Iterable[str], do: Callable[[str], object]) -> int:
-    """Do it for each. Returns the exit code of the first that was refused. Raises what is about no single object."""
+    """Call `do` for each URI. Returns the exit code of the first refusal. Raises errors that concern all of them."""
     first: int = ExitCode.DONE
     for uri in uris:
         try:

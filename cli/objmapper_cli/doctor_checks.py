@@ -1,4 +1,4 @@
-"""What a server needs of its machine: one check each, which finds and says what to do."""
+"""Checks of what a server needs from its machine; each reports a finding and a remedy."""
 
 import ctypes
 import errno

@@ -1,4 +1,4 @@
-"""One object to one place: in the kernel where a descriptor came, else piece by piece. Memory is bounded."""
+"""The download of one object: the kernel copies from a descriptor; other content comes in chunks. Memory is bounded."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -51,7 +51,7 @@ class Download:
     def write(self, target: int, progress: Callable[[int], None]) -> int:
         """Write all of it to a descriptor. Returns how many bytes it has.
 
-        Raises what `Client.stream` raises, OSError, Failure.
+        Raises what `Client.stream` raises, OSError, CommandError.
         """
         if self.object is None:
             return write_pieces(target, chain((self._first,), self._chunks), progress)

@@ -1,4 +1,4 @@
-"""What a user sees when something fails: one line on stderr, and an exit code. The only place that knows which."""
+"""Errors as users see them: one line on stderr, and an exit code. Only this module maps errors to them."""
 
 import errno
 import functools
@@ -58,7 +58,7 @@ def explain(error: Exception) -> tuple[ExitCode, str]:
 
 
 def _os_error_line(error: OSError) -> str:
-    """Return what it is about, what was tried, why it failed, and what to try."""
+    """Return one line: the file, the problem, the reason and the remedy."""
     subject = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes | os.PathLike) else ""
     what = error.strerror or str(error)
     reason = os.strerror(error.errno) if error.errno else what
@@ -69,7 +69,7 @@ def _os_error_line(error: OSError) -> str:
 
 
 def _exit_code_of(error: Exception) -> ExitCode | None:
-    """Return the code of an error that carries its own words; None for one of the system's and for any other."""
+    """Return the code of an error with a message of its own; None for errors of the system and all others."""
     if isinstance(error, CommandError):
         return error.code
     if isinstance(error, sys.modules["objmapper_server"].ConfigError if "objmapper_server" in sys.modules else ()):
@@ -98,7 +98,7 @@ def _exit_code_of(error: Exception) -> ExitCode | None:
 
 
 def with_exit_code(command: Callable[P, int | None]) -> Callable[P, None]:
-    """Return the command with every way of failing turned into a line and an exit code."""
+    """Return the command with each exception turned into a line and an exit code."""
 
     @functools.wraps(command)
     def run(*arguments: P.args, **options: P.kwargs) -> None:
@@ -119,7 +119,7 @@ def with_exit_code(command: Callable[P, int | None]) -> Callable[P, None]:
 
 
 def print_error(line: str) -> None:
-    """Print one line for people on stderr. Where stderr is closed, the exit code says it alone."""
+    """Print one line on stderr. Where stderr is closed, only the exit code is left."""
     from objmapper_client.errors import printable
 
     try:
@@ -137,7 +137,7 @@ def _exit_by_sigpipe() -> NoReturn:
 
 
 def discard_output() -> None:
-    """Leave nothing in the buffer that the interpreter would try to write, and complain about, at its end."""
+    """Empty the output buffer, which the interpreter would flush, and complain about, at its end."""
     try:
         sys.stdout.flush()
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""How what a server says of objects is printed: for people, and for programs."""
+"""Formats of URIs, metadata, times and sizes: text for people, JSON for programs."""
 
 import json
 import sys
@@ -14,7 +14,7 @@ NANOSECONDS: Final = 1_000_000_000
 
 
 def for_terminal(uri: str) -> str:
-    """A URI as it can be shown: on a terminal without what would move its cursor or change its colours."""
+    """A URI for output: on a terminal without control characters, which could move its cursor."""
     if not sys.stdout.isatty():
         return uri
     from objmapper_client.errors import printable
@@ -30,23 +30,23 @@ def print_line(text: str) -> None:
 
 
 def print_text(text: str) -> None:
-    """Print a text and a line break at once: for those who follow."""
+    """Print a line and flush, for readers that follow the output."""
     print_line(text)
     sys.stdout.buffer.flush()
 
 
 def print_json(document: Mapping[str, object]) -> None:
-    """Print a document in one line; for people who look at it the same: JSON escapes what is not ASCII."""
+    """Print a document as one line of JSON; JSON escapes all but ASCII."""
     print_line(json.dumps(document))
 
 
 def print_fetched(uri: str, file: str, size: int | None, fetched: bool) -> None:
-    """Print as JSON where an object was written to; `fetched` is false where the file was there already."""
+    """Print the file of an object as JSON; `fetched` is false where the file was up to date."""
     print_text(json.dumps({"uri": uri, "file": file, "size": size, "fetched": fetched}))
 
 
 def print_stat(found: "Stat", *, has_mtime: bool = True) -> None:
-    """Print what the server says of an object as JSON, its time in seconds as exactly as the server sends it."""
+    """Print an object's metadata as JSON, its time in seconds with the server's precision."""
     mtime = format_seconds(found.mtime, found.mtime_ns) if has_mtime else "null"
     uri, etag = json.dumps(found.uri), json.dumps(found.etag)
     print_line(f'{{"uri": {uri}, "size": {found.size}, "mtime": {mtime}, "etag": {etag}}}')
@@ -61,7 +61,7 @@ def format_seconds(mtime: int, mtime_ns: int | None) -> str:
 
 
 def format_time(mtime: int, mtime_ns: int | None = None) -> str:
-    """A time, in seconds since 1970, as UTC, with nanoseconds where it has some. It may be no year of ours."""
+    """A time, in seconds since 1970, as UTC; as @SECONDS where the year is out of range."""
     rest = 0 if mtime_ns is None else mtime_ns - mtime * NANOSECONDS
     try:
         return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(mtime)) + (f".{rest:09}Z" if rest else "Z")

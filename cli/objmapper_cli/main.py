@@ -1,4 +1,4 @@
-"""The entry: a process in which the command can run. It loads nothing that takes time."""
+"""The entry point: prepares the process for the command, and imports nothing slow."""
 
 import io
 import os
@@ -28,7 +28,7 @@ def main() -> None:
 
 
 def configure_encoding() -> None:
-    """Let every stream take every text: what its encoding has not is written in ASCII, or escaped."""
+    """Let every stream accept every text: characters outside its encoding become ASCII or are escaped."""
     for stream in (sys.stdout, sys.stderr):
         assert isinstance(stream, io.TextIOWrapper)
         if stream.encoding.lower() not in ("utf-8", "utf8"):
@@ -41,7 +41,7 @@ def configure_encoding() -> None:
 
 
 def in_ascii(error: UnicodeError) -> tuple[str, int]:
-    """What is written instead of characters that an encoding has not. An error handler of `codecs`."""
+    """The replacement for characters outside an encoding. An error handler of `codecs`."""
     assert isinstance(error, UnicodeEncodeError)
     text = error.object[error.start : error.end]
     return "".join(ASCII.get(each) or each.encode("ascii", "backslashreplace").decode() for each in text), error.end

@@ -6,7 +6,7 @@ from objmapper_cli.errors import CommandError, ExitCode
 
 
 def uri_of(argument: str) -> str:
-    """The URI that an argument names: in a locale without UTF-8 it holds bytes in disguise. Raises Failure."""
+    """The URI that an argument names: in a locale without UTF-8 it may hold surrogate escapes. Raises CommandError."""
     try:
         argument.encode()
     except UnicodeEncodeError:

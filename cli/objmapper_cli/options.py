@@ -26,7 +26,7 @@ UNITS = {"": 1.0, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 def parse_seconds(flag: str, text: str) -> float:
-    """Seconds from ``30``, ``30s``, ``500ms``, ``2m``. Raises Failure."""
+    """Seconds from ``30``, ``30s``, ``500ms``, ``2m``. Raises CommandError."""
     import re
 
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h|)", text.strip())
@@ -52,7 +52,7 @@ def open_client(
 ) -> Client:
     """The client for these options, to be closed by the caller; `at_once` contents do not wait for one another.
 
-    Raises Failure, AddressError.
+    Raises CommandError, AddressError.
     """
     if not timeout > 0:
         raise CommandError(f"--timeout {timeout}: more than 0 seconds are needed", ExitCode.USAGE)

@@ -1,4 +1,4 @@
-"""Where an object is written to: standard output, or a file that appears under its name only when it is whole."""
+"""The output of a download: standard output, or a file that appears under its name only when it is complete."""
 
 import signal
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ def open_output_file(name: str | None, *, sync: bool = False) -> Iterator[int]:
 
 @contextmanager
 def naming_file(name: str) -> Iterator[None]:
-    """Give the system's errors within the block the name of what is written to."""
+    """Add the name of the output to errors of the system within the block."""
     try:
         yield
     except OSError as error:

@@ -166,7 +166,7 @@ class DownloadPool:
         self._threads: list[threading.Thread] = []
 
     def submit(self, task: DownloadTask | None) -> None:
-        """Leave one to the threads, None to end one of them. Waits while they have enough to do. Raises Failure."""
+        """Queue a download; None ends one thread. Waits while the queue is full. Raises CommandError."""
         if task is not None and len(self._threads) < self._max_threads:
             self._start_thread()
         while not self._stop.is_set():

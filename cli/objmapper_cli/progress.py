@@ -1,4 +1,4 @@
-"""A bar on stderr for a transfer that takes longer than a moment; nothing at all where stderr is no terminal."""
+"""A progress bar on stderr for transfers longer than half a second; none where stderr is not a terminal."""
 
 import sys
 import time

@@ -1,4 +1,4 @@
-"""What a listing leaves out, named on standard error."""
+"""Files that the server leaves out of a listing, printed on standard error."""
 
 import os
 import sys
@@ -8,13 +8,13 @@ from objmapper_client.protocol.v2_responses import LeftOut
 
 
 class SkippedFiles:
-    """Says each that it is called with; `code` is the exit code for them."""
+    """Prints each file that it is called with; `code` is the exit code for them."""
 
     def __init__(self) -> None:
         self.code: int = ExitCode.DONE
 
     def __call__(self, found: LeftOut) -> None:
-        """Say what is left out, and why."""
+        """Print the file, and the reason."""
         # In the order in which it happened, also where both lead to one place.
         sys.stdout.flush()
         print_error(f"{os.fsdecode(found.path)}: left out: {found.reason}")

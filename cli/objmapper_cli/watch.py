@@ -1,4 +1,4 @@
-"""``objmapper stats --watch`` on a terminal: the figures as they move, each with a line of what it was."""
+"""``objmapper stats --watch`` on a terminal: the current figures, each with a line of its history."""
 
 import time
 from collections import deque
@@ -60,7 +60,7 @@ def sparkline(values: Sequence[float], bars: str = BARS) -> str:
 
 
 class History:
-    """What each row of each column was, the newest last."""
+    """The past values of each row, the newest last."""
 
     def __init__(self) -> None:
         self.lines: dict[str, deque[float]] = {name: deque(maxlen=HISTORY_LENGTH) for name, _, _ in ROWS}
@@ -68,7 +68,7 @@ class History:
         self._before: Document | None = None
 
     def add(self, now: Document) -> None:
-        """Take in one document. A server that has begun again counts from 0, and so does its history."""
+        """Add one document. A restarted server counts from 0, and its history starts again."""
         before = self._before
         self._before = now
         if before is None or now["uptime"] < before["uptime"]:
@@ -85,7 +85,7 @@ class History:
 
 
 def watch_statistics(read: Callable[[], Document], title: Callable[[Document], str], interval: float) -> None:
-    """Redraw until interrupted. Once it was there, a server that is not reached is waited for."""
+    """Redraw until interrupted. After the first answer, wait for a server that is not reached."""
     from rich.console import Console, Group
     from rich.live import Live
     from rich.table import Table

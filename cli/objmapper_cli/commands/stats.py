@@ -52,7 +52,7 @@ def stats(
 
 
 def read(client: AdminClient) -> Document:
-    """Return the figures; raises `Failure` where something else answers."""
+    """Return the figures; raises `CommandError` where something else answers."""
     return client.read("/stats", *NAMES)
 
 

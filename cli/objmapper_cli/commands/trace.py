@@ -72,7 +72,7 @@ def line(request: dict[str, Any]) -> str:
 
 
 def milliseconds(text: str) -> float:
-    """The time that is meant. Raises Failure."""
+    """The time that is meant. Raises CommandError."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)(us|µs|ms|s)", text)
     if found is None or float(found[1]) * UNITS[found[2]] > MAX_MILLISECONDS:
         raise CommandError(f"--slower-than {text}: a time is a number with us, ms or s, such as 5ms", ExitCode.USAGE)

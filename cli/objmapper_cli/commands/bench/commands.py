@@ -77,7 +77,7 @@ Plot = Annotated[Path | None, typer.Option(metavar="FILE.png", callback=check_pi
 
 
 def parse_duration(text: str) -> float:
-    """Seconds from ``60s``, ``2m``, ``500ms`` or a bare number. Raises Failure."""
+    """Seconds from ``60s``, ``2m``, ``500ms`` or a bare number. Raises CommandError."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h|)", text.strip())
     seconds = float(match[1]) * {"ms": 1e-3, "": 1, "s": 1, "m": 60, "h": 3600}[match[2]] if match else 0.0
     if not 0 < seconds <= MAX_SECONDS:
@@ -89,7 +89,7 @@ def parse_duration(text: str) -> float:
 
 
 def parse_size(text: str) -> int:
-    """Bytes from ``4096``, ``64KiB`` or ``1MB``. Raises Failure."""
+    """Bytes from ``4096``, ``64KiB`` or ``1MB``. Raises CommandError."""
     from pydantic import ByteSize, TypeAdapter, ValidationError
 
     try:
@@ -107,7 +107,7 @@ UDP_DIALECTS: tuple[Dialect, ...] = ("copy", "pull")
 
 
 def protocol_for(mode: str | None, transport: str) -> Dialect:
-    """The mode, or the transport's best. Raises Failure for one that it cannot do."""
+    """The mode, or the transport's best. Raises CommandError for one that it cannot do."""
     chosen = mode or {"unix": "fdpass", "tcp": "copy", "udp": "pull"}[transport]
     if transport == "udp":
         for datagrams in UDP_DIALECTS:
@@ -139,7 +139,7 @@ class BenchOptions:
     rounds: int
 
     def check(self) -> None:
-        """Raises Failure for what does not go together."""
+        """Raises CommandError for what does not go together."""
         if self.transport not in TRANSPORTS:
             raise CommandError(f"--transport {self.transport}: there are {', '.join(TRANSPORTS)}", ExitCode.USAGE)
         if self.server is None and self.uri is not None:
@@ -431,7 +431,7 @@ def compare(
 
 
 def parse_rates(text: str) -> list[float]:
-    """Parts of the whole from ``0,0.8,1``. Raises Failure."""
+    """Parts of the whole from ``0,0.8,1``. Raises CommandError."""
     try:
         rates = [float(word) for word in text.split(",")]
     except ValueError:
@@ -442,7 +442,7 @@ def parse_rates(text: str) -> list[float]:
 
 
 def parse_counts(text: str) -> list[int]:
-    """Numbers of clients from ``1,10,100``. Raises Failure."""
+    """Numbers of clients from ``1,10,100``. Raises CommandError."""
     try:
         counts = [int(word) for word in text.split(",")]
     except ValueError:
@@ -453,7 +453,7 @@ def parse_counts(text: str) -> list[int]:
 
 
 def parse_peer(text: str) -> tuple[str, Dialect, str]:
-    """Name, protocol and address of ``nginx=http@tcp://127.0.0.1:80``. Raises Failure."""
+    """Name, protocol and address of ``nginx=http@tcp://127.0.0.1:80``. Raises CommandError."""
     name, _, rest = text.partition("=")
     dialect, _, address = rest.partition("@")
     for known in get_args(Dialect):

@@ -66,7 +66,7 @@ def write_object(path: Path, size: int) -> None:
 
 @contextmanager
 def start_server(root: Path, socket: Path, *flags: str) -> Iterator[OwnServer]:
-    """`objmapper serve` in a process of its own; raises Failure with its words where it does not start."""
+    """`objmapper serve` in a process of its own; raises CommandError with its message where it does not start."""
     command = [sys.executable, "-m", "objmapper_cli", "serve", str(root), "--unix", str(socket)]
     command += ["--tcp", "127.0.0.1:0", *flags]
     if "--admin" not in flags:
