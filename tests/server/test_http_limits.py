@@ -137,7 +137,7 @@ def test_content_that_makes_no_sense_gets_one_line(server: Server, content: byte
     assert "\n" not in answer.json()["detail"]
 
 
-def test_who_breaks_the_protocol_in_mid_request_fills_no_log(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+def test_protocol_errors_in_mid_request_do_not_fill_the_log(server: Server, caplog: pytest.LogCaptureFixture) -> None:
     with connection(server) as client:
         client.sendall(b"GET /stats HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n")
         assert client.recv(65536).startswith(b"HTTP/1.1 400 ")
@@ -146,7 +146,7 @@ def test_who_breaks_the_protocol_in_mid_request_fills_no_log(server: Server, cap
     assert caplog.records == []
 
 
-def test_the_end_does_not_wait_for_who_is_slow(config: Config) -> None:
+def test_the_stop_does_not_wait_for_slow_clients(config: Config) -> None:
     with ExitStack() as stack:
         server = stack.enter_context(Server(config))
         half = stack.enter_context(connection(server))

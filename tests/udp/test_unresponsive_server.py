@@ -9,13 +9,13 @@ import pytest
 from objmapper_client import Client, ConnectionFailed, RequestTimeout
 from objmapper_client._udp import connection, path_state
 from objmapper_server import Config, Server
-from tests.lossy_relay import lossy_relay
-from tests.udp.conftest import Read
 from tests.support.fake_udp_server import fake_udp_server
+from tests.support.lossy_relay import lossy_relay
+from tests.udp.conftest import Read
 from tests.weather import FAIR
 
 
-def test_nobody_there_is_said_at_once(read: Read) -> None:
+def test_a_missing_server_is_reported_at_once(read: Read) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
         taken.bind(("127.0.0.1", 0))
         address = f"udp://127.0.0.1:{taken.getsockname()[1]}"
