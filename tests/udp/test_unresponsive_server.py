@@ -11,8 +11,8 @@ from objmapper_client._udp import connection, path_state
 from objmapper_server import Config, Server
 from tests.support.fake_udp_server import fake_udp_server
 from tests.support.lossy_relay import lossy_relay
+from tests.support.network_faults import FAIR
 from tests.udp.conftest import Read
-from tests.weather import FAIR
 
 
 def test_a_missing_server_is_reported_at_once(read: Read) -> None:
