@@ -1,7 +1,10 @@
 """The pages for contributors and the settings of their tools: what they name is there."""
 
+import os
 import re
 import shlex
+import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -73,3 +76,24 @@ def test_the_toolchain_is_one_that_the_engine_takes_and_none_that_is_fetched() -
     toolchain = tomllib.loads(text("rust-toolchain.toml"))["toolchain"]
     # A version would have rustup download it beside a newer one, and listed components likewise.
     assert toolchain == {"channel": "stable", "profile": "minimal"}
+
+
+@pytest.mark.skipif(shutil.which("rustup") is None, reason="rustup is needed")
+def test_an_installed_toolchain_is_used_where_stable_is_not_installed(tmp_path: Path) -> None:
+    run = ["rustc", "--print", "sysroot"]
+    installed = subprocess.run(run, cwd=HOME, capture_output=True, text=True, check=True).stdout.strip()
+    (tmp_path / "toolchains").mkdir()
+    (tmp_path / "toolchains" / "ours").symlink_to(installed)
+    (tmp_path / "settings.toml").write_text('version = "12"\ndefault_toolchain = "ours"\nprofile = "minimal"\n')
+    environment = {name: value for name, value in os.environ.items() if name != "RUSTUP_TOOLCHAIN"}
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", ". tools/rust.sh; rustc --print sysroot"],
+        cwd=HOME,
+        env=environment | {"RUSTUP_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert Path(done.stdout.strip()).resolve() == Path(installed).resolve()
+    assert [path.name for path in (tmp_path / "toolchains").iterdir()] == ["ours"]

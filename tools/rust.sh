@@ -18,6 +18,19 @@ _use_own() {
     export RUSTUP_HOME=$_own/rustup CARGO_HOME=$_own/cargo PATH=$_own/cargo/bin:$PATH
 }
 
+# rust-toolchain.toml asks rustup for stable. Where only other toolchains are installed, the default one is used if it is
+# new enough: rustup would download stable.
+_use_default_toolchain() {
+    local default
+    if [ -z "${RUSTUP_TOOLCHAIN:-}" ] && command -v rustup >/dev/null && ! rustup toolchain list 2>/dev/null | grep -q ^stable; then
+        default=$(rustup default 2>/dev/null | cut -d ' ' -f 1) || return 0
+        if [ -n "$default" ] && RUSTUP_TOOLCHAIN=$default _cargo_is_fit; then
+            export RUSTUP_TOOLCHAIN=$default
+        fi
+    fi
+}
+
+_use_default_toolchain
 if ! _cargo_is_fit && [ -x "$HOME/.cargo/bin/cargo" ]; then
     PATH=$HOME/.cargo/bin:$PATH
 fi
