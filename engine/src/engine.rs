@@ -11,18 +11,18 @@ use rustix::io::Errno;
 use rustix::net::{SocketType, sockopt};
 use rustix::process::{Pid, getpid};
 
-use crate::concurrency::starting::{Begun, start_error};
-use crate::concurrency::{Model, Order, Shutdown, spawn};
+use crate::access::denials::Refusal;
+use crate::access::rules::Rules;
+use crate::concurrency::start_gate::{StartReport, start_error};
+use crate::concurrency::{Command, Control, Model, spawn};
 use crate::errors::StartError;
 use crate::failures::Failure;
-use crate::journal::Journal;
-use crate::listener::Listener;
-use crate::refusals::Refusal;
-use crate::rules::Rules;
+use crate::net::listener::Listener;
+use crate::net::transport::Transport;
+use crate::request_log::RequestLog;
 use crate::service::Service;
 use crate::settings::{Limits, Settings};
 use crate::statistics::CountedUpTo;
-use crate::transport::Transport;
 use crate::udp::{self, DatagramCounts, UdpSocket};
 
 /// The threads that accept and those that count have shallow work.
@@ -34,76 +34,76 @@ const POOL_GRACE: Duration = Duration::from_secs(1);
 
 /// A transport that is served. While one model hands over to the next, there are several tenures.
 #[derive(Debug)]
-struct Lane {
-    front: Front,
-    tenures: Vec<Tenure>,
+struct Endpoint {
+    ingress: Ingress,
+    tenures: Vec<ModelRun>,
 }
 
 /// Where clients come in: by connections, or by datagrams.
 #[derive(Debug, Clone)]
-enum Front {
+enum Ingress {
     Connections(Arc<Listener>),
     Datagrams(Arc<UdpSocket>),
 }
 
-impl Front {
+impl Ingress {
     fn transport(&self) -> Transport {
         match self {
-            Front::Connections(listener) => listener.transport,
-            Front::Datagrams(_) => Transport::Udp,
+            Ingress::Connections(listener) => listener.transport,
+            Ingress::Datagrams(_) => Transport::Udp,
         }
     }
 
     fn address(&self) -> &str {
         match self {
-            Front::Connections(listener) => &listener.address,
-            Front::Datagrams(socket) => &socket.address,
+            Ingress::Connections(listener) => &listener.address,
+            Ingress::Datagrams(socket) => &socket.address,
         }
     }
 
-    fn serve(&self, model: Model, service: &Arc<Service>, shutdown: &Arc<Shutdown>, begun: Begun) {
+    fn serve(&self, model: Model, service: &Arc<Service>, control: &Arc<Control>, begun: StartReport) {
         match self {
-            Front::Connections(listener) => model.serve(listener, service, shutdown, begun),
-            Front::Datagrams(socket) => udp::serve(model, socket, service, shutdown, begun),
+            Ingress::Connections(listener) => model.serve(listener, service, control, begun),
+            Ingress::Datagrams(socket) => udp::serve(model, socket, service, control, begun),
         }
     }
 
     fn counts(&self) -> Option<DatagramCounts> {
         match self {
-            Front::Connections(_) => None,
-            Front::Datagrams(socket) => Some(socket.counts()),
+            Ingress::Connections(_) => None,
+            Ingress::Datagrams(socket) => Some(socket.counts()),
         }
     }
 }
 
 /// One model's time of service.
 #[derive(Debug)]
-struct Tenure {
+struct ModelRun {
     model: Model,
-    shutdown: Arc<Shutdown>,
+    control: Arc<Control>,
     thread: JoinHandle<()>,
 }
 
-impl Lane {
+impl Endpoint {
     /// Has a model serve. Where this fails nothing has changed: the model before it, if any, serves on.
     fn begin(&mut self, model: Model, service: &Arc<Service>) -> Result<(), StartError> {
-        let address = self.front.address();
-        if !model.serves(self.front.transport()) {
+        let address = self.ingress.address();
+        if !model.serves(self.ingress.transport()) {
             let why = "thread-per-connection needs connections, and UDP has none";
             return Err(StartError::new(Errno::INVAL, why, address));
         }
-        let shutdown = Shutdown::new().map_err(|errno| start_error(errno, "make an eventfd", address))?;
-        let shutdown = Arc::new(shutdown);
+        let control = Control::new().map_err(|errno| start_error(errno, "make an eventfd", address))?;
+        let control = Arc::new(control);
         let (tell, told) = sync_channel(1);
-        let (front, service, order) = (self.front.clone(), Arc::clone(service), Arc::clone(&shutdown));
-        let name = format!("objmapper-{}", front.transport().name());
-        let body = move || front.serve(model, &service, &order, Begun(tell));
+        let (ingress, service, order) = (self.ingress.clone(), Arc::clone(service), Arc::clone(&control));
+        let name = format!("objmapper-{}", ingress.transport().name());
+        let body = move || ingress.serve(model, &service, &order, StartReport(tell));
         let thread = spawn(&name, STACK, body).map_err(|error| {
             start_error(Errno::from_io_error(&error).unwrap_or(Errno::AGAIN), "start a thread", address)
         })?;
         match told.recv() {
             Ok(Ok(())) => {
-                self.tenures.push(Tenure { model, shutdown, thread });
+                self.tenures.push(ModelRun { model, control, thread });
                 Ok(())
             }
             failed => {
@@ -120,9 +120,9 @@ impl Lane {
     }
 
     /// Gives an order to all, the oldest first: one that no longer finds a taker for what it hands over has got it then.
-    fn give(&self, order: Order) {
+    fn give(&self, order: Command) {
         for tenure in &self.tenures {
-            tenure.shutdown.give(order);
+            tenure.control.give(order);
         }
     }
 
@@ -132,7 +132,7 @@ impl Lane {
 }
 
 #[derive(Debug)]
-struct Clock {
+struct StatsTimer {
     stopped: Mutex<bool>,
     stop: Condvar,
 }
@@ -143,8 +143,8 @@ pub struct Engine {
     /// In a fork of it there are none of the threads, and nothing may be done for it.
     process: Pid,
     service: Arc<Service>,
-    lanes: Mutex<Vec<Lane>>,
-    clock: Arc<Clock>,
+    endpoints: Mutex<Vec<Endpoint>>,
+    clock: Arc<StatsTimer>,
     clock_thread: Mutex<Option<JoinHandle<()>>>,
     notices: Mutex<Vec<String>>,
     draining: std::sync::atomic::AtomicBool,
@@ -203,8 +203,8 @@ impl Engine {
         Ok(Engine {
             process: getpid(),
             service,
-            lanes: Mutex::new(Vec::new()),
-            clock: Arc::new(Clock { stopped: Mutex::new(false), stop: Condvar::new() }),
+            endpoints: Mutex::new(Vec::new()),
+            clock: Arc::new(StatsTimer { stopped: Mutex::new(false), stop: Condvar::new() }),
             clock_thread: Mutex::new(None),
             notices,
             draining: false.into(),
@@ -217,32 +217,32 @@ impl Engine {
     }
 
     pub fn start(&self) -> Result<(), StartError> {
-        let mut lanes = lock(&self.lanes);
-        if !lanes.is_empty() {
+        let mut endpoints = lock(&self.endpoints);
+        if !endpoints.is_empty() {
             return Err(StartError::new(Errno::ALREADY, "the server was started already", "engine"));
         }
         let settings = &self.service.settings;
         let mut fronts = Vec::new();
         if let Some(path) = &settings.unix {
             let listener = Listener::unix(path, settings, &mut lock(&self.notices))?;
-            fronts.push(Front::Connections(Arc::new(listener)));
+            fronts.push(Ingress::Connections(Arc::new(listener)));
         }
         if let Some(address) = settings.tcp {
-            fronts.push(Front::Connections(Arc::new(Listener::tcp(address)?)));
+            fronts.push(Ingress::Connections(Arc::new(Listener::tcp(address)?)));
         }
         let limit = settings.udp_rate_limit;
         if let Some(address) = settings.udp {
             let trusted = settings.udp_trusted.clone();
             let socket = UdpSocket::bind(address, trusted, limit, &mut lock(&self.notices))?;
-            fronts.push(Front::Datagrams(Arc::new(socket)));
+            fronts.push(Ingress::Datagrams(Arc::new(socket)));
         }
         for given in &settings.inherited {
             fronts.push(if sockopt::socket_type(given) == Ok(SocketType::DGRAM) {
                 let trusted = settings.udp_trusted.clone();
                 let socket = UdpSocket::inherited(given, trusted, limit, &mut lock(&self.notices))?;
-                Front::Datagrams(Arc::new(socket))
+                Ingress::Datagrams(Arc::new(socket))
             } else {
-                Front::Connections(Arc::new(Listener::inherited(given, settings)?))
+                Ingress::Connections(Arc::new(Listener::inherited(given, settings)?))
             });
         }
         let (service, clock) = (Arc::clone(&self.service), Arc::clone(&self.clock));
@@ -251,11 +251,11 @@ impl Engine {
             StartError::new(errno, "cannot start a thread", "engine")
         })?;
         *lock(&self.clock_thread) = Some(ticking);
-        for front in fronts {
-            let model = settings.models.get(&front.transport()).copied().unwrap_or(Model::Epoll);
-            let mut lane = Lane { front, tenures: Vec::new() };
-            let begun = lane.begin(model, &self.service);
-            lanes.push(lane);
+        for ingress in fronts {
+            let model = settings.models.get(&ingress.transport()).copied().unwrap_or(Model::Epoll);
+            let mut endpoint = Endpoint { ingress, tenures: Vec::new() };
+            let begun = endpoint.begin(model, &self.service);
+            endpoints.push(endpoint);
             begun?;
         }
         if let Some(notice) = self.service.fit_connections()? {
@@ -265,13 +265,13 @@ impl Engine {
     }
 
     pub fn addresses(&self) -> Vec<(&'static str, String)> {
-        lock(&self.lanes)
+        lock(&self.endpoints)
             .iter()
-            .map(|lane| (lane.front.transport().name(), lane.front.address().to_owned()))
+            .map(|endpoint| (endpoint.ingress.transport().name(), endpoint.ingress.address().to_owned()))
             .collect()
     }
 
-    pub fn journal(&self) -> &Journal {
+    pub fn journal(&self) -> &RequestLog {
         &self.service.journal
     }
 
@@ -280,16 +280,16 @@ impl Engine {
     }
 
     pub fn snapshot(&self) -> Snapshot {
-        let lanes = lock(&self.lanes);
-        let transports = lanes
+        let endpoints = lock(&self.endpoints);
+        let transports = endpoints
             .iter()
-            .map(|lane| {
-                let transport = lane.front.transport();
+            .map(|endpoint| {
+                let transport = endpoint.ingress.transport();
                 let gauges = self.service.statistics.gauges(transport);
                 TransportState {
                     transport: transport.name(),
-                    model: lane.model().map_or("", Model::name),
-                    address: lane.front.address().to_owned(),
+                    model: endpoint.model().map_or("", Model::name),
+                    address: endpoint.ingress.address().to_owned(),
                     connections: gauges.connections.load(Relaxed),
                     connections_total: gauges.connections_total.load(Relaxed),
                     connections_waiting: gauges.connections_waiting.load(Relaxed),
@@ -306,8 +306,8 @@ impl Engine {
                 }
             })
             .collect();
-        let datagrams = lanes.iter().find_map(|lane| lane.front.counts());
-        drop(lanes);
+        let datagrams = endpoints.iter().find_map(|endpoint| endpoint.ingress.counts());
+        drop(endpoints);
         let cache = self.service.statistics.cache_counts();
         let (uploads_in_flight, reserved_bytes) = self.service.uploads.figures();
         Snapshot {
@@ -361,31 +361,32 @@ impl Engine {
 
     /// Changes the model of a transport; false where the transport is not served. On an error the model before it serves on.
     pub fn set_concurrency(&self, transport: Transport, model: Model) -> Result<bool, StartError> {
-        let mut lanes = lock(&self.lanes);
+        let mut endpoints = lock(&self.endpoints);
         if self.draining.load(Relaxed) {
             let why = "the server drains: its models stay as they are";
             return Err(StartError::new(Errno::SHUTDOWN, why, transport.name()));
         }
-        let Some(lane) = lanes.iter_mut().find(|lane| lane.front.transport() == transport) else {
+        let Some(endpoint) = endpoints.iter_mut().find(|endpoint| endpoint.ingress.transport() == transport)
+        else {
             return Ok(false);
         };
-        lane.tenures.retain(|tenure| !tenure.thread.is_finished());
-        if lane.model() == Some(model) {
+        endpoint.tenures.retain(|tenure| !tenure.thread.is_finished());
+        if endpoint.model() == Some(model) {
             return Ok(true);
         }
         // The successor first, so that somebody accepts at every moment; an order then comes to the predecessor first, so that
         // what it hands over is taken.
-        let predecessors = lane.tenures.len();
-        lane.begin(model, &self.service)?;
-        for tenure in &lane.tenures[..predecessors] {
-            tenure.shutdown.give(Order::HandOver);
+        let predecessors = endpoint.tenures.len();
+        endpoint.begin(model, &self.service)?;
+        for tenure in &endpoint.tenures[..predecessors] {
+            tenure.control.give(Command::Handover);
         }
         Ok(true)
     }
 
     /// Stops accepting and waits until what is under way is finished; false where that took too long.
     pub fn drain(&self, timeout: Duration) -> bool {
-        self.order_all(Order::Drain, timeout)
+        self.order_all(Command::Drain, timeout)
     }
 
     /// Ends everything. Can be called twice; does nothing in a fork of the engine's process.
@@ -395,8 +396,8 @@ impl Engine {
         }
         self.draining.store(true, Relaxed);
         let until = Instant::now() + STOP_GRACE;
-        if self.order_all(Order::Stop, STOP_GRACE) {
-            for tenure in lock(&self.lanes).drain(..).flat_map(|lane| lane.tenures) {
+        if self.order_all(Command::Stop, STOP_GRACE) {
+            for tenure in lock(&self.endpoints).drain(..).flat_map(|endpoint| endpoint.tenures) {
                 // A panic in a thread has been reported on stderr by the runtime.
                 let _ = tenure.thread.join();
             }
@@ -410,18 +411,18 @@ impl Engine {
         self.service.drop_unread();
     }
 
-    fn order_all(&self, order: Order, timeout: Duration) -> bool {
+    fn order_all(&self, order: Command, timeout: Duration) -> bool {
         let until = Instant::now().checked_add(timeout);
         {
-            let lanes = lock(&self.lanes);
+            let endpoints = lock(&self.endpoints);
             // Under the lock: a change of models that comes later finds it.
             self.draining.store(true, Relaxed);
-            for lane in lanes.iter() {
-                lane.give(order);
+            for endpoint in endpoints.iter() {
+                endpoint.give(order);
             }
         }
         loop {
-            if lock(&self.lanes).iter().all(Lane::is_finished) {
+            if lock(&self.endpoints).iter().all(Endpoint::is_finished) {
                 return true;
             }
             if until.is_some_and(|until| Instant::now() >= until) {
@@ -439,13 +440,13 @@ impl Drop for Engine {
         }
         // A fork has no threads to join, and the paths and locks are its parent's to remove. Locks may have been held when it
         // came to be: none is taken here.
-        std::mem::forget(std::mem::take(self.lanes.get_mut().unwrap_or_else(PoisonError::into_inner)));
+        std::mem::forget(std::mem::take(self.endpoints.get_mut().unwrap_or_else(PoisonError::into_inner)));
         std::mem::forget(self.clock_thread.get_mut().unwrap_or_else(PoisonError::into_inner).take());
         std::mem::forget(Arc::clone(&self.service));
     }
 }
 
-impl Clock {
+impl StatsTimer {
     /// Ends a second of the statistics each second, and looks after sockets that no session has any more. Where the process
     /// was stopped meanwhile (SIGSTOP, a suspended machine), all seconds that have passed end at once.
     fn run(&self, service: &Service) {

@@ -30,11 +30,11 @@ pub struct Failures {
     counts: [AtomicU64; ERRNOS],
     /// One is kept: each further one costs an addition.
     is_kept: AtomicBool,
-    kept: Mutex<Kept>,
+    kept: Mutex<PendingReport>,
 }
 
 #[derive(Debug, Default)]
-struct Kept {
+struct PendingReport {
     failure: Option<Failure>,
     /// As many of all have been taken or suppressed.
     taken: u64,

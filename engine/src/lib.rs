@@ -8,28 +8,26 @@
 // Who calls the engine is Python: without it most of what is here is for tests alone.
 #![cfg_attr(not(feature = "python"), allow(dead_code))]
 
+mod access;
+mod bounded_queue;
+mod codel;
 mod concurrency;
 mod engine;
 mod errors;
 mod failures;
-mod hand_over;
-mod in_flight;
-mod journal;
-mod listener;
+mod fd;
+mod handover;
 mod load;
+mod net;
 mod output;
-mod peers;
 mod protocol;
-mod queue;
-mod refusals;
-mod rules;
+mod request_log;
 mod service;
 mod session;
 mod settings;
 mod statistics;
 mod storage;
 mod sync;
-mod transport;
 mod udp;
 mod uploads;
 
@@ -41,8 +39,8 @@ mod python;
 /// What `benches/recording.rs` measures.
 pub mod recording {
     pub use crate::concurrency::Model;
+    pub use crate::net::transport::Transport;
     pub use crate::protocol::{Operation, Status};
     pub use crate::settings::cores;
     pub use crate::statistics::{Answered, Labels, Statistics};
-    pub use crate::transport::Transport;
 }

@@ -7,9 +7,9 @@ use loom::thread;
 mod mailbox;
 mod roster;
 
-use crate::concurrency::hands::Hands;
-use crate::hand_over::HandOver;
-use crate::queue::Queue;
+use crate::bounded_queue::BoundedQueue;
+use crate::concurrency::run_state::RunState;
+use crate::handover::Handover;
 use std::collections::VecDeque;
 
 /// A worker runs a session while storage wakes it, and epoll reports it: what storage brought is seen by a run that begins
@@ -17,7 +17,7 @@ use std::collections::VecDeque;
 #[test]
 fn a_session_that_is_woken_is_run_after_it_and_by_one_thread_at_a_time() {
     loom::model(|| {
-        let hands = Arc::new(Hands::armed());
+        let hands = Arc::new(RunState::armed());
         let brought = Arc::new(AtomicUsize::new(0));
         let seen = Arc::new(AtomicUsize::new(0));
         let running = Arc::new(AtomicUsize::new(0));
@@ -40,7 +40,7 @@ fn a_session_that_is_woken_is_run_after_it_and_by_one_thread_at_a_time() {
             let (hands, brought, work) = (Arc::clone(&hands), Arc::clone(&brought), work.clone());
             thread::spawn(move || {
                 brought.store(1, loom::sync::atomic::Ordering::Release);
-                if hands.take_to_wake() {
+                if hands.mark_woken() {
                     work();
                 }
             })
@@ -58,13 +58,13 @@ fn a_session_that_is_woken_is_run_after_it_and_by_one_thread_at_a_time() {
 #[test]
 fn wake_ups_that_meet_leave_the_session_free() {
     loom::model(|| {
-        let hands = Arc::new(Hands::armed());
+        let hands = Arc::new(RunState::armed());
         let runs = Arc::new(AtomicUsize::new(0));
         let wakers: Vec<_> = (0..2)
             .map(|_| {
                 let (hands, runs) = (Arc::clone(&hands), Arc::clone(&runs));
                 thread::spawn(move || {
-                    if hands.take_to_wake() {
+                    if hands.mark_woken() {
                         loop {
                             runs.fetch_add(1, Relaxed);
                             if hands.release() {
@@ -87,7 +87,7 @@ fn wake_ups_that_meet_leave_the_session_free() {
 #[test]
 fn no_session_stays_behind_where_the_last_taker_leaves() {
     loom::model(|| {
-        let hand_over = Arc::new(HandOver::new());
+        let hand_over = Arc::new(Handover::new());
         hand_over.enlist();
         hand_over.enlist();
         let takers: Vec<_> = (0..2)
@@ -119,7 +119,7 @@ fn no_worker_sleeps_while_the_queue_has_an_item_for_it() {
     // Each thread is interrupted at most so often where it could go on; without a bound this takes hours.
     model.preemption_bound = Some(3);
     model.check(|| {
-        let queue = Arc::new(Queue::new(2));
+        let queue = Arc::new(BoundedQueue::new(2));
         let workers: Vec<_> = (0..2)
             .map(|_| {
                 let queue = Arc::clone(&queue);
@@ -128,7 +128,7 @@ fn no_worker_sleeps_while_the_queue_has_an_item_for_it() {
             .collect();
         let other = {
             let queue = Arc::clone(&queue);
-            thread::spawn(move || queue.push_back_again(1))
+            thread::spawn(move || queue.requeue(1))
         };
         let mut items = VecDeque::from([2]);
         queue.push_all(&mut items);
@@ -144,7 +144,7 @@ fn no_worker_sleeps_while_the_queue_has_an_item_for_it() {
 #[test]
 fn as_many_workers_wake_as_there_is_new_work() {
     loom::model(|| {
-        let queue = Arc::new(Queue::new(2));
+        let queue = Arc::new(BoundedQueue::new(2));
         let workers: Vec<_> = (0..2)
             .map(|_| {
                 let queue = Arc::clone(&queue);
@@ -164,7 +164,7 @@ fn a_full_queue_leaves_each_item_to_exactly_one() {
     let mut model = loom::model::Builder::new();
     model.preemption_bound = Some(3);
     model.check(|| {
-        let queue = Arc::new(Queue::new(1));
+        let queue = Arc::new(BoundedQueue::new(1));
         let worker = {
             let queue = Arc::clone(&queue);
             thread::spawn(move || std::iter::from_fn(|| queue.pop()).sum::<usize>())

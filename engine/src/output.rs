@@ -2,7 +2,7 @@
 //! or left over where the client's socket was full.
 //!
 //! A client that asks and does not read would make them grow. So a connection may have a fixed number of them, and no more
-//! than a share of what is still free of the number for all: the dynamic threshold of `in_flight.rs`. While a connection has
+//! than a share of what is still free of the number for all: the dynamic threshold of `fd/budget.rs`. While a connection has
 //! as many as it may have, the server answers no further request of it and reads nothing from it. A connection may always
 //! have the few that one small answer takes; larger contents then go from file to socket, and pages of listings are short.
 

@@ -10,17 +10,17 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::access::denials::Refusal;
+use crate::access::rules::{IdSet, Rules};
 use crate::concurrency::Model;
 use crate::engine::{Engine as NativeEngine, Snapshot};
 use crate::failures::Failure;
-use crate::journal::Record;
-use crate::load::{Dialect, Load as NativeLoad, Outcome, Plan, Target};
+use crate::load::{Load as NativeLoad, LoadProtocol, Outcome, Plan, Target};
+use crate::net::transport::Transport;
 use crate::protocol::Mode;
-use crate::refusals::Refusal;
-use crate::rules::{Listed, Rules};
+use crate::request_log::Record;
 use crate::settings::{Limits, OptimizeFor, Settings, TimeLimit};
 use crate::statistics::CountedUpTo;
-use crate::transport::Transport;
 use crate::udp::Network;
 
 // The settings are read from the attributes of a `Config`, which has checked them: see `Settings` and `Limits`.
@@ -113,9 +113,9 @@ impl From<PyRules> for Rules {
         let prefixes = given
             .allow_prefix
             .into_iter()
-            .map(|(prefix, uids, gids)| (prefix.trim_matches('/').as_bytes().into(), Listed::new(uids, gids)))
+            .map(|(prefix, uids, gids)| (prefix.trim_matches('/').as_bytes().into(), IdSet::new(uids, gids)))
             .collect();
-        let connect = Listed::new(given.allow_uid, given.allow_gid);
+        let connect = IdSet::new(given.allow_uid, given.allow_gid);
         Rules::new(connect, prefixes, given.max_connections_per_uid, given.max_descriptors_per_uid)
     }
 }
@@ -312,22 +312,22 @@ impl TryFrom<PyPlan> for Plan {
             _ => return Err(PyValueError::new_err("a load has one target: unix, tcp or udp")),
         };
         let dialect = match given.dialect.as_str() {
-            "fdpass" => Dialect::Objmapper(Mode::FdPass),
-            "copy" => Dialect::Objmapper(Mode::Copy),
-            "splice" => Dialect::Objmapper(Mode::Splice),
-            "fdpass2" => Dialect::Extended(Mode::FdPass),
-            "copy2" => Dialect::Extended(Mode::Copy),
-            "splice2" => Dialect::Extended(Mode::Splice),
-            "http" => Dialect::Http,
-            "redis" => Dialect::Redis,
-            "pull" => Dialect::Pull,
-            "memcached" => Dialect::Memcached,
+            "fdpass" => LoadProtocol::Objmapper(Mode::FdPass),
+            "copy" => LoadProtocol::Objmapper(Mode::Copy),
+            "splice" => LoadProtocol::Objmapper(Mode::Splice),
+            "fdpass2" => LoadProtocol::Extended(Mode::FdPass),
+            "copy2" => LoadProtocol::Extended(Mode::Copy),
+            "splice2" => LoadProtocol::Extended(Mode::Splice),
+            "http" => LoadProtocol::Http,
+            "redis" => LoadProtocol::Redis,
+            "pull" => LoadProtocol::Pull,
+            "memcached" => LoadProtocol::Memcached,
             other => return Err(PyValueError::new_err(format!("no such dialect: {other:?}"))),
         };
         let by_datagrams = matches!(target, Target::Udp(_));
         let speaks = match dialect {
-            Dialect::Pull | Dialect::Memcached => by_datagrams,
-            Dialect::Objmapper(Mode::Copy) => true,
+            LoadProtocol::Pull | LoadProtocol::Memcached => by_datagrams,
+            LoadProtocol::Objmapper(Mode::Copy) => true,
             _ => !by_datagrams,
         };
         if !speaks || (by_datagrams && (given.pipeline > 1 || given.rate.is_some() || given.reconnect)) {

@@ -9,13 +9,14 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use crate::access::accounts::Clients;
 use crate::errors::{Error, StartError};
 use crate::failures::Failures;
-use crate::in_flight::InFlight;
-use crate::journal::Journal;
+use crate::fd::budget::FdBudget;
+use crate::net::transport::Transport;
 use crate::output::Output;
-use crate::peers::Peers;
 use crate::protocol::Operation;
+use crate::request_log::RequestLog;
 use crate::session::Connection;
 use crate::settings::{Limits, Settings};
 use crate::statistics::Statistics;
@@ -23,18 +24,17 @@ use crate::storage::cache::Cache;
 use crate::storage::copiers::Copiers;
 use crate::storage::file_system;
 use crate::storage::listing::Listing;
-use crate::storage::mapping::{Mapping, Opened};
+use crate::storage::mapping::{Mapping, OpenObject};
 use crate::storage::pool::{Client, StoragePool};
 use crate::storage::staging::Staging;
-use crate::transport::Transport;
 use crate::uploads::Uploads;
 
 /// Descriptors that connections never get: for the files that requests open, the listeners, the interpreter.
 pub const RESERVED_DESCRIPTORS: u64 = 32;
 /// Those that a server opens after its transports are served: the admin endpoint's, the access log's.
-const STILL_TO_OPEN: u64 = 8;
+const DESCRIPTORS_STILL_TO_OPEN: u64 = 8;
 /// A server is to have room for so many clients at least, where it says how much to raise the limit.
-const FEWEST_CLIENTS: u64 = 16;
+const MIN_CLIENTS: u64 = 16;
 /// The threads of a pool that has had no work end within a moment; so long a start that fails waits for them.
 const END_OF_A_POOL: Duration = Duration::from_secs(5);
 
@@ -54,11 +54,11 @@ pub struct Service {
     pub copiers: Copiers,
     pub uploads: Arc<Uploads>,
     pub statistics: Statistics,
-    pub journal: Journal,
-    pub in_flight: InFlight,
+    pub journal: RequestLog,
+    pub in_flight: FdBudget,
     pub failures: Failures,
     pub output: Output,
-    pub peers: Peers,
+    pub peers: Clients,
     /// The cap on connections, fitted to RLIMIT_NOFILE.
     max_connections: AtomicUsize,
     /// Connections that RLIMIT_NOFILE has room for.
@@ -74,12 +74,12 @@ pub struct Service {
     pub max_spinners: usize,
     /// Connections whose session is over, but whose client has not received its descriptors: they count against the user until
     /// it reads them or closes, so the socket stays open to tell when, and counts as a connection. Not for ever.
-    unread: Mutex<Vec<Kept>>,
+    unread: Mutex<Vec<UnreadConnection>>,
     notices: Vec<String>,
 }
 
 #[derive(Debug)]
-struct Kept {
+struct UnreadConnection {
     connection: Arc<Connection>,
     since: Instant,
 }
@@ -129,11 +129,11 @@ impl Service {
             copiers: Copiers::default(),
             uploads: Arc::new(uploads),
             statistics: Statistics::new(),
-            journal: Journal::default(),
-            in_flight: InFlight::new(u32::try_from(in_flight).unwrap_or(u32::MAX)),
+            journal: RequestLog::default(),
+            in_flight: FdBudget::new(u32::try_from(in_flight).unwrap_or(u32::MAX)),
             failures: Failures::default(),
             output: Output::new(settings.max_output_buffer, settings.max_output_memory),
-            peers: Peers::default(),
+            peers: Clients::default(),
             max_connections: max_connections.into(),
             room: room.into(),
             limit,
@@ -157,14 +157,14 @@ impl Service {
         let next = next.map_or(self.limit, |next| next.as_raw_fd() as u64);
         // Clients may have been accepted already.
         let accepted = self.connections.load(Relaxed) as u64;
-        let own = next.saturating_sub(accepted) + STILL_TO_OPEN;
+        let own = next.saturating_sub(accepted) + DESCRIPTORS_STILL_TO_OPEN;
         let free = self.limit.saturating_sub(RESERVED_DESCRIPTORS + own);
         let limit = self.limit;
         if free == 0 {
             let why = format!(
                 "RLIMIT_NOFILE is {limit}, and not one client could be served: the server has some {own} descriptors open \
                  itself and keeps {RESERVED_DESCRIPTORS} in reserve; raise it to {} at least (ulimit -n, LimitNOFILE=)",
-                RESERVED_DESCRIPTORS + own + FEWEST_CLIENTS
+                RESERVED_DESCRIPTORS + own + MIN_CLIENTS
             );
             return Err(StartError::new(Errno::MFILE, why, "ulimit -n"));
         }
@@ -211,7 +211,7 @@ impl Service {
 
     /// Keeps the content of a small object in memory, unless a later change of the file might not show. `seen` is a time
     /// before it was opened.
-    pub fn keep(&self, path: &CStr, opened: &Opened, bytes: &[u8], seen: SystemTime) {
+    pub fn keep(&self, path: &CStr, opened: &OpenObject, bytes: &[u8], seen: SystemTime) {
         if self.cache.is_on() && self.mapping.sees_changes_of(opened) {
             self.cache.put(path, opened.version, bytes, seen);
         }
@@ -233,7 +233,7 @@ impl Service {
     /// Whether a descriptor that was opened for a write may stay open until its client, or the disk, is ready. The kernel
     /// gives the lowest number that is free, so a high one says how many there are; a quarter is left to those who connect
     /// and read.
-    pub fn may_stay_open(&self, descriptor: &impl AsFd) -> bool {
+    pub fn has_fd_headroom(&self, descriptor: &impl AsFd) -> bool {
         (descriptor.as_fd().as_raw_fd() as u64) < self.write_limit
     }
 
@@ -284,8 +284,8 @@ impl Service {
     }
 
     /// Keeps a connection without a session until its client has received its descriptors.
-    pub fn keep_until_read(&self, connection: Arc<Connection>) {
-        self.unread().push(Kept { connection, since: Instant::now() });
+    pub fn track_unread(&self, connection: Arc<Connection>) {
+        self.unread().push(UnreadConnection { connection, since: Instant::now() });
     }
 
     /// Drops the kept connections whose clients have read everything or are gone, and those that have had `request_timeout`
@@ -293,19 +293,19 @@ impl Service {
     pub fn sweep_unread(&self) {
         let mut over = Vec::new();
         self.unread().retain(|kept| {
-            kept.connection.notice_reading(self);
-            let is_awaited = kept.connection.is_awaited();
+            kept.connection.settle_unread(self);
+            let has_unread_fds = kept.connection.has_unread_fds();
             let is_late = kept.since.elapsed() > self.settings.request_timeout.get();
-            if is_awaited && is_late {
+            if has_unread_fds && is_late {
                 self.statistics.gauges(kept.connection.transport()).timeouts_total.fetch_add(1, Relaxed);
             }
-            if !is_awaited || is_late {
+            if !has_unread_fds || is_late {
                 over.push(Arc::clone(&kept.connection));
             }
-            is_awaited && !is_late
+            has_unread_fds && !is_late
         });
         for connection in over {
-            connection.write_off(self);
+            connection.forget_unread(self);
         }
     }
 
@@ -313,11 +313,11 @@ impl Service {
     pub fn drop_unread(&self) {
         let kept = std::mem::take(&mut *self.unread());
         for kept in kept {
-            kept.connection.write_off(self);
+            kept.connection.forget_unread(self);
         }
     }
 
-    fn unread(&self) -> std::sync::MutexGuard<'_, Vec<Kept>> {
+    fn unread(&self) -> std::sync::MutexGuard<'_, Vec<UnreadConnection>> {
         self.unread.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

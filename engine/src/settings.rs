@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use crate::concurrency::Model;
-use crate::transport::Transport;
+use crate::net::transport::Transport;
 use crate::udp::Network;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -11,56 +11,58 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use super::mailbox::{Mailbox, Woken};
-use super::places::{Key, Places};
-use super::poller::{Events, Poller, Source, Spin};
-use super::solo::{GiveBack, Solo};
-use super::starting::{Begun, Starting, start_error};
-use super::{Model, Order, Shutdown, TICK, TURN, run};
-use crate::listener::{Accepted, Listener, Taker};
+use super::{Command, Control, Model, TICK, TURN, run};
+use crate::concurrency::dedicated_threads::{DedicatedThreads, ReturnToLoop};
+use crate::concurrency::mailbox::{Mailbox, WakeQueue};
+use crate::concurrency::poller::{Events, Poller, SpinWait, Token};
+use crate::concurrency::slab::{Key, SessionSlab};
+use crate::concurrency::start_gate::{StartReport, Starting, start_error};
+use crate::net::eventfd::EventFd;
+use crate::net::listener::{AcceptOutcome, Listener, Taker};
+use crate::net::transport::IoMode;
 use crate::service::Service;
-use crate::session::{Manner, Next, Scratch, Session, Wake};
+use crate::session::{Next, RunOptions, Session, ThreadBuffers, Wake};
 use crate::settings::cores;
-use crate::transport::{Bell, Patience};
 
 const STACK: usize = 256 << 10;
-const ACCEPTS_A_TURN: usize = 64;
+const ACCEPTS_PER_TURN: usize = 64;
 /// A session that was run so often has come to stay.
-const SETTLED_TURNS: u32 = 16;
+const PROMOTE_AFTER: u32 = 16;
 
 /// What the loops know of each other.
 #[derive(Debug)]
-struct Loops {
+struct EventLoops {
     listener: Arc<Listener>,
     service: Arc<Service>,
-    shutdown: Arc<Shutdown>,
+    control: Arc<Control>,
     loops: Vec<Mailbox>,
-    solo: Arc<Solo>,
+    dedicated: Arc<DedicatedThreads>,
 }
 
-impl GiveBack for Loops {
-    fn give_back(&self, session: Box<Session>) -> Result<(), Box<Session>> {
+impl ReturnToLoop for EventLoops {
+    fn return_session(&self, session: Box<Session>) -> Result<(), Box<Session>> {
         Mailbox::put_into_least(&self.loops, session)
     }
 }
 
-pub fn serve(listener: &Arc<Listener>, service: &Arc<Service>, shutdown: &Arc<Shutdown>, begun: Begun) {
+pub fn serve(listener: &Arc<Listener>, service: &Arc<Service>, control: &Arc<Control>, begun: StartReport) {
     let count = match service.settings.pool_size {
         // The clients live on this machine too, and need cores of their own.
         0 => cores().div_ceil(2),
         size => size.min(cores()),
     };
     let fail = |(errno, what)| start_error(errno, what, &listener.address);
-    let mailboxes = match (0..count).map(|_| Bell::new().map(Mailbox::new)).collect::<Result<Vec<_>, _>>() {
+    let mailboxes = match (0..count).map(|_| EventFd::new().map(Mailbox::new)).collect::<Result<Vec<_>, _>>()
+    {
         Ok(mailboxes) => mailboxes,
-        Err(errno) => return begun.badly(fail((errno, "make an eventfd"))),
+        Err(errno) => return begun.report_failure(fail((errno, "make an eventfd"))),
     };
-    let loops = Arc::new(Loops {
+    let loops = Arc::new(EventLoops {
         listener: Arc::clone(listener),
         service: Arc::clone(service),
-        shutdown: Arc::clone(shutdown),
+        control: Arc::clone(control),
         loops: mailboxes,
-        solo: Arc::new(Solo::new(listener, service, shutdown)),
+        dedicated: Arc::new(DedicatedThreads::new(listener, service, control)),
     });
     let mut starting = Starting::default();
     for number in 1..count {
@@ -74,9 +76,9 @@ pub fn serve(listener: &Arc<Listener>, service: &Arc<Service>, shutdown: &Arc<Sh
     let own = EventLoop::new(&loops, 0);
     let threads = match starting.run(own.as_ref().err().copied()) {
         Ok(threads) => threads,
-        Err(failed) => return begun.badly(fail(failed)),
+        Err(failed) => return begun.report_failure(fail(failed)),
     };
-    begun.well();
+    begun.report_success();
     if let Ok(mut event_loop) = own {
         event_loop.run();
     }
@@ -84,7 +86,7 @@ pub fn serve(listener: &Arc<Listener>, service: &Arc<Service>, shutdown: &Arc<Sh
         // A panic has been reported on stderr by the runtime.
         let _ = thread.join();
     }
-    loops.solo.join();
+    loops.dedicated.join();
 }
 
 #[derive(Debug)]
@@ -107,22 +109,22 @@ enum Due {
 }
 
 struct EventLoop<'a> {
-    shared: &'a Arc<Loops>,
+    shared: &'a Arc<EventLoops>,
     mailbox: &'a Mailbox,
     number: usize,
     poller: Poller,
-    entries: Places<Entry>,
-    scratch: Scratch,
-    manner: Manner,
+    entries: SessionSlab<Entry>,
+    buffers: ThreadBuffers,
+    options: RunOptions,
     /// To be run again without an event.
     again: VecDeque<Key>,
     /// Likewise, at a time; the soonest first.
     later: BinaryHeap<Reverse<(Instant, Key)>>,
-    woken: Arc<Woken>,
+    woken: Arc<WakeQueue>,
     /// When the listener, which had no descriptors left, is watched again.
     accept_at: Option<Instant>,
     taker: Taker,
-    obeyed: Order,
+    obeyed: Command,
 }
 
 impl Drop for EventLoop<'_> {
@@ -133,17 +135,21 @@ impl Drop for EventLoop<'_> {
 }
 
 impl<'a> EventLoop<'a> {
-    fn new(shared: &'a Arc<Loops>, number: usize) -> Result<Self, (Errno, &'static str)> {
+    fn new(shared: &'a Arc<EventLoops>, number: usize) -> Result<Self, (Errno, &'static str)> {
         let mailbox = &shared.loops[number];
-        let woken = Arc::new(Woken::new(Bell::new().map_err(|errno| (errno, "make an eventfd"))?));
+        let woken = Arc::new(WakeQueue::new(EventFd::new().map_err(|errno| (errno, "make an eventfd"))?));
         let poller = Poller::new().map_err(|errno| (errno, "make an epoll"))?;
         let add = || {
-            poller.add(&mailbox.bell, Source::Mailbox, EventFlags::IN)?;
-            poller.add(&woken.bell, Source::Woken, EventFlags::IN)?;
-            poller.add(shared.shutdown.bell(), Source::Order, EventFlags::IN | EventFlags::ET)?;
+            poller.add(&mailbox.event_fd, Token::Mailbox, EventFlags::IN)?;
+            poller.add(&woken.event_fd, Token::Woken, EventFlags::IN)?;
+            poller.add(shared.control.event_fd(), Token::Command, EventFlags::IN | EventFlags::ET)?;
             // Of all the loops that wait, the kernel wakes one.
-            poller.add(shared.listener.bell(), Source::HandedOver, EventFlags::IN | EventFlags::EXCLUSIVE)?;
-            poller.add(&*shared.listener, Source::Listener, EventFlags::IN | EventFlags::EXCLUSIVE)
+            poller.add(
+                shared.listener.event_fd(),
+                Token::HandedOver,
+                EventFlags::IN | EventFlags::EXCLUSIVE,
+            )?;
+            poller.add(&*shared.listener, Token::Listener, EventFlags::IN | EventFlags::EXCLUSIVE)
         };
         add().map_err(|errno| (errno, "fill an epoll"))?;
         Ok(EventLoop {
@@ -151,13 +157,13 @@ impl<'a> EventLoop<'a> {
             mailbox,
             number,
             poller,
-            entries: Places::new(),
-            scratch: Scratch::new(&shared.service, Model::Epoll),
-            manner: Manner {
-                patience: Patience::Never,
+            entries: SessionSlab::new(),
+            buffers: ThreadBuffers::new(&shared.service, Model::Epoll),
+            options: RunOptions {
+                io_mode: IoMode::NonBlocking,
                 spin: Duration::ZERO,
                 refuse: false,
-                storage_elsewhere: shared.service.settings.async_storage,
+                offload_storage: shared.service.settings.async_storage,
                 most: Some(TURN),
             },
             again: VecDeque::new(),
@@ -165,7 +171,7 @@ impl<'a> EventLoop<'a> {
             woken,
             accept_at: None,
             taker: shared.listener.serve(),
-            obeyed: Order::Serve,
+            obeyed: Command::Serve,
         })
     }
 
@@ -174,7 +180,7 @@ impl<'a> EventLoop<'a> {
         let gauges = service.statistics.gauges(self.shared.listener.transport);
         gauges.active_threads.fetch_add(1, Relaxed);
         let mut events = Events::new();
-        let mut spin = Spin::new(&self.shared.service);
+        let mut spin = SpinWait::new(&self.shared.service);
         while !self.is_over() {
             let due = match self.again.is_empty() {
                 true => {
@@ -194,18 +200,18 @@ impl<'a> EventLoop<'a> {
     /// Whether an order ends this loop: no session is left, and none can come any more.
     fn is_over(&mut self) -> bool {
         match self.obeyed {
-            Order::Serve => return false,
-            Order::Stop => return true,
-            Order::HandOver | Order::Drain => {}
+            Command::Serve => return false,
+            Command::Stop => return true,
+            Command::Handover | Command::Drain => {}
         }
         while self.entries.is_empty() {
             let newcomer = match self.mailbox.close() {
                 true if self.taker.leave() => return true,
-                true => self.shared.listener.take_over().inspect(|_| self.count_in()),
+                true => self.shared.listener.take_over().inspect(|_| self.count_registered()),
                 false => self.mailbox.take(),
             };
             if let Some(session) = newcomer {
-                self.adopt(session);
+                self.register(session);
             }
         }
         false
@@ -244,34 +250,34 @@ impl<'a> EventLoop<'a> {
             }
         }
         if self.accept_at.is_some_and(|at| at <= now) {
-            self.accept_again();
+            self.resume_accepting();
         }
     }
 
-    fn handle(&mut self, source: Source) {
+    fn handle(&mut self, source: Token) {
         match source {
-            Source::Session(key) => self.run_session(key),
-            Source::Listener => self.accept(),
-            Source::Mailbox => {
+            Token::Session(key) => self.run_session(key),
+            Token::Listener => self.accept(),
+            Token::Mailbox => {
                 while let Some(session) = self.mailbox.take() {
-                    self.adopt(session);
+                    self.register(session);
                 }
             }
-            Source::Woken => {
+            Token::Woken => {
                 for key in self.woken.take() {
                     self.run_soon(key);
                 }
             }
-            Source::HandedOver => {
+            Token::HandedOver => {
                 if self.taker.is_enlisted()
                     && let Some(session) = self.shared.listener.take_over()
                 {
-                    self.shared.solo.count(true);
-                    self.place(session);
+                    self.shared.dedicated.count(true);
+                    self.assign(session);
                 }
             }
-            Source::Order => self.obey(),
-            Source::Tick => {
+            Token::Command => self.apply(),
+            Token::Tick => {
                 self.poller.take_tick();
                 self.tick(Instant::now());
             }
@@ -280,18 +286,18 @@ impl<'a> EventLoop<'a> {
 
     /// Takes what waits, so many at a time that newcomers do not starve behind those who are in, nor the reverse.
     fn accept(&mut self) {
-        if self.obeyed != Order::Serve {
+        if self.obeyed != Command::Serve {
             return;
         }
-        for _ in 0..ACCEPTS_A_TURN {
+        for _ in 0..ACCEPTS_PER_TURN {
             match self.shared.listener.accept(&self.shared.service) {
-                Accepted::Session(session) => {
-                    self.shared.solo.count(true);
-                    self.place(session);
+                AcceptOutcome::Session(session) => {
+                    self.shared.dedicated.count(true);
+                    self.assign(session);
                 }
-                Accepted::Refused => {}
-                Accepted::Nothing => return,
-                Accepted::Exhausted(rest) => {
+                AcceptOutcome::Refused => {}
+                AcceptOutcome::Nothing => return,
+                AcceptOutcome::Exhausted(rest) => {
                     // It would be reported as readable all the time.
                     let _ = self.poller.delete(&*self.shared.listener);
                     self.accept_at = Some(Instant::now() + rest);
@@ -302,11 +308,11 @@ impl<'a> EventLoop<'a> {
     }
 
     /// Gives a connection to the loop that has the fewest.
-    fn place(&mut self, session: Box<Session>) {
+    fn assign(&mut self, session: Box<Session>) {
         let mine = self.mailbox.sessions.load(Relaxed);
-        let kept = match Mailbox::least(&self.shared.loops, self.number) {
+        let kept = match Mailbox::least_loaded(&self.shared.loops, self.number) {
             Some((number, mailbox)) if number != self.number && mailbox.sessions.load(Relaxed) < mine => {
-                mailbox.put(session)
+                mailbox.push(session)
             }
             _ => Err(session),
         };
@@ -317,39 +323,39 @@ impl<'a> EventLoop<'a> {
 
     fn keep(&mut self, session: Box<Session>) {
         self.mailbox.sessions.fetch_add(1, Relaxed);
-        self.adopt(session);
+        self.register(session);
     }
 
-    fn count_in(&self) {
+    fn count_registered(&self) {
         self.mailbox.sessions.fetch_add(1, Relaxed);
-        self.shared.solo.count(true);
+        self.shared.dedicated.count(true);
     }
 
     /// Takes in a session that is counted already.
-    fn adopt(&mut self, mut session: Box<Session>) {
-        if self.obeyed == Order::HandOver {
+    fn register(&mut self, mut session: Box<Session>) {
+        if self.obeyed == Command::Handover {
             match self.shared.listener.hand_over(session) {
-                Ok(()) => return self.count_out(),
+                Ok(()) => return self.count_removed(),
                 // A drain has overtaken the order: the session is drained here.
                 Err(back) => session = back,
             }
         }
-        if self.shared.shutdown.order() == Order::Drain {
+        if self.shared.control.order() == Command::Drain {
             session.stop_reading();
         }
         let key = self.entries.next_key();
-        if self.poller.add(session.socket(), Source::Session(key), EventFlags::IN).is_ok() {
-            let wake: Arc<dyn Wake> = Arc::<Woken>::clone(&self.woken);
+        if self.poller.add(session.socket(), Token::Session(key), EventFlags::IN).is_ok() {
+            let wake: Arc<dyn Wake> = Arc::<WakeQueue>::clone(&self.woken);
             session.connection().set_wake(&wake, key.number());
             let mut due = Due::No;
-            if session.wants_a_turn() {
+            if session.has_pending_work() {
                 // It comes from another model, which had begun something.
                 self.again.push_back(key);
                 due = Due::Again;
             }
             self.entries.insert(Entry { session, interest: EventFlags::IN, turns: 0, due });
         } else {
-            self.count_out();
+            self.count_removed();
         }
     }
 
@@ -363,17 +369,17 @@ impl<'a> EventLoop<'a> {
         *due = Due::No;
         // An end of the connection is reported whatever is waited for: once, then.
         let nothing = EventFlags::ONESHOT;
-        let wanted = match run(session, &mut self.scratch, self.manner) {
+        let wanted = match run(session, &mut self.buffers, self.options) {
             Next::Readable => {
                 *turns += 1;
-                if *turns >= SETTLED_TURNS && self.shared.solo.has_room() && !session.has_jobs() {
-                    return self.give_a_thread(key);
+                if *turns >= PROMOTE_AFTER && self.shared.dedicated.has_room() && !session.has_jobs() {
+                    return self.promote(key);
                 }
                 EventFlags::IN
             }
             Next::Writable => EventFlags::OUT,
-            Next::Again => return self.run_soon(key),
-            Next::Later(pause) => {
+            Next::Yield => return self.run_soon(key),
+            Next::After(pause) => {
                 let at = Instant::now() + pause;
                 *due = Due::At(at);
                 self.later.push(Reverse((at, key)));
@@ -384,31 +390,31 @@ impl<'a> EventLoop<'a> {
         };
         if *interest != wanted {
             *interest = wanted;
-            if self.poller.modify(session.socket(), Source::Session(key), wanted).is_err() {
+            if self.poller.modify(session.socket(), Token::Session(key), wanted).is_err() {
                 self.remove(key);
             }
         }
     }
 
     /// Moves a session that has come to stay to a thread of its own.
-    fn give_a_thread(&mut self, key: Key) {
+    fn promote(&mut self, key: Key) {
         let Some(Entry { session, .. }) = self.entries.remove(key) else { return };
         let _ = self.poller.delete(session.socket());
-        let origin: Arc<dyn GiveBack> = Arc::<Loops>::clone(self.shared);
-        match self.shared.solo.take(session, &origin) {
+        let origin: Arc<dyn ReturnToLoop> = Arc::<EventLoops>::clone(self.shared);
+        match self.shared.dedicated.take(session, &origin) {
             Ok(()) => {
                 self.mailbox.sessions.fetch_sub(1, Relaxed);
             }
-            Err(session) => self.adopt(session),
+            Err(session) => self.register(session),
         }
     }
 
-    fn accept_again(&mut self) {
+    fn resume_accepting(&mut self) {
         self.accept_at = None;
-        if self.obeyed == Order::Serve {
+        if self.obeyed == Command::Serve {
             let flags = EventFlags::IN | EventFlags::EXCLUSIVE;
             // It was there before; without room for it now, the next tick of an accept tries again.
-            if self.poller.add(&*self.shared.listener, Source::Listener, flags).is_err() {
+            if self.poller.add(&*self.shared.listener, Token::Listener, flags).is_err() {
                 self.accept_at = Some(Instant::now() + TICK);
             }
         }
@@ -417,14 +423,14 @@ impl<'a> EventLoop<'a> {
     fn remove(&mut self, key: Key) {
         if let Some(entry) = self.entries.remove(key) {
             self.poller.drop_session(entry.session);
-            self.count_out();
+            self.count_removed();
         }
     }
 
     /// One session fewer, in this loop and in all.
-    fn count_out(&self) {
+    fn count_removed(&self) {
         self.mailbox.sessions.fetch_sub(1, Relaxed);
-        self.shared.solo.count(false);
+        self.shared.dedicated.count(false);
     }
 
     fn tick(&mut self, now: Instant) {
@@ -433,37 +439,37 @@ impl<'a> EventLoop<'a> {
         for key in overdue {
             self.remove(key);
         }
-        self.obey();
+        self.apply();
     }
 
     /// Does what was ordered, once for each order.
-    fn obey(&mut self) {
-        let order = self.shared.shutdown.order();
+    fn apply(&mut self) {
+        let order = self.shared.control.order();
         if order == self.obeyed {
-            if order == Order::HandOver {
-                self.hand_over_all();
+            if order == Command::Handover {
+                self.migrate_all();
             }
             return;
         }
-        if self.obeyed == Order::Serve {
-            if order == Order::Drain {
+        if self.obeyed == Command::Serve {
+            if order == Command::Drain {
                 let shared = Arc::clone(self.shared);
                 shared.listener.accept_rest(&shared.service, |session| {
-                    shared.solo.count(true);
+                    shared.dedicated.count(true);
                     self.keep(session);
                 });
             } else {
-                self.taker.resign();
-                let _ = self.poller.delete(self.shared.listener.bell());
+                self.taker.withdraw();
+                let _ = self.poller.delete(self.shared.listener.event_fd());
             }
             let _ = self.poller.delete(&*self.shared.listener);
         }
         self.obeyed = order;
-        self.shared.solo.obey(order);
+        self.shared.dedicated.apply(order);
         match order {
-            Order::Serve | Order::Stop => {}
-            Order::HandOver => self.hand_over_all(),
-            Order::Drain => {
+            Command::Serve | Command::Stop => {}
+            Command::Handover => self.migrate_all(),
+            Command::Drain => {
                 for entry in self.entries.iter() {
                     entry.session.stop_reading();
                 }
@@ -471,10 +477,10 @@ impl<'a> EventLoop<'a> {
         }
     }
 
-    fn hand_over_all(&mut self) {
+    fn migrate_all(&mut self) {
         for entry in self.entries.take_all() {
             let _ = self.poller.delete(entry.session.socket());
-            self.adopt(entry.session);
+            self.register(entry.session);
         }
     }
 }

@@ -1,19 +1,19 @@
 //! Which thread runs a session when, and nothing else. Every model is one file with one `serve` of the same shape.
 
-mod conversation;
-pub(crate) mod desks;
+mod blocking;
+mod dedicated_threads;
 mod epoll;
-pub(crate) mod hands;
-mod later;
 pub(crate) mod mailbox;
-pub(crate) mod places;
 pub(crate) mod poller;
 mod reactor;
 pub(crate) mod roster;
-mod solo;
-pub(crate) mod starting;
+pub(crate) mod run_state;
+pub(crate) mod slab;
+pub(crate) mod start_gate;
+pub(crate) mod stealing_queue;
 mod thread_per_connection;
 mod thread_pool;
+mod timer_queue;
 mod work_stealing;
 
 use rustix::io;
@@ -22,19 +22,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
-use crate::listener::Listener;
+use crate::net::eventfd::EventFd;
+use crate::net::listener::Listener;
+use crate::net::transport::Transport;
 use crate::service::Service;
-use crate::session::{Manner, Next, Scratch, Session};
-use crate::transport::{Bell, Transport};
+use crate::session::{Next, RunOptions, Session, ThreadBuffers};
 
-use starting::Begun;
+use crate::concurrency::start_gate::StartReport;
 
 /// Sessions are asked about their deadlines this often.
 pub const TICK: Duration = Duration::from_secs(1);
 /// While a thread runs one session, the others that it serves wait: after this time it is their turn.
 const TURN: Duration = Duration::from_micros(500);
 /// How long threads try before they sleep, where latency is what matters.
-pub const SPIN: Duration = Duration::from_micros(100);
+pub const SPIN_TIME: Duration = Duration::from_micros(100);
 
 /// How the sessions of a transport share threads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -66,45 +67,45 @@ impl Model {
         transport != Transport::Udp || self != Model::ThreadPerConnection
     }
 
-    /// Makes all that it needs, says through `begun` how that went, and serves until `shutdown` says otherwise and no session
+    /// Makes all that it needs, says through `begun` how that went, and serves until `control` says otherwise and no session
     /// is left.
     pub fn serve(
         self,
         listener: &Arc<Listener>,
         service: &Arc<Service>,
-        shutdown: &Arc<Shutdown>,
-        begun: Begun,
+        control: &Arc<Control>,
+        begun: StartReport,
     ) {
         match self {
-            Model::ThreadPerConnection => thread_per_connection::serve(listener, service, shutdown, begun),
-            Model::ThreadPool => thread_pool::serve(listener, service, shutdown, begun),
-            Model::WorkStealing => work_stealing::serve(listener, service, shutdown, begun),
-            Model::Epoll => epoll::serve(listener, service, shutdown, begun),
+            Model::ThreadPerConnection => thread_per_connection::serve(listener, service, control, begun),
+            Model::ThreadPool => thread_pool::serve(listener, service, control, begun),
+            Model::WorkStealing => work_stealing::serve(listener, service, control, begun),
+            Model::Epoll => epoll::serve(listener, service, control, begun),
         }
     }
 }
 
 /// Runs a session. A panic in it ends this session and no other; it is counted, and reported on stderr by the runtime.
-pub fn run(session: &mut Session, scratch: &mut Scratch, manner: Manner) -> Next {
-    caught(session, scratch, |session, scratch| session.run(scratch, manner))
+pub fn run(session: &mut Session, buffers: &mut ThreadBuffers, options: RunOptions) -> Next {
+    catch_panic(session, buffers, |session, buffers| session.run(buffers, options))
 }
 
 /// The same for [`Session::read_on`].
-pub fn read_on(session: &mut Session, scratch: &mut Scratch, manner: Manner) -> Option<Next> {
-    caught(session, scratch, |session, scratch| session.read_on(scratch, manner))
+pub fn read_on(session: &mut Session, buffers: &mut ThreadBuffers, options: RunOptions) -> Option<Next> {
+    catch_panic(session, buffers, |session, buffers| session.read_on(buffers, options))
 }
 
 /// What `work` makes of a session; where it panics: that the session is over.
-fn caught<T: From<Next>>(
+fn catch_panic<T: From<Next>>(
     session: &mut Session,
-    scratch: &mut Scratch,
-    work: impl FnOnce(&mut Session, &mut Scratch) -> T,
+    buffers: &mut ThreadBuffers,
+    work: impl FnOnce(&mut Session, &mut ThreadBuffers) -> T,
 ) -> T {
     // The session is dropped and the scratch made anew: nothing that may be half done is used again.
-    let result = catch_unwind(AssertUnwindSafe(|| work(session, scratch)));
+    let result = catch_unwind(AssertUnwindSafe(|| work(session, buffers)));
     result.unwrap_or_else(|_| {
         session.count_panic();
-        scratch.renew();
+        buffers.renew();
         T::from(Next::Closed)
     })
 }
@@ -112,10 +113,10 @@ fn caught<T: From<Next>>(
 /// What a model is told to do, from weak to strong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
-pub enum Order {
+pub enum Command {
     Serve,
     /// Another model takes over: accept nothing, hand every session over to the listener.
-    HandOver,
+    Handover,
     /// Accept nothing more, answer what has come, close.
     Drain,
     /// Close everything now.
@@ -124,35 +125,35 @@ pub enum Order {
 
 /// How a model is told: an order, and a bell that is rung for each.
 #[derive(Debug)]
-pub struct Shutdown {
+pub struct Control {
     order: AtomicU8,
-    bell: Bell,
+    event_fd: EventFd,
 }
 
-impl Shutdown {
+impl Control {
     pub fn new() -> io::Result<Self> {
-        Ok(Shutdown { order: AtomicU8::new(Order::Serve as u8), bell: Bell::new()? })
+        Ok(Control { order: AtomicU8::new(Command::Serve as u8), event_fd: EventFd::new()? })
     }
 
-    pub fn order(&self) -> Order {
+    pub fn order(&self) -> Command {
         match self.order.load(Ordering::Acquire) {
-            0 => Order::Serve,
-            1 => Order::HandOver,
-            2 => Order::Drain,
-            _ => Order::Stop,
+            0 => Command::Serve,
+            1 => Command::Handover,
+            2 => Command::Drain,
+            _ => Command::Stop,
         }
     }
 
     /// Gives an order. A weaker one than the one in force changes nothing.
-    pub fn give(&self, order: Order) {
+    pub fn give(&self, order: Command) {
         self.order.fetch_max(order as u8, Ordering::AcqRel);
-        self.bell.ring();
+        self.event_fd.notify();
     }
 
     /// Rings once for every order that is given. Several threads may watch it, each for the edge (EPOLLET): a ring that no
     /// order came with, of a process that shares the descriptor, then costs each of them one look.
-    pub fn bell(&self) -> &Bell {
-        &self.bell
+    pub fn event_fd(&self) -> &EventFd {
+        &self.event_fd
     }
 }
 

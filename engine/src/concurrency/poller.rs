@@ -8,18 +8,18 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use super::SPIN;
-use super::places::Key;
+use super::SPIN_TIME;
+use crate::concurrency::slab::Key;
+use crate::net::timerfd::TimerFd;
 use crate::service::Service;
 use crate::session::Session;
 use crate::settings::OptimizeFor;
-use crate::transport::Ticker;
 
-const MOST_EVENTS: usize = 256;
+const MAX_EVENTS: usize = 256;
 
 /// What became ready.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Source {
+pub enum Token {
     Session(Key),
     Listener,
     /// A session was handed over by another model.
@@ -28,18 +28,18 @@ pub enum Source {
     Mailbox,
     /// Storage has something for sessions.
     Woken,
-    Order,
+    Command,
     /// A second has passed.
     Tick,
 }
 
-impl Source {
-    const NAMED: [Source; 6] =
-        [Source::Listener, Source::HandedOver, Source::Mailbox, Source::Woken, Source::Order, Source::Tick];
+impl Token {
+    const NAMED: [Token; 6] =
+        [Token::Listener, Token::HandedOver, Token::Mailbox, Token::Woken, Token::Command, Token::Tick];
 
     fn token(self) -> u64 {
         match self {
-            Source::Session(key) => key.number(),
+            Token::Session(key) => key.number(),
             named => Self::NAMED.iter().position(|&other| other == named).unwrap_or(0) as u64,
         }
     }
@@ -47,7 +47,7 @@ impl Source {
     fn from_token(token: u64) -> Self {
         match Self::NAMED.get(usize::try_from(token).unwrap_or(usize::MAX)) {
             Some(named) => *named,
-            None => Source::Session(Key::from_number(token)),
+            None => Token::Session(Key::from_number(token)),
         }
     }
 }
@@ -56,22 +56,22 @@ impl Source {
 #[derive(Debug)]
 pub struct Poller {
     epoll: OwnedFd,
-    ticker: Ticker,
+    ticker: TimerFd,
 }
 
 impl Poller {
     pub fn new() -> io::Result<Self> {
         let poller =
-            Poller { epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?, ticker: Ticker::new(super::TICK)? };
-        poller.add(&poller.ticker, Source::Tick, EventFlags::IN)?;
+            Poller { epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?, ticker: TimerFd::new(super::TICK)? };
+        poller.add(&poller.ticker, Token::Tick, EventFlags::IN)?;
         Ok(poller)
     }
 
-    pub fn add(&self, descriptor: impl AsFd, source: Source, flags: EventFlags) -> io::Result<()> {
+    pub fn add(&self, descriptor: impl AsFd, source: Token, flags: EventFlags) -> io::Result<()> {
         epoll::add(&self.epoll, descriptor, EventData::new_u64(source.token()), flags)
     }
 
-    pub fn modify(&self, descriptor: impl AsFd, source: Source, flags: EventFlags) -> io::Result<()> {
+    pub fn modify(&self, descriptor: impl AsFd, source: Token, flags: EventFlags) -> io::Result<()> {
         epoll::modify(&self.epoll, descriptor, EventData::new_u64(source.token()), flags)
     }
 
@@ -89,7 +89,7 @@ impl Poller {
     }
 
     /// Waits for events, at most until `due`; without that for as long as it takes, which is a tick at most.
-    pub fn wait(&self, events: &mut Events, due: Option<Instant>, spin: &mut Spin) {
+    pub fn wait(&self, events: &mut Events, due: Option<Instant>, spin: &mut SpinWait) {
         let left = due.map(|due| due.saturating_duration_since(Instant::now()));
         let may_sleep = left.is_none_or(|left| !left.is_zero());
         if may_sleep && spin.until_true(|| self.fill(events, Some(Duration::ZERO))) {
@@ -116,23 +116,23 @@ impl Poller {
 
 #[derive(Debug)]
 pub struct Events {
-    room: [MaybeUninit<epoll::Event>; MOST_EVENTS],
+    room: [MaybeUninit<epoll::Event>; MAX_EVENTS],
     filled: usize,
 }
 
 impl Events {
     pub fn new() -> Self {
-        Events { room: [MaybeUninit::uninit(); MOST_EVENTS], filled: 0 }
+        Events { room: [MaybeUninit::uninit(); MAX_EVENTS], filled: 0 }
     }
 
     /// What became ready, in the kernel's order.
-    pub fn drain(&mut self) -> impl Iterator<Item = Source> + use<> {
-        let mut sources = [Source::Order; MOST_EVENTS];
+    pub fn drain(&mut self) -> impl Iterator<Item = Token> + use<> {
+        let mut sources = [Token::Command; MAX_EVENTS];
         let filled = std::mem::take(&mut self.filled);
         for (source, event) in sources.iter_mut().zip(&self.room[..filled]) {
             // SAFETY: epoll_wait filled the first `filled` events.
             let event = unsafe { event.assume_init() };
-            *source = Source::from_token(event.data.u64());
+            *source = Token::from_token(event.data.u64());
         }
         sources.into_iter().take(filled)
     }
@@ -141,18 +141,18 @@ impl Events {
 /// Tries again and again for a while, rather than sleep at once: waking a core that sleeps costs more than a short wait.
 /// So many threads spin at once as leave a core for the work that they wait for.
 #[derive(Debug)]
-pub struct Spin {
+pub struct SpinWait {
     service: Arc<Service>,
     most: Duration,
 }
 
-impl Spin {
+impl SpinWait {
     pub fn new(service: &Arc<Service>) -> Self {
         let most = match service.settings.optimize_for {
-            OptimizeFor::Latency => SPIN,
+            OptimizeFor::Latency => SPIN_TIME,
             OptimizeFor::Throughput => Duration::ZERO,
         };
-        Spin { service: Arc::clone(service), most }
+        SpinWait { service: Arc::clone(service), most }
     }
 
     pub fn until_true(&mut self, mut attempt: impl FnMut() -> bool) -> bool {

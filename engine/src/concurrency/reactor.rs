@@ -10,34 +10,35 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use super::hands::Hands;
-use super::later::Later;
-use super::places::{Key, Places};
-use super::poller::{Events, Poller, Source, Spin};
-use super::{Model, Order, Shutdown, TICK, TURN, read_on, run};
-use crate::listener::{Accepted, Listener, Taker};
-use crate::queue::ControlledDelay;
+use super::{Command, Control, Model, TICK, TURN, read_on, run};
+use crate::codel::CoDel;
+use crate::concurrency::poller::{Events, Poller, SpinWait, Token};
+use crate::concurrency::run_state::RunState;
+use crate::concurrency::slab::{Key, SessionSlab};
+use crate::concurrency::timer_queue::Later;
+use crate::net::eventfd::EventFd;
+use crate::net::listener::{AcceptOutcome, Listener, Taker};
+use crate::net::transport::IoMode;
 use crate::service::Service;
-use crate::session::{Manner, Next, Queued, Scratch, Session, Wake};
-use crate::transport::{Bell, Patience};
+use crate::session::{Next, QueueWait, RunOptions, Session, ThreadBuffers, Wake};
 
 /// A session that has something to do, since when.
 #[derive(Debug)]
 pub struct Ready {
-    seat: Arc<Seat>,
+    slot: Arc<Slot>,
     since: Instant,
 }
 
 /// A session's place: epoll knows it by its key.
 #[derive(Debug)]
-struct Seat {
+struct Slot {
     key: Key,
-    hands: Hands,
+    hands: RunState,
     /// None once it is gone.
     session: Mutex<Option<Box<Session>>>,
 }
 
-impl Seat {
+impl Slot {
     fn session(&self) -> MutexGuard<'_, Option<Box<Session>>> {
         self.session.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -48,23 +49,23 @@ impl Seat {
 pub struct Reactor {
     pub listener: Arc<Listener>,
     pub service: Arc<Service>,
-    pub shutdown: Arc<Shutdown>,
+    pub control: Arc<Control>,
     model: Model,
     poller: Poller,
-    seats: Mutex<Places<Arc<Seat>>>,
+    slots: Mutex<SessionSlab<Arc<Slot>>>,
     /// Sessions that are to be run at a time. The bell tells the reactor of a new one.
     later: Later,
-    bell: Bell,
-    delay: ControlledDelay,
+    event_fd: EventFd,
+    delay: CoDel,
 }
 
 /// How ready sessions get to the workers. What there is no room for stays in the list, and is refused.
 pub trait Dispatch {
     /// How many more there may be in the queue.
-    fn room(&self) -> usize;
+    fn capacity(&self) -> usize;
     fn dispatch(&self, ready: &mut VecDeque<Ready>);
     /// One that was being worked at and goes on, whatever the bound.
-    fn dispatch_again(&self, ready: Ready);
+    fn requeue(&self, ready: Ready);
 }
 
 /// How storage has sessions run again.
@@ -77,11 +78,11 @@ struct Waker<D> {
 impl<D: Dispatch + Send + Sync + std::fmt::Debug> Wake for Waker<D> {
     fn wake(&self, key: u64) {
         let Some(reactor) = self.reactor.upgrade() else { return };
-        let seat = reactor.seats().get(Key::from_number(key)).map(Arc::clone);
-        if let Some(seat) = seat
-            && seat.hands.take_to_wake()
+        let slot = reactor.slots().get(Key::from_number(key)).map(Arc::clone);
+        if let Some(slot) = slot
+            && slot.hands.mark_woken()
         {
-            self.dispatch.dispatch_again(Ready { seat, since: Instant::now() });
+            self.dispatch.requeue(Ready { slot, since: Instant::now() });
         }
     }
 }
@@ -91,41 +92,41 @@ impl Reactor {
         model: Model,
         listener: &Arc<Listener>,
         service: &Arc<Service>,
-        shutdown: &Arc<Shutdown>,
+        control: &Arc<Control>,
     ) -> Result<Arc<Self>, (Errno, &'static str)> {
         let poller = Poller::new().map_err(|errno| (errno, "make an epoll"))?;
-        let bell = Bell::new().map_err(|errno| (errno, "make an eventfd"))?;
+        let event_fd = EventFd::new().map_err(|errno| (errno, "make an eventfd"))?;
         let add = || {
-            poller.add(&bell, Source::Mailbox, EventFlags::IN)?;
-            poller.add(shutdown.bell(), Source::Order, EventFlags::IN | EventFlags::ET)?;
-            poller.add(listener.bell(), Source::HandedOver, EventFlags::IN)?;
-            poller.add(&**listener, Source::Listener, EventFlags::IN)
+            poller.add(&event_fd, Token::Mailbox, EventFlags::IN)?;
+            poller.add(control.event_fd(), Token::Command, EventFlags::IN | EventFlags::ET)?;
+            poller.add(listener.event_fd(), Token::HandedOver, EventFlags::IN)?;
+            poller.add(&**listener, Token::Listener, EventFlags::IN)
         };
         add().map_err(|errno| (errno, "fill an epoll"))?;
         Ok(Arc::new(Reactor {
             listener: Arc::clone(listener),
             service: Arc::clone(service),
-            shutdown: Arc::clone(shutdown),
+            control: Arc::clone(control),
             model,
             poller,
-            seats: Mutex::new(Places::new()),
+            slots: Mutex::new(SessionSlab::new()),
             later: Later::default(),
-            bell,
-            delay: ControlledDelay::new(),
+            event_fd,
+            delay: CoDel::new(),
         }))
     }
 
-    fn seats(&self) -> MutexGuard<'_, Places<Arc<Seat>>> {
-        self.seats.lock().unwrap_or_else(PoisonError::into_inner)
+    fn slots(&self) -> MutexGuard<'_, SessionSlab<Arc<Slot>>> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The manner in which workers run sessions.
-    fn manner(&self, refuse: bool) -> Manner {
-        Manner {
-            patience: Patience::Never,
+    fn options(&self, refuse: bool) -> RunOptions {
+        RunOptions {
+            io_mode: IoMode::NonBlocking,
             spin: Duration::ZERO,
             refuse,
-            storage_elsewhere: self.service.settings.async_storage,
+            offload_storage: self.service.settings.async_storage,
             most: Some(TURN),
         }
     }
@@ -134,63 +135,63 @@ impl Reactor {
     pub fn work(
         self: &Arc<Self>,
         ready: Ready,
-        scratch: &mut Scratch,
+        buffers: &mut ThreadBuffers,
         dispatch: &Arc<impl Dispatch + Send + Sync + std::fmt::Debug + 'static>,
     ) {
         let now = Instant::now();
         let waited = now.saturating_duration_since(ready.since);
         // Refused requests are counted where they are answered: a session may have several, or none that is whole.
-        let refuse = self.delay.is_too_late(waited, now);
-        scratch.queued = Some(Queued { wait: waited, until: now });
-        self.run(ready.seat, scratch, refuse, dispatch);
+        let refuse = self.delay.should_reject(waited, now);
+        buffers.queued = Some(QueueWait { wait: waited, until: now });
+        self.run(ready.slot, buffers, refuse, dispatch);
     }
 
     fn run(
         self: &Arc<Self>,
-        seat: Arc<Seat>,
-        scratch: &mut Scratch,
+        slot: Arc<Slot>,
+        buffers: &mut ThreadBuffers,
         refuse: bool,
         dispatch: &Arc<impl Dispatch + Send + Sync + std::fmt::Debug + 'static>,
     ) {
-        let mut held = seat.session();
+        let mut held = slot.session();
         let Some(session) = held.as_mut() else { return };
-        let next = run(session, scratch, self.manner(refuse));
-        self.give_back(&seat, held, next, dispatch);
+        let next = run(session, buffers, self.options(refuse));
+        self.return_session(&slot, held, next, dispatch);
     }
 
     /// Whether there is something to answer, which is looked at where a request had begun, or where the places in the queue
     /// are `scarce`: whoever sends a request bit by bit takes none for every bit, nor for its end, so that nobody is refused
     /// because of them.
-    fn is_worth_a_worker(
+    fn needs_worker(
         self: &Arc<Self>,
-        seat: &Arc<Seat>,
+        slot: &Arc<Slot>,
         scarce: bool,
-        scratch: &mut Scratch,
+        buffers: &mut ThreadBuffers,
         dispatch: &Arc<impl Dispatch + Send + Sync + std::fmt::Debug + 'static>,
     ) -> bool {
-        let mut held = seat.session();
+        let mut held = slot.session();
         let Some(session) = held.as_mut() else { return true };
         let next = if session.is_lingering() {
-            Some(run(session, scratch, self.manner(false)))
+            Some(run(session, buffers, self.options(false)))
         } else if session.is_inside_a_frame() || (scarce && session.is_between_requests()) {
-            read_on(session, scratch, self.manner(false))
+            read_on(session, buffers, self.options(false))
         } else {
             None
         };
         let Some(next) = next else { return true };
-        self.give_back(seat, held, next, dispatch);
+        self.return_session(slot, held, next, dispatch);
         false
     }
 
     /// Puts a session where it gets what it needs next.
-    fn give_back(
+    fn return_session(
         self: &Arc<Self>,
-        seat: &Arc<Seat>,
+        slot: &Arc<Slot>,
         mut held: MutexGuard<'_, Option<Box<Session>>>,
         next: Next,
         dispatch: &Arc<impl Dispatch + Send + Sync + std::fmt::Debug + 'static>,
     ) {
-        if self.shutdown.order() == Order::HandOver
+        if self.control.order() == Command::Handover
             && next != Next::Closed
             && let Some(session) = held.take()
         {
@@ -198,63 +199,62 @@ impl Reactor {
             match self.listener.hand_over(session) {
                 Ok(()) => {
                     drop(held);
-                    return self.leave(seat.key);
+                    return self.remove(slot.key);
                 }
                 // A drain has overtaken the order: the session is drained here.
                 Err(back) => {
                     back.stop_reading();
-                    let added =
-                        self.poller.add(back.socket(), Source::Session(seat.key), EventFlags::ONESHOT);
+                    let added = self.poller.add(back.socket(), Token::Session(slot.key), EventFlags::ONESHOT);
                     *held = Some(back);
                     if added.is_err() {
-                        return self.end(seat, held);
+                        return self.end(slot, held);
                     }
                 }
             }
         }
         // A client that always has something to do would keep a worker, and with it the model, from its end.
-        let next = if self.shutdown.order() == Order::Stop { Next::Closed } else { next };
+        let next = if self.control.order() == Command::Stop { Next::Closed } else { next };
         let interest = match next {
             Next::Readable => Some(EventFlags::IN),
             Next::Writable => Some(EventFlags::OUT),
             Next::Waiting => None,
-            Next::Again => {
+            Next::Yield => {
                 drop(held);
-                return dispatch.dispatch_again(Ready { seat: Arc::clone(seat), since: Instant::now() });
+                return dispatch.requeue(Ready { slot: Arc::clone(slot), since: Instant::now() });
             }
-            Next::Later(pause) => {
+            Next::After(pause) => {
                 drop(held);
-                self.later.add(Instant::now() + pause, seat.key);
-                self.bell.ring();
+                self.later.add(Instant::now() + pause, slot.key);
+                self.event_fd.notify();
                 return;
             }
-            Next::Closed => return self.end(seat, held),
+            Next::Closed => return self.end(slot, held),
         };
         // Before it is armed: the event may come at once, and finds the session free only then.
-        if !seat.hands.release() {
+        if !slot.hands.release() {
             drop(held);
-            return dispatch.dispatch_again(Ready { seat: Arc::clone(seat), since: Instant::now() });
+            return dispatch.requeue(Ready { slot: Arc::clone(slot), since: Instant::now() });
         }
         // Without interest the kernel keeps silent, since it has reported once, until storage has something.
         let Some(interest) = interest else { return };
         let flags = interest | EventFlags::ONESHOT;
         let Some(session) = held.as_ref() else { return };
-        if self.poller.modify(session.socket(), Source::Session(seat.key), flags).is_err() {
-            self.end(seat, held);
+        if self.poller.modify(session.socket(), Token::Session(slot.key), flags).is_err() {
+            self.end(slot, held);
         }
     }
 
     /// Ends the session of a seat that one has in one's hands.
-    fn end(&self, seat: &Seat, mut held: MutexGuard<'_, Option<Box<Session>>>) {
+    fn end(&self, slot: &Slot, mut held: MutexGuard<'_, Option<Box<Session>>>) {
         if let Some(session) = held.take() {
             self.poller.drop_session(session);
         }
         drop(held);
-        self.leave(seat.key);
+        self.remove(slot.key);
     }
 
-    fn leave(&self, key: Key) {
-        self.seats().remove(key);
+    fn remove(&self, key: Key) {
+        self.slots().remove(key);
     }
 
     /// Accepts and waits until an order ends it and no session is left.
@@ -264,101 +264,101 @@ impl Reactor {
         mut taker: Taker,
     ) {
         let mut events = Events::new();
-        let mut spin = Spin::new(&self.service);
-        let mut scratch = Scratch::new(&self.service, self.model);
+        let mut spin = SpinWait::new(&self.service);
+        let mut buffers = ThreadBuffers::new(&self.service, self.model);
         let wake: Arc<dyn Wake> =
             Arc::new(Waker { reactor: Arc::downgrade(self), dispatch: Arc::clone(dispatch) });
         let mut ready = VecDeque::new();
         let mut accept_at: Option<Instant> = None;
-        let mut obeyed = Order::Serve;
+        let mut obeyed = Command::Serve;
         while !self.is_over(obeyed, &mut taker, &wake) {
             let due = self.later.next().into_iter().chain(accept_at).min();
             self.poller.wait(&mut events, due, &mut spin);
             let now = Instant::now();
             let (mut ordered, mut ticked) = (false, false);
             {
-                let seats = self.seats();
+                let slots = self.slots();
                 let mut rest = VecDeque::new();
                 for source in events.drain() {
                     match source {
-                        Source::Session(key) => {
-                            if let Some(seat) = seats.get(key)
-                                && seat.hands.take()
+                        Token::Session(key) => {
+                            if let Some(slot) = slots.get(key)
+                                && slot.hands.take()
                             {
-                                ready.push_back(Ready { seat: Arc::clone(seat), since: now });
+                                ready.push_back(Ready { slot: Arc::clone(slot), since: now });
                             }
                         }
                         other => rest.push_back(other),
                     }
                 }
-                drop(seats);
+                drop(slots);
                 for source in rest {
                     match source {
-                        Source::Listener if obeyed == Order::Serve => {
+                        Token::Listener if obeyed == Command::Serve => {
                             accept_at = self.accept(&wake).map(|rest| now + rest);
                         }
-                        Source::HandedOver if taker.is_enlisted() => {
+                        Token::HandedOver if taker.is_enlisted() => {
                             if let Some(session) = self.listener.take_over() {
-                                self.adopt(session, &wake);
+                                self.register(session, &wake);
                             }
                         }
-                        Source::Order => ordered = true,
-                        Source::Tick => {
+                        Token::Command => ordered = true,
+                        Token::Tick => {
                             self.poller.take_tick();
                             ticked = true;
                         }
-                        Source::Mailbox => while self.bell.take() {},
+                        Token::Mailbox => while self.event_fd.take() {},
                         _ => {}
                     }
                 }
             }
             self.due_now(now, &mut ready);
-            self.hand_out(&mut ready, &mut scratch, dispatch);
-            if accept_at.is_some_and(|at| at <= now) && obeyed == Order::Serve {
+            self.dispatch_ready(&mut ready, &mut buffers, dispatch);
+            if accept_at.is_some_and(|at| at <= now) && obeyed == Command::Serve {
                 accept_at = self
                     .poller
-                    .add(&*self.listener, Source::Listener, EventFlags::IN)
+                    .add(&*self.listener, Token::Listener, EventFlags::IN)
                     .is_err()
                     .then(|| now + TICK);
             }
             if ticked {
                 self.tick(now, &mut ready);
-                self.hand_out(&mut ready, &mut scratch, dispatch);
+                self.dispatch_ready(&mut ready, &mut buffers, dispatch);
                 ordered = true;
             }
             if ordered {
-                obeyed = self.obey(obeyed, &mut taker, &wake);
+                obeyed = self.apply(obeyed, &mut taker, &wake);
             }
         }
         // On a stop, what the workers still hold ends with them.
-        self.seats().clear();
+        self.slots().clear();
     }
 
     /// Gives the ready sessions to the workers; answers those that there is no room for at once, before any work.
-    fn hand_out(
+    fn dispatch_ready(
         self: &Arc<Self>,
         ready: &mut VecDeque<Ready>,
-        scratch: &mut Scratch,
+        buffers: &mut ThreadBuffers,
         dispatch: &Arc<impl Dispatch + Send + Sync + std::fmt::Debug + 'static>,
     ) {
         if ready.is_empty() {
             return;
         }
-        let scarce = ready.len() > dispatch.room();
-        ready.retain(|ready| self.is_worth_a_worker(&ready.seat, scarce, scratch, dispatch));
+        let scarce = ready.len() > dispatch.capacity();
+        ready.retain(|ready| self.needs_worker(&ready.slot, scarce, buffers, dispatch));
         dispatch.dispatch(ready);
         for refused in ready.drain(..) {
-            scratch.queued = Some(Queued { wait: Duration::ZERO, until: Instant::now() });
-            self.run(refused.seat, scratch, true, dispatch);
+            buffers.queued = Some(QueueWait { wait: Duration::ZERO, until: Instant::now() });
+            self.run(refused.slot, buffers, true, dispatch);
         }
     }
 
     fn due_now(&self, now: Instant, ready: &mut VecDeque<Ready>) {
         let due = self.later.take_due(now);
         if !due.is_empty() {
-            let seats = self.seats();
-            let seats = due.into_iter().filter_map(|key| seats.get(key).map(Arc::clone));
-            ready.extend(seats.map(|seat| Ready { seat, since: now }));
+            let slots = self.slots();
+            let slots = due.into_iter().filter_map(|key| slots.get(key).map(Arc::clone));
+            ready.extend(slots.map(|slot| Ready { slot, since: now }));
         }
     }
 
@@ -366,10 +366,10 @@ impl Reactor {
     fn accept(&self, wake: &Arc<dyn Wake>) -> Option<Duration> {
         for _ in 0..64 {
             match self.listener.accept(&self.service) {
-                Accepted::Session(session) => self.adopt(session, wake),
-                Accepted::Refused => {}
-                Accepted::Nothing => return None,
-                Accepted::Exhausted(rest) => {
+                AcceptOutcome::Session(session) => self.register(session, wake),
+                AcceptOutcome::Refused => {}
+                AcceptOutcome::Nothing => return None,
+                AcceptOutcome::Exhausted(rest) => {
                     // It would be reported as readable all the time.
                     let _ = self.poller.delete(&*self.listener);
                     return Some(rest);
@@ -379,21 +379,21 @@ impl Reactor {
         None
     }
 
-    fn adopt(&self, session: Box<Session>, wake: &Arc<dyn Wake>) {
-        if self.shutdown.order() == Order::Drain {
+    fn register(&self, session: Box<Session>, wake: &Arc<dyn Wake>) {
+        if self.control.order() == Command::Drain {
             session.stop_reading();
         }
-        let mut seats = self.seats();
-        let key = seats.next_key();
+        let mut slots = self.slots();
+        let key = slots.next_key();
         let flags = EventFlags::IN | EventFlags::ONESHOT;
-        if self.poller.add(session.socket(), Source::Session(key), flags).is_ok() {
+        if self.poller.add(session.socket(), Token::Session(key), flags).is_ok() {
             let connection = Arc::clone(session.connection());
-            let wants_a_turn = session.wants_a_turn();
-            let (hands, session) = (Hands::armed(), Mutex::new(Some(session)));
-            seats.insert(Arc::new(Seat { key, hands, session }));
-            drop(seats);
+            let has_pending_work = session.has_pending_work();
+            let (hands, session) = (RunState::idle(), Mutex::new(Some(session)));
+            slots.insert(Arc::new(Slot { key, hands, session }));
+            drop(slots);
             connection.set_wake(wake, key.number());
-            if wants_a_turn {
+            if has_pending_work {
                 // It comes from another model, which had begun something.
                 wake.wake(key.number());
             }
@@ -402,44 +402,44 @@ impl Reactor {
 
     /// Drops the sessions whose time is over, of those that nobody works at.
     fn tick(&self, now: Instant, ready: &mut VecDeque<Ready>) {
-        self.seats().retain(|seat| {
-            if !seat.hands.take() {
+        self.slots().retain(|slot| {
+            if !slot.hands.take() {
                 return true;
             }
-            let mut held = seat.session();
+            let mut held = slot.session();
             let overdue = held.as_mut().is_none_or(|session| session.is_overdue(now));
             if overdue && let Some(session) = held.take() {
                 self.poller.drop_session(session);
             }
             drop(held);
-            if !seat.hands.release() && !overdue {
-                ready.push_back(Ready { seat: Arc::clone(seat), since: now });
+            if !slot.hands.release() && !overdue {
+                ready.push_back(Ready { slot: Arc::clone(slot), since: now });
             }
             !overdue
         });
     }
 
-    fn obey(&self, obeyed: Order, taker: &mut Taker, wake: &Arc<dyn Wake>) -> Order {
-        let order = self.shutdown.order();
-        if obeyed == Order::Serve && order != Order::Serve {
-            if order == Order::Drain {
-                self.listener.accept_rest(&self.service, |session| self.adopt(session, wake));
+    fn apply(&self, obeyed: Command, taker: &mut Taker, wake: &Arc<dyn Wake>) -> Command {
+        let order = self.control.order();
+        if obeyed == Command::Serve && order != Command::Serve {
+            if order == Command::Drain {
+                self.listener.accept_rest(&self.service, |session| self.register(session, wake));
             } else {
-                taker.resign();
-                let _ = self.poller.delete(self.listener.bell());
+                taker.withdraw();
+                let _ = self.poller.delete(self.listener.event_fd());
             }
             let _ = self.poller.delete(&*self.listener);
         }
-        if order == Order::HandOver {
-            self.hand_over_all(wake);
+        if order == Command::Handover {
+            self.migrate_all(wake);
         }
         if order == obeyed {
             return order;
         }
-        if order == Order::Drain {
-            let seats: Vec<_> = self.seats().iter().map(Arc::clone).collect();
-            for seat in seats {
-                if let Some(session) = seat.session().as_ref() {
+        if order == Command::Drain {
+            let slots: Vec<_> = self.slots().iter().map(Arc::clone).collect();
+            for slot in slots {
+                if let Some(session) = slot.session().as_ref() {
                     session.stop_reading();
                 }
             }
@@ -448,29 +448,29 @@ impl Reactor {
     }
 
     /// Whether an order ends it: no session is left, and none can come any more.
-    fn is_over(&self, obeyed: Order, taker: &mut Taker, wake: &Arc<dyn Wake>) -> bool {
+    fn is_over(&self, obeyed: Command, taker: &mut Taker, wake: &Arc<dyn Wake>) -> bool {
         match obeyed {
-            Order::Serve => return false,
-            Order::Stop => return true,
-            Order::HandOver | Order::Drain => {}
+            Command::Serve => return false,
+            Command::Stop => return true,
+            Command::Handover | Command::Drain => {}
         }
-        while self.seats().is_empty() {
+        while self.slots().is_empty() {
             if taker.leave() {
                 return true;
             }
             if let Some(session) = self.listener.take_over() {
-                self.adopt(session, wake);
+                self.register(session, wake);
             }
         }
         false
     }
 
     /// Hands over what nobody works at; the workers hand over what they hold.
-    fn hand_over_all(&self, wake: &Arc<dyn Wake>) {
+    fn migrate_all(&self, wake: &Arc<dyn Wake>) {
         let mut free = Vec::new();
-        self.seats().retain(|seat| {
-            if seat.hands.take() {
-                free.extend(seat.session().take());
+        self.slots().retain(|slot| {
+            if slot.hands.take() {
+                free.extend(slot.session().take());
                 return false;
             }
             true
@@ -479,7 +479,7 @@ impl Reactor {
             let _ = self.poller.delete(session.socket());
             if let Err(back) = self.listener.hand_over(session) {
                 // A drain has overtaken the order: the session is drained here.
-                self.adopt(back, wake);
+                self.register(back, wake);
             }
         }
     }

@@ -105,10 +105,10 @@ impl<T> Roster<T> {
     }
 
     /// Waits so long for the end of all threads; true where none is left and nothing waits.
-    pub fn is_over(&self, patience: Duration) -> bool {
+    pub fn is_over(&self, io_mode: Duration) -> bool {
         let mut state = self.state();
         if state.threads > 0 || !state.waiting.is_empty() {
-            state = self.done.wait_timeout(state, patience).unwrap_or_else(PoisonError::into_inner).0;
+            state = self.done.wait_timeout(state, io_mode).unwrap_or_else(PoisonError::into_inner).0;
         }
         state.threads == 0 && state.waiting.is_empty()
     }

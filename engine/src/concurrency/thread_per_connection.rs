@@ -10,26 +10,26 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use super::conversation::converse;
-use super::roster::Roster;
-use super::starting::{Begun, start_error};
-use super::{Model, Order, Shutdown, spawn};
-use crate::listener::{Accepted, Listener, Taker};
+use super::{Command, Control, Model, spawn};
+use crate::concurrency::blocking::run_session_blocking;
+use crate::concurrency::roster::Roster;
+use crate::concurrency::start_gate::{StartReport, start_error};
+use crate::net::listener::{AcceptOutcome, Listener, Taker};
 use crate::service::Service;
-use crate::session::{Connection, Scratch, Session};
+use crate::session::{Connection, Session, ThreadBuffers};
 
 const STACK: usize = 128 << 10;
 /// A thread without a connection ends after this time, unless it is the last.
-const IDLE_THREAD: Duration = Duration::from_secs(10);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Where a thread could not be started, this often another try is made.
-const RETRY: Duration = Duration::from_millis(100);
+const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The connections and the threads.
 #[derive(Debug)]
-struct Crew {
+struct ConnectionThreads {
     listener: Arc<Listener>,
     service: Arc<Service>,
-    shutdown: Arc<Shutdown>,
+    control: Arc<Control>,
     roster: Roster<Box<Session>>,
     /// The sockets that threads may be asleep in, to wake them with shutdown(2).
     served: Mutex<HashMap<usize, Weak<Connection>>>,
@@ -37,38 +37,38 @@ struct Crew {
     is_short_of_threads: AtomicBool,
 }
 
-pub fn serve(listener: &Arc<Listener>, service: &Arc<Service>, shutdown: &Arc<Shutdown>, begun: Begun) {
-    let crew = Arc::new(Crew {
+pub fn serve(listener: &Arc<Listener>, service: &Arc<Service>, control: &Arc<Control>, begun: StartReport) {
+    let threads = Arc::new(ConnectionThreads {
         listener: Arc::clone(listener),
         service: Arc::clone(service),
-        shutdown: Arc::clone(shutdown),
+        control: Arc::clone(control),
         roster: Roster::new(service.settings.max_threads),
         served: Mutex::default(),
         next_number: AtomicUsize::new(0),
         is_short_of_threads: AtomicBool::new(false),
     });
     // There is one for as long as the model serves, so that each connection has its turn at last.
-    if crew.roster.claim_first()
-        && let Err(error) = crew.start_thread()
+    if threads.roster.claim_first()
+        && let Err(error) = threads.start_thread()
     {
         let errno = Errno::from_io_error(&error).unwrap_or(Errno::AGAIN);
-        return begun.badly(start_error(errno, "start a thread", &listener.address));
+        return begun.report_failure(start_error(errno, "start a thread", &listener.address));
     }
     let mut taker = listener.serve();
-    begun.well();
-    let mut obeyed = Order::Serve;
-    while obeyed == Order::Serve {
-        crew.accept();
-        obeyed = shutdown.order();
+    begun.report_success();
+    let mut obeyed = Command::Serve;
+    while obeyed == Command::Serve {
+        threads.accept();
+        obeyed = control.order();
     }
-    if obeyed == Order::Drain {
+    if obeyed == Command::Drain {
         // Clients that the kernel let in before this moment are served.
-        listener.accept_rest(service, |session| crew.add(session));
+        listener.accept_rest(service, |session| threads.add(session));
     }
-    crew.wind_up(obeyed, &mut taker);
+    threads.shut_down(obeyed, &mut taker);
 }
 
-impl Crew {
+impl ConnectionThreads {
     fn served(&self) -> MutexGuard<'_, HashMap<usize, Weak<Connection>>> {
         self.served.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -81,32 +81,32 @@ impl Crew {
         }
         loop {
             match self.listener.accept(&self.service) {
-                Accepted::Session(session) => self.add(session),
-                Accepted::Refused => {}
-                Accepted::Nothing => break,
-                Accepted::Exhausted(rest) => {
+                AcceptOutcome::Session(session) => self.add(session),
+                AcceptOutcome::Refused => {}
+                AcceptOutcome::Nothing => break,
+                AcceptOutcome::Exhausted(rest) => {
                     pause = Some(rest);
                     break;
                 }
             }
-            if self.shutdown.order() != Order::Serve {
+            if self.control.order() != Command::Serve {
                 return;
             }
         }
         self.start_missing();
         let mut sources = [
-            PollFd::new(self.shutdown.bell(), PollFlags::IN),
-            PollFd::new(self.listener.bell(), PollFlags::IN),
+            PollFd::new(self.control.event_fd(), PollFlags::IN),
+            PollFd::new(self.listener.event_fd(), PollFlags::IN),
             PollFd::new(&*self.listener, PollFlags::IN),
         ];
         // An exhausted listener stays readable; only the bells may cut its rest short.
         let sources = if pause.is_some() { &mut sources[..2] } else { &mut sources[..] };
-        let pause = pause.or_else(|| self.is_short_of_threads.load(Relaxed).then_some(RETRY));
+        let pause = pause.or_else(|| self.is_short_of_threads.load(Relaxed).then_some(RETRY_INTERVAL));
         let timeout = pause.and_then(|rest| Timespec::try_from(rest).ok());
         // EINTR and ENOMEM: go round once more.
         let _ = poll(sources, timeout.as_ref());
         // The order is looked at after this: a ring that none came with must not wake this thread again and again.
-        self.shutdown.bell().take();
+        self.control.event_fd().take();
     }
 
     /// Gives a connection to a thread: an idle one, a new one, or, at the limit, the next that is free.
@@ -147,8 +147,8 @@ impl Crew {
     }
 
     fn start_thread(self: &Arc<Self>) -> std::io::Result<()> {
-        let crew = Arc::clone(self);
-        let started = spawn("objmapper-conn", STACK, move || crew.thread());
+        let threads = Arc::clone(self);
+        let started = spawn("objmapper-conn", STACK, move || threads.worker_loop());
         if started.is_err() {
             self.roster.thread_failed();
         }
@@ -164,20 +164,20 @@ impl Crew {
     }
 
     /// A thread's life: one connection after the other.
-    fn thread(&self) {
+    fn worker_loop(&self) {
         self.gauges().active_threads.fetch_add(1, Relaxed);
-        let mut scratch = Scratch::new(&self.service, Model::ThreadPerConnection);
-        while let Some(session) = self.roster.next(IDLE_THREAD) {
+        let mut buffers = ThreadBuffers::new(&self.service, Model::ThreadPerConnection);
+        while let Some(session) = self.roster.next(IDLE_TIMEOUT) {
             self.count_waiting();
-            self.serve(session, &mut scratch);
+            self.serve(session, &mut buffers);
         }
         self.gauges().active_threads.fetch_sub(1, Relaxed);
     }
 
-    fn serve(&self, mut session: Box<Session>, scratch: &mut Scratch) {
+    fn serve(&self, mut session: Box<Session>, buffers: &mut ThreadBuffers) {
         let number = self.next_number.fetch_add(1, Relaxed);
         self.served().insert(number, Arc::downgrade(session.connection()));
-        while let Some(left) = converse(session, scratch, &self.service, &self.shutdown) {
+        while let Some(left) = run_session_blocking(session, buffers, &self.service, &self.control) {
             match self.listener.hand_over(left) {
                 Ok(()) => break,
                 // A drain overtook the order: it is drained here.
@@ -188,20 +188,20 @@ impl Crew {
     }
 
     /// Sees to it that all sessions end as ordered, and returns when the last thread has.
-    fn wind_up(self: &Arc<Self>, mut obeyed: Order, taker: &mut Taker) {
+    fn shut_down(self: &Arc<Self>, mut obeyed: Command, taker: &mut Taker) {
         loop {
             match obeyed {
-                Order::Serve | Order::Drain => {}
-                Order::HandOver => {
-                    taker.resign();
+                Command::Serve | Command::Drain => {}
+                Command::Handover => {
+                    taker.withdraw();
                     for session in self.roster.take_waiting() {
                         if let Err(session) = self.listener.hand_over(session) {
                             self.add(session);
                         }
                     }
                 }
-                Order::Stop => {
-                    taker.resign();
+                Command::Stop => {
+                    taker.withdraw();
                     self.roster.take_waiting().clear();
                 }
             }
@@ -213,9 +213,9 @@ impl Crew {
             // Threads that sleep in their sockets wake of it. What has already come can still be read.
             for connection in self.served().values().filter_map(Weak::upgrade) {
                 match obeyed {
-                    Order::Serve | Order::HandOver => break,
-                    Order::Drain => connection.stop_reading(),
-                    Order::Stop => {
+                    Command::Serve | Command::Handover => break,
+                    Command::Drain => connection.stop_reading(),
+                    Command::Stop => {
                         let _ = rustix::net::shutdown(connection.socket(), rustix::net::Shutdown::Both);
                     }
                 }
@@ -225,7 +225,7 @@ impl Crew {
             if self.roster.is_over(Duration::from_millis(50)) && taker.leave() {
                 return;
             }
-            obeyed = self.shutdown.order();
+            obeyed = self.control.order();
         }
     }
 }

@@ -5,26 +5,26 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::reactor::{Dispatch, Reactor, Ready};
-use super::starting::{Begun, Starting, start_error};
-use super::{Model, Shutdown};
-use crate::listener::Listener;
-use crate::queue::Queue;
+use super::{Control, Model};
+use crate::bounded_queue::BoundedQueue;
+use crate::concurrency::reactor::{Dispatch, Reactor, Ready};
+use crate::concurrency::start_gate::{StartReport, Starting, start_error};
+use crate::net::listener::Listener;
+use crate::net::transport::Transport;
 use crate::service::Service;
-use crate::session::Scratch;
-use crate::transport::Transport;
+use crate::session::ThreadBuffers;
 
 const STACK: usize = 256 << 10;
 
 #[derive(Debug)]
 struct Pool {
-    queue: Queue<Ready>,
+    queue: BoundedQueue<Ready>,
     service: Arc<Service>,
     transport: Transport,
 }
 
 impl Dispatch for Pool {
-    fn room(&self) -> usize {
+    fn capacity(&self) -> usize {
         self.service.settings.max_queue_depth.saturating_sub(self.queue.depth())
     }
 
@@ -36,19 +36,19 @@ impl Dispatch for Pool {
         gauges.queue_depth_max.fetch_max(depth, Relaxed);
     }
 
-    fn dispatch_again(&self, ready: Ready) {
-        self.queue.push_back_again(ready);
+    fn requeue(&self, ready: Ready) {
+        self.queue.requeue(ready);
     }
 }
 
-pub fn serve(listener: &Arc<Listener>, service: &Arc<Service>, shutdown: &Arc<Shutdown>, begun: Begun) {
+pub fn serve(listener: &Arc<Listener>, service: &Arc<Service>, control: &Arc<Control>, begun: StartReport) {
     let fail = |(errno, what)| start_error(errno, what, &listener.address);
-    let reactor = match Reactor::new(Model::ThreadPool, listener, service, shutdown) {
+    let reactor = match Reactor::new(Model::ThreadPool, listener, service, control) {
         Ok(reactor) => reactor,
-        Err(failed) => return begun.badly(fail(failed)),
+        Err(failed) => return begun.report_failure(fail(failed)),
     };
     let pool = Arc::new(Pool {
-        queue: Queue::new(service.settings.max_queue_depth),
+        queue: BoundedQueue::new(service.settings.max_queue_depth),
         service: Arc::clone(service),
         transport: listener.transport,
     });
@@ -63,10 +63,10 @@ pub fn serve(listener: &Arc<Listener>, service: &Arc<Service>, shutdown: &Arc<Sh
     }
     let workers = match starting.run(None) {
         Ok(workers) => workers,
-        Err(failed) => return begun.badly(fail(failed)),
+        Err(failed) => return begun.report_failure(fail(failed)),
     };
     let taker = listener.serve();
-    begun.well();
+    begun.report_success();
     reactor.run_reactor(&pool, taker);
     pool.queue.close();
     for worker in workers {
@@ -78,8 +78,8 @@ pub fn serve(listener: &Arc<Listener>, service: &Arc<Service>, shutdown: &Arc<Sh
 fn work(reactor: &Arc<Reactor>, pool: &Arc<Pool>) {
     let gauges = reactor.service.statistics.gauges(reactor.listener.transport);
     gauges.active_threads.fetch_add(1, Relaxed);
-    let mut scratch = Scratch::new(&reactor.service, Model::ThreadPool);
-    let mut spin = super::poller::Spin::new(&reactor.service);
+    let mut buffers = ThreadBuffers::new(&reactor.service, Model::ThreadPool);
+    let mut spin = crate::concurrency::poller::SpinWait::new(&reactor.service);
     loop {
         let mut next = pool.queue.try_pop();
         if next.is_none() {
@@ -90,7 +90,7 @@ fn work(reactor: &Arc<Reactor>, pool: &Arc<Pool>) {
         }
         let Some(ready) = next.or_else(|| pool.queue.pop()) else { break };
         gauges.queue_depth.store(pool.queue.depth(), Relaxed);
-        reactor.work(ready, &mut scratch, pool);
+        reactor.work(ready, &mut buffers, pool);
     }
     gauges.active_threads.fetch_sub(1, Relaxed);
 }

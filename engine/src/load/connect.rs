@@ -1,4 +1,4 @@
-//! How the load generator gets a connection: no step waits longer than [`PATIENCE`], or after the load was stopped.
+//! How the load generator gets a connection: no step waits longer than [`CONNECT_TIMEOUT`], or after the load was stopped.
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, OwnedFd};
@@ -12,13 +12,13 @@ use super::{Shared, Target};
 use crate::protocol::v2::{self, DecodedHelloAck};
 
 /// A server that takes longer to accept or to greet counts as one that is not reached.
-const PATIENCE: Duration = Duration::from_secs(10);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The load may be stopped meanwhile: it is looked for this often.
 const STEP: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
 
 /// A connection that has been greeted; its socket does not block.
 pub(super) fn connect(shared: &Shared) -> io::Result<OwnedFd> {
-    let until = Instant::now() + PATIENCE;
+    let until = Instant::now() + CONNECT_TIMEOUT;
     let socket = connect_to(shared, until)?;
     let greeting = shared.plan.dialect.greeting();
     if greeting.is_empty() {

@@ -10,7 +10,7 @@
 //! Besides objmapper it speaks HTTP/1.1 and Redis's protocol, so that peers are measured by the same client.
 
 mod connect;
-mod dialects;
+mod protocols;
 mod worker;
 
 use histogram::Histogram;
@@ -24,7 +24,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-pub use self::dialects::Dialect;
+pub use self::protocols::LoadProtocol;
 use self::worker::Worker;
 use crate::statistics::Percentiles;
 
@@ -46,7 +46,7 @@ pub enum Target {
 #[derive(Debug, Clone)]
 pub struct Plan {
     pub target: Target,
-    pub dialect: Dialect,
+    pub dialect: LoadProtocol,
     /// Asked for in turn, each client beginning at another.
     pub uris: Vec<String>,
     pub clients: usize,
@@ -90,13 +90,13 @@ pub struct Load {
     /// The process that its threads run in.
     process: Pid,
     started: Instant,
-    ending: Mutex<Ending>,
+    ending: Mutex<LoadEnd>,
 }
 
 #[derive(Debug)]
-struct Ending {
-    threads: Vec<JoinHandle<Tally>>,
-    sum: Tally,
+struct LoadEnd {
+    threads: Vec<JoinHandle<Counters>>,
+    sum: Counters,
 }
 
 #[derive(Debug)]
@@ -110,7 +110,7 @@ pub(crate) struct Shared {
 }
 
 #[derive(Debug)]
-pub(crate) struct Tally {
+pub(crate) struct Counters {
     latency: Histogram,
     refusals: Histogram,
     requests: u64,
@@ -122,9 +122,9 @@ pub(crate) struct Tally {
     ended: Instant,
 }
 
-impl Tally {
+impl Counters {
     pub(crate) fn new() -> Self {
-        Tally {
+        Counters {
             latency: new_histogram(),
             refusals: new_histogram(),
             requests: 0,
@@ -160,7 +160,7 @@ impl Tally {
         self.ended = self.ended.max(at);
     }
 
-    fn add(&mut self, other: &Tally) {
+    fn add(&mut self, other: &Counters) {
         add(&mut self.latency, &other.latency);
         add(&mut self.refusals, &other.refusals);
         self.requests += other.requests;
@@ -219,7 +219,7 @@ impl Load {
             shared: Arc::clone(&shared),
             process: getpid(),
             started: Instant::now(),
-            ending: Mutex::new(Ending { threads: Vec::new(), sum: Tally::new() }),
+            ending: Mutex::new(LoadEnd { threads: Vec::new(), sum: Counters::new() }),
         };
         for number in 0..count {
             let shared = Arc::clone(&shared);
@@ -236,7 +236,7 @@ impl Load {
         Ok(load)
     }
 
-    fn ending(&self) -> MutexGuard<'_, Ending> {
+    fn ending(&self) -> MutexGuard<'_, LoadEnd> {
         self.ending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -10,21 +10,21 @@ use std::mem::MaybeUninit;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use super::connect::connect;
-use super::dialects::{Answer, AnswerDecoder};
-use super::{GRACE, Shared, Tally};
+use super::{Counters, GRACE, Shared};
+use crate::load::connect::connect;
+use crate::load::protocols::{LoadReply, LoadReplyDecoder};
 
 /// With a rate, and where nothing else was asked for: a client that is further behind stops sending.
-const MOST_AHEAD: usize = 1000;
+const MAX_AHEAD: usize = 1000;
 const ROOM: usize = 256 << 10;
 /// A thread that waits for an answer looks this often whether the load is over.
 const STEP: Duration = Duration::from_millis(50);
 /// As many as the kernel passes in a message.
-const MOST_DESCRIPTORS: usize = 253;
+const MAX_DESCRIPTORS: usize = 253;
 
 /// A request without an answer.
 #[derive(Debug, Clone, Copy)]
-struct UnderWay {
+struct PendingRequest {
     id: u32,
     due: Instant,
     sent: Instant,
@@ -34,8 +34,8 @@ struct UnderWay {
 #[derive(Debug)]
 struct Client {
     socket: Option<OwnedFd>,
-    under_way: VecDeque<UnderWay>,
-    decoder: AnswerDecoder,
+    under_way: VecDeque<PendingRequest>,
+    decoder: LoadReplyDecoder,
     next_id: u32,
     /// Descriptors that came and belong to no answer yet.
     spare: usize,
@@ -51,7 +51,7 @@ struct Client {
 pub(super) struct Worker<'a> {
     shared: &'a Shared,
     clients: Vec<Client>,
-    tally: Tally,
+    tally: Counters,
     room: Vec<u8>,
     interval: Option<Duration>,
     until: Instant,
@@ -70,7 +70,7 @@ impl<'a> Worker<'a> {
             .map(|index| Client {
                 socket: None,
                 under_way: VecDeque::new(),
-                decoder: AnswerDecoder::new(plan.dialect),
+                decoder: LoadReplyDecoder::new(plan.dialect),
                 next_id: 0,
                 spare: 0,
                 kept: Vec::new(),
@@ -88,7 +88,7 @@ impl<'a> Worker<'a> {
         Worker {
             shared,
             clients,
-            tally: Tally::new(),
+            tally: Counters::new(),
             room: vec![0; ROOM],
             interval: plan.interval,
             until: now + plan.duration,
@@ -97,7 +97,7 @@ impl<'a> Worker<'a> {
         }
     }
 
-    pub fn run(mut self) -> Tally {
+    pub fn run(mut self) -> Counters {
         let one_at_a_time =
             self.clients.len() == 1 && self.shared.plan.pipeline == 1 && self.interval.is_none();
         let blocking = self.shared.plan.reconnect || one_at_a_time;
@@ -159,7 +159,7 @@ impl<'a> Worker<'a> {
                 sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(STEP))?;
                 sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(GRACE))?;
                 self.clients[index].socket = Some(socket);
-                self.clients[index].decoder = AnswerDecoder::new(self.shared.plan.dialect);
+                self.clients[index].decoder = LoadReplyDecoder::new(self.shared.plan.dialect);
             }
             self.begin_request(index, Instant::now());
             match self.send(index, SendFlags::empty()).and_then(|()| self.await_answer(index)) {
@@ -251,7 +251,7 @@ impl<'a> Worker<'a> {
         let Some(interval) = self.interval else { return Ok(STEP) };
         let mut nearest = STEP;
         // One is what nobody asked for: with a rate it would make the loop a closed one.
-        let ahead = if self.shared.plan.pipeline > 1 { self.shared.plan.pipeline } else { MOST_AHEAD };
+        let ahead = if self.shared.plan.pipeline > 1 { self.shared.plan.pipeline } else { MAX_AHEAD };
         for index in 0..self.clients.len() {
             let mut sent = false;
             while self.clients[index].due <= now && self.clients[index].under_way.len() < ahead {
@@ -294,7 +294,7 @@ impl<'a> Worker<'a> {
         client.next_id = id.wrapping_add(1);
         self.shared.plan.dialect.number(&mut client.unsent[start..], id);
         client.next_uri = (client.next_uri + 1) % self.shared.frames.len();
-        client.under_way.push_back(UnderWay { id, due: at, sent: Instant::now() });
+        client.under_way.push_back(PendingRequest { id, due: at, sent: Instant::now() });
         self.outstanding += 1;
     }
 
@@ -386,8 +386,8 @@ impl<'a> Worker<'a> {
         while !self.clients[index].under_way.is_empty() {
             let before = input.len();
             match self.clients[index].decoder.next(&mut input)? {
-                Answer::More => break,
-                Answer::Done { id, refused, failed } => {
+                LoadReply::More => break,
+                LoadReply::Done { id, refused, failed } => {
                     opened += usize::from(passes && !refused && !failed && before > input.len());
                     self.count(index, id, now, refused, failed)?;
                 }
@@ -407,7 +407,7 @@ impl<'a> Worker<'a> {
     ) -> io::Result<()> {
         let under_way = &mut self.clients[index].under_way;
         let at = id.map_or(Some(0), |id| under_way.iter().position(|request| request.id == id));
-        let Some(UnderWay { due, sent, .. }) = at.and_then(|at| under_way.remove(at)) else {
+        let Some(PendingRequest { due, sent, .. }) = at.and_then(|at| under_way.remove(at)) else {
             return Err(Errno::PROTO);
         };
         self.outstanding -= 1;
@@ -422,7 +422,7 @@ impl<'a> Worker<'a> {
 
 /// Receives status bytes and the descriptors that came with them, which are closed. Returns how many of each.
 fn receive_and_close(socket: &OwnedFd, room: &mut [u8], flags: RecvFlags) -> io::Result<(usize, usize)> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let received =
         net::recvmsg(socket, &mut [IoSliceMut::new(room)], &mut control, flags | RecvFlags::CMSG_CLOEXEC)?;

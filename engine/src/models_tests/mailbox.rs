@@ -5,10 +5,10 @@ use loom::sync::{Condvar, Mutex};
 use loom::thread;
 use std::sync::Arc;
 
-use crate::concurrency::mailbox::{Mailbox, Ring, Woken};
-use crate::concurrency::places::Key;
+use crate::concurrency::mailbox::{Mailbox, Ring, WakeQueue};
+use crate::concurrency::slab::Key;
 use crate::session::Wake;
-use crate::session::finished::Finished;
+use crate::session::completions::CompletionQueue;
 
 /// An eventfd that counts (EFD_SEMAPHORE), watched by an epoll that reports it while it is readable.
 #[derive(Debug)]
@@ -100,7 +100,7 @@ fn no_session_stays_in_the_mailbox_of_a_loop_that_has_left() {
         let refused = Mailbox::put_into_least(&mailboxes, 7_usize).err().unwrap_or(0);
         let taken: usize = loops.into_iter().map(|each| each.join().unwrap()).sum();
         assert_eq!(refused + taken, 7);
-        assert!(Mailbox::least(&mailboxes, 0).is_none());
+        assert!(Mailbox::least_loaded(&mailboxes, 0).is_none());
     });
 }
 
@@ -108,10 +108,10 @@ fn no_session_stays_in_the_mailbox_of_a_loop_that_has_left() {
 #[test]
 fn each_result_of_storage_has_its_session_run() {
     check(|| {
-        let woken = Arc::new(Woken::new(Bell::new()));
-        let wake: Arc<dyn Wake> = Arc::<Woken<Bell>>::clone(&woken);
+        let woken = Arc::new(WakeQueue::new(Bell::new()));
+        let wake: Arc<dyn Wake> = Arc::<WakeQueue<Bell>>::clone(&woken);
         let sessions = [FIRST, SECOND].map(|key| {
-            let finished = Arc::new(Finished::new());
+            let finished = Arc::new(CompletionQueue::new());
             finished.set_wake(&wake, key);
             finished
         });
@@ -134,15 +134,15 @@ fn each_result_of_storage_has_its_session_run() {
 #[test]
 fn a_result_follows_its_session_to_another_loop() {
     check(|| {
-        let finished = Arc::new(Finished::new());
-        let former: Arc<dyn Wake> = Arc::new(Woken::new(Bell::new()));
+        let finished = Arc::new(CompletionQueue::new());
+        let former: Arc<dyn Wake> = Arc::new(WakeQueue::new(Bell::new()));
         finished.set_wake(&former, FIRST);
         let storage = {
             let finished = Arc::clone(&finished);
             thread::spawn(move || finished.add(1))
         };
-        let woken = Arc::new(Woken::new(Bell::new()));
-        let wake: Arc<dyn Wake> = Arc::<Woken<Bell>>::clone(&woken);
+        let woken = Arc::new(WakeQueue::new(Bell::new()));
+        let wake: Arc<dyn Wake> = Arc::<WakeQueue<Bell>>::clone(&woken);
         finished.set_wake(&wake, SECOND);
         let mut collected = 0;
         while collected == 0 {
@@ -161,7 +161,7 @@ fn a_result_follows_its_session_to_another_loop() {
 #[test]
 fn a_result_for_a_session_that_ends_comes_back() {
     check(|| {
-        let finished = Arc::new(Finished::new());
+        let finished = Arc::new(CompletionQueue::new());
         let returned = Arc::new(AtomicUsize::new(0));
         let threads = [1, 2].map(|result| {
             let (finished, returned) = (Arc::clone(&finished), Arc::clone(&returned));

@@ -9,10 +9,10 @@ pub struct Entries<'a>(pub &'a [u8]);
 
 /// An entry's head or data reaches beyond the end.
 #[derive(Debug)]
-pub struct Torn;
+pub struct TruncatedEntry;
 
 impl<'a> Iterator for Entries<'a> {
-    type Item = Result<(u8, &'a [u8]), Torn>;
+    type Item = Result<(u8, &'a [u8]), TruncatedEntry>;
 
     fn next(&mut self) -> Option<Self::Item> {
         if self.0.is_empty() {
@@ -20,10 +20,10 @@ impl<'a> Iterator for Entries<'a> {
         }
         let bytes = std::mem::take(&mut self.0);
         let &[kind, high, low, ref rest @ ..] = bytes else {
-            return Some(Err(Torn));
+            return Some(Err(TruncatedEntry));
         };
         let Some((data, rest)) = rest.split_at_checked(usize::from(u16::from_be_bytes([high, low]))) else {
-            return Some(Err(Torn));
+            return Some(Err(TruncatedEntry));
         };
         self.0 = rest;
         Some(Ok((kind, data)))

@@ -1,9 +1,9 @@
 //! Frames that are not what they should be, through the parsers of a server, ten million in release mode: none panics, none
 //! goes round in circles. `benchmarks/soak/malformed_frames.py` sends such to a live server.
 
-use super::hello::{DecodedHello, decode_hello};
-use super::vectors::{unhex, vectors};
 use super::{v1, v2};
+use crate::protocol::hello::{DecodedHello, decode_hello};
+use crate::protocol::vectors::{unhex, vectors};
 
 const ONE: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/vectors/v1_requests.txt"));
 const TWO: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/vectors/v2_requests.txt"));

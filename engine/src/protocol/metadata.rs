@@ -1,7 +1,7 @@
 //! What a response says about its object beside the status and the content.
 
 use super::MAX_URI;
-use super::entries::{self, ENTRY_HEAD, Entries, number_u8, number_u32, number_u64};
+use crate::protocol::entries::{self, ENTRY_HEAD, Entries, number_u8, number_u32, number_u64};
 
 const SIZE: u8 = 0x01;
 const MTIME: u8 = 0x02;

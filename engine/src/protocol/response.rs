@@ -1,8 +1,8 @@
 //! Responses of version 2: what the server appends to its output, and how a client takes it apart.
 
-use super::metadata::Metadata;
-use super::v2::{CLOSE, CLOSE_ACK, CloseReason};
 use super::{MAX_CONTENT, Operation, Status};
+use crate::protocol::metadata::Metadata;
+use crate::protocol::v2::{CLOSE, CLOSE_ACK, CloseReason};
 
 /// Type, id, status, the length of the content and that of the metadata.
 pub const RESPONSE_HEAD: usize = 16;
@@ -119,7 +119,7 @@ pub enum DecodedResponse<'a> {
 }
 
 #[derive(Debug, Clone, Copy, Default)]
-enum Follows {
+enum Remainder {
     #[default]
     Nothing,
     Content(u64),
@@ -130,13 +130,13 @@ enum Follows {
 #[derive(Debug, Default)]
 pub struct ResponseDecoder {
     extended: bool,
-    follows: Follows,
+    follows: Remainder,
 }
 
 impl ResponseDecoder {
     /// `extended` says whether that capability is in force: then a descriptor rides on its response's first byte.
     pub fn new(extended: bool) -> Self {
-        ResponseDecoder { extended, follows: Follows::Nothing }
+        ResponseDecoder { extended, follows: Remainder::Nothing }
     }
 
     /// The next frame, or piece of one. `asked` tells what the request of an id wanted, None where there is none.
@@ -151,14 +151,14 @@ impl ResponseDecoder {
             return DecodedResponse::More;
         };
         match self.follows {
-            Follows::Nothing => {}
-            Follows::Content(left) => return self.content(left, input),
-            Follows::Marker if kind == MARKER => {
+            Remainder::Nothing => {}
+            Remainder::Content(left) => return self.content(left, input),
+            Remainder::Marker if kind == MARKER => {
                 *input = &input[1..];
-                self.follows = Follows::Nothing;
+                self.follows = Remainder::Nothing;
                 return DecodedResponse::Marker;
             }
-            Follows::Marker => return DecodedResponse::Broken,
+            Remainder::Marker => return DecodedResponse::Broken,
         }
         match kind {
             RESPONSE => self.response(asked, input),
@@ -204,14 +204,14 @@ impl ResponseDecoder {
         let by_descriptor = operation == Operation::FdPass;
         let is_refusal = status != Status::Ok as u8;
         self.follows = match content_len {
-            _ if by_descriptor && !is_refusal && self.extended => Follows::Nothing,
-            0 if by_descriptor && !is_refusal => Follows::Marker,
-            0 => Follows::Nothing,
+            _ if by_descriptor && !is_refusal && self.extended => Remainder::Nothing,
+            0 if by_descriptor && !is_refusal => Remainder::Marker,
+            0 => Remainder::Nothing,
             _ if by_descriptor || is_refusal => return DecodedResponse::Broken,
-            left => Follows::Content(left),
+            left => Remainder::Content(left),
         };
         *input = rest;
-        let is_whole = matches!(self.follows, Follows::Nothing);
+        let is_whole = matches!(self.follows, Remainder::Nothing);
         DecodedResponse::Head(Head { id, status, content_len, metadata, is_whole })
     }
 
@@ -220,13 +220,13 @@ impl ResponseDecoder {
         let (bytes, rest) = input.split_at(here);
         let left = left - here as u64;
         *input = rest;
-        self.follows = if left > 0 { Follows::Content(left) } else { Follows::Nothing };
+        self.follows = if left > 0 { Remainder::Content(left) } else { Remainder::Nothing };
         DecodedResponse::Content { bytes, last: left == 0 }
     }
 
     #[cfg(test)]
     pub(super) fn is_inside(&self) -> bool {
-        !matches!(self.follows, Follows::Nothing)
+        !matches!(self.follows, Remainder::Nothing)
     }
 }
 

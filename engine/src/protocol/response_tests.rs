@@ -1,8 +1,8 @@
 //! Responses, against the vectors that the Python codec reads too, and whatever bytes there are.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use super::super::vectors::{expanded, hex, in_pieces, unhex, vectors};
 use super::*;
+use crate::protocol::vectors::{expanded, hex, in_pieces, unhex, vectors};
 use proptest::prelude::*;
 use std::collections::HashMap;
 

@@ -1,8 +1,8 @@
 //! The codec against the vectors that the Python codec reads too, and against whatever bytes there are.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use super::super::vectors::{hex, in_pieces, unhex, vectors};
 use super::*;
+use crate::protocol::vectors::{hex, in_pieces, unhex, vectors};
 use proptest::prelude::*;
 
 const REQUESTS: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/vectors/v1_requests.txt"));

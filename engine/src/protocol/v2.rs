@@ -5,20 +5,20 @@
 //! `docs/protocol.md`. Integers are big-endian.
 
 pub use super::Operation;
-pub use super::hello::{
+use super::{MAX_URI, Status};
+pub use crate::protocol::hello::{
     Capabilities, DecodedHello, DecodedHelloAck, HELLO_ACK, Hello, MAGIC, MAX_PIPELINE, decode_hello,
     decode_hello_ack, encode_hello, encode_hello_ack,
 };
-pub use super::metadata::Metadata;
-pub use super::parameters::{MAX_PARAMETERS, Parameters};
+pub use crate::protocol::metadata::Metadata;
+pub use crate::protocol::parameters::{MAX_PARAMETERS, Parameters};
 #[cfg(test)]
-pub use super::response::LISTED;
-pub use super::response::{
+pub use crate::protocol::response::LISTED;
+pub use crate::protocol::response::{
     CONTENT_LEN_AT, DecodedResponse, LEFT_OUT_LONG, LEFT_OUT_NAME, LEFT_OUT_UNREADABLE, MARKER,
     ResponseDecoder, encode_close, encode_close_ack, encode_detailed, encode_entry, encode_left_out,
     encode_refusal, encode_response,
 };
-use super::{MAX_URI, Status};
 
 /// Type, id, flags, mode and length, in front of every URI.
 #[cfg(test)]
@@ -112,7 +112,7 @@ pub enum CloseReason {
 
 /// The part of a request in front of the URI, without its length.
 #[derive(Debug, Clone, Copy)]
-struct Front {
+struct FrameHead {
     id: u32,
     flags: u8,
     mode: u8,
@@ -121,7 +121,7 @@ struct Front {
 /// A request whose URI is too long, and how much of that is still to come.
 #[derive(Debug, Clone, Copy)]
 struct Skipping {
-    front: Front,
+    front: FrameHead,
     left: usize,
 }
 
@@ -172,7 +172,7 @@ impl RequestDecoder {
         if flags & HAS_PARAMETERS != 0 && !self.extended {
             return Decoded::Fatal(Status::ProtocolError);
         }
-        let front = Front { id: u32::from_be_bytes([i0, i1, i2, i3]), flags, mode };
+        let front = FrameHead { id: u32::from_be_bytes([i0, i1, i2, i3]), flags, mode };
         let length = usize::from(u16::from_be_bytes([high, low]));
         if length > MAX_URI {
             *input = rest;
@@ -211,7 +211,7 @@ impl RequestDecoder {
     }
 
     /// A request or a refusal, from a frame that is there as a whole. `uri` is None where it was too long.
-    fn judge<'a>(&self, front: Front, uri: Option<&'a [u8]>, parameters: &'a [u8]) -> Decoded<'a> {
+    fn judge<'a>(&self, front: FrameHead, uri: Option<&'a [u8]>, parameters: &'a [u8]) -> Decoded<'a> {
         let operation = Operation::from_byte(front.mode);
         let operation = operation.filter(|operation| self.extended || operation.mode().is_some());
         let read = Parameters::read(parameters);

@@ -2,9 +2,9 @@
 //! there are.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use super::super::hello::HELLO;
-use super::super::vectors::{expanded, hex, in_pieces, unhex, vectors};
 use super::*;
+use crate::protocol::hello::HELLO;
+use crate::protocol::vectors::{expanded, hex, in_pieces, unhex, vectors};
 use proptest::prelude::*;
 use std::time::Duration;
 

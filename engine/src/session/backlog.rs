@@ -2,14 +2,15 @@
 
 use std::sync::Arc;
 
-use super::connection::Connection;
-use super::errand::{Brought, Errand};
-use super::outbox::{Ending, Payload, Segment};
-use super::replies::{Asked, Framing, SMALL, push_head};
-use super::{GATHER_BYTES, Progress, Scratch, Session, Speaks};
+use super::{GATHER_BYTES, InputOutcome, ProtocolState, Session, ThreadBuffers};
 use crate::errors::Error;
 use crate::output::LEAST;
 use crate::protocol::{Operation, Status, v2};
+use crate::session::connection::Connection;
+use crate::session::dispatch::{RequestContext, SMALL};
+use crate::session::outbox::{Payload, ReplyRecord, Segment};
+use crate::session::reply::{Framing, push_head};
+use crate::session::storage_job::{JobOutput, StorageJob};
 use crate::storage::listing::MOST_CONTENT;
 
 /// What an answer without a content takes, its metadata or its message.
@@ -75,7 +76,7 @@ fn most_of(operation: Operation) -> usize {
     }
 }
 
-impl Errand {
+impl StorageJob {
     /// Bytes that are set aside for what it brings, of `room`.
     pub fn needs(&self, room: usize) -> usize {
         let part = if self.operation == Operation::List { room / PART_OF_A_LIST } else { room };
@@ -83,13 +84,15 @@ impl Errand {
     }
 }
 
-impl Brought {
+impl JobOutput {
     /// Bytes that it takes.
     pub fn takes(&self) -> usize {
         match self {
-            Brought::Bytes { bytes, .. } => bytes.len() + HEAD,
-            Brought::Page(page) => page.entries.capacity() + HEAD,
-            Brought::Descriptor(_) | Brought::File { .. } | Brought::Known(_) | Brought::Nothing => HEAD,
+            JobOutput::Bytes { bytes, .. } => bytes.len() + HEAD,
+            JobOutput::Page(page) => page.entries.capacity() + HEAD,
+            JobOutput::Descriptor(_) | JobOutput::File { .. } | JobOutput::Known(_) | JobOutput::Nothing => {
+                HEAD
+            }
         }
     }
 }
@@ -101,39 +104,39 @@ impl Session {
     }
 
     /// Whether what has been gathered is to be handed over before more is answered.
-    pub(super) fn has_gathered(&self, scratch: &Scratch) -> bool {
-        let gathered = scratch.out.len();
-        gathered >= GATHER_BYTES || (gathered > 0 && gathered + LEAST > scratch.room)
+    pub(super) fn has_gathered(&self, buffers: &ThreadBuffers) -> bool {
+        let gathered = buffers.out.len();
+        gathered >= GATHER_BYTES || (gathered > 0 && gathered + LEAST > buffers.room)
     }
 
     /// Bytes that one small content may take beside its head; a larger one goes from file to socket.
-    pub(super) fn most_small(&self, scratch: &Scratch) -> u64 {
-        SMALL.min(scratch.room.saturating_sub(scratch.out.len()).max(LEAST) as u64)
+    pub(super) fn most_small(&self, buffers: &ThreadBuffers) -> u64 {
+        SMALL.min(buffers.room.saturating_sub(buffers.out.len()).max(LEAST) as u64)
     }
 
     /// Whether the request in front has to wait for what its client has not read, or for what storage is bringing for it.
-    pub(super) fn owes_too_much(&self, rest: &[u8]) -> Option<Progress> {
+    pub(super) fn owes_too_much(&self, rest: &[u8]) -> Option<InputOutcome> {
         let owed = self.connection.output();
         // Without either there is nothing to wait for.
         if owed == 0 || (self.jobs == 0 && self.outbox.is_empty()) {
             return None;
         }
-        let mode = match &self.speaks {
-            Speaks::Two(_) if rest.first() == Some(&v2::REQUEST) => rest.get(v2::MODE_AT),
-            Speaks::Two(_) => None,
+        let mode = match &self.protocol_state {
+            ProtocolState::V2(_) if rest.first() == Some(&v2::REQUEST) => rest.get(v2::MODE_AT),
+            ProtocolState::V2(_) => None,
             _ => rest.first(),
         };
-        let least = mode.and_then(|mode| Operation::from_byte(*mode)).map_or(HEAD, least_of);
+        let min_size = mode.and_then(|mode| Operation::from_byte(*mode)).map_or(HEAD, least_of);
         let allowance = self.service.output.allowance();
-        if owed + least.min(allowance) <= allowance {
+        if owed + min_size.min(allowance) <= allowance {
             return None;
         }
-        Some(if self.outbox.is_empty() { Progress::Held } else { Progress::Full })
+        Some(if self.outbox.is_empty() { InputOutcome::JobsPending } else { InputOutcome::OutputFull })
     }
 
     /// Puts what is left over of the replies on the account, or takes it off.
     pub(super) fn charge_kept(&mut self) {
-        let (before, now) = (self.kept_charge, self.kept_out.capacity());
+        let (before, now) = (self.kept_charge, self.output_buffer.capacity());
         if now > before {
             self.connection.take_output(now - before);
         } else if now < before {
@@ -143,65 +146,65 @@ impl Session {
     }
 
     /// Keeps what was not sent. `lent` is the thread's own buffer, where the session's was used.
-    pub(super) fn keep_output(&mut self, scratch: &mut Scratch, lent: Option<Vec<u8>>, sent: usize) {
-        let left = scratch.out.len() - sent;
+    pub(super) fn keep_output(&mut self, buffers: &mut ThreadBuffers, lent: Option<Vec<u8>>, sent: usize) {
+        let left = buffers.out.len() - sent;
         match lent {
             Some(lent) => {
-                let mut kept = std::mem::replace(&mut scratch.out, lent);
+                let mut kept = std::mem::replace(&mut buffers.out, lent);
                 if left > 0 {
                     kept.drain(..sent);
                     if kept.capacity() > 2 * left {
                         kept.shrink_to_fit();
                     }
-                    self.kept_out = kept;
+                    self.output_buffer = kept;
                 }
             }
-            None if left > 0 => self.kept_out = scratch.out[sent..].to_vec(),
+            None if left > 0 => self.output_buffer = buffers.out[sent..].to_vec(),
             None => {}
         }
-        scratch.clear_out();
-        if self.kept_out.capacity() != self.kept_charge {
+        buffers.clear_out();
+        if self.output_buffer.capacity() != self.kept_charge {
             self.charge_kept();
         }
     }
 
-    pub(super) fn push_brought(
+    pub(super) fn push_output(
         &mut self,
-        scratch: &mut Scratch,
-        asked: Asked,
-        brought: Brought,
+        buffers: &mut ThreadBuffers,
+        asked: RequestContext,
+        brought: JobOutput,
         charge: Charge,
     ) -> Result<(), Error> {
         match brought {
-            Brought::Descriptor(opened) => self.push_descriptor(scratch, asked, opened)?,
-            Brought::Bytes { found, bytes } => {
+            JobOutput::Descriptor(opened) => self.push_descriptor(buffers, asked, opened)?,
+            JobOutput::Bytes { found, bytes } => {
                 if asked.operation == Operation::Copy && self.service.cache.is_on() {
-                    self.service.statistics.record_cache(scratch.shard, false);
+                    self.service.statistics.record_cache(buffers.shard, false);
                 }
                 if bytes.len() <= MOST_COPIED {
-                    self.push_bytes(scratch, asked, &found, &bytes);
+                    self.push_bytes(buffers, asked, &found, &bytes);
                 } else {
-                    let head = scratch.out.len();
-                    push_head(&mut scratch.out, asked, bytes.len() as u64, Some(&found));
-                    self.push_brought_bytes(scratch, asked, head, bytes, charge);
+                    let head = buffers.out.len();
+                    push_head(&mut buffers.out, asked, bytes.len() as u64, Some(&found));
+                    self.push_brought_bytes(buffers, asked, head, bytes, charge);
                 }
             }
-            Brought::File { opened, at, end } => self.push_file(scratch, asked, opened, at, end),
-            Brought::Known(found) => self.push_known(scratch, asked, Some(&found)),
-            Brought::Nothing => self.push_known(scratch, asked, None),
-            Brought::Page(page) => {
-                let Framing::Two { id, .. } = asked.framing else { return Ok(()) };
-                let before = scratch.out.len();
+            JobOutput::File { opened, at, end } => self.push_file(buffers, asked, opened, at, end),
+            JobOutput::Known(found) => self.push_metadata(buffers, asked, Some(&found)),
+            JobOutput::Nothing => self.push_metadata(buffers, asked, None),
+            JobOutput::Page(page) => {
+                let Framing::V2 { id, .. } = asked.framing else { return Ok(()) };
+                let before = buffers.out.len();
                 let (cursor, form) = (page.cursor.as_deref(), page.form.number());
                 let metadata = v2::Metadata { cursor, form, ..v2::Metadata::default() };
                 let content = page.entries.len() as u64;
-                v2::encode_response(&mut scratch.out, id, Status::Ok, content, &metadata);
+                v2::encode_response(&mut buffers.out, id, Status::Ok, content, &metadata);
                 if page.entries.len() <= MOST_COPIED {
-                    scratch.out.extend_from_slice(&page.entries);
-                    let length = scratch.out.len() - before;
-                    self.push_buffered(length, Some(Ending { asked, status: Status::Ok, content }));
+                    buffers.out.extend_from_slice(&page.entries);
+                    let length = buffers.out.len() - before;
+                    self.push_buffered(length, Some(ReplyRecord { asked, status: Status::Ok, content }));
                 } else {
-                    self.push_brought_bytes(scratch, asked, before, page.entries, charge);
+                    self.push_brought_bytes(buffers, asked, before, page.entries, charge);
                 }
             }
         }
@@ -211,15 +214,16 @@ impl Session {
     /// Pushes a reply whose head is in the output from `head` on, with a content that stays where storage put it.
     fn push_brought_bytes(
         &mut self,
-        scratch: &Scratch,
-        asked: Asked,
+        buffers: &ThreadBuffers,
+        asked: RequestContext,
         head: usize,
         bytes: impl Into<Box<[u8]>>,
         charge: Charge,
     ) {
-        self.push_buffered(scratch.out.len() - head, None);
+        self.push_buffered(buffers.out.len() - head, None);
         let bytes = bytes.into();
-        let ends = Some(Ending { asked, status: Status::Ok, content: bytes.len() as u64 });
-        self.outbox.push_back(Segment { payload: Payload::Brought { bytes, at: 0, _charge: charge }, ends });
+        let ends = Some(ReplyRecord { asked, status: Status::Ok, content: bytes.len() as u64 });
+        self.outbox
+            .push_back(Segment { payload: Payload::StorageOutput { bytes, at: 0, _charge: charge }, ends });
     }
 }

@@ -1,17 +1,19 @@
 //! What other threads may touch of a connection: its socket, the account of its descriptors, and what storage has found
 //! out for it.
 
+use crate::net::credentials;
+use crate::net::socket;
 use rustix::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 
-use super::errand::Done;
-use super::finished::Finished;
-use super::unread::Unread;
-use crate::peers::{Account, Guest};
+use crate::access::accounts::{ClientAccess, UserAccount};
+use crate::fd::unread::UnreadFds;
+use crate::net::transport::Transport;
 use crate::service::Service;
+use crate::session::completions::CompletionQueue;
+use crate::session::storage_job::Completion;
 use crate::storage::pool::{Client, User};
-use crate::transport::{self, Transport};
 
 /// The number of the next connection.
 static NEXT: AtomicU64 = AtomicU64::new(1);
@@ -29,9 +31,9 @@ pub struct Connection {
     /// without its lock.
     unread: AtomicU32,
     /// Held, too, while what was received or written is taken off the accounts, which others than the session may do.
-    passed: Mutex<Unread>,
+    passed: Mutex<UnreadFds>,
     /// The account of the client's user, where there are rules about it.
-    account: OnceLock<Arc<Account>>,
+    account: OnceLock<Arc<UserAccount>>,
     /// Descriptors that its writes have open, or that it passed to be put. Changed while settling.
     writing: AtomicU32,
     /// Bytes of its answers in memory.
@@ -43,9 +45,9 @@ pub struct Connection {
     number: u64,
     /// Asked of the kernel when storage first works for it.
     client: OnceLock<Client>,
-    finished: Finished<Done>,
+    finished: CompletionQueue<Completion>,
     /// Set when its session has ended: its user's count of connections goes with it.
-    guest: OnceLock<Box<Guest>>,
+    client_access: OnceLock<Box<ClientAccess>>,
     // Behind the socket: it is dropped after it.
     counted: Counted,
 }
@@ -81,8 +83,8 @@ impl Connection {
             is_over: AtomicBool::new(false),
             number: NEXT.fetch_add(1, Relaxed),
             client: OnceLock::new(),
-            finished: Finished::new(),
-            guest: OnceLock::new(),
+            finished: CompletionQueue::new(),
+            client_access: OnceLock::new(),
             counted: Counted { service: Arc::clone(service), transport },
         }
     }
@@ -96,10 +98,10 @@ impl Connection {
     }
 
     /// Drops what storage has for its session, which has ended. The connection counts for its user until the socket is closed.
-    pub(super) fn end_session(&self, guest: Option<Box<Guest>>) {
-        if let Some(guest) = guest {
+    pub(super) fn end_session(&self, client_access: Option<Box<ClientAccess>>) {
+        if let Some(client_access) = client_access {
             // A session ends once.
-            let _ = self.guest.set(guest);
+            let _ = self.client_access.set(client_access);
         }
         for done in self.finished.end() {
             self.miss(done);
@@ -110,8 +112,8 @@ impl Connection {
     pub(super) fn client(&self) -> Client {
         *self.client.get_or_init(|| {
             let user = match self.transport() {
-                Transport::Unix => transport::peer_uid(&self.socket).ok().map(User::Uid),
-                _ => transport::peer_address(&self.socket).map(User::Address),
+                Transport::Unix => credentials::peer_uid(&self.socket).ok().map(User::Uid),
+                _ => credentials::peer_address(&self.socket).map(User::Address),
             };
             Client { user: user.unwrap_or(User::Unknown), connection: self.number }
         })
@@ -129,7 +131,7 @@ impl Connection {
 
     /// Whether no answer reaches the client any more.
     pub(super) fn is_gone(&self) -> bool {
-        self.is_over.load(Relaxed) || transport::has_hung_up(&self.socket)
+        self.is_over.load(Relaxed) || socket::has_hung_up(&self.socket)
     }
 
     /// Lets the client send nothing more, whichever thread runs its session.
@@ -144,7 +146,7 @@ impl Connection {
     }
 
     /// Leaves a result for the session, and has it run.
-    pub(super) fn finish(&self, done: Done) {
+    pub(super) fn push_completion(&self, done: Completion) {
         // Without a session there is nothing to run, and the thread that ends it may hold what `wake` needs.
         if self.is_over.load(Relaxed) {
             return self.miss(done);
@@ -155,13 +157,13 @@ impl Connection {
     }
 
     /// Takes note of what a session would have answered that is over.
-    fn miss(&self, done: Done) {
-        if let Done::Reply { asked, outcome: Err(error), .. } = done {
+    fn miss(&self, done: Completion) {
+        if let Completion::Reply { asked, outcome: Err(error), .. } = done {
             self.counted.service.note_failure(error, asked.operation, &asked.uri);
         }
     }
 
-    pub(super) fn take_done(&self) -> Vec<Done> {
+    pub(super) fn take_completions(&self) -> Vec<Completion> {
         self.finished.take()
     }
 
@@ -179,16 +181,16 @@ impl Connection {
         }
     }
 
-    fn settling(&self) -> MutexGuard<'_, Unread> {
+    fn settling(&self) -> MutexGuard<'_, UnreadFds> {
         self.passed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Puts what this client has, and `held` that is open for it, on its user's account; once.
-    pub(super) fn charge(self: &Arc<Self>, account: &Arc<Account>, held: u32) {
+    pub(super) fn attach_account(self: &Arc<Self>, account: &Arc<UserAccount>, held: u32) {
         let _settling = self.settling();
         if self.account.set(Arc::clone(account)).is_ok() {
             account.take(held + self.unread() + self.writing());
-            account.enrol(self);
+            account.track(self);
         }
     }
 
@@ -241,7 +243,7 @@ impl Connection {
     }
 
     /// Settles what the client has received.
-    pub fn notice_reading(&self, service: &Service) {
+    pub fn settle_unread(&self, service: &Service) {
         if self.unread() == 0 {
             return;
         }
@@ -252,7 +254,7 @@ impl Connection {
             Err(TryLockError::WouldBlock) => return,
         };
         // What is sent meanwhile is counted afterwards: its memory makes others stay counted, no fewer.
-        if let Ok(memory) = transport::unread_by_peer(&self.socket) {
+        if let Ok(memory) = socket::unread_bytes(&self.socket) {
             let received = passed.settle(memory);
             self.unread.store(passed.descriptors(), Relaxed);
             self.release(service, received);
@@ -260,12 +262,12 @@ impl Connection {
     }
 
     /// Whether descriptors are still on their way to the client. They count against the user until it reads or closes.
-    pub fn is_awaited(&self) -> bool {
-        self.unread() > 0 && matches!(transport::unread_by_peer(&self.socket), Ok(queued) if queued > 0)
+    pub fn has_unread_fds(&self) -> bool {
+        self.unread() > 0 && matches!(socket::unread_bytes(&self.socket), Ok(queued) if queued > 0)
     }
 
     /// Takes the descriptors off the account, now that nobody will ask any more.
-    pub fn write_off(&self, service: &Service) {
+    pub fn forget_unread(&self, service: &Service) {
         let mut passed = self.settling();
         self.unread.store(0, Relaxed);
         self.release(service, passed.clear());

@@ -4,14 +4,14 @@ use std::ffi::CString;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use super::descriptors::{Hold, Source};
-use super::errand::{Brought, Owed};
-use super::replies::Asked;
 use crate::errors::Error;
 use crate::service::Service;
+use crate::session::dispatch::RequestContext;
+use crate::session::fd_charge::{FdCharge, PassedFile};
+use crate::session::storage_job::{JobOutput, PendingCompletion};
 use crate::storage::copiers::{Copy, Watched};
 use crate::storage::copying::{Copied, Copying};
-use crate::storage::incoming::Incoming;
+use crate::storage::pending_write::PendingWrite;
 use crate::storage::pool::Progress;
 use crate::storage::target::Conditions;
 
@@ -19,7 +19,7 @@ use crate::storage::target::Conditions;
 #[derive(Debug)]
 pub(super) struct Ticket {
     service: Arc<Service>,
-    asked: Asked,
+    asked: RequestContext,
     deadline: Option<Instant>,
     began: Instant,
     state: Mutex<State>,
@@ -28,7 +28,7 @@ pub(super) struct Ticket {
 #[derive(Debug)]
 struct State {
     /// Taken by whoever answers: before the object is put in its place, or where that has taken too long.
-    owed: Option<Owed>,
+    completion: Option<PendingCompletion>,
     has_begun: bool,
     moved_at: Instant,
 }
@@ -44,8 +44,8 @@ pub(super) struct PutDescriptor {
 
 #[derive(Debug)]
 enum Stage {
-    Passed(Source),
-    Copying { incoming: Incoming, copying: Copying, _holds: (Hold, Hold) },
+    Passed(PassedFile),
+    Copying { incoming: PendingWrite, copying: Copying, _holds: (FdCharge, FdCharge) },
     Over,
 }
 
@@ -53,15 +53,15 @@ impl PutDescriptor {
     /// Has it done by the threads for that.
     pub fn submit(
         service: &Arc<Service>,
-        owed: Owed,
-        asked: Asked,
+        completion: PendingCompletion,
+        asked: RequestContext,
         deadline: Option<Instant>,
-        source: Source,
+        source: PassedFile,
         to: (CString, bool, Conditions),
     ) {
         let now = Instant::now();
-        let client = owed.client();
-        let state = State { owed: Some(owed), has_begun: false, moved_at: now };
+        let client = completion.client();
+        let state = State { completion: Some(completion), has_begun: false, moved_at: now };
         let ticket = Arc::new(Ticket {
             service: Arc::clone(service),
             asked,
@@ -95,12 +95,12 @@ impl PutDescriptor {
                 }
                 // From here on it is answered by what comes of it.
                 let finishing = service.copiers.finish();
-                let Some(owed) = self.ticket.take() else { return Ok(Progress::Done) };
-                let outcome = incoming.commit(self.conditions).map(Brought::Known);
+                let Some(completion) = self.ticket.take() else { return Ok(Progress::Done) };
+                let outcome = incoming.commit(self.conditions).map(JobOutput::Known);
                 // The client's next request finds its account free. To close the source may take long: after the answer, and
                 // no more files wait for that than there are threads for copies.
                 drop(holds);
-                self.ticket.pay(owed, outcome);
+                self.ticket.complete(completion, outcome);
                 drop(finishing);
                 drop(copying);
                 Ok(Progress::Done)
@@ -134,19 +134,19 @@ impl Ticket {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn take(&self) -> Option<Owed> {
-        self.state().owed.take()
+    fn take(&self) -> Option<PendingCompletion> {
+        self.state().completion.take()
     }
 
-    fn pay(&self, owed: Owed, outcome: Result<Brought, Error>) {
-        let asked = Asked { answered_at: Some(Instant::now()), ..self.asked };
-        owed.answer(asked, outcome);
+    fn complete(&self, completion: PendingCompletion, outcome: Result<JobOutput, Error>) {
+        let asked = RequestContext { answered_at: Some(Instant::now()), ..self.asked };
+        completion.answer(asked, outcome);
     }
 
     /// Answers, where that has not been done; an error of storage is counted in any case.
     fn give_up(&self, error: Error) {
         match self.take() {
-            Some(owed) => self.pay(owed, Err(error)),
+            Some(completion) => self.complete(completion, Err(error)),
             None => drop(self.service.note_failure(error, self.asked.operation, &self.asked.uri)),
         }
     }
@@ -173,14 +173,15 @@ impl Ticket {
 
     /// Whether the client waits for it: it is there, has no answer, and the server goes on.
     fn is_wanted(&self) -> bool {
-        let is_wanted = self.state().owed.as_ref().is_some_and(|owed| !owed.client_is_gone());
+        let is_wanted =
+            self.state().completion.as_ref().is_some_and(|completion| !completion.client_is_gone());
         is_wanted && !self.service.copiers.is_stopped()
     }
 }
 
 impl Watched for Ticket {
     fn tick(&self, now: Instant) {
-        if self.state().owed.is_none() {
+        if self.state().completion.is_none() {
             return;
         }
         if let Err(error) = self.check_time(now) {

@@ -6,25 +6,26 @@
 //! Replies go out in the order of the requests. What one `recv` brought is answered together: small replies lie side by
 //! side in one buffer and leave in one call, descriptors in one `sendmmsg`.
 
-mod admission;
+mod access;
 mod backlog;
+mod buffers;
+pub(crate) mod completions;
 mod connection;
 mod copies;
-mod descriptors;
-mod endings;
-mod errand;
-pub(crate) mod finished;
+mod dispatch;
+mod fd_charge;
+mod input;
 mod jobs;
 mod outbox;
 mod pace;
-mod reading;
-mod replies;
-mod scratch;
-mod unread;
-mod uploading;
-mod version1;
-mod version2;
+mod reply;
+mod storage_job;
+mod timeouts;
+mod upload;
+mod v1;
+mod v2;
 
+use crate::net::socket;
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use std::collections::VecDeque;
@@ -32,28 +33,28 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
+pub use self::buffers::{QueueWait, ThreadBuffers};
 pub use self::connection::{Connection, Wake};
-use self::descriptors::Received;
+use self::dispatch::{BYTES_PER_TURN, CONTENT_PER_TURN};
+use self::fd_charge::PassedFiles;
+use self::input::ReadOutcome;
 use self::outbox::Segment;
-use self::reading::Came;
-use self::replies::{BYTES_A_TURN, CONTENT_A_TURN};
-pub use self::scratch::{Queued, Scratch};
-use self::version2::Two;
+use self::v2::V2State;
+use crate::access::accounts::ClientAccess;
 use crate::concurrency::TICK;
-use crate::peers::Guest;
-use crate::protocol::{RequestDecoder, v2};
+use crate::net::transport::{IoMode, Transport};
+use crate::protocol::{self, RequestDecoder};
 use crate::service::Service;
-use crate::transport::{self, Patience, Transport};
 
 /// Room for what one `recv` brings; the longest request of either version fits.
 const INPUT: usize = 16 << 10;
 /// Replies are handed to the kernel once so many bytes or segments have gathered.
 const GATHER_BYTES: usize = 256 << 10;
-const GATHER_SEGMENTS: usize = transport::MOST_AT_ONCE;
+const GATHER_SEGMENTS: usize = socket::MAX_FDS_PER_MESSAGE;
 /// One turn of a session answers so many requests before others have theirs.
-const REQUESTS_A_TURN: usize = 64;
+const REQUESTS_PER_TURN: usize = 64;
 /// After a last word, so long the client's further bytes are read and dropped, so that a reset does not destroy the word.
-const LINGER: Duration = Duration::from_secs(2);
+const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What a session needs next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,34 +66,34 @@ pub enum Next {
     /// What storage is doing for it: nothing until it is [woken](Connection::set_wake).
     Waiting,
     /// Nothing: others should have their turn, then run it again.
-    Again,
+    Yield,
     /// To be run again after this time.
-    Later(Duration),
+    After(Duration),
     /// It is over: drop it.
     Closed,
 }
 
 /// How a model runs sessions.
 #[derive(Debug, Clone, Copy)]
-pub struct Manner {
-    pub patience: Patience,
-    /// With `Patience::Wait`: so long is tried before the thread sleeps.
+pub struct RunOptions {
+    pub io_mode: IoMode,
+    /// With `IoMode::Blocking`: so long is tried before the thread sleeps.
     pub spin: Duration,
     /// Every request is answered with UNAVAILABLE, before any work.
     pub refuse: bool,
     /// Whoever runs this never waits for storage: the storage pool does.
-    pub storage_elsewhere: bool,
+    pub offload_storage: bool,
     /// After this time others have their turn, however few requests were answered.
     pub most: Option<Duration>,
 }
 
 /// Which version the client speaks.
 #[derive(Debug)]
-enum Speaks {
+enum ProtocolState {
     /// It has not said anything; what it has passed already.
-    Nothing(Received),
-    One(RequestDecoder),
-    Two(Box<Two>),
+    Unknown(PassedFiles),
+    V1(RequestDecoder),
+    V2(Box<V2State>),
 }
 
 #[derive(Debug)]
@@ -101,14 +102,14 @@ pub struct Session {
     transport: Transport,
     service: Arc<Service>,
     /// What there is to know of the client; None while no rules concern it.
-    guest: Option<Box<Guest>>,
+    client_access: Option<Box<ClientAccess>>,
     rules_seen: u64,
-    speaks: Speaks,
+    protocol_state: ProtocolState,
     /// Bytes read and not yet understood.
-    kept_input: Vec<u8>,
+    input_buffer: Vec<u8>,
     /// Replies of which the kernel has not taken everything.
     outbox: VecDeque<Segment>,
-    kept_out: Vec<u8>,
+    output_buffer: Vec<u8>,
     /// What of it is on the account.
     kept_charge: usize,
     /// Descriptors opened for this client, or about to be, and not passed yet.
@@ -128,11 +129,11 @@ pub struct Session {
     frame_since: Option<Instant>,
     /// When bytes last moved, either way.
     moved_at: Instant,
-    ending: End,
+    ending: CloseState,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum End {
+enum CloseState {
     No,
     /// Close once everything is answered.
     AfterReplies,
@@ -144,26 +145,26 @@ impl Drop for Session {
     fn drop(&mut self) {
         self.outbox.clear();
         self.end_jobs();
-        self.connection.end_session(self.guest.take());
+        self.connection.end_session(self.client_access.take());
         self.connection.release_output(self.kept_charge);
         self.connection.release(&self.service, self.held);
-        let is_awaited = self.connection.is_awaited();
-        if is_awaited || self.jobs > 0 {
+        let has_unread_fds = self.connection.has_unread_fds();
+        if has_unread_fds || self.jobs > 0 {
             // The client sees the end of the stream, whoever else still holds the socket; what is queued in front of it stays
             // readable.
             let _ = rustix::net::shutdown(self.socket(), rustix::net::Shutdown::Both);
         }
-        if is_awaited {
-            self.service.keep_until_read(Arc::clone(&self.connection));
+        if has_unread_fds {
+            self.service.track_unread(Arc::clone(&self.connection));
         } else {
-            self.connection.write_off(&self.service);
+            self.connection.forget_unread(&self.service);
         }
     }
 }
 
 /// What became of the frame in front of the input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Step {
+enum FrameOutcome {
     /// It is answered, or being worked at.
     Done,
     /// The input ends inside it.
@@ -174,37 +175,37 @@ enum Step {
     Fatal,
 }
 
-enum Progress {
+enum InputOutcome {
     /// Nothing complete is left in the input.
-    All,
+    Consumed,
     /// Enough has gathered: hand it over first.
-    Full,
+    OutputFull,
     /// The client must read descriptors first.
-    Unread,
+    FdsUnread,
     /// What is under way must be answered first.
-    Held,
+    JobsPending,
 }
 
 impl Session {
-    /// Takes a connection that was judged by [`Peers::admit`](crate::peers::Peers::admit) and counted by
+    /// Takes a connection that was judged by [`Clients::admit`](crate::access::accounts::Peers::admit) and counted by
     /// [`Service::admit_connection`].
     pub fn new(
         socket: OwnedFd,
         transport: Transport,
         service: &Arc<Service>,
-        guest: Option<Box<Guest>>,
+        client_access: Option<Box<ClientAccess>>,
     ) -> Self {
         let now = Instant::now();
         let mut session = Session {
             connection: Arc::new(Connection::new(socket, transport, service)),
             transport,
             service: Arc::clone(service),
-            rules_seen: guest.as_ref().map_or(0, |guest| guest.generation),
-            guest,
-            speaks: Speaks::Nothing(Received::default()),
-            kept_input: Vec::new(),
+            rules_seen: client_access.as_ref().map_or(0, |client_access| client_access.generation),
+            client_access,
+            protocol_state: ProtocolState::Unknown(PassedFiles::default()),
+            input_buffer: Vec::new(),
             outbox: VecDeque::new(),
-            kept_out: Vec::new(),
+            output_buffer: Vec::new(),
             kept_charge: 0,
             held: 0,
             jobs: 0,
@@ -216,9 +217,9 @@ impl Session {
             complete_at: now,
             frame_since: None,
             moved_at: now,
-            ending: End::No,
+            ending: CloseState::No,
         };
-        session.open_account();
+        session.open_access();
         session
     }
 
@@ -234,114 +235,116 @@ impl Session {
     /// Fits the socket to a thread that sleeps in it, a second at most a call.
     pub fn prepare_to_sleep(&mut self) -> Result<(), Errno> {
         if self.is_non_blocking {
-            transport::set_non_blocking(self.socket(), false)?;
+            socket::set_non_blocking(self.socket(), false)?;
             self.is_non_blocking = false;
         }
-        transport::set_timeouts(self.socket(), TICK)
+        socket::set_timeouts(self.socket(), TICK)
     }
 
     /// For sendfile, which cannot be told otherwise not to wait.
     fn make_non_blocking(&mut self) -> Result<(), Errno> {
         if !self.is_non_blocking {
-            transport::set_non_blocking(self.socket(), true)?;
+            socket::set_non_blocking(self.socket(), true)?;
             self.is_non_blocking = true;
         }
         Ok(())
     }
 
     /// Whether it has something to do that no event tells of: replies to hand over, requests that came.
-    pub fn wants_a_turn(&self) -> bool {
-        !self.outbox.is_empty() || !self.kept_input.is_empty()
+    pub fn has_pending_work(&self) -> bool {
+        !self.outbox.is_empty() || !self.input_buffer.is_empty()
     }
 
     /// Does what can be done now.
-    pub fn run(&mut self, scratch: &mut Scratch, manner: Manner) -> Next {
-        self.with(scratch, |session, scratch, at, have, sent| session.turn(scratch, manner, at, have, sent))
+    pub fn run(&mut self, buffers: &mut ThreadBuffers, options: RunOptions) -> Next {
+        self.with_buffers(buffers, |session, buffers, at, have, sent| {
+            session.run_once(buffers, options, at, have, sent)
+        })
     }
 
     /// Works with what the session has kept, in the buffers of a thread; keeps what is left then. `work` is told where its
     /// input begins and ends, and how much of the output has been sent.
-    fn with<R>(
+    fn with_buffers<R>(
         &mut self,
-        scratch: &mut Scratch,
-        work: impl FnOnce(&mut Self, &mut Scratch, &mut usize, &mut usize, &mut usize) -> R,
+        buffers: &mut ThreadBuffers,
+        work: impl FnOnce(&mut Self, &mut ThreadBuffers, &mut usize, &mut usize, &mut usize) -> R,
     ) -> R {
-        let mut have = self.kept_input.len();
-        scratch.input[..have].copy_from_slice(&self.kept_input);
-        self.kept_input.clear();
+        let mut have = self.input_buffer.len();
+        buffers.input[..have].copy_from_slice(&self.input_buffer);
+        self.input_buffer.clear();
         // The thread's own output goes back to the thread: idle sessions must not keep what it has grown to.
-        let lent = match self.kept_out.is_empty() {
+        let lent = match self.output_buffer.is_empty() {
             true => None,
-            false => Some(std::mem::replace(&mut scratch.out, std::mem::take(&mut self.kept_out))),
+            false => Some(std::mem::replace(&mut buffers.out, std::mem::take(&mut self.output_buffer))),
         };
         if self.outbox.is_empty() {
-            std::mem::swap(&mut scratch.segments, &mut self.outbox);
+            std::mem::swap(&mut buffers.segments, &mut self.outbox);
         }
         let mut at = 0;
         let mut sent = 0;
-        let result = work(self, scratch, &mut at, &mut have, &mut sent);
-        self.kept_input.extend_from_slice(&scratch.input[at..have]);
-        if at == have && self.kept_input.capacity() > 0 {
-            self.kept_input = Vec::new();
+        let result = work(self, buffers, &mut at, &mut have, &mut sent);
+        self.input_buffer.extend_from_slice(&buffers.input[at..have]);
+        if at == have && self.input_buffer.capacity() > 0 {
+            self.input_buffer = Vec::new();
         }
-        self.keep_output(scratch, lent, sent);
+        self.keep_output(buffers, lent, sent);
         if self.outbox.is_empty() {
-            std::mem::swap(&mut scratch.segments, &mut self.outbox);
+            std::mem::swap(&mut buffers.segments, &mut self.outbox);
         }
         result
     }
 
-    fn turn(
+    fn run_once(
         &mut self,
-        scratch: &mut Scratch,
-        manner: Manner,
+        buffers: &mut ThreadBuffers,
+        options: RunOptions,
         at: &mut usize,
         have: &mut usize,
         sent: &mut usize,
     ) -> Next {
-        let mut requests_left = REQUESTS_A_TURN;
-        let turn_ends = manner.most.map(|most| Instant::now() + most);
-        let mut bytes_left = BYTES_A_TURN;
-        let mut content_left = CONTENT_A_TURN;
+        let mut requests_left = REQUESTS_PER_TURN;
+        let turn_ends = options.most.map(|most| Instant::now() + most);
+        let mut bytes_left = BYTES_PER_TURN;
+        let mut content_left = CONTENT_PER_TURN;
         // Whether the socket is known to hold nothing more.
         let mut emptied = false;
         loop {
             if self.jobs > 0 {
-                self.collect(scratch);
+                self.collect_completions(buffers);
                 if self.is_abandoned {
                     return Next::Closed;
                 }
             }
-            if let Some(next) = self.flush(scratch, manner, sent, &mut bytes_left) {
+            if let Some(next) = self.flush(buffers, options, sent, &mut bytes_left) {
                 return next;
             }
             match self.ending {
-                End::No => {}
-                End::AfterReplies if self.jobs > 0 => return Next::Waiting,
-                End::AfterReplies => {
+                CloseState::No => {}
+                CloseState::AfterReplies if self.jobs > 0 => return Next::Waiting,
+                CloseState::AfterReplies => {
                     let _ = rustix::net::shutdown(self.socket(), rustix::net::Shutdown::Write);
-                    self.ending = End::Lingering(Instant::now() + LINGER);
+                    self.ending = CloseState::Lingering(Instant::now() + LINGER_TIMEOUT);
                     *at = *have;
                     continue;
                 }
-                End::Lingering(_) => return self.linger(scratch, manner.patience),
+                CloseState::Lingering(_) => return self.linger(buffers, options.io_mode),
             }
-            let progress = self.answer(scratch, manner, at, *have, &mut requests_left, turn_ends);
-            if !self.outbox.is_empty() || self.ending != End::No {
+            let progress = self.process_input(buffers, options, at, *have, &mut requests_left, turn_ends);
+            if !self.outbox.is_empty() || self.ending != CloseState::No {
                 continue;
             }
-            if !matches!(progress, Progress::All) {
+            if !matches!(progress, InputOutcome::Consumed) {
                 self.frame_since = None;
             }
             match progress {
-                Progress::Unread => return self.pause(),
-                Progress::Held => return Next::Waiting,
-                Progress::Full => return Next::Again,
-                Progress::All => {}
+                InputOutcome::FdsUnread => return self.backoff(),
+                InputOutcome::JobsPending => return Next::Waiting,
+                InputOutcome::OutputFull => return Next::Yield,
+                InputOutcome::Consumed => {}
             }
             let is_over = turn_ends.is_some_and(|end| Instant::now() >= end);
             if requests_left == 0 || bytes_left == 0 || content_left == 0 || is_over {
-                return Next::Again;
+                return Next::Yield;
             }
             if self.waits_for_writers() {
                 return Next::Waiting;
@@ -350,83 +353,87 @@ impl Session {
             if self.frame_since.is_none() && (*at < *have || self.is_skipping()) {
                 self.frame_since = Some(Instant::now());
             }
-            if emptied && manner.patience == Patience::Never {
+            if emptied && options.io_mode == IoMode::NonBlocking {
                 return Next::Readable;
             }
-            match self.read(scratch, manner, at, have) {
-                Ok(Came::Requests { filled }) => emptied = !filled,
-                Ok(Came::Content(length)) => content_left = content_left.saturating_sub(length),
+            match self.read(buffers, options, at, have) {
+                Ok(ReadOutcome::Requests { filled }) => emptied = !filled,
+                Ok(ReadOutcome::Content(length)) => content_left = content_left.saturating_sub(length),
                 Err(next) => return next,
             }
         }
     }
 
     /// Answers the complete requests in the input, into the outbox.
-    fn answer(
+    fn process_input(
         &mut self,
-        scratch: &mut Scratch,
-        manner: Manner,
+        buffers: &mut ThreadBuffers,
+        options: RunOptions,
         at: &mut usize,
         have: usize,
         requests_left: &mut usize,
         turn_ends: Option<Instant>,
-    ) -> Progress {
-        self.heed_rules();
-        scratch.room = self.room_for_output();
+    ) -> InputOutcome {
+        self.refresh_access();
+        buffers.room = self.room_for_output();
         // The input is borrowed apart from the rest of the scratch buffers.
-        let input = std::mem::take(&mut scratch.input);
+        let input = std::mem::take(&mut buffers.input);
         let mut rest = &input[*at..have];
         let progress = loop {
-            if self.outbox.len() >= GATHER_SEGMENTS || self.has_gathered(scratch) {
-                break Progress::Full;
+            if self.outbox.len() >= GATHER_SEGMENTS || self.has_gathered(buffers) {
+                break InputOutcome::OutputFull;
             }
             // A thread that has no other session to run does not break up what came together.
-            if *requests_left == 0 && !rest.is_empty() && manner.patience == Patience::Never {
-                break Progress::Full;
+            if *requests_left == 0 && !rest.is_empty() && options.io_mode == IoMode::NonBlocking {
+                break InputOutcome::OutputFull;
             }
-            if let Speaks::Two(two) = &self.speaks
+            if let ProtocolState::V2(two) = &self.protocol_state
                 && two.is_receiving()
             {
                 self.take_content(&mut rest);
                 if rest.is_empty() {
-                    break Progress::All;
+                    break InputOutcome::Consumed;
                 }
                 continue;
             }
             if self.jobs > 0 && self.must_wait_for_jobs(rest) {
-                break if self.outbox.is_empty() { Progress::Held } else { Progress::Full };
+                break if self.outbox.is_empty() {
+                    InputOutcome::JobsPending
+                } else {
+                    InputOutcome::OutputFull
+                };
             }
             if let Some(progress) = self.owes_too_much(rest) {
                 break progress;
             }
-            if self.holds_too_much(rest) {
+            if self.over_budget(rest) {
                 break match (self.outbox.is_empty(), self.jobs) {
-                    (false, _) => Progress::Full,
-                    (true, 0) => Progress::Unread,
-                    (true, _) => Progress::Held,
+                    (false, _) => InputOutcome::OutputFull,
+                    (true, 0) => InputOutcome::FdsUnread,
+                    (true, _) => InputOutcome::JobsPending,
                 };
             }
-            let step = match (&self.speaks, rest.first()) {
-                (_, None) => Step::More,
-                (Speaks::Nothing(_), Some(&v2::FIRST)) => self.greet(scratch, &mut rest),
-                (Speaks::Nothing(_), Some(_)) => {
-                    self.speaks = Speaks::One(RequestDecoder::default());
-                    self.step_one(scratch, manner, &mut rest)
+            let step = match (&self.protocol_state, rest.first()) {
+                (_, None) => FrameOutcome::More,
+                (ProtocolState::Unknown(_), Some(&protocol::v2::FIRST)) => self.handshake(buffers, &mut rest),
+                (ProtocolState::Unknown(_), Some(_)) => {
+                    self.protocol_state = ProtocolState::V1(RequestDecoder::default());
+                    self.step_v1(buffers, options, &mut rest)
                 }
-                (Speaks::One(_), _) => self.step_one(scratch, manner, &mut rest),
-                (Speaks::Two(_), _) => self.step_two(scratch, manner, &mut rest),
+                (ProtocolState::V1(_), _) => self.step_v1(buffers, options, &mut rest),
+                (ProtocolState::V2(_), _) => self.step_v2(buffers, options, &mut rest),
             };
             match step {
-                Step::Done => {}
-                Step::More => break Progress::All,
-                Step::Last | Step::Fatal => {
-                    if step == Step::Fatal {
+                FrameOutcome::Done => {}
+                FrameOutcome::More => break InputOutcome::Consumed,
+                FrameOutcome::Last | FrameOutcome::Fatal => {
+                    if step == FrameOutcome::Fatal {
                         let gauges = self.service.statistics.gauges(self.transport);
                         gauges.protocol_errors_total.fetch_add(1, Relaxed);
                     }
-                    self.ending = End::AfterReplies;
+                    self.ending = CloseState::AfterReplies;
                     rest = &[];
-                    break Progress::All;
+                    break InputOutcome::Consumed;
                 }
             }
             self.frame_since = None;
@@ -436,12 +443,12 @@ impl Session {
             }
         };
         *at = have - rest.len();
-        if matches!(progress, Progress::All)
-            && let Speaks::Two(two) = &mut self.speaks
+        if matches!(progress, InputOutcome::Consumed)
+            && let ProtocolState::V2(two) = &mut self.protocol_state
         {
-            two.has_understood(!rest.is_empty());
+            two.mark_parsed(!rest.is_empty());
         }
-        scratch.input = input;
+        buffers.input = input;
         progress
     }
 }

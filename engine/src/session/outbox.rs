@@ -3,33 +3,35 @@
 //! Small replies lie side by side in one buffer and leave in one call; descriptors of version 1 leave in one `sendmmsg`,
 //! those of version 2 ride on the message of their replies, up to 64 in one.
 
+use crate::net::socket;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::backlog::Charge;
-use super::replies::{Asked, BYTES_A_TURN, BYTES_AHEAD, Framing, SMALL};
-use super::{Manner, Next, Scratch, Session};
+use super::{Next, RunOptions, Session, ThreadBuffers};
 use crate::errors::Error;
 use crate::failures::{ENDED_EARLY, is_of_socket};
-use crate::journal::{From, Passed};
+use crate::net::transport::IoMode;
 use crate::protocol::{self, Status, v2};
+use crate::request_log::{CompletedRequest, PeerRef};
+use crate::session::backlog::Charge;
+use crate::session::dispatch::{BYTES_PER_TURN, MAX_BYTES_AHEAD, RequestContext, SMALL};
+use crate::session::reply::Framing;
 use crate::statistics::{Answered, Labels};
 use crate::storage::mapping;
-use crate::transport::{self, Patience};
 
 /// A piece of a reply that has not been handed to the kernel.
 #[derive(Debug)]
 pub(super) struct Segment {
     pub payload: Payload,
     /// What is counted when the last byte is gone; None where more of the same reply follows.
-    pub ends: Option<Ending>,
+    pub ends: Option<ReplyRecord>,
 }
 
 #[derive(Debug)]
-pub(super) struct Ending {
-    pub asked: Asked,
+pub(super) struct ReplyRecord {
+    pub asked: RequestContext,
     pub status: Status,
     pub content: u64,
 }
@@ -39,63 +41,63 @@ pub(super) enum Payload {
     /// So many bytes of the out buffer.
     Buffered(usize),
     /// The same, and the first of them carries a descriptor.
-    Carrying { length: usize, file: OwnedFd },
+    BytesWithFd { length: usize, file: OwnedFd },
     /// One byte in a message of its own, which carries a descriptor.
-    Descriptor { byte: u8, file: OwnedFd },
+    FdByte { byte: u8, file: OwnedFd },
     /// A content as storage brought it; what lies before `at` is sent.
-    Brought { bytes: Box<[u8]>, at: usize, _charge: Charge },
-    /// The file's bytes from `at` up to `end`; what lies before `warm` was found in memory.
+    StorageOutput { bytes: Box<[u8]>, at: usize, _charge: Charge },
+    /// The file's bytes from `at` up to `end`; what lies before `prefetch` was found in memory.
     File { file: Arc<OwnedFd>, at: u64, end: u64, warm: u64 },
     /// An error that took the place of a descriptor the kernel refused, and of so many bytes of the out buffer.
-    Text { bytes: Vec<u8>, at: usize, instead_of: usize },
+    Replacement { bytes: Vec<u8>, at: usize, instead_of: usize },
 }
 
 impl Session {
     /// Hands the outbox to the kernel. None: all of it.
     pub(super) fn flush(
         &mut self,
-        scratch: &mut Scratch,
-        manner: Manner,
+        buffers: &mut ThreadBuffers,
+        options: RunOptions,
         sent: &mut usize,
         bytes_left: &mut usize,
     ) -> Option<Next> {
         if !self.outbox.is_empty() {
-            scratch.flush_began = Instant::now();
+            buffers.flush_began = Instant::now();
         }
-        let next = self.hand_over(scratch, manner, sent, bytes_left);
+        let next = self.write_segments(buffers, options, sent, bytes_left);
         // What waits for its file is still the storage's; anything else that is left is on its way.
         if next.as_ref().is_some_and(|next| !matches!(next, Next::Waiting)) {
             for ending in self.outbox.iter_mut().filter_map(|segment| segment.ends.as_mut()) {
-                ending.asked.answered_at.get_or_insert(scratch.flush_began);
+                ending.asked.answered_at.get_or_insert(buffers.flush_began);
             }
         }
         next
     }
 
-    fn hand_over(
+    fn write_segments(
         &mut self,
-        scratch: &mut Scratch,
-        manner: Manner,
+        buffers: &mut ThreadBuffers,
+        options: RunOptions,
         sent: &mut usize,
         bytes_left: &mut usize,
     ) -> Option<Next> {
         while let Some(front) = self.outbox.front() {
-            if *bytes_left == 0 && manner.patience == Patience::Never {
-                return Some(Next::Again);
+            if *bytes_left == 0 && options.io_mode == IoMode::NonBlocking {
+                return Some(Next::Yield);
             }
             let outcome = match front.payload {
-                Payload::Buffered(_) | Payload::Carrying { .. } => {
-                    self.flush_buffered(scratch, manner.patience, sent)
+                Payload::Buffered(_) | Payload::BytesWithFd { .. } => {
+                    self.flush_buffered(buffers, options.io_mode, sent)
                 }
-                Payload::Descriptor { .. } => self.flush_descriptors(scratch, manner.patience),
+                Payload::FdByte { .. } => self.flush_descriptors(buffers, options.io_mode),
                 Payload::File { .. } => {
-                    if self.file_is_cold(manner) {
+                    if self.needs_prefetch(options) {
                         return Some(Next::Waiting);
                     }
-                    self.flush_file(scratch, manner.patience, bytes_left)
+                    self.flush_file(buffers, options.io_mode, bytes_left)
                 }
-                Payload::Brought { .. } => self.flush_brought(scratch, manner.patience, bytes_left),
-                Payload::Text { .. } => self.flush_text(scratch, manner.patience, sent),
+                Payload::StorageOutput { .. } => self.flush_brought(buffers, options.io_mode, bytes_left),
+                Payload::Replacement { .. } => self.flush_text(buffers, options.io_mode, sent),
             };
             match outcome {
                 Ok(()) | Err(Errno::INTR) => {}
@@ -105,12 +107,12 @@ impl Session {
                     return Some(Next::Writable);
                 }
                 // The head of this reply is out already: it can only wait.
-                Err(Errno::TOOMANYREFS) => return Some(self.pause()),
+                Err(Errno::TOOMANYREFS) => return Some(self.backoff()),
                 Err(_) => return Some(Next::Closed),
             }
         }
         if *sent > 0 {
-            scratch.out.clear();
+            buffers.out.clear();
             *sent = 0;
         }
         None
@@ -118,38 +120,39 @@ impl Session {
 
     fn flush_buffered(
         &mut self,
-        scratch: &mut Scratch,
-        patience: Patience,
+        buffers: &mut ThreadBuffers,
+        io_mode: IoMode,
         sent: &mut usize,
     ) -> Result<(), Errno> {
         let mut total = 0;
         let mut more = false;
-        let mut files: [Option<BorrowedFd<'_>>; transport::MOST_AT_ONCE] = [None; transport::MOST_AT_ONCE];
+        let mut files: [Option<BorrowedFd<'_>>; socket::MAX_FDS_PER_MESSAGE] =
+            [None; socket::MAX_FDS_PER_MESSAGE];
         let mut count = 0;
         for segment in &self.outbox {
             match &segment.payload {
                 Payload::Buffered(length) => total += length,
-                Payload::Carrying { length, file } if count < files.len() => {
+                Payload::BytesWithFd { length, file } if count < files.len() => {
                     files[count] = Some(file.as_fd());
                     count += 1;
                     total += length;
                 }
                 other => {
-                    more = matches!(other, Payload::File { .. } | Payload::Brought { .. });
+                    more = matches!(other, Payload::File { .. } | Payload::StorageOutput { .. });
                     break;
                 }
             }
         }
-        let bytes = &scratch.out[*sent..*sent + total];
+        let bytes = &buffers.out[*sent..*sent + total];
         let passed = if count == 0 {
-            transport::send(self.socket(), bytes, patience, more)
+            socket::send(self.socket(), bytes, io_mode, more)
         } else {
-            transport::send_carrying(self.socket(), bytes, &files[..count], patience)
+            socket::send_with_fds(self.socket(), bytes, &files[..count], io_mode)
         };
         let mut taken = match passed {
             Ok(taken) => taken,
             Err(Errno::TOOMANYREFS) => {
-                self.refuse_first_carried();
+                self.reject_first_fd();
                 return Ok(());
             }
             Err(errno) => return Err(errno),
@@ -164,7 +167,7 @@ impl Session {
                 if count == 0 {
                     break;
                 }
-                if let Payload::Carrying { length, .. } = segment.payload {
+                if let Payload::BytesWithFd { length, .. } = segment.payload {
                     segment.payload = Payload::Buffered(length);
                     count -= 1;
                 }
@@ -176,40 +179,40 @@ impl Session {
                 break;
             }
             taken -= *length;
-            self.finish_front(scratch, now);
+            self.finish_front(buffers, now);
         }
         Ok(())
     }
 
     /// Too many in flight for this user: one request less is answered, so that there is progress; the connection goes on.
-    fn refuse_first_carried(&mut self) {
+    fn reject_first_fd(&mut self) {
         let error = Error::Busy("too many unread file descriptors of this user, try again");
         for segment in self.outbox.iter_mut() {
-            let Payload::Carrying { length, .. } = segment.payload else { continue };
+            let Payload::BytesWithFd { length, .. } = segment.payload else { continue };
             let mut bytes = Vec::new();
             if let Some(ending) = &mut segment.ends
-                && let Framing::Two { id, .. } = ending.asked.framing
+                && let Framing::V2 { id, .. } = ending.asked.framing
             {
                 ending.status = error.status();
                 v2::encode_refusal(&mut bytes, id, error.status(), &error.to_string());
             }
-            segment.payload = Payload::Text { bytes, at: 0, instead_of: length };
+            segment.payload = Payload::Replacement { bytes, at: 0, instead_of: length };
             break;
         }
         self.release_held(1);
     }
 
-    fn flush_descriptors(&mut self, scratch: &mut Scratch, patience: Patience) -> Result<(), Errno> {
-        let Some(Segment { payload: Payload::Descriptor { byte, file }, .. }) = self.outbox.front() else {
+    fn flush_descriptors(&mut self, buffers: &mut ThreadBuffers, io_mode: IoMode) -> Result<(), Errno> {
+        let Some(Segment { payload: Payload::FdByte { byte, file }, .. }) = self.outbox.front() else {
             return Ok(());
         };
         let byte = *byte;
         let passed = if self.outbox.len() == 1 {
-            transport::send_descriptors(self.socket(), byte, &[file.as_fd()], patience)
+            socket::send_fd_bytes(self.socket(), byte, &[file.as_fd()], io_mode)
         } else {
             let alike = |segment| as_descriptor(segment, byte);
             let files: Vec<BorrowedFd<'_>> = self.outbox.iter().map_while(alike).collect();
-            transport::send_descriptors(self.socket(), byte, &files, patience)
+            socket::send_fd_bytes(self.socket(), byte, &files, io_mode)
         };
         match passed {
             Ok(passed) => {
@@ -217,7 +220,7 @@ impl Session {
                 self.moved_at = now;
                 self.count_sent(passed, 1, 1);
                 for _ in 0..passed {
-                    self.finish_front(scratch, now);
+                    self.finish_front(buffers, now);
                 }
                 Ok(())
             }
@@ -228,7 +231,7 @@ impl Session {
                 let mut bytes = Vec::new();
                 protocol::encode_error(&mut bytes, error.status(), &error.to_string());
                 if let Some(front) = self.outbox.front_mut() {
-                    front.payload = Payload::Text { bytes, at: 0, instead_of: 0 };
+                    front.payload = Payload::Replacement { bytes, at: 0, instead_of: 0 };
                     if let Some(ending) = &mut front.ends {
                         ending.status = error.status();
                     }
@@ -241,23 +244,24 @@ impl Session {
 
     fn flush_text(
         &mut self,
-        scratch: &mut Scratch,
-        patience: Patience,
+        buffers: &mut ThreadBuffers,
+        io_mode: IoMode,
         sent: &mut usize,
     ) -> Result<(), Errno> {
-        let Some(Segment { payload: Payload::Text { bytes, at, .. }, .. }) = self.outbox.front() else {
+        let Some(Segment { payload: Payload::Replacement { bytes, at, .. }, .. }) = self.outbox.front()
+        else {
             return Ok(());
         };
-        let taken = transport::send(self.socket(), &bytes[*at..], patience, false)?;
+        let taken = socket::send(self.socket(), &bytes[*at..], io_mode, false)?;
         let now = Instant::now();
         self.moved_at = now;
-        if let Some(Segment { payload: Payload::Text { bytes, at, instead_of }, .. }) =
+        if let Some(Segment { payload: Payload::Replacement { bytes, at, instead_of }, .. }) =
             self.outbox.front_mut()
         {
             *at += taken;
             if *at == bytes.len() {
                 *sent += *instead_of;
-                self.finish_front(scratch, now);
+                self.finish_front(buffers, now);
             }
         }
         Ok(())
@@ -265,30 +269,33 @@ impl Session {
 
     fn flush_brought(
         &mut self,
-        scratch: &mut Scratch,
-        patience: Patience,
+        buffers: &mut ThreadBuffers,
+        io_mode: IoMode,
         bytes_left: &mut usize,
     ) -> Result<(), Errno> {
-        let Some(Segment { payload: Payload::Brought { bytes, at, .. }, .. }) = self.outbox.front() else {
+        let Some(Segment { payload: Payload::StorageOutput { bytes, at, .. }, .. }) = self.outbox.front()
+        else {
             return Ok(());
         };
-        let taken = transport::send(self.socket(), &bytes[*at..], patience, false)?;
+        let taken = socket::send(self.socket(), &bytes[*at..], io_mode, false)?;
         *bytes_left = bytes_left.saturating_sub(taken);
         let now = Instant::now();
         self.moved_at = now;
         self.count_sent(1, taken, 0);
-        if let Some(Segment { payload: Payload::Brought { bytes, at, .. }, .. }) = self.outbox.front_mut() {
+        if let Some(Segment { payload: Payload::StorageOutput { bytes, at, .. }, .. }) =
+            self.outbox.front_mut()
+        {
             *at += taken;
             if *at == bytes.len() {
-                self.finish_front(scratch, now);
+                self.finish_front(buffers, now);
             }
         }
         Ok(())
     }
 
     /// Whether the next bytes of the file in front have to come from the disk. Then they are being fetched.
-    fn file_is_cold(&mut self, manner: Manner) -> bool {
-        if self.may_wait(manner) {
+    fn needs_prefetch(&mut self, options: RunOptions) -> bool {
+        if self.may_wait(options) {
             return false;
         }
         if self.is_warming {
@@ -307,45 +314,45 @@ impl Session {
             return false;
         }
         let (file, at) = (Arc::clone(file), *at);
-        self.warm(file, at, next - at);
+        self.prefetch(file, at, next - at);
         true
     }
 
     fn flush_file(
         &mut self,
-        scratch: &mut Scratch,
-        patience: Patience,
+        buffers: &mut ThreadBuffers,
+        io_mode: IoMode,
         bytes_left: &mut usize,
     ) -> Result<(), Errno> {
-        if patience == Patience::Never {
+        if io_mode == IoMode::NonBlocking {
             self.make_non_blocking()?;
         }
         let Some(Segment { payload: Payload::File { file, at, end, .. }, .. }) = self.outbox.front() else {
             return Ok(());
         };
         let (offset, end) = (*at, *end);
-        let mut most = usize::try_from(end - offset).unwrap_or(usize::MAX).min(BYTES_A_TURN);
-        if patience == Patience::Never {
+        let mut most = usize::try_from(end - offset).unwrap_or(usize::MAX).min(BYTES_PER_TURN);
+        if io_mode == IoMode::NonBlocking {
             most = most.min(*bytes_left);
         }
-        let taken = match transport::send_file(self.socket(), file, offset, most) {
+        let taken = match socket::send_file(self.socket(), file, offset, most) {
             // The file system cannot do it: copy through this process.
             Err(Errno::INVAL | Errno::NOSYS) => {
                 let mut bytes = vec![0; most.min(SMALL as usize)];
                 match rustix::io::pread(file, &mut bytes[..], offset) {
                     Ok(0) => 0,
-                    Ok(length) => transport::send(self.socket(), &bytes[..length], patience, false)?,
+                    Ok(length) => socket::send(self.socket(), &bytes[..length], io_mode, false)?,
                     Err(Errno::INTR) => return Err(Errno::INTR),
-                    Err(errno) => return Err(self.fail_file(scratch, errno.raw_os_error())),
+                    Err(errno) => return Err(self.fail_file(buffers, errno.raw_os_error())),
                 }
             }
-            Err(errno) if !is_of_socket(errno, || transport::is_cut(self.socket())) => {
-                return Err(self.fail_file(scratch, errno.raw_os_error()));
+            Err(errno) if !is_of_socket(errno, || socket::is_cut(self.socket())) => {
+                return Err(self.fail_file(buffers, errno.raw_os_error()));
             }
             other => other?,
         };
         if taken == 0 {
-            return Err(self.fail_file(scratch, ENDED_EARLY));
+            return Err(self.fail_file(buffers, ENDED_EARLY));
         }
         *bytes_left = bytes_left.saturating_sub(taken);
         let now = Instant::now();
@@ -353,7 +360,7 @@ impl Session {
         if let Some(Segment { payload: Payload::File { at, .. }, .. }) = self.outbox.front_mut() {
             *at += taken as u64;
             if *at == end {
-                self.finish_front(scratch, now);
+                self.finish_front(buffers, now);
             }
         }
         Ok(())
@@ -361,31 +368,31 @@ impl Session {
 
     /// Counts the reply in front, whose file failed or ended early after its length was promised, with what was sent of it.
     /// Only closing tells the client: returns the error that does.
-    fn fail_file(&mut self, scratch: &Scratch, errno: i32) -> Errno {
+    fn fail_file(&mut self, buffers: &ThreadBuffers, errno: i32) -> Errno {
         if let Some(Segment { payload: Payload::File { at, end, .. }, ends: Some(ending) }) =
             self.outbox.front_mut()
         {
             ending.status = Status::StorageError;
             ending.content = ending.content.saturating_sub(*end - *at);
-            let Asked { operation, uri, .. } = &ending.asked;
+            let RequestContext { operation, uri, .. } = &ending.asked;
             self.service.failures.note(errno, operation.name(), uri);
         }
-        self.finish_front(scratch, Instant::now());
+        self.finish_front(buffers, Instant::now());
         Errno::IO
     }
 
     /// Drops the front segment, whose last byte is gone, and counts the reply that ends with it.
-    fn finish_front(&mut self, scratch: &Scratch, now: Instant) {
+    fn finish_front(&mut self, buffers: &ThreadBuffers, now: Instant) {
         let Some(Segment { payload, ends }) = self.outbox.pop_front() else { return };
         if matches!(payload, Payload::File { .. }) {
             self.release_held(1);
         }
         let Some(ending) = ends else { return };
         let complete_at = ending.asked.complete_at;
-        let answered_at = ending.asked.answered_at.unwrap_or(scratch.flush_began);
+        let answered_at = ending.asked.answered_at.unwrap_or(buffers.flush_began);
         // Most requests are read after the wait of their session. One that was complete before has waited since then, and
         // of one whose answer began in an earlier turn the wait is not known any more.
-        let (queue, begun_at) = match scratch.queued {
+        let (queue, begun_at) = match buffers.queued {
             Some(queued) if complete_at >= queued.until => (queued.wait, complete_at),
             Some(queued) if answered_at >= queued.until => {
                 (queued.until.saturating_duration_since(complete_at), queued.until)
@@ -394,13 +401,13 @@ impl Session {
         };
         let storage = answered_at.saturating_duration_since(begun_at);
         let send = now.saturating_duration_since(answered_at.max(begun_at));
-        self.service.journal.note(&Passed {
-            shard: scratch.shard,
+        self.service.journal.record(&CompletedRequest {
+            shard: buffers.shard,
             uri: &ending.asked.uri,
-            from: From::Connection(&self.connection.socket),
+            from: PeerRef::Connection(&self.connection.socket),
             transport: self.transport,
             operation: ending.asked.operation.name(),
-            model: scratch.model.name(),
+            model: buffers.model.name(),
             status: ending.status as u8,
             bytes: ending.content,
             queue,
@@ -408,13 +415,13 @@ impl Session {
             send,
         });
         self.service.statistics.record(
-            scratch.shard,
+            buffers.shard,
             &Answered {
-                labels: Labels::new(self.transport, scratch.model, ending.asked.operation),
+                labels: Labels::new(self.transport, buffers.model, ending.asked.operation),
                 status: ending.status,
                 latency: queue + storage + send,
                 // Of what was served: how long a refusal had waited is nobody's wait.
-                queue_wait: scratch
+                queue_wait: buffers
                     .queued
                     .filter(|_| ending.status != Status::Unavailable)
                     .map(|queued| queued.wait),
@@ -426,7 +433,7 @@ impl Session {
 
 /// Up to where a file is brought into memory before more of it is sent.
 pub(super) fn end_of_part_ahead(at: u64, end: u64) -> u64 {
-    (at + BYTES_AHEAD).min(end)
+    (at + MAX_BYTES_AHEAD).min(end)
 }
 
 /// Whether what lies before `next` can be sent without waiting for the disk.
@@ -438,7 +445,7 @@ pub(super) fn is_in_memory(file: &OwnedFd, next: u64) -> bool {
 /// The descriptor that a segment passes with this byte, lent.
 fn as_descriptor(segment: &Segment, wanted: u8) -> Option<BorrowedFd<'_>> {
     match &segment.payload {
-        Payload::Descriptor { byte, file } if *byte == wanted => Some(file.as_fd()),
+        Payload::FdByte { byte, file } if *byte == wanted => Some(file.as_fd()),
         _ => None,
     }
 }

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::labels::{Labels, ModeKey};
-use super::percentiles::Percentiles;
-use super::totals::Sum;
 use crate::concurrency::Model;
+use crate::net::transport::Transport;
 use crate::protocol::{Operation, Status};
-use crate::transport::Transport;
+use crate::statistics::labels::{Labels, ModeKey};
+use crate::statistics::percentiles::Percentiles;
+use crate::statistics::totals::Sum;
 
 /// The figures of all requests that carry the labels; None means "any".
 #[derive(Debug, Clone)]

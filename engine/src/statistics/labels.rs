@@ -1,8 +1,8 @@
 //! Which requests a figure is about, and where its cells lie.
 
 use crate::concurrency::Model;
+use crate::net::transport::Transport;
 use crate::protocol::{Operation, Status};
-use crate::transport::Transport;
 
 pub(super) const STATUSES: usize = Status::ALL.len();
 const LABELS: usize = Transport::ALL.len() * Model::ALL.len() * Operation::ALL.len();

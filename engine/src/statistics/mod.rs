@@ -25,8 +25,8 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::net::transport::Transport;
 use crate::protocol::{Operation, Status};
-use crate::transport::Transport;
 use recording::Shard;
 use totals::{History, Sum, Totals};
 

@@ -5,9 +5,9 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use super::histograms::{config, nanoseconds};
-use super::labels::{CELLS, Labels};
 use crate::protocol::Status;
+use crate::statistics::histograms::{config, nanoseconds};
+use crate::statistics::labels::{CELLS, Labels};
 
 /// One answered request.
 #[derive(Debug, Clone, Copy)]

@@ -1,10 +1,10 @@
 //! Known values in, known figures out.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use super::histograms::MAX_VALUE;
-use super::totals::WINDOW_SECONDS;
 use super::*;
 use crate::concurrency::Model;
+use crate::statistics::histograms::MAX_VALUE;
+use crate::statistics::totals::WINDOW_SECONDS;
 
 /// What one bucket may be off.
 const ERROR: f64 = 0.016;

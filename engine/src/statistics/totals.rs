@@ -4,10 +4,10 @@ use histogram::{Histogram, SparseHistogram};
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::histograms::{add_histogram, add_sparse, config, difference};
-use super::labels::STATUSES;
-use super::recording::Cell;
 use crate::protocol::Status;
+use crate::statistics::histograms::{add_histogram, add_sparse, config, difference};
+use crate::statistics::labels::STATUSES;
+use crate::statistics::recording::Cell;
 
 pub(super) const WINDOW_SECONDS: usize = 60;
 const RATE_SECONDS: usize = 10;

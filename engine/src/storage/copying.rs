@@ -1,4 +1,4 @@
-//! What a client passed as a descriptor, on its way into an [`Incoming`]: in steps, between which its caller may give up.
+//! What a client passed as a descriptor, on its way into an [`PendingWrite`]: in steps, between which its caller may give up.
 //!
 //! Any call on the source may wait as long as its file system likes, one in user space for ever; so threads that serve, and
 //! those that read for others, call nothing in here. Holes stay holes.
@@ -8,8 +8,8 @@ use rustix::fs::{self, CWD, Mode as Permissions, OFlags, SeekFrom};
 use rustix::io::{self, Errno};
 
 use crate::errors::Error;
-use crate::storage::incoming::{Incoming, check_size};
 use crate::storage::mounts;
+use crate::storage::pending_write::{PendingWrite, check_size};
 
 /// Bytes that one step copies at the most.
 pub const STEP: u64 = 4 << 20;
@@ -98,7 +98,7 @@ impl Copying {
     ///
     /// Where the file system can, both share the blocks until one is written to; a later change of the source does not
     /// reach what is stored. A change while this copies may.
-    pub fn step(&mut self, incoming: &mut Incoming) -> Result<Copied, Error> {
+    pub fn step(&mut self, incoming: &mut PendingWrite) -> Result<Copied, Error> {
         if self.length == 0 {
             return Ok(Copied::All);
         }
@@ -132,7 +132,7 @@ impl Copying {
 
     /// Asks for room again where more is copied than the source has blocks: a file system that compresses, or stores a file in
     /// its inode, tells of fewer, and the source may grow into its holes.
-    fn claim_room(&mut self, incoming: &Incoming, count: u64) -> Result<(), Error> {
+    fn claim_room(&mut self, incoming: &PendingWrite, count: u64) -> Result<(), Error> {
         if self.copied + count > self.room {
             incoming.check_room(count)?;
             self.room = self.copied + count;
@@ -144,7 +144,7 @@ impl Copying {
         fs::fstat(&self.source).map(|stat| stat.st_size.max(0) as u64).map_err(Error::Storage)
     }
 
-    fn clone_to(&self, incoming: &mut Incoming) -> Result<bool, Error> {
+    fn clone_to(&self, incoming: &mut PendingWrite) -> Result<bool, Error> {
         if fs::ioctl_ficlone(incoming.file(), &self.source).is_err() {
             return Ok(false);
         }
@@ -200,7 +200,7 @@ impl Copying {
     }
 
     /// Copies at most this number of bytes. Returns how many.
-    fn copy(&mut self, incoming: &Incoming, count: usize) -> Result<u64, Error> {
+    fn copy(&mut self, incoming: &PendingWrite, count: usize) -> Result<u64, Error> {
         loop {
             let (mut from, mut to) = (self.at, self.at);
             let answer = match self.way {

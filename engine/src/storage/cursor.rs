@@ -8,7 +8,7 @@
 use std::hash::{BuildHasher, RandomState};
 
 use crate::errors::Error;
-use crate::storage::cache::mix;
+use crate::storage::version::mix64;
 
 const FORM: u8 = 2;
 const NUMBER: usize = 8;
@@ -60,7 +60,7 @@ impl Cursor {
 /// finaliser, since the last byte would otherwise reach the lower half only.
 fn checksum(prefix: &[u8], bytes: &[u8]) -> u64 {
     let all = prefix.iter().chain(&[0xff]).chain(bytes);
-    mix(all.fold(0xcbf2_9ce4_8422_2325, |state, &byte| {
+    mix64(all.fold(0xcbf2_9ce4_8422_2325, |state, &byte| {
         (state ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
     }))
 }

@@ -1,7 +1,7 @@
 //! All objects below a prefix, in the order of their URIs, a page at a time.
 //!
 //! A page knows of the one before only the path at which that ended, so whatever is added, removed or replaced meanwhile, an
-//! object that is there all the time is listed once; see `directory_run.rs` for what holds of large directories. Directories are read in runs of bounded size; the run in which a page ends
+//! object that is there all the time is listed once; see `dir_batch.rs` for what holds of large directories. Directories are read in runs of bounded size; the run in which a page ends
 //! is kept for the next page of the same listing, and for no other: an object that is put before a listing begins must be
 //! in it.
 
@@ -13,12 +13,12 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::access::rules::View;
 use crate::errors::Error;
 use crate::protocol::v2::{self, encode_detailed, encode_entry, encode_left_out};
-use crate::rules::View;
 use crate::storage::cursor::Cursor;
-use crate::storage::directory_run::{Run, RunLimits};
-use crate::storage::mapping::{Found, Mapping, relative_path};
+use crate::storage::dir_batch::{NameBatch, RunLimits};
+use crate::storage::mapping::{Mapping, ObjectMeta, relative_path};
 use crate::storage::walk::{LeftOut, Step, Walk};
 
 /// Where the caller names no limit.
@@ -82,7 +82,7 @@ impl Page {
 /// listings have read.
 #[derive(Debug)]
 pub struct Listing {
-    kept: Mutex<VecDeque<Kept>>,
+    kept: Mutex<VecDeque<SavedBatch>>,
     /// The number of the next listing. The first is random, so that it is none of another server's.
     next: AtomicU64,
     key: RandomState,
@@ -98,11 +98,11 @@ impl Default for Listing {
 
 /// A run that the next page of a listing will go on in.
 #[derive(Debug)]
-struct Kept {
+struct SavedBatch {
     session: u64,
     listing: u64,
     place: Vec<u8>,
-    run: Arc<Run>,
+    run: Arc<NameBatch>,
     since: Instant,
 }
 
@@ -183,8 +183,8 @@ impl Listing {
         let goes_on = loop {
             match walk.step(mapping, |place| self.take(session, listing, place), is_over)? {
                 Step::End => break false,
-                Step::Rest => return Ok(None),
-                Step::Pause(at) => {
+                Step::Remainder => return Ok(None),
+                Step::PageFull(at) => {
                     *after = at;
                     break true;
                 }
@@ -276,19 +276,19 @@ impl Listing {
         Listing { limits: RunLimits { names, ..RunLimits::default() }, ..Listing::default() }
     }
 
-    fn take(&self, session: u64, listing: u64, place: &[u8]) -> Option<Arc<Run>> {
+    fn take(&self, session: u64, listing: u64, place: &[u8]) -> Option<Arc<NameBatch>> {
         let mut kept = self.kept();
         let is_wanted =
-            |kept: &Kept| kept.session == session && kept.listing == listing && kept.place == place;
+            |kept: &SavedBatch| kept.session == session && kept.listing == listing && kept.place == place;
         let at = kept.iter().position(is_wanted)?;
         kept.remove(at).filter(|kept| kept.since.elapsed() <= KEEP).map(|kept| kept.run)
     }
 
     /// Where there is too much, the oldest goes of the session that has most.
-    fn keep(&self, session: u64, listing: u64, place: Vec<u8>, run: Arc<Run>) {
+    fn keep(&self, session: u64, listing: u64, place: Vec<u8>, run: Arc<NameBatch>) {
         let mut kept = self.kept();
-        kept.push_back(Kept { session, listing, place, run, since: Instant::now() });
-        let mut weight: usize = kept.iter().map(Kept::weight).sum();
+        kept.push_back(SavedBatch { session, listing, place, run, since: Instant::now() });
+        let mut weight: usize = kept.iter().map(SavedBatch::weight).sum();
         while weight > MOST_KEPT || kept.len() > MOST_RUNS {
             let mut shares = HashMap::<u64, usize>::new();
             for kept in &*kept {
@@ -301,7 +301,7 @@ impl Listing {
         }
     }
 
-    fn kept(&self) -> MutexGuard<'_, VecDeque<Kept>> {
+    fn kept(&self) -> MutexGuard<'_, VecDeque<SavedBatch>> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -318,16 +318,16 @@ impl Paging {
     }
 }
 
-impl Kept {
+impl SavedBatch {
     fn weight(&self) -> usize {
-        self.run.weight() + self.place.capacity() + size_of::<Kept>()
+        self.run.weight() + self.place.capacity() + size_of::<SavedBatch>()
     }
 }
 
 /// What the walk stands at.
 #[derive(Debug, PartialEq, Eq)]
 enum Looked {
-    Object(Found),
+    Object(ObjectMeta),
     /// No object, or no longer.
     Nothing,
     /// The server may read the names in the directory, and may not look at what they stand for.
@@ -344,7 +344,7 @@ fn stat(mapping: &Mapping, walk: &mut Walk) -> Result<Looked, Error> {
         answer => answer.map_err(Error::from_open)?,
     };
     match FileType::from_raw_mode(stat.st_mode) {
-        FileType::RegularFile => Ok(Looked::Object(Found::of(&stat))),
+        FileType::RegularFile => Ok(Looked::Object(ObjectMeta::of(&stat))),
         FileType::Symlink if mapping.follows_symlinks() => {
             let path = std::ffi::CString::new(walk.path()).map_err(|_| Error::BadPath)?;
             match mapping.stat(&path) {

@@ -13,9 +13,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use crate::errors::{Error, StartError};
-use crate::storage::cache::{Etag, Version};
 use crate::storage::file_system;
 use crate::storage::root::Root;
+use crate::storage::version::{Etag, Version};
 use crate::storage::versions;
 
 /// The longest name that Linux file systems hold, in bytes.
@@ -32,7 +32,7 @@ const READING: OFlags = OFlags::RDONLY.union(OFlags::CLOEXEC).union(OFlags::NONB
 
 /// A regular file, opened for this request alone: offset and status flags belong to nobody else.
 #[derive(Debug)]
-pub struct Opened {
+pub struct OpenObject {
     pub file: OwnedFd,
     /// Bytes, at the time of opening.
     pub size: u64,
@@ -40,21 +40,21 @@ pub struct Opened {
     pub version: Version,
 }
 
-impl Opened {
+impl OpenObject {
     /// Whether the file is still what it was when it was opened: asked after reading, it says that what was read is one
     /// state of it.
     pub fn is_unchanged(&self) -> bool {
         fs::fstat(&self.file).is_ok_and(|stat| self.version.looks_like(&Version::of(&stat)))
     }
 
-    pub fn found(&self) -> Found {
-        Found { size: self.size, mtime: self.version.mtime(), version: self.version }
+    pub fn found(&self) -> ObjectMeta {
+        ObjectMeta { size: self.size, mtime: self.version.mtime(), version: self.version }
     }
 }
 
 /// What is known of an object without its content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Found {
+pub struct ObjectMeta {
     /// Bytes.
     pub size: u64,
     /// Seconds since 1970, negative before that.
@@ -62,18 +62,18 @@ pub struct Found {
     pub version: Version,
 }
 
-impl Found {
+impl ObjectMeta {
     pub fn of(stat: &Stat) -> Self {
-        Found::new(Version::of(stat))
+        ObjectMeta::new(Version::of(stat))
     }
 
     /// What is known of an open file.
     pub fn of_file(file: &OwnedFd, stat: &Stat) -> Self {
-        Found::new(versions::version_of(file, stat))
+        ObjectMeta::new(versions::version_of(file, stat))
     }
 
     fn new(version: Version) -> Self {
-        Found { size: version.size(), mtime: version.mtime(), version }
+        ObjectMeta { size: version.size(), mtime: version.mtime(), version }
     }
 
     /// 16 hex digits that stand for this state of the object.
@@ -160,7 +160,7 @@ impl Mapping {
 
     /// Whether stat(2) of this file tells of every change that stat(2) can tell of. Not so where another machine may
     /// change the file: the kernel then answers from attributes that it keeps for a while.
-    pub fn sees_changes_of(&self, opened: &Opened) -> bool {
+    pub fn sees_changes_of(&self, opened: &OpenObject) -> bool {
         // Below the root something else may be mounted. Subvolumes and layers have devices of their own, too.
         let is_remote = || file_system::is_remote(&opened.file).unwrap_or(true);
         !self.is_remote && (opened.version.device == self.device || !is_remote())
@@ -171,22 +171,22 @@ impl Mapping {
     }
 
     /// Opens the object for reading. `path` comes from [`relative_path`].
-    pub fn open(&self, path: &CStr) -> Result<Opened, Error> {
+    pub fn open(&self, path: &CStr) -> Result<OpenObject, Error> {
         opened(self.resolve(path, READING).map_err(Error::from_open)?)
     }
 
     /// Opens the object if that needs no waiting: None where the path is not in the kernel's cache, leads to another file
     /// system than the root's, or where none of this is known (before Linux 5.12, and [on remote roots](Self::is_remote)).
     /// Then [`open`](Self::open) decides, on a thread that may wait.
-    pub fn open_cached(&self, path: &CStr) -> Result<Option<Opened>, Error> {
+    pub fn open_cached(&self, path: &CStr) -> Result<Option<OpenObject>, Error> {
         self.resolve_cached(path, READING)?.map(opened).transpose()
     }
 
     /// What [`stat`](Self::stat) tells, if that needs no waiting. Nothing is opened for reading, so a program that waits for a
     /// reader of a FIFO goes on waiting.
-    pub fn stat_cached(&self, path: &CStr) -> Result<Option<Found>, Error> {
+    pub fn stat_cached(&self, path: &CStr) -> Result<Option<ObjectMeta>, Error> {
         let Some(file) = self.resolve_cached(path, OFlags::PATH | OFlags::CLOEXEC)? else { return Ok(None) };
-        let found = Found::of(&regular(&file)?);
+        let found = ObjectMeta::of(&regular(&file)?);
         Ok((!found.version.is_coarse()).then_some(found))
     }
 
@@ -216,9 +216,9 @@ impl Mapping {
     }
 
     /// What [`open`](Self::open) would open, without opening it; it may be an object that the server cannot read.
-    pub fn stat(&self, path: &CStr) -> Result<Found, Error> {
+    pub fn stat(&self, path: &CStr) -> Result<ObjectMeta, Error> {
         let file = self.resolve(path, OFlags::PATH | OFlags::CLOEXEC).map_err(Error::from_open)?;
-        let found = Found::of(&regular(&file)?);
+        let found = ObjectMeta::of(&regular(&file)?);
         // Its stamp takes a descriptor for reading. What cannot be read has none for this server.
         if found.version.is_coarse()
             && let Ok(file) = self.resolve(path, READING)
@@ -276,10 +276,10 @@ impl Mapping {
     }
 }
 
-fn opened(file: OwnedFd) -> Result<Opened, Error> {
+fn opened(file: OwnedFd) -> Result<OpenObject, Error> {
     let stat = regular(&file)?;
-    let found = Found::of_file(&file, &stat);
-    Ok(Opened { file, size: found.size, version: found.version })
+    let found = ObjectMeta::of_file(&file, &stat);
+    Ok(OpenObject { file, size: found.size, version: found.version })
 }
 
 /// What fstat(2) says of it, if it is a regular file.

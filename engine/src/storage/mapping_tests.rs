@@ -44,7 +44,7 @@ impl Tree {
         Mapping::new(&self.root(), self.follow_symlinks).expect("a mapping")
     }
 
-    fn open(&self, uri: &str) -> Result<Opened, Error> {
+    fn open(&self, uri: &str) -> Result<OpenObject, Error> {
         open(&self.mapping(), uri)
     }
 
@@ -65,7 +65,7 @@ impl Tree {
 }
 
 /// What the server does with a URI.
-fn open(mapping: &Mapping, uri: &str) -> Result<Opened, Error> {
+fn open(mapping: &Mapping, uri: &str) -> Result<OpenObject, Error> {
     mapping.open(relative_path(uri, &mut Vec::new())?)
 }
 

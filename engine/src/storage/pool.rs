@@ -17,11 +17,11 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 use rustix::time::{ClockId, clock_gettime};
 
-pub use super::turns::{Client, Kind, User};
-use super::turns::{LongLimits, Place, Shares, Taken, Turns};
 use crate::concurrency::spawn;
 use crate::errors::StartError;
 use crate::settings::cores;
+pub use crate::storage::turns::{Client, Kind, User};
+use crate::storage::turns::{LongLimits, Place, Shares, Taken, Turns};
 
 const STACK: usize = 256 << 10;
 /// Long work gives its thread back after this time of the processor, or that time on the clock, and goes on when it is its turn

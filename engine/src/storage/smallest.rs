@@ -48,7 +48,7 @@ impl Keys {
 /// The smallest keys so far: twice as many as are wanted, and what one call of getdents64(2) brings, at the most; then the
 /// greater half goes.
 #[derive(Debug)]
-pub(crate) struct Smallest {
+pub(crate) struct SmallestNames {
     limits: RunLimits,
     /// Those that have been merged; while others are, the last of them.
     pub sorted: Keys,
@@ -71,9 +71,9 @@ struct Place {
     at: u32,
 }
 
-impl Smallest {
-    pub fn new(limits: RunLimits) -> Smallest {
-        Smallest {
+impl SmallestNames {
+    pub fn new(limits: RunLimits) -> SmallestNames {
+        SmallestNames {
             limits,
             sorted: Keys::default(),
             next: Keys::default(),
@@ -173,8 +173,8 @@ impl Smallest {
     fn sink(&mut self, mut at: usize) {
         loop {
             let children = [2 * at + 1, 2 * at + 2].into_iter().filter(|&child| child < self.heap.len());
-            let least = children.min_by(|&one, &other| self.compare(one, other));
-            match least {
+            let smallest = children.min_by(|&one, &other| self.compare(one, other));
+            match smallest {
                 Some(child) if self.compare(child, at) == Ordering::Less => {
                     self.heap.swap(child, at);
                     at = child;

@@ -7,9 +7,9 @@ use std::collections::BTreeSet;
 /// Offers the keys as a directory is read, in turns of one step each. Returns what is held at the end, whether keys had to
 /// go, and how many turns it took.
 fn gather(keys: &[Vec<u8>], limits: RunLimits, call: usize) -> (Vec<Vec<u8>>, bool, usize) {
-    let mut smallest = Smallest::new(limits);
+    let mut smallest = SmallestNames::new(limits);
     let mut turns = 0;
-    let mut merge = |smallest: &mut Smallest| {
+    let mut merge = |smallest: &mut SmallestNames| {
         smallest.begin_merge();
         turns += 1;
         while !smallest.merge_on(&|| true) {
@@ -61,7 +61,7 @@ fn a_hundred_thousand_keys_are_merged_in_many_short_steps() {
 
 #[test]
 fn a_merge_that_is_asked_whether_its_turn_is_over_is_asked_often() {
-    let mut smallest = Smallest::new(RunLimits::default());
+    let mut smallest = SmallestNames::new(RunLimits::default());
     (0..10_000u32).for_each(|number| smallest.offer(&number.to_be_bytes()));
     smallest.begin_merge();
     let asked = Cell::new(0);

@@ -16,8 +16,8 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use crate::errors::{Error, StartError};
-use crate::storage::incoming::Incoming;
 use crate::storage::mapping::{Mapping, RESERVED};
+use crate::storage::pending_write::PendingWrite;
 pub use crate::storage::target::{Conditions, Match};
 use crate::storage::target::{Target, no_directory};
 use crate::storage::versions::{Kept, Versions};
@@ -29,7 +29,7 @@ const PAUSE: Duration = Duration::from_millis(5);
 const STRIPES: usize = 64;
 const OPEN: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
-/// The writing half of a server. Its directory goes when this and the last [`Incoming`] are dropped.
+/// The writing half of a server. Its directory goes when this and the last [`PendingWrite`] are dropped.
 #[derive(Debug)]
 pub struct Staging {
     mapping: Mapping,
@@ -86,7 +86,7 @@ impl Staging {
     }
 
     /// Starts a put. `path` comes from `mapping::relative_path`; with `make_parents` the directories on the way are made.
-    pub fn begin(&self, path: &CStr, make_parents: bool) -> Result<Incoming, Error> {
+    pub fn begin(&self, path: &CStr, make_parents: bool) -> Result<PendingWrite, Error> {
         let found = if make_parents { Target::make } else { Target::find }(&self.mapping, path);
         let target = found.map_err(no_directory)?;
         // Nothing else could be renamed over, and it would be a pity to learn that when all bytes have come.
@@ -94,7 +94,7 @@ impl Staging {
         if target.identity.0 != self.directory().device {
             return Err(Error::OtherFileSystem);
         }
-        Incoming::new(self.directory(), target)
+        PendingWrite::new(self.directory(), target)
     }
 
     /// Removes the object, lastingly, if it is the one that `if_match` means.

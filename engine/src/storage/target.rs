@@ -6,8 +6,8 @@ use rustix::io::{self, Errno};
 use std::ffi::{CStr, CString};
 
 use crate::errors::Error;
-use crate::storage::cache::{Etag, Version};
 use crate::storage::mapping::Mapping;
+use crate::storage::version::{Etag, Version};
 use crate::storage::versions;
 
 /// What a condition compares with.

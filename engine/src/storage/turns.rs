@@ -288,7 +288,7 @@ impl<J> Turns<J> {
     }
 
     /// Whether a user may have one more of the places for long work that has begun: at most as many as are free, so that
-    /// there is always one for the next user (the dynamic threshold of Choudhury and Hahne, see `in_flight.rs`).
+    /// there is always one for the next user (the dynamic threshold of Choudhury and Hahne, see `fd/budget.rs`).
     fn may_have_a_place(&self, user: User) -> bool {
         let free = self.limits.begun - self.begun;
         let has = self.users.members.get(&user).map_or(0, |user| user.value.places);

@@ -10,7 +10,7 @@ use rustix::io;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::storage::cache::{Version, mix};
+use crate::storage::version::{Version, mix64};
 
 /// Eight bytes, big-endian.
 const ATTRIBUTE: &str = "user.objmapper.version";
@@ -55,7 +55,7 @@ impl Versions {
             Kept::Time(step) => set_modified(file, self.next_time(step)),
             Kept::Attribute => {
                 // A bijection, and never 0, which means none.
-                let number = mix(self.last.fetch_add(1, Relaxed)).max(1);
+                let number = mix64(self.last.fetch_add(1, Relaxed)).max(1);
                 fs::fsetxattr(file, ATTRIBUTE, &number.to_be_bytes(), XattrFlags::empty())
             }
             Kept::Nothing => Ok(()),

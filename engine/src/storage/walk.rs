@@ -7,10 +7,10 @@ use rustix::io::Errno;
 use std::ffi::CString;
 use std::sync::Arc;
 
+use crate::access::rules::View;
 use crate::errors::Error;
 use crate::protocol::MAX_URI;
-use crate::rules::View;
-use crate::storage::directory_run::{Bound, Reading, Run, RunLimits, Wanted};
+use crate::storage::dir_batch::{Bound, NameBatch, Reading, RunLimits, Wanted};
 use crate::storage::mapping::Mapping;
 
 /// The longest path: a URI has a slash in front.
@@ -29,9 +29,9 @@ pub(crate) enum Step {
     /// [`Walk::path`] would be one, or a directory with some in it, and cannot be listed.
     LeftOut(LeftOut),
     /// Enough for one page; this is where to go on.
-    Pause(Vec<u8>),
+    PageFull(Vec<u8>),
     /// The turn is over; the next step goes on.
-    Rest,
+    Remainder,
     End,
 }
 
@@ -76,7 +76,7 @@ struct Level {
     length: usize,
     /// From where the run is, or would be, needed.
     bound: Bound,
-    run: Option<Arc<Run>>,
+    run: Option<Arc<NameBatch>>,
     next: usize,
 }
 
@@ -124,7 +124,7 @@ impl Walk {
     pub fn step(
         &mut self,
         mapping: &Mapping,
-        kept: impl Fn(&[u8]) -> Option<Arc<Run>>,
+        kept: impl Fn(&[u8]) -> Option<Arc<NameBatch>>,
         is_over: &dyn Fn() -> bool,
     ) -> Result<Step, Error> {
         let mut passed = 0;
@@ -132,7 +132,7 @@ impl Walk {
             passed += 1;
             // Names that are hidden or left out bring no object, and are many, perhaps.
             if passed % MOST_PASSED == 0 && is_over() {
-                return Ok(Step::Rest);
+                return Ok(Step::Remainder);
             }
             let Some(level) = self.levels.last_mut() else {
                 return Ok(Step::End);
@@ -143,7 +143,7 @@ impl Walk {
                     Fetched::Unreadable if self.may_report() => {
                         return Ok(Step::LeftOut(LeftOut::Unreadable));
                     }
-                    _ if is_over() => return Ok(Step::Rest),
+                    _ if is_over() => return Ok(Step::Remainder),
                     _ => continue,
                 }
             };
@@ -152,7 +152,7 @@ impl Walk {
                     level.next += 1;
                     let is_long = self.path.len() + key.len() > MAX_PATH;
                     self.path.extend_from_slice(key);
-                    if self.view.as_ref().is_some_and(|view| view.hides(&self.path)) {
+                    if self.view.as_ref().is_some_and(|view| view.excludes(&self.path)) {
                         continue;
                     }
                     if std::str::from_utf8(key).is_err() {
@@ -172,7 +172,7 @@ impl Walk {
                     }
                     // On the way to where an earlier page ended, nothing is new yet; so each page gets further.
                     if self.entered >= MOST_DIRECTORIES && !self.after.starts_with(&self.path) {
-                        return Ok(Step::Pause(self.path.clone()));
+                        return Ok(Step::PageFull(self.path.clone()));
                     }
                     self.enter();
                 }
@@ -207,7 +207,7 @@ impl Walk {
     }
 
     /// What the next page may go on in: for each directory a name that is its own, and the run. The walk ends with it.
-    pub fn take_runs(&mut self) -> impl Iterator<Item = (Vec<u8>, Arc<Run>)> {
+    pub fn take_runs(&mut self) -> impl Iterator<Item = (Vec<u8>, Arc<NameBatch>)> {
         let levels = std::mem::take(&mut self.levels);
         let (path, prefix) = (&self.path, &self.prefix);
         levels.into_iter().enumerate().filter_map(move |(depth, level)| {
@@ -252,14 +252,14 @@ impl Walk {
     fn fetch(
         &mut self,
         mapping: &Mapping,
-        kept: impl Fn(&[u8]) -> Option<Arc<Run>>,
+        kept: impl Fn(&[u8]) -> Option<Arc<NameBatch>>,
         is_over: &dyn Fn() -> bool,
     ) -> Result<Fetched, Error> {
         let depth = self.levels.len() - 1;
         let Some(level) = self.levels.last_mut() else {
-            return Ok(Fetched::Run);
+            return Ok(Fetched::Batch);
         };
-        let mut fetched = Fetched::Run;
+        let mut fetched = Fetched::Batch;
         let mut run = None;
         if self.reading.is_none() {
             // Only on the way to where the earlier page ended can there be anything.
@@ -280,10 +280,10 @@ impl Walk {
                         self.directory = Some(directory);
                         self.reading = Some(Reading::new(wanted, self.limits));
                     }
-                    Reached::Nothing => run = Some(Arc::new(Run::empty())),
+                    Reached::Nothing => run = Some(Arc::new(NameBatch::empty())),
                     Reached::Unreadable => {
                         fetched = Fetched::Unreadable;
-                        run = Some(Arc::new(Run::empty()));
+                        run = Some(Arc::new(NameBatch::empty()));
                     }
                 }
             }
@@ -310,7 +310,7 @@ fn place(directory: &[u8], prefix: &[u8], depth: usize) -> Vec<u8> {
 
 #[derive(Debug, PartialEq, Eq)]
 enum Fetched {
-    Run,
+    Batch,
     /// There is more of the directory to be read.
     Part,
     /// An empty run stands for a directory that the server may not read.

@@ -7,8 +7,8 @@ use std::mem::{MaybeUninit, size_of, zeroed};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::ops::Range;
 
-use super::socket::last_error;
-use super::wire::LONGEST_QUESTION;
+use crate::udp::codec::MAX_REQUEST;
+use crate::udp::socket::last_error;
 
 /// Datagrams that are received, or sent, in one call.
 pub const BATCH: usize = 64;
@@ -34,7 +34,7 @@ impl Peer {
 #[derive(Debug)]
 pub struct Received<'a> {
     pub from: Peer,
-    /// What was kept of it: see [`LONGEST_QUESTION`].
+    /// What was kept of it: see [`MAX_REQUEST`].
     pub bytes: &'a [u8],
 }
 
@@ -66,7 +66,7 @@ impl Batch {
 impl Inbox {
     pub fn new() -> Self {
         Inbox {
-            bytes: vec![0; BATCH * LONGEST_QUESTION].into_boxed_slice(),
+            bytes: vec![0; BATCH * MAX_REQUEST].into_boxed_slice(),
             kept: [0; BATCH],
             lengths: [0; BATCH],
             from: [None; BATCH],
@@ -75,7 +75,7 @@ impl Inbox {
 
     /// The datagrams of the batch.
     pub fn received(&self, count: usize) -> impl Iterator<Item = Received<'_>> {
-        let rooms = self.bytes.chunks_exact(LONGEST_QUESTION);
+        let rooms = self.bytes.chunks_exact(MAX_REQUEST);
         rooms.zip(&self.kept).zip(&self.from).take(count).filter_map(|((room, &kept), from)| {
             // None is an address of no family that we know, which cannot be.
             from.map(|from| Received { from, bytes: &room[..kept] })
@@ -90,7 +90,7 @@ impl Inbox {
     /// Receives a batch without waiting. Returns how many there are.
     pub fn receive(&mut self, socket: &OwnedFd) -> usize {
         let mut batch = Batch::new();
-        for (at, room) in self.bytes.chunks_exact_mut(LONGEST_QUESTION).enumerate() {
+        for (at, room) in self.bytes.chunks_exact_mut(MAX_REQUEST).enumerate() {
             batch.pieces[at] = libc::iovec { iov_base: room.as_mut_ptr().cast(), iov_len: room.len() };
             let head = &mut batch.messages[at].msg_hdr;
             head.msg_name = (&raw mut batch.names[at]).cast();
@@ -117,7 +117,7 @@ impl Inbox {
         for at in 0..received {
             let message = &batch.messages[at];
             self.lengths[at] = message.msg_len as usize;
-            self.kept[at] = self.lengths[at].min(LONGEST_QUESTION);
+            self.kept[at] = self.lengths[at].min(MAX_REQUEST);
             self.from[at] = read_name(&batch.names[at])
                 .map(|address| Peer { address, local: read_local(&message.msg_hdr) });
         }

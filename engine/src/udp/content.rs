@@ -4,11 +4,11 @@ use rustix::io::{Errno, IoSliceMut, ReadWriteFlags, preadv, preadv2};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use super::wire::DATA_HEAD;
 use crate::errors::Error;
 use crate::service::Service;
-use crate::storage::cache::Version;
-use crate::storage::mapping::{self, Opened};
+use crate::storage::mapping::{self, OpenObject};
+use crate::storage::version::Version;
+use crate::udp::codec::DATA_HEAD;
 
 /// Objects up to this size are read whole, and kept in memory.
 const SMALL: u64 = 64 << 10;
@@ -17,23 +17,23 @@ pub const TRIES: usize = 4;
 
 /// Whether a disk may be waited for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Storage {
-    /// Other questions would wait as well: see [`Stop::Storage`].
-    Never,
+pub enum DiskWait {
+    /// Other questions would wait as well: see [`ReadError::Storage`].
+    Forbidden,
     Wait,
 }
 
 /// Why there is no content.
 #[derive(Debug)]
-pub enum Stop {
+pub enum ReadError {
     Failed(Error),
     /// A disk may have to be waited for, and this thread must not.
     Storage,
 }
 
-impl From<Error> for Stop {
+impl From<Error> for ReadError {
     fn from(error: Error) -> Self {
-        Stop::Failed(error)
+        ReadError::Failed(error)
     }
 }
 
@@ -44,7 +44,7 @@ pub enum Content {
     Kept(Version, Arc<[u8]>),
     /// Read just now: [`Reader::small`] has its bytes.
     Small(Version),
-    Open(Opened),
+    Open(OpenObject),
 }
 
 impl Content {
@@ -88,11 +88,11 @@ impl Reader {
     }
 
     /// The object of this URI: its bytes where it is small, else the open file.
-    pub fn find(&mut self, uri: &str, storage: Storage, arrived: Instant) -> Result<Content, Stop> {
+    pub fn find(&mut self, uri: &str, storage: DiskWait, arrived: Instant) -> Result<Content, ReadError> {
         let Reader { service, shard, path, small } = self;
         let path = mapping::relative_path(uri, path)?;
         service.peers.check_without_user(path.to_bytes())?;
-        let may_wait = storage != Storage::Never;
+        let may_wait = storage != DiskWait::Forbidden;
         if let Some(kept) = service.cache.get(path, arrived)
             && service.mapping.is_still(path, &kept.version)
         {
@@ -103,7 +103,7 @@ impl Reader {
             let seen = service.cache.is_on().then(SystemTime::now);
             let opened = match may_wait {
                 true => service.mapping.open(path)?,
-                false => service.mapping.open_cached(path)?.ok_or(Stop::Storage)?,
+                false => service.mapping.open_cached(path)?.ok_or(ReadError::Storage)?,
             };
             if opened.size > SMALL {
                 return Ok(Content::Open(opened));
@@ -133,35 +133,35 @@ pub fn payloads(room: &mut [u8], piece: usize) -> impl Iterator<Item = &mut [u8]
 
 /// Reads a file from `offset` on into the datagrams' payloads. False where it was changed meanwhile.
 pub fn read_pieces(
-    opened: &Opened,
+    opened: &OpenObject,
     room: &mut [u8],
     piece: usize,
     offset: u64,
-    storage: Storage,
-) -> Result<bool, Stop> {
+    storage: DiskWait,
+) -> Result<bool, ReadError> {
     let mut slices: Vec<IoSliceMut<'_>> = payloads(room, piece).map(IoSliceMut::new).collect();
     Ok(read_into(opened, &mut slices, offset, storage)? && opened.is_unchanged())
 }
 
 /// Fills the slices from a file. False where it ends before.
 fn read_into(
-    opened: &Opened,
+    opened: &OpenObject,
     mut slices: &mut [IoSliceMut<'_>],
     offset: u64,
-    storage: Storage,
-) -> Result<bool, Stop> {
+    storage: DiskWait,
+) -> Result<bool, ReadError> {
     let mut at = offset;
     // Empty ones would look like the end of the file.
     IoSliceMut::advance_slices(&mut slices, 0);
     while !slices.is_empty() {
         let read = match storage {
-            Storage::Never => match preadv2(&opened.file, slices, at, ReadWriteFlags::NOWAIT) {
+            DiskWait::Forbidden => match preadv2(&opened.file, slices, at, ReadWriteFlags::NOWAIT) {
                 // A file system that cannot tell.
                 Err(Errno::OPNOTSUPP | Errno::NOSYS) => preadv(&opened.file, slices, at),
-                Err(Errno::AGAIN) => return Err(Stop::Storage),
+                Err(Errno::AGAIN) => return Err(ReadError::Storage),
                 answer => answer,
             },
-            Storage::Wait => preadv(&opened.file, slices, at),
+            DiskWait::Wait => preadv(&opened.file, slices, at),
         };
         match read {
             Ok(0) => return Ok(false),

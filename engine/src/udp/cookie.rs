@@ -12,7 +12,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use super::wire::COOKIE;
+use crate::udp::codec::COOKIE;
 
 const BUCKET: Duration = Duration::from_secs(30);
 const BUCKETS_OF_A_SECRET: u64 = 120;

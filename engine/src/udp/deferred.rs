@@ -1,6 +1,6 @@
 //! Questions that the storage pool has: how many there may be of one port, of one address and in all.
 //!
-//! Each may have a part of what is free (the dynamic threshold of Choudhury and Hahne, see `in_flight.rs`), so whoever asks
+//! Each may have a part of what is free (the dynamic threshold of Choudhury and Hahne, see `fd/budget.rs`), so whoever asks
 //! for much leaves the next one room. Taking a place costs a lock; only what must wait for a disk takes one.
 
 use std::collections::HashMap;
@@ -8,7 +8,7 @@ use std::hash::Hash;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::limits::canonical;
+use crate::udp::limits::canonical;
 
 /// Questions of one port that wait, however many places there are.
 const MOST_OF_A_PORT: usize = 64;

@@ -12,15 +12,15 @@ use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use super::wire::{self, Answer, Pull};
-use crate::load::{Dialect, GRACE, Shared, Tally};
+use crate::load::{Counters, GRACE, LoadProtocol, Shared};
 use crate::protocol::{Mode, Status, encode_request};
+use crate::udp::codec::{self, Answer, Pull};
 
 /// Bytes of content in a piece, and pieces in a PULL.
 const CHUNK: u32 = 32 << 10;
 const PIECES: u32 = 32;
 /// An answer that takes longer than this is asked for again.
-const PATIENCE: Duration = Duration::from_millis(200);
+const REPLY_TIMEOUT: Duration = Duration::from_millis(200);
 const KERNEL_BUFFER: usize = 8 << 20;
 const ROOM: usize = 64 << 10;
 
@@ -37,8 +37,8 @@ struct Client {
 }
 
 /// Runs this thread's share of the clients.
-pub(crate) fn run(shared: &Shared, address: SocketAddr, number: usize, threads: usize) -> Tally {
-    let mut tally = Tally::new();
+pub(crate) fn run(shared: &Shared, address: SocketAddr, number: usize, threads: usize) -> Counters {
+    let mut tally = Counters::new();
     let mut clients = Vec::new();
     if load(shared, address, number, threads, &mut clients, &mut tally).is_err() {
         tally.errors += 1;
@@ -56,7 +56,7 @@ fn load(
     number: usize,
     threads: usize,
     clients: &mut Vec<Client>,
-    tally: &mut Tally,
+    tally: &mut Counters,
 ) -> io::Result<()> {
     let plan = &shared.plan;
     let mine = plan.clients / threads + usize::from(number < plan.clients % threads);
@@ -74,7 +74,7 @@ fn load(
     }
     let mut events = [MaybeUninit::<epoll::Event>::uninit(); 256];
     let mut room = vec![0; ROOM];
-    let mut next_look = Instant::now() + PATIENCE;
+    let mut next_look = Instant::now() + REPLY_TIMEOUT;
     let mut over = None;
     let timeout = rustix::event::Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
     loop {
@@ -88,9 +88,9 @@ fn load(
             return Ok(());
         }
         if now >= next_look {
-            next_look = now + PATIENCE;
+            next_look = now + REPLY_TIMEOUT;
             for (index, client) in clients.iter_mut().enumerate() {
-                if client.due.is_some() && now - client.asked_at > PATIENCE {
+                if client.due.is_some() && now - client.asked_at > REPLY_TIMEOUT {
                     tally.errors += 1;
                     client.socket = connect(address)?;
                     let data = EventData::new_u64(index as u64);
@@ -133,13 +133,13 @@ impl Client {
         self.came = 0;
         let mut datagram = Vec::new();
         match shared.plan.dialect {
-            Dialect::Pull => {
+            LoadProtocol::Pull => {
                 let (request_id, offset) = (self.number, self.offset);
                 let (length, chunk) = (CHUNK * PIECES, CHUNK as u16);
                 let pull = Pull { request_id, offset, length, chunk, cookie: None, uri: Ok(uri) };
-                wire::encode_pull(&mut datagram, &pull, uri);
+                codec::encode_pull(&mut datagram, &pull, uri);
             }
-            Dialect::Memcached => {
+            LoadProtocol::Memcached => {
                 // Number, place among so many datagrams, reserved.
                 let number = (self.number as u16).to_be_bytes();
                 datagram.extend([number[0], number[1], 0, 0, 0, 1, 0, 0]);
@@ -156,7 +156,13 @@ impl Client {
     }
 
     /// Takes what has come; asks the next question unless the load is `over`.
-    fn receive(&mut self, shared: &Shared, room: &mut [u8], tally: &mut Tally, over: bool) -> io::Result<()> {
+    fn receive(
+        &mut self,
+        shared: &Shared,
+        room: &mut [u8],
+        tally: &mut Counters,
+        over: bool,
+    ) -> io::Result<()> {
         while let Some(due) = self.due {
             let length = match net::recv(&self.socket, &mut *room, RecvFlags::DONTWAIT) {
                 Ok((length, _)) => length,
@@ -184,10 +190,10 @@ impl Client {
     }
 
     /// Whether a datagram completes the answer; if so, whether that was a refusal or a failure.
-    fn read(&mut self, dialect: Dialect, uri: &str, datagram: &[u8]) -> Option<(bool, bool)> {
+    fn read(&mut self, dialect: LoadProtocol, uri: &str, datagram: &[u8]) -> Option<(bool, bool)> {
         let busy = Status::Unavailable as u8;
         match dialect {
-            Dialect::Pull => match Answer::decode(wire::checksum_of_uri(uri), datagram) {
+            LoadProtocol::Pull => match Answer::decode(codec::checksum_of_uri(uri), datagram) {
                 Answer::Data { request_id, total, payload, .. } if request_id == self.number => {
                     self.came += payload.len() as u64;
                     let due = total.saturating_sub(self.offset).min(u64::from(CHUNK * PIECES));
@@ -203,7 +209,7 @@ impl Client {
                 }
                 _ => None,
             },
-            Dialect::Memcached => {
+            LoadProtocol::Memcached => {
                 let [high, low, _, at, _, count, _, _, words @ ..] = datagram else { return None };
                 if u16::from_be_bytes([*high, *low]) != self.number as u16 {
                     return None;

@@ -2,23 +2,23 @@
 //! of anybody and never sends again by itself: clients do all the repairing.
 //!
 //! Nobody can be flooded through it. An address that is not loopback and has not shown a cookie gets 24 bytes for a
-//! question of at least 24, or nothing (`gate.rs`); what is not loopback gets datagrams that no router divides.
+//! question of at least 24, or nothing (`admission.rs`); what is not loopback gets datagrams that no router divides.
 //!
 //! `serve → deferred, answer → content, socket → batch, gate → cookie, limits → wire`; `socket.rs` and `batch.rs` are the only files here that are
 //! near raw system calls.
 
-mod answer;
+mod admission;
 mod batch;
+pub mod codec;
 mod content;
 mod cookie;
 mod counts;
 mod deferred;
-mod gate;
 mod limits;
 pub(crate) mod load;
+mod responder;
 mod serve;
 mod socket;
-pub mod wire;
 
 pub use counts::DatagramCounts;
 pub use limits::Network;

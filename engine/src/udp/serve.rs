@@ -10,32 +10,33 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::answer::{Answerer, Done, Turn};
-use super::batch::{BATCH, Inbox, Peer};
-use super::content::Storage;
-use super::deferred::Deferred;
-use super::gate::Verdict;
-use super::limits::canonical;
-use super::socket::UdpSocket;
-use super::wire::Question;
-use crate::concurrency::desks::{Desks, Seat};
-use crate::concurrency::poller::{Events, Poller, Source, Spin};
-use crate::concurrency::starting::{Begun, Starting, start_error};
-use crate::concurrency::{Model, Order, Shutdown};
-use crate::queue::{ControlledDelay, Queue};
+use crate::bounded_queue::BoundedQueue;
+use crate::codel::CoDel;
+use crate::concurrency::poller::{Events, Poller, SpinWait, Token};
+use crate::concurrency::start_gate::{StartReport, Starting, start_error};
+use crate::concurrency::stealing_queue::{LocalQueue, StealingQueues};
+use crate::concurrency::{Command, Control, Model};
+use crate::net::transport::Transport;
 use crate::service::Service;
 use crate::settings::cores;
 use crate::statistics::Gauges;
 use crate::storage::pool::{Client, Kind, User};
-use crate::transport::Transport;
+use crate::udp::admission::Verdict;
+use crate::udp::batch::{BATCH, Inbox, Peer};
+use crate::udp::codec::UdpRequest;
+use crate::udp::content::DiskWait;
+use crate::udp::deferred::Deferred;
+use crate::udp::limits::canonical;
+use crate::udp::responder::{Disposition, RequestContext, Responder};
+use crate::udp::socket::UdpSocket;
 
 const STACK: usize = 256 << 10;
 /// Batches that are received before an order is looked for.
-const BATCHES_A_TURN: usize = 16;
+const BATCHES_PER_TURN: usize = 16;
 /// What a drain takes from the socket at most, in batches: so much can lie in its buffer, in small datagrams.
-const BATCHES_OF_A_DRAIN: usize = 512;
+const BATCHES_PER_DRAIN: usize = 512;
 /// A worker answers so many questions before it sends, where there are so many.
-const ANSWERS_A_TURN: usize = 16;
+const REPLIES_PER_TURN: usize = 16;
 /// Keeps ports apart from the numbers of connections.
 const UDP: u64 = 1 << 63;
 
@@ -44,11 +45,11 @@ type Failed = (Errno, &'static str);
 
 /// What the threads of a model share.
 #[derive(Debug)]
-struct Serving {
+struct UdpWorkers {
     model: Model,
     socket: Arc<UdpSocket>,
     service: Arc<Service>,
-    shutdown: Arc<Shutdown>,
+    control: Arc<Control>,
     /// Questions that the storage pool has.
     deferred: Arc<Deferred>,
 }
@@ -61,19 +62,19 @@ struct Task {
     arrived: Instant,
 }
 
-/// Makes all that it needs, says through `begun` how that went, and serves until `shutdown` says otherwise.
+/// Makes all that it needs, says through `begun` how that went, and serves until `control` says otherwise.
 pub fn serve(
     model: Model,
     socket: &Arc<UdpSocket>,
     service: &Arc<Service>,
-    shutdown: &Arc<Shutdown>,
-    begun: Begun,
+    control: &Arc<Control>,
+    begun: StartReport,
 ) {
-    let serving = Arc::new(Serving {
+    let serving = Arc::new(UdpWorkers {
         model,
         socket: Arc::clone(socket),
         service: Arc::clone(service),
-        shutdown: Arc::clone(shutdown),
+        control: Arc::clone(control),
         deferred: Deferred::new(service.settings.max_queue_depth),
     });
     let started = match model {
@@ -83,20 +84,20 @@ pub fn serve(
         Model::ThreadPerConnection | Model::Epoll => serve_by_loops(&serving, begun),
     };
     if let Err((begun, (errno, what))) = started {
-        return begun.badly(start_error(errno, what, &socket.address));
+        return begun.report_failure(start_error(errno, what, &socket.address));
     }
-    while serving.deferred.count() > 0 && shutdown.order() != Order::Stop {
+    while serving.deferred.count() > 0 && control.order() != Command::Stop {
         std::thread::sleep(Duration::from_millis(1));
     }
 }
 
-impl Serving {
+impl UdpWorkers {
     fn gauges(&self) -> &Gauges {
         self.service.statistics.gauges(Transport::Udp)
     }
 
-    fn answerer(&self) -> Answerer {
-        Answerer::new(&self.socket, &self.service, self.model)
+    fn answerer(&self) -> Responder {
+        Responder::new(&self.socket, &self.service, self.model)
     }
 
     /// Starts threads that count as active while they run: all that are wanted, or none.
@@ -104,8 +105,8 @@ impl Serving {
         self: &Arc<Self>,
         name: &str,
         each: impl IntoIterator<Item = W>,
-        make: impl Fn(&Arc<Serving>) -> Result<M, Failed> + Copy + Send + 'static,
-        work: impl Fn(&Arc<Serving>, W, M) + Copy + Send + 'static,
+        make: impl Fn(&Arc<UdpWorkers>) -> Result<M, Failed> + Copy + Send + 'static,
+        work: impl Fn(&Arc<UdpWorkers>, W, M) + Copy + Send + 'static,
     ) -> Result<Vec<JoinHandle<()>>, Failed> {
         let mut starting = Starting::default();
         for own in each {
@@ -122,19 +123,19 @@ impl Serving {
 
     /// Receives batches until an order ends it; `take` gets each. A drain takes what has come by then.
     fn receive(&self, poller: &Poller, mut take: impl FnMut(&Inbox, usize)) {
-        let (mut events, mut spin) = (Events::new(), Spin::new(&self.service));
+        let (mut events, mut spin) = (Events::new(), SpinWait::new(&self.service));
         let mut inbox = Inbox::new();
         loop {
             poller.wait(&mut events, None, &mut spin);
             // What else became ready does not matter: it is looked for anyway.
-            if events.drain().any(|source| source == Source::Tick) {
+            if events.drain().any(|source| source == Token::Tick) {
                 poller.take_tick();
             }
-            let order = self.shutdown.order();
+            let order = self.control.order();
             let batches = match order {
-                Order::Serve => BATCHES_A_TURN,
-                Order::Drain => BATCHES_OF_A_DRAIN,
-                Order::HandOver | Order::Stop => 0,
+                Command::Serve => BATCHES_PER_TURN,
+                Command::Drain => BATCHES_PER_DRAIN,
+                Command::Handover | Command::Stop => 0,
             };
             for _ in 0..batches {
                 let received = self.socket.receive(&mut inbox);
@@ -145,7 +146,7 @@ impl Serving {
                     break;
                 }
             }
-            if order != Order::Serve {
+            if order != Command::Serve {
                 return;
             }
         }
@@ -154,9 +155,9 @@ impl Serving {
     fn poller(self: &Arc<Self>) -> Result<Poller, Failed> {
         let poller = Poller::new().map_err(|errno| (errno, "make an epoll"))?;
         let add = || {
-            poller.add(self.shutdown.bell(), Source::Order, EventFlags::IN | EventFlags::ET)?;
+            poller.add(self.control.event_fd(), Token::Command, EventFlags::IN | EventFlags::ET)?;
             // Of all the loops that wait, the kernel wakes one.
-            poller.add(&*self.socket, Source::Listener, EventFlags::IN | EventFlags::EXCLUSIVE)
+            poller.add(&*self.socket, Token::Listener, EventFlags::IN | EventFlags::EXCLUSIVE)
         };
         add().map_err(|errno| (errno, "fill an epoll"))?;
         Ok(poller)
@@ -167,13 +168,13 @@ impl Serving {
         &self,
         inbox: &Inbox,
         received: usize,
-        answerer: &mut Answerer,
-        mut serve: impl FnMut(&mut Answerer, &Question<'_>, &[u8], Peer, Instant),
+        answerer: &mut Responder,
+        mut serve: impl FnMut(&mut Responder, &UdpRequest<'_>, &[u8], Peer, Instant),
     ) {
         let arrived = Instant::now();
         for datagram in inbox.received(received) {
-            let question = Question::decode(datagram.bytes);
-            match self.socket.gate.judge(&question, datagram.from.address, arrived) {
+            let question = UdpRequest::decode(datagram.bytes);
+            match self.socket.gate.evaluate(&question, datagram.from.address, arrived) {
                 Verdict::Serve => serve(answerer, &question, datagram.bytes, datagram.from, arrived),
                 Verdict::Retry(cookie) => answerer.retry(&question, &cookie, datagram.from),
                 Verdict::Drop => {}
@@ -184,16 +185,18 @@ impl Serving {
     /// Answers here, or has the storage pool answer where the disk would have to be waited for.
     fn answer(
         self: &Arc<Self>,
-        answerer: &mut Answerer,
-        question: &Question<'_>,
+        answerer: &mut Responder,
+        question: &UdpRequest<'_>,
         datagram: &[u8],
         (from, arrived, waited): (Peer, Instant, Option<Duration>),
     ) {
         let settings = &self.service.settings;
         let elsewhere = self.service.storage_pool.as_ref().filter(|_| settings.async_storage);
-        let storage = if elsewhere.is_some() { Storage::Never } else { Storage::Wait };
-        let turn = Turn { from, arrived, waited, storage, counted: 0 };
-        let Done::Elsewhere { counted } = self.answer_or_none(answerer, question, turn) else { return };
+        let storage = if elsewhere.is_some() { DiskWait::Forbidden } else { DiskWait::Wait };
+        let turn = RequestContext { from, arrived, waited, storage, counted: 0 };
+        let Disposition::Elsewhere { counted } = self.answer_or_none(answerer, question, turn) else {
+            return;
+        };
         // Before the disk has work for an answer that is not sent.
         if counted == 0 && answerer.is_over_its_rate(from) {
             return;
@@ -207,9 +210,9 @@ impl Serving {
         let (serving, datagram) = (Arc::clone(self), Box::<[u8]>::from(datagram));
         pool.submit(client, Kind::Short, move || {
             let mut answerer = serving.answerer();
-            let turn = Turn { from, arrived, waited, storage: Storage::Wait, counted };
+            let turn = RequestContext { from, arrived, waited, storage: DiskWait::Wait, counted };
             // It is answered now: this thread may wait.
-            let _ = serving.answer_or_none(&mut answerer, &Question::decode(&datagram), turn);
+            let _ = serving.answer_or_none(&mut answerer, &UdpRequest::decode(&datagram), turn);
             answerer.flush();
             drop(place);
         });
@@ -219,24 +222,24 @@ impl Serving {
     /// reported on stderr by the runtime.
     fn answer_or_none(
         self: &Arc<Self>,
-        answerer: &mut Answerer,
-        question: &Question<'_>,
-        turn: Turn,
-    ) -> Done {
+        answerer: &mut Responder,
+        question: &UdpRequest<'_>,
+        turn: RequestContext,
+    ) -> Disposition {
         // The answerer is made anew: nothing that may be half done is used again.
-        let caught = catch_unwind(AssertUnwindSafe(|| answerer.answer(question, turn)));
-        caught.unwrap_or_else(|_| {
+        let catch_panic = catch_unwind(AssertUnwindSafe(|| answerer.answer(question, turn)));
+        catch_panic.unwrap_or_else(|_| {
             self.gauges().panics_total.fetch_add(1, Relaxed);
             *answerer = self.answerer();
-            Done::Now
+            Disposition::Now
         })
     }
 
     /// A worker's work: answers a task and those that wait behind it, then sends.
     fn work(
         self: &Arc<Self>,
-        answerer: &mut Answerer,
-        delay: &ControlledDelay,
+        answerer: &mut Responder,
+        delay: &CoDel,
         first: Task,
         mut more: impl FnMut() -> Option<Task>,
     ) {
@@ -244,26 +247,26 @@ impl Serving {
         while let Some(task) = next {
             let now = Instant::now();
             let waited = now.saturating_duration_since(task.arrived);
-            let (from, question) = (task.from, Question::decode(&task.datagram));
-            if delay.is_too_late(waited, now) {
+            let (from, question) = (task.from, UdpRequest::decode(&task.datagram));
+            if delay.should_reject(waited, now) {
                 answerer.refuse(&question, from, now);
             } else {
                 self.answer(answerer, &question, &task.datagram, (from, now, Some(waited)));
             }
-            next = if taken < ANSWERS_A_TURN { more() } else { None };
+            next = if taken < REPLIES_PER_TURN { more() } else { None };
             taken += 1;
         }
         answerer.flush();
     }
 }
 
-fn serve_by_loops(serving: &Arc<Serving>, begun: Begun) -> Result<(), (Begun, Failed)> {
+fn serve_by_loops(serving: &Arc<UdpWorkers>, begun: StartReport) -> Result<(), (StartReport, Failed)> {
     let count = match serving.service.settings.pool_size {
         // The clients live on this machine too, and need cores of their own.
         0 => cores().div_ceil(2),
         size => size.min(cores()),
     };
-    let run = |serving: &Arc<Serving>, (), poller: Poller| {
+    let run = |serving: &Arc<UdpWorkers>, (), poller: Poller| {
         let mut answerer = serving.answerer();
         serving.receive(&poller, |inbox, received| {
             serving.admit(inbox, received, &mut answerer, |answerer, question, bytes, from, arrived| {
@@ -272,9 +275,9 @@ fn serve_by_loops(serving: &Arc<Serving>, begun: Begun) -> Result<(), (Begun, Fa
             answerer.flush();
         });
     };
-    match serving.start("objmapper-loop", vec![(); count.max(1)], Serving::poller, run) {
+    match serving.start("objmapper-loop", vec![(); count.max(1)], UdpWorkers::poller, run) {
         Ok(threads) => {
-            begun.well();
+            begun.report_success();
             join(threads);
             Ok(())
         }
@@ -282,14 +285,15 @@ fn serve_by_loops(serving: &Arc<Serving>, begun: Begun) -> Result<(), (Begun, Fa
     }
 }
 
-fn serve_by_pool(serving: &Arc<Serving>, begun: Begun) -> Result<(), (Begun, Failed)> {
-    let queue: Arc<Queue<Task>> = Arc::new(Queue::new(serving.service.settings.max_queue_depth));
-    let delay = Arc::new(ControlledDelay::new());
+fn serve_by_pool(serving: &Arc<UdpWorkers>, begun: StartReport) -> Result<(), (StartReport, Failed)> {
+    let queue: Arc<BoundedQueue<Task>> =
+        Arc::new(BoundedQueue::new(serving.service.settings.max_queue_depth));
+    let delay = Arc::new(CoDel::new());
     let shares = (0..serving.service.settings.workers()).map(|_| (Arc::clone(&queue), Arc::clone(&delay)));
-    let nothing = |_: &Arc<Serving>| Ok(());
-    let work = |serving: &Arc<Serving>, (queue, delay): (Arc<Queue<Task>>, Arc<ControlledDelay>), ()| {
+    let nothing = |_: &Arc<UdpWorkers>| Ok(());
+    let work = |serving: &Arc<UdpWorkers>, (queue, delay): (Arc<BoundedQueue<Task>>, Arc<CoDel>), ()| {
         let mut answerer = serving.answerer();
-        let mut spin = Spin::new(&serving.service);
+        let mut spin = SpinWait::new(&serving.service);
         loop {
             let mut next = queue.try_pop();
             if next.is_none() {
@@ -310,7 +314,7 @@ fn serve_by_pool(serving: &Arc<Serving>, begun: Begun) -> Result<(), (Begun, Fai
         Ok(started) => started,
         Err(failed) => return Err((begun, failed)),
     };
-    begun.well();
+    begun.report_success();
     let gauges = serving.gauges();
     feed(serving, &poller, |tasks| {
         queue.push_all(tasks);
@@ -322,17 +326,17 @@ fn serve_by_pool(serving: &Arc<Serving>, begun: Begun) -> Result<(), (Begun, Fai
     Ok(())
 }
 
-fn serve_by_stealing(serving: &Arc<Serving>, begun: Begun) -> Result<(), (Begun, Failed)> {
-    let (desks, seats) = Desks::<Task>::new(serving.service.settings.workers());
-    let delay = Arc::new(ControlledDelay::new());
-    let shares = seats.into_iter().map(|seat| (Arc::clone(&desks), Arc::clone(&delay), seat));
-    let nothing = |_: &Arc<Serving>| Ok(());
-    type Share = (Arc<Desks<Task>>, Arc<ControlledDelay>, Seat<Task>);
-    let work = |serving: &Arc<Serving>, (desks, delay, mut seat): Share, ()| {
+fn serve_by_stealing(serving: &Arc<UdpWorkers>, begun: StartReport) -> Result<(), (StartReport, Failed)> {
+    let (queues, slots) = StealingQueues::<Task>::new(serving.service.settings.workers());
+    let delay = Arc::new(CoDel::new());
+    let shares = slots.into_iter().map(|seat| (Arc::clone(&queues), Arc::clone(&delay), seat));
+    let nothing = |_: &Arc<UdpWorkers>| Ok(());
+    type Share = (Arc<StealingQueues<Task>>, Arc<CoDel>, LocalQueue<Task>);
+    let work = |serving: &Arc<UdpWorkers>, (queues, delay, mut seat): Share, ()| {
         let mut answerer = serving.answerer();
-        let mut spin = Spin::new(&serving.service);
-        while let Some(task) = desks.next(&mut seat, &mut spin, serving.gauges()) {
-            serving.work(&mut answerer, &delay, task, || desks.try_next(&mut seat, serving.gauges()));
+        let mut spin = SpinWait::new(&serving.service);
+        while let Some(task) = queues.pop(&mut seat, &mut spin, serving.gauges()) {
+            serving.work(&mut answerer, &delay, task, || queues.try_pop(&mut seat, serving.gauges()));
         }
     };
     let (poller, workers) = match serving
@@ -342,22 +346,22 @@ fn serve_by_stealing(serving: &Arc<Serving>, begun: Begun) -> Result<(), (Begun,
         Ok(started) => started,
         Err(failed) => return Err((begun, failed)),
     };
-    begun.well();
+    begun.report_success();
     let most = serving.service.settings.max_queue_depth;
     feed(serving, &poller, |tasks| {
-        let room = most.saturating_sub(desks.depth()).min(tasks.len());
+        let room = most.saturating_sub(queues.depth()).min(tasks.len());
         for task in tasks.drain(..room) {
-            desks.put(task);
+            queues.push(task);
         }
-        desks.count_depth(serving.gauges());
+        queues.count_depth(serving.gauges());
     });
-    desks.close();
+    queues.close();
     join(workers);
     Ok(())
 }
 
-/// Receives and has the tasks put where workers find them. What `put` leaves is refused at once, before any work.
-fn feed(serving: &Arc<Serving>, poller: &Poller, mut put: impl FnMut(&mut VecDeque<Task>)) {
+/// Receives and has the tasks put where workers find them. What `push` leaves is refused at once, before any work.
+fn feed(serving: &Arc<UdpWorkers>, poller: &Poller, mut put: impl FnMut(&mut VecDeque<Task>)) {
     let mut answerer = serving.answerer();
     let mut tasks = VecDeque::new();
     serving.receive(poller, |inbox, received| {
@@ -366,7 +370,7 @@ fn feed(serving: &Arc<Serving>, poller: &Poller, mut put: impl FnMut(&mut VecDeq
         });
         put(&mut tasks);
         for task in tasks.drain(..) {
-            answerer.refuse(&Question::decode(&task.datagram), task.from, task.arrived);
+            answerer.refuse(&UdpRequest::decode(&task.datagram), task.from, task.arrived);
         }
         answerer.flush();
     });

@@ -1,12 +1,12 @@
 //! Real datagrams to a real engine on loopback, in every model that serves them.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use super::wire::{Answer, COOKIE, DATA_HEAD, Pull, checksum_of_uri, encode_pull};
 use crate::concurrency::Model;
 use crate::engine::Engine;
+use crate::net::transport::Transport;
 use crate::protocol::{DecodedReply, Mode, ReplyDecoder, encode_request};
 use crate::settings::{OptimizeFor, Settings};
-use crate::transport::Transport;
+use crate::udp::codec::{Answer, COOKIE, DATA_HEAD, Pull, checksum_of_uri, encode_pull};
 use std::{collections::BTreeMap, net::SocketAddr, net::UdpSocket, path::Path, time::Duration};
 use tempfile::TempDir;
 

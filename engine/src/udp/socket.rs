@@ -11,24 +11,24 @@ use std::mem::size_of;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-use super::batch::{Inbox, Outbox};
-use super::counts::DatagramCounts;
-use super::gate::Gate;
-use super::limits::Network;
 use crate::errors::StartError;
+use crate::udp::admission::Admission;
+use crate::udp::batch::{Inbox, Outbox};
+use crate::udp::counts::DatagramCounts;
+use crate::udp::limits::Network;
 
 /// What the kernel is asked to keep for us, either way; it gives as much as net.core.{r,w}mem_max allow.
 const KERNEL_BUFFER: usize = 4 << 20;
 /// Segments of one message together, under the kernel's limit for either family.
-const MOST_SEGMENTED: usize = 65_000;
+const MAX_SEGMENTED: usize = 65_000;
 /// How long a full queue of the network's is waited for before answers are dropped. Clients ask again.
-const SEND_PATIENCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
+const SEND_TIMEOUT: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
 
 #[derive(Debug)]
 pub struct UdpSocket {
     /// As a client writes it: `udp://127.0.0.1:9998`.
     pub address: String,
-    pub gate: Gate,
+    pub gate: Admission,
     socket: OwnedFd,
     /// Whether the kernel divides one large message into datagrams for us (UDP_SEGMENT).
     segmentation: AtomicBool,
@@ -93,7 +93,7 @@ impl UdpSocket {
     ) -> Result<Self, StartError> {
         let fail = |what: &'static str| move |errno| StartError::new(errno, what, format!("udp://{bound}"));
         configure(&socket, bound).map_err(fail("cannot set socket options"))?;
-        let gate = Gate::new(trusted, rate_limit).map_err(fail("cannot get random bytes"))?;
+        let gate = Admission::new(trusted, rate_limit).map_err(fail("cannot get random bytes"))?;
         if !bound.ip().is_loopback() {
             notices.push(format!(
                 "udp://{bound} is not loopback: whoever reaches it may read every object, unencrypted; a plain request \
@@ -157,12 +157,12 @@ impl UdpSocket {
 
     fn wait_writable(&self) -> bool {
         let mut wanted = [PollFd::new(&self.socket, PollFlags::OUT)];
-        matches!(poll(&mut wanted, Some(&SEND_PATIENCE)), Ok(1..) | Err(Errno::INTR))
+        matches!(poll(&mut wanted, Some(&SEND_TIMEOUT)), Ok(1..) | Err(Errno::INTR))
     }
 
     /// How many bytes of datagrams of this size, which follow each other, one message may carry.
     pub fn segmented(&self, datagram: usize) -> usize {
-        let count = if self.segmentation.load(Relaxed) { MOST_SEGMENTED / datagram } else { 1 };
+        let count = if self.segmentation.load(Relaxed) { MAX_SEGMENTED / datagram } else { 1 };
         count.max(1) * datagram
     }
 

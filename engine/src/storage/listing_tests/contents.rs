@@ -133,10 +133,13 @@ const MAX_URI_LENGTH: usize = crate::protocol::MAX_URI;
 fn what_a_view_hides_is_in_no_page() {
     let root = tree(&["a", "shut/x", "shut/y/z", "shut/open/b", "shut/open/c/d", "shut2/e"]);
     let rules = |uid| {
-        let listed = |uids: &[u32]| crate::rules::Listed::new(uids.to_vec(), Vec::new());
+        let listed = |uids: &[u32]| crate::access::rules::IdSet::new(uids.to_vec(), Vec::new());
         let prefixes = vec![(b"shut"[..].into(), listed(&[1])), (b"shut/open"[..].into(), listed(&[1, 2]))];
-        let rules = crate::rules::Rules::new(listed(&[]), prefixes, 0, 0);
-        View::new(Arc::new(rules), Some(&crate::transport::Credentials { pid: 1, uid, gids: Vec::new() }))
+        let rules = crate::access::rules::Rules::new(listed(&[]), prefixes, 0, 0);
+        View::new(
+            Arc::new(rules),
+            Some(&crate::net::credentials::Credentials { pid: 1, uid, gids: Vec::new() }),
+        )
     };
     let all = |view: &View, prefix: &str| {
         let (listing, mapping) = (Listing::default(), mapping(&root));

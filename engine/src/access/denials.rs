@@ -1,0 +1,113 @@
+//! What was refused to users who may not have it: counted, and one of them kept until somebody tells of it.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
+
+use crate::net::credentials::Credentials;
+
+/// What was not allowed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reason {
+    /// To connect at all.
+    User,
+    /// To use what is below a prefix.
+    Prefix,
+    /// One more connection.
+    Connections,
+    /// One more unread descriptor.
+    Descriptors,
+}
+
+impl Reason {
+    pub const ALL: [Reason; 4] = [Reason::User, Reason::Prefix, Reason::Connections, Reason::Descriptors];
+
+    pub fn name(self) -> &'static str {
+        ["user", "prefix", "connections", "descriptors"][self as usize]
+    }
+}
+
+/// One of them, to be told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "python", derive(pyo3::IntoPyObject))]
+pub struct Refusal {
+    pub reason: &'static str,
+    /// None over a transport without users.
+    pub uid: Option<u32>,
+    /// 0 where it is in a process namespace that the server cannot see.
+    pub pid: Option<i32>,
+    /// What was asked for; empty where it was not about one object.
+    pub uri: String,
+    /// How many others there were since the last that was told.
+    pub suppressed: u64,
+}
+
+#[derive(Debug, Default)]
+pub struct Denials {
+    counts: [AtomicU64; Reason::ALL.len()],
+    /// One is kept: whoever floods the server costs it an addition.
+    is_kept: AtomicBool,
+    kept: Mutex<PendingReport>,
+}
+
+#[derive(Debug, Default)]
+struct PendingReport {
+    refusal: Option<Refusal>,
+    /// As many of all have been told or suppressed.
+    told: u64,
+}
+
+impl Denials {
+    pub fn note(&self, reason: Reason, who: Option<&Credentials>, path: &[u8]) {
+        self.counts[reason as usize].fetch_add(1, Relaxed);
+        if self.is_kept.swap(true, Relaxed) {
+            return;
+        }
+        let uri = if path.is_empty() { String::new() } else { format!("/{}", String::from_utf8_lossy(path)) };
+        let (uid, pid) = (who.map(|who| who.uid), who.map(|who| who.pid));
+        let refusal = Refusal { reason: reason.name(), uid, pid, uri, suppressed: 0 };
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).refusal = Some(refusal);
+    }
+
+    /// How many there were since start, by reason.
+    pub fn counts(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        Reason::ALL.into_iter().map(|reason| (reason.name(), self.counts[reason as usize].load(Relaxed)))
+    }
+
+    /// The first since this was asked before, if there was one.
+    pub fn take(&self) -> Option<Refusal> {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut refusal = kept.refusal.take()?;
+        let all: u64 = self.counts().map(|(_, count)| count).sum();
+        let new = all - kept.told;
+        kept.told = all;
+        self.is_kept.store(false, Relaxed);
+        // It was counted, and not yet kept, when others were told of: then it was among those that were suppressed.
+        refusal.suppressed = new.checked_sub(1)?;
+        Some(refusal)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_is_told_and_the_others_are_counted() {
+        let refusals = Denials::default();
+        assert_eq!(refusals.take(), None);
+        let who = Credentials { pid: 7, uid: 1000, gids: vec![1000] };
+        refusals.note(Reason::Prefix, Some(&who), b"a/b");
+        for _ in 0..4 {
+            refusals.note(Reason::User, None, b"");
+        }
+        let told = refusals.take().expect("one");
+        assert_eq!((told.reason, told.uid, told.pid, told.suppressed), ("prefix", Some(1000), Some(7), 4));
+        assert_eq!(told.uri, "/a/b");
+        assert_eq!(refusals.take(), None);
+        refusals.note(Reason::User, None, b"");
+        assert_eq!(refusals.take().map(|told| (told.uid, told.suppressed)), Some((None, 0)));
+        let counts: Vec<_> = refusals.counts().collect();
+        assert_eq!(counts, [("user", 5), ("prefix", 1), ("connections", 0), ("descriptors", 0)]);
+    }
+}

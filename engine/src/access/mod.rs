@@ -1,0 +1,5 @@
+//! Who may connect and to what: rules, the accounts of users and their connections, denials for the log.
+
+pub mod accounts;
+pub mod denials;
+pub mod rules;

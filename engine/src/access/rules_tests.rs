@@ -1,0 +1,73 @@
+//! Rules and views, by made-up clients.
+
+use super::*;
+
+fn client(uid: u32, gids: &[u32]) -> Credentials {
+    Credentials { pid: 1, uid, gids: gids.to_vec() }
+}
+
+fn listed(uids: &[u32], gids: &[u32]) -> IdSet {
+    IdSet::new(uids.to_vec(), gids.to_vec())
+}
+
+fn rules(prefixes: &[(&str, IdSet)]) -> Arc<Rules> {
+    let prefixes = prefixes.iter().map(|(path, listed)| (path.as_bytes().into(), listed.clone())).collect();
+    Arc::new(Rules::new(IdSet::default(), prefixes, 0, 0))
+}
+
+#[test]
+fn whoever_is_named_by_user_or_by_any_group_may_connect() {
+    let rules = Rules::new(listed(&[7, 5], &[30]), Vec::new(), 0, 0);
+    assert!(rules.admit(&client(5, &[1])));
+    assert!(rules.admit(&client(9, &[1, 30])));
+    assert!(!rules.admit(&client(30, &[5, 7])));
+    assert!(!rules.admit(&Credentials::NOBODY));
+    assert!(Rules::default().admit(&client(1, &[])));
+}
+
+#[test]
+fn the_longest_prefix_that_covers_a_path_by_whole_names_decides() {
+    let rules = rules(&[
+        ("a", listed(&[1], &[])),
+        ("a/b/c", listed(&[2], &[])),
+        ("a/bc", listed(&[], &[])),
+        ("z", listed(&[], &[9])),
+    ]);
+    let one = View::new(Arc::clone(&rules), Some(&client(1, &[])));
+    let two = View::new(Arc::clone(&rules), Some(&client(2, &[9])));
+    let may_use = |view: &View| {
+        ["a", "a/x", "a/b", "a/b/c", "a/b/c/d", "a/b/cd", "a/bc", "a/bc/x", "ab", "z/x", "y"]
+            .into_iter()
+            .filter(|path| view.may_use(path.as_bytes()))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(may_use(&one), ["a", "a/x", "a/b", "a/b/cd", "ab", "y"]);
+    assert_eq!(may_use(&two), ["a/b/c", "a/b/c/d", "ab", "z/x", "y"]);
+    assert_eq!(may_use(&View::new(rules, None)), ["ab", "y"]);
+}
+
+#[test]
+fn a_list_for_everything_shuts_what_has_no_list_of_its_own() {
+    let rules = rules(&[("", listed(&[1], &[])), ("open", listed(&[2], &[]))]);
+    let two = View::new(rules, Some(&client(2, &[])));
+    assert!(!two.may_use(b"x"));
+    assert!(!two.may_use(b""));
+    assert!(two.may_use(b"open/x"));
+}
+
+#[test]
+fn a_listing_leaves_directories_out_unless_something_below_them_may_be_used() {
+    let rules = rules(&[
+        ("shut", listed(&[1], &[])),
+        ("shut/in/open", listed(&[2], &[])),
+        ("gone", listed(&[1], &[])),
+        ("gone2", listed(&[2], &[])),
+    ]);
+    let two = View::new(rules, Some(&client(2, &[])));
+    let shown: Vec<_> =
+        ["shut/", "shut/x", "shut/in/", "shut/in/open/", "shut/in/open/x", "shut/z/", "gone/", "/"]
+            .into_iter()
+            .filter(|path| !two.excludes(path.as_bytes()))
+            .collect();
+    assert_eq!(shown, ["shut/", "shut/in/", "shut/in/open/", "shut/in/open/x", "/"]);
+}

@@ -1,0 +1,118 @@
+//! The bounded queue between the threads that find work and the threads that do it: its refusal and its wait time.
+
+use std::collections::VecDeque;
+
+use crate::sync::{AtomicUsize, Condvar, Mutex, MutexGuard, Ordering, PoisonError};
+
+/// First in, first out, at most so many.
+#[derive(Debug)]
+pub struct BoundedQueue<T> {
+    state: Mutex<State<T>>,
+    filled: Condvar,
+    most: usize,
+    depth: AtomicUsize,
+}
+
+#[derive(Debug)]
+struct State<T> {
+    items: VecDeque<T>,
+    sleepers: usize,
+    closed: bool,
+}
+
+impl<T> BoundedQueue<T> {
+    pub fn new(most: usize) -> Self {
+        let state = State { items: VecDeque::new(), sleepers: 0, closed: false };
+        BoundedQueue { state: Mutex::new(state), filled: Condvar::new(), most, depth: AtomicUsize::new(0) }
+    }
+
+    /// Appends what there is room for and takes it from `items`; the rest stays with the caller. Wakes as many sleepers as
+    /// there is new work.
+    pub fn push_all(&self, items: &mut VecDeque<T>) {
+        let mut state = self.state();
+        let room = self.most.saturating_sub(state.items.len()).min(items.len());
+        state.items.extend(items.drain(..room));
+        self.depth.store(state.items.len(), Ordering::Relaxed);
+        let wake = state.sleepers.min(room);
+        drop(state);
+        for _ in 0..wake {
+            self.filled.notify_one();
+        }
+    }
+
+    /// Appends one that was in the queue before and may come back whatever the bound.
+    pub fn requeue(&self, item: T) {
+        let mut state = self.state();
+        state.items.push_back(item);
+        self.depth.store(state.items.len(), Ordering::Relaxed);
+        let wake = state.sleepers > 0;
+        drop(state);
+        if wake {
+            self.filled.notify_one();
+        }
+    }
+
+    /// The oldest, without waiting.
+    pub fn try_pop(&self) -> Option<T> {
+        if self.depth.load(Ordering::Relaxed) == 0 {
+            return None;
+        }
+        let mut state = self.state();
+        let item = state.items.pop_front();
+        self.depth.store(state.items.len(), Ordering::Relaxed);
+        item
+    }
+
+    /// The oldest; waits for one. None once the queue is closed and empty.
+    pub fn pop(&self) -> Option<T> {
+        let mut state = self.state();
+        loop {
+            if let Some(item) = state.items.pop_front() {
+                self.depth.store(state.items.len(), Ordering::Relaxed);
+                return Some(item);
+            }
+            if state.closed {
+                return None;
+            }
+            state.sleepers += 1;
+            state = self.filled.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state.sleepers -= 1;
+        }
+    }
+
+    pub fn depth(&self) -> usize {
+        self.depth.load(Ordering::Relaxed)
+    }
+
+    /// Nobody waits any more: `pop` gives what is left, then None.
+    pub fn close(&self) {
+        self.state().closed = true;
+        self.filled.notify_all();
+    }
+
+    fn state(&self) -> MutexGuard<'_, State<T>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_does_not_fit_stays_with_the_caller() {
+        let queue = BoundedQueue::new(2);
+        let mut items = VecDeque::from([1, 2, 3]);
+        queue.push_all(&mut items);
+        assert_eq!(items, [3]);
+        assert_eq!((queue.try_pop(), queue.try_pop(), queue.try_pop()), (Some(1), Some(2), None));
+    }
+
+    #[test]
+    fn a_closed_queue_gives_what_is_left_and_then_none() {
+        let queue = BoundedQueue::new(2);
+        queue.push_all(&mut VecDeque::from([1]));
+        queue.close();
+        assert_eq!((queue.pop(), queue.pop()), (Some(1), None));
+    }
+}

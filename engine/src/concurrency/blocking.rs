@@ -1,0 +1,122 @@
+//! A session in the hands of a thread that sleeps in its socket.
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::{Command, Control, SPIN_TIME, TICK, run};
+use crate::net::eventfd::EventFd;
+use crate::net::transport::IoMode;
+use crate::service::Service;
+use crate::session::{Next, RunOptions, Session, ThreadBuffers, Wake};
+use crate::settings::OptimizeFor;
+
+/// How often a thread looks after its session where it could not be told, for want of a descriptor.
+const FALLBACK_POLL: Duration = Duration::from_millis(5);
+
+/// How the storage pool wakes a thread. The eventfd is there while the thread listens, and no longer: a descriptor more for
+/// each connection that has ever waited would be too many.
+#[derive(Debug, Default)]
+struct ThreadWaker(Mutex<WakeState>);
+
+#[derive(Debug, Default)]
+struct WakeState {
+    is_called: bool,
+    event_fd: Option<Arc<EventFd>>,
+}
+
+impl ThreadWaker {
+    fn wake_state(&self) -> MutexGuard<'_, WakeState> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Wake for ThreadWaker {
+    fn wake(&self, _: u64) {
+        let mut heard = self.wake_state();
+        heard.is_called = true;
+        if let Some(event_fd) = &heard.event_fd {
+            event_fd.notify();
+        }
+    }
+}
+
+/// Runs a session to its end: then None. Gives it back where another model takes over, or where the thread is recalled.
+pub fn run_session_blocking(
+    mut session: Box<Session>,
+    buffers: &mut ThreadBuffers,
+    service: &Service,
+    control: &Control,
+) -> Option<Box<Session>> {
+    if session.prepare_to_sleep().is_err() {
+        return None;
+    }
+    // The conversation's own, so that its descriptor goes with it: threads that wait for work would keep theirs.
+    let ear = Arc::new(ThreadWaker::default());
+    let wake: Arc<dyn Wake> = Arc::<ThreadWaker>::clone(&ear);
+    session.connection().set_wake(&wake, 0);
+    let spin = match service.settings.optimize_for {
+        OptimizeFor::Latency => SPIN_TIME,
+        OptimizeFor::Throughput => Duration::ZERO,
+    };
+    let options =
+        RunOptions { io_mode: IoMode::Blocking, spin, refuse: false, offload_storage: false, most: None };
+    loop {
+        // For an order that came before this thread's socket was known.
+        match control.order() {
+            Command::Serve => {}
+            Command::Handover => return Some(session),
+            Command::Drain => session.stop_reading(),
+            Command::Stop => return None,
+        }
+        let next = run(&mut session, buffers, options);
+        match next {
+            Next::Closed => return None,
+            Next::Yield => continue,
+            Next::After(pause) => std::thread::sleep(pause),
+            // Without jobs the socket's own timeout has passed.
+            Next::Readable | Next::Writable | Next::Waiting => {
+                if session.has_jobs() {
+                    wait_for_wake(&session, service, &ear, next);
+                } else if buffers.is_reclaimed() && control.order() == Command::Serve {
+                    return Some(session);
+                } else {
+                    buffers.trim(service);
+                }
+            }
+        }
+        if session.is_overdue(Instant::now()) {
+            return None;
+        }
+    }
+}
+
+/// Sleeps until the storage pool has something for the session, or its client.
+fn wait_for_wake(session: &Session, service: &Service, ear: &ThreadWaker, next: Next) {
+    let wanted = match next {
+        Next::Readable => PollFlags::IN,
+        Next::Writable => PollFlags::OUT,
+        _ => PollFlags::empty(),
+    };
+    let event_fd = {
+        let mut heard = ear.wake_state();
+        if std::mem::take(&mut heard.is_called) {
+            return;
+        }
+        heard.event_fd =
+            EventFd::new().ok().filter(|event_fd| service.has_fd_headroom(event_fd)).map(Arc::new);
+        heard.event_fd.clone()
+    };
+    let mut sources = Vec::with_capacity(2);
+    if let Some(event_fd) = &event_fd {
+        sources.push(PollFd::new(&**event_fd, PollFlags::IN));
+    }
+    if !wanted.is_empty() {
+        sources.push(PollFd::new(session.socket(), wanted));
+    }
+    let timeout = Timespec::try_from(if event_fd.is_some() { TICK } else { FALLBACK_POLL }).ok();
+    // EINTR and ENOMEM: go round once more.
+    let _ = poll(&mut sources, timeout.as_ref());
+    // The session looks for results now, whether or not it was called.
+    *ear.wake_state() = WakeState::default();
+}

@@ -1,0 +1,123 @@
+//! Places for the sessions of a model, by key. A key names one tenant of its place: an event, a wake-up or a due time that
+//! was meant for a former tenant finds nothing.
+
+use slab::Slab;
+
+/// The key of one session: its place, and the number of the tenancy. Never the same twice within 2^32 sessions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Key(u64);
+
+impl Key {
+    fn new(generation: u32, place: usize) -> Self {
+        Key(u64::from(generation) << 32 | place as u64)
+    }
+
+    fn generation(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
+    fn assign(self) -> usize {
+        (self.0 & u64::from(u32::MAX)) as usize
+    }
+
+    /// As a number; generations begin at 1, so the smallest is 2^32.
+    pub fn number(self) -> u64 {
+        self.0
+    }
+
+    pub fn from_number(number: u64) -> Self {
+        Key(number)
+    }
+}
+
+#[derive(Debug)]
+pub struct SessionSlab<T> {
+    slab: Slab<(u32, T)>,
+    generation: u32,
+}
+
+impl<T> SessionSlab<T> {
+    pub fn new() -> Self {
+        SessionSlab { slab: Slab::new(), generation: 0 }
+    }
+
+    /// The key that the next [`insert`](Self::insert) gives.
+    pub fn next_key(&self) -> Key {
+        Key::new(self.next_generation(), self.slab.vacant_key())
+    }
+
+    fn next_generation(&self) -> u32 {
+        self.generation.wrapping_add(1).max(1)
+    }
+
+    pub fn insert(&mut self, tenant: T) -> Key {
+        self.generation = self.next_generation();
+        Key::new(self.generation, self.slab.insert((self.generation, tenant)))
+    }
+
+    pub fn get(&self, key: Key) -> Option<&T> {
+        let (generation, tenant) = self.slab.get(key.assign())?;
+        (*generation == key.generation()).then_some(tenant)
+    }
+
+    pub fn get_mut(&mut self, key: Key) -> Option<&mut T> {
+        let (generation, tenant) = self.slab.get_mut(key.assign())?;
+        (*generation == key.generation()).then_some(tenant)
+    }
+
+    pub fn remove(&mut self, key: Key) -> Option<T> {
+        self.get(key)?;
+        self.slab.try_remove(key.assign()).map(|(_, tenant)| tenant)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.slab.is_empty()
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &T> {
+        self.slab.iter().map(|(_, (_, tenant))| tenant)
+    }
+
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = (Key, &mut T)> {
+        self.slab.iter_mut().map(|(place, (generation, tenant))| (Key::new(*generation, place), tenant))
+    }
+
+    pub fn retain(&mut self, mut keep: impl FnMut(&mut T) -> bool) {
+        self.slab.retain(|_, (_, tenant)| keep(tenant));
+    }
+
+    pub fn clear(&mut self) {
+        self.slab.clear();
+    }
+
+    /// Takes all tenants out.
+    pub fn take_all(&mut self) -> Vec<T> {
+        self.slab.drain().map(|(_, tenant)| tenant).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_finds_its_own_tenant_and_no_later_one() {
+        let mut places = SessionSlab::new();
+        let first = places.insert("first");
+        assert_eq!(places.get(first), Some(&"first"));
+        assert_eq!(places.remove(first), Some("first"));
+        let next = places.next_key();
+        let second = places.insert("second");
+        assert_eq!((first.assign(), next), (second.assign(), second));
+        assert_eq!(places.get(first), None);
+        assert_eq!(places.get_mut(first), None);
+        assert_eq!(places.remove(first), None);
+        assert_eq!(places.get(Key::from_number(second.number())), Some(&"second"));
+    }
+
+    #[test]
+    fn a_key_is_no_number_of_a_named_source() {
+        let mut places = SessionSlab { slab: Slab::new(), generation: u32::MAX };
+        assert!(places.insert(()).number() >= 1 << 32);
+    }
+}

@@ -1,0 +1,178 @@
+//! A deque for every worker, for work of any kind. New work goes to the worker with the least; its owner takes the newest
+//! first, an idle worker steals the oldest of another, chosen at random. Park and unpark lose no wake-up: a worker says that
+//! it will sleep, looks once more, and only then sleeps, and `unpark` before `park` makes `park` return at once.
+//!
+//! The deques are Chase and Lev's, "Dynamic Circular Work-Stealing Deque", 2005, from `crossbeam-deque`.
+
+use crossbeam_deque::{Injector, Steal, Stealer, Worker};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
+use std::thread::Thread;
+
+use crate::concurrency::poller::SpinWait;
+use crate::statistics::Gauges;
+
+/// The desks of all workers.
+#[derive(Debug)]
+pub struct StealingQueues<T> {
+    queues: Vec<SharedQueue<T>>,
+    /// What no worker has taken.
+    depth: AtomicUsize,
+    closed: AtomicBool,
+}
+
+/// What others see of a worker.
+#[derive(Debug)]
+struct SharedQueue<T> {
+    /// Work from outside: only its owner may push into a deque.
+    arrived: Injector<T>,
+    stealer: Stealer<T>,
+    load: AtomicUsize,
+    parked: AtomicBool,
+    thread: OnceLock<Thread>,
+}
+
+/// A worker's own side of its desk.
+#[derive(Debug)]
+pub struct LocalQueue<T> {
+    number: usize,
+    deque: Worker<T>,
+    random: u32,
+}
+
+impl<T> StealingQueues<T> {
+    /// So many desks, and the seats for those who will work at them.
+    pub fn new(count: usize) -> (Arc<Self>, Vec<LocalQueue<T>>) {
+        let deques: Vec<Worker<T>> = (0..count).map(|_| Worker::new_lifo()).collect();
+        let queue = |deque: &Worker<T>| SharedQueue {
+            arrived: Injector::new(),
+            stealer: deque.stealer(),
+            load: AtomicUsize::new(0),
+            parked: AtomicBool::new(false),
+            thread: OnceLock::new(),
+        };
+        let queues = StealingQueues {
+            queues: deques.iter().map(queue).collect(),
+            depth: AtomicUsize::new(0),
+            closed: AtomicBool::new(false),
+        };
+        let slots = deques.into_iter().enumerate();
+        let slots =
+            slots.map(|(number, deque)| LocalQueue { number, deque, random: number as u32 + 1 }).collect();
+        (Arc::new(queues), slots)
+    }
+
+    /// Puts work on the desk that has least of it.
+    pub fn push(&self, work: T) {
+        let Some(queue) = self.queues.iter().min_by_key(|queue| queue.load.load(Relaxed)) else { return };
+        self.depth.fetch_add(1, Relaxed);
+        queue.load.fetch_add(1, Relaxed);
+        queue.arrived.push(work);
+        // Its owner if that sleeps, else some sleeper, who will steal it.
+        if !queue.wake() {
+            let _ = self.queues.iter().any(SharedQueue::wake);
+        }
+    }
+
+    pub fn depth(&self) -> usize {
+        self.depth.load(Relaxed)
+    }
+
+    pub fn count_depth(&self, gauges: &Gauges) {
+        let depth = self.depth();
+        gauges.queue_depth.store(depth, Relaxed);
+        gauges.queue_depth_max.fetch_max(depth, Relaxed);
+    }
+
+    /// Nothing comes any more: workers do what there is and end.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::SeqCst);
+        for thread in self.queues.iter().filter_map(|queue| queue.thread.get()) {
+            thread.unpark();
+        }
+    }
+
+    /// The next work for this worker; sleeps until there is some. None once the desks are closed and empty.
+    pub fn pop(&self, seat: &mut LocalQueue<T>, spin: &mut SpinWait, gauges: &Gauges) -> Option<T> {
+        let queue = self.queues.get(seat.number)?;
+        let _ = queue.thread.set(std::thread::current());
+        loop {
+            let mut next = self.try_pop(seat, gauges);
+            if next.is_none() {
+                spin.until_true(|| {
+                    next = self.try_pop(seat, gauges);
+                    next.is_some()
+                });
+            }
+            if next.is_some() {
+                return next;
+            }
+            queue.parked.store(true, Ordering::SeqCst);
+            std::sync::atomic::fence(Ordering::SeqCst);
+            if let Some(work) = self.try_pop(seat, gauges) {
+                queue.parked.store(false, Relaxed);
+                return Some(work);
+            }
+            if self.closed.load(Ordering::SeqCst) {
+                return None;
+            }
+            self.count_depth(gauges);
+            gauges.parks_total.fetch_add(1, Relaxed);
+            std::thread::park();
+            queue.parked.store(false, Relaxed);
+        }
+    }
+
+    /// The next work without waiting: one's own newest, else what has arrived, else the oldest of somebody else.
+    pub fn try_pop(&self, seat: &mut LocalQueue<T>, gauges: &Gauges) -> Option<T> {
+        let queue = self.queues.get(seat.number)?;
+        let mine = seat.deque.pop().or_else(|| retry(|| queue.arrived.steal_batch_and_pop(&seat.deque)));
+        if mine.is_some() {
+            queue.load.fetch_sub(1, Relaxed);
+            self.depth.fetch_sub(1, Relaxed);
+            return mine;
+        }
+        // xorshift (Marsaglia 2003): whom to rob first.
+        seat.random ^= seat.random << 13;
+        seat.random ^= seat.random >> 17;
+        seat.random ^= seat.random << 5;
+        let count = self.queues.len();
+        let start = seat.random as usize % count;
+        for victim in (0..count).map(|step| (start + step) % count).filter(|&victim| victim != seat.number) {
+            let victim = &self.queues[victim];
+            let stolen = retry(|| victim.stealer.steal()).or_else(|| retry(|| victim.arrived.steal()));
+            if stolen.is_some() {
+                victim.load.fetch_sub(1, Relaxed);
+                self.depth.fetch_sub(1, Relaxed);
+                gauges.steals_total.fetch_add(1, Relaxed);
+                return stolen;
+            }
+        }
+        None
+    }
+}
+
+impl<T> SharedQueue<T> {
+    /// Wakes the owner; false where it is awake.
+    fn wake(&self) -> bool {
+        // Orders the push before the look at the flag, against the flag before the last look at the queues.
+        std::sync::atomic::fence(Ordering::SeqCst);
+        if self.parked.load(Relaxed) && self.parked.swap(false, Ordering::AcqRel) {
+            if let Some(thread) = self.thread.get() {
+                thread.unpark();
+            }
+            return true;
+        }
+        false
+    }
+}
+
+fn retry<T>(mut attempt: impl FnMut() -> Steal<T>) -> Option<T> {
+    loop {
+        match attempt() {
+            Steal::Success(work) => return Some(work),
+            Steal::Empty => return None,
+            Steal::Retry => {}
+        }
+    }
+}

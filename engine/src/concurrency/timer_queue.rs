@@ -1,0 +1,58 @@
+//! Sessions that are to be run at a time, without an event: any thread adds one, one thread takes those that are due.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use crate::concurrency::slab::Key;
+
+#[derive(Debug, Default)]
+pub struct Later(Mutex<BinaryHeap<Reverse<(Instant, Key)>>>);
+
+impl Later {
+    pub fn add(&self, due: Instant, key: Key) {
+        self.heap().push(Reverse((due, key)));
+    }
+
+    /// When the first is due.
+    pub fn next(&self) -> Option<Instant> {
+        self.heap().peek().map(|Reverse((due, _))| *due)
+    }
+
+    /// Takes out those that are due, the soonest first.
+    pub fn take_due(&self, now: Instant) -> Vec<Key> {
+        let mut heap = self.heap();
+        let mut keys = Vec::new();
+        while let Some(Reverse((due, key))) = heap.peek()
+            && *due <= now
+        {
+            keys.push(*key);
+            heap.pop();
+        }
+        keys
+    }
+
+    fn heap(&self) -> MutexGuard<'_, BinaryHeap<Reverse<(Instant, Key)>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn what_is_due_is_taken_once_and_in_order() {
+        let (later, start) = (Later::default(), Instant::now());
+        for number in [3u8, 1, 2, 4] {
+            later.add(start + Duration::from_secs(number.into()), Key::from_number(number.into()));
+        }
+        assert_eq!(later.next(), Some(start + Duration::from_secs(1)));
+        assert_eq!(later.take_due(start), []);
+        let taken = later.take_due(start + Duration::from_secs(3));
+        assert_eq!(taken, [1, 2, 3].map(Key::from_number));
+        assert_eq!(later.next(), Some(start + Duration::from_secs(4)));
+    }
+}

@@ -1,0 +1,70 @@
+//! Descriptors that were passed and, as far as is known, not yet received, and those that are open for requests.
+//!
+//! The kernel counts them per user against RLIMIT_NOFILE, over all sockets of that user: a few clients that never read
+//! would exhaust it for everybody (`sendmsg` then fails with ETOOMANYREFS). So a connection may have at most a share of
+//! what is still free — the dynamic threshold of Choudhury and Hahne, "Dynamic queue length thresholds for shared-memory
+//! packet switches", 1998 — and a connection whose client has read everything may always have one.
+
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
+/// The part of the free budget that one connection may take.
+const SHARE: u32 = 8;
+
+#[derive(Debug)]
+pub struct FdBudget {
+    budget: u32,
+    taken: AtomicU32,
+}
+
+impl FdBudget {
+    pub fn new(budget: u32) -> Self {
+        FdBudget { budget, taken: AtomicU32::new(0) }
+    }
+
+    /// How many unread descriptors one connection may have now. At least one.
+    pub fn allowance(&self) -> u32 {
+        (self.budget.saturating_sub(self.taken.load(Relaxed)) / SHARE).max(1)
+    }
+
+    pub fn take(&self, count: u32) {
+        self.taken.fetch_add(count, Relaxed);
+    }
+
+    pub fn release(&self, count: u32) {
+        self.taken.fetch_sub(count, Relaxed);
+    }
+
+    pub fn taken(&self) -> u32 {
+        self.taken.load(Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hundred_hoarders_leave_room_for_an_honest_client() {
+        let in_flight = FdBudget::new(256);
+        for _ in 0..100 {
+            let mut hoarded = 0;
+            while hoarded < in_flight.allowance() && hoarded < 1000 {
+                in_flight.take(1);
+                hoarded += 1;
+            }
+        }
+        // The budget, and the one that everybody may always have.
+        assert!(in_flight.taken() <= 256 + 100, "{}", in_flight.taken());
+        assert!(in_flight.allowance() >= 1);
+    }
+
+    #[test]
+    fn what_is_released_can_be_taken_again() {
+        let in_flight = FdBudget::new(800);
+        let before = in_flight.allowance();
+        in_flight.take(400);
+        assert!(in_flight.allowance() < before);
+        in_flight.release(400);
+        assert_eq!(in_flight.allowance(), before);
+    }
+}

@@ -1,0 +1,61 @@
+//! Sessions on their way from one model to the next. None is left behind: a giver is refused once no taker is left, and the
+//! last taker leaves only when nothing waits.
+
+use std::collections::VecDeque;
+
+use crate::sync::{Mutex, MutexGuard, PoisonError};
+
+#[derive(Debug)]
+pub struct Handover<T> {
+    state: Mutex<State<T>>,
+}
+
+#[derive(Debug)]
+struct State<T> {
+    waiting: VecDeque<T>,
+    takers: usize,
+}
+
+impl<T> Handover<T> {
+    pub fn new() -> Self {
+        Handover { state: Mutex::new(State { waiting: VecDeque::new(), takers: 0 }) }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State<T>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From here on the caller takes what is given, until it leaves.
+    pub fn enlist(&self) {
+        self.state().takers += 1;
+    }
+
+    /// Gives one; it comes back where no taker is left.
+    pub fn give(&self, item: T) -> Result<(), T> {
+        let mut state = self.state();
+        if state.takers == 0 {
+            return Err(item);
+        }
+        state.waiting.push_back(item);
+        Ok(())
+    }
+
+    pub fn take(&self) -> Option<T> {
+        self.state().waiting.pop_front()
+    }
+
+    /// Leaves, unless the caller is the last taker and something waits; false then.
+    pub fn leave(&self) -> bool {
+        let mut state = self.state();
+        if state.takers == 1 && !state.waiting.is_empty() {
+            return false;
+        }
+        state.takers -= 1;
+        true
+    }
+
+    /// Leaves whatever waits: there is another taker, or everything ends.
+    pub fn withdraw(&self) {
+        self.state().takers -= 1;
+    }
+}

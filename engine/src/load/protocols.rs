@@ -1,0 +1,194 @@
+//! What is spoken to a server under load: requests as bytes, and answers taken off the front of what came.
+
+use rustix::io::{self, Errno};
+
+use crate::protocol::v2::{self, DecodedResponse, ResponseDecoder};
+use crate::protocol::{DecodedReply, Mode, Operation, ReplyDecoder, Status, encode_request};
+
+/// What to speak.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LoadProtocol {
+    /// Version 1.
+    Objmapper(Mode),
+    /// Version 2 with the extension.
+    Extended(Mode),
+    Http,
+    Redis,
+    /// Ranges over UDP.
+    Pull,
+    /// Over UDP as well.
+    Memcached,
+}
+
+impl LoadProtocol {
+    /// Whether answers carry descriptors.
+    pub fn passes_descriptors(self) -> bool {
+        matches!(self, LoadProtocol::Objmapper(Mode::FdPass) | LoadProtocol::Extended(Mode::FdPass))
+    }
+
+    /// A request for `uri`; in version 2 its id is still to be set, see [`number`](Self::number).
+    pub fn frame(self, uri: &str) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        match self {
+            LoadProtocol::Objmapper(mode) => encode_request(&mut bytes, mode, uri),
+            LoadProtocol::Extended(mode) => v2::encode_request(&mut bytes, 0, mode.into(), uri),
+            LoadProtocol::Http => {
+                bytes.extend(format!("GET {uri} HTTP/1.1\r\nHost: bench\r\n\r\n").into_bytes())
+            }
+            LoadProtocol::Redis => {
+                bytes.extend(format!("*2\r\n$3\r\nGET\r\n${}\r\n{uri}\r\n", uri.len()).into_bytes());
+            }
+            // Datagrams are made one by one.
+            LoadProtocol::Pull | LoadProtocol::Memcached => {}
+        }
+        bytes
+    }
+
+    /// Puts its id into a request.
+    pub fn number(self, frame: &mut [u8], id: u32) {
+        if matches!(self, LoadProtocol::Extended(_)) {
+            frame[1..5].copy_from_slice(&id.to_be_bytes());
+        }
+    }
+
+    /// What a client says first.
+    pub fn greeting(self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        if matches!(self, LoadProtocol::Extended(_)) {
+            let wanted =
+                v2::Capabilities::OUT_OF_ORDER | v2::Capabilities::PIPELINING | v2::Capabilities::EXTENDED;
+            v2::encode_hello(&mut bytes, wanted, v2::MAX_PIPELINE);
+        }
+        bytes
+    }
+}
+
+/// What the front of the input says.
+#[derive(Debug)]
+pub enum LoadReply {
+    /// `id` where the dialect has one; else it is the oldest request's.
+    Done {
+        id: Option<u32>,
+        refused: bool,
+        failed: bool,
+    },
+    More,
+}
+
+impl LoadReply {
+    fn of_status(id: Option<u32>, status: u8) -> Self {
+        let refused = status == Status::Unavailable as u8;
+        LoadReply::Done { id, refused, failed: !refused && status != Status::Ok as u8 }
+    }
+}
+
+/// Takes the answers of one connection apart.
+#[derive(Debug)]
+pub enum LoadReplyDecoder {
+    V1(Mode, ReplyDecoder),
+    V2 {
+        operation: Operation,
+        decoder: ResponseDecoder,
+        /// The response whose content is coming.
+        id: u32,
+    },
+    /// How many bytes of a body are still to come.
+    Http(u64),
+    Redis(u64),
+    /// What has no connections: see `udp/load.rs`.
+    Datagrams,
+}
+
+impl LoadReplyDecoder {
+    pub fn new(dialect: LoadProtocol) -> Self {
+        match dialect {
+            LoadProtocol::Objmapper(mode) => LoadReplyDecoder::V1(mode, ReplyDecoder::default()),
+            LoadProtocol::Extended(mode) => {
+                LoadReplyDecoder::V2 { operation: mode.into(), decoder: ResponseDecoder::new(true), id: 0 }
+            }
+            LoadProtocol::Http => LoadReplyDecoder::Http(0),
+            LoadProtocol::Redis => LoadReplyDecoder::Redis(0),
+            LoadProtocol::Pull | LoadProtocol::Memcached => LoadReplyDecoder::Datagrams,
+        }
+    }
+
+    /// The next answer in `input`. Fails with EPROTO where the server broke the protocol.
+    pub fn next(&mut self, input: &mut &[u8]) -> io::Result<LoadReply> {
+        match self {
+            LoadReplyDecoder::V1(mode, decoder) => loop {
+                return match decoder.decode(Some(*mode), input) {
+                    DecodedReply::Descriptor | DecodedReply::Content { last: true, .. } => {
+                        Ok(LoadReply::of_status(None, 0))
+                    }
+                    DecodedReply::Content { .. } => continue,
+                    DecodedReply::Error { status, .. } => Ok(LoadReply::of_status(None, status)),
+                    DecodedReply::Broken => Err(Errno::PROTO),
+                    DecodedReply::More => Ok(LoadReply::More),
+                };
+            },
+            LoadReplyDecoder::V2 { operation, decoder, id } => loop {
+                return match decoder.decode(|_| Some(*operation), input) {
+                    DecodedResponse::Head(head) if head.is_whole => {
+                        Ok(LoadReply::of_status(Some(head.id), head.status))
+                    }
+                    DecodedResponse::Head(head) => {
+                        *id = head.id;
+                        continue;
+                    }
+                    DecodedResponse::Content { last: false, .. } => continue,
+                    DecodedResponse::Content { last: true, .. } => Ok(LoadReply::of_status(Some(*id), 0)),
+                    DecodedResponse::More => Ok(LoadReply::More),
+                    _ => Err(Errno::PROTO),
+                };
+            },
+            LoadReplyDecoder::Http(body) => {
+                if *body == 0 {
+                    let Some(end) = find(input, b"\r\n\r\n") else { return Ok(LoadReply::More) };
+                    let head = &input[..end];
+                    let length = find(head, b"ength: ").map_or(0, |at| digits(&head[at..]));
+                    let failed = head.get(9..12) != Some(b"200");
+                    *input = &input[end..];
+                    if failed || length == 0 {
+                        let here = usize::try_from(length).unwrap_or(usize::MAX).min(input.len());
+                        *input = &input[here..];
+                        return Ok(LoadReply::Done { id: None, refused: false, failed });
+                    }
+                    *body = length;
+                }
+                Ok(take_body(body, input))
+            }
+            LoadReplyDecoder::Redis(body) => {
+                if *body == 0 {
+                    let Some(end) = find(input, b"\r\n") else { return Ok(LoadReply::More) };
+                    let missing = input.starts_with(b"$-") || !input.starts_with(b"$");
+                    let length = digits(&input[1..end]) + 2;
+                    *input = &input[end..];
+                    if missing {
+                        return Ok(LoadReply::Done { id: None, refused: false, failed: true });
+                    }
+                    *body = length;
+                }
+                Ok(take_body(body, input))
+            }
+            LoadReplyDecoder::Datagrams => Err(Errno::PROTO),
+        }
+    }
+}
+
+fn take_body(body: &mut u64, input: &mut &[u8]) -> LoadReply {
+    let here = usize::try_from(*body).unwrap_or(usize::MAX).min(input.len());
+    *input = &input[here..];
+    *body -= here as u64;
+    if *body == 0 { LoadReply::of_status(None, 0) } else { LoadReply::More }
+}
+
+/// The position behind the first occurrence.
+fn find(input: &[u8], wanted: &[u8]) -> Option<usize> {
+    input.windows(wanted.len()).position(|window| window == wanted).map(|at| at + wanted.len())
+}
+
+fn digits(text: &[u8]) -> u64 {
+    text.iter()
+        .take_while(|byte| byte.is_ascii_digit())
+        .fold(0, |number: u64, byte| number.saturating_mul(10).saturating_add(u64::from(byte - b'0')))
+}

@@ -1,0 +1,47 @@
+//! What a connection runs over, and whether a call on its socket may wait.
+
+use rustix::net::SendFlags;
+
+/// What a connection runs over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Transport {
+    Unix,
+    Tcp,
+    Udp,
+}
+
+impl Transport {
+    pub const ALL: [Transport; 3] = [Transport::Unix, Transport::Tcp, Transport::Udp];
+
+    pub fn index(self) -> usize {
+        self as usize
+    }
+
+    pub fn name(self) -> &'static str {
+        ["unix", "tcp", "udp"][self.index()]
+    }
+
+    pub fn from_name(name: &str) -> Option<Transport> {
+        Transport::ALL.into_iter().find(|transport| transport.name() == name)
+    }
+}
+
+/// Whether a call may wait: for a thread that has one connection yes, for one that has many never.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IoMode {
+    Blocking,
+    NonBlocking,
+}
+
+impl IoMode {
+    pub(super) fn send_flags(self, more: bool) -> SendFlags {
+        let mut flags = SendFlags::NOSIGNAL;
+        if self == IoMode::NonBlocking {
+            flags |= SendFlags::DONTWAIT;
+        }
+        if more {
+            flags |= SendFlags::MORE;
+        }
+        flags
+    }
+}

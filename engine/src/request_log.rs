@@ -1,0 +1,278 @@
+//! Single requests that somebody may want to look at: the slowest of the last minute, those slower than a watcher asked for,
+//! and a sample of all.
+//!
+//! What is not wanted costs the serving threads two comparisons; what is wanted costs them a lock and an allocation.
+
+use crate::net::credentials;
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use std::net::SocketAddr;
+
+use rustix::fd::OwnedFd;
+
+use crate::net::transport::Transport;
+
+/// The slowest are kept so many a bucket, of which the last so many count; a minute in all.
+const SLOWEST: usize = 32;
+const BUCKET: Duration = Duration::from_secs(10);
+const BUCKETS: usize = 6;
+/// Records that wait to be fetched; older ones are lost.
+const MAX_KEPT: usize = 8192;
+/// So many threads count at once for the sample without a look at each other's.
+const COUNTERS: usize = 16;
+/// Bytes of a URI that are kept, of its end.
+const TAIL: usize = 95;
+
+/// A URI in passing: its end, without an allocation.
+#[derive(Clone, Copy)]
+pub struct UriTail {
+    length: u8,
+    is_cut: bool,
+    tail: [u8; TAIL],
+}
+
+impl UriTail {
+    pub fn of(uri: &str) -> Self {
+        let mut start = uri.len().saturating_sub(TAIL);
+        while !uri.is_char_boundary(start) {
+            start += 1;
+        }
+        let kept = &uri.as_bytes()[start..];
+        let mut tail = [0; TAIL];
+        tail[..kept.len()].copy_from_slice(kept);
+        UriTail { length: kept.len() as u8, is_cut: start > 0, tail }
+    }
+
+    fn text(&self) -> String {
+        let kept = String::from_utf8_lossy(&self.tail[..usize::from(self.length)]);
+        if self.is_cut { format!("…{kept}") } else { kept.into_owned() }
+    }
+}
+
+impl std::fmt::Display for UriTail {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.write_str(&self.text())
+    }
+}
+
+impl std::fmt::Debug for UriTail {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.text().fmt(out)
+    }
+}
+
+/// Who asked; put into words only where a request is kept.
+#[derive(Debug, Clone, Copy)]
+pub enum PeerRef<'a> {
+    Connection(&'a OwnedFd),
+    Address(SocketAddr),
+}
+
+/// A request that was answered, and how the time divided.
+#[derive(Debug)]
+pub struct CompletedRequest<'a> {
+    /// Where the thread counts, as in the statistics.
+    pub shard: usize,
+    pub uri: &'a UriTail,
+    pub from: PeerRef<'a>,
+    pub transport: Transport,
+    pub operation: &'static str,
+    pub model: &'static str,
+    pub status: u8,
+    pub bytes: u64,
+    /// In a queue; looking it up, with the wait for the disk; handing the answer to the kernel.
+    pub queue: Duration,
+    pub storage: Duration,
+    pub send: Duration,
+}
+
+impl CompletedRequest<'_> {
+    fn total(&self) -> Duration {
+        self.queue + self.storage + self.send
+    }
+}
+
+/// The same, to be kept.
+#[derive(Debug, Clone)]
+#[cfg_attr(feature = "python", derive(pyo3::IntoPyObject))]
+pub struct Record {
+    /// Rises by one with each record that is fetched by number; 0 for the slowest.
+    pub number: u64,
+    /// Seconds since 1970, when it was answered.
+    pub at: f64,
+    pub uri: String,
+    pub peer: String,
+    pub transport: &'static str,
+    pub mode: &'static str,
+    pub model: &'static str,
+    pub status: u8,
+    pub bytes: u64,
+    pub total_us: f64,
+    pub queue_us: f64,
+    pub storage_us: f64,
+    pub send_us: f64,
+}
+
+impl Record {
+    fn of(passed: &CompletedRequest<'_>) -> Self {
+        let microseconds = |time: Duration| time.as_nanos() as f64 / 1000.0;
+        Record {
+            number: 0,
+            at: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64(),
+            uri: passed.uri.text(),
+            peer: match passed.from {
+                PeerRef::Connection(socket) => credentials::peer(socket, passed.transport),
+                PeerRef::Address(address) => address.to_string(),
+            },
+            transport: passed.transport.name(),
+            mode: passed.operation,
+            model: passed.model,
+            status: passed.status,
+            bytes: passed.bytes,
+            total_us: microseconds(passed.total()),
+            queue_us: microseconds(passed.queue),
+            storage_us: microseconds(passed.storage),
+            send_us: microseconds(passed.send),
+        }
+    }
+}
+
+#[derive(Debug)]
+pub struct RequestLog {
+    /// Nanoseconds: what is faster is not among the slowest of this bucket.
+    slow_floor: AtomicU64,
+    slowest: Mutex<Slowest>,
+    /// Nanoseconds: what is slower is recorded.
+    watch_floor: AtomicU64,
+    watched_until: Mutex<Instant>,
+    /// One of so many is recorded; 0: none.
+    sample: AtomicU64,
+    counted: [Counter; COUNTERS],
+    records: Mutex<Records>,
+}
+
+/// In a cache line of its own: threads that write to the same one wait for each other.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct Counter(AtomicU64);
+
+#[derive(Debug)]
+struct Slowest {
+    buckets: VecDeque<Vec<Record>>,
+    began: Instant,
+}
+
+#[derive(Debug, Default)]
+struct Records {
+    kept: VecDeque<Record>,
+    last: u64,
+}
+
+impl Default for RequestLog {
+    fn default() -> Self {
+        let now = Instant::now();
+        RequestLog {
+            slow_floor: AtomicU64::new(0),
+            slowest: Mutex::new(Slowest { buckets: VecDeque::from([Vec::new()]), began: now }),
+            watch_floor: AtomicU64::new(u64::MAX),
+            watched_until: Mutex::new(now),
+            sample: AtomicU64::new(0),
+            counted: Default::default(),
+            records: Mutex::new(Records::default()),
+        }
+    }
+}
+
+impl RequestLog {
+    /// Takes note of a request where somebody wants it.
+    pub fn record(&self, passed: &CompletedRequest<'_>) {
+        let total = u64::try_from(passed.total().as_nanos()).unwrap_or(u64::MAX);
+        if total >= self.slow_floor.load(Relaxed) {
+            self.record_slow(passed, total);
+        }
+        let sample = self.sample.load(Relaxed);
+        let counted = &self.counted[passed.shard % COUNTERS].0;
+        let is_sampled = sample > 0 && counted.fetch_add(1, Relaxed).is_multiple_of(sample);
+        if is_sampled || total >= self.watch_floor.load(Relaxed) {
+            let mut record = Record::of(passed);
+            let mut records = lock(&self.records);
+            records.last += 1;
+            record.number = records.last;
+            if records.kept.len() == MAX_KEPT {
+                records.kept.pop_front();
+            }
+            records.kept.push_back(record);
+        }
+    }
+
+    fn record_slow(&self, passed: &CompletedRequest<'_>, total: u64) {
+        let record = Record::of(passed);
+        let mut slowest = lock(&self.slowest);
+        let Some(bucket) = slowest.buckets.back_mut() else { return };
+        let at = bucket.partition_point(|other| other.total_us >= record.total_us);
+        bucket.insert(at, record);
+        bucket.truncate(SLOWEST);
+        if let (SLOWEST.., Some(last)) = (bucket.len(), bucket.last()) {
+            self.slow_floor.store(((last.total_us * 1000.0) as u64).min(total), Relaxed);
+        }
+    }
+
+    /// The slowest of the last minute, slowest first.
+    pub fn slowest(&self) -> Vec<Record> {
+        let mut all: Vec<Record> = lock(&self.slowest).buckets.iter().flatten().cloned().collect();
+        all.sort_by(|a, b| b.total_us.total_cmp(&a.total_us));
+        all.truncate(SLOWEST);
+        all
+    }
+
+    /// Records what is slower than this, for so long; a quicker request of another watcher stays in force.
+    pub fn watch(&self, slower_than: Duration, time: Duration) {
+        let floor = u64::try_from(slower_than.as_nanos()).unwrap_or(u64::MAX);
+        let mut until = lock(&self.watched_until);
+        *until = (*until).max(Instant::now() + time);
+        self.watch_floor.fetch_min(floor, Relaxed);
+    }
+
+    /// Records one request of so many that a shard counts, 0: none.
+    pub fn sample(&self, one_of: u64) {
+        self.sample.store(one_of, Relaxed);
+    }
+
+    /// The records behind this number, and the number of the last.
+    pub fn records(&self, after: u64) -> (u64, Vec<Record>) {
+        let records = lock(&self.records);
+        let known = records.kept.partition_point(|record| record.number <= after);
+        (records.last, records.kept.range(known..).cloned().collect())
+    }
+
+    /// Called once a second.
+    pub fn tick(&self) {
+        let now = Instant::now();
+        if *lock(&self.watched_until) < now {
+            self.watch_floor.store(u64::MAX, Relaxed);
+        }
+        let mut slowest = lock(&self.slowest);
+        // Several at once where the clock's thread did not run for so long.
+        let passed = now.duration_since(slowest.began).as_secs() / BUCKET.as_secs();
+        if passed > 0 {
+            slowest.began = now;
+            for _ in 0..passed.min(BUCKETS as u64) {
+                slowest.buckets.push_back(Vec::new());
+            }
+            let old = slowest.buckets.len().saturating_sub(BUCKETS);
+            slowest.buckets.drain(..old);
+            self.slow_floor.store(0, Relaxed);
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+#[path = "request_log_tests.rs"]
+mod tests;

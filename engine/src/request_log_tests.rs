@@ -1,0 +1,88 @@
+//! The journal: what is kept of single requests, for whom.
+#![allow(clippy::unwrap_used)]
+
+use super::*;
+
+fn pass(journal: &RequestLog, uri: &str, microseconds: u64) {
+    let (socket, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+    journal.record(&CompletedRequest {
+        shard: 0,
+        uri: &UriTail::of(uri),
+        from: PeerRef::Connection(&socket.into()),
+        transport: Transport::Unix,
+        operation: "copy",
+        model: "epoll",
+        status: 0,
+        bytes: 3,
+        queue: Duration::from_micros(microseconds / 2),
+        storage: Duration::from_micros(microseconds - microseconds / 2),
+        send: Duration::ZERO,
+    });
+}
+
+#[test]
+fn the_slowest_come_first_and_are_bounded() {
+    let journal = RequestLog::default();
+    for time in 0..1000 {
+        pass(&journal, &format!("/{time}"), time * 7919 % 1000);
+    }
+    let slowest = journal.slowest();
+    assert_eq!(slowest.len(), SLOWEST);
+    let times: Vec<u64> = slowest.iter().map(|record| record.total_us as u64).collect();
+    assert_eq!(times, (1000 - SLOWEST as u64..1000).rev().collect::<Vec<_>>());
+}
+
+#[test]
+fn a_record_says_how_the_time_divided_and_who_asked() {
+    let journal = RequestLog::default();
+    pass(&journal, "/a", 10);
+    let record = &journal.slowest()[0];
+    assert_eq!(
+        (record.uri.as_str(), record.queue_us, record.storage_us, record.send_us),
+        ("/a", 5.0, 5.0, 0.0)
+    );
+    let who = format!("pid {} uid {}", std::process::id(), rustix::process::getuid().as_raw());
+    assert_eq!(record.peer, who);
+}
+
+#[test]
+fn nothing_is_recorded_that_nobody_watches() {
+    let journal = RequestLog::default();
+    pass(&journal, "/a", 1_000_000);
+    assert_eq!(journal.records(0).1.len(), 0);
+    journal.watch(Duration::from_millis(5), Duration::from_secs(60));
+    pass(&journal, "/fast", 100);
+    pass(&journal, "/slow", 5000);
+    let (last, records) = journal.records(0);
+    assert_eq!((last, records.len(), records[0].uri.as_str()), (1, 1, "/slow"));
+    assert_eq!(journal.records(last).1.len(), 0);
+}
+
+#[test]
+fn one_of_so_many_is_sampled() {
+    let journal = RequestLog::default();
+    journal.sample(10);
+    for _ in 0..100 {
+        pass(&journal, "/a", 1);
+    }
+    assert_eq!(journal.records(0).1.len(), 10);
+}
+
+#[test]
+fn of_records_that_wait_too_long_the_oldest_are_lost() {
+    let journal = RequestLog::default();
+    journal.sample(1);
+    for at in 0..MAX_KEPT + 100 {
+        pass(&journal, &format!("/{at}"), 1);
+    }
+    let (last, records) = journal.records(0);
+    assert_eq!((last, records.len()), (MAX_KEPT as u64 + 100, MAX_KEPT));
+    assert_eq!(records[0].uri, "/100");
+}
+
+#[test]
+fn of_a_long_uri_the_end_is_kept() {
+    let uri = format!("/{}é", "x".repeat(200));
+    let text = UriTail::of(&uri).text();
+    assert!(text.starts_with('…') && text.ends_with("xé") && text.len() <= TAIL + 3, "{text}");
+}

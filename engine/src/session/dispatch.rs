@@ -1,0 +1,350 @@
+//! From what is asked to a reply in the outbox: at once where nothing has to be waited for, else by way of the storage pool.
+
+use crate::session::reply::{Framing, append_part, patch_length, push_head};
+use crate::storage::readahead;
+use std::ffi::CStr;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use super::{RunOptions, Session, ThreadBuffers};
+use crate::errors::Error;
+use crate::net::transport::Transport;
+use crate::protocol::{self, Operation, Status, v2};
+use crate::request_log::UriTail;
+use crate::session::copies::PutDescriptor;
+use crate::session::fd_charge::PassedFile;
+use crate::session::outbox::{Payload, ReplyRecord, Segment, end_of_part_ahead, is_in_memory};
+use crate::session::storage_job::{JobArgs, PendingCompletion, StorageJob, clamp_range};
+use crate::storage::cache::Cached;
+use crate::storage::listing::{Form, WantedPage};
+use crate::storage::mapping::{self, ObjectMeta, OpenObject};
+use crate::storage::target::{Conditions, Match};
+
+/// Contents up to this size are copied beside their head; larger ones go by sendfile.
+pub(super) const SMALL: u64 = 64 << 10;
+/// One turn of a session sends so many bytes of files before others have theirs. Few, so that clients of the same file stay
+/// close together: what one of them brought into the processor's caches is there for the next.
+pub(super) const BYTES_PER_TURN: usize = 256 << 10;
+/// And takes in so many of what is put.
+pub(super) const CONTENT_PER_TURN: usize = 4 << 20;
+/// So many bytes of a file the disk is asked for at once, before any of them is sent.
+pub(super) const MAX_BYTES_AHEAD: u64 = 4 << 20;
+
+/// What a reply must know of its request.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct RequestContext {
+    pub framing: Framing,
+    pub operation: Operation,
+    /// When the request was there as a whole.
+    pub complete_at: Instant,
+    /// When storage had found what is answered, where it was waited for, or when its sending began, where it takes more than a turn.
+    pub answered_at: Option<Instant>,
+    pub uri: UriTail,
+}
+
+/// A request of either version.
+#[derive(Debug)]
+pub(super) struct ParsedRequest<'a> {
+    pub asked: RequestContext,
+    pub uri: &'a str,
+    pub parameters: v2::Parameters<'a>,
+    pub has_priority: bool,
+    /// What came along with a put by descriptor.
+    pub source: Option<PassedFile>,
+}
+
+impl ParsedRequest<'_> {
+    pub fn conditions(&self) -> Result<Conditions, Error> {
+        Ok(Conditions {
+            if_match: self.parameters.if_match.map(Match::parse).transpose()?,
+            if_none_match: self.parameters.if_none_match.map(Match::parse).transpose()?,
+        })
+    }
+
+    /// When the client gives up; DEADLINE_PASSED where it has.
+    pub fn deadline(&self, buffers: &ThreadBuffers) -> Result<Option<Instant>, Error> {
+        let Some(left) = self.parameters.deadline else { return Ok(None) };
+        let left = left.saturating_sub(buffers.queued.map_or(Duration::ZERO, |queued| queued.wait));
+        let deadline = self.asked.complete_at + left;
+        if Instant::now() >= deadline { Err(Error::DeadlinePassed) } else { Ok(Some(deadline)) }
+    }
+}
+
+impl Session {
+    /// Answers a request, or sends an errand for it. An error is the answer, and the caller's to push.
+    pub(super) fn handle(
+        &mut self,
+        buffers: &mut ThreadBuffers,
+        options: RunOptions,
+        mut wanted: ParsedRequest<'_>,
+    ) -> Result<(), Error> {
+        let operation = wanted.asked.operation;
+        let deadline = wanted.deadline(buffers)?;
+        let conditions = wanted.conditions()?;
+        if matches!(operation, Operation::PutDescriptor | Operation::Delete) && self.service.staging.is_none()
+        {
+            return Err(Error::NotWritable);
+        }
+        if matches!(operation, Operation::FdPass | Operation::PutDescriptor)
+            && self.transport != Transport::Unix
+        {
+            return Err(Error::ModeNeedsUnix);
+        }
+        let parameters = wanted.parameters;
+        let rest = match operation {
+            Operation::List => {
+                let (prefix, view) = (wanted.uri.to_owned(), self.check_list(wanted.uri)?);
+                let cursor = parameters.cursor.map(<[u8]>::to_vec);
+                let (form, limit) = (Form::asked_for(parameters.form), parameters.limit.unwrap_or(0));
+                self.has_listed = true;
+                let session = self.connection.number();
+                JobArgs::List(WantedPage { session, form, view, prefix, cursor, limit })
+            }
+            _ => JobArgs::Nothing,
+        };
+        let mut path = std::mem::take(&mut buffers.path);
+        let outcome = (|| {
+            let path = match operation {
+                Operation::List => c"",
+                _ => mapping::relative_path(wanted.uri, &mut path)?,
+            };
+            if operation != Operation::List {
+                self.check_use(path.to_bytes())?;
+            }
+            if operation == Operation::FdPass {
+                self.check_descriptors(1)?;
+            }
+            if operation == Operation::PutDescriptor {
+                let source = wanted.source.take().ok_or(Error::BadDescriptor)?;
+                let to = (path.to_owned(), parameters.make_parents, conditions);
+                self.jobs += 1;
+                let completion = PendingCompletion::new(&self.connection, operation);
+                PutDescriptor::submit(&self.service, completion, wanted.asked, deadline, source, to);
+                return Ok(());
+            }
+            if self.handle_inline(buffers, options, &wanted, path, conditions)? {
+                return Ok(());
+            }
+            let job = StorageJob {
+                operation,
+                path: path.to_owned(),
+                offset: parameters.offset.unwrap_or(0),
+                length: parameters.length,
+                conditions,
+                deadline,
+                room: 0,
+                rest,
+            };
+            self.submit_job(buffers, options, wanted.asked, job, wanted.has_priority)
+        })();
+        buffers.path = path;
+        outcome
+    }
+
+    /// Answers what needs no waiting, or where this thread may wait; false where an errand must be sent.
+    fn handle_inline(
+        &mut self,
+        buffers: &mut ThreadBuffers,
+        options: RunOptions,
+        wanted: &ParsedRequest<'_>,
+        path: &CStr,
+        conditions: Conditions,
+    ) -> Result<bool, Error> {
+        let may_wait = self.may_wait(options);
+        let asked = wanted.asked;
+        match asked.operation {
+            Operation::FdPass => {
+                let Some(opened) = self.open(path, may_wait)? else { return Ok(false) };
+                conditions.check_version(Some(&opened.version))?;
+                self.push_descriptor(buffers, asked, opened)?;
+            }
+            Operation::Copy | Operation::Splice => {
+                return self.copy_inline(buffers, wanted, path, conditions, may_wait);
+            }
+            Operation::Stat => {
+                let found = match may_wait {
+                    true => self.service.mapping.stat(path)?,
+                    false => match self.service.mapping.stat_cached(path)? {
+                        Some(found) => found,
+                        None => return Ok(false),
+                    },
+                };
+                conditions.check_version(Some(&found.version))?;
+                self.push_metadata(buffers, asked, Some(&found));
+            }
+            Operation::List | Operation::Put | Operation::PutDescriptor | Operation::Delete => {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn open(&self, path: &CStr, may_wait: bool) -> Result<Option<OpenObject>, Error> {
+        match may_wait {
+            true => self.service.mapping.open(path).map(Some),
+            false => self.service.mapping.open_cached(path),
+        }
+    }
+
+    fn copy_inline(
+        &mut self,
+        buffers: &mut ThreadBuffers,
+        wanted: &ParsedRequest<'_>,
+        path: &CStr,
+        conditions: Conditions,
+        may_wait: bool,
+    ) -> Result<bool, Error> {
+        let (asked, offset, length) =
+            (wanted.asked, wanted.parameters.offset.unwrap_or(0), wanted.parameters.length);
+        let is_cached = asked.operation == Operation::Copy && self.service.cache.is_on();
+        let most_small = self.most_small(buffers);
+        if is_cached
+            && let Some(Cached { version, bytes, .. }) = self.service.cache.get(path, asked.complete_at)
+            && self.service.mapping.is_still(path, &version)
+        {
+            let (at, end) = clamp_range(bytes.len() as u64, offset, length);
+            if end - at <= most_small {
+                self.service.statistics.record_cache(buffers.shard, true);
+                conditions.check_version(Some(&version))?;
+                let found = ObjectMeta { size: bytes.len() as u64, mtime: version.mtime(), version };
+                self.push_bytes(buffers, asked, &found, &bytes[at as usize..end as usize]);
+                return Ok(true);
+            }
+        }
+        let seen = is_cached.then(SystemTime::now);
+        let Some(opened) = self.open(path, may_wait)? else { return Ok(false) };
+        conditions.check_version(Some(&opened.version))?;
+        let (at, end) = clamp_range(opened.size, offset, length);
+        if end > at && (end - at > most_small || asked.operation == Operation::Splice) {
+            // Once its head is out, everything behind it waits for the content, and a failure can only close.
+            if may_wait {
+                readahead::touch(&opened.file, at, 1).map_err(Error::Storage)?;
+            } else if !is_in_memory(&opened.file, end_of_part_ahead(at, end)) {
+                return Ok(false);
+            }
+            self.push_file(buffers, asked, opened, at, end);
+            return Ok(true);
+        }
+        let before = buffers.out.len();
+        push_head(&mut buffers.out, asked, end - at, Some(&opened.found()));
+        let start = buffers.out.len();
+        match append_part(&opened.file, at, end, &mut buffers.out, may_wait) {
+            Ok(true) => {}
+            Ok(false) => {
+                buffers.out.truncate(before);
+                return Ok(false);
+            }
+            Err(error) => {
+                buffers.out.truncate(before);
+                return Err(error);
+            }
+        }
+        let content = (buffers.out.len() - start) as u64;
+        if content != end - at {
+            // The file became shorter meanwhile.
+            patch_length(&mut buffers.out[before..], asked.framing, content);
+        }
+        if let Some(seen) = seen {
+            self.service.statistics.record_cache(buffers.shard, false);
+            if content == opened.size {
+                self.service.keep(path, &opened, &buffers.out[start..], seen);
+            }
+        }
+        let length = buffers.out.len() - before;
+        self.push_buffered(length, Some(ReplyRecord { asked, status: Status::Ok, content }));
+        Ok(true)
+    }
+
+    pub(super) fn push_descriptor(
+        &mut self,
+        buffers: &mut ThreadBuffers,
+        asked: RequestContext,
+        opened: OpenObject,
+    ) -> Result<(), Error> {
+        mapping::clear_status_flags(&opened.file)?;
+        self.hold();
+        let ends = Some(ReplyRecord { asked, status: Status::Ok, content: 0 });
+        let found = opened.found();
+        let payload = match asked.framing {
+            Framing::V1 => Payload::FdByte { byte: Status::Ok as u8, file: opened.file },
+            Framing::V2 { extended, .. } => {
+                let before = buffers.out.len();
+                push_head(&mut buffers.out, asked, if extended { found.size } else { 0 }, Some(&found));
+                let length = buffers.out.len() - before;
+                if extended {
+                    Payload::BytesWithFd { length, file: opened.file }
+                } else {
+                    self.push_buffered(length, None);
+                    Payload::FdByte { byte: v2::MARKER, file: opened.file }
+                }
+            }
+        };
+        self.outbox.push_back(Segment { payload, ends });
+        Ok(())
+    }
+
+    pub(super) fn push_bytes(
+        &mut self,
+        buffers: &mut ThreadBuffers,
+        asked: RequestContext,
+        found: &ObjectMeta,
+        bytes: &[u8],
+    ) {
+        let before = buffers.out.len();
+        push_head(&mut buffers.out, asked, bytes.len() as u64, Some(found));
+        buffers.out.extend_from_slice(bytes);
+        let ending = ReplyRecord { asked, status: Status::Ok, content: bytes.len() as u64 };
+        let length = buffers.out.len() - before;
+        self.push_buffered(length, Some(ending));
+    }
+
+    /// The part that the first turn sends is in memory, or may be waited for.
+    pub(super) fn push_file(
+        &mut self,
+        buffers: &mut ThreadBuffers,
+        asked: RequestContext,
+        opened: OpenObject,
+        at: u64,
+        end: u64,
+    ) {
+        let before = buffers.out.len();
+        push_head(&mut buffers.out, asked, end - at, Some(&opened.found()));
+        let length = buffers.out.len() - before;
+        self.push_buffered(length, None);
+        let ends = Some(ReplyRecord { asked, status: Status::Ok, content: end - at });
+        self.hold();
+        let payload =
+            Payload::File { file: Arc::new(opened.file), at, end, warm: end_of_part_ahead(at, end) };
+        self.outbox.push_back(Segment { payload, ends });
+    }
+
+    /// A response that is its metadata.
+    pub(super) fn push_metadata(
+        &mut self,
+        buffers: &mut ThreadBuffers,
+        asked: RequestContext,
+        found: Option<&ObjectMeta>,
+    ) {
+        let before = buffers.out.len();
+        push_head(&mut buffers.out, asked, 0, found);
+        let length = buffers.out.len() - before;
+        self.push_buffered(length, Some(ReplyRecord { asked, status: Status::Ok, content: 0 }));
+    }
+
+    pub(super) fn push_buffered(&mut self, length: usize, ends: Option<ReplyRecord>) {
+        self.outbox.push_back(Segment { payload: Payload::Buffered(length), ends });
+    }
+
+    pub(super) fn push_error(&mut self, buffers: &mut ThreadBuffers, asked: RequestContext, error: Error) {
+        let error = self.service.note_failure(error, asked.operation, &asked.uri);
+        self.count_refusal(&error);
+        let before = buffers.out.len();
+        let (status, text) = (error.status(), error.to_string());
+        match asked.framing {
+            Framing::V1 => protocol::encode_error(&mut buffers.out, status, &text),
+            Framing::V2 { id, .. } => v2::encode_refusal(&mut buffers.out, id, status, &text),
+        }
+        let length = buffers.out.len() - before;
+        self.push_buffered(length, Some(ReplyRecord { asked, status, content: 0 }));
+    }
+}

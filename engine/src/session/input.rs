@@ -1,0 +1,198 @@
+//! Bytes in: what one call brings, of requests, of contents, of descriptors.
+
+use crate::net::socket;
+use rustix::fd::OwnedFd;
+use rustix::io::Errno;
+use std::collections::VecDeque;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
+
+use super::{CloseState, INPUT, Next, ProtocolState, RunOptions, Session, ThreadBuffers};
+use crate::net::transport::IoMode;
+use crate::protocol::{self, v2};
+use crate::service::Service;
+
+/// What a call has read.
+pub(super) enum ReadOutcome {
+    /// Of requests; `filled` says that there may be more.
+    Requests { filled: bool },
+    /// So many bytes of a content, and there may be more.
+    Content(usize),
+}
+
+impl Session {
+    /// Reads what has come.
+    pub(super) fn read(
+        &mut self,
+        buffers: &mut ThreadBuffers,
+        options: RunOptions,
+        at: &mut usize,
+        have: &mut usize,
+    ) -> Result<ReadOutcome, Next> {
+        if *at > 0 {
+            buffers.input.copy_within(*at..*have, 0);
+            *have -= *at;
+            *at = 0;
+        }
+        let may_sleep = options.io_mode == IoMode::Blocking && self.jobs == 0 && !buffers.is_reclaimed();
+        let options =
+            RunOptions { io_mode: if may_sleep { IoMode::Blocking } else { IoMode::NonBlocking }, ..options };
+        let is_content =
+            *have == 0 && matches!(&self.protocol_state, ProtocolState::V2(two) if two.is_receiving());
+        let room = INPUT - *have;
+        let came = if is_content {
+            self.receive_content(buffers, options)
+        } else {
+            self.receive(&mut buffers.input[*have..], options)
+        };
+        if self.has_passed_too_many() {
+            self.service.statistics.gauges(self.transport).protocol_errors_total.fetch_add(1, Relaxed);
+            return Err(Next::Closed);
+        }
+        match came {
+            Ok(0) => Err(self.on_eof()),
+            Ok(length) => {
+                self.complete_at = Instant::now();
+                self.moved_at = self.complete_at;
+                if is_content {
+                    return Ok(ReadOutcome::Content(length));
+                }
+                *have += length;
+                let unanswered = self.jobs;
+                if let ProtocolState::V2(two) = &mut self.protocol_state {
+                    two.begin_window(unanswered);
+                    two.has_read_all = length < room;
+                }
+                if self
+                    .frame_since
+                    .is_some_and(|since| self.complete_at - since > self.service.settings.header_timeout)
+                {
+                    self.refuse_slow_frame(buffers);
+                }
+                Ok(ReadOutcome::Requests { filled: length == room })
+            }
+            Err(Errno::INTR) => Ok(ReadOutcome::Requests { filled: true }),
+            Err(Errno::AGAIN) => Err(Next::Readable),
+            Err(_) => Err(Next::Closed),
+        }
+    }
+
+    /// Reads what has come, with what a client passed along. From the first byte on, and beside contents too: a call that takes
+    /// no descriptors has the kernel drop them, and the next put would get those of the one after.
+    pub(super) fn receive(&mut self, buffer: &mut [u8], options: RunOptions) -> Result<usize, Errno> {
+        if matches!(self.protocol_state, ProtocolState::V1(_))
+            || !self.service.takes_descriptors(self.transport)
+        {
+            return receive(&self.connection.socket, buffer, options, &self.service);
+        }
+        if self.service.copiers.has_too_many(|| self.connection.client()) {
+            // The kernel drops what it is not asked for, and its file system hears nothing of that.
+            self.take_no_more_files();
+        }
+        if self.takes_no_more_files() {
+            return socket::receive(&self.connection.socket, buffer, options.io_mode);
+        }
+        let mut files = VecDeque::new();
+        let came = socket::recv_with_fds(&self.connection.socket, buffer, options.io_mode, &mut files);
+        self.receive_files(files.into_iter());
+        came
+    }
+
+    /// Whether the server waits for the rest of a request that has begun, and for nothing else.
+    pub fn is_inside_a_frame(&self) -> bool {
+        self.frame_since.is_some() && !self.input_buffer.is_empty() && self.awaits_request()
+    }
+
+    /// Whether it waits for a request of which nothing has come.
+    pub fn is_between_requests(&self) -> bool {
+        self.input_buffer.is_empty() && !self.is_skipping() && self.awaits_request()
+    }
+
+    fn awaits_request(&self) -> bool {
+        let is_receiving = matches!(&self.protocol_state, ProtocolState::V2(two) if two.is_receiving());
+        !is_receiving && self.outbox.is_empty() && self.jobs == 0 && self.ending == CloseState::No
+    }
+
+    /// Reads what has come of a request, and answers nothing. None: there is something to answer now.
+    pub fn read_on(&mut self, buffers: &mut ThreadBuffers, options: RunOptions) -> Option<Next> {
+        let came = self
+            .with_buffers(buffers, |session, buffers, at, have, _| session.read(buffers, options, at, have));
+        match came {
+            Err(next) => Some(next),
+            // All that is left is to say why.
+            Ok(_) if self.ending != CloseState::No => Some(self.run(buffers, options)),
+            Ok(_) if self.has_complete_request() => None,
+            Ok(_) => {
+                self.frame_since.get_or_insert(self.complete_at);
+                if let ProtocolState::V2(two) = &mut self.protocol_state {
+                    two.mark_parsed(true);
+                }
+                Some(Next::Readable)
+            }
+        }
+    }
+
+    fn has_complete_request(&self) -> bool {
+        let mut input = &self.input_buffer[..];
+        match &self.protocol_state {
+            ProtocolState::Unknown(_) if input.first() == Some(&v2::FIRST) => {
+                v2::decode_hello(&mut input) != v2::DecodedHello::More
+            }
+            ProtocolState::V2(two) => two.has_complete_request(input),
+            one => {
+                let mut decoder = match one {
+                    ProtocolState::V1(decoder) => decoder.clone(),
+                    _ => protocol::RequestDecoder::default(),
+                };
+                decoder.decode(&mut input) != protocol::Decoded::More || decoder.is_skipping()
+            }
+        }
+    }
+
+    /// Whether the front of a frame has been skipped, and its end is still to come.
+    pub(super) fn is_skipping(&self) -> bool {
+        match &self.protocol_state {
+            ProtocolState::Unknown(_) => false,
+            ProtocolState::V1(decoder) => decoder.is_skipping(),
+            ProtocolState::V2(two) => two.is_skipping(),
+        }
+    }
+
+    /// The client sends nothing more, or has been kept from it: what it asked for is still answered.
+    fn on_eof(&mut self) -> Next {
+        self.frame_since = None;
+        if self.jobs > 0 {
+            self.ending = CloseState::AfterReplies;
+            return Next::Waiting;
+        }
+        if self.connection.is_stopped.load(Relaxed) {
+            self.send_close(v2::CloseReason::ShuttingDown);
+        }
+        Next::Closed
+    }
+}
+
+/// `recv` on a connection that passes no descriptors, after trying for a while without sleeping where the manner says so.
+fn receive(
+    socket: &OwnedFd,
+    buffer: &mut [u8],
+    options: RunOptions,
+    service: &Service,
+) -> Result<usize, Errno> {
+    if options.io_mode == IoMode::Blocking && !options.spin.is_zero() {
+        let spinners = service.spinners.fetch_add(1, Relaxed);
+        let mut outcome = Err(Errno::AGAIN);
+        if spinners < service.max_spinners {
+            let until = Instant::now() + options.spin;
+            while outcome == Err(Errno::AGAIN) && Instant::now() < until {
+                outcome = socket::receive(socket, buffer, IoMode::NonBlocking);
+                std::hint::spin_loop();
+            }
+        }
+        service.spinners.fetch_sub(1, Relaxed);
+        if outcome != Err(Errno::AGAIN) {
+            return outcome;
+        }
+    }
+    socket::receive(socket, buffer, options.io_mode)
+}

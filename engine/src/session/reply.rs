@@ -1,0 +1,75 @@
+//! A reply's bytes: its head in either version, and contents that are copied behind it.
+
+use crate::errors::Error;
+use crate::protocol::{self, Operation, Status, v2};
+use crate::session::dispatch::RequestContext;
+use crate::storage::mapping::{self, ObjectMeta};
+use rustix::fd::OwnedFd;
+
+/// How a reply is framed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Framing {
+    V1,
+    V2 { id: u32, extended: bool },
+}
+
+/// What precedes a content, or stands alone. In version 1 only contents have a head.
+pub(super) fn push_head(out: &mut Vec<u8>, asked: RequestContext, content: u64, found: Option<&ObjectMeta>) {
+    match asked.framing {
+        Framing::V1 => out.extend_from_slice(&protocol::content_head(content)),
+        Framing::V2 { id, .. } => {
+            let etag = found.map(ObjectMeta::etag);
+            // Left out of answers with a content, where a client that needs no time would pay for them.
+            let is_exact =
+                matches!(asked.operation, Operation::Stat | Operation::Put | Operation::PutDescriptor);
+            let metadata = v2::Metadata {
+                size: found.map(|found| found.size),
+                mtime: found.map(|found| found.mtime as u64),
+                nanoseconds: found.filter(|_| is_exact).map(|found| found.version.mtime_nanoseconds()),
+                etag: etag.as_ref().map(<[u8; 16]>::as_slice),
+                ..v2::Metadata::default()
+            };
+            v2::encode_response(out, id, Status::Ok, content, &metadata);
+        }
+    }
+}
+
+/// Puts another length into a head that was pushed.
+pub(super) fn patch_length(head: &mut [u8], framing: Framing, content: u64) {
+    let at = if framing == Framing::V1 { 1 } else { v2::CONTENT_LEN_AT };
+    head[at..at + 8].copy_from_slice(&content.to_be_bytes());
+}
+
+/// Appends what the file has between two offsets; fewer bytes where it ends before. False where the disk would have to be
+/// waited for, and this thread may not.
+pub(super) fn append_part(
+    file: &OwnedFd,
+    at: u64,
+    end: u64,
+    out: &mut Vec<u8>,
+    may_wait: bool,
+) -> Result<bool, Error> {
+    let start = out.len();
+    let length = (end - at) as usize;
+    out.resize(start + length, 0);
+    let mut have = 0;
+    while have < length {
+        let (room, offset) = (&mut out[start + have..], at + have as u64);
+        let read = match may_wait {
+            false => match mapping::read_cached(file, room, offset)? {
+                Some(read) => read,
+                None => return Ok(false),
+            },
+            true => match rustix::io::pread(file, room, offset) {
+                Err(rustix::io::Errno::INTR) => continue,
+                answer => answer.map_err(Error::Storage)?,
+            },
+        };
+        if read == 0 {
+            break;
+        }
+        have += read;
+    }
+    out.truncate(start + have);
+    Ok(true)
+}

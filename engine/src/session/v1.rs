@@ -1,0 +1,54 @@
+//! Version 1 in a session: one request, one reply, in order.
+
+use super::{FrameOutcome, ProtocolState, RunOptions, Session, ThreadBuffers};
+use crate::errors::Error;
+use crate::protocol::{Decoded, Operation, v2};
+use crate::request_log::UriTail;
+use crate::session::dispatch::{ParsedRequest, RequestContext};
+use crate::session::reply::Framing;
+
+impl Session {
+    /// Answers the request in front of `rest`.
+    pub(super) fn step_v1(
+        &mut self,
+        buffers: &mut ThreadBuffers,
+        options: RunOptions,
+        rest: &mut &[u8],
+    ) -> FrameOutcome {
+        let ProtocolState::V1(decoder) = &mut self.protocol_state else { return FrameOutcome::More };
+        let complete_at = self.complete_at;
+        // A frame that could not be understood has no mode; it is counted with the commonest one.
+        let asked = |operation, uri| RequestContext {
+            framing: Framing::V1,
+            operation,
+            complete_at,
+            answered_at: None,
+            uri: UriTail::of(uri),
+        };
+        match decoder.decode(rest) {
+            Decoded::More => FrameOutcome::More,
+            Decoded::Request { mode, uri } => {
+                let asked = asked(mode.into(), uri);
+                let result = if options.refuse {
+                    Err(Error::QUEUE_FULL)
+                } else {
+                    let parameters = v2::Parameters::default();
+                    let wanted = ParsedRequest { asked, uri, parameters, has_priority: false, source: None };
+                    self.handle(buffers, options, wanted)
+                };
+                if let Err(error) = result {
+                    self.push_error(buffers, asked, error);
+                }
+                FrameOutcome::Done
+            }
+            Decoded::Refused(status) => {
+                self.push_error(buffers, asked(Operation::FdPass, ""), Error::Refused(status));
+                FrameOutcome::Done
+            }
+            Decoded::Fatal(status) => {
+                self.push_error(buffers, asked(Operation::FdPass, ""), Error::Refused(status));
+                FrameOutcome::Fatal
+            }
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! An object on its way in: a file that no URI leads to until it is whole and on the disk; then it is renamed into place.
+
+use rustix::fd::{AsRawFd, OwnedFd};
+use rustix::fs::{self, AtFlags, CWD, FallocateFlags, Mode as Permissions, OFlags, RenameFlags};
+use rustix::io::{self, Errno};
+use std::ffi::CString;
+use std::sync::Arc;
+
+use crate::errors::Error;
+#[cfg(test)]
+use crate::storage::copying::{Copied, Copying};
+use crate::storage::mapping::ObjectMeta;
+use crate::storage::quota::check_quota;
+use crate::storage::staging::Directory;
+use crate::storage::target::{Conditions, Target};
+
+/// What is dropped leaves nothing behind.
+#[derive(Debug)]
+pub struct PendingWrite {
+    staging: Arc<Directory>,
+    target: Target,
+    file: OwnedFd,
+    /// Its name in the staging directory, if it has one already.
+    name: Option<CString>,
+    size: u64,
+    reserved: u64,
+}
+
+impl PendingWrite {
+    pub(crate) fn new(staging: Arc<Directory>, target: Target) -> Result<PendingWrite, Error> {
+        let everybody = Permissions::from_raw_mode(0o666);
+        let (file, name) = if staging.can_link {
+            // In the target's own directory, so that a lack of permission, room or quota shows now, and the group and the
+            // default access list of that directory hold. Nothing has to be swept after a crash.
+            let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
+            (fs::openat(&target.directory, c".", flags, everybody).map_err(Error::from_write)?, None)
+        } else {
+            let name = staging.next_name();
+            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+            (fs::openat(&staging.file, &name, flags, everybody).map_err(in_staging)?, Some(name))
+        };
+        Ok(PendingWrite { staging, target, file, name, size: 0, reserved: 0 })
+    }
+
+    /// Where the bytes go.
+    pub fn file(&self) -> &OwnedFd {
+        &self.file
+    }
+
+    /// Bytes so far.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Whether the disk has room for so many bytes more than there are, as far as can be known: what is more than there is
+    /// would fill the disk before it failed, and every other writer would find it full.
+    pub fn check_room(&self, more: u64) -> Result<(), Error> {
+        let disk = fs::fstatvfs(&self.file).map_err(Error::from_write)?;
+        if more > disk.f_bavail.saturating_mul(disk.f_frsize) {
+            return Err(Error::from_write(Errno::NOSPC));
+        }
+        check_quota(&self.file, more)
+    }
+
+    /// Takes room on the disk for `length` bytes in all, so that a lack of it shows before they come. File systems that
+    /// cannot do so take it as they are written to.
+    pub fn reserve(&mut self, length: u64) -> Result<(), Error> {
+        while length > self.reserved {
+            match fs::fallocate(&self.file, FallocateFlags::KEEP_SIZE, self.reserved, length - self.reserved)
+            {
+                Err(Errno::INTR) => {}
+                Err(Errno::OPNOTSUPP | Errno::NOSYS) => break,
+                Err(errno) => return Err(Error::from_write(errno)),
+                Ok(()) => self.reserved = length,
+            }
+        }
+        Ok(())
+    }
+
+    /// Appends all of `bytes`.
+    pub fn write(&mut self, mut bytes: &[u8]) -> Result<(), Error> {
+        while !bytes.is_empty() {
+            match io::pwrite(&self.file, bytes, self.size) {
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(Error::from_write(errno)),
+                // Not seen on Linux; asked again it would go on for ever.
+                Ok(0) => return Err(Error::Storage(Errno::IO)),
+                Ok(count) => {
+                    self.size += count as u64;
+                    bytes = &bytes[count..];
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Bytes that the disk has room for.
+    pub fn reserved(&self) -> u64 {
+        self.reserved
+    }
+
+    /// Makes it so long, which takes no room; what is never written reads as zeros.
+    pub(crate) fn extend(&mut self, length: u64) -> Result<(), Error> {
+        fs::ftruncate(&self.file, length).map_err(Error::from_write)?;
+        self.size = length;
+        Ok(())
+    }
+
+    /// Copies all that `source` holds, in as many steps as it takes.
+    #[cfg(test)]
+    fn copy_from(&mut self, source: OwnedFd) -> Result<u64, Error> {
+        let mut copying = Copying::of(source, 0)?;
+        while copying.step(self)? == Copied::Part {}
+        Ok(copying.length())
+    }
+
+    /// Puts the object in its place, lastingly, if the conditions hold. Returns what stat says from now on.
+    ///
+    /// Whatever fails before the rename leaves what was there as it was. When the last step fails, the fsync(2) of
+    /// the directory, the new object stands there, and a crash may still bring back what was there before. No fsync is
+    /// tried twice: after a failure Linux takes the lost pages for clean, and the second one succeeds.
+    pub fn commit(mut self, conditions: Conditions) -> Result<ObjectMeta, Error> {
+        // Checked again below; here it saves the wait for the disk.
+        let existing = self.target.existing()?;
+        self.target.check(&conditions, existing.as_ref())?;
+        if let Some(existing) = existing {
+            let permissions = Permissions::from_raw_mode(existing.st_mode & 0o777);
+            fs::fchmod(&self.file, permissions).map_err(Error::from_write)?;
+        }
+        if self.reserved > self.size {
+            fs::ftruncate(&self.file, self.size).map_err(Error::from_write)?;
+        }
+        self.link()?;
+        self.staging.versions.give(&self.file).map_err(Error::from_write)?;
+        fs::fsync(&self.file).map_err(Error::Storage)?;
+        let staging = Arc::clone(&self.staging);
+        let held = staging.lock(&self.target);
+        self.target.check(&conditions, self.target.existing()?.as_ref())?;
+        self.target.confirm(&staging.mapping)?;
+        self.rename(conditions.are_exclusive())?;
+        // A rename counts as a change of the file, so its version is known only now.
+        let found = ObjectMeta::of_file(&self.file, &fs::fstat(&self.file).map_err(Error::Storage)?);
+        drop(held);
+        self.target.sync()?;
+        // The directory may have been moved between the look before the rename and the rename.
+        self.target.confirm(&staging.mapping)?;
+        Ok(found)
+    }
+
+    /// Gives the file a name in the staging directory. linkat(2) replaces nothing, so the way into place leads over a name;
+    /// and fsync(2) of a file that has no name is nothing on some file systems (btrfs before 2025), so the name comes first.
+    fn link(&mut self) -> Result<(), Error> {
+        if self.name.is_none() {
+            // AT_EMPTY_PATH would do without /proc, and needs a capability before Linux 6.10.
+            let name = self.staging.next_name();
+            let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+            fs::linkat(CWD, path, &self.staging.file, &name, AtFlags::SYMLINK_FOLLOW).map_err(in_staging)?;
+            self.name = Some(name);
+        }
+        Ok(())
+    }
+
+    /// From the name in the staging directory to that of the object.
+    fn rename(&mut self, exclusive: bool) -> Result<(), Error> {
+        self.link()?;
+        let (from, to) = (&self.staging.file, &self.target);
+        let Some(name) = &self.name else { return Err(Error::StagingGone) };
+        let flags = if exclusive { RenameFlags::NOREPLACE } else { RenameFlags::empty() };
+        let mut answer = fs::renameat_with(from, name, &to.directory, &to.name, flags);
+        if exclusive && matches!(answer, Err(Errno::INVAL | Errno::NOSYS)) {
+            // This file system cannot; the check under the lock holds against all writes through this server.
+            answer = fs::renameat(from, name, &to.directory, &to.name);
+        }
+        match answer {
+            Ok(()) => self.name = None,
+            Err(Errno::EXIST) => return Err(Error::Conflict),
+            Err(errno) => return Err(Error::from_write(errno)),
+        }
+        Ok(())
+    }
+}
+
+impl Drop for PendingWrite {
+    fn drop(&mut self) {
+        if let Some(name) = &self.name {
+            // What cannot be removed now is swept by the next start.
+            let _ = fs::unlinkat(&self.staging.file, name, AtFlags::empty());
+        }
+    }
+}
+
+/// Refuses an object of more than `most` bytes; 0: none.
+pub fn check_size(length: u64, most: u64) -> Result<(), Error> {
+    if most > 0 && length > most { Err(Error::TooLarge) } else { Ok(()) }
+}
+
+fn in_staging(errno: Errno) -> Error {
+    match errno {
+        Errno::NOENT => Error::StagingGone,
+        other => Error::from_write(other),
+    }
+}
+
+#[cfg(test)]
+#[path = "pending_write_tests/mod.rs"]
+mod tests;

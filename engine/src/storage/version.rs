@@ -1,0 +1,120 @@
+//! The version of an object: what stat(2) says of its file, and the etag made of that.
+
+use rustix::fs::Stat;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Kernel clocks tick every 10 ms at the slowest (CONFIG_HZ=100).
+const SETTLED: Duration = Duration::from_millis(20);
+
+/// Where both times are whole seconds, the file system may keep no fractions; the coarsest (FAT) counts in 2 s.
+const SETTLED_COARSE: Duration = Duration::from_secs(2);
+
+/// SplitMix64's increment: 2⁶⁴ divided by the golden ratio.
+pub(super) const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// A version in 16 hex digits.
+pub type Etag = [u8; 16];
+
+/// What must be the same for a file to have the same content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Version {
+    pub(crate) device: u64,
+    pub(super) inode: u64,
+    pub(super) size: i64,
+    pub(super) modified: (i64, i64),
+    pub(super) changed: (i64, i64),
+    /// What the server wrote beside the content because times are coarse here (`versions.rs`); 0 for none.
+    pub(super) stamp: u64,
+}
+
+impl Version {
+    /// All but the stamp.
+    pub fn of(stat: &Stat) -> Self {
+        Version {
+            device: stat.st_dev,
+            inode: stat.st_ino,
+            size: stat.st_size,
+            modified: (stat.st_mtime, stat.st_mtime_nsec as i64),
+            changed: (stat.st_ctime, stat.st_ctime_nsec as i64),
+            stamp: 0,
+        }
+    }
+
+    pub fn stamped(self, stamp: u64) -> Self {
+        Version { stamp, ..self }
+    }
+
+    /// Whether both times are whole seconds, as on a file system that keeps no fractions.
+    pub fn is_coarse(&self) -> bool {
+        (self.modified.1, self.changed.1) == (0, 0)
+    }
+
+    /// Whether stat(2) says the same of both.
+    pub fn looks_like(&self, other: &Version) -> bool {
+        self.stamped(0) == other.stamped(0)
+    }
+
+    /// Bytes.
+    pub fn size(&self) -> u64 {
+        self.size.max(0) as u64
+    }
+
+    /// Seconds since 1970 at which the content last changed, negative before that.
+    pub fn mtime(&self) -> i64 {
+        self.modified.0
+    }
+
+    /// Nanoseconds beyond those seconds.
+    pub fn mtime_nanoseconds(&self) -> u32 {
+        self.modified.1 as u32
+    }
+
+    /// The version as 16 hex digits, which stay the same over restarts.
+    ///
+    /// Inode, size, modification and change time are mixed one after the other with the finaliser of SplitMix64 (Steele,
+    /// Lea, Flood, "Fast splittable pseudorandom number generators", 2014, in the variant 13 of Stafford), a bijection
+    /// in which every bit of the input changes every bit of the output with a probability near one half. The device
+    /// is left out: its number may be another after a reboot.
+    pub fn etag(&self) -> Etag {
+        let mixed = self.number();
+        let mut digits = [0; 16];
+        for (at, digit) in digits.iter_mut().enumerate() {
+            *digit = b"0123456789abcdef"[(mixed >> (60 - 4 * at)) as usize & 15];
+        }
+        digits
+    }
+
+    /// The number that the etag spells in hex.
+    pub fn number(&self) -> u64 {
+        let (modified, changed) = (self.modified, self.changed);
+        let fields = [self.inode, self.size as u64, nanoseconds(modified), nanoseconds(changed)];
+        // The fraction of the golden ratio, SplitMix64's increment, keeps a field of 0 from being a fixed point.
+        let step = |state: u64, field: u64| mix64(state.wrapping_add(GOLDEN) ^ field);
+        let mixed = fields.iter().fold(0u64, |state, &field| step(state, field));
+        if self.stamp == 0 { mixed } else { step(mixed, self.stamp) }
+    }
+
+    /// Whether a change after `seen` is sure to show, but for one through a mapping. `seen` is a time before stat(2) was
+    /// called: afterwards a slow read could let any file look old.
+    pub(super) fn is_stable(&self, seen: SystemTime) -> bool {
+        let (seconds, nanoseconds) = self.changed.max(self.modified);
+        let (Ok(seconds), Ok(nanoseconds)) = (u64::try_from(seconds), u32::try_from(nanoseconds)) else {
+            return false;
+        };
+        let at = UNIX_EPOCH + Duration::new(seconds, nanoseconds);
+        let settled = if self.is_coarse() { SETTLED_COARSE } else { SETTLED };
+        seen.duration_since(at).is_ok_and(|age| age > settled)
+    }
+}
+
+/// Wraps around in 2554 and before 1678, which an etag can live with.
+fn nanoseconds((seconds, nanoseconds): (i64, i64)) -> u64 {
+    seconds.wrapping_mul(1_000_000_000).wrapping_add(nanoseconds) as u64
+}
+
+/// The finaliser of SplitMix64.
+pub(crate) fn mix64(mut bits: u64) -> u64 {
+    bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    bits ^ (bits >> 31)
+}

@@ -1,0 +1,279 @@
+//! The datagrams, sans-IO: bytes in, values out. The Python codec is held to the same vectors (`tests/vectors/udp.txt`).
+//!
+//! ```text
+//! PULL   'U' 01 00 cookie_len(1)  request_id(4) offset(8) length(4) chunk(2) uri_len(2) cookie uri [padding]
+//! RETRY  'U' 01 01 00             request_id(4) cookie(16)
+//! DATA   'U' 01 02 status         request_id(4) version(8) total(8) offset(8) crc32c(4) payload
+//! ERROR  'U' 01 03 status         request_id(4) message_len(2) message
+//! ```
+//!
+//! A request of version 1 may lie in a datagram of its own, and gets its reply in one. Whatever is neither is noise, and is
+//! never answered: two servers that were made to answer each other would never stop.
+
+use crate::protocol::{Decoded, MAX_URI, Mode, RequestDecoder, Status};
+
+/// What every datagram of the pull form begins with: a letter, and the version of the form.
+const MAGIC: [u8; 2] = [b'U', 1];
+const PULL: u8 = 0;
+const RETRY: u8 = 1;
+const DATA: u8 = 2;
+const ERROR: u8 = 3;
+
+pub const COOKIE: usize = 16;
+/// What precedes a PULL's cookie and URI.
+pub const PULL_HEAD: usize = 24;
+#[cfg(test)]
+pub const RETRY_LENGTH: usize = 24;
+/// What precedes a DATA's payload.
+pub const DATA_HEAD: usize = 36;
+const CHECKSUM_AT: usize = 32;
+#[cfg(test)]
+pub const ERROR_HEAD: usize = 10;
+/// What a server must be able to take in of a datagram; what follows is padding, or makes it noise.
+pub const MAX_REQUEST: usize = PULL_HEAD + COOKIE + MAX_URI + 1;
+/// An ERROR has no more than this to say, so that it fits everywhere.
+const MAX_MESSAGE: usize = 1_000;
+
+/// What a server was asked.
+#[derive(Debug, PartialEq, Eq)]
+pub enum UdpRequest<'a> {
+    Pull(Pull<'a>),
+    /// A request of version 1, or the status that answers it.
+    Plain(Result<(Mode, &'a str), Status>),
+    /// Nothing that is to be answered.
+    Noise,
+}
+
+/// A range of an object, to be sent in pieces.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Pull<'a> {
+    pub request_id: u32,
+    pub offset: u64,
+    /// Bytes from `offset` on, at most.
+    pub length: u32,
+    /// Bytes in a piece, at most; the last of a range may be shorter.
+    pub chunk: u16,
+    pub cookie: Option<[u8; COOKIE]>,
+    /// The URI, or the status that answers this question.
+    pub uri: Result<&'a str, Status>,
+}
+
+impl<'a> UdpRequest<'a> {
+    /// Reads a datagram as it came.
+    pub fn decode(bytes: &'a [u8]) -> Self {
+        match bytes {
+            [b'1'..=b'3', ..] => UdpRequest::Plain(decode_plain(bytes)),
+            _ => decode_pull(bytes).map_or(UdpRequest::Noise, UdpRequest::Pull),
+        }
+    }
+}
+
+fn decode_plain(bytes: &[u8]) -> Result<(Mode, &str), Status> {
+    let mut rest = bytes;
+    match RequestDecoder::default().decode(&mut rest) {
+        Decoded::Request { mode, uri } if rest.is_empty() => Ok((mode, uri)),
+        Decoded::Refused(status) if rest.is_empty() => Err(status),
+        // What was cut off of a URI that is too long changes nothing.
+        Decoded::More if matches!(*bytes, [_, high, low, ..] if is_too_long(high, low)) => {
+            Err(Status::UriTooLong)
+        }
+        _ => Err(Status::ProtocolError),
+    }
+}
+
+fn is_too_long(high: u8, low: u8) -> bool {
+    usize::from(u16::from_be_bytes([high, low])) > MAX_URI
+}
+
+fn decode_pull(bytes: &[u8]) -> Option<Pull<'_>> {
+    let (head, rest) = bytes.split_first_chunk::<PULL_HEAD>()?;
+    let mut fields = Fields(&head[4..]);
+    let (request_id, offset) = (fields.u32(), fields.u64());
+    let (length, chunk, uri_length) = (fields.u32(), fields.u16(), fields.u16());
+    if head[..2] != MAGIC || head[2] != PULL {
+        return None;
+    }
+    let (cookie, rest) = match usize::from(head[3]) {
+        0 => (None, rest),
+        COOKIE => rest.split_first_chunk::<COOKIE>().map(|(cookie, rest)| (Some(*cookie), rest))?,
+        _ => return None,
+    };
+    let uri = if usize::from(uri_length) > MAX_URI {
+        Err(Status::UriTooLong)
+    } else {
+        decode_uri(rest.get(..usize::from(uri_length))?)
+    };
+    let uri = if chunk == 0 { Err(Status::InvalidRequest) } else { uri };
+    Some(Pull { request_id, offset, length, chunk, cookie, uri })
+}
+
+fn decode_uri(uri: &[u8]) -> Result<&str, Status> {
+    if uri.is_empty() || uri.contains(&0) {
+        return Err(Status::InvalidRequest);
+    }
+    std::str::from_utf8(uri).map_err(|_| Status::InvalidRequest)
+}
+
+/// Appends a PULL. The URI has at most [`MAX_URI`] bytes.
+pub fn encode_pull(out: &mut Vec<u8>, pull: &Pull<'_>, uri: &str) {
+    out.extend_from_slice(&MAGIC);
+    out.extend_from_slice(&[PULL, pull.cookie.map_or(0, |cookie| cookie.len() as u8)]);
+    out.extend_from_slice(&pull.request_id.to_be_bytes());
+    out.extend_from_slice(&pull.offset.to_be_bytes());
+    out.extend_from_slice(&pull.length.to_be_bytes());
+    out.extend_from_slice(&pull.chunk.to_be_bytes());
+    out.extend_from_slice(&(uri.len() as u16).to_be_bytes());
+    out.extend_from_slice(pull.cookie.as_ref().map_or(&[][..], |cookie| &cookie[..]));
+    out.extend_from_slice(uri.as_bytes());
+}
+
+/// Appends a RETRY: "show me this cookie, so that I know that your address is yours".
+pub fn encode_retry(out: &mut Vec<u8>, request_id: u32, cookie: &[u8; COOKIE]) {
+    out.extend_from_slice(&MAGIC);
+    out.extend_from_slice(&[RETRY, 0]);
+    out.extend_from_slice(&request_id.to_be_bytes());
+    out.extend_from_slice(cookie);
+}
+
+/// Appends an ERROR. A message of more than a thousand bytes is cut.
+pub fn encode_error(out: &mut Vec<u8>, request_id: u32, status: Status, message: &str) {
+    let message = &message.as_bytes()[..message.len().min(MAX_MESSAGE)];
+    out.extend_from_slice(&MAGIC);
+    out.extend_from_slice(&[ERROR, status as u8]);
+    out.extend_from_slice(&request_id.to_be_bytes());
+    out.extend_from_slice(&(message.len() as u16).to_be_bytes());
+    out.extend_from_slice(message);
+}
+
+/// What the DATA of one answer have in common.
+#[derive(Debug, Clone, Copy)]
+pub struct DataHead {
+    pub request_id: u32,
+    /// Names the object's state: another number is another content.
+    pub version: u64,
+    /// Bytes of the whole object.
+    pub total: u64,
+    /// The checksum of the URI, with which every piece's begins: see [`checksum_of_uri`].
+    pub seed: u32,
+}
+
+/// The checksum of every DATA covers the URI first, so that a piece of another object is never taken for one of this: a
+/// PULL that was damaged on its way may have asked for that.
+pub fn checksum_of_uri(uri: &str) -> u32 {
+    crc32c::crc32c(uri.as_bytes())
+}
+
+/// Writes the head of a DATA in front of its payload: `datagram` is the whole of it, with room for the head.
+///
+/// The checksum is CRC-32C (Castagnoli) over the URI and the datagram, in which its own field counts as zeros, as in SCTP.
+pub fn seal_data(datagram: &mut [u8], head: &DataHead, offset: u64) {
+    let Some((room, payload)) = datagram.split_first_chunk_mut::<DATA_HEAD>() else { return };
+    room[..2].copy_from_slice(&MAGIC);
+    room[2..4].copy_from_slice(&[DATA, Status::Ok as u8]);
+    room[4..8].copy_from_slice(&head.request_id.to_be_bytes());
+    room[8..16].copy_from_slice(&head.version.to_be_bytes());
+    room[16..24].copy_from_slice(&head.total.to_be_bytes());
+    room[24..CHECKSUM_AT].copy_from_slice(&offset.to_be_bytes());
+    room[CHECKSUM_AT..].fill(0);
+    let checksum = crc32c::crc32c_append(crc32c::crc32c_append(head.seed, room), payload);
+    room[CHECKSUM_AT..].copy_from_slice(&checksum.to_be_bytes());
+}
+
+/// What a server answered.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Answer<'a> {
+    Retry {
+        request_id: u32,
+        cookie: [u8; COOKIE],
+    },
+    Data {
+        request_id: u32,
+        version: u64,
+        total: u64,
+        offset: u64,
+        payload: &'a [u8],
+    },
+    Error {
+        request_id: u32,
+        status: u8,
+        message: &'a [u8],
+    },
+    /// Damaged, or none of these.
+    Noise,
+}
+
+impl<'a> Answer<'a> {
+    /// Reads a datagram that came in answer to a question about the URI with this checksum.
+    pub fn decode(seed: u32, bytes: &'a [u8]) -> Self {
+        Self::read(seed, bytes).unwrap_or(Answer::Noise)
+    }
+
+    fn read(seed: u32, bytes: &'a [u8]) -> Option<Self> {
+        let (head, rest) = bytes.split_first_chunk::<8>()?;
+        if head[..2] != MAGIC {
+            return None;
+        }
+        let (status, request_id) = (head[3], Fields(&head[4..]).u32());
+        match head[2] {
+            RETRY if status == 0 => Some(Answer::Retry { request_id, cookie: rest.try_into().ok()? }),
+            DATA if status == 0 => {
+                let (head, payload) = bytes.split_first_chunk::<DATA_HEAD>()?;
+                let mut fields = Fields(&head[8..]);
+                let (version, total, offset, checksum) =
+                    (fields.u64(), fields.u64(), fields.u64(), fields.u32());
+                let mut covered = *head;
+                covered[CHECKSUM_AT..].fill(0);
+                let found = crc32c::crc32c_append(crc32c::crc32c_append(seed, &covered), payload);
+                let fits = offset.checked_add(payload.len() as u64).is_some_and(|end| end <= total);
+                let fits = fits || payload.is_empty();
+                (found == checksum && fits).then_some(Answer::Data {
+                    request_id,
+                    version,
+                    total,
+                    offset,
+                    payload,
+                })
+            }
+            ERROR if status != 0 => {
+                let (length, message) = rest.split_first_chunk::<2>()?;
+                (usize::from(u16::from_be_bytes(*length)) == message.len()).then_some(Answer::Error {
+                    request_id,
+                    status,
+                    message,
+                })
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Big-endian numbers off the front of a head that was measured before.
+struct Fields<'a>(&'a [u8]);
+
+impl Fields<'_> {
+    fn take<const N: usize>(&mut self) -> [u8; N] {
+        match self.0.split_first_chunk::<N>() {
+            Some((field, rest)) => {
+                self.0 = rest;
+                *field
+            }
+            None => unreachable!("the head has room for all of its fields"),
+        }
+    }
+
+    fn u16(&mut self) -> u16 {
+        u16::from_be_bytes(self.take())
+    }
+
+    fn u32(&mut self) -> u32 {
+        u32::from_be_bytes(self.take())
+    }
+
+    fn u64(&mut self) -> u64 {
+        u64::from_be_bytes(self.take())
+    }
+}
+
+#[cfg(test)]
+#[path = "codec_tests.rs"]
+mod tests;
