@@ -48,7 +48,7 @@ class ClientOptions:
         if max_connections < 1 or attempts < 1:
             raise ValueError("max_connections and attempts must be at least 1")
         if not 0 <= wait <= MAX_WAIT:
-            raise ValueError(f"wait is 0 to {MAX_WAIT:.0f} seconds, not {wait}")
+            raise ValueError(f"wait: expected 0 to {MAX_WAIT:.0f} seconds (got {wait})")
         self.address: Address = default_address() if address is None else parse(address)
         self.timeout = _seconds("timeout", timeout)
         self.connect_timeout = _seconds("connect_timeout", connect_timeout)
@@ -74,7 +74,7 @@ class ClientOptions:
     @staticmethod
     def _check_piece(chunk_size: int) -> None:
         if chunk_size < 1:
-            raise LocalProtocolError(f"a piece has at least 1 byte, not {chunk_size}")
+            raise LocalProtocolError(f"chunk_size must be >= 1, got {chunk_size}")
 
     def _make_pool(self, runtime: Runtime) -> Pool:
         pool = self._api.make_pool(

@@ -89,7 +89,7 @@ def parse(text: "str | os.PathLike[str] | Address") -> Address:
     if given.startswith("udp://"):
         return UdpAddress(*_host_and_port(given, rest[2:], DEFAULT_UDP_PORT))
     if "://" in given or (colon and "/" not in given):
-        raise AddressError(f"{given!r} is no address: write unix:/path, tcp://host:port or udp://host:port")
+        raise AddressError(f"invalid address {given!r}: expected unix:/path, tcp://host:port or udp://host:port")
     return _unix(given, given)
 
 
@@ -122,7 +122,7 @@ def default_address(environment: Mapping[str, str] | None = None) -> Address:
 
 def _unix(path: str, given: str) -> UnixAddress:
     if not path or "\0" in path:
-        raise AddressError(f"{given!r} is no address: a Unix address has a path")
+        raise AddressError(f"invalid address {given!r}: expected a path after unix:")
     if len(os.fsencode(path)) > 107:
         raise AddressError(f"{path!r}: a Unix socket's path has at most 107 bytes")
     return UnixAddress(path)
@@ -141,7 +141,7 @@ def _host_and_port(given: str, rest: str, default_port: int) -> tuple[str, int]:
         wrong = not (port.isascii() and port.isdigit() and int(port) <= 65535)
         number = 0 if wrong else int(port)
     if wrong or not host:
-        raise AddressError(f"{given!r} is no address: write HOST:PORT (IPv6 in brackets), the port from 0 to 65535")
+        raise AddressError(f"invalid address {given!r}: expected HOST:PORT, a port from 0 to 65535, IPv6 in brackets")
     return host, number
 
 

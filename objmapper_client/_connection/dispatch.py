@@ -288,5 +288,5 @@ def unsupported(pool: Pool, operation: str) -> UnsupportedOperation:
     """The error for an operation that version 1 lacks."""
     return UnsupportedOperation(
         f"{pool.address}: no {operation}: the server speaks version 1 of the protocol,"
-        " which hands out objects and no more"
+        " which can only open and read objects"
     )

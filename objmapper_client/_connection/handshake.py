@@ -58,14 +58,14 @@ def negotiate(connection: Connection) -> Effects[bool]:
             if data:
                 raise
             raise ClosedInHandshake(
-                f"{connection.address}: the server closed the connection before it said hello"
+                f"{connection.address}: the server closed the connection during the handshake"
             ) from error
         reply = decode_hello_ack(data)
         if reply is not None:
             break
     remainder = data[HELLO_ACK_SIZE:] if isinstance(reply, HelloAck) else b""
     if connection.descriptors or (remainder and remainder[0] != CLOSE):
-        raise RemoteProtocolError(f"{connection.address}: the server sent more than it was asked for")
+        raise RemoteProtocolError(f"{connection.address}: the server sent more than requested")
     match reply:
         case HelloAck(capabilities, max_pipeline):
             if Capability.EXTENDED not in capabilities:

@@ -272,7 +272,7 @@ class Multiplexer:
         self._receiving = pending
         if content_len > pending.max_content:
             raise RemoteProtocolError(
-                f"{self.connection.address}: the server sends {content_len} bytes, more than it was asked for"
+                f"{self.connection.address}: the server sends {content_len} bytes, more than requested"
             )
 
     def _descriptor_mismatch(
@@ -286,7 +286,7 @@ class Multiplexer:
         expected = sum(1 for pending in requested if pending.status == 0)
         raise RemoteProtocolError(
             f"{self.connection.address}: the server passed {received} descriptors where "
-            f"{'one was' if expected == 1 else f'{expected} were'} due"
+            f"{'one was' if expected == 1 else f'{expected} were'} expected"
         )
 
     def _receive_content(self, finished: list[PendingRequest]) -> bool:

@@ -189,14 +189,14 @@ def check_descriptor(connection: Connection) -> None:
     """Raises RemoteProtocolError unless the server passed exactly one descriptor."""
     if len(connection.descriptors) != 1:
         raise RemoteProtocolError(
-            f"{connection.address}: the server passed {len(connection.descriptors)} descriptors where one was due"
+            f"{connection.address}: the server passed {len(connection.descriptors)} descriptors where one was expected"
         )
 
 
 def refuse_descriptors(connection: Connection) -> None:
     """Raises RemoteProtocolError if the server passed a descriptor."""
     if connection.descriptors:
-        raise RemoteProtocolError(f"{connection.address}: the server passed a descriptor that was not asked for")
+        raise RemoteProtocolError(f"{connection.address}: the server passed a descriptor that was not requested")
 
 
 def timeout_error(address: Address) -> RequestTimeout:

@@ -65,7 +65,7 @@ def _begin(pool: Pool, connection: Connection, operation: Operation, uri: str, r
     size = head.metadata.size
     if max_bytes is not None and head.content_len > max_bytes:
         raise RemoteProtocolError(
-            f"{connection.address}: the server sends {head.content_len} bytes, more than it was asked for"
+            f"{connection.address}: the server sends {head.content_len} bytes, more than requested"
         )
     if size is not None and head.content_len != (expected := range_length(size, offset or 0, max_bytes)):
         what = "of" if head.content_len < expected else "bytes, more than"
@@ -119,7 +119,7 @@ def _begin_v1(
     match reply:
         case DescriptorReply():
             if not decoder.is_empty:
-                raise RemoteProtocolError(f"{connection.address}: the server sent more than it was asked for")
+                raise RemoteProtocolError(f"{connection.address}: the server sent more than requested")
             socket_io.check_descriptor(connection)
             return Download(connection, 0, NO_METADATA, NO_DETAILS)
         case ContentReply(length):

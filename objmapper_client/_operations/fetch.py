@@ -8,10 +8,10 @@ from objmapper_client._connection.pending_request import NO_DETAILS, PendingRequ
 from objmapper_client._connection.pool import Pool
 from objmapper_client._files.memory import MemoryFile
 from objmapper_client._operations.download import Download, abort, begin, fill, finish, range_length
-from objmapper_client._operations.requests import protocol_violation
+from objmapper_client._operations.requests import check_range, protocol_violation
 from objmapper_client._runtime.descriptors import move_last
 from objmapper_client._runtime.effects import Effects, RunBlocking
-from objmapper_client.errors import Conflict, LocalProtocolError, ObjmapperError
+from objmapper_client.errors import Conflict, ObjmapperError
 from objmapper_client.object import Object, too_large, truncated
 from objmapper_client.protocol.v1 import Mode
 from objmapper_client.protocol.v2_requests import Operation
@@ -108,7 +108,7 @@ def _open_copy(pool: Pool, uri: str, mode: Mode) -> Effects[Object]:
 
 def read(pool: Pool, uri: str, mode: Mode, offset: int, length: int | None) -> Effects[bytes]:
     """Reads an object's bytes, or a range of them."""
-    _check_range(offset, length)
+    check_range(offset, length)
     if mode is Mode.FDPASS:
         with (yield from run_open(pool, uri, mode)) as found:
             wanted = range_length(found.size, offset, length)
@@ -126,7 +126,7 @@ def read(pool: Pool, uri: str, mode: Mode, offset: int, length: int | None) -> E
 
 def readinto(pool: Pool, uri: str, mode: Mode, buffer: memoryview, offset: int) -> Effects[int]:
     """Reads an object's bytes from `offset` into `buffer`. Returns their number."""
-    _check_range(offset, None)
+    check_range(offset, None)
     if mode is Mode.FDPASS:
         with (yield from run_open(pool, uri, mode)) as found:
             wanted = range_length(found.size, offset, len(buffer))
@@ -250,8 +250,3 @@ def _range(offset: int, length: int | None) -> tuple[object, ...]:
     if offset == 0 and length is None:
         return NO_DETAILS
     return details(offset=offset or None, length=length)
-
-
-def _check_range(offset: int, length: int | None) -> None:
-    if offset < 0 or (length is not None and length < 0):
-        raise LocalProtocolError(f"a range has an offset and a length from 0 on, not {offset} and {length}")

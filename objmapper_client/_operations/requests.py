@@ -178,9 +178,15 @@ class PageProgress:
 def list_page(_: Pool, prefix: str, page_size: int, cursor: bytes | None) -> Runnable[Page]:
     """Gets a page of a list. Raises LocalProtocolError if `page_size` is less than 1."""
     if page_size < 1:
-        raise LocalProtocolError(f"a page has at least 1 entry, not {page_size}")
+        raise LocalProtocolError(f"page_size must be >= 1, got {page_size}")
     parameters = details(limit=min(page_size, 0xFFFFFFFF), cursor=cursor, form=_DETAILED_FORM)
     return ListRequest(Operation.LIST, prefix).with_parameters(parameters, max_content=_MAX_PAGE)
+
+
+def check_range(offset: int, length: int | None) -> None:
+    """Raises LocalProtocolError if the offset or the length is negative."""
+    if offset < 0 or (length is not None and length < 0):
+        raise LocalProtocolError(f"offset and length must be >= 0, got {offset} and {length}")
 
 
 def protocol_violation(pending: PendingRequest, message: str) -> RemoteProtocolError:

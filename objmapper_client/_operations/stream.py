@@ -2,7 +2,8 @@
 
 from objmapper_client._connection.pool import Pool
 from objmapper_client._operations.download import Download, begin
-from objmapper_client._operations.fetch import _INLINE_LIMIT, _OPERATIONS, _check_range, _range, run_open
+from objmapper_client._operations.fetch import _INLINE_LIMIT, _OPERATIONS, _range, run_open
+from objmapper_client._operations.requests import check_range
 from objmapper_client._runtime.effects import Effects, RunBlocking, Wait
 from objmapper_client.object import Object, truncated
 from objmapper_client.protocol.v1 import Mode
@@ -10,7 +11,7 @@ from objmapper_client.protocol.v1 import Mode
 
 def begin_stream(pool: Pool, uri: str, mode: Mode, offset: int, length: int | None) -> Effects[Download | Object]:
     """Opens a stream. Returns an object (fdpass), or a download whose content has not been received."""
-    _check_range(offset, length)
+    check_range(offset, length)
     if mode is Mode.FDPASS:
         return (yield from run_open(pool, uri, mode))
     return (yield from begin(pool, _OPERATIONS[mode], uri, _range(offset, length)))

@@ -79,7 +79,7 @@ class _Upload:
         if connection.version == 1:
             if self._pool.version == 1:
                 raise unsupported(self._pool, "put")
-            raise ClosedInHandshake(f"{self._pool.address}: the server closed the connection before it said hello")
+            raise ClosedInHandshake(f"{self._pool.address}: the server closed the connection during the handshake")
         connection.last_id = request_id = connection.last_id + 1 & 0xFFFFFFFF
         operation = Operation.PUT
         if self._uses_descriptor:

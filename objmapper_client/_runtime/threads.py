@@ -142,7 +142,7 @@ def _perform(effect: object, deadline: float) -> Any:
             return effect.function()
         case NextChunk(source=Iterator() as pieces):
             return next(pieces, None)
-    raise TypeError(f"nobody here waits for {effect!r}: an async iterator is for AsyncClient")
+    raise TypeError(f"Client cannot wait for {effect!r}; pass an async iterator to AsyncClient")
 
 
 def _exchange_all(pendings: list[PendingRequest], deadline: float) -> None:

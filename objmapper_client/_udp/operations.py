@@ -9,12 +9,12 @@ from objmapper_client._connection.dispatch import with_exclusive
 from objmapper_client._connection.pool import Pool
 from objmapper_client._connection.socket_io import timeout_error
 from objmapper_client._files.memory import MemoryFile
-from objmapper_client._operations.requests import PutArguments, Stat
+from objmapper_client._operations.requests import PutArguments, Stat, check_range
 from objmapper_client._runtime.effects import PROGRESS_STRIDE, Effects, ResetDeadline, T, Wait
 from objmapper_client._udp.connection import UdpConnection, UdpPool
 from objmapper_client._udp.transfer import ObjectChanged, Transfer
 from objmapper_client.address import Address
-from objmapper_client.errors import LocalProtocolError, UnsupportedMode, UnsupportedOperation, error_for
+from objmapper_client.errors import UnsupportedMode, UnsupportedOperation, error_for
 from objmapper_client.object import Object, too_large
 from objmapper_client.protocol.v1 import Mode, Status
 
@@ -120,8 +120,7 @@ def _check(uri: str, mode: Mode, offset: int = 0, length: int | None = None) -> 
     if mode is not Mode.COPY:
         message = f"over UDP objects come by copy, not by {mode.name.lower()}, which needs a stream"
         raise UnsupportedMode(Status.INVALID_MODE, message, uri)
-    if offset < 0 or (length is not None and length < 0):
-        raise LocalProtocolError(f"a range has an offset and a length from 0 on, not {offset} and {length}")
+    check_range(offset, length)
 
 
 def _etag(transfer: Transfer) -> str:

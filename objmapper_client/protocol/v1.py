@@ -32,7 +32,7 @@ class Mode(Enum):
         try:
             return cls[name.upper()]
         except KeyError:
-            raise LocalProtocolError(f"{name!r} is no mode (there are: fdpass, copy, splice)") from None
+            raise LocalProtocolError(f"invalid mode {name!r}: expected fdpass, copy or splice") from None
 
     @classmethod
     def of(cls, name: "str | Mode") -> "Mode":
@@ -73,9 +73,9 @@ def encode_uri(uri: str) -> bytes:
     except AttributeError:
         raise LocalProtocolError(f"a URI must be a str, got {type(uri).__name__}: {uri!r}") from None
     if not raw or len(raw) > MAX_URI:
-        raise LocalProtocolError(f"a URI has 1 to {MAX_URI} bytes, this one {len(raw)}")
+        raise LocalProtocolError(f"invalid URI: expected 1 to {MAX_URI} bytes (got {len(raw)})")
     if 0 in raw:
-        raise LocalProtocolError(f"{uri!r}: a URI has no NUL")
+        raise LocalProtocolError(f"invalid URI {uri!r}: it has a NUL")
     return raw
 
 
@@ -199,7 +199,7 @@ class ReplyDecoder:
         if not self._kept:
             return None
         if requested is None:
-            raise RemoteProtocolError("the server sent a reply that nobody asked for")
+            raise RemoteProtocolError("the server sent a reply without a request")
         if self._kept[0] != Status.OK:
             return self._error()
         if requested is Mode.FDPASS:

@@ -193,7 +193,7 @@ class ResponseDecoder:
             return None
         operation = requested(request_id)
         if operation is None:
-            raise RemoteProtocolError(f"the server sent a response to request {request_id}, which is not under way")
+            raise RemoteProtocolError(f"the server sent a response to request {request_id}, which is not pending")
         if content_len and (status or (not self._extended and operation is Operation.FDPASS)):
             raise RemoteProtocolError(f"the server promised {content_len} bytes where none can follow")
         metadata = NO_METADATA
@@ -278,7 +278,7 @@ def in_nanoseconds(mtime: int, nanoseconds: int) -> int:
 def check_size(size: int) -> None:
     """Raises RemoteProtocolError for a size of more than 2^63 - 1 bytes."""
     if size > MAX_CONTENT:
-        raise RemoteProtocolError(f"the server told of an object of {size} bytes, more than any file can have")
+        raise RemoteProtocolError(f"the server sent an object size of {size} bytes, more than any file can have")
 
 
 class _Listed(NamedTuple):

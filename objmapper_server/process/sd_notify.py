@@ -46,4 +46,4 @@ class Notifier:
                 sender.sendto("\n".join(words).encode(), self._address)
         except OSError as error:
             # The server continues; the service manager detects the missing message.
-            LOG.warning("the service manager was not told %s: %s", words[0], error.strerror)
+            LOG.warning("the notification %s to the service manager failed: %s", words[0], error.strerror)

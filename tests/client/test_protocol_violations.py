@@ -51,10 +51,10 @@ def read(call: Caller) -> Read:
 @pytest.mark.parametrize(
     ("mode", "script", "words"),
     [
-        ("fdpass", say(b"\0"), "passed 0 descriptors where one was due"),
-        ("fdpass", passes(b"\0", 2, FILE), "passed 2 descriptors where one was due"),
+        ("fdpass", say(b"\0"), "passed 0 descriptors where one was expected"),
+        ("fdpass", passes(b"\0", 2, FILE), "passed 2 descriptors where one was expected"),
         ("fdpass", passes(b"\0", 200, FILE), "passed 200 descriptors"),
-        ("fdpass", passes(b"\0\0", 1, FILE), "more than it was asked for"),
+        ("fdpass", passes(b"\0\0", 1, FILE), "more than requested"),
         ("fdpass", passes(b"\0", 1, "/"), "no regular file"),
         ("fdpass", passes(b"\1\0\1x", 1, FILE), "not asked for"),
         ("copy", passes(b"\0" + bytes(8), 1, FILE), "not asked for"),

@@ -331,7 +331,7 @@ def test_the_service_manager_is_notified_of_each_state(
 
 def test_a_manager_that_is_gone_stops_nothing(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     Notifier({"NOTIFY_SOCKET": str(tmp_path / "none")}).ready("serving")
-    assert caplog.messages == ["the service manager was not told READY=1: No such file or directory"]
+    assert caplog.messages == ["the notification READY=1 to the service manager failed: No such file or directory"]
     Notifier({}).ready("without a socket")
     assert len(caplog.messages) == 1
 
