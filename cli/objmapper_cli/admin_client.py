@@ -39,9 +39,11 @@ class AdminClient:
             split = urlsplit(self._base)
             _ = split.port
         except ValueError as error:
-            raise CommandError(f"{self.address!r} is no admin address: {error}", ExitCode.USAGE) from error
+            raise CommandError(f"invalid admin address {self.address!r}: {error}", ExitCode.USAGE) from error
         if split.scheme not in ("http", "https") or not split.hostname or self.address == "unix:":
-            raise CommandError(f"{self.address!r} is no admin address: http://HOST:PORT or unix:/PATH", ExitCode.USAGE)
+            raise CommandError(
+                f"invalid admin address {self.address!r}: expected http://HOST:PORT or unix:/PATH", ExitCode.USAGE
+            )
 
     def read(self, path: str, *names: str) -> dict[str, Any]:
         """Return the document at `path`, which must have these keys."""
@@ -63,7 +65,7 @@ class AdminClient:
         except (ValueError, RecursionError):
             document = None
         if not isinstance(document, dict) or not document.keys() >= set(names):
-            raise CommandError(f"{self.address}: something answers there, but it is no objmapper: {text[:60]!r}")
+            raise CommandError(f"{self.address}: the answer is not from an objmapper server: {text[:60]!r}")
         return document
 
     @contextmanager
@@ -97,7 +99,7 @@ class AdminClient:
         except httpx.TimeoutException as error:
             raise CommandError(f"{self.address}: no answer in {REQUEST_TIMEOUT:.0f} s", ExitCode.TIMEOUT) from error
         except (UnicodeError, httpx.InvalidURL) as error:
-            raise CommandError(f"{self.address!r} is no admin address: {error}", ExitCode.USAGE) from error
+            raise CommandError(f"invalid admin address {self.address!r}: {error}", ExitCode.USAGE) from error
         except httpx.RequestError as error:
             raise CommandError(
                 f"{self.address}: no admin endpoint ({error}); is `objmapper serve` running? --admin names another",

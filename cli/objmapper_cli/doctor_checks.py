@@ -222,11 +222,11 @@ def check_access(config: "Config") -> Iterator[Finding]:
         yield note("lists and permissions", finding, cure)
     streams = [name for name in ("tcp", "udp") if getattr(config, name) is not None]
     if streams and (config.allow_uid or config.allow_gid):
-        finding = f"allow_uid and allow_gid are for the Unix socket; {' and '.join(streams)} let everybody in"
+        finding = f"allow_uid and allow_gid are for the Unix socket; {' and '.join(streams)} admit every client"
         yield note(
             "lists and networks",
             finding,
-            "serve the Unix socket alone, or shut what is not for everybody (allow_prefix)",
+            "serve the Unix socket alone, or restrict prefixes to users (allow_prefix)",
         )
 
 
@@ -305,7 +305,7 @@ def check_udp(config: "Config") -> Iterator[Finding]:
             yield problem(
                 "udp_trusted",
                 f"{network} is trusted, but its addresses can be forged: plain replies would flood their owners",
-                "trust only networks whose forged addresses your routers drop; everybody else can pull",
+                "trust only networks whose forged addresses your routers drop; other clients can pull",
             )
 
 

@@ -15,7 +15,7 @@ def uri_of(argument: str) -> str:
         except UnicodeError:
             from objmapper_client.errors import printable
 
-            raise CommandError(f"{printable(argument)}: a URI is UTF-8, this is not", ExitCode.USAGE) from None
+            raise CommandError(f"{printable(argument)}: invalid URI: not UTF-8", ExitCode.USAGE) from None
     return argument
 
 

@@ -61,7 +61,7 @@ def test_lists_that_cannot_have_their_say(objmapper: Run, root: Path, tmp_path: 
     found = findings(objmapper(*form).stdout)
     assert "0600" in found["lists and permissions"]["finding"]
     assert "unix_mode to 0666" in found["lists and permissions"]["cure"]
-    assert "tcp let everybody in" in found["lists and networks"]["finding"]
+    assert "tcp admit every client" in found["lists and networks"]["finding"]
     file.write_text('allow_gid = [12345]\nunix_mode = "0666"\n')
     assert not {"lists and permissions", "lists and networks"} & findings(objmapper(*form).stdout).keys()
 

@@ -143,7 +143,7 @@ def test_a_server_that_starts_is_waited_for_over_a_network_too(root: Path, start
         (["completion", "bash", "--json", "x"], "x"),
         (["trace", "--count", "0"], "--count"),
         (["stats", "--watch", "soon"], "--watch"),
-        (["stats", "--admin", "http://a\nb"], "no admin address"),
+        (["stats", "--admin", "http://a\nb"], "invalid admin address"),
         (["put", "root/a", "/b", "--if-match", "x" * 10_000], "etag"),
         (["put", "root/a", "/b", "--if-match", "x" * 70_000], "etag"),
         (["bench", "nonesuch"], "nonesuch"),

@@ -236,7 +236,7 @@ def test_a_program_that_is_no_objmapper_is_named(objmapper: Run, command: tuple[
         got = objmapper(*command, "--admin", address)
     assert (got.returncode, got.stdout) == (4 if b"gzip" in answer else 1, b"")
     assert address in one_line(got.stderr)
-    assert "no objmapper" in one_line(got.stderr) or "no admin endpoint" in one_line(got.stderr)
+    assert "not from an objmapper server" in one_line(got.stderr) or "no admin endpoint" in one_line(got.stderr)
 
 
 def test_a_server_of_another_version_is_named(objmapper: Run) -> None:

@@ -70,7 +70,7 @@ def test_a_terminal_sees_a_bar_of_what_takes_long(address: str, environment: dic
 
 def test_what_the_server_says_of_an_object(address: str, objmapper: Run) -> None:
     said = objmapper("stat", "/a", "--server", address).stdout.decode()
-    assert re.fullmatch(r"/a\n  size   5\n  mtime  not told over UDP\n  etag   [0-9a-f]{16}\n", said)
+    assert re.fullmatch(r"/a\n  size   5\n  mtime  not sent over UDP\n  etag   [0-9a-f]{16}\n", said)
     assert json.loads(objmapper("stat", "/a", "--json", "--server", address).stdout)["mtime"] is None
 
 

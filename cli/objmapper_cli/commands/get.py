@@ -135,7 +135,7 @@ def _download_into(
         skipped = SkippedFiles()
         code, found = download_all(client, tasks_below(client, prefix, folder, skipped), jobs, sync, on_downloaded)
         if not found and not skipped.code:
-            raise CommandError(f"{prefix}: no object begins with it", ExitCode.NOT_FOUND)
+            raise CommandError(f"{prefix}: no object has this prefix", ExitCode.NOT_FOUND)
         first = first or code or skipped.code
     return first
 

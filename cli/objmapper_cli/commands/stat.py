@@ -28,7 +28,7 @@ def stat(
             if as_json:
                 print_stat(found, has_mtime=tells_mtime)
             else:
-                mtime = format_time(found.mtime, found.mtime_ns) if tells_mtime else "not told over UDP"
+                mtime = format_time(found.mtime, found.mtime_ns) if tells_mtime else "not sent over UDP"
                 print_line(f"{for_terminal(uri)}\n  size   {found.size}\n  mtime  {mtime}\n  etag   {found.etag}")
 
         return run_each(map(uri_of, uris), show)
