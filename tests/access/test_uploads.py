@@ -66,6 +66,8 @@ def test_one_user_has_as_many_uploads_as_one_may_have_and_another_its_own(
     with uploading(place, written, model) as server, contextlib.ExitStack() as stack:
         for number in range(MOST):
             begin(stack.enter_context(RawClientV2(alice.connect(unix(server)))), f"/alice-{number}")
+        # Another connection's request may overtake them until then.
+        assert eventually(lambda: server.statistics().uploads_in_flight == MOST)
         with RawClientV2(alice.connect(unix(server))) as more:
             begin(more, "/alice-more", 2)
             refusal = more.answer()
