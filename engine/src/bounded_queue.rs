@@ -1,10 +1,11 @@
-//! The bounded queue between the threads that find work and the threads that do it: its refusal and its wait time.
+//! The bounded queue between the threads that find work and the threads that do it: a full queue refuses work, an
+//! empty one lets threads sleep.
 
 use std::collections::VecDeque;
 
 use crate::sync::{AtomicUsize, Condvar, Mutex, MutexGuard, Ordering, PoisonError};
 
-/// First in, first out, at most so many.
+/// A first-in-first-out queue with at most `most` items.
 #[derive(Debug)]
 pub struct BoundedQueue<T> {
     state: Mutex<State<T>>,
@@ -26,8 +27,8 @@ impl<T> BoundedQueue<T> {
         BoundedQueue { state: Mutex::new(state), filled: Condvar::new(), most, depth: AtomicUsize::new(0) }
     }
 
-    /// Appends what there is room for and takes it from `items`; the rest stays with the caller. Wakes as many sleepers as
-    /// there is new work.
+    /// Moves items from `items` into the queue as far as there is room; the rest stays with the caller. Wakes one
+    /// sleeping thread per added item.
     pub fn push_all(&self, items: &mut VecDeque<T>) {
         let mut state = self.state();
         let room = self.most.saturating_sub(state.items.len()).min(items.len());
@@ -40,7 +41,7 @@ impl<T> BoundedQueue<T> {
         }
     }
 
-    /// Appends one that was in the queue before and may come back whatever the bound.
+    /// Appends an item that was in the queue before; the bound does not apply to it.
     pub fn requeue(&self, item: T) {
         let mut state = self.state();
         state.items.push_back(item);
@@ -52,7 +53,7 @@ impl<T> BoundedQueue<T> {
         }
     }
 
-    /// The oldest, without waiting.
+    /// The oldest item, without waiting.
     pub fn try_pop(&self) -> Option<T> {
         if self.depth.load(Ordering::Relaxed) == 0 {
             return None;
@@ -63,7 +64,7 @@ impl<T> BoundedQueue<T> {
         item
     }
 
-    /// The oldest; waits for one. None once the queue is closed and empty.
+    /// The oldest item; waits for one. None once the queue is closed and empty.
     pub fn pop(&self) -> Option<T> {
         let mut state = self.state();
         loop {
@@ -84,7 +85,7 @@ impl<T> BoundedQueue<T> {
         self.depth.load(Ordering::Relaxed)
     }
 
-    /// Nobody waits any more: `pop` gives what is left, then None.
+    /// Ends all waiting: `pop` returns the remaining items, then None.
     pub fn close(&self) {
         self.state().closed = true;
         self.filled.notify_all();

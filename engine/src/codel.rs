@@ -1,23 +1,24 @@
-//! CoDel, controlled delay (RFC 8289): whether a queue's waits have been too long for a while.
+//! CoDel, controlled delay (RFC 8289): decides whether a queue's waits have been too long for a while.
 
 use crate::sync::Ordering;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::{Duration, Instant};
 
-/// The least wait over an interval may be this before the queue counts as overloaded.
+/// A queue counts as overloaded if the shortest wait of an interval exceeds this.
 const TARGET: Duration = Duration::from_millis(5);
 
 const INTERVAL: Duration = Duration::from_millis(100);
 
-/// While overloaded, what has waited longer than this is refused.
+/// While overloaded, the server refuses requests that have waited longer than this.
 const OVERLOAD_TIMEOUT: Duration = Duration::from_millis(10);
 
-/// Controlled delay: tells a queue that is busy from one that only grows old, by the least wait of an interval.
+/// Controlled delay: the shortest wait of an interval distinguishes a busy queue from one whose backlog stays.
 ///
-/// Refusing empties a queue of sessions in bursts, which makes the least wait of the next interval short although the load
-/// is the same. So an interval in which nine of ten waits were too long counts as overloaded too, and what is overloaded
-/// stays so until an interval has passed in which nothing waited too long. After Nichols and Jacobson, "Controlling Queue Delay", 2012, in the form for request servers: Maurer, "Fail at Scale",
-/// 2015 (least wait over 100 ms against 5 ms).
+/// Refusing empties a queue of sessions in bursts, which makes the shortest wait of the next interval small although
+/// the load is the same. So an interval in which nine of ten waits were too long counts as overloaded too, and an
+/// overloaded queue stays so until an interval has passed in which no wait was too long. After Nichols and Jacobson,
+/// "Controlling Queue Delay", 2012, in the form for request servers: Maurer, "Fail at Scale", 2015 (shortest wait
+/// over 100 ms against 5 ms).
 #[derive(Debug)]
 pub struct CoDel {
     started: Instant,
@@ -41,7 +42,7 @@ impl CoDel {
         }
     }
 
-    /// Takes note of a wait that ended `now`; true where that request is to be refused rather than served.
+    /// Records a wait that ended `now`; true if the caller must refuse that request.
     pub fn should_reject(&self, wait: Duration, now: Instant) -> bool {
         let now = now.saturating_duration_since(self.started).as_nanos() as u64;
         let wait_ns = wait.as_nanos() as u64;
@@ -52,7 +53,7 @@ impl CoDel {
         {
             let min_wait = self.min_wait.swap(wait_ns, Ordering::AcqRel);
             let (waits, late) = (self.waits.swap(1, Ordering::AcqRel), self.late.swap(0, Ordering::AcqRel));
-            // An interval that ended long ago says nothing of today.
+            // An interval that ended long ago is not evidence of overload now.
             let recent = now - ends < INTERVAL.as_nanos() as u64;
             let standing = min_wait > TARGET.as_nanos() as u64 || late * 10 > waits * 9;
             let persists = self.overloaded.load(Ordering::Acquire) && late > 0;

@@ -1,4 +1,4 @@
-//! The whole data plane of one server: its transports, the model that serves each, and the clock of the statistics.
+//! The data plane of one server: its transports, the model that serves each, and the timer of the statistics.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::Relaxed;
@@ -25,21 +25,21 @@ use crate::settings::{Limits, Settings};
 use crate::statistics::CountedUpTo;
 use crate::udp::{self, DatagramCounts, UdpSocket};
 
-/// The threads that accept and those that count have shallow work.
+/// The accepting threads and the statistics timer need little stack.
 const STACK: usize = 256 << 10;
-/// How long threads are given to notice that they are to stop at once.
+/// How long threads may take to notice an immediate stop.
 const STOP_GRACE: Duration = Duration::from_secs(5);
-/// The least that storage is given of it for what it is doing.
+/// The least part of it that storage gets to finish its work.
 const POOL_GRACE: Duration = Duration::from_secs(1);
 
-/// A transport that is served. While one model hands over to the next, there are several tenures.
+/// A served transport. While one model hands over to the next, it has several runs.
 #[derive(Debug)]
 struct Endpoint {
     ingress: Ingress,
     tenures: Vec<ModelRun>,
 }
 
-/// Where clients come in: by connections, or by datagrams.
+/// How clients reach the server: by connections or by datagrams.
 #[derive(Debug, Clone)]
 enum Ingress {
     Connections(Arc<Listener>),
@@ -76,7 +76,7 @@ impl Ingress {
     }
 }
 
-/// One model's time of service.
+/// One model's run on a transport.
 #[derive(Debug)]
 struct ModelRun {
     model: Model,
@@ -85,7 +85,7 @@ struct ModelRun {
 }
 
 impl Endpoint {
-    /// Has a model serve. Where this fails nothing has changed: the model before it, if any, serves on.
+    /// Starts a model. If this fails nothing has changed: the previous model, if any, continues to serve.
     fn begin(&mut self, model: Model, service: &Arc<Service>) -> Result<(), StartError> {
         let address = self.ingress.address();
         if !model.serves(self.ingress.transport()) {
@@ -107,7 +107,7 @@ impl Endpoint {
                 Ok(())
             }
             failed => {
-                // A panic has been reported on stderr by the runtime.
+                // The runtime has reported a panic on stderr.
                 let _ = thread.join();
                 let lost = || StartError::new(Errno::CANCELED, "the model ended before it served", address);
                 Err(failed.ok().and_then(Result::err).unwrap_or_else(lost))
@@ -119,7 +119,8 @@ impl Endpoint {
         self.tenures.last().map(|tenure| tenure.model)
     }
 
-    /// Gives an order to all, the oldest first: one that no longer finds a taker for what it hands over has got it then.
+    /// Gives a command to all runs, the oldest first: when a run finds no taker for its sessions any more, it has the
+    /// command already.
     fn give(&self, order: Command) {
         for tenure in &self.tenures {
             tenure.control.give(order);
@@ -140,7 +141,7 @@ struct StatsTimer {
 /// See `typings/objmapper_server/_engine.pyi` for what each method promises.
 #[derive(Debug)]
 pub struct Engine {
-    /// In a fork of it there are none of the threads, and nothing may be done for it.
+    /// A fork has none of the threads, and must not do anything on behalf of this process.
     process: Pid,
     service: Arc<Service>,
     endpoints: Mutex<Vec<Endpoint>>,
@@ -211,7 +212,7 @@ impl Engine {
         })
     }
 
-    /// The process that it was made in, and serves in.
+    /// The process that created the engine, and serves in it.
     pub fn process(&self) -> Pid {
         self.process
     }
@@ -340,17 +341,17 @@ impl Engine {
         self.service.peers.set(rules);
     }
 
-    /// One of the failures of the storage since this was asked before.
+    /// One storage failure since the last call.
     pub fn take_failure(&self) -> Option<Failure> {
         self.service.failures.take()
     }
 
-    /// Why nothing can be served: the root is gone; None where it is there.
+    /// Why the server cannot serve any object: the root is gone. None if the root exists.
     pub fn root_problem(&self) -> Option<String> {
         self.service.mapping.place().problem()
     }
 
-    /// One of the refusals since this was asked before.
+    /// One refusal since the last call.
     pub fn take_refusal(&self) -> Option<Refusal> {
         self.service.peers.refusals.take()
     }
@@ -359,7 +360,8 @@ impl Engine {
         self.service.set_limits(limits);
     }
 
-    /// Changes the model of a transport; false where the transport is not served. On an error the model before it serves on.
+    /// Changes the model of a transport; false if the transport is not served. On an error the previous model
+    /// continues to serve.
     pub fn set_concurrency(&self, transport: Transport, model: Model) -> Result<bool, StartError> {
         let mut endpoints = lock(&self.endpoints);
         if self.draining.load(Relaxed) {
@@ -374,8 +376,8 @@ impl Engine {
         if endpoint.model() == Some(model) {
             return Ok(true);
         }
-        // The successor first, so that somebody accepts at every moment; an order then comes to the predecessor first, so that
-        // what it hands over is taken.
+        // Start the successor first, so that one model accepts at every moment. Then command its predecessors to hand
+        // over, oldest first: the successor takes their sessions.
         let predecessors = endpoint.tenures.len();
         endpoint.begin(model, &self.service)?;
         for tenure in &endpoint.tenures[..predecessors] {
@@ -384,12 +386,12 @@ impl Engine {
         Ok(true)
     }
 
-    /// Stops accepting and waits until what is under way is finished; false where that took too long.
+    /// Stops accepting and waits until requests in progress are finished; false if that took too long.
     pub fn drain(&self, timeout: Duration) -> bool {
         self.order_all(Command::Drain, timeout)
     }
 
-    /// Ends everything. Can be called twice; does nothing in a fork of the engine's process.
+    /// Ends all transports and threads. Can be called twice; does nothing in a fork of the engine's process.
     pub fn stop(&self) {
         if self.process != getpid() {
             return;
@@ -398,7 +400,7 @@ impl Engine {
         let until = Instant::now() + STOP_GRACE;
         if self.order_all(Command::Stop, STOP_GRACE) {
             for tenure in lock(&self.endpoints).drain(..).flat_map(|endpoint| endpoint.tenures) {
-                // A panic in a thread has been reported on stderr by the runtime.
+                // The runtime has reported a panic on stderr.
                 let _ = tenure.thread.join();
             }
         }
@@ -415,7 +417,7 @@ impl Engine {
         let until = Instant::now().checked_add(timeout);
         {
             let endpoints = lock(&self.endpoints);
-            // Under the lock: a change of models that comes later finds it.
+            // Set under the lock, so that a later change of models sees it.
             self.draining.store(true, Relaxed);
             for endpoint in endpoints.iter() {
                 endpoint.give(order);
@@ -438,8 +440,8 @@ impl Drop for Engine {
         if self.process == getpid() {
             return self.stop();
         }
-        // A fork has no threads to join, and the paths and locks are its parent's to remove. Locks may have been held when it
-        // came to be: none is taken here.
+        // A fork has no threads to join, and its parent removes the paths and locks. The fork may have copied mutexes
+        // while they were held, so take none here.
         std::mem::forget(std::mem::take(self.endpoints.get_mut().unwrap_or_else(PoisonError::into_inner)));
         std::mem::forget(self.clock_thread.get_mut().unwrap_or_else(PoisonError::into_inner).take());
         std::mem::forget(Arc::clone(&self.service));
@@ -447,8 +449,8 @@ impl Drop for Engine {
 }
 
 impl StatsTimer {
-    /// Ends a second of the statistics each second, and looks after sockets that no session has any more. Where the process
-    /// was stopped meanwhile (SIGSTOP, a suspended machine), all seconds that have passed end at once.
+    /// Closes one second of the statistics each second, and runs the periodic work of the service. If the process was
+    /// stopped meanwhile (SIGSTOP, a suspended machine), closes all seconds that have passed at once.
     fn run(&self, service: &Service) {
         let started = Instant::now();
         let mut passed = 0;

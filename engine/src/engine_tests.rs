@@ -1,4 +1,4 @@
-//! Faults of the server's own, in every model: they end one session, or one answer, and nothing else.
+//! Faults of the server itself, in every model: they end one session, or one answer, and nothing else.
 #![allow(clippy::unwrap_used)]
 
 use super::*;
@@ -59,7 +59,7 @@ fn a_panic_ends_its_session_and_no_other_in_every_model() {
         let (engine, _root, addresses) = serving(model);
         let (mut one, mut other) = (connect(addresses["tcp"]), connect(addresses["tcp"]));
         assert_eq!((ask(&mut one), ask(&mut other)), (Some(b'a'), Some(b'a')), "{model:?}");
-        // More than there are workers: each of them survives some.
+        // More panics than there are workers: each worker survives some.
         for round in 1..=10 {
             let mut victim = connect(addresses["tcp"]);
             assert_eq!(ask(&mut victim), Some(b'a'), "{model:?}");
@@ -103,7 +103,7 @@ fn a_drain_longer_than_the_clock_counts_is_one() {
     assert!(engine.set_concurrency(Transport::Tcp, Model::ThreadPool).is_err(), "it drains");
 }
 
-/// Sends requests without an end and reads the answers; says how many bytes have come.
+/// Sends requests without end and reads the answers; counts the bytes that arrive.
 fn keep_busy(address: SocketAddr) -> (Arc<AtomicU64>, [JoinHandle<()>; 2]) {
     let client = connect(address);
     let (mut reading, mut writing) = (client.try_clone().unwrap(), client);
@@ -153,7 +153,7 @@ fn one_address_that_asks_for_much_leaves_others_room_to_wait_for_storage() {
         client.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         client
     };
-    // The only thread that may wait for storage does so.
+    // Block the only thread that may wait for storage.
     let (go_on, waits) = channel::<()>();
     let (begun, has_begun) = channel();
     let other = crate::storage::pool::Client { user: crate::storage::pool::User::Unknown, connection: 0 };
@@ -163,7 +163,7 @@ fn one_address_that_asks_for_much_leaves_others_room_to_wait_for_storage() {
         let _ = waits.recv();
     });
     has_begun.recv().unwrap();
-    // The kernel has not heard of these names, so storage must be asked.
+    // The kernel has not cached these names, so the server must ask storage.
     let greedy: Vec<_> = (0..20).map(|_| client("127.0.0.2")).collect();
     for (number, asker) in greedy.iter().enumerate() {
         for of in 0..20 {

@@ -1,4 +1,4 @@
-//! What can go wrong, and the status and the words that a client gets for it.
+//! What can go wrong, with the status and the message that a client gets for it.
 
 use rustix::io::Errno;
 use std::fmt;
@@ -8,7 +8,7 @@ use crate::protocol::Status;
 /// Why a request was not answered with the object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Error {
-    /// The URI names nothing.
+    /// No object exists at the URI.
     NotFound,
     /// The URI has an empty, `.` or `..` segment, or one that no file system could hold.
     BadPath,
@@ -16,43 +16,43 @@ pub enum Error {
     Symlink,
     /// The URI leads out of the root.
     Outside,
-    /// A directory, a FIFO, a device or a socket: only regular files are handed out.
+    /// A directory, a FIFO, a device or a socket: the server serves regular files only.
     NotRegular,
-    /// The server's own user may not read it.
+    /// The server's own user has no permission to read it.
     NoPermission,
-    /// The client's user is not among those who may connect.
+    /// The client's user is not on the list of users that may connect.
     NotAdmitted,
-    /// The client's user is not among those who may use what is below this prefix, or the transport has no users.
+    /// The client's user is not on the list for this prefix, or the transport has no users.
     NotForThisUser,
     /// This server takes no writes.
     NotWritable,
-    /// The server's own user may not write there.
+    /// The server's own user has no permission to write there.
     MayNotWrite,
-    /// A write to a URI at which a directory stands.
+    /// A write to a URI that is a directory.
     IsDirectory,
-    /// A write below a URI at which an object stands.
+    /// A write below a URI that is an object.
     NotDirectory,
     /// A write into a directory that does not exist.
     NoDirectory,
-    /// A write to a URI at which a symbolic link stands.
+    /// A write to a URI that is a symbolic link.
     WriteToLink,
-    /// A write to where another file system is mounted below the root: nothing can be renamed to there.
+    /// A write to another file system that is mounted below the root: rename(2) cannot reach it.
     OtherFileSystem,
-    /// The object is not, or no longer, what the request's conditions ask for.
+    /// The object's state does not, or no longer, match the request's conditions.
     Conflict,
     /// Neither 16 hex digits nor `*`.
     BadEtag,
-    /// A put by descriptor, of one that is no regular file open for reading.
+    /// A put by descriptor of a file other than a regular file open for reading.
     BadDescriptor,
     /// A put of more bytes than `max_object_size`.
     TooLarge,
     /// A content comes more slowly than `min_upload_rate`, or takes longer than `upload_timeout`.
     UploadTooSlow,
-    /// A put by descriptor, of a file whose file system may leave the server without an answer.
+    /// A put by descriptor of a file whose file system may never answer.
     SourceNotLocal,
-    /// A put by descriptor, of a file whose file system does not answer.
+    /// A put by descriptor of a file whose file system does not answer.
     SourceStuck,
-    /// A put by descriptor, of a file that became shorter meanwhile.
+    /// A put by descriptor of a file that became shorter during the copy.
     SourceShrank,
     /// The cursor does not belong to this prefix, or is damaged.
     BadCursor,
@@ -62,7 +62,7 @@ pub enum Error {
     RootGone,
     /// Descriptors pass over Unix sockets only.
     ModeNeedsUnix,
-    /// Server or machine have no descriptor left, or the queue is full: another try may succeed.
+    /// The server or the machine has no descriptor left, or the queue is full: another try may succeed.
     Busy(&'static str),
     /// The kernel is out of memory.
     OutOfMemory,
@@ -83,7 +83,7 @@ impl Error {
         matches!((self, Self::QUEUE_FULL), (Error::Busy(why), Error::Busy(full)) if *why == full)
     }
 
-    /// The errno to count where storage failed; that of a disk that never answers is ETIMEDOUT.
+    /// The errno to count if storage failed; ETIMEDOUT for a disk that never answers.
     pub fn of_storage(&self) -> Option<Errno> {
         match self {
             Error::Storage(errno) => Some(*errno),
@@ -92,7 +92,7 @@ impl Error {
         }
     }
 
-    /// What an operating system's error means for the one who asked for an object.
+    /// Maps an operating system's error to the error of a request for an object.
     pub fn from_open(errno: Errno) -> Self {
         match errno {
             Errno::NOENT | Errno::NOTDIR => Error::NotFound,
@@ -108,7 +108,7 @@ impl Error {
         }
     }
 
-    /// What an operating system's error means for the one who asked for a write.
+    /// Maps an operating system's error to the error of a write.
     pub fn from_write(errno: Errno) -> Self {
         match errno {
             Errno::ACCESS | Errno::PERM => Error::MayNotWrite,
@@ -120,7 +120,7 @@ impl Error {
         }
     }
 
-    /// The status byte that stands for it on the wire.
+    /// The status byte on the wire.
     pub fn status(self) -> Status {
         match self {
             Error::NotFound => Status::NotFound,

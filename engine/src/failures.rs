@@ -1,4 +1,4 @@
-//! What failed in the storage: counted by errno, and one failure kept until the log asks for it.
+//! Storage failures: counted by errno, and one kept until the log takes it.
 
 use rustix::io::Errno;
 use std::collections::BTreeMap;
@@ -9,26 +9,26 @@ use std::sync::atomic::{
 };
 use std::sync::{Mutex, PoisonError};
 
-/// In the place of an errno: the file ended before the length that was promised.
+/// Stands in for an errno: the file ended before the promised length.
 pub const ENDED_EARLY: i32 = 0;
-/// Linux has 133; what is beyond is counted as the last.
+/// Linux has 133; higher numbers count as the last.
 const ERRNOS: usize = 160;
 
-/// One of them, for the log.
+/// One failure, for the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[cfg_attr(feature = "python", derive(pyo3::IntoPyObject))]
 pub struct Failure {
     pub errno: i32,
     pub operation: &'static str,
     pub uri: String,
-    /// How many others there were since the last that was taken.
+    /// How many others there were since the last one taken.
     pub suppressed: u64,
 }
 
 #[derive(Debug)]
 pub struct Failures {
     counts: [AtomicU64; ERRNOS],
-    /// One is kept: each further one costs an addition.
+    /// While one is kept, each further failure costs one addition.
     is_kept: AtomicBool,
     kept: Mutex<PendingReport>,
 }
@@ -36,7 +36,7 @@ pub struct Failures {
 #[derive(Debug, Default)]
 struct PendingReport {
     failure: Option<Failure>,
-    /// As many of all have been taken or suppressed.
+    /// The total of those taken or suppressed.
     taken: u64,
 }
 
@@ -51,7 +51,7 @@ impl Default for Failures {
 }
 
 impl Failures {
-    /// Counts a failure; `errno` is [`ENDED_EARLY`] or that of the kernel.
+    /// Counts a failure; `errno` is [`ENDED_EARLY`] or the kernel's.
     pub fn note(&self, errno: i32, operation: &'static str, uri: &impl Display) {
         let place = usize::try_from(errno).unwrap_or(0).min(ERRNOS - 1);
         self.counts[place].fetch_add(1, Relaxed);
@@ -61,34 +61,35 @@ impl Failures {
         }
     }
 
-    /// How many there were since start, by errno; those of which there was one.
+    /// Failures since start, by errno; omits those without a failure.
     pub fn counts(&self) -> BTreeMap<i32, u64> {
         let counts = self.counts.iter().map(|count| count.load(Relaxed)).enumerate();
         counts.filter(|(_, count)| *count > 0).map(|(errno, count)| (errno as i32, count)).collect()
     }
 
-    /// The first since this was asked before, if there was one.
+    /// The first failure since the last call, if there was one.
     pub fn take(&self) -> Option<Failure> {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let mut failure = kept.failure.take()?;
-        // Before the sum: a failure that found one kept is part of it, and one that did not is kept for the next call.
+        // Before the sum: the sum includes a failure that found one kept; the next call takes one that did not.
         self.is_kept.swap(false, AcqRel);
         let all: u64 = self.counts.iter().map(|count| count.load(Relaxed)).sum();
         let new = all - kept.taken;
         kept.taken = all;
-        // Counted, and not yet kept, when others were taken: then it was among those that were suppressed.
+        // It was counted, but not yet kept, when an earlier call took another: that call counted it as suppressed.
         failure.suppressed = new.checked_sub(1)?;
         Some(failure)
     }
 }
 
-/// Whether sendfile(2) failed because of the socket rather than the file. `is_cut` tells whether the connection is gone.
+/// Whether sendfile(2) failed because of the socket rather than the file. `is_cut` returns whether the connection is
+/// gone.
 pub fn is_of_socket(errno: Errno, is_cut: impl FnOnce() -> bool) -> bool {
     match errno {
         Errno::AGAIN | Errno::INTR | Errno::PIPE | Errno::CONNRESET | Errno::CONNABORTED => true,
         Errno::NOTCONN | Errno::NOBUFS | Errno::NOMEM | Errno::TOOMANYREFS | Errno::DESTADDRREQ => true,
         Errno::HOSTUNREACH | Errno::NETUNREACH | Errno::NETDOWN | Errno::HOSTDOWN | Errno::NETRESET => true,
-        // A filter may forbid to send; a disk and a network may both take too long.
+        // A packet filter may forbid sending; a disk and a network may both time out.
         Errno::ACCESS | Errno::PERM | Errno::TIMEDOUT => is_cut(),
         _ => false,
     }

@@ -1,5 +1,5 @@
-//! Sessions on their way from one model to the next. None is left behind: a giver is refused once no taker is left, and the
-//! last taker leaves only when nothing waits.
+//! Sessions on their way from one model to the next. None is left behind: a giver gets its session back once no taker
+//! is left, and the last taker leaves only when nothing waits.
 
 use std::collections::VecDeque;
 
@@ -25,12 +25,12 @@ impl<T> Handover<T> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// From here on the caller takes what is given, until it leaves.
+    /// From here on the caller takes sessions that others give, until it leaves.
     pub fn enlist(&self) {
         self.state().takers += 1;
     }
 
-    /// Gives one; it comes back where no taker is left.
+    /// Gives an item; returns it if no taker is left.
     pub fn give(&self, item: T) -> Result<(), T> {
         let mut state = self.state();
         if state.takers == 0 {
@@ -44,7 +44,7 @@ impl<T> Handover<T> {
         self.state().waiting.pop_front()
     }
 
-    /// Leaves, unless the caller is the last taker and something waits; false then.
+    /// Leaves, unless the caller is the last taker and something waits; returns false then.
     pub fn leave(&self) -> bool {
         let mut state = self.state();
         if state.takers == 1 && !state.waiting.is_empty() {
@@ -54,7 +54,7 @@ impl<T> Handover<T> {
         true
     }
 
-    /// Leaves whatever waits: there is another taker, or everything ends.
+    /// Leaves even if something waits: another taker exists, or the server stops.
     pub fn withdraw(&self) {
         self.state().takers -= 1;
     }

@@ -3,9 +3,9 @@
 //! `concurrency → session → transport, storage → protocol → errors`. PyO3 lives in `python.rs` and `errors.rs` only,
 //! behind the feature `python`; the interpreter's lock is never taken to serve a request.
 
-// The names of documented items say what they are; not every field of a plain value needs prose.
+// The names of documented items explain them; not every field of a plain value needs prose.
 #![allow(missing_docs)]
-// Who calls the engine is Python: without it most of what is here is for tests alone.
+// Python calls the engine: without it most items here are used by tests alone.
 #![cfg_attr(not(feature = "python"), allow(dead_code))]
 
 mod access;
@@ -36,7 +36,7 @@ mod models_tests;
 #[cfg(feature = "python")]
 mod python;
 
-/// What `benches/recording.rs` measures.
+/// Items that `benches/recording.rs` measures.
 pub mod recording {
     pub use crate::concurrency::Model;
     pub use crate::net::transport::Transport;

@@ -1,4 +1,4 @@
-//! The protocols between threads that are ours, in every order of their steps: `make models` runs these under loom.
+//! The server's own protocols between threads, in every order of their steps: `make models` runs these under loom.
 
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -12,8 +12,8 @@ use crate::concurrency::run_state::RunState;
 use crate::handover::Handover;
 use std::collections::VecDeque;
 
-/// A worker runs a session while storage wakes it, and epoll reports it: what storage brought is seen by a run that begins
-/// after it, and no two threads run the session at once.
+/// A worker runs a session while storage wakes it and epoll reports it: a run that begins after storage's write sees
+/// it, and no two threads run the session at once.
 #[test]
 fn a_session_that_is_woken_is_run_after_it_and_by_one_thread_at_a_time() {
     loom::model(|| {
@@ -21,7 +21,7 @@ fn a_session_that_is_woken_is_run_after_it_and_by_one_thread_at_a_time() {
         let brought = Arc::new(AtomicUsize::new(0));
         let seen = Arc::new(AtomicUsize::new(0));
         let running = Arc::new(AtomicUsize::new(0));
-        // What a worker does that has the session.
+        // The loop of a worker that has the session.
         let work = {
             let (hands, brought) = (Arc::clone(&hands), Arc::clone(&brought));
             let (seen, running) = (Arc::clone(&seen), Arc::clone(&running));
@@ -54,7 +54,7 @@ fn a_session_that_is_woken_is_run_after_it_and_by_one_thread_at_a_time() {
     });
 }
 
-/// Two wake-ups at once, of a session that nobody has: it is run, and is free again at the end.
+/// Two wake-ups at once for an idle session: a thread runs it, and it is free again at the end.
 #[test]
 fn wake_ups_that_meet_leave_the_session_free() {
     loom::model(|| {
@@ -83,7 +83,8 @@ fn wake_ups_that_meet_leave_the_session_free() {
     });
 }
 
-/// One model hands a session over while the one that takes over drains: it is taken, or comes back; it never stays behind.
+/// One model hands a session over while its successor drains: the successor takes it, or the giver gets it back; it
+/// never stays behind.
 #[test]
 fn no_session_stays_behind_where_the_last_taker_leaves() {
     loom::model(|| {
@@ -111,12 +112,12 @@ fn no_session_stays_behind_where_the_last_taker_leaves() {
     });
 }
 
-/// Two workers sleep until the bounded queue has something, while two threads fill it and one item comes back: each worker
-/// gets one. Where a wake-up were lost, a worker would sleep for ever, and loom fails on a deadlock.
+/// Two workers sleep until the bounded queue has an item, while two threads fill it and one item comes back: each
+/// worker gets one. A lost wake-up would leave a worker asleep for ever, and loom fails on a deadlock.
 #[test]
 fn no_worker_sleeps_while_the_queue_has_an_item_for_it() {
     let mut model = loom::model::Builder::new();
-    // Each thread is interrupted at most so often where it could go on; without a bound this takes hours.
+    // loom preempts threads at most three times per run; without a bound this takes hours.
     model.preemption_bound = Some(3);
     model.check(|| {
         let queue = Arc::new(BoundedQueue::new(2));
@@ -157,8 +158,8 @@ fn as_many_workers_wake_as_there_is_new_work() {
     });
 }
 
-/// Two threads fill a queue with one place, and a worker takes until it is closed: the queue never has more than its bound,
-/// and each item is taken, or stays with the thread that has it.
+/// Two threads fill a queue with one place, and a worker pops until it is closed: the queue never exceeds its bound,
+/// and a worker gets each item, or the pushing thread keeps it.
 #[test]
 fn a_full_queue_leaves_each_item_to_exactly_one() {
     let mut model = loom::model::Builder::new();

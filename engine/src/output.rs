@@ -1,22 +1,23 @@
-//! Bytes of answers that the server has in memory for its clients: set aside for what storage reads, read and not sent yet,
-//! or left over where the client's socket was full.
+//! Bytes of answers that the server holds in memory for its clients: reserved for what storage reads, read and not
+//! sent yet, or left over because the client's socket was full.
 //!
-//! A client that asks and does not read would make them grow. So a connection may have a fixed number of them, and no more
-//! than a share of what is still free of the number for all: the dynamic threshold of `fd/budget.rs`. While a connection has
-//! as many as it may have, the server answers no further request of it and reads nothing from it. A connection may always
-//! have the few that one small answer takes; larger contents then go from file to socket, and pages of listings are short.
+//! A client that requests and does not read would make them grow. So a connection may have a fixed number of them,
+//! and at most a share of the free part of the total budget: the dynamic threshold of `fd/budget.rs`. While a
+//! connection is at its limit, the server answers no further request of it and reads nothing from it. A connection
+//! may always have the few bytes of one small answer; larger contents then go from file to socket, and pages of
+//! listings are short.
 
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 
-/// The part of the free budget that one connection may take.
+/// One connection may take this fraction of the free budget.
 const SHARE: usize = 8;
-/// What a connection may have in any case.
+/// The bytes that a connection may have in any case.
 pub const LEAST: usize = 16 << 10;
 
-/// Memory is given back where so many bytes less are in use than there were.
+/// Memory goes back to the kernel when use has dropped by this many bytes.
 const WORTH_A_TRIM: usize = 8 << 20;
-/// What has been less for so many seconds stays so.
+/// A drop that lasts for this many checks, a second apart, counts as lasting.
 const LOOKS: usize = 3;
 
 #[derive(Debug)]
@@ -24,12 +25,12 @@ pub struct Output {
     per_connection: usize,
     budget: usize,
     taken: AtomicUsize,
-    /// Bytes of buffers that threads have freed since memory was last given back.
+    /// Bytes of buffers that threads have freed since memory last went back to the kernel.
     freed: AtomicUsize,
     seen: Mutex<Seen>,
 }
 
-/// What was taken at the last looks, a second apart, and the most since memory was last given back.
+/// The bytes taken at the last checks, a second apart, and the maximum since memory last went back to the kernel.
 #[derive(Debug, Default)]
 struct Seen {
     last: [usize; LOOKS],
@@ -65,13 +66,13 @@ impl Output {
         self.taken.load(Relaxed)
     }
 
-    /// A thread has freed a buffer of so many bytes, and will not need it soon.
+    /// Records that a thread has freed a buffer of `bytes` bytes and will not need it soon.
     pub fn note_freed(&self, bytes: usize) {
         self.freed.fetch_add(bytes, Relaxed);
     }
 
-    /// Looks once a second how much is taken. Where it has been less than before for some looks, much of the memory is
-    /// free and stays with the allocator, between what is in use: then the kernel gets it back.
+    /// Checks once a second how much is taken. If use has dropped for LOOKS checks, much of the freed memory stays
+    /// with the allocator, scattered between live blocks: return it to the kernel.
     pub fn tick(&self) {
         if self.is_worth_a_trim(self.taken()) {
             give_memory_back();
@@ -93,10 +94,10 @@ impl Output {
     }
 }
 
-/// Has glibc return free memory of all its arenas; others return it by themselves.
+/// Makes glibc return the free memory of all its arenas; other allocators return it by themselves.
 fn give_memory_back() {
     #[cfg(target_env = "gnu")]
-    // SAFETY: it takes the allocator's own locks, and touches nothing that is in use.
+    // SAFETY: malloc_trim takes the allocator's own locks, and touches no memory that is in use.
     unsafe {
         libc::malloc_trim(0);
     }

@@ -1,4 +1,4 @@
-//! What Python sees. `typings/objmapper_server/_engine.pyi` is its description.
+//! The Python interface. `typings/objmapper_server/_engine.pyi` describes it.
 
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
@@ -23,7 +23,7 @@ use crate::settings::{Limits, OptimizeFor, Settings, TimeLimit};
 use crate::statistics::CountedUpTo;
 use crate::udp::Network;
 
-// The settings are read from the attributes of a `Config`, which has checked them: see `Settings` and `Limits`.
+// The engine reads settings from the attributes of a `Config`, which has checked them: see `Settings` and `Limits`.
 
 impl<'py> FromPyObject<'_, 'py> for Transport {
     type Error = PyErr;
@@ -83,7 +83,7 @@ fn numeric(text: &str) -> PyResult<SocketAddr> {
     text.parse().map_err(|_| PyValueError::new_err(format!("not a numeric ADDRESS:PORT: {text:?}")))
 }
 
-/// Descriptors of our own for those that Python keeps.
+/// Duplicates the descriptors, since Python keeps its own.
 pub fn sockets(given: &Bound<'_, PyAny>) -> PyResult<Vec<Arc<OwnedFd>>> {
     given.extract::<Vec<i32>>()?.into_iter().map(borrowed).collect()
 }
@@ -92,13 +92,13 @@ fn borrowed(number: i32) -> PyResult<Arc<OwnedFd>> {
     if number < 0 {
         return Err(PyValueError::new_err(format!("no descriptor: {number}")));
     }
-    // SAFETY: it is only borrowed for the call; where the number is not open, the call says so.
+    // SAFETY: the descriptor is only borrowed for the call; if the number is not open, the call fails with EBADF.
     let theirs = unsafe { BorrowedFd::borrow_raw(number) };
     let own = rustix::io::fcntl_dupfd_cloexec(theirs, 0).map_err(std::io::Error::from)?;
     Ok(Arc::new(own))
 }
 
-/// The attributes that are read from the rules about clients.
+/// The attributes read from the access rules.
 #[derive(FromPyObject)]
 struct PyRules {
     allow_uid: Vec<u32>,
@@ -120,7 +120,7 @@ impl From<PyRules> for Rules {
     }
 }
 
-/// A longer time counts as this: sums with the clock stay within its range.
+/// Longer times count as a century, so that sums with the clock stay within its range.
 const A_CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 /// More connections than a machine has ports for.
 const MOST_CLIENTS: usize = 1_000_000;
@@ -133,7 +133,8 @@ fn seconds(name: &str, value: f64) -> PyResult<Duration> {
         .map_err(|error| PyValueError::new_err(format!("{name} is no number of seconds ({value}): {error}")))
 }
 
-/// Threads do not survive a fork, and their locks may be held for ever in the child: it uses nothing of its parent's.
+/// Threads do not survive a fork, and the child's copies of their locks may stay held for ever: the child must not
+/// use the parent's objects.
 fn of_this_process(what: &str, process: Pid) -> PyResult<()> {
     if process == getpid() {
         return Ok(());
@@ -155,7 +156,7 @@ fn model_named(name: &str) -> PyResult<Model> {
     })
 }
 
-/// Every call leaves the interpreter to others while it works or waits.
+/// Every call releases the interpreter while it works or waits.
 #[pyclass(frozen, module = "objmapper_server._engine")]
 #[derive(Debug)]
 struct Engine(NativeEngine);
@@ -168,7 +169,8 @@ impl Engine {
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        // The interpreter drops it with its lock held. None: the interpreter is ending, and nothing waits for the lock.
+        // The interpreter drops the engine with its own lock held, so release it. None: the interpreter is ending,
+        // and no thread waits for the lock.
         if Python::try_attach(|py| py.detach(|| self.0.stop())).is_none() {
             self.0.stop();
         }
@@ -284,7 +286,7 @@ impl Engine {
     }
 }
 
-/// The attributes that are read from a load's plan.
+/// The attributes read from a load's plan.
 #[derive(FromPyObject)]
 struct PyPlan {
     unix: Option<PathBuf>,

@@ -1,7 +1,7 @@
-//! Single requests that somebody may want to look at: the slowest of the last minute, those slower than a watcher asked for,
-//! and a sample of all.
+//! Single requests kept for inspection: the slowest of the last minute, those slower than a watcher's limit, and a
+//! sample of all.
 //!
-//! What is not wanted costs the serving threads two comparisons; what is wanted costs them a lock and an allocation.
+//! A request that is not kept costs the serving thread two comparisons; a kept one costs a lock and an allocation.
 
 use crate::net::credentials;
 use std::collections::VecDeque;
@@ -15,18 +15,18 @@ use rustix::fd::OwnedFd;
 
 use crate::net::transport::Transport;
 
-/// The slowest are kept so many a bucket, of which the last so many count; a minute in all.
+/// The slowest requests are kept in BUCKETS buckets of SLOWEST each; together they cover a minute.
 const SLOWEST: usize = 32;
 const BUCKET: Duration = Duration::from_secs(10);
 const BUCKETS: usize = 6;
-/// Records that wait to be fetched; older ones are lost.
+/// Records that wait for a reader; older ones are lost.
 const MAX_KEPT: usize = 8192;
-/// So many threads count at once for the sample without a look at each other's.
+/// Counters for the sample: up to this many threads count without sharing one.
 const COUNTERS: usize = 16;
-/// Bytes of a URI that are kept, of its end.
+/// How many bytes of a URI's end are kept.
 const TAIL: usize = 95;
 
-/// A URI in passing: its end, without an allocation.
+/// The end of a URI, held without an allocation.
 #[derive(Clone, Copy)]
 pub struct UriTail {
     length: u8,
@@ -64,17 +64,17 @@ impl std::fmt::Debug for UriTail {
     }
 }
 
-/// Who asked; put into words only where a request is kept.
+/// The peer that sent the request; formatted only if the request is kept.
 #[derive(Debug, Clone, Copy)]
 pub enum PeerRef<'a> {
     Connection(&'a OwnedFd),
     Address(SocketAddr),
 }
 
-/// A request that was answered, and how the time divided.
+/// An answered request, and how its time divided.
 #[derive(Debug)]
 pub struct CompletedRequest<'a> {
-    /// Where the thread counts, as in the statistics.
+    /// The thread's shard, as in the statistics.
     pub shard: usize,
     pub uri: &'a UriTail,
     pub from: PeerRef<'a>,
@@ -83,7 +83,7 @@ pub struct CompletedRequest<'a> {
     pub model: &'static str,
     pub status: u8,
     pub bytes: u64,
-    /// In a queue; looking it up, with the wait for the disk; handing the answer to the kernel.
+    /// Time in a queue; in finding the object, including the wait for the disk; in handing the answer to the kernel.
     pub queue: Duration,
     pub storage: Duration,
     pub send: Duration,
@@ -95,13 +95,13 @@ impl CompletedRequest<'_> {
     }
 }
 
-/// The same, to be kept.
+/// The same, in a form that can be kept.
 #[derive(Debug, Clone)]
 #[cfg_attr(feature = "python", derive(pyo3::IntoPyObject))]
 pub struct Record {
-    /// Rises by one with each record that is fetched by number; 0 for the slowest.
+    /// Rises by one with each record that clients fetch by number; 0 for the slowest.
     pub number: u64,
-    /// Seconds since 1970, when it was answered.
+    /// The time of the answer, in seconds since 1970.
     pub at: f64,
     pub uri: String,
     pub peer: String,
@@ -142,19 +142,19 @@ impl Record {
 
 #[derive(Debug)]
 pub struct RequestLog {
-    /// Nanoseconds: what is faster is not among the slowest of this bucket.
+    /// Nanoseconds: faster requests are not among the slowest of this bucket.
     slow_floor: AtomicU64,
     slowest: Mutex<Slowest>,
-    /// Nanoseconds: what is slower is recorded.
+    /// Nanoseconds: slower requests are recorded.
     watch_floor: AtomicU64,
     watched_until: Mutex<Instant>,
-    /// One of so many is recorded; 0: none.
+    /// One request out of this many is recorded; 0: none.
     sample: AtomicU64,
     counted: [Counter; COUNTERS],
     records: Mutex<Records>,
 }
 
-/// In a cache line of its own: threads that write to the same one wait for each other.
+/// Aligned to a cache line of its own: threads that write to a shared line slow each other down.
 #[derive(Debug, Default)]
 #[repr(align(64))]
 struct Counter(AtomicU64);
@@ -187,7 +187,7 @@ impl Default for RequestLog {
 }
 
 impl RequestLog {
-    /// Takes note of a request where somebody wants it.
+    /// Records a request if it is slow, watched or sampled.
     pub fn record(&self, passed: &CompletedRequest<'_>) {
         let total = u64::try_from(passed.total().as_nanos()).unwrap_or(u64::MAX);
         if total >= self.slow_floor.load(Relaxed) {
@@ -228,7 +228,7 @@ impl RequestLog {
         all
     }
 
-    /// Records what is slower than this, for so long; a quicker request of another watcher stays in force.
+    /// Records requests slower than this, for `time`; a lower limit of another watcher stays in force.
     pub fn watch(&self, slower_than: Duration, time: Duration) {
         let floor = u64::try_from(slower_than.as_nanos()).unwrap_or(u64::MAX);
         let mut until = lock(&self.watched_until);
@@ -236,12 +236,12 @@ impl RequestLog {
         self.watch_floor.fetch_min(floor, Relaxed);
     }
 
-    /// Records one request of so many that a shard counts, 0: none.
+    /// Records one out of `one_of` requests per counter; 0: none.
     pub fn sample(&self, one_of: u64) {
         self.sample.store(one_of, Relaxed);
     }
 
-    /// The records behind this number, and the number of the last.
+    /// The records after this number, and the number of the last one.
     pub fn records(&self, after: u64) -> (u64, Vec<Record>) {
         let records = lock(&self.records);
         let known = records.kept.partition_point(|record| record.number <= after);
@@ -255,7 +255,7 @@ impl RequestLog {
             self.watch_floor.store(u64::MAX, Relaxed);
         }
         let mut slowest = lock(&self.slowest);
-        // Several at once where the clock's thread did not run for so long.
+        // Several buckets pass at once if the timer's thread was delayed.
         let passed = now.duration_since(slowest.began).as_secs() / BUCKET.as_secs();
         if passed > 0 {
             slowest.began = now;

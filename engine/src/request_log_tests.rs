@@ -1,4 +1,4 @@
-//! The journal: what is kept of single requests, for whom.
+//! Tests of the request log: which requests are kept, and for which reader.
 #![allow(clippy::unwrap_used)]
 
 use super::*;

@@ -1,4 +1,4 @@
-//! What all sessions share: settings, the mapping, statistics, and the limits that hold over all connections.
+//! State that all sessions share: settings, the mapping, statistics, and the limits over all connections.
 
 use rustix::fd::{AsFd, AsRawFd};
 use rustix::io::Errno;
@@ -29,13 +29,13 @@ use crate::storage::pool::{Client, StoragePool};
 use crate::storage::staging::Staging;
 use crate::uploads::Uploads;
 
-/// Descriptors that connections never get: for the files that requests open, the listeners, the interpreter.
+/// Descriptors that connections never get: reserved for the files that requests open, the listeners, the interpreter.
 pub const RESERVED_DESCRIPTORS: u64 = 32;
-/// Those that a server opens after its transports are served: the admin endpoint's, the access log's.
+/// Descriptors that the server opens after its transports are served: those of the admin endpoint and the access log.
 const DESCRIPTORS_STILL_TO_OPEN: u64 = 8;
-/// A server is to have room for so many clients at least, where it says how much to raise the limit.
+/// The advice on raising RLIMIT_NOFILE leaves room for at least this many clients.
 const MIN_CLIENTS: u64 = 16;
-/// The threads of a pool that has had no work end within a moment; so long a start that fails waits for them.
+/// An idle pool's threads end within a moment; a failed start waits at most this long for them.
 const END_OF_A_POOL: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
@@ -44,13 +44,13 @@ pub struct Service {
     pub mapping: Mapping,
     pub cache: Cache,
     pub listing: Listing,
-    /// None where the server takes no writes.
+    /// None if the server takes no writes.
     pub staging: Option<Staging>,
-    /// Threads that read; None where the thread that serves reads.
+    /// Threads that read; None if the serving threads read themselves.
     pub storage_pool: Option<StoragePool>,
-    /// Threads that write, and never read; None where the server takes no writes.
+    /// Threads that only write; None if the server takes no writes.
     pub write_pool: Option<StoragePool>,
-    /// Threads that copy what clients pass.
+    /// Threads that copy the files that clients pass.
     pub copiers: Copiers,
     pub uploads: Arc<Uploads>,
     pub statistics: Statistics,
@@ -66,14 +66,15 @@ pub struct Service {
     limit: u64,
     /// A descriptor with this number or a higher one means that the reserve has been reached.
     pub descriptor_limit: u64,
-    /// The same for what a client can keep open as long as it likes to write.
+    /// The same limit for descriptors that a slow client can keep open while it writes.
     write_limit: u64,
     pub connections: AtomicUsize,
     /// Threads that spin at this moment instead of sleeping, and how many may.
     pub spinners: AtomicUsize,
     pub max_spinners: usize,
-    /// Connections whose session is over, but whose client has not received its descriptors: they count against the user until
-    /// it reads them or closes, so the socket stays open to tell when, and counts as a connection. Not for ever.
+    /// Connections whose session is over while their client has unread descriptors. These count against the user
+    /// until the client reads them or closes. The socket stays open so that the server notices, and counts as a
+    /// connection, for at most `request_timeout`.
     unread: Mutex<Vec<UnreadConnection>>,
     notices: Vec<String>,
 }
@@ -101,7 +102,7 @@ impl Service {
         };
         let storage_pool = pool(settings.async_storage, "objmapper-storage")?;
         let write_pool = pool(settings.writable, "objmapper-writer").inspect_err(|_| {
-            // Its threads would wait for work as long as the process lives.
+            // Otherwise the pool's threads would wait for work as long as the process lives.
             if let Some(started) = &storage_pool {
                 started.stop(Instant::now() + END_OF_A_POOL);
             }
@@ -141,7 +142,7 @@ impl Service {
             write_limit: limit - limit / 4,
             connections: AtomicUsize::new(0),
             spinners: AtomicUsize::new(0),
-            // One core must stay free to do what is being spun for.
+            // One core must stay free for the work that the spinning threads wait for.
             max_spinners: crate::settings::cores().saturating_sub(1).max(1),
             unread: Mutex::new(Vec::new()),
             notices,
@@ -149,13 +150,13 @@ impl Service {
         })
     }
 
-    /// Fits the number of connections to what RLIMIT_NOFILE leaves besides the descriptors that the server itself has open.
-    /// Called once all transports are served. Returns a notice where fewer are left than were asked for; fails where there would be none.
+    /// Fits the number of connections to what RLIMIT_NOFILE leaves after the server's own descriptors. Called once
+    /// all transports are served. Returns a notice if fewer fit than requested; fails if none fits.
     pub fn fit_connections(&self) -> Result<Option<String>, StartError> {
-        // The kernel gives the lowest number that is free.
+        // The kernel returns the lowest free number.
         let next = rustix::io::fcntl_dupfd_cloexec(self.mapping.root(), 0);
         let next = next.map_or(self.limit, |next| next.as_raw_fd() as u64);
-        // Clients may have been accepted already.
+        // The server may have accepted clients already.
         let accepted = self.connections.load(Relaxed) as u64;
         let own = next.saturating_sub(accepted) + DESCRIPTORS_STILL_TO_OPEN;
         let free = self.limit.saturating_sub(RESERVED_DESCRIPTORS + own);
@@ -181,8 +182,8 @@ impl Service {
         }))
     }
 
-    /// Looks whether the root is still there, and follows it where it was replaced. Not done on remote roots, where the look could
-    /// wait for another machine.
+    /// Checks whether the root still exists, and follows it if it was replaced. Skips remote roots, where the check
+    /// could wait for another machine.
     pub fn look_at_root(&self) {
         if !self.mapping.is_remote() {
             let renew = || self.staging.as_ref().map_or(Ok(()), Staging::renew);
@@ -190,7 +191,7 @@ impl Service {
         }
     }
 
-    /// What was fitted at start, a line each.
+    /// Adjustments made at start, a line each.
     pub fn notices(&self) -> &[String] {
         &self.notices
     }
@@ -200,7 +201,7 @@ impl Service {
         self.max_connections.load(Relaxed)
     }
 
-    /// Changes what may change while sessions live. Who is connected stays, also over a lower cap.
+    /// Changes the limits that may change while sessions live. Connected clients stay, even over a lower cap.
     pub fn set_limits(&self, limits: &Limits) {
         self.max_connections.store(limits.max_connections.min(self.room.load(Relaxed)), Relaxed);
         self.cache.max_age.set(limits.cache_max_age);
@@ -209,7 +210,7 @@ impl Service {
         self.settings.request_timeout.set(limits.request_timeout);
     }
 
-    /// Keeps the content of a small object in memory, unless a later change of the file might not show. `seen` is a time
+    /// Caches the content of a small object, unless a later change of the file might go unnoticed. `seen` is a time
     /// before it was opened.
     pub fn keep(&self, path: &CStr, opened: &OpenObject, bytes: &[u8], seen: SystemTime) {
         if self.cache.is_on() && self.mapping.sees_changes_of(opened) {
@@ -217,7 +218,7 @@ impl Service {
         }
     }
 
-    /// Counts one connection more; false where the cap is reached (and then nothing is counted).
+    /// Counts one connection more; false if the cap is reached (then nothing is counted).
     pub fn admit_connection(&self) -> bool {
         if self.connections.fetch_add(1, Relaxed) < self.max_connections() {
             return true;
@@ -230,15 +231,15 @@ impl Service {
         self.connections.fetch_sub(1, Relaxed);
     }
 
-    /// Whether a descriptor that was opened for a write may stay open until its client, or the disk, is ready. The kernel
-    /// gives the lowest number that is free, so a high one says how many there are; a quarter is left to those who connect
-    /// and read.
+    /// Whether a descriptor opened for a write may stay open until its client, or the disk, is ready. The kernel
+    /// returns the lowest free number, so a high number means that many are open; the last quarter is for clients
+    /// that connect and read.
     pub fn has_fd_headroom(&self, descriptor: &impl AsFd) -> bool {
         (descriptor.as_fd().as_raw_fd() as u64) < self.write_limit
     }
 
-    /// Counts an error of storage and keeps it for the log, whether or not a client is left to hear of it. Returns what to
-    /// answer.
+    /// Counts a storage error and keeps it for the log, whether or not a client is left to receive it. Returns the
+    /// error to answer with.
     pub fn note_failure(&self, error: Error, operation: Operation, uri: &impl Display) -> Error {
         let error = self.mapping.explained(error);
         if let Some(errno) = error.of_storage() {
@@ -247,13 +248,13 @@ impl Service {
         error
     }
 
-    /// What storage has not done yet.
+    /// Work that storage has not finished.
     pub fn storage_pending(&self) -> usize {
         let pools = [&self.storage_pool, &self.write_pool].into_iter().flatten();
         pools.map(StoragePool::pending).sum::<usize>() + self.copiers.pending()
     }
 
-    /// Storage has nothing more to do for a connection, but for writes that came as a whole.
+    /// Ends storage work for a connection, except writes whose bytes have all arrived.
     pub fn leave_storage(&self, client: Client) {
         for pool in [&self.storage_pool, &self.write_pool].into_iter().flatten() {
             pool.leave(client);
@@ -261,16 +262,16 @@ impl Service {
         self.copiers.leave(client);
     }
 
-    /// Starts others in the place of threads that are stuck.
+    /// Starts further threads in place of those that are stuck.
     pub fn relieve_storage(&self) {
         for pool in [&self.storage_pool, &self.write_pool].into_iter().flatten() {
             pool.relieve();
         }
     }
 
-    /// Ends the threads of storage; those that are stuck at `until` are left behind.
+    /// Ends the storage threads; leaves behind those that are stuck at `until`.
     pub fn stop_storage(&self, until: Instant) {
-        // Told first of all, so that none of them waits for another's turn to end.
+        // Close the copiers first, so that they end while the pools stop.
         self.copiers.close();
         for pool in [&self.storage_pool, &self.write_pool].into_iter().flatten() {
             pool.stop(until);
@@ -278,7 +279,7 @@ impl Service {
         self.copiers.stop(until);
     }
 
-    /// Whether clients may pass descriptors, to be put.
+    /// Whether clients may pass descriptors for puts.
     pub fn takes_descriptors(&self, transport: Transport) -> bool {
         self.staging.is_some() && transport == Transport::Unix
     }
@@ -288,8 +289,8 @@ impl Service {
         self.unread().push(UnreadConnection { connection, since: Instant::now() });
     }
 
-    /// Drops the kept connections whose clients have read everything or are gone, and those that have had `request_timeout`
-    /// to read. Called once a second.
+    /// Drops the kept connections whose clients have read everything or are gone, and those that have had
+    /// `request_timeout` to read. Called once a second.
     pub fn sweep_unread(&self) {
         let mut over = Vec::new();
         self.unread().retain(|kept| {
@@ -309,7 +310,7 @@ impl Service {
         }
     }
 
-    /// Drops all kept connections: nothing looks after them any more. They hold the service, too.
+    /// Drops all kept connections; nothing checks them any more, and they hold references to the service.
     pub fn drop_unread(&self) {
         let kept = std::mem::take(&mut *self.unread());
         for kept in kept {
@@ -322,7 +323,7 @@ impl Service {
     }
 }
 
-/// The name of the root's file system where others may change it behind this kernel's back.
+/// The name of the root's file system if other machines may change it without this kernel's knowledge.
 fn remote_name(mapping: &Mapping) -> Result<Option<&'static str>, StartError> {
     file_system::remote_name(mapping.root()).map_err(|errno| {
         StartError::new(

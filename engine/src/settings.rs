@@ -1,5 +1,5 @@
-//! The settings that the engine uses, as one value, read from a `Config` by name. `objmapper_server/config.py` checks them
-//! and documents each. All are frozen but the time limits, which can change while the server runs.
+//! The settings that the engine uses, as one value, read from a `Config` by name. `objmapper_server/config.py` checks
+//! and documents each. Only the time limits can change while the server runs.
 
 use rustix::fd::OwnedFd;
 use std::collections::BTreeMap;
@@ -41,7 +41,7 @@ pub struct Settings {
     /// them beside the settings.
     #[cfg_attr(feature = "python", pyo3(default, from_py_with = crate::python::sockets))]
     pub inherited: Vec<Arc<OwnedFd>>,
-    /// The concrete model of each transport, given likewise.
+    /// The concrete model of each transport; the caller passes it beside the settings, too.
     #[cfg_attr(feature = "python", pyo3(default))]
     pub models: BTreeMap<Transport, Model>,
     /// 0: twice the cores.
@@ -54,7 +54,7 @@ pub struct Settings {
     pub storage_pool_size: usize,
     /// Bytes of small objects kept in memory; 0 keeps none.
     pub cache_size: u64,
-    /// How long what is kept is used before it is read again.
+    /// How long the server uses a cached content before it reads the file again.
     #[cfg_attr(feature = "python", pyo3(from_py_with = crate::python::duration))]
     pub cache_max_age: Duration,
     /// Bytes of answers that the server holds in memory for one connection.
@@ -64,23 +64,23 @@ pub struct Settings {
     pub follow_symlinks: bool,
     /// Whether clients may put and delete.
     pub writable: bool,
-    /// Bytes of the largest object that may be put; 0: any.
+    /// Bytes of the largest object that a client may put; 0: any.
     pub max_object_size: u64,
-    /// Bytes a second that a content must come with on average, once `request_timeout` has passed; 0: any.
+    /// The average rate, in bytes a second, that a content must reach once `request_timeout` has passed; 0: any.
     pub min_upload_rate: u64,
-    /// How long one put may take in all.
+    /// How long one put may take in total.
     #[cfg_attr(feature = "python", pyo3(from_py_with = crate::python::duration))]
     pub upload_timeout: Duration,
-    /// Contents that one user may have under way; 0: any number.
+    /// Contents that one user may send at a time; 0: any number.
     pub max_uploads_per_uid: u32,
-    /// Bytes that may be reserved for what one user has announced and not sent; 0: none.
+    /// Bytes that the server reserves for contents that one user has announced and not sent; 0: none.
     pub max_reserved_per_uid: u64,
     pub idle_timeout: TimeLimit,
     pub header_timeout: TimeLimit,
     pub request_timeout: TimeLimit,
 }
 
-/// A time limit that can change while others compare with it.
+/// A time limit that can change while other threads read it.
 #[derive(Debug)]
 pub struct TimeLimit(AtomicU64);
 
@@ -120,7 +120,7 @@ impl PartialOrd<TimeLimit> for Duration {
     }
 }
 
-/// What may change while the server runs.
+/// The settings that may change while the server runs.
 #[derive(Debug, Clone, Copy)]
 #[cfg_attr(feature = "python", derive(pyo3::FromPyObject))]
 pub struct Limits {
@@ -136,13 +136,13 @@ pub struct Limits {
 }
 
 impl Settings {
-    /// Workers of a pool: what was asked for, else twice the cores.
+    /// Workers of a pool: the configured number, else twice the cores.
     pub fn workers(&self) -> usize {
         if self.pool_size > 0 { self.pool_size } else { cores() * 2 }
     }
 }
 
-/// The processors that this process may use, as it was when first asked: to find out takes a look at files of the cgroup.
+/// The processors that this process may use, as of the first call: finding out reads files of the cgroup.
 pub fn cores() -> usize {
     static CORES: OnceLock<usize> = OnceLock::new();
     *CORES.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from))

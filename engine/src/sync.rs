@@ -1,4 +1,4 @@
-//! The primitives of the protocols between threads that are checked under loom (`make models`): std's, or loom's there.
+//! The primitives of the protocols between threads that loom checks (`make models`): std's, or loom's in that build.
 
 #[cfg(not(model_check))]
 pub use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};

@@ -1,5 +1,5 @@
-//! Contents that are on their way in, by user: how many each may have under way, and how many bytes of the disk may be
-//! reserved for what its clients have announced and not sent.
+//! Incoming contents by user: how many each user may send at a time, and how many bytes of the disk the server may
+//! reserve for what the user's clients have announced and not sent.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -8,17 +8,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::errors::Error;
 use crate::storage::pool::User;
 
-/// Bytes of contents that may wait for a writer, of all users.
+/// Bytes of contents that may wait for a writer, over all users.
 const MOST_BUFFERED: usize = 64 << 20;
 
 #[derive(Debug)]
 pub struct Uploads {
-    /// Of one user at a time; 0: any number.
+    /// The limit per user; 0: any number.
     most: u32,
-    /// Bytes that may be reserved for one user; 0: none ahead.
+    /// Bytes that the server may reserve for one user; 0: none ahead.
     most_reserved: u64,
     users: Mutex<HashMap<User, Share>>,
-    /// Bytes of contents that wait for a writer, of all users.
+    /// Bytes of contents that wait for a writer, over all users.
     buffered: AtomicUsize,
 }
 
@@ -28,7 +28,7 @@ struct Share {
     reserved: u64,
 }
 
-/// One content that is under way, counted until this is dropped.
+/// One incoming content, counted until this is dropped.
 #[derive(Debug)]
 pub struct Upload {
     uploads: Arc<Uploads>,
@@ -41,7 +41,7 @@ impl Uploads {
         Uploads { most, most_reserved, users: Mutex::default(), buffered: AtomicUsize::new(0) }
     }
 
-    /// Counts one more; UNAVAILABLE where the user has as many as one may have.
+    /// Counts one more; UNAVAILABLE if the user is at the limit.
     pub fn begin(self: &Arc<Self>, user: User) -> Result<Upload, Error> {
         let mut users = self.users();
         let share = users.entry(user).or_default();
@@ -53,7 +53,7 @@ impl Uploads {
         Ok(Upload { uploads: Arc::clone(self), user, reserved: 0 })
     }
 
-    /// How many are under way, and the bytes that are reserved for them, of all users.
+    /// The number of incoming contents and the bytes reserved for them, over all users.
     pub fn figures(&self) -> (u64, u64) {
         let users = self.users();
         (
@@ -70,7 +70,7 @@ impl Uploads {
         self.buffered.fetch_sub(bytes, Relaxed);
     }
 
-    /// Whether a content that has bytes waiting already may have more.
+    /// Whether a content with waiting bytes may have more.
     pub fn may_buffer(&self) -> bool {
         self.buffered.load(Relaxed) < MOST_BUFFERED
     }
@@ -81,7 +81,7 @@ impl Uploads {
 }
 
 impl Upload {
-    /// Sets how many bytes are reserved for it to `wanted`, or to what the user may have yet. Returns how many it has.
+    /// Sets the reservation to `wanted` bytes, or to what the user may still have. Returns the number reserved.
     pub fn reserve(&mut self, wanted: u64) -> u64 {
         let mut users = self.uploads.users();
         if let Some(share) = users.get_mut(&self.user) {
@@ -120,7 +120,7 @@ mod tests {
         let mut stranger = begin(2).expect("another user's");
         assert_eq!((one.reserve(700), other.reserve(700), stranger.reserve(700)), (700, 300, 700));
         assert_eq!(uploads.figures(), (3, 1700));
-        // What has been written is reserved no longer.
+        // Written bytes are no longer reserved.
         assert_eq!((one.reserve(100), other.reserve(5000)), (100, 900));
         drop(one);
         assert_eq!(other.reserve(5000), 1000);

@@ -1,10 +1,11 @@
-//! Who may connect, to what, and how much one user may have of it: lists of users and groups for Unix sockets and for the
-//! URIs below a prefix, caps for each user.
+//! Which users may connect, what they may use, and how much one user may have: lists of users and groups for Unix
+//! sockets and for the URIs below a prefix, and caps for each user.
 //!
-//! The kernel vouches for the other end of a Unix socket (SO_PEERCRED, SO_PEERGROUPS): the user and the groups that it had
-//! at connect(2), the supplementary ones too. Elsewhere nobody has a user: what is below a prefix with a list stays shut.
+//! The kernel vouches for the other end of a Unix socket (SO_PEERCRED, SO_PEERGROUPS): the user and the groups,
+//! supplementary ones included, as of connect(2). Clients of other transports have no user: paths below a prefix with
+//! a list stay closed to them.
 //!
-//! Without rules nothing is asked and nothing is counted: sessions compare one number a turn.
+//! Without rules the server checks and counts nothing: sessions compare one number per turn.
 
 use crate::net::credentials;
 use rustix::fd::OwnedFd;
@@ -21,14 +22,14 @@ use crate::net::transport::Transport;
 use crate::service::Service;
 use crate::session::Connection;
 
-/// How long the connections of a user who is at the cap, and receives nothing, are not asked again what was received.
+/// How long to wait before asking again what a user at the cap has received, after a check that found nothing.
 const SETTLE_INTERVAL: Duration = Duration::from_millis(2);
 
-/// What one user has, over all its connections.
+/// The connections and descriptors of one user, over all its connections.
 #[derive(Debug, Default)]
 pub struct UserAccount {
     connections: AtomicU32,
-    /// Opened for it, passed by it, or passed to it and, as far as is known, not received.
+    /// Opened for it, passed by it, or passed to it and, as far as the server knows, not received.
     descriptors: AtomicU32,
     members: Mutex<UserConnections>,
 }
@@ -36,7 +37,7 @@ pub struct UserAccount {
 #[derive(Debug, Default)]
 struct UserConnections {
     connections: Vec<Weak<Connection>>,
-    /// When it was last looked what they had received, and they had received nothing.
+    /// When the last check found that they had received nothing.
     vain_at: Option<Instant>,
 }
 
@@ -49,7 +50,7 @@ impl UserAccount {
         self.descriptors.fetch_sub(count, Ordering::Relaxed);
     }
 
-    /// From now on the connection is looked at when the user is at the cap.
+    /// Adds the connection to those that the server checks when the user is at the cap.
     pub fn track(&self, connection: &Arc<Connection>) {
         let mut members = lock(&self.members);
         if members.connections.len() == members.connections.capacity() {
@@ -62,7 +63,8 @@ impl UserAccount {
         self.descriptors.load(Ordering::Relaxed)
     }
 
-    /// Finds out what the user has received meanwhile. Many connections cost many calls, so after it was in vain it rests.
+    /// Finds out what the user has received meanwhile. Many connections cost many calls, so a check that finds
+    /// nothing pauses the next ones.
     fn settle(&self, service: &Service) {
         let mut members = lock(&self.members);
         let now = Instant::now();
@@ -91,19 +93,19 @@ impl Drop for ConnectionCharge {
     }
 }
 
-/// What is known of a client while there are rules.
+/// Access facts about a client while there are rules.
 #[derive(Debug)]
 pub struct ClientAccess {
-    /// The rules by which it was judged.
+    /// The version of the rules that judged the client.
     pub generation: u64,
     who: Option<Credentials>,
     view: View,
-    /// Only users are counted.
+    /// None for a client without a user: the server counts users only.
     charge: Option<ConnectionCharge>,
 }
 
 impl ClientAccess {
-    /// What it may list.
+    /// What the client may list.
     pub fn view(&self) -> &View {
         &self.view
     }
@@ -112,7 +114,7 @@ impl ClientAccess {
         self.charge.as_ref().map(|charge| &charge.0)
     }
 
-    /// FORBIDDEN where this client may not use what is at the path; with a slash at its end, anything below it.
+    /// FORBIDDEN if this client may not use the path; with a slash at its end, anything below the path.
     pub fn check(&self, path: &[u8], peers: &Clients) -> Result<(), Error> {
         if !self.view.excludes(path) {
             return Ok(());
@@ -125,12 +127,12 @@ impl ClientAccess {
         Err(Error::NotAdmitted)
     }
 
-    /// UNAVAILABLE where its user may not have so many descriptors `more`; whoever has none may always have one of what
-    /// there is. Threads that ask at the same moment may each be told that there is room.
+    /// UNAVAILABLE if the client's user may not have `more` further descriptors. A user without any may always have
+    /// one of those available. Two threads that ask at the same moment may both find room.
     pub fn check_descriptors(&self, own: &Connection, service: &Service, more: u32) -> Result<(), Error> {
         let most = self.view.rules().max_descriptors;
         let Some(account) = self.account().filter(|_| most > 0) else { return Ok(()) };
-        // A write has several open at once, which no cap is to forbid altogether.
+        // A write opens several at once; a cap below that must not forbid writes altogether.
         let room = most - more.min(most);
         if account.descriptors() > room {
             own.settle_unread(service);
@@ -146,10 +148,10 @@ impl ClientAccess {
     }
 }
 
-/// The rules in force, and the accounts of those whom they concern.
+/// The rules in force, and the accounts of the users that they concern.
 #[derive(Debug, Default)]
 pub struct Clients {
-    /// 0 while there are no rules, else another number for each change of them.
+    /// 0 while there are no rules; each change of the rules sets another number.
     generation: AtomicU64,
     rules: Mutex<(u64, Arc<Rules>)>,
     accounts: Mutex<HashMap<u32, Weak<UserAccount>>>,
@@ -157,7 +159,7 @@ pub struct Clients {
 }
 
 impl Clients {
-    /// Changes the rules. Sessions find out at their next turn, or within a second.
+    /// Changes the rules. Sessions apply them at their next turn, or within a second.
     pub fn set(&self, rules: Rules) {
         let mut current = lock(&self.rules);
         if *current.1 != rules {
@@ -172,7 +174,7 @@ impl Clients {
         self.generation.load(Ordering::Acquire)
     }
 
-    /// Judges who has connected: None where there are no rules for it. What it may not have is an error, and counted.
+    /// Judges a new connection: None if no rules concern it. A refusal is an error, and is counted.
     pub fn admit(&self, socket: &OwnedFd, transport: Transport) -> Result<Option<Box<ClientAccess>>, Error> {
         let Some(mut client_access) = self.evaluate(socket, transport) else { return Ok(None) };
         let Some(who) = &client_access.who else { return Ok(Some(client_access)) };
@@ -188,7 +190,7 @@ impl Clients {
         Ok(Some(client_access))
     }
 
-    /// Judges a client again who is in already, and stays in: but whoever may not connect any more may use nothing.
+    /// Judges a connected client again. It stays connected, but a client that may no longer connect may use nothing.
     pub fn reevaluate(
         &self,
         socket: &OwnedFd,
@@ -202,7 +204,7 @@ impl Clients {
         Some(client_access)
     }
 
-    /// FORBIDDEN where the path has a list: whoever asks in datagrams is on none.
+    /// FORBIDDEN if the path has a list: clients that ask in datagrams are on none.
     pub fn check_without_user(&self, path: &[u8]) -> Result<(), Error> {
         if self.generation() == 0 || !lock(&self.rules).1.applies_to(path) {
             return Ok(());
@@ -217,7 +219,7 @@ impl Clients {
         }
         let (generation, rules) = lock(&self.rules).clone();
         let who = match transport {
-            // Whom the kernel cannot name, nobody has named.
+            // No kernel credentials: treat as unknown user.
             Transport::Unix => Some(credentials::credentials(socket).unwrap_or(Credentials::NOBODY)),
             _ if !rules.has_prefixes() => return None,
             _ => None,
@@ -226,7 +228,7 @@ impl Clients {
         Some(Box::new(ClientAccess { generation, who, view, charge: None }))
     }
 
-    /// Counts a connection; None where the user has as many as one may have.
+    /// Counts a connection; None if the user has reached the cap.
     fn charge_connection(&self, uid: u32, most: u32) -> Option<ConnectionCharge> {
         let mut accounts = lock(&self.accounts);
         let account = match accounts.get(&uid).and_then(Weak::upgrade) {
@@ -240,7 +242,7 @@ impl Clients {
                 account
             }
         };
-        // Only here does it grow, under the lock.
+        // The count grows only here, under the lock.
         if most > 0 && account.connections() >= most {
             return None;
         }

@@ -9,7 +9,7 @@ fn listed(uids: &[u32], gids: &[u32]) -> IdSet {
     IdSet::new(uids.to_vec(), gids.to_vec())
 }
 
-/// Both ends of a connection of this very process.
+/// Both ends of a connection within this process.
 fn connected() -> (OwnedFd, OwnedFd) {
     socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).expect("sockets")
 }
@@ -33,7 +33,7 @@ fn a_user_has_as_many_connections_as_one_may_have() {
     assert_eq!(first.account().expect("a user").connections(), 2);
     drop(second);
     let third = peers.admit(&socket, Transport::Unix).expect("room again").expect("counted");
-    // Other transports have no users.
+    // Clients of other transports have no user.
     assert!(peers.admit(&socket, Transport::Tcp).expect("let in").is_none());
     let counts: Vec<_> = peers.refusals.counts().filter(|(_, count)| *count > 0).collect();
     assert_eq!(counts, [("connections", 1)]);

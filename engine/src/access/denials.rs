@@ -1,16 +1,16 @@
-//! What was refused to users who may not have it: counted, and one of them kept until somebody tells of it.
+//! Refusals by the access rules: counted, and one kept until the log takes it.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 
 use crate::net::credentials::Credentials;
 
-/// What was not allowed.
+/// The kind of refusal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reason {
-    /// To connect at all.
+    /// Connecting at all.
     User,
-    /// To use what is below a prefix.
+    /// Using a path below a prefix.
     Prefix,
     /// One more connection.
     Connections,
@@ -26,25 +26,26 @@ impl Reason {
     }
 }
 
-/// One of them, to be told.
+/// One refusal, for the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[cfg_attr(feature = "python", derive(pyo3::IntoPyObject))]
 pub struct Refusal {
     pub reason: &'static str,
     /// None over a transport without users.
     pub uid: Option<u32>,
-    /// 0 where it is in a process namespace that the server cannot see.
+    /// 0 for a process in a namespace that the server cannot see.
     pub pid: Option<i32>,
-    /// What was asked for; empty where it was not about one object.
+    /// The requested path; empty if the refusal does not concern one object.
     pub uri: String,
-    /// How many others there were since the last that was told.
+    /// How many others there were since the last one taken.
     pub suppressed: u64,
 }
 
 #[derive(Debug, Default)]
 pub struct Denials {
     counts: [AtomicU64; Reason::ALL.len()],
-    /// One is kept: whoever floods the server costs it an addition.
+    /// While one is kept, each further refusal costs one addition: a client that floods the server causes no more
+    /// work.
     is_kept: AtomicBool,
     kept: Mutex<PendingReport>,
 }
@@ -52,7 +53,7 @@ pub struct Denials {
 #[derive(Debug, Default)]
 struct PendingReport {
     refusal: Option<Refusal>,
-    /// As many of all have been told or suppressed.
+    /// The total of those taken or suppressed.
     told: u64,
 }
 
@@ -73,7 +74,7 @@ impl Denials {
         Reason::ALL.into_iter().map(|reason| (reason.name(), self.counts[reason as usize].load(Relaxed)))
     }
 
-    /// The first since this was asked before, if there was one.
+    /// The first refusal since the last call, if there was one.
     pub fn take(&self) -> Option<Refusal> {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let mut refusal = kept.refusal.take()?;
@@ -81,7 +82,7 @@ impl Denials {
         let new = all - kept.told;
         kept.told = all;
         self.is_kept.store(false, Relaxed);
-        // It was counted, and not yet kept, when others were told of: then it was among those that were suppressed.
+        // It was counted, but not yet kept, when an earlier call took another: that call counted it as suppressed.
         refusal.suppressed = new.checked_sub(1)?;
         Some(refusal)
     }

@@ -1,4 +1,4 @@
-//! Who may connect and to what: rules, the accounts of users and their connections, denials for the log.
+//! Access control: rules, the accounts of users and their connections, denials for the log.
 
 pub mod accounts;
 pub mod denials;

@@ -1,11 +1,11 @@
-//! The rules about clients: who may connect, and who may use what is below which prefix. Values only; `access/accounts.rs` has them
-//! obeyed.
+//! The access rules: which users may connect, and which may use the paths below a prefix. Values only;
+//! `access/accounts.rs` enforces them.
 
 use std::sync::Arc;
 
 use crate::net::credentials::Credentials;
 
-/// Users and groups. Both kinds are sorted.
+/// Users and groups. Both lists are sorted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct IdSet {
     uids: Vec<u32>,
@@ -31,9 +31,9 @@ impl IdSet {
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Rules {
-    /// Who may connect to a Unix socket; nobody named: everybody.
+    /// Users that may connect to a Unix socket; an empty list admits all users.
     connect: IdSet,
-    /// Paths below the root without slashes around them, and who may use what is there; sorted.
+    /// Paths below the root without slashes around them, and the users that may use what is there; sorted.
     prefixes: Vec<(Box<[u8]>, IdSet)>,
     /// For each user; 0: no cap.
     pub max_connections: u32,
@@ -51,12 +51,12 @@ impl Rules {
         Rules { connect, prefixes, max_connections, max_descriptors }
     }
 
-    /// Whether there is anything that only some may use.
+    /// Whether some paths are restricted to some users.
     pub fn has_prefixes(&self) -> bool {
         !self.prefixes.is_empty()
     }
 
-    /// Whether the path is below a prefix, or is one.
+    /// Whether the path is a prefix or lies below one.
     pub fn applies_to(&self, path: &[u8]) -> bool {
         self.governing(path).is_some()
     }
@@ -65,7 +65,7 @@ impl Rules {
         self.connect.is_empty() || self.connect.names(who)
     }
 
-    /// The longest prefix that the path lies below, or is.
+    /// The longest prefix that the path equals or lies below.
     fn governing(&self, path: &[u8]) -> Option<usize> {
         let mut end = path.len();
         loop {
@@ -80,7 +80,7 @@ impl Rules {
     }
 }
 
-/// What one client may use.
+/// The paths that one client may use.
 #[derive(Debug, Clone)]
 pub struct View {
     rules: Arc<Rules>,
@@ -94,17 +94,17 @@ impl View {
     pub fn new(rules: Arc<Rules>, who: Option<&Credentials>) -> Self {
         let open =
             rules.prefixes.iter().map(|(_, listed)| who.is_some_and(|who| listed.names(who))).collect();
-        // Over other transports the list of those who may connect has no say.
+        // The list of users that may connect does not apply to other transports.
         let is_admitted = who.is_none_or(|who| rules.admit(who));
         View { rules, is_admitted, open }
     }
 
-    /// The rules that it comes from.
+    /// The rules of this view.
     pub fn rules(&self) -> &Rules {
         &self.rules
     }
 
-    /// Whether the client may be connected.
+    /// Whether the client may connect.
     pub fn is_admitted(&self) -> bool {
         self.is_admitted
     }
@@ -113,7 +113,7 @@ impl View {
         self.is_admitted && self.rules.governing(path).is_none_or(|at| self.open[at])
     }
 
-    /// Whether a listing leaves this out: an object; or, with a slash at its end, a directory with all that is below it.
+    /// Whether a listing omits this path: an object, or, with a slash at its end, a directory with all below it.
     pub fn excludes(&self, path: &[u8]) -> bool {
         match path.strip_suffix(b"/") {
             None => !self.may_use(path),
@@ -122,7 +122,7 @@ impl View {
         }
     }
 
-    /// Whether a prefix that begins with these bytes is open, though what is around it is not.
+    /// Whether an open prefix begins with these bytes, though its surroundings are closed.
     fn is_open_below(&self, directory: &[u8]) -> bool {
         let first = self.rules.prefixes.partition_point(|(prefix, _)| &**prefix < directory);
         let below = self.rules.prefixes[first..]

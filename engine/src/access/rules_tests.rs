@@ -1,4 +1,4 @@
-//! Rules and views, by made-up clients.
+//! Tests of rules and views with invented clients.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! A session in the hands of a thread that sleeps in its socket.
+//! Runs a session on a thread that sleeps in the session's socket.
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,11 +11,11 @@ use crate::service::Service;
 use crate::session::{Next, RunOptions, Session, ThreadBuffers, Wake};
 use crate::settings::OptimizeFor;
 
-/// How often a thread looks after its session where it could not be told, for want of a descriptor.
+/// How often a thread checks its session for results when no descriptor is left for an eventfd to wake it.
 const FALLBACK_POLL: Duration = Duration::from_millis(5);
 
-/// How the storage pool wakes a thread. The eventfd is there while the thread listens, and no longer: a descriptor more for
-/// each connection that has ever waited would be too many.
+/// How the storage pool wakes a thread. The eventfd exists only while the thread waits: keeping one per connection
+/// would cost a descriptor for each connection that has ever waited.
 #[derive(Debug, Default)]
 struct ThreadWaker(Mutex<WakeState>);
 
@@ -41,7 +41,8 @@ impl Wake for ThreadWaker {
     }
 }
 
-/// Runs a session to its end: then None. Gives it back where another model takes over, or where the thread is recalled.
+/// Runs a session until it ends and returns None. Returns the session when another model takes over, or when the
+/// thread is recalled.
 pub fn run_session_blocking(
     mut session: Box<Session>,
     buffers: &mut ThreadBuffers,
@@ -51,7 +52,8 @@ pub fn run_session_blocking(
     if session.prepare_to_sleep().is_err() {
         return None;
     }
-    // The conversation's own, so that its descriptor goes with it: threads that wait for work would keep theirs.
+    // One waker per session, so that its descriptor closes with the session: idle threads would otherwise keep
+    // theirs.
     let ear = Arc::new(ThreadWaker::default());
     let wake: Arc<dyn Wake> = Arc::<ThreadWaker>::clone(&ear);
     session.connection().set_wake(&wake, 0);
@@ -62,7 +64,7 @@ pub fn run_session_blocking(
     let options =
         RunOptions { io_mode: IoMode::Blocking, spin, refuse: false, offload_storage: false, most: None };
     loop {
-        // For an order that came before this thread's socket was known.
+        // Covers a command that arrived before this thread registered its socket.
         match control.order() {
             Command::Serve => {}
             Command::Handover => return Some(session),
@@ -74,7 +76,7 @@ pub fn run_session_blocking(
             Next::Closed => return None,
             Next::Yield => continue,
             Next::After(pause) => std::thread::sleep(pause),
-            // Without jobs the socket's own timeout has passed.
+            // Without pending jobs, the socket's own timeout has expired.
             Next::Readable | Next::Writable | Next::Waiting => {
                 if session.has_jobs() {
                     wait_for_wake(&session, service, &ear, next);
@@ -115,8 +117,8 @@ fn wait_for_wake(session: &Session, service: &Service, ear: &ThreadWaker, next: 
         sources.push(PollFd::new(session.socket(), wanted));
     }
     let timeout = Timespec::try_from(if event_fd.is_some() { TICK } else { FALLBACK_POLL }).ok();
-    // EINTR and ENOMEM: go round once more.
+    // EINTR and ENOMEM: the caller's loop tries again.
     let _ = poll(&mut sources, timeout.as_ref());
-    // The session looks for results now, whether or not it was called.
+    // The caller checks for results next, whether or not storage woke it.
     *ear.wake_state() = WakeState::default();
 }

@@ -1,5 +1,6 @@
-//! The few: while a transport has no more connections than there are cores, each that is active has a thread that sleeps in
-//! its socket, which saves the look at epoll for every request. In a crowd they go back to the event loops.
+//! Dedicated threads: while a transport has no more connections than there are cores, each active session runs on a
+//! thread that sleeps in the session's socket. This saves an epoll_wait for every request. With more connections the
+//! sessions return to the event loops.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
@@ -15,7 +16,7 @@ use crate::settings::cores;
 
 const STACK: usize = 128 << 10;
 
-/// Where a session goes that a thread of its own is no longer right for. It comes back where none takes it any more.
+/// Takes back a session that should no longer have its own thread. Returns the session when no loop accepts it.
 pub trait ReturnToLoop: Send + Sync + std::fmt::Debug {
     fn return_session(&self, session: Box<Session>) -> Result<(), Box<Session>>;
 }
@@ -25,7 +26,7 @@ pub struct DedicatedThreads {
     listener: Arc<Listener>,
     service: Arc<Service>,
     control: Arc<Control>,
-    /// Connections of this model, here and in the loops.
+    /// Connections of this model, on dedicated threads and in the loops.
     connections: AtomicUsize,
     crowded: Arc<AtomicBool>,
     state: Mutex<State>,
@@ -58,7 +59,7 @@ impl DedicatedThreads {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// One connection more, or one fewer.
+    /// Counts one connection more, or one fewer.
     pub fn count(&self, comes: bool) {
         let count = match comes {
             true => self.connections.fetch_add(1, Relaxed) + 1,
@@ -67,12 +68,12 @@ impl DedicatedThreads {
         self.crowded.store(count > cores(), Relaxed);
     }
 
-    /// Whether there are so few that each may have a thread.
+    /// Whether the connections are few enough for each to have a thread.
     pub fn has_room(&self) -> bool {
         !self.crowded.load(Relaxed)
     }
 
-    /// Gives a session a thread. It comes back where there is none to be had.
+    /// Gives a session a thread. Returns the session when no thread can be started.
     pub fn take(
         self: &Arc<Self>,
         session: Box<Session>,
@@ -90,7 +91,7 @@ impl DedicatedThreads {
         let (dedicated, origin) = (Arc::clone(self), Arc::clone(origin));
         match spawn("objmapper-solo", STACK, move || dedicated.worker_loop(&*origin)) {
             Ok(thread) => state.threads.push(thread),
-            // No thread to be had.
+            // The kernel starts no further thread.
             Err(_) => return state.waiting.pop_back().map_or(Ok(()), Err),
         }
         Ok(())
@@ -107,12 +108,12 @@ impl DedicatedThreads {
         gauges.active_threads.fetch_sub(1, Relaxed);
     }
 
-    /// Runs a session until it ends, or goes elsewhere.
+    /// Runs a session until it ends or moves to another model or loop.
     fn serve(&self, mut session: Box<Session>, buffers: &mut ThreadBuffers, origin: &dyn ReturnToLoop) {
         while let Some(left) = run_session_blocking(session, buffers, &self.service, &self.control) {
             let gone = if self.control.order() == Command::Handover {
                 self.count(false);
-                // It comes back where a drain overtook the order: then it is drained here.
+                // A drain overtook the handover: this thread drains the session.
                 self.listener.hand_over(left).inspect_err(|_| self.count(true))
             } else {
                 origin.return_session(left)
@@ -142,11 +143,11 @@ impl DedicatedThreads {
         }
     }
 
-    /// Has the threads' sessions end as ordered; they are waited for by [`join`](Self::join).
+    /// Makes the threads' sessions end as the command says; [`join`](Self::join) waits for them.
     pub fn apply(&self, order: Command) {
         for connection in self.state().talking.iter().filter_map(Weak::upgrade) {
             match order {
-                // Handing over is done by each at its next request, or within a second.
+                // Each thread hands its session over at its next request, or within a second.
                 Command::Serve | Command::Handover => return,
                 Command::Drain => connection.stop_reading(),
                 Command::Stop => {
@@ -156,7 +157,7 @@ impl DedicatedThreads {
         }
     }
 
-    /// Waits until the last thread has ended, while orders may still get stronger.
+    /// Waits until the last thread has ended, and passes on stronger commands meanwhile.
     pub fn join(&self) {
         let threads = {
             let mut state = self.state();
@@ -169,7 +170,7 @@ impl DedicatedThreads {
                 self.apply(self.control.order());
                 std::thread::sleep(std::time::Duration::from_millis(2));
             }
-            // A panic has been reported on stderr by the runtime.
+            // The runtime has reported a panic on stderr.
             let _ = thread.join();
         }
     }

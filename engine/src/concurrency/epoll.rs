@@ -1,7 +1,8 @@
-//! Event loops: each thread runs the sessions of its own epoll, descriptors included, and never waits for one of them.
+//! Event loops: each thread runs the sessions of its own epoll, descriptors included, and never waits for one of
+//! them.
 //!
-//! All loops watch the listener; who accepts gives the connection to the loop that has the fewest. Nothing is shared
-//! between loops while they serve.
+//! All loops watch the listener; the loop that accepts a connection gives it to the loop with the fewest. The loops
+//! share nothing while they serve.
 
 use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
@@ -26,7 +27,7 @@ use crate::settings::cores;
 
 const STACK: usize = 256 << 10;
 const ACCEPTS_PER_TURN: usize = 64;
-/// A session that was run so often has come to stay.
+/// After this many runs without further work, a session moves to a dedicated thread.
 const PROMOTE_AFTER: u32 = 16;
 
 /// What the loops know of each other.
@@ -47,7 +48,7 @@ impl ReturnToLoop for EventLoops {
 
 pub fn serve(listener: &Arc<Listener>, service: &Arc<Service>, control: &Arc<Control>, begun: StartReport) {
     let count = match service.settings.pool_size {
-        // The clients live on this machine too, and need cores of their own.
+        // The clients run on this machine too, and need cores of their own.
         0 => cores().div_ceil(2),
         size => size.min(cores()),
     };
@@ -83,7 +84,7 @@ pub fn serve(listener: &Arc<Listener>, service: &Arc<Service>, control: &Arc<Con
         event_loop.run();
     }
     for thread in threads {
-        // A panic has been reported on stderr by the runtime.
+        // The runtime has reported a panic on stderr.
         let _ = thread.join();
     }
     loops.dedicated.join();
@@ -93,18 +94,18 @@ pub fn serve(listener: &Arc<Listener>, service: &Arc<Service>, control: &Arc<Con
 struct Entry {
     session: Box<Session>,
     interest: EventFlags,
-    /// How often it was run and had nothing more to do.
+    /// How many runs ended with nothing more to do.
     turns: u32,
     due: Due,
 }
 
-/// When a session is to be run without an event. There is one turn for it, however often it asked for one.
+/// When to run a session without an event. A session has at most one such turn pending, however often it asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Due {
     No,
-    /// It is in `again`: events that come meanwhile give it no turn of their own.
+    /// The session is in `again`: events that arrive meanwhile add no further turn.
     Again,
-    /// It is in `later` with this time; what is there with another time is outdated.
+    /// The session is in `later` with this time; entries with another time are outdated.
     At(Instant),
 }
 
@@ -116,12 +117,12 @@ struct EventLoop<'a> {
     entries: SessionSlab<Entry>,
     buffers: ThreadBuffers,
     options: RunOptions,
-    /// To be run again without an event.
+    /// Sessions to run again without an event.
     again: VecDeque<Key>,
-    /// Likewise, at a time; the soonest first.
+    /// Sessions to run at a time without an event; the soonest first.
     later: BinaryHeap<Reverse<(Instant, Key)>>,
     woken: Arc<WakeQueue>,
-    /// When the listener, which had no descriptors left, is watched again.
+    /// When to watch the listener again after the process ran out of descriptors.
     accept_at: Option<Instant>,
     taker: Taker,
     obeyed: Command,
@@ -129,7 +130,7 @@ struct EventLoop<'a> {
 
 impl Drop for EventLoop<'_> {
     fn drop(&mut self) {
-        // After a panic, or a stop: what waits ends with it.
+        // After a panic or a stop: sessions in the mailbox end with the loop.
         self.mailbox.end();
     }
 }
@@ -143,7 +144,7 @@ impl<'a> EventLoop<'a> {
             poller.add(&mailbox.event_fd, Token::Mailbox, EventFlags::IN)?;
             poller.add(&woken.event_fd, Token::Woken, EventFlags::IN)?;
             poller.add(shared.control.event_fd(), Token::Command, EventFlags::IN | EventFlags::ET)?;
-            // Of all the loops that wait, the kernel wakes one.
+            // The kernel wakes one of the loops that wait.
             poller.add(
                 shared.listener.event_fd(),
                 Token::HandedOver,
@@ -197,7 +198,7 @@ impl<'a> EventLoop<'a> {
         gauges.active_threads.fetch_sub(1, Relaxed);
     }
 
-    /// Whether an order ends this loop: no session is left, and none can come any more.
+    /// Whether a command ends this loop: it has no session left, and none can arrive.
     fn is_over(&mut self) -> bool {
         match self.obeyed {
             Command::Serve => return false,
@@ -217,7 +218,7 @@ impl<'a> EventLoop<'a> {
         false
     }
 
-    /// Has a session run in this round; once, however much it has to do.
+    /// Queues a session for one run in this round, however much work it has.
     fn run_soon(&mut self, key: Key) {
         if let Some(entry) = self.entries.get_mut(key)
             && entry.due != Due::Again
@@ -227,7 +228,7 @@ impl<'a> EventLoop<'a> {
         }
     }
 
-    /// Runs the sessions that are to be run without an event.
+    /// Runs the sessions that are due without an event.
     fn run_due(&mut self) {
         for _ in 0..self.again.len() {
             if let Some(key) = self.again.pop_front()
@@ -284,7 +285,8 @@ impl<'a> EventLoop<'a> {
         }
     }
 
-    /// Takes what waits, so many at a time that newcomers do not starve behind those who are in, nor the reverse.
+    /// Accepts waiting connections, at most ACCEPTS_PER_TURN of them, so that neither new nor established connections
+    /// starve.
     fn accept(&mut self) {
         if self.obeyed != Command::Serve {
             return;
@@ -298,7 +300,7 @@ impl<'a> EventLoop<'a> {
                 AcceptOutcome::Refused => {}
                 AcceptOutcome::Nothing => return,
                 AcceptOutcome::Exhausted(rest) => {
-                    // It would be reported as readable all the time.
+                    // epoll would report the listener as readable all the time.
                     let _ = self.poller.delete(&*self.shared.listener);
                     self.accept_at = Some(Instant::now() + rest);
                     return;
@@ -307,7 +309,7 @@ impl<'a> EventLoop<'a> {
         }
     }
 
-    /// Gives a connection to the loop that has the fewest.
+    /// Gives a connection to the loop with the fewest.
     fn assign(&mut self, session: Box<Session>) {
         let mine = self.mailbox.sessions.load(Relaxed);
         let kept = match Mailbox::least_loaded(&self.shared.loops, self.number) {
@@ -331,12 +333,12 @@ impl<'a> EventLoop<'a> {
         self.shared.dedicated.count(true);
     }
 
-    /// Takes in a session that is counted already.
+    /// Registers a session that is counted already.
     fn register(&mut self, mut session: Box<Session>) {
         if self.obeyed == Command::Handover {
             match self.shared.listener.hand_over(session) {
                 Ok(()) => return self.count_removed(),
-                // A drain has overtaken the order: the session is drained here.
+                // A drain overtook the handover: this loop drains the session.
                 Err(back) => session = back,
             }
         }
@@ -349,7 +351,7 @@ impl<'a> EventLoop<'a> {
             session.connection().set_wake(&wake, key.number());
             let mut due = Due::No;
             if session.has_pending_work() {
-                // It comes from another model, which had begun something.
+                // The session comes from another model and has unfinished work.
                 self.again.push_back(key);
                 due = Due::Again;
             }
@@ -367,7 +369,7 @@ impl<'a> EventLoop<'a> {
             return;
         }
         *due = Due::No;
-        // An end of the connection is reported whatever is waited for: once, then.
+        // The kernel reports the end of a connection whatever the loop waits for; with ONESHOT it does so once.
         let nothing = EventFlags::ONESHOT;
         let wanted = match run(session, &mut self.buffers, self.options) {
             Next::Readable => {
@@ -396,7 +398,7 @@ impl<'a> EventLoop<'a> {
         }
     }
 
-    /// Moves a session that has come to stay to a thread of its own.
+    /// Moves a session that stays busy to a dedicated thread.
     fn promote(&mut self, key: Key) {
         let Some(Entry { session, .. }) = self.entries.remove(key) else { return };
         let _ = self.poller.delete(session.socket());
@@ -413,7 +415,7 @@ impl<'a> EventLoop<'a> {
         self.accept_at = None;
         if self.obeyed == Command::Serve {
             let flags = EventFlags::IN | EventFlags::EXCLUSIVE;
-            // It was there before; without room for it now, the next tick of an accept tries again.
+            // The listener was registered before; if the kernel has no memory for it now, try again after a tick.
             if self.poller.add(&*self.shared.listener, Token::Listener, flags).is_err() {
                 self.accept_at = Some(Instant::now() + TICK);
             }
@@ -427,7 +429,7 @@ impl<'a> EventLoop<'a> {
         }
     }
 
-    /// One session fewer, in this loop and in all.
+    /// Counts one session fewer, in this loop and in all.
     fn count_removed(&self) {
         self.mailbox.sessions.fetch_sub(1, Relaxed);
         self.shared.dedicated.count(false);
@@ -442,7 +444,7 @@ impl<'a> EventLoop<'a> {
         self.apply();
     }
 
-    /// Does what was ordered, once for each order.
+    /// Carries out the current command, once for each change.
     fn apply(&mut self) {
         let order = self.shared.control.order();
         if order == self.obeyed {

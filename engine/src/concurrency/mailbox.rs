@@ -1,4 +1,4 @@
-//! How sessions get into an event loop from other threads, and how storage wakes those that it has.
+//! How other threads hand sessions to an event loop, and how storage wakes the sessions of a loop.
 
 use std::collections::VecDeque;
 
@@ -7,12 +7,12 @@ use crate::net::eventfd::EventFd;
 use crate::session::{Session, Wake};
 use crate::sync::{AtomicUsize, Mutex, MutexGuard, Ordering::Relaxed, PoisonError};
 
-/// What an event loop sleeps on: it wakes while there is a ring that was not taken. An eventfd, or a model of one under
+/// What an event loop sleeps on: the loop wakes while a notification is pending. An eventfd, or a model of one under
 /// loom.
 pub trait Ring: Send + Sync + std::fmt::Debug {
     fn notify(&self);
 
-    /// Takes one ring; false where there is none.
+    /// Consumes one notification; false if none is pending.
     fn take(&self) -> bool;
 }
 
@@ -26,12 +26,13 @@ impl Ring for EventFd {
     }
 }
 
-/// The sessions that others have put there, until the loop takes them.
+/// Sessions that other threads have handed over and the loop has not taken yet.
 #[derive(Debug)]
 pub struct Mailbox<T = Box<Session>, B = EventFd> {
-    /// Those that the loop has, and those on their way to it: of many that come at once, it does not get all.
+    /// Sessions of the loop and those on their way to it. Counting both keeps one loop from getting a whole burst of
+    /// new connections.
     pub sessions: AtomicUsize,
-    /// None once the loop takes no more.
+    /// None once the loop takes no more sessions.
     arrived: Mutex<Option<VecDeque<T>>>,
     pub event_fd: B,
 }
@@ -49,13 +50,13 @@ impl<T, B: Ring> Mailbox<T, B> {
         self.arrived().is_some()
     }
 
-    /// The mailbox of the loop that has the fewest sessions, of those that run; of equals, that of `own`.
+    /// The mailbox of the running loop with the fewest sessions; among equals, that of `own`.
     pub fn least_loaded(mailboxes: &[Self], own: usize) -> Option<(usize, &Self)> {
         let running = mailboxes.iter().enumerate().filter(|(_, mailbox)| mailbox.is_open());
         running.min_by_key(|(number, mailbox)| (mailbox.sessions.load(Relaxed), *number != own))
     }
 
-    /// Gives a session to the loop that has the fewest; it comes back where no loop runs.
+    /// Gives a session to the loop with the fewest; returns the session if no loop runs.
     pub fn put_into_least(mailboxes: &[Self], mut session: T) -> Result<(), T> {
         while let Some((_, mailbox)) = Self::least_loaded(mailboxes, 0) {
             match mailbox.push(session) {
@@ -66,7 +67,7 @@ impl<T, B: Ring> Mailbox<T, B> {
         Err(session)
     }
 
-    /// Gives the loop a session; it comes back where the loop takes no more.
+    /// Gives the loop a session; returns the session if the loop takes no more.
     pub fn push(&self, session: T) -> Result<(), T> {
         let mut arrived = self.arrived();
         let Some(queue) = arrived.as_mut() else { return Err(session) };
@@ -78,17 +79,17 @@ impl<T, B: Ring> Mailbox<T, B> {
     }
 
     pub fn take(&self) -> Option<T> {
-        // Whether or not it has rung: a ring too many is one look too many.
+        // Looks into the queue with or without a notification: a spare notification costs one extra look.
         self.event_fd.take();
         self.arrived().as_mut()?.pop_front()
     }
 
-    /// Takes no more, whatever waits: that ends with the loop.
+    /// Takes no more sessions; those that wait end with the loop.
     pub fn end(&self) {
         *self.arrived() = None;
     }
 
-    /// Takes no more, unless something waits; false then.
+    /// Takes no more sessions, unless one waits; returns false then.
     pub fn close(&self) -> bool {
         let mut arrived = self.arrived();
         let is_empty = arrived.as_ref().is_none_or(VecDeque::is_empty);
@@ -99,7 +100,7 @@ impl<T, B: Ring> Mailbox<T, B> {
     }
 }
 
-/// Sessions for which storage has something.
+/// Sessions for which storage has results.
 #[derive(Debug)]
 pub struct WakeQueue<B = EventFd> {
     keys: Mutex<Vec<Key>>,
@@ -118,7 +119,7 @@ impl<B: Ring> WakeQueue<B> {
         WakeQueue { keys: Mutex::new(Vec::new()), event_fd }
     }
 
-    /// Those that were woken since this was called before.
+    /// Takes the sessions woken since the last call.
     pub fn take(&self) -> Vec<Key> {
         while self.event_fd.take() {}
         std::mem::take(&mut *self.keys.lock().unwrap_or_else(PoisonError::into_inner))

@@ -1,4 +1,5 @@
-//! Which thread runs a session when, and nothing else. Every model is one file with one `serve` of the same shape.
+//! Decides which thread runs a session and when, and nothing else. Every model is one file with one `serve` of the
+//! same shape.
 
 mod blocking;
 mod dedicated_threads;
@@ -30,11 +31,11 @@ use crate::session::{Next, RunOptions, Session, ThreadBuffers};
 
 use crate::concurrency::start_gate::StartReport;
 
-/// Sessions are asked about their deadlines this often.
+/// How often a model checks the deadlines of its sessions.
 pub const TICK: Duration = Duration::from_secs(1);
-/// While a thread runs one session, the others that it serves wait: after this time it is their turn.
+/// The longest turn of a session: other sessions of the same thread wait meanwhile.
 const TURN: Duration = Duration::from_micros(500);
-/// How long threads try before they sleep, where latency is what matters.
+/// How long a thread spins before it sleeps when the server optimizes for latency.
 pub const SPIN_TIME: Duration = Duration::from_micros(100);
 
 /// How the sessions of a transport share threads.
@@ -62,13 +63,13 @@ impl Model {
         Model::ALL.into_iter().find(|model| model.name() == name)
     }
 
-    /// Whether the model can serve a transport: without connections there are no threads for them.
+    /// Whether the model can serve a transport: thread-per-connection needs connections, which UDP lacks.
     pub fn serves(self, transport: Transport) -> bool {
         transport != Transport::Udp || self != Model::ThreadPerConnection
     }
 
-    /// Makes all that it needs, says through `begun` how that went, and serves until `control` says otherwise and no session
-    /// is left.
+    /// Sets up the model, reports success or failure through `begun`, and serves until `control` ends it and no
+    /// session is left.
     pub fn serve(
         self,
         listener: &Arc<Listener>,
@@ -85,7 +86,7 @@ impl Model {
     }
 }
 
-/// Runs a session. A panic in it ends this session and no other; it is counted, and reported on stderr by the runtime.
+/// Runs a session. A panic ends this session only; the server counts it, and the runtime reports it on stderr.
 pub fn run(session: &mut Session, buffers: &mut ThreadBuffers, options: RunOptions) -> Next {
     catch_panic(session, buffers, |session, buffers| session.run(buffers, options))
 }
@@ -95,13 +96,14 @@ pub fn read_on(session: &mut Session, buffers: &mut ThreadBuffers, options: RunO
     catch_panic(session, buffers, |session, buffers| session.read_on(buffers, options))
 }
 
-/// What `work` makes of a session; where it panics: that the session is over.
+/// Runs `work` on a session; a panic counts as the end of the session.
 fn catch_panic<T: From<Next>>(
     session: &mut Session,
     buffers: &mut ThreadBuffers,
     work: impl FnOnce(&mut Session, &mut ThreadBuffers) -> T,
 ) -> T {
-    // The session is dropped and the scratch made anew: nothing that may be half done is used again.
+    // The caller drops the session and this function renews the thread buffers: half-changed state is never used
+    // again.
     let result = catch_unwind(AssertUnwindSafe(|| work(session, buffers)));
     result.unwrap_or_else(|_| {
         session.count_panic();
@@ -110,20 +112,20 @@ fn catch_panic<T: From<Next>>(
     })
 }
 
-/// What a model is told to do, from weak to strong.
+/// Commands to a model, from weak to strong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Command {
     Serve,
     /// Another model takes over: accept nothing, hand every session over to the listener.
     Handover,
-    /// Accept nothing more, answer what has come, close.
+    /// Accept nothing more, answer what has arrived, close.
     Drain,
     /// Close everything now.
     Stop,
 }
 
-/// How a model is told: an order, and a bell that is rung for each.
+/// Sends commands to a model: the current command, and an eventfd notified on each change.
 #[derive(Debug)]
 pub struct Control {
     order: AtomicU8,
@@ -144,21 +146,21 @@ impl Control {
         }
     }
 
-    /// Gives an order. A weaker one than the one in force changes nothing.
+    /// Issues a command. A command weaker than the current one changes nothing.
     pub fn give(&self, order: Command) {
         self.order.fetch_max(order as u8, Ordering::AcqRel);
         self.event_fd.notify();
     }
 
-    /// Rings once for every order that is given. Several threads may watch it, each for the edge (EPOLLET): a ring that no
-    /// order came with, of a process that shares the descriptor, then costs each of them one look.
+    /// Notified once for every command. Several threads may watch it edge-triggered (EPOLLET): a notification without
+    /// a command, from a process that shares the descriptor, costs each of them one look.
     pub fn event_fd(&self) -> &EventFd {
         &self.event_fd
     }
 }
 
-/// Starts a thread on which no signal handler runs: signals belong to the interpreter's main thread, and a SIGPIPE that
-/// sendfile raises has nobody to disturb.
+/// Starts a thread on which no signal handler runs: signals belong to the interpreter's main thread, and a SIGPIPE
+/// that sendfile raises stays blocked.
 pub fn spawn<T: Send + 'static>(
     name: &str,
     stack: usize,

@@ -22,11 +22,11 @@ const MAX_EVENTS: usize = 256;
 pub enum Token {
     Session(Key),
     Listener,
-    /// A session was handed over by another model.
+    /// Another model handed a session over.
     HandedOver,
-    /// A session came from another thread of the same model.
+    /// Another thread of the same model handed a session over.
     Mailbox,
-    /// Storage has something for sessions.
+    /// Storage has results for sessions.
     Woken,
     Command,
     /// A second has passed.
@@ -52,7 +52,7 @@ impl Token {
     }
 }
 
-/// An epoll that ticks.
+/// An epoll with a timer that fires every second.
 #[derive(Debug)]
 pub struct Poller {
     epoll: OwnedFd,
@@ -79,16 +79,16 @@ impl Poller {
         epoll::delete(&self.epoll, descriptor)
     }
 
-    /// Ends a session that was added. The kernel forgets a socket by itself only when its last descriptor is closed, and
-    /// others may hold one: what keeps a socket until its client has read, a job of the storage pool, a forked process.
-    /// Until then epoll would go on reporting it.
+    /// Ends a registered session. The kernel removes a socket from epoll only when its last descriptor is closed, and
+    /// others may hold one: the list of sockets with unread descriptors, a storage job, a forked process. Until then
+    /// epoll would go on reporting it.
     pub fn drop_session(&self, session: Box<Session>) {
-        // ENOENT: adding it had failed.
+        // ENOENT: registering the socket had failed.
         let _ = self.delete(session.socket());
         drop(session);
     }
 
-    /// Waits for events, at most until `due`; without that for as long as it takes, which is a tick at most.
+    /// Waits for events, at most until `due`; without `due` until the next event, which is at most a tick away.
     pub fn wait(&self, events: &mut Events, due: Option<Instant>, spin: &mut SpinWait) {
         let left = due.map(|due| due.saturating_duration_since(Instant::now()));
         let may_sleep = left.is_none_or(|left| !left.is_zero());
@@ -98,14 +98,14 @@ impl Poller {
         self.fill(events, left);
     }
 
-    /// Makes ready for the next tick.
+    /// Rearms the timer for the next tick.
     pub fn take_tick(&self) {
         self.ticker.take();
     }
 
     fn fill(&self, events: &mut Events, timeout: Option<Duration>) -> bool {
         let timeout = timeout.and_then(|timeout| rustix::event::Timespec::try_from(timeout).ok());
-        // EINTR is no event; other errors cannot be: the epoll and the memory are ours.
+        // EINTR yields no event. Other errors cannot occur: epoll and memory belong to this process.
         events.filled = match epoll::wait(&self.epoll, &mut events.room, timeout.as_ref()) {
             Ok((ready, _)) => ready.len(),
             Err(_) => 0,
@@ -125,7 +125,7 @@ impl Events {
         Events { room: [MaybeUninit::uninit(); MAX_EVENTS], filled: 0 }
     }
 
-    /// What became ready, in the kernel's order.
+    /// The ready sources, in the kernel's order.
     pub fn drain(&mut self) -> impl Iterator<Item = Token> + use<> {
         let mut sources = [Token::Command; MAX_EVENTS];
         let filled = std::mem::take(&mut self.filled);
@@ -138,8 +138,8 @@ impl Events {
     }
 }
 
-/// Tries again and again for a while, rather than sleep at once: waking a core that sleeps costs more than a short wait.
-/// So many threads spin at once as leave a core for the work that they wait for.
+/// Polls for a while before the thread sleeps: waking a sleeping core costs more than a short wait. At most
+/// `max_spinners` threads spin at once, which leaves a core for the work that they wait for.
 #[derive(Debug)]
 pub struct SpinWait {
     service: Arc<Service>,

@@ -1,8 +1,8 @@
-//! Accepting and waiting for readiness, for the models whose workers take ready sessions: no worker is held by a client
-//! that is silent.
+//! Accepts connections and waits for readiness, for the models whose workers take ready sessions: a silent client
+//! occupies no worker.
 //!
-//! A session is in one of three hands: the reactor's (armed: epoll will report it once), a queue's or a worker's (taken),
-//! or nobody's (gone). A worker gives it back by arming it again.
+//! A session is in one of three states: armed (epoll reports it once), taken (in a queue or on a worker), or gone. A
+//! worker gives a session back by arming it again.
 
 use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
@@ -22,19 +22,19 @@ use crate::net::transport::IoMode;
 use crate::service::Service;
 use crate::session::{Next, QueueWait, RunOptions, Session, ThreadBuffers, Wake};
 
-/// A session that has something to do, since when.
+/// A session with work to do, and since when.
 #[derive(Debug)]
 pub struct Ready {
     slot: Arc<Slot>,
     since: Instant,
 }
 
-/// A session's place: epoll knows it by its key.
+/// A session's slot: epoll knows it by its key.
 #[derive(Debug)]
 struct Slot {
     key: Key,
     hands: RunState,
-    /// None once it is gone.
+    /// None once the session is gone.
     session: Mutex<Option<Box<Session>>>,
 }
 
@@ -53,22 +53,23 @@ pub struct Reactor {
     model: Model,
     poller: Poller,
     slots: Mutex<SessionSlab<Arc<Slot>>>,
-    /// Sessions that are to be run at a time. The bell tells the reactor of a new one.
+    /// Sessions to run at a time. The eventfd wakes the reactor for a new one.
     later: Later,
     event_fd: EventFd,
     delay: CoDel,
 }
 
-/// How ready sessions get to the workers. What there is no room for stays in the list, and is refused.
+/// How ready sessions get to the workers. Sessions that do not fit into the queue stay in the list, and the reactor
+/// refuses them.
 pub trait Dispatch {
-    /// How many more there may be in the queue.
+    /// How many more sessions the queue may take.
     fn capacity(&self) -> usize;
     fn dispatch(&self, ready: &mut VecDeque<Ready>);
-    /// One that was being worked at and goes on, whatever the bound.
+    /// Queues a session that a worker has run and that continues, whatever the bound.
     fn requeue(&self, ready: Ready);
 }
 
-/// How storage has sessions run again.
+/// How storage makes sessions run again.
 #[derive(Debug)]
 struct Waker<D> {
     reactor: Weak<Reactor>,
@@ -120,7 +121,7 @@ impl Reactor {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The manner in which workers run sessions.
+    /// The options with which workers run sessions.
     fn options(&self, refuse: bool) -> RunOptions {
         RunOptions {
             io_mode: IoMode::NonBlocking,
@@ -131,7 +132,7 @@ impl Reactor {
         }
     }
 
-    /// A worker's work: runs a ready session and gives it back.
+    /// Runs a ready session on a worker and gives it back.
     pub fn work(
         self: &Arc<Self>,
         ready: Ready,
@@ -140,7 +141,7 @@ impl Reactor {
     ) {
         let now = Instant::now();
         let waited = now.saturating_duration_since(ready.since);
-        // Refused requests are counted where they are answered: a session may have several, or none that is whole.
+        // The session counts refused requests when it answers them: it may have several, or only part of one.
         let refuse = self.delay.should_reject(waited, now);
         buffers.queued = Some(QueueWait { wait: waited, until: now });
         self.run(ready.slot, buffers, refuse, dispatch);
@@ -159,9 +160,9 @@ impl Reactor {
         self.return_session(&slot, held, next, dispatch);
     }
 
-    /// Whether there is something to answer, which is looked at where a request had begun, or where the places in the queue
-    /// are `scarce`: whoever sends a request bit by bit takes none for every bit, nor for its end, so that nobody is refused
-    /// because of them.
+    /// Whether the session has a request to answer. Checks this when a request has begun, or when the queue's places
+    /// are `scarce`: a client that sends a request byte by byte takes no place for each byte, so its requests
+    /// displace no other client.
     fn needs_worker(
         self: &Arc<Self>,
         slot: &Arc<Slot>,
@@ -183,7 +184,7 @@ impl Reactor {
         false
     }
 
-    /// Puts a session where it gets what it needs next.
+    /// Arms, queues or ends a session according to what it needs next.
     fn return_session(
         self: &Arc<Self>,
         slot: &Arc<Slot>,
@@ -201,7 +202,7 @@ impl Reactor {
                     drop(held);
                     return self.remove(slot.key);
                 }
-                // A drain has overtaken the order: the session is drained here.
+                // A drain overtook the handover: this reactor drains the session.
                 Err(back) => {
                     back.stop_reading();
                     let added = self.poller.add(back.socket(), Token::Session(slot.key), EventFlags::ONESHOT);
@@ -212,7 +213,7 @@ impl Reactor {
                 }
             }
         }
-        // A client that always has something to do would keep a worker, and with it the model, from its end.
+        // A client that always has work to do would keep a worker, and with it the model, from ending.
         let next = if self.control.order() == Command::Stop { Next::Closed } else { next };
         let interest = match next {
             Next::Readable => Some(EventFlags::IN),
@@ -230,12 +231,12 @@ impl Reactor {
             }
             Next::Closed => return self.end(slot, held),
         };
-        // Before it is armed: the event may come at once, and finds the session free only then.
+        // Release before arming: the event may arrive at once, and must find the session free.
         if !slot.hands.release() {
             drop(held);
             return dispatch.requeue(Ready { slot: Arc::clone(slot), since: Instant::now() });
         }
-        // Without interest the kernel keeps silent, since it has reported once, until storage has something.
+        // Without interest, the kernel reports nothing (it has reported once) until storage has results.
         let Some(interest) = interest else { return };
         let flags = interest | EventFlags::ONESHOT;
         let Some(session) = held.as_ref() else { return };
@@ -244,7 +245,7 @@ impl Reactor {
         }
     }
 
-    /// Ends the session of a seat that one has in one's hands.
+    /// Ends the session of a slot that the caller has taken.
     fn end(&self, slot: &Slot, mut held: MutexGuard<'_, Option<Box<Session>>>) {
         if let Some(session) = held.take() {
             self.poller.drop_session(session);
@@ -257,7 +258,7 @@ impl Reactor {
         self.slots().remove(key);
     }
 
-    /// Accepts and waits until an order ends it and no session is left.
+    /// Accepts and waits until a command ends the reactor and no session is left.
     pub fn run_reactor(
         self: &Arc<Self>,
         dispatch: &Arc<impl Dispatch + Send + Sync + std::fmt::Debug + 'static>,
@@ -330,11 +331,12 @@ impl Reactor {
                 obeyed = self.apply(obeyed, &mut taker, &wake);
             }
         }
-        // On a stop, what the workers still hold ends with them.
+        // On a stop, sessions that workers still hold end with the workers.
         self.slots().clear();
     }
 
-    /// Gives the ready sessions to the workers; answers those that there is no room for at once, before any work.
+    /// Gives the ready sessions to the workers. Refuses those that do not fit into the queue at once, before any
+    /// work.
     fn dispatch_ready(
         self: &Arc<Self>,
         ready: &mut VecDeque<Ready>,
@@ -362,7 +364,7 @@ impl Reactor {
         }
     }
 
-    /// Accepts what waits. Returns how long to rest where the machine has nothing left.
+    /// Accepts waiting connections. Returns how long to pause when the process has no descriptor or memory left.
     fn accept(&self, wake: &Arc<dyn Wake>) -> Option<Duration> {
         for _ in 0..64 {
             match self.listener.accept(&self.service) {
@@ -370,7 +372,7 @@ impl Reactor {
                 AcceptOutcome::Refused => {}
                 AcceptOutcome::Nothing => return None,
                 AcceptOutcome::Exhausted(rest) => {
-                    // It would be reported as readable all the time.
+                    // epoll would report the listener as readable all the time.
                     let _ = self.poller.delete(&*self.listener);
                     return Some(rest);
                 }
@@ -394,13 +396,13 @@ impl Reactor {
             drop(slots);
             connection.set_wake(wake, key.number());
             if has_pending_work {
-                // It comes from another model, which had begun something.
+                // The session comes from another model and has unfinished work.
                 wake.wake(key.number());
             }
         }
     }
 
-    /// Drops the sessions whose time is over, of those that nobody works at.
+    /// Drops overdue sessions that are armed.
     fn tick(&self, now: Instant, ready: &mut VecDeque<Ready>) {
         self.slots().retain(|slot| {
             if !slot.hands.take() {
@@ -447,7 +449,7 @@ impl Reactor {
         order
     }
 
-    /// Whether an order ends it: no session is left, and none can come any more.
+    /// Whether a command ends the reactor: no session is left, and none can arrive.
     fn is_over(&self, obeyed: Command, taker: &mut Taker, wake: &Arc<dyn Wake>) -> bool {
         match obeyed {
             Command::Serve => return false,
@@ -465,7 +467,7 @@ impl Reactor {
         false
     }
 
-    /// Hands over what nobody works at; the workers hand over what they hold.
+    /// Hands over the armed sessions; the workers hand over those that they hold.
     fn migrate_all(&self, wake: &Arc<dyn Wake>) {
         let mut free = Vec::new();
         self.slots().retain(|slot| {
@@ -478,7 +480,7 @@ impl Reactor {
         for session in free {
             let _ = self.poller.delete(session.socket());
             if let Err(back) = self.listener.hand_over(session) {
-                // A drain has overtaken the order: the session is drained here.
+                // A drain overtook the handover: this reactor drains the session.
                 self.register(back, wake);
             }
         }

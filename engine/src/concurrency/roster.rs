@@ -1,6 +1,6 @@
-//! Threads that take one piece of work after the other, at most so many: who waits for whom. A piece that is added is taken
-//! by an idle thread, by a new one, or by the next that is done; a thread that ends is counted out before the lock is free
-//! again, so that no piece waits for it.
+//! Up to `most` threads that take one item of work after the other. An idle thread takes an added item, or a new
+//! thread, or the next thread that finishes. A thread that ends is removed from the count under the same lock as its
+//! last look at the queue, so that no item waits for it.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -18,7 +18,7 @@ pub struct Roster<T> {
 
 #[derive(Debug)]
 struct State<T> {
-    /// Pieces that no thread has, oldest first.
+    /// Items that no thread has taken, oldest first.
     waiting: VecDeque<T>,
     idle: usize,
     threads: usize,
@@ -35,7 +35,7 @@ impl<T> Roster<T> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds a piece of work; true where the caller is to start a thread, which is counted already.
+    /// Adds an item of work; true if the caller must start a thread, which is counted already.
     pub fn add(&self, item: T) -> bool {
         let mut state = self.state();
         state.waiting.push_back(item);
@@ -52,19 +52,19 @@ impl<T> Roster<T> {
         self.state().claim(1)
     }
 
-    /// Whether the caller is to start a thread, since one could not be started before; it is counted already.
+    /// Whether the caller must start a thread because an earlier start failed; it is counted already.
     pub fn wants_a_thread(&self) -> bool {
         let mut state = self.state();
         state.waiting.len() > state.idle && state.claim(self.most)
     }
 
-    /// A thread that was to be started could not be: work waits for those that there are.
+    /// Takes back the count of a thread that could not be started: its work waits for the running threads.
     pub fn thread_failed(&self) {
         self.state().threads -= 1;
     }
 
-    /// The next piece. None where the thread has ended, and is counted out: it was idle for so long, or all has ended. The
-    /// last one stays as long as there may be work.
+    /// The next item. None after the thread was idle for `idle`, or after `end` when nothing waits; the thread is no
+    /// longer counted then. The last thread stays as long as work may arrive.
     pub fn next(&self, idle: Duration) -> Option<T> {
         let until = Instant::now() + idle;
         let mut state = self.state();
@@ -87,7 +87,7 @@ impl<T> Roster<T> {
         }
     }
 
-    /// Pieces that no thread is on its way to.
+    /// Items that no idle thread is about to take.
     pub fn waiting(&self) -> usize {
         let state = self.state();
         state.waiting.len().saturating_sub(state.idle)
@@ -99,12 +99,12 @@ impl<T> Roster<T> {
         self.work.notify_all();
     }
 
-    /// What waits, and no thread gets any more.
+    /// Takes the waiting items out; no thread gets them any more.
     pub fn take_waiting(&self) -> VecDeque<T> {
         std::mem::take(&mut self.state().waiting)
     }
 
-    /// Waits so long for the end of all threads; true where none is left and nothing waits.
+    /// Waits up to `io_mode` for all threads to end; true if none is left and nothing waits.
     pub fn is_over(&self, io_mode: Duration) -> bool {
         let mut state = self.state();
         if state.threads > 0 || !state.waiting.is_empty() {

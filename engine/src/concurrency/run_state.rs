@@ -1,17 +1,17 @@
-//! Whose a session is: epoll's (armed), a worker's (taken), or a worker's who must run it once more (woken).
+//! Which part owns a session: epoll (armed), a worker (running), or a worker that must run it once more (rerun).
 
 use crate::sync::{AtomicU8, Ordering};
 
 const ARMED: u8 = 0;
 const RUNNING: u8 = 1;
-/// Taken, and to be run once more: storage had something while it was run.
+/// Running, and to be run once more: storage delivered a result meanwhile.
 const RERUN: u8 = 2;
 
 #[derive(Debug)]
 pub struct RunState(AtomicU8);
 
 impl RunState {
-    /// Of a session that nobody has.
+    /// The state of a session that no worker has.
     pub fn idle() -> Self {
         RunState(AtomicU8::new(ARMED))
     }
@@ -20,9 +20,9 @@ impl RunState {
         self.0.compare_exchange(ARMED, RUNNING, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 
-    /// Gives it out of one's hands; false where it must be run once more first.
+    /// Releases the session; false if it must run once more first.
     pub fn release(&self) -> bool {
-        // Acquire on failure as well: what storage brought before it said so is seen by the run that follows.
+        // Acquire on failure as well: the next run must see what storage wrote before it marked the session.
         let released = self.0.compare_exchange(RUNNING, ARMED, Ordering::AcqRel, Ordering::Acquire).is_ok();
         if !released {
             self.0.store(RUNNING, Ordering::Release);
@@ -30,7 +30,7 @@ impl RunState {
         released
     }
 
-    /// Whether the caller must see to it that the session is run; else the worker that has it runs it once more.
+    /// Whether the caller must run the session; otherwise the worker that has it runs it once more.
     pub fn mark_woken(&self) -> bool {
         loop {
             if self.take() {

@@ -1,9 +1,9 @@
-//! Places for the sessions of a model, by key. A key names one tenant of its place: an event, a wake-up or a due time that
-//! was meant for a former tenant finds nothing.
+//! Slots for the sessions of a model, by key. A key names one occupant of its slot: an event, a wake-up or a due time
+//! that was meant for an earlier occupant finds nothing.
 
 use slab::Slab;
 
-/// The key of one session: its place, and the number of the tenancy. Never the same twice within 2^32 sessions.
+/// The key of one session: its slot and the slot's generation. It repeats only after 2^32 sessions in one slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Key(u64);
 
@@ -90,7 +90,7 @@ impl<T> SessionSlab<T> {
         self.slab.clear();
     }
 
-    /// Takes all tenants out.
+    /// Takes all sessions out.
     pub fn take_all(&mut self) -> Vec<T> {
         self.slab.drain().map(|(_, tenant)| tenant).collect()
     }

@@ -1,4 +1,4 @@
-//! Threads that begin together: each makes what it needs and waits for the others; either all run, or none does.
+//! Threads that start together: each makes what it needs and waits for the others; either all run, or none does.
 
 use rustix::io::Errno;
 use std::sync::mpsc::SyncSender;
@@ -8,24 +8,25 @@ use std::thread::JoinHandle;
 use super::spawn;
 use crate::errors::StartError;
 
-/// Through this a model says that it has all that it needs to serve, or why it has not. Dropped without a word it has not.
+/// Through this a model reports that it is ready to serve, or why not. Dropping it without a report counts as
+/// failure.
 #[derive(Debug)]
 pub struct StartReport(pub SyncSender<Result<(), StartError>>);
 
 impl StartReport {
-    /// It serves from here on, and takes what is handed over.
+    /// The model serves from here on, and takes sessions that others hand over.
     pub fn report_success(self) {
         // The engine waits for it.
         let _ = self.0.send(Ok(()));
     }
 
-    /// It does not serve, and has ended all that it had begun.
+    /// The model does not serve, and has ended all that it had started.
     pub fn report_failure(self, error: StartError) {
         let _ = self.0.send(Err(error));
     }
 }
 
-/// Why a part of a model could not be made, as an error of the server's with this address.
+/// Turns the failure to make a part of a model into a start error with this address.
 pub fn start_error(errno: Errno, what: &str, address: &str) -> StartError {
     let remedy = match errno {
         Errno::MFILE => "raise the limit on open files (ulimit -n, LimitNOFILE=)",
@@ -45,7 +46,7 @@ pub struct Starting {
     failed: Option<(Errno, &'static str)>,
 }
 
-/// Where each of them waits for the others.
+/// Where each thread waits for the others.
 #[derive(Debug, Default)]
 pub struct StartGate {
     state: Mutex<State>,
@@ -56,7 +57,7 @@ pub struct StartGate {
 struct State {
     ready: usize,
     failed: Option<(Errno, &'static str)>,
-    /// Whether all may run, once that is known.
+    /// Whether all may run; None until it is decided.
     verdict: Option<bool>,
 }
 
@@ -65,7 +66,7 @@ impl StartGate {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for the others with what was made. None where one of them, or this, has failed.
+    /// Waits for the other threads with what this one made. None if this or another thread has failed.
     pub fn pass<T>(&self, made: Result<T, (Errno, &'static str)>) -> Option<T> {
         let mut state = self.state();
         state.ready += 1;
@@ -82,7 +83,7 @@ impl StartGate {
 }
 
 impl Starting {
-    /// Starts a thread; its body passes the gate first of all that others notice.
+    /// Starts a thread; its body must pass the gate before it does anything visible to others.
     pub fn spawn(&mut self, name: &str, stack: usize, body: impl FnOnce(&StartGate) + Send + 'static) {
         if self.failed.is_some() {
             return;
@@ -96,13 +97,14 @@ impl Starting {
         }
     }
 
-    /// Lets all run if each has what it needs, and nothing else has failed; if not, they have ended when this returns.
+    /// Lets all threads run if each has what it needs and nothing else has failed. Otherwise all threads have ended
+    /// when this returns.
     pub fn run(
         self,
         failed: Option<(Errno, &'static str)>,
     ) -> Result<Vec<JoinHandle<()>>, (Errno, &'static str)> {
         let mut state = self.gate.state();
-        // A thread that panics before the gate is not waited for.
+        // Do not wait for a thread that panics before the gate.
         while state.ready < self.threads.len() && !self.threads.iter().all(JoinHandle::is_finished) {
             let tick = super::TICK;
             state = self.gate.changed.wait_timeout(state, tick).unwrap_or_else(PoisonError::into_inner).0;
@@ -113,7 +115,7 @@ impl Starting {
         self.gate.changed.notify_all();
         let Some(failed) = failed else { return Ok(self.threads) };
         for thread in self.threads {
-            // A panic has been reported on stderr by the runtime.
+            // The runtime has reported a panic on stderr.
             let _ = thread.join();
         }
         Err(failed)

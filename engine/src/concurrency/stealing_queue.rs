@@ -1,6 +1,7 @@
-//! A deque for every worker, for work of any kind. New work goes to the worker with the least; its owner takes the newest
-//! first, an idle worker steals the oldest of another, chosen at random. Park and unpark lose no wake-up: a worker says that
-//! it will sleep, looks once more, and only then sleeps, and `unpark` before `park` makes `park` return at once.
+//! A deque for every worker, for work of any kind. New work goes to the worker with the least; its owner takes the
+//! newest first, an idle worker steals the oldest of another, chosen at random. Park and unpark lose no wake-up: a
+//! worker announces that it will sleep, looks once more, and only then sleeps, and `unpark` before `park` makes
+//! `park` return at once.
 //!
 //! The deques are Chase and Lev's, "Dynamic Circular Work-Stealing Deque", 2005, from `crossbeam-deque`.
 
@@ -12,16 +13,16 @@ use std::thread::Thread;
 use crate::concurrency::poller::SpinWait;
 use crate::statistics::Gauges;
 
-/// The desks of all workers.
+/// The stealing queues of all workers.
 #[derive(Debug)]
 pub struct StealingQueues<T> {
     queues: Vec<SharedQueue<T>>,
-    /// What no worker has taken.
+    /// Items that no worker has taken.
     depth: AtomicUsize,
     closed: AtomicBool,
 }
 
-/// What others see of a worker.
+/// The part of a worker's queue that others see.
 #[derive(Debug)]
 struct SharedQueue<T> {
     /// Work from outside: only its owner may push into a deque.
@@ -32,7 +33,7 @@ struct SharedQueue<T> {
     thread: OnceLock<Thread>,
 }
 
-/// A worker's own side of its desk.
+/// A worker's own side of its queue.
 #[derive(Debug)]
 pub struct LocalQueue<T> {
     number: usize,
@@ -41,7 +42,7 @@ pub struct LocalQueue<T> {
 }
 
 impl<T> StealingQueues<T> {
-    /// So many desks, and the seats for those who will work at them.
+    /// Makes `count` queues, and the owners' sides for the workers.
     pub fn new(count: usize) -> (Arc<Self>, Vec<LocalQueue<T>>) {
         let deques: Vec<Worker<T>> = (0..count).map(|_| Worker::new_lifo()).collect();
         let queue = |deque: &Worker<T>| SharedQueue {
@@ -62,13 +63,13 @@ impl<T> StealingQueues<T> {
         (Arc::new(queues), slots)
     }
 
-    /// Puts work on the desk that has least of it.
+    /// Puts work into the queue with the fewest items.
     pub fn push(&self, work: T) {
         let Some(queue) = self.queues.iter().min_by_key(|queue| queue.load.load(Relaxed)) else { return };
         self.depth.fetch_add(1, Relaxed);
         queue.load.fetch_add(1, Relaxed);
         queue.arrived.push(work);
-        // Its owner if that sleeps, else some sleeper, who will steal it.
+        // Wakes the owner if it sleeps, else another sleeping worker, which steals the item.
         if !queue.wake() {
             let _ = self.queues.iter().any(SharedQueue::wake);
         }
@@ -84,7 +85,7 @@ impl<T> StealingQueues<T> {
         gauges.queue_depth_max.fetch_max(depth, Relaxed);
     }
 
-    /// Nothing comes any more: workers do what there is and end.
+    /// No further work arrives: workers finish what is queued and end.
     pub fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
         for thread in self.queues.iter().filter_map(|queue| queue.thread.get()) {
@@ -92,7 +93,7 @@ impl<T> StealingQueues<T> {
         }
     }
 
-    /// The next work for this worker; sleeps until there is some. None once the desks are closed and empty.
+    /// The next work for this worker; sleeps until there is some. None once the queues are closed and empty.
     pub fn pop(&self, seat: &mut LocalQueue<T>, spin: &mut SpinWait, gauges: &Gauges) -> Option<T> {
         let queue = self.queues.get(seat.number)?;
         let _ = queue.thread.set(std::thread::current());
@@ -123,7 +124,8 @@ impl<T> StealingQueues<T> {
         }
     }
 
-    /// The next work without waiting: one's own newest, else what has arrived, else the oldest of somebody else.
+    /// The next work without waiting: the worker's own newest, else what has arrived, else the oldest of another
+    /// worker.
     pub fn try_pop(&self, seat: &mut LocalQueue<T>, gauges: &Gauges) -> Option<T> {
         let queue = self.queues.get(seat.number)?;
         let mine = seat.deque.pop().or_else(|| retry(|| queue.arrived.steal_batch_and_pop(&seat.deque)));
@@ -132,7 +134,7 @@ impl<T> StealingQueues<T> {
             self.depth.fetch_sub(1, Relaxed);
             return mine;
         }
-        // xorshift (Marsaglia 2003): whom to rob first.
+        // xorshift (Marsaglia 2003): pick the first victim.
         seat.random ^= seat.random << 13;
         seat.random ^= seat.random >> 17;
         seat.random ^= seat.random << 5;
@@ -155,7 +157,8 @@ impl<T> StealingQueues<T> {
 impl<T> SharedQueue<T> {
     /// Wakes the owner; false where it is awake.
     fn wake(&self) -> bool {
-        // Orders the push before the look at the flag, against the flag before the last look at the queues.
+        // Orders the push before the check of the flag; pairs with a worker that sets the flag before its last look
+        // at the queues.
         std::sync::atomic::fence(Ordering::SeqCst);
         if self.parked.load(Relaxed) && self.parked.swap(false, Ordering::AcqRel) {
             if let Some(thread) = self.thread.get() {

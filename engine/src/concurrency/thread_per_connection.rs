@@ -1,7 +1,7 @@
-//! A thread for every connection, `max_threads` of them at most; connections over that wait for one to end, in order.
+//! A thread for every connection, at most `max_threads`; further connections wait in order for one to end.
 //!
-//! Threads are small (128 KiB of stack, of which a few pages are touched) and are used again: a finished one takes the
-//! next connection rather than end, which saves its creation where clients connect for every request.
+//! Threads are small (128 KiB of stack, of which a few pages are touched). A thread whose connection ended takes the
+//! next one, which saves starting a thread where clients connect for every request.
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -21,7 +21,7 @@ use crate::session::{Connection, Session, ThreadBuffers};
 const STACK: usize = 128 << 10;
 /// A thread without a connection ends after this time, unless it is the last.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Where a thread could not be started, this often another try is made.
+/// How often to try again after a thread could not be started.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The connections and the threads.
@@ -31,7 +31,7 @@ struct ConnectionThreads {
     service: Arc<Service>,
     control: Arc<Control>,
     roster: Roster<Box<Session>>,
-    /// The sockets that threads may be asleep in, to wake them with shutdown(2).
+    /// The sockets in which threads may sleep; shutdown(2) wakes them.
     served: Mutex<HashMap<usize, Weak<Connection>>>,
     next_number: AtomicUsize,
     is_short_of_threads: AtomicBool,
@@ -47,7 +47,7 @@ pub fn serve(listener: &Arc<Listener>, service: &Arc<Service>, control: &Arc<Con
         next_number: AtomicUsize::new(0),
         is_short_of_threads: AtomicBool::new(false),
     });
-    // There is one for as long as the model serves, so that each connection has its turn at last.
+    // One thread stays for as long as the model serves, so that every connection is served eventually.
     if threads.roster.claim_first()
         && let Err(error) = threads.start_thread()
     {
@@ -62,7 +62,7 @@ pub fn serve(listener: &Arc<Listener>, service: &Arc<Service>, control: &Arc<Con
         obeyed = control.order();
     }
     if obeyed == Command::Drain {
-        // Clients that the kernel let in before this moment are served.
+        // Serve clients that the kernel let in before this moment.
         listener.accept_rest(service, |session| threads.add(session));
     }
     threads.shut_down(obeyed, &mut taker);
@@ -73,7 +73,7 @@ impl ConnectionThreads {
         self.served.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Accepts until there is nothing to accept, then sleeps until there is, or an order comes.
+    /// Accepts until no connection waits, then sleeps until one arrives or a command is issued.
     fn accept(self: &Arc<Self>) {
         let mut pause = None;
         while let Some(session) = self.listener.take_over() {
@@ -99,17 +99,18 @@ impl ConnectionThreads {
             PollFd::new(self.listener.event_fd(), PollFlags::IN),
             PollFd::new(&*self.listener, PollFlags::IN),
         ];
-        // An exhausted listener stays readable; only the bells may cut its rest short.
+        // An exhausted listener stays readable; only the eventfds may cut its pause short.
         let sources = if pause.is_some() { &mut sources[..2] } else { &mut sources[..] };
         let pause = pause.or_else(|| self.is_short_of_threads.load(Relaxed).then_some(RETRY_INTERVAL));
         let timeout = pause.and_then(|rest| Timespec::try_from(rest).ok());
-        // EINTR and ENOMEM: go round once more.
+        // EINTR and ENOMEM: the caller's loop tries again.
         let _ = poll(sources, timeout.as_ref());
-        // The order is looked at after this: a ring that none came with must not wake this thread again and again.
+        // The caller checks the command after this: a notification without a command must not wake this thread again
+        // and again.
         self.control.event_fd().take();
     }
 
-    /// Gives a connection to a thread: an idle one, a new one, or, at the limit, the next that is free.
+    /// Gives a connection to an idle thread, a new thread, or, at the limit, the next thread that becomes free.
     fn add(self: &Arc<Self>, session: Box<Session>) {
         if self.roster.add(session) {
             self.start_counted();
@@ -121,7 +122,7 @@ impl ConnectionThreads {
     fn start_missing(self: &Arc<Self>) {
         while self.is_short_of_threads.load(Relaxed) {
             if !self.roster.wants_a_thread() {
-                // Nothing waits any more, or there are as many as there may be.
+                // Nothing waits any more, or the limit on threads is reached.
                 self.is_short_of_threads.store(false, Relaxed);
             } else if !self.start_counted() {
                 break;
@@ -130,7 +131,7 @@ impl ConnectionThreads {
         self.count_waiting();
     }
 
-    /// Starts a thread that the roster counts already; false where the machine has none to give: then its connection waits
+    /// Starts a thread that the roster counts already. False if the machine has none left: its connection then waits
     /// for another thread, or for the next try.
     fn start_counted(self: &Arc<Self>) -> bool {
         let started = self.start_thread();
@@ -163,7 +164,7 @@ impl ConnectionThreads {
         self.service.statistics.gauges(self.listener.transport)
     }
 
-    /// A thread's life: one connection after the other.
+    /// Serves one connection after the other on a thread.
     fn worker_loop(&self) {
         self.gauges().active_threads.fetch_add(1, Relaxed);
         let mut buffers = ThreadBuffers::new(&self.service, Model::ThreadPerConnection);
@@ -180,14 +181,14 @@ impl ConnectionThreads {
         while let Some(left) = run_session_blocking(session, buffers, &self.service, &self.control) {
             match self.listener.hand_over(left) {
                 Ok(()) => break,
-                // A drain overtook the order: it is drained here.
+                // A drain overtook the handover: this thread drains the session.
                 Err(left) => session = left,
             }
         }
         self.served().remove(&number);
     }
 
-    /// Sees to it that all sessions end as ordered, and returns when the last thread has.
+    /// Ends all sessions as commanded, and returns when the last thread has ended.
     fn shut_down(self: &Arc<Self>, mut obeyed: Command, taker: &mut Taker) {
         loop {
             match obeyed {
@@ -210,7 +211,8 @@ impl ConnectionThreads {
             {
                 self.add(session);
             }
-            // Threads that sleep in their sockets wake of it. What has already come can still be read.
+            // shutdown(2) wakes threads that sleep in their sockets. Bytes that have already arrived can still be
+            // read.
             for connection in self.served().values().filter_map(Weak::upgrade) {
                 match obeyed {
                     Command::Serve | Command::Handover => break,

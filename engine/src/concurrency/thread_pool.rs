@@ -1,5 +1,5 @@
-//! A fixed number of workers, fed from one bounded queue of ready sessions. Accepting and waiting are the reactor's, so ten
-//! thousand idle connections hold no worker.
+//! A fixed number of workers, fed from one bounded queue of ready sessions. The reactor accepts and waits, so ten
+//! thousand idle connections occupy no worker.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -70,7 +70,7 @@ pub fn serve(listener: &Arc<Listener>, service: &Arc<Service>, control: &Arc<Con
     reactor.run_reactor(&pool, taker);
     pool.queue.close();
     for worker in workers {
-        // A panic has been reported on stderr by the runtime.
+        // The runtime has reported a panic on stderr.
         let _ = worker.join();
     }
 }

@@ -1,4 +1,4 @@
-//! Sessions that are to be run at a time, without an event: any thread adds one, one thread takes those that are due.
+//! Sessions to run at a time, without an event: any thread adds one, one thread takes those that are due.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -15,12 +15,12 @@ impl Later {
         self.heap().push(Reverse((due, key)));
     }
 
-    /// When the first is due.
+    /// When the first session is due.
     pub fn next(&self) -> Option<Instant> {
         self.heap().peek().map(|Reverse((due, _))| *due)
     }
 
-    /// Takes out those that are due, the soonest first.
+    /// Takes out the sessions that are due, the soonest first.
     pub fn take_due(&self, now: Instant) -> Vec<Key> {
         let mut heap = self.heap();
         let mut keys = Vec::new();

@@ -1,4 +1,5 @@
-//! Workers with a desk each, who steal from each other; see `stealing_queue.rs`. Accepting and waiting are the reactor's.
+//! Workers that steal from each other, each with its own stealing queue; see `stealing_queue.rs`. The reactor accepts
+//! and waits.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -66,7 +67,7 @@ pub fn serve(listener: &Arc<Listener>, service: &Arc<Service>, control: &Arc<Con
     reactor.run_reactor(&pool, taker);
     pool.queues.close();
     for worker in workers {
-        // A panic has been reported on stderr by the runtime.
+        // The runtime has reported a panic on stderr.
         let _ = worker.join();
     }
 }

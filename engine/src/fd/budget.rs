@@ -1,13 +1,14 @@
-//! Descriptors that were passed and, as far as is known, not yet received, and those that are open for requests.
+//! Descriptors passed and, as far as the server knows, not yet received, and those open for requests.
 //!
-//! The kernel counts them per user against RLIMIT_NOFILE, over all sockets of that user: a few clients that never read
-//! would exhaust it for everybody (`sendmsg` then fails with ETOOMANYREFS). So a connection may have at most a share of
-//! what is still free — the dynamic threshold of Choudhury and Hahne, "Dynamic queue length thresholds for shared-memory
-//! packet switches", 1998 — and a connection whose client has read everything may always have one.
+//! The kernel counts unread descriptors per user against RLIMIT_NOFILE, over all sockets of that user: a few clients
+//! that never read would exhaust the limit for all clients (`sendmsg` then fails with ETOOMANYREFS). So a connection
+//! may have at most a share of the free budget — the dynamic threshold of Choudhury and Hahne, "Dynamic queue length
+//! thresholds for shared-memory packet switches", 1998 — and a connection whose client has read everything may always
+//! have one.
 
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
-/// The part of the free budget that one connection may take.
+/// One connection may take this fraction of the free budget.
 const SHARE: u32 = 8;
 
 #[derive(Debug)]
@@ -53,7 +54,7 @@ mod tests {
                 hoarded += 1;
             }
         }
-        // The budget, and the one that everybody may always have.
+        // The budget, plus the one that each client may always have.
         assert!(in_flight.taken() <= 256 + 100, "{}", in_flight.taken());
         assert!(in_flight.allowance() >= 1);
     }

@@ -1,4 +1,4 @@
-//! Descriptors that clients have not read yet: how many a connection may have, and which they are.
+//! Descriptors that clients have not read yet: how many a connection may have, and how many it has.
 
 pub mod budget;
 pub mod unread;

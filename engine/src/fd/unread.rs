@@ -1,43 +1,43 @@
-//! The descriptors that were passed to a client and that it may not have received.
+//! Counts the descriptors that were passed to a client and that it may not have received.
 //!
-//! What was sent and not read takes kernel memory, and SIOCOUTQ tells how much. A client reads in the order of the messages,
-//! so what it has not read are the newest, and no more of them than fit into that memory: whatever went before has been
-//! received. Of messages that are a byte long, those of version 1, this is the exact number; of longer ones the kernel
-//! rounds the memory up, so up to about twice as many may be counted, never too few.
+//! Unread messages take kernel memory, and SIOCOUTQ reports how much. A client reads messages in order, so the newest
+//! are unread, and only as many as fit into that memory; the client has received all earlier ones. For messages of
+//! one byte, those of version 1, this count is exact. For longer ones the kernel rounds the memory up, so the count
+//! may be up to about twice the real number, and never too low.
 
 use crate::net::socket;
 use std::collections::VecDeque;
 
-/// Runs of messages that are told apart; of what came before, all is counted as one message.
+/// Runs kept apart; all earlier messages count as one.
 const MAX_RUNS: usize = 64;
 
 #[derive(Debug, Default)]
 pub struct UnreadFds {
     /// The oldest first.
     runs: VecDeque<MessageRun>,
-    /// In all of them together.
+    /// The sum over all runs.
     descriptors: u32,
 }
 
-/// Messages that went out one behind the other and are alike.
+/// Consecutive messages that are alike.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct MessageRun {
-    /// The least memory that one takes.
+    /// The least kernel memory that one message takes.
     memory: usize,
-    /// Descriptors that each carries.
+    /// Descriptors in each message.
     descriptors: u32,
     messages: usize,
 }
 
 impl UnreadFds {
-    /// Descriptors that may be unread, as far as is known.
+    /// Descriptors that may be unread, as far as the server knows.
     pub fn descriptors(&self) -> u32 {
         self.descriptors
     }
 
-    /// So many messages were sent, each of so many bytes and with so many descriptors.
+    /// Records sent messages: how many, and the bytes and descriptors of each.
     pub fn sent(&mut self, messages: usize, bytes: usize, descriptors: u32) {
-        // What lies before the first descriptor is of no interest.
+        // Messages before the first descriptor do not matter.
         if messages == 0 || (self.descriptors == 0 && descriptors == 0) {
             return;
         }
@@ -61,7 +61,7 @@ impl UnreadFds {
         }
     }
 
-    /// Settles what has been received where the unread messages take so much memory; returns how many descriptors.
+    /// Settles received messages, given the memory of the unread ones; returns how many descriptors were received.
     pub fn settle(&mut self, mut memory: usize) -> u32 {
         let before = self.descriptors;
         self.descriptors = 0;
@@ -80,7 +80,7 @@ impl UnreadFds {
         before - self.descriptors
     }
 
-    /// Forgets them all; returns how many there were.
+    /// Forgets all messages; returns how many descriptors there were.
     pub fn clear(&mut self) -> u32 {
         self.runs.clear();
         std::mem::take(&mut self.descriptors)

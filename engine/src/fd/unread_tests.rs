@@ -1,4 +1,4 @@
-//! What is counted as unread, beside what a real socket has unread.
+//! Compares the count of unread descriptors with a real socket.
 #![allow(clippy::unwrap_used)]
 
 use super::{MAX_RUNS, UnreadFds};
@@ -9,12 +9,12 @@ use rustix::fd::{AsFd, OwnedFd};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use std::collections::VecDeque;
 
-/// A server's end and a client's; whatever is passed is the same file.
+/// A server's end and a client's; every passed descriptor is the same file.
 struct Line {
     server: OwnedFd,
     client: OwnedFd,
     unread: UnreadFds,
-    /// What each message carries that the client has not read.
+    /// Descriptors in each message that the client has not read.
     truth: VecDeque<u32>,
 }
 
@@ -25,7 +25,7 @@ impl Line {
         Line { server, client, unread: UnreadFds::default(), truth: VecDeque::new() }
     }
 
-    /// False where the socket takes no more.
+    /// False if the socket takes no more.
     fn send(&mut self, bytes: usize, descriptors: usize) -> bool {
         let content = vec![7; bytes];
         let files = vec![Some(self.client.as_fd()); descriptors];
@@ -45,7 +45,7 @@ impl Line {
         }
     }
 
-    /// The client takes in a message of so many bytes.
+    /// The client reads a message of `bytes` bytes.
     fn read(&mut self, bytes: usize) {
         let mut files = VecDeque::new();
         let mut room = vec![0; bytes];
@@ -94,7 +94,7 @@ fn without_a_descriptor_nothing_is_remembered() {
 #[test]
 fn a_client_that_reads_steadily_is_never_far_behind() {
     let mut line = Line::new();
-    // As a batch of version 2 does: sixty-four descriptors on some four thousand bytes.
+    // Like a batch of version 2: sixty-four descriptors on about four thousand bytes.
     for _ in 0..1000 {
         while line.truth.len() < 4 {
             assert!(line.send(3840, 64));

@@ -1,4 +1,4 @@
-//! How sessions and the results of storage reach an event loop: the loop sleeps on its bell, and no more than on that.
+//! How sessions and the results of storage reach an event loop: the loop sleeps only on its eventfd.
 
 use loom::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use loom::sync::{Condvar, Mutex};
@@ -10,7 +10,7 @@ use crate::concurrency::slab::Key;
 use crate::session::Wake;
 use crate::session::completions::CompletionQueue;
 
-/// An eventfd that counts (EFD_SEMAPHORE), watched by an epoll that reports it while it is readable.
+/// A model of an eventfd that counts (EFD_SEMAPHORE), watched by an epoll that reports it while it is readable.
 #[derive(Debug)]
 struct Bell {
     rings: Mutex<u32>,
@@ -54,7 +54,7 @@ fn check(model: impl Fn() + Sync + Send + 'static) {
 const FIRST: u64 = 1 << 32;
 const SECOND: u64 = 2 << 32;
 
-/// Two threads give the loop a session each, while it takes what there is and sleeps: it gets both, and counts both.
+/// Two threads each give the loop a session, while it takes sessions and sleeps: it gets both, and counts both.
 #[test]
 fn a_loop_does_not_sleep_while_its_mailbox_has_a_session() {
     check(|| {
@@ -79,8 +79,8 @@ fn a_loop_does_not_sleep_while_its_mailbox_has_a_session() {
     });
 }
 
-/// Two loops that drain leave once they have nothing, while a thread gives a session back: a loop has it, or it comes back
-/// to the thread; it never stays in the mailbox of a loop that has left.
+/// Two draining loops leave once they have no session, while a thread gives a session back: a loop takes it, or the
+/// thread gets it back; it never stays in the mailbox of a loop that has left.
 #[test]
 fn no_session_stays_in_the_mailbox_of_a_loop_that_has_left() {
     check(|| {
@@ -104,7 +104,8 @@ fn no_session_stays_in_the_mailbox_of_a_loop_that_has_left() {
     });
 }
 
-/// Two storage threads have results for two sessions of a loop: each session is run after its result has come.
+/// Two storage threads have results for two sessions of a loop: the loop runs each session after its result has
+/// arrived.
 #[test]
 fn each_result_of_storage_has_its_session_run() {
     check(|| {
@@ -130,7 +131,7 @@ fn each_result_of_storage_has_its_session_run() {
     });
 }
 
-/// A session goes from one loop to another while storage has a result for it: the loop that it comes to runs it.
+/// A session moves from one loop to another while storage has a result for it: the new loop runs it.
 #[test]
 fn a_result_follows_its_session_to_another_loop() {
     check(|| {
@@ -156,8 +157,8 @@ fn a_result_follows_its_session_to_another_loop() {
     });
 }
 
-/// A session ends while two storage threads have results for it: each result is collected at the end, or comes back to its
-/// thread, which takes note of it. None is lost, and none is taken twice.
+/// A session ends while two storage threads have results for it: the session collects each result at the end, or the
+/// storage thread gets it back and records it. No result is lost or taken twice.
 #[test]
 fn a_result_for_a_session_that_ends_comes_back() {
     check(|| {

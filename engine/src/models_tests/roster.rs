@@ -1,4 +1,4 @@
-//! The threads of thread-per-connection: who is counted, and which connection waits for which thread.
+//! The threads of thread-per-connection: which threads are counted, and which thread serves a waiting connection.
 
 use loom::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use loom::sync::{Condvar, Mutex};
@@ -21,7 +21,7 @@ struct Crew {
     idle: Duration,
     served: AtomicUsize,
     running: AtomicUsize,
-    /// Where connections meet that stay until the other is served too.
+    /// Set if connections stay until the other one is served too.
     stay: Mutex<Option<Meeting>>,
 }
 
@@ -35,7 +35,7 @@ fn wait_for(meeting: &Meeting, count: usize) {
 }
 
 impl Crew {
-    /// With its first thread.
+    /// Makes a roster with its first thread.
     fn begin(idle: Duration) -> (Arc<Crew>, JoinHandle<()>) {
         let crew = Arc::new(Crew {
             roster: Roster::new(MOST),
@@ -70,8 +70,8 @@ impl Crew {
         self.roster.add(connection).then(|| self.start())
     }
 
-    /// As a model winds up. Returns once no thread is counted and no connection waits: loom's waits have no time limit, so
-    /// this waits for ever where one is lost, and loom reports a deadlock.
+    /// Ends the roster as a model does. Returns once no thread is counted and no connection waits. loom's waits have
+    /// no time limit, so a lost wake-up makes this wait for ever, and loom reports a deadlock.
     fn wind_up(&self) {
         self.roster.end();
         while !self.roster.is_over(STAYS) {}
@@ -85,7 +85,7 @@ fn check(model: impl Fn() + Sync + Send + 'static) {
     builder.check(model);
 }
 
-/// Threads leave when they have nothing to do while connections come: each connection is served, each thread is counted out.
+/// Idle threads leave while connections arrive: each connection is served, and each thread leaves the count.
 #[test]
 fn no_connection_waits_for_a_thread_that_has_left() {
     check(|| {
@@ -100,7 +100,8 @@ fn no_connection_waits_for_a_thread_that_has_left() {
     });
 }
 
-/// Two connections come and stay, while one thread is idle or about to be: each has a thread of its own, and there are no more.
+/// Two connections arrive and stay, while one thread is idle or about to be: each gets a thread of its own, and no
+/// further thread starts.
 #[test]
 fn each_connection_that_stays_has_a_thread() {
     check(|| {
@@ -118,7 +119,7 @@ fn each_connection_that_stays_has_a_thread() {
     });
 }
 
-/// The kernel gives no further thread: the connection is served by those that there are, and a later try counts one more.
+/// The kernel starts no further thread: the existing threads serve the connection, and a later try counts one more.
 #[test]
 fn a_connection_whose_thread_could_not_be_started_is_served_by_another() {
     check(|| {
@@ -137,8 +138,8 @@ fn a_connection_whose_thread_could_not_be_started_is_served_by_another() {
     });
 }
 
-/// A connection is added while all ends, as one that another model did not take: it is served, or is still there for the
-/// model to hand over; never both.
+/// A connection is added while the roster ends, because another model did not take it: a thread serves it, or the
+/// model can still hand it over; never both.
 #[test]
 fn a_connection_that_comes_while_all_ends_is_served_or_handed_over() {
     check(|| {

@@ -6,22 +6,22 @@ use rustix::fd::{AsRawFd, OwnedFd};
 use rustix::io::{self, Errno};
 use rustix::net::{self};
 
-/// Who is at the other end of a Unix socket, or was at connect(2).
+/// The process at the other end of a Unix socket, as of connect(2).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Credentials {
-    /// 0 where it is in a process namespace that this one cannot see.
+    /// 0 for a process in a namespace that this one cannot see.
     pub pid: i32,
     pub uid: u32,
-    /// The effective group and the supplementary ones.
+    /// The effective group and the supplementary groups.
     pub gids: Vec<u32>,
 }
 
 impl Credentials {
-    /// Of no process: (uid_t) -1 is no user.
+    /// For a peer without credentials: (uid_t) -1 is never a user's number.
     pub const NOBODY: Credentials = Credentials { pid: 0, uid: u32::MAX, gids: Vec::new() };
 }
 
-/// What the kernel says of the other end of a Unix socket (SO_PEERCRED, SO_PEERGROUPS).
+/// The kernel's credentials for the other end of a Unix socket (SO_PEERCRED, SO_PEERGROUPS).
 pub fn credentials(socket: &OwnedFd) -> io::Result<Credentials> {
     let peer = peer_credentials(socket)?;
     let mut gids = peer_groups(socket)?;
@@ -37,7 +37,7 @@ pub fn peer_uid(socket: &OwnedFd) -> io::Result<u32> {
 /// The address at the other end of an Internet socket.
 pub fn peer_address(socket: &OwnedFd) -> Option<std::net::IpAddr> {
     let address = net::getpeername(socket).ok()??;
-    // As over IPv4 where a socket for both shows it as mapped.
+    // A dual-stack socket shows IPv4 peers as mapped addresses; return the IPv4 address.
     std::net::SocketAddr::try_from(address).ok().map(|address| address.ip().to_canonical())
 }
 
@@ -45,7 +45,8 @@ pub fn peer_address(socket: &OwnedFd) -> Option<std::net::IpAddr> {
 fn peer_credentials(socket: &OwnedFd) -> io::Result<libc::ucred> {
     let mut peer = libc::ucred { pid: 0, uid: u32::MAX, gid: u32::MAX };
     let mut length = size_of::<libc::ucred>() as libc::socklen_t;
-    // SAFETY: the option's value is one ucred, whose size is told; the descriptor is open as long as it is borrowed.
+    // SAFETY: the option's value is one ucred, and `length` holds its size; the descriptor is open as long as it is
+    // borrowed.
     let answer = unsafe {
         libc::getsockopt(
             socket.as_raw_fd(),
@@ -58,13 +59,13 @@ fn peer_credentials(socket: &OwnedFd) -> io::Result<libc::ucred> {
     if answer < 0 { Err(last_error()) } else { Ok(peer) }
 }
 
-/// The supplementary groups; none where the kernel is older than Linux 4.13.
+/// The supplementary groups; empty if the kernel is older than Linux 4.13.
 fn peer_groups(socket: &OwnedFd) -> io::Result<Vec<u32>> {
     const SO_PEERGROUPS: libc::c_int = 59;
     let mut groups = vec![0u32; 32];
     loop {
         let mut length = size_of_val(&groups[..]) as libc::socklen_t;
-        // SAFETY: the value has at most the room that is told.
+        // SAFETY: `length` holds the room in `groups`, and the kernel writes no more than that.
         let answer = unsafe {
             libc::getsockopt(
                 socket.as_raw_fd(),
@@ -76,7 +77,7 @@ fn peer_groups(socket: &OwnedFd) -> io::Result<Vec<u32>> {
         };
         let needed = length as usize / size_of::<u32>();
         match if answer < 0 { Err(last_error()) } else { Ok(()) } {
-            // How much room it takes has been written.
+            // The kernel has written the needed size into `length`.
             Err(Errno::RANGE) if needed > groups.len() => groups.resize(needed, 0),
             Err(Errno::NOPROTOOPT | Errno::NODATA) => return Ok(Vec::new()),
             Err(errno) => return Err(errno),
@@ -88,7 +89,7 @@ fn peer_groups(socket: &OwnedFd) -> io::Result<Vec<u32>> {
     }
 }
 
-/// Who is at the other end, for people: process and user of a Unix socket, else the address.
+/// Describes the peer for people: process and user of a Unix socket, else the address.
 pub fn peer(socket: &OwnedFd, transport: Transport) -> String {
     match transport {
         Transport::Unix => match peer_credentials(socket) {

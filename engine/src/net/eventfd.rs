@@ -3,7 +3,7 @@
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::{self};
 
-/// An eventfd: rung by one thread, noticed by others, in poll and epoll. Each `take` takes one ring away.
+/// An eventfd: one thread notifies, others see it in poll and epoll. Each `take` consumes one notification.
 #[derive(Debug)]
 pub struct EventFd(OwnedFd);
 
@@ -15,11 +15,11 @@ impl EventFd {
     }
 
     pub fn notify(&self) {
-        // Fails only where the counter is full, and then it is rung already.
+        // Fails only if the counter is full, and then a notification is pending already.
         let _ = io::write(&self.0, &1u64.to_ne_bytes());
     }
 
-    /// Takes one ring; false where it was not rung.
+    /// Consumes one notification; false if none is pending.
     pub fn take(&self) -> bool {
         io::read(&self.0, &mut [0u8; 8]).is_ok()
     }

@@ -1,4 +1,4 @@
-//! Bound sockets: how they come to be, how connections are taken from them, how they go.
+//! Bound sockets: how the server creates them, accepts connections from them, and removes them.
 
 use crate::net::socket;
 use crate::net::socket_path::{MAX_UNIX_PATH, SocketPath};
@@ -22,34 +22,33 @@ use crate::service::Service;
 use crate::session::Session;
 use crate::settings::Settings;
 
-/// Connections that the kernel keeps until they are accepted; it cuts this to net.core.somaxconn.
+/// Connections that the kernel queues until the server accepts them; the kernel cuts this to net.core.somaxconn.
 const BACKLOG: i32 = 4096;
-/// Without a descriptor to spare, accepting rests so long: it fails ten times a second at most.
+/// The pause in accepting when no descriptor is left: accepting fails ten times a second at most.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// What came of an attempt to accept.
+/// The outcome of an attempt to accept.
 #[derive(Debug)]
 pub enum AcceptOutcome {
     Session(Box<Session>),
-    /// Refused with a word, or gone before it was taken.
+    /// The server refused the connection with an error message, or the client had left.
     Refused,
-    /// Nothing waits.
+    /// No connection waits.
     Nothing,
     /// No descriptor or memory is left: try again after this time.
     Exhausted(Duration),
 }
 
-/// One transport's front door. Besides new connections it takes in sessions that another model hands over.
+/// The listening socket of one transport. Besides new connections it takes in sessions that another model hands over.
 #[derive(Debug)]
 pub struct Listener {
     pub transport: Transport,
     /// As a client writes it: `unix:/path`, `tcp://127.0.0.1:9999`.
     pub address: String,
-    // Removed when the listener is dropped, and before the socket is closed: as long as that is open, the inode number of its
-    // file is no other file's.
+    // Dropped before the socket: while that is open, the inode number of its file cannot belong to another file.
     _path: Option<SocketPath>,
     socket: OwnedFd,
-    /// Whether somebody else holds the socket, too, and lets clients wait in it for the next server.
+    /// Whether another process also holds the socket, and keeps clients waiting in it for the next server.
     shared: bool,
     handed_over: Handover<Box<Session>>,
     event_fd: EventFd,
@@ -71,11 +70,11 @@ impl Listener {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
             .map_err(fail("cannot make a socket"))?;
-        // bind(2) gives the file the permissions of the socket's own inode: no moment of others'.
+        // bind(2) gives the file the permissions of the socket's own inode, so no other user can connect in between.
         fs::fchmod(&socket, Permissions::from_raw_mode(mode)).map_err(fail("cannot set permissions"))?;
         let name = SocketAddrUnix::new(path).map_err(fail("not a path for a Unix socket"))?;
         net::bind(&socket, &name).map_err(fail("cannot bind"))?;
-        // The umask has narrowed them; what was asked for is what there is to be.
+        // The umask has narrowed the permissions; set exactly those requested.
         fs::chmodat(CWD, path, Permissions::from_raw_mode(mode), fs::AtFlags::empty())
             .map_err(fail("cannot set permissions"))?;
         let claim = claim.bound()?;
@@ -109,7 +108,7 @@ impl Listener {
         Self::new(Transport::Tcp, format!("tcp://{bound}"), socket, None)
     }
 
-    /// Takes over a socket that somebody else has bound and listens on, and goes on to hold: a service manager.
+    /// Takes over a listening socket that another process, a service manager, has bound and continues to hold.
     pub fn inherited(socket: &OwnedFd, settings: &Settings) -> Result<Self, StartError> {
         let subject = String::from("a socket that was handed over");
         let fail = |what: &str| {
@@ -137,7 +136,7 @@ impl Listener {
         }
         .map_err(fail("cannot set socket options"))?;
         let own = rustix::io::fcntl_dupfd_cloexec(socket, 0).map_err(fail("cannot take it over"))?;
-        // A flag of the description, which all its holders share; a service manager only polls it.
+        // A flag of the open file description, which all its holders share; a service manager only polls it.
         rustix::io::ioctl_fionbio(&own, true).map_err(fail("cannot take it over"))?;
         Ok(Listener { shared: true, ..Self::new(transport, address, own, None)? })
     }
@@ -161,7 +160,7 @@ impl Listener {
         })
     }
 
-    /// Takes one connection, without waiting.
+    /// Accepts one connection, without waiting.
     pub fn accept(&self, service: &Arc<Service>) -> AcceptOutcome {
         let gauges = service.statistics.gauges(self.transport);
         let socket = match net::accept_with(&self.socket, SocketFlags::CLOEXEC) {
@@ -171,9 +170,9 @@ impl Listener {
                 gauges.accept_failures_total.fetch_add(1, Relaxed);
                 return AcceptOutcome::Exhausted(PAUSE);
             }
-            // After shutdown(2) on the listener, at the end of a drain.
+            // shutdown(2) has ended the listener, at the end of a drain.
             Err(Errno::INVAL) => return AcceptOutcome::Nothing,
-            // ECONNABORTED, EPROTO, ENETDOWN and their kind concern the one connection, which is gone.
+            // ECONNABORTED, EPROTO, ENETDOWN and the like concern only this one connection, which is gone.
             Err(_) => return AcceptOutcome::Refused,
         };
         let full = Error::Busy("the server has as many connections as it may have, try again");
@@ -196,15 +195,16 @@ impl Listener {
         }
         let mut word = Vec::new();
         protocol::encode_error(&mut word, error.status(), &error.to_string());
-        // It fits a fresh socket's buffer; a client that is gone misses nothing.
+        // The message fits a fresh socket's buffer. The client may be gone; ignore errors.
         let _ = socket::send(&socket, &word, IoMode::NonBlocking, false);
         AcceptOutcome::Refused
     }
 
-    /// Takes what waits in the backlog, past those that are refused, and ends listening: who connects now is refused by the
-    /// kernel, or waits for the next server where the socket is shared with who has bound it (shutdown(2) would end it for all).
+    /// Accepts the connections in the backlog, skips refused ones, and ends listening. Afterwards the kernel refuses
+    /// clients that connect. On a shared socket they wait for the next server instead: shutdown(2) would end the
+    /// socket for all its holders.
     pub fn accept_rest(&self, service: &Arc<Service>, mut take: impl FnMut(Box<Session>)) {
-        // Those that come meanwhile could make it go on for ever.
+        // The bound keeps clients that connect meanwhile from prolonging this without end.
         for _ in 0..=BACKLOG {
             match self.accept(service) {
                 AcceptOutcome::Session(session) => take(session),
@@ -217,34 +217,34 @@ impl Listener {
         }
     }
 
-    /// Gives a session to the model that serves this listener next. It comes back where none is left, which is so only
-    /// while all drain or stop.
+    /// Gives a session to the model that serves this listener next. Returns it if no model takes over, which happens
+    /// only while all drain or stop.
     pub fn hand_over(&self, session: Box<Session>) -> Result<(), Box<Session>> {
         self.handed_over.give(session)?;
         self.event_fd.notify();
         Ok(())
     }
 
-    /// Takes in a session that was handed over. Only after [`serve`](Self::serve).
+    /// Takes in a session that another model handed over. Call only after [`serve`](Self::serve).
     pub fn take_over(&self) -> Option<Box<Session>> {
-        // Whether or not it has rung: a ring too many is one look too many.
+        // Looks into the queue with or without a notification: a spare notification costs one extra look.
         self.event_fd.take();
         self.handed_over.take()
     }
 
-    /// A thread of a model takes over sessions as long as it has what this gives.
+    /// Registers the calling thread as a taker of sessions, for as long as it keeps the returned value.
     pub fn serve(self: &Arc<Self>) -> Taker {
         self.handed_over.enlist();
         Taker { listener: Arc::clone(self), is_enlisted: true }
     }
 
-    /// Readable while sessions wait to be taken over.
+    /// Readable while sessions wait for a taker.
     pub fn event_fd(&self) -> &EventFd {
         &self.event_fd
     }
 }
 
-/// The right, and the duty, to take over sessions.
+/// The duty to take over sessions.
 #[derive(Debug)]
 pub struct Taker {
     listener: Arc<Listener>,
@@ -256,7 +256,7 @@ impl Taker {
         self.is_enlisted
     }
 
-    /// Gives it up, unless a session waits that no other takes; false then.
+    /// Ends the duty, unless a session waits that no other taker would take; returns false then.
     pub fn leave(&mut self) -> bool {
         if self.is_enlisted && !self.listener.handed_over.leave() {
             return false;
@@ -265,7 +265,7 @@ impl Taker {
         true
     }
 
-    /// Gives it up to others: to the model that takes over.
+    /// Ends the duty and leaves waiting sessions to the model that takes over.
     pub fn withdraw(&mut self) {
         if std::mem::take(&mut self.is_enlisted) {
             self.listener.handed_over.withdraw();
@@ -279,7 +279,7 @@ impl Drop for Taker {
     }
 }
 
-/// What accepted connections inherit.
+/// Sets the options that accepted connections inherit.
 fn configure_tcp(socket: &OwnedFd) -> Result<(), Errno> {
     sockopt::set_tcp_nodelay(socket, true)
         .and_then(|()| sockopt::set_socket_keepalive(socket, true))

@@ -1,4 +1,4 @@
-//! System calls on sockets: bytes, passed descriptors, files, options. Besides storage the only ones near the kernel's interface.
+//! System calls on sockets: bytes, passed descriptors, files, options.
 
 use crate::net::transport::IoMode;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -19,13 +19,14 @@ const ONE_RIGHT: usize = rustix::cmsg_space!(ScmRights(1));
 
 const MANY_RIGHTS: usize = rustix::cmsg_space!(ScmRights(MAX_FDS_PER_MESSAGE));
 
-/// The kernel passes at most 253 in a message (SCM_MAX_FD): all that come must be taken in to be closed.
+/// The kernel passes at most 253 descriptors in a message (SCM_MAX_FD). The server must receive all of them to close
+/// them.
 const MAX_RIGHTS_SPACE: usize = rustix::cmsg_space!(ScmRights(253));
 
-/// So many descriptors go out in one call.
+/// Descriptors that the server sends in one call.
 pub const MAX_FDS_PER_MESSAGE: usize = 64;
 
-/// Reads what has come. Descriptors that a client sends are never taken in: `recv` without a control buffer makes the
+/// Reads the bytes that have arrived. This never receives descriptors: `recv` without a control buffer makes the
 /// kernel drop them.
 pub fn receive(socket: &OwnedFd, buffer: &mut [u8], io_mode: IoMode) -> io::Result<usize> {
     let flags = match io_mode {
@@ -35,13 +36,13 @@ pub fn receive(socket: &OwnedFd, buffer: &mut [u8], io_mode: IoMode) -> io::Resu
     net::recv(socket, buffer, flags).map(|(length, _)| length)
 }
 
-/// Sends bytes; `more` says that others follow at once. Returns how many the kernel took.
+/// Sends bytes; `more` announces that others follow at once. Returns how many the kernel took.
 pub fn send(socket: &OwnedFd, bytes: &[u8], io_mode: IoMode, more: bool) -> io::Result<usize> {
     net::send(socket, bytes, io_mode.send_flags(more))
 }
 
-/// Passes each descriptor in a message of its own whose one byte is `byte`, with as few calls as can be (64 descriptors a
-/// call). Returns how many were passed; the descriptors stay the caller's to close.
+/// Passes each descriptor in a message of its own with the one byte `byte`, in as few calls as possible (64
+/// descriptors per call). Returns how many were passed; the caller still closes the descriptors.
 pub fn send_fd_bytes(
     socket: &OwnedFd,
     byte: u8,
@@ -72,8 +73,8 @@ pub fn send_fd_bytes(
     net::sendmmsg(socket, &mut messages, flags)
 }
 
-/// Sends bytes whose first one carries the descriptors, 64 at most; they stay the caller's to close. Returns how many bytes
-/// the kernel took: with one of them, all descriptors are passed.
+/// Sends bytes whose first one carries the descriptors, at most 64; the caller still closes them. Returns how many
+/// bytes the kernel took: if it took one, all descriptors are passed.
 pub fn send_with_fds(
     socket: &OwnedFd,
     bytes: &[u8],
@@ -91,9 +92,9 @@ pub fn send_with_fds(
     net::sendmsg(socket, &[IoSlice::new(bytes)], &mut control, io_mode.send_flags(false))
 }
 
-/// Reads what has come, and the descriptors that came along; they are close-on-exec.
+/// Reads the bytes that have arrived, and the descriptors that came along; these are close-on-exec.
 ///
-/// Fails with ENOBUFS where descriptors were lost, because this process can have no more.
+/// Fails with ENOBUFS if descriptors were lost because this process can open no more.
 pub fn recv_with_fds(
     socket: &OwnedFd,
     buffer: &mut [u8],
@@ -115,7 +116,8 @@ pub fn recv_with_fds(
     if came.flags.contains(ReturnFlags::CTRUNC) { Err(Errno::NOBUFS) } else { Ok(came.bytes) }
 }
 
-/// Kernel memory, in bytes, of what the peer of a Unix stream socket has not read yet. 0: it has read all.
+/// Kernel memory, in bytes, of messages that the peer of a Unix stream socket has not read yet. 0: the peer has read
+/// all.
 pub fn unread_bytes(socket: &OwnedFd) -> io::Result<usize> {
     let mut queued: libc::c_int = 0;
     // SAFETY: SIOCOUTQ (= TIOCOUTQ) writes one int, and the descriptor is open as long as it is borrowed.
@@ -123,8 +125,8 @@ pub fn unread_bytes(socket: &OwnedFd) -> io::Result<usize> {
     if answer < 0 { Err(last_error()) } else { Ok(usize::try_from(queued).unwrap_or(0)) }
 }
 
-/// The least kernel memory that a message of a Unix stream socket takes, in bytes: that of a single byte, as this kernel
-/// accounts for it. 1 where it could not be found out.
+/// The least kernel memory that a message of a Unix stream socket takes, in bytes: the cost of a single byte, as this
+/// kernel accounts for it. 1 if the measurement fails.
 pub fn min_message_cost() -> usize {
     static LEAST: OnceLock<usize> = OnceLock::new();
     *LEAST.get_or_init(|| {
@@ -138,12 +140,12 @@ pub fn min_message_cost() -> usize {
     })
 }
 
-/// Makes the kernel refuse descriptors that clients send, or let them pass (Linux 6.16); older kernels do not know the
-/// option, and there `receive` has them dropped.
+/// Makes the kernel refuse or pass descriptors that clients send (Linux 6.16). Older kernels do not know the option;
+/// there `receive` makes the kernel drop them.
 pub fn set_passrights(socket: &OwnedFd, wanted: bool) -> io::Result<()> {
     const SO_PASSRIGHTS: libc::c_int = 83;
     let value = libc::c_int::from(wanted);
-    // SAFETY: the option's value is one int, whose size is told.
+    // SAFETY: the option's value is one int, and the last argument is its size.
     let answer = unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),
@@ -159,7 +161,8 @@ pub fn set_passrights(socket: &OwnedFd, wanted: bool) -> io::Result<()> {
     }
 }
 
-/// Whether the client neither sends nor receives any more. One that has only ended its sending still waits for answers.
+/// Whether the client neither sends nor receives any more. A client that has only ended its sending still waits for
+/// answers.
 pub fn has_hung_up(socket: &OwnedFd) -> bool {
     let mut asked = [PollFd::new(socket, PollFlags::empty())];
     let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
@@ -171,14 +174,14 @@ pub fn set_non_blocking(socket: &OwnedFd, never_waits: bool) -> io::Result<()> {
     io::ioctl_fionbio(socket, never_waits)
 }
 
-/// Limits what one call that waits may take.
+/// Limits how long one blocking call may take.
 pub fn set_timeouts(socket: &OwnedFd, most: Duration) -> io::Result<()> {
     sockopt::set_socket_timeout(socket, Timeout::Recv, Some(most))?;
     sockopt::set_socket_timeout(socket, Timeout::Send, Some(most))
 }
 
-/// Sends a file's bytes from `offset` on without copying them through this process. Returns how many the kernel took; 0
-/// means that the file ends there.
+/// Sends a file's bytes from `offset` on without copying them through this process. Returns how many the kernel took;
+/// 0 means that the file ends there.
 pub fn send_file(socket: &OwnedFd, file: &OwnedFd, offset: u64, most: usize) -> io::Result<usize> {
     let mut at = offset;
     rustix::fs::sendfile(socket, file, Some(&mut at), most)

@@ -1,4 +1,4 @@
-//! A Unix socket's path: the lock beside it, and a stale socket that is removed.
+//! A Unix socket's path: the lock file beside it, and the removal of a stale socket.
 
 use crate::errors::StartError;
 use rustix::fd::OwnedFd;
@@ -10,19 +10,19 @@ use std::path::{Path, PathBuf};
 /// The longest path of a Unix socket: sun_path without its final NUL.
 pub(super) const MAX_UNIX_PATH: usize = 107;
 
-/// The right to a Unix socket's path: a locked file beside it, held as long as the server lives.
+/// The claim on a Unix socket's path: a locked file beside it, held as long as the server lives.
 #[derive(Debug)]
 pub(super) struct SocketPath {
     pub(super) path: PathBuf,
     lock_path: PathBuf,
-    // Closing it gives the lock up.
+    // Closing it releases the lock.
     lock: OwnedFd,
-    /// Device and inode of the socket that is ours.
+    /// Device and inode of this server's socket.
     ours: Option<(u64, u64)>,
 }
 
 impl SocketPath {
-    /// Locks the path and clears away a socket that nobody serves any more.
+    /// Locks the path and removes a socket that no server listens on any more.
     pub(super) fn claim(path: &Path, notices: &mut Vec<String>) -> Result<Self, StartError> {
         let shown = path.display().to_string();
         let mut lock_path = path.as_os_str().to_owned();
@@ -51,7 +51,7 @@ impl SocketPath {
         Ok(claim)
     }
 
-    /// Remembers which socket is ours, now that it is bound.
+    /// Records which socket is this server's, after bind(2).
     pub(super) fn bound(mut self) -> Result<Self, StartError> {
         let stat = fs::lstat(&self.path)
             .map_err(|errno| StartError::new(errno, "the socket is gone", self.path.display().to_string()))?;
@@ -62,8 +62,8 @@ impl SocketPath {
 
 impl Drop for SocketPath {
     fn drop(&mut self) {
-        // Only what is ours: both files may have been removed meanwhile, and made anew by another server. The lock goes last,
-        // so a server that waits for it finds the path free.
+        // Remove only this server's files: an administrator may have removed both, and another server may have
+        // created them anew. The lock goes last, so that a server that waits for it finds the path free.
         let found = fs::lstat(&self.path).ok().map(|stat| (stat.st_dev, stat.st_ino));
         if self.ours.is_some() && found == self.ours {
             let _ = fs::unlink(&self.path);
@@ -76,7 +76,7 @@ impl Drop for SocketPath {
     }
 }
 
-/// Opens and locks the file; again where its last holder removed it meanwhile.
+/// Opens and locks the file; tries again if its last holder removed it meanwhile.
 fn lock_file(path: &Path, shown: &str) -> Result<OwnedFd, StartError> {
     loop {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
@@ -102,7 +102,7 @@ fn lock_file(path: &Path, shown: &str) -> Result<OwnedFd, StartError> {
     }
 }
 
-/// Whether somebody listens on the socket. Only ECONNREFUSED says that nobody does.
+/// Whether a server listens on the socket. Only ECONNREFUSED proves that none does.
 fn answers(path: &Path) -> bool {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let Ok(name) = SocketAddrUnix::new(path) else { return true };

@@ -4,8 +4,8 @@ use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::{self, Errno};
 use std::time::Duration;
 
-/// A timerfd that becomes readable once a period. Unlike a timeout of every wait it is programmed once, which in a virtual
-/// machine saves an exit to the hypervisor for each.
+/// A timerfd that becomes readable once a period. The server programs it once, unlike a timeout for every wait; in a
+/// virtual machine this saves an exit to the hypervisor per wait.
 #[derive(Debug)]
 pub struct TimerFd(OwnedFd);
 
@@ -22,9 +22,9 @@ impl TimerFd {
         Ok(TimerFd(timer))
     }
 
-    /// Takes note that it was noticed.
+    /// Acknowledges the expiry.
     pub fn take(&self) {
-        // EAGAIN: somebody else was told too.
+        // EAGAIN: another thread has acknowledged it already.
         let _ = io::read(&self.0, &mut [0u8; 8]);
     }
 }

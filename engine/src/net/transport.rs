@@ -26,7 +26,7 @@ impl Transport {
     }
 }
 
-/// Whether a call may wait: for a thread that has one connection yes, for one that has many never.
+/// Whether a call may block: yes for a thread with one connection, never for a thread with many.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum IoMode {
     Blocking,

@@ -1,11 +1,11 @@
-//! What a session asks of the rules about its client; see `access/accounts.rs`.
+//! Checks requests against the access rules about the session's client; see `access/accounts.rs`.
 
 use super::Session;
 use crate::access::rules::View;
 use crate::errors::Error;
 
 impl Session {
-    /// Has the client judged again where the rules have changed.
+    /// Judges the client again when the rules have changed.
     pub(super) fn refresh_access(&mut self) {
         let generation = self.service.peers.generation();
         if generation == self.rules_seen {
@@ -18,14 +18,14 @@ impl Session {
         self.open_access();
     }
 
-    /// Puts what the client has of descriptors on its user's account, once.
+    /// Charges the client's descriptors to its user's account, once.
     pub(super) fn open_access(&mut self) {
         if let Some(account) = self.client_access.as_ref().and_then(|client_access| client_access.account()) {
             self.connection.attach_account(account, self.held);
         }
     }
 
-    /// FORBIDDEN where the client may not use the object.
+    /// FORBIDDEN if the client may not use the object.
     pub(super) fn check_use(&self, path: &[u8]) -> Result<(), Error> {
         match &self.client_access {
             None => Ok(()),
@@ -33,14 +33,14 @@ impl Session {
         }
     }
 
-    /// What is left out of a listing. FORBIDDEN where that would be all.
+    /// The client's view, which filters a listing. FORBIDDEN if that would leave nothing.
     pub(super) fn check_list(&self, prefix: &str) -> Result<Option<View>, Error> {
         let Some(client_access) = &self.client_access else { return Ok(None) };
         client_access.check(format!("{}/", prefix.trim_matches('/')).as_bytes(), &self.service.peers)?;
         Ok(Some(client_access.view().clone()))
     }
 
-    /// UNAVAILABLE where its user may not have so many descriptors more.
+    /// UNAVAILABLE if the client's user may not have `more` further descriptors.
     pub(super) fn check_descriptors(&self, more: u32) -> Result<(), Error> {
         match &self.client_access {
             None => Ok(()),

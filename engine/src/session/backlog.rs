@@ -1,4 +1,4 @@
-//! Answers in the server's memory: what one client has of them, and what it may have; see `output.rs`.
+//! Answers in the server's memory: how much one client has of them, and how much it may have; see `output.rs`.
 
 use std::sync::Arc;
 
@@ -13,16 +13,16 @@ use crate::session::reply::{Framing, push_head};
 use crate::session::storage_job::{JobOutput, StorageJob};
 use crate::storage::listing::MOST_CONTENT;
 
-/// What an answer without a content takes, its metadata or its message.
+/// The size of an answer without content: its metadata or its message.
 pub(super) const HEAD: usize = 256;
 
-/// Contents that storage brought are copied into the output up to this size; larger ones stay where they are.
+/// Contents from storage up to this size are copied into the output; larger ones stay where they are.
 const MOST_COPIED: usize = 4 << 10;
 
-/// The part of the free room that one page of a listing may take: the rest is for the requests behind it.
+/// One page of a listing may take this fraction of the free room; the rest is for the requests behind it.
 const PART_OF_A_LIST: usize = 4;
 
-/// Bytes of an answer, on the account of its client until this is dropped, by whichever thread.
+/// Bytes of an answer, charged to its client until any thread drops this.
 #[derive(Debug)]
 pub(super) struct Charge {
     connection: Arc<Connection>,
@@ -39,7 +39,7 @@ impl Charge {
         self.bytes
     }
 
-    /// Gives back what was set aside and not used.
+    /// Returns the reserved bytes that were not used.
     pub fn shrink_to(&mut self, bytes: usize) {
         let spare = self.bytes.saturating_sub(bytes);
         self.bytes -= spare;
@@ -53,7 +53,7 @@ impl Drop for Charge {
     }
 }
 
-/// What must be free before a request is answered. A page of a list is as long as the room for it.
+/// Bytes that must be free before the session answers a request. A page of a list is as long as its room.
 fn least_of(operation: Operation) -> usize {
     match operation {
         Operation::List => PART_OF_A_LIST * SMALL as usize,
@@ -61,7 +61,7 @@ fn least_of(operation: Operation) -> usize {
     }
 }
 
-/// What may come of a request, in bytes of memory.
+/// The most memory that the answer to a request may take, in bytes.
 fn most_of(operation: Operation) -> usize {
     match operation {
         Operation::List => MOST_CONTENT + HEAD,
@@ -77,7 +77,7 @@ fn most_of(operation: Operation) -> usize {
 }
 
 impl StorageJob {
-    /// Bytes that are set aside for what it brings, of `room`.
+    /// Bytes to reserve for the job's result, out of `room`.
     pub fn needs(&self, room: usize) -> usize {
         let part = if self.operation == Operation::List { room / PART_OF_A_LIST } else { room };
         most_of(self.operation).min(part.max(LEAST))
@@ -85,7 +85,7 @@ impl StorageJob {
 }
 
 impl JobOutput {
-    /// Bytes that it takes.
+    /// Bytes that the result takes.
     pub fn takes(&self) -> usize {
         match self {
             JobOutput::Bytes { bytes, .. } => bytes.len() + HEAD,
@@ -103,7 +103,7 @@ impl Session {
         self.service.output.allowance().saturating_sub(self.connection.output())
     }
 
-    /// Whether what has been gathered is to be handed over before more is answered.
+    /// Whether the session must send the gathered replies before it answers more.
     pub(super) fn has_gathered(&self, buffers: &ThreadBuffers) -> bool {
         let gathered = buffers.out.len();
         gathered >= GATHER_BYTES || (gathered > 0 && gathered + LEAST > buffers.room)
@@ -114,10 +114,10 @@ impl Session {
         SMALL.min(buffers.room.saturating_sub(buffers.out.len()).max(LEAST) as u64)
     }
 
-    /// Whether the request in front has to wait for what its client has not read, or for what storage is bringing for it.
+    /// Whether the request in front must wait until its client reads, or until storage delivers a result for it.
     pub(super) fn owes_too_much(&self, rest: &[u8]) -> Option<InputOutcome> {
         let owed = self.connection.output();
-        // Without either there is nothing to wait for.
+        // Without replies or jobs there is nothing to wait for.
         if owed == 0 || (self.jobs == 0 && self.outbox.is_empty()) {
             return None;
         }
@@ -134,7 +134,7 @@ impl Session {
         Some(if self.outbox.is_empty() { InputOutcome::JobsPending } else { InputOutcome::OutputFull })
     }
 
-    /// Puts what is left over of the replies on the account, or takes it off.
+    /// Charges the unsent rest of the replies, or releases the charge.
     pub(super) fn charge_kept(&mut self) {
         let (before, now) = (self.kept_charge, self.output_buffer.capacity());
         if now > before {
@@ -145,7 +145,7 @@ impl Session {
         self.kept_charge = now;
     }
 
-    /// Keeps what was not sent. `lent` is the thread's own buffer, where the session's was used.
+    /// Keeps the unsent bytes. `lent` is the thread's own buffer if the session's buffer was in use.
     pub(super) fn keep_output(&mut self, buffers: &mut ThreadBuffers, lent: Option<Vec<u8>>, sent: usize) {
         let left = buffers.out.len() - sent;
         match lent {
@@ -211,7 +211,7 @@ impl Session {
         Ok(())
     }
 
-    /// Pushes a reply whose head is in the output from `head` on, with a content that stays where storage put it.
+    /// Pushes a reply whose head starts at `head` in the output; its content stays where storage put it.
     fn push_brought_bytes(
         &mut self,
         buffers: &ThreadBuffers,

@@ -1,4 +1,4 @@
-//! What a thread lends to the session that it runs.
+//! Buffers that a thread lends to the session that it runs.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -10,28 +10,28 @@ use crate::concurrency::Model;
 use crate::service::Service;
 use crate::session::outbox::Segment;
 
-/// Bytes of output that a thread keeps room for: at most, and while its only session is silent.
+/// A thread keeps at most this many bytes of output capacity, and this many while its only session is silent.
 const MOST_KEPT: usize = 1 << 20;
 const MOST_IDLE: usize = 16 << 10;
 
-/// Buffers that a thread lends to whichever session it runs, so that idle sessions need none.
+/// Buffers that a thread lends to each session that it runs, so that idle sessions need none.
 #[derive(Debug)]
 pub struct ThreadBuffers {
     pub(super) input: Box<[u8]>,
-    /// For contents that come in; empty until there is one.
+    /// For incoming contents; empty until there is one.
     pub(super) bulk: Box<[u8]>,
     pub(super) out: Vec<u8>,
-    /// How long the output may get, of what its client may have in memory.
+    /// How long the output may grow, out of the memory that its client may have.
     pub(super) room: usize,
     pub(super) path: Vec<u8>,
     pub(super) segments: VecDeque<Segment>,
     pub(super) shard: usize,
     pub(super) model: Model,
-    /// When the replies that are being handed over had been put together.
+    /// When the session had assembled the replies that it is sending.
     pub(super) flush_began: Instant,
-    /// The time in a queue that the session that is run next has behind it; None where the model has none.
+    /// How long the session that runs next has waited in a queue; None for a model without a queue.
     pub queued: Option<QueueWait>,
-    /// Set by others: a thread that would sleep in the session's socket gives the session back instead.
+    /// Set by other threads: a thread that would sleep in the session's socket returns the session instead.
     pub recalled: Option<Arc<AtomicBool>>,
 }
 
@@ -56,12 +56,13 @@ impl ThreadBuffers {
         }
     }
 
-    /// Makes everything anew but what it was made for: a panic may have left it in any state.
+    /// Replaces all buffers, and keeps the thread's shard, model and recall flag: a panic may have left the buffers
+    /// in any state.
     pub fn renew(&mut self) {
         *self = ThreadBuffers { recalled: self.recalled.take(), ..Self::blank(self.shard, self.model) };
     }
 
-    /// Empties the output, and keeps no more room for it than many replies need.
+    /// Empties the output, and keeps at most the capacity that many replies need.
     pub(super) fn clear_out(&mut self) {
         self.out.clear();
         if self.out.capacity() > MOST_KEPT {
@@ -69,7 +70,7 @@ impl ThreadBuffers {
         }
     }
 
-    /// Frees what the last requests made the buffers grow to, for a thread that keeps them for one silent client.
+    /// Frees what the last requests made the buffers grow to; a thread with one silent client calls this.
     pub fn trim(&mut self, service: &Service) {
         let before = self.bulk.len() + self.out.capacity();
         if before > MOST_IDLE {
@@ -85,7 +86,7 @@ impl ThreadBuffers {
     }
 }
 
-/// How long a session has waited in a queue, and when it came out of it.
+/// How long a session waited in a queue, and when it left the queue.
 #[derive(Debug, Clone, Copy)]
 pub struct QueueWait {
     pub wait: Duration,

@@ -1,5 +1,5 @@
-//! What storage has brought for a session and the session has not collected: any thread leaves a result, and the thread that
-//! the session is with at that moment is woken.
+//! Results of storage that the session has not collected: any thread adds a result and wakes the thread that has the
+//! session at that moment.
 
 use std::sync::Arc;
 
@@ -28,7 +28,7 @@ impl<T> CompletionQueue<T> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// From now on `wake` is called with this key; at once where a result has come already.
+    /// Calls `wake` with this key from now on; calls it at once if a result has arrived already.
     pub fn set_wake(&self, wake: &Arc<dyn Wake>, key: u64) {
         let mut state = self.state();
         state.wake = Some((Arc::clone(wake), key));
@@ -38,7 +38,7 @@ impl<T> CompletionQueue<T> {
         }
     }
 
-    /// Leaves a result and has the session run; the result comes back where the session has ended.
+    /// Adds a result and makes the session run; returns the result if the session has ended.
     pub fn add(&self, done: T) -> Result<(), T> {
         let mut state = self.state();
         if state.is_over {
@@ -57,13 +57,13 @@ impl<T> CompletionQueue<T> {
         std::mem::take(&mut self.state().done)
     }
 
-    /// Takes no more results; gives those that the session has not collected.
+    /// Takes no more results; returns those that the session has not collected.
     pub fn end(&self) -> Vec<T> {
         let mut state = self.state();
         state.is_over = true;
         let (wake, left) = (state.wake.take(), std::mem::take(&mut state.done));
         drop(state);
-        // The last reference to a model's part may go with it, outside of the lock.
+        // Drop outside of the lock: this may be the last reference to a part of the model.
         drop(wake);
         left
     }

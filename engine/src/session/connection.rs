@@ -1,5 +1,5 @@
-//! What other threads may touch of a connection: its socket, the account of its descriptors, and what storage has found
-//! out for it.
+//! The part of a connection that other threads may use: its socket, the account of its descriptors, and the results
+//! that storage has for it.
 
 use crate::net::credentials;
 use crate::net::socket;
@@ -18,41 +18,42 @@ use crate::storage::pool::{Client, User};
 /// The number of the next connection.
 static NEXT: AtomicU64 = AtomicU64::new(1);
 
-/// Who is told that a session has something to do.
+/// Receives the notice that a session has work to do.
 pub trait Wake: Send + Sync + std::fmt::Debug {
-    /// `key` is what the model said when it took the session in.
+    /// `key` is the value that the model passed when it took the session in.
     fn wake(&self, key: u64);
 }
 
 #[derive(Debug)]
 pub struct Connection {
     pub(super) socket: OwnedFd,
-    /// Descriptors passed to this client that it has, as far as is known, not received: those of `passed`, to be looked at
-    /// without its lock.
+    /// Descriptors passed to this client that it has, as far as the server knows, not received: the count of
+    /// `passed`, readable without its lock.
     unread: AtomicU32,
-    /// Held, too, while what was received or written is taken off the accounts, which others than the session may do.
+    /// The lock is also held while received or written descriptors leave the accounts; threads other than the
+    /// session's may do that.
     passed: Mutex<UnreadFds>,
-    /// The account of the client's user, where there are rules about it.
+    /// The account of the client's user, if there are rules about it.
     account: OnceLock<Arc<UserAccount>>,
-    /// Descriptors that its writes have open, or that it passed to be put. Changed while settling.
+    /// Descriptors that its writes have open, or that it passed for puts. Changed under the lock of `passed`.
     writing: AtomicU32,
     /// Bytes of its answers in memory.
     output: AtomicUsize,
-    /// The server wants no further request.
+    /// The server accepts no further request from it.
     pub(super) is_stopped: AtomicBool,
-    /// Its session is over: storage has nothing more to do for it.
+    /// Its session is over: storage does no more work for it.
     is_over: AtomicBool,
     number: u64,
     /// Asked of the kernel when storage first works for it.
     client: OnceLock<Client>,
     finished: CompletionQueue<Completion>,
-    /// Set when its session has ended: its user's count of connections goes with it.
+    /// Set when its session has ended: the user's count of connections drops with it.
     client_access: OnceLock<Box<ClientAccess>>,
-    // Behind the socket: it is dropped after it.
+    // Declared after the socket, so that it is dropped after it.
     counted: Counted,
 }
 
-/// A connection in the counts of the server, until its socket is closed: who keeps the socket keeps it counted.
+/// A connection in the server's counts. It counts until its socket is closed, so keeping the socket keeps it counted.
 #[derive(Debug)]
 struct Counted {
     service: Arc<Service>,
@@ -67,7 +68,7 @@ impl Drop for Counted {
 }
 
 impl Connection {
-    /// Takes a connection that was counted by [`Service::admit_connection`].
+    /// Takes a connection that [`Service::admit_connection`] has counted.
     pub(super) fn new(socket: OwnedFd, transport: Transport, service: &Arc<Service>) -> Self {
         let gauges = service.statistics.gauges(transport);
         gauges.connections.fetch_add(1, Relaxed);
@@ -97,7 +98,8 @@ impl Connection {
         self.counted.transport
     }
 
-    /// Drops what storage has for its session, which has ended. The connection counts for its user until the socket is closed.
+    /// Drops the results that storage has for the ended session. The connection counts for its user until the socket
+    /// is closed.
     pub(super) fn end_session(&self, client_access: Option<Box<ClientAccess>>) {
         if let Some(client_access) = client_access {
             // A session ends once.
@@ -108,7 +110,7 @@ impl Connection {
         }
     }
 
-    /// On whose turn storage works for it.
+    /// The client on whose turn storage works for this connection.
     pub(super) fn client(&self) -> Client {
         *self.client.get_or_init(|| {
             let user = match self.transport() {
@@ -119,35 +121,35 @@ impl Connection {
         })
     }
 
-    /// Which connection of this server it is.
+    /// The number of the connection in this server.
     pub(super) fn number(&self) -> u64 {
         self.number
     }
 
-    /// The session is over.
+    /// Marks the session as over.
     pub(super) fn end(&self) {
         self.is_over.store(true, Relaxed);
     }
 
-    /// Whether no answer reaches the client any more.
+    /// Whether no answer can reach the client any more.
     pub(super) fn is_gone(&self) -> bool {
         self.is_over.load(Relaxed) || socket::has_hung_up(&self.socket)
     }
 
-    /// Lets the client send nothing more, whichever thread runs its session.
+    /// Stops reading from the client, whichever thread runs its session.
     pub fn stop_reading(&self) {
         self.is_stopped.store(true, Relaxed);
         let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Read);
     }
 
-    /// From now on `wake` is told, with this key; at once where something has come meanwhile.
+    /// Calls `wake` with this key from now on; calls it at once if a result has arrived already.
     pub fn set_wake(&self, wake: &Arc<dyn Wake>, key: u64) {
         self.finished.set_wake(wake, key);
     }
 
-    /// Leaves a result for the session, and has it run.
+    /// Adds a result for the session, and makes the session run.
     pub(super) fn push_completion(&self, done: Completion) {
-        // Without a session there is nothing to run, and the thread that ends it may hold what `wake` needs.
+        // An ended session does not run, and the thread that ends it may hold a lock that `wake` needs.
         if self.is_over.load(Relaxed) {
             return self.miss(done);
         }
@@ -156,7 +158,7 @@ impl Connection {
         }
     }
 
-    /// Takes note of what a session would have answered that is over.
+    /// Records the failure that an ended session would have answered.
     fn miss(&self, done: Completion) {
         if let Completion::Reply { asked, outcome: Err(error), .. } = done {
             self.counted.service.note_failure(error, asked.operation, &asked.uri);
@@ -171,9 +173,9 @@ impl Connection {
         self.unread.load(Relaxed)
     }
 
-    /// So many messages were sent, each of so many bytes and with so many descriptors. They are on the account already.
+    /// Records sent messages: how many, and the bytes and descriptors of each. The account is charged already.
     pub(super) fn count_sent(&self, messages: usize, bytes: usize, descriptors: u32) {
-        // Where none is on its way, bytes alone are nothing to remember; only the session's own thread adds any.
+        // Without unread descriptors, plain bytes need no record; only the session's own thread adds descriptors.
         if descriptors > 0 || self.unread() > 0 {
             let mut passed = self.settling();
             passed.sent(messages, bytes, descriptors);
@@ -185,7 +187,7 @@ impl Connection {
         self.passed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Puts what this client has, and `held` that is open for it, on its user's account; once.
+    /// Charges this client's descriptors, and the `held` that are open for it, to its user's account; once.
     pub(super) fn attach_account(self: &Arc<Self>, account: &Arc<UserAccount>, held: u32) {
         let _settling = self.settling();
         if self.account.set(Arc::clone(account)).is_ok() {
@@ -213,9 +215,9 @@ impl Connection {
         self.writing.load(Relaxed)
     }
 
-    /// So many files more are open for its writes.
+    /// Counts `count` further files as open for its writes.
     pub(super) fn take_for_write(&self, service: &Service, count: u32) {
-        // The account may come between two lines, and would count what is neither here nor there twice, or not at all.
+        // Lock both updates, or attaching an account in between miscounts.
         let _settling = self.settling();
         self.writing.fetch_add(count, Relaxed);
         self.take(service, count);
@@ -227,7 +229,7 @@ impl Connection {
         self.release(service, count);
     }
 
-    /// One file more is open for this client.
+    /// Counts `count` further files as open for this client.
     pub(super) fn take(&self, service: &Service, count: u32) {
         service.in_flight.take(count);
         if let Some(account) = self.account.get() {
@@ -242,7 +244,7 @@ impl Connection {
         }
     }
 
-    /// Settles what the client has received.
+    /// Releases the descriptors that the client has received.
     pub fn settle_unread(&self, service: &Service) {
         if self.unread() == 0 {
             return;
@@ -250,10 +252,11 @@ impl Connection {
         let mut passed = match self.passed.try_lock() {
             Ok(passed) => passed,
             Err(TryLockError::Poisoned(passed)) => passed.into_inner(),
-            // Somebody else does it.
+            // Another thread settles at this moment.
             Err(TryLockError::WouldBlock) => return,
         };
-        // What is sent meanwhile is counted afterwards: its memory makes others stay counted, no fewer.
+        // A message sent meanwhile is counted afterwards: its memory keeps earlier descriptors counted, so the count
+        // errs high.
         if let Ok(memory) = socket::unread_bytes(&self.socket) {
             let received = passed.settle(memory);
             self.unread.store(passed.descriptors(), Relaxed);
@@ -261,12 +264,13 @@ impl Connection {
         }
     }
 
-    /// Whether descriptors are still on their way to the client. They count against the user until it reads or closes.
+    /// Whether descriptors are still on their way to the client. They count against the user until it reads or
+    /// closes.
     pub fn has_unread_fds(&self) -> bool {
         self.unread() > 0 && matches!(socket::unread_bytes(&self.socket), Ok(queued) if queued > 0)
     }
 
-    /// Takes the descriptors off the account, now that nobody will ask any more.
+    /// Releases all descriptors from the account; nothing asks for them afterwards.
     pub fn forget_unread(&self, service: &Service) {
         let mut passed = self.settling();
         self.unread.store(0, Relaxed);

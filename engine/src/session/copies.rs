@@ -1,4 +1,4 @@
-//! A put by descriptor: copied in steps by a thread that may be stuck in the source, while the client is answered in time.
+//! A put by descriptor. A thread that the source may block copies in steps, while the client gets its answer in time.
 
 use std::ffi::CString;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,7 +15,7 @@ use crate::storage::pending_write::PendingWrite;
 use crate::storage::pool::Progress;
 use crate::storage::target::Conditions;
 
-/// What is known of the copy while a thread may be stuck in it.
+/// The state of the copy, readable while a thread is blocked in it.
 #[derive(Debug)]
 pub(super) struct Ticket {
     service: Arc<Service>,
@@ -27,7 +27,7 @@ pub(super) struct Ticket {
 
 #[derive(Debug)]
 struct State {
-    /// Taken by whoever answers: before the object is put in its place, or where that has taken too long.
+    /// Taken by the thread that answers: before the object is put in its place, or when that has taken too long.
     completion: Option<PendingCompletion>,
     has_begun: bool,
     moved_at: Instant,
@@ -50,7 +50,7 @@ enum Stage {
 }
 
 impl PutDescriptor {
-    /// Has it done by the threads for that.
+    /// Hands the copy to the copier threads.
     pub fn submit(
         service: &Arc<Service>,
         completion: PendingCompletion,
@@ -93,12 +93,12 @@ impl PutDescriptor {
                     self.stage = Stage::Copying { incoming, copying, _holds: holds };
                     return Ok(Progress::More);
                 }
-                // From here on it is answered by what comes of it.
+                // From here on the outcome of the commit is the answer.
                 let finishing = service.copiers.finish();
                 let Some(completion) = self.ticket.take() else { return Ok(Progress::Done) };
                 let outcome = incoming.commit(self.conditions).map(JobOutput::Known);
-                // The client's next request finds its account free. To close the source may take long: after the answer, and
-                // no more files wait for that than there are threads for copies.
+                // Release the account first: the client's next request must find it free. Closing the source may
+                // block, so it happens after the answer, and at most one file per copier thread waits for it.
                 drop(holds);
                 self.ticket.complete(completion, outcome);
                 drop(finishing);
@@ -143,7 +143,7 @@ impl Ticket {
         completion.answer(asked, outcome);
     }
 
-    /// Answers, where that has not been done; an error of storage is counted in any case.
+    /// Answers if no answer was sent; counts an error of storage in any case.
     fn give_up(&self, error: Error) {
         match self.take() {
             Some(completion) => self.complete(completion, Err(error)),
@@ -151,7 +151,7 @@ impl Ticket {
         }
     }
 
-    /// Takes note that it goes on; why it must not, where that is so.
+    /// Records that the copy progresses; returns why it must not.
     fn begin_step(&self) -> Result<(), Error> {
         let now = Instant::now();
         let mut state = self.state();
@@ -171,7 +171,7 @@ impl Ticket {
         Ok(())
     }
 
-    /// Whether the client waits for it: it is there, has no answer, and the server goes on.
+    /// Whether the client still waits: it is connected, has no answer, and the server is not stopping.
     fn is_wanted(&self) -> bool {
         let is_wanted =
             self.state().completion.as_ref().is_some_and(|completion| !completion.client_is_gone());

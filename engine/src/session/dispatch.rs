@@ -1,4 +1,4 @@
-//! From what is asked to a reply in the outbox: at once where nothing has to be waited for, else by way of the storage pool.
+//! Turns a request into a reply in the outbox: at once if nothing blocks, else through the storage pool.
 
 use crate::session::reply::{Framing, append_part, patch_length, push_head};
 use crate::storage::readahead;
@@ -22,22 +22,24 @@ use crate::storage::target::{Conditions, Match};
 
 /// Contents up to this size are copied beside their head; larger ones go by sendfile.
 pub(super) const SMALL: u64 = 64 << 10;
-/// One turn of a session sends so many bytes of files before others have theirs. Few, so that clients of the same file stay
-/// close together: what one of them brought into the processor's caches is there for the next.
+/// Bytes of files that one turn of a session sends before other sessions run. The number is small so that clients of
+/// the same file stay close together: data that one of them brought into the processor's caches is there for the
+/// next.
 pub(super) const BYTES_PER_TURN: usize = 256 << 10;
-/// And takes in so many of what is put.
+/// Bytes of a put's content that one turn takes in.
 pub(super) const CONTENT_PER_TURN: usize = 4 << 20;
-/// So many bytes of a file the disk is asked for at once, before any of them is sent.
+/// Bytes of a file that the server asks of the disk at once, before it sends any of them.
 pub(super) const MAX_BYTES_AHEAD: u64 = 4 << 20;
 
-/// What a reply must know of its request.
+/// Facts about the request that the reply needs.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct RequestContext {
     pub framing: Framing,
     pub operation: Operation,
-    /// When the request was there as a whole.
+    /// When the whole request had arrived.
     pub complete_at: Instant,
-    /// When storage had found what is answered, where it was waited for, or when its sending began, where it takes more than a turn.
+    /// When storage had found the answer, if the session waited for it; or when sending began, if it takes more than
+    /// a turn.
     pub answered_at: Option<Instant>,
     pub uri: UriTail,
 }
@@ -49,7 +51,7 @@ pub(super) struct ParsedRequest<'a> {
     pub uri: &'a str,
     pub parameters: v2::Parameters<'a>,
     pub has_priority: bool,
-    /// What came along with a put by descriptor.
+    /// The file that came along with a put by descriptor.
     pub source: Option<PassedFile>,
 }
 
@@ -61,7 +63,7 @@ impl ParsedRequest<'_> {
         })
     }
 
-    /// When the client gives up; DEADLINE_PASSED where it has.
+    /// When the client gives up; DEADLINE_PASSED if that time has passed.
     pub fn deadline(&self, buffers: &ThreadBuffers) -> Result<Option<Instant>, Error> {
         let Some(left) = self.parameters.deadline else { return Ok(None) };
         let left = left.saturating_sub(buffers.queued.map_or(Duration::ZERO, |queued| queued.wait));
@@ -71,7 +73,7 @@ impl ParsedRequest<'_> {
 }
 
 impl Session {
-    /// Answers a request, or sends an errand for it. An error is the answer, and the caller's to push.
+    /// Answers a request, or submits a storage job for it. The caller pushes an error as the answer.
     pub(super) fn handle(
         &mut self,
         buffers: &mut ThreadBuffers,
@@ -141,7 +143,7 @@ impl Session {
         outcome
     }
 
-    /// Answers what needs no waiting, or where this thread may wait; false where an errand must be sent.
+    /// Answers if nothing blocks, or if this thread may block; returns false if a storage job is needed.
     fn handle_inline(
         &mut self,
         buffers: &mut ThreadBuffers,
@@ -216,7 +218,8 @@ impl Session {
         conditions.check_version(Some(&opened.version))?;
         let (at, end) = clamp_range(opened.size, offset, length);
         if end > at && (end - at > most_small || asked.operation == Operation::Splice) {
-            // Once its head is out, everything behind it waits for the content, and a failure can only close.
+            // Once the head is sent, everything behind it waits for the content, and a failure can only close the
+            // connection.
             if may_wait {
                 readahead::touch(&opened.file, at, 1).map_err(Error::Storage)?;
             } else if !is_in_memory(&opened.file, end_of_part_ahead(at, end)) {
@@ -298,7 +301,7 @@ impl Session {
         self.push_buffered(length, Some(ending));
     }
 
-    /// The part that the first turn sends is in memory, or may be waited for.
+    /// The part that the first turn sends is in memory, or this thread may wait for it.
     pub(super) fn push_file(
         &mut self,
         buffers: &mut ThreadBuffers,

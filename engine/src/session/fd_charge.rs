@@ -1,8 +1,8 @@
-//! The files of one client: how many the server may have open for it, and those that it passed to be put.
+//! The files of one client: how many the server may have open for it, and those that it passed for puts.
 //!
-//! What is opened for a client, passed to it and not read, or passed by it, is on one account, `fd/budget.rs`: a client may
-//! hold a share of what is free. Without that, a few that never read, or whose writes never end, would take every descriptor
-//! that the server may have.
+//! One account, `fd/budget.rs`, covers the files opened for a client, passed to it and unread, or passed by it: a
+//! client may hold a share of the free ones. Without that, a few clients that never read, or whose writes never end,
+//! would take every descriptor of the server.
 
 use rustix::fd::OwnedFd;
 use std::collections::VecDeque;
@@ -15,13 +15,13 @@ use crate::protocol::{Operation, v2};
 use crate::service::Service;
 use crate::session::connection::Connection;
 
-/// What a content that comes in has open: the new file, and the directory that it is for.
+/// Descriptors that an incoming content holds open: the new file, and its directory.
 pub(super) const FDS_PER_PUT: u32 = 2;
 
-/// Descriptors, or their places, that a client may be ahead with its puts: twice as many as one message carries.
+/// Descriptors, or their places, by which a client may be ahead of its puts: twice as many as one message carries.
 const MOST_PLACES: usize = 2 * 253;
 
-/// Descriptors of a write, on the account of its client until this is dropped, by whichever thread.
+/// Descriptors of a write, charged to its client until any thread drops this.
 #[derive(Debug)]
 pub(super) struct FdCharge {
     connection: Arc<Connection>,
@@ -42,9 +42,9 @@ impl Drop for FdCharge {
     }
 }
 
-/// A file that a client passed. It is on the account until it is closed.
+/// A file that a client passed. It stays charged until it is closed.
 ///
-/// To close it may wait for its file system as long as that likes, so it is closed by a thread that may be stuck.
+/// Closing it may block as long as its file system does, so a thread that may block closes it.
 #[derive(Debug)]
 pub(super) struct PassedFile(Option<(OwnedFd, FdCharge)>);
 
@@ -53,7 +53,7 @@ impl PassedFile {
         PassedFile(Some((file, hold)))
     }
 
-    /// The file is the caller's to close, where that may take as long as it likes.
+    /// The caller closes the file, on a thread that may block as long as it takes.
     pub fn into_parts(mut self) -> Option<(OwnedFd, FdCharge)> {
         self.0.take()
     }
@@ -69,20 +69,20 @@ impl Drop for PassedFile {
 }
 
 impl FdCharge {
-    /// For what is open besides while it is copied.
+    /// The charge for the files that a copy opens in addition.
     pub fn hold_for_copy(&self) -> FdCharge {
         FdCharge::new(&self.connection, &self.service, FDS_PER_PUT)
     }
 }
 
-/// Files that a client passed and no put has taken, in the order in which they came. What was one too many was closed at
-/// once and left its place, so that each put gets its own or none.
+/// Files that a client passed and no put has taken, in the order of arrival. A surplus file is closed at once and
+/// leaves its place, so that each put gets its own file or none.
 #[derive(Debug, Default)]
 pub(super) struct PassedFiles {
     places: VecDeque<Option<PassedFile>>,
-    /// What was read last has been [checked](Received::check).
+    /// The bytes read last have been [checked](PassedFiles::check).
     is_checked: bool,
-    /// The kernel drops what the client passes from now on, so no further put can have its own.
+    /// The kernel drops the files that the client passes from now on, so no further put can have its own.
     takes_no_more: bool,
 }
 
@@ -91,20 +91,20 @@ impl PassedFiles {
         self.places.is_empty()
     }
 
-    /// Takes note that something has been read.
+    /// Records that bytes have been read.
     pub fn has_read(&mut self) {
         self.is_checked = false;
     }
 
-    /// Has so many puts by descriptor, which came together, refused where there are fewer descriptors: which of them lacks
-    /// its own cannot be told, and none is to have another's.
+    /// Refuses `puts` that came together if fewer descriptors came with them: the server cannot tell which put lacks
+    /// its own, and none may get another's.
     pub fn check(&mut self, puts: impl FnOnce() -> usize) {
         if !std::mem::replace(&mut self.is_checked, true) && puts() > self.places.len() {
             self.places.clear();
         }
     }
 
-    /// More than any client has a use for.
+    /// Whether the client passed more files than any client has a use for.
     pub fn has_too_many(&self) -> bool {
         self.places.len() > MOST_PLACES
     }
@@ -121,14 +121,15 @@ impl PassedFiles {
         source.ok_or(Error::Busy("clients pass more file descriptors than the server may hold, try again"))
     }
 
-    /// Closes what no put can want any more, now that all is understood but, perhaps, a frame that has begun.
+    /// Closes the files that no put can want any more. All complete frames are understood; `has_begun` says that a
+    /// part of one is left.
     pub fn close_spare(&mut self, has_begun: bool) {
         self.places.truncate(usize::from(has_begun));
     }
 }
 
 impl Session {
-    /// Takes in what the client passed.
+    /// Takes in the files that the client passed.
     pub(super) fn receive_files(&mut self, files: impl Iterator<Item = OwnedFd>) {
         for file in files {
             let has_room = self.holds() < self.service.in_flight.allowance()
@@ -155,8 +156,8 @@ impl Session {
         }
     }
 
-    /// Has the kernel drop what the client passes, as long as this connection lasts: how many files were dropped is not known, and
-    /// none is to be taken for another.
+    /// Makes the kernel drop the files that the client passes for the rest of this connection: the number of dropped
+    /// files is unknown, and no put may get another's file.
     pub(super) fn take_no_more_files(&mut self) {
         match &mut self.protocol_state {
             ProtocolState::Unknown(received) => received.takes_no_more = true,
@@ -173,7 +174,7 @@ impl Session {
         }
     }
 
-    /// Whether it has passed more descriptors than any client has a use for.
+    /// Whether the client passed more descriptors than any client has a use for.
     pub(super) fn has_passed_too_many(&self) -> bool {
         match &self.protocol_state {
             ProtocolState::Unknown(received) => received.has_too_many(),
@@ -182,7 +183,7 @@ impl Session {
         }
     }
 
-    /// Whether the request in front has to wait until the client has read, because of the files that it holds.
+    /// Whether the request in front must wait until the client reads, because of the files that the client holds.
     pub(super) fn over_budget(&mut self, rest: &[u8]) -> bool {
         let mode = match &self.protocol_state {
             ProtocolState::V2(_) if rest.first() == Some(&v2::REQUEST) => rest.get(v2::MODE_AT),
@@ -191,9 +192,9 @@ impl Session {
         };
         match mode.and_then(|mode| Operation::from_byte(*mode)) {
             Some(Operation::FdPass) => self.transport == Transport::Unix && !self.may_hold_one_more(),
-            // Without a file of its own it may always have the next: that is closed when it has been sent.
+            // A client without an open file may always have the next: the server closes it when it has sent it.
             Some(Operation::Copy | Operation::Splice) => self.held > 0 && !self.may_hold_one_more(),
-            // The same, until one that is whole has been stored.
+            // The same, until the server has stored a whole one.
             Some(Operation::Put) => self.jobs > 0 && !self.may_hold_one_more(),
             _ => false,
         }
@@ -210,24 +211,24 @@ impl Session {
         self.holds() < allowance
     }
 
-    /// How many are on this client's account.
+    /// How many files are charged to this client.
     fn holds(&self) -> u32 {
         self.held + self.connection.unread() + self.connection.writing()
     }
 
-    /// For a content that comes in.
+    /// The charge for an incoming content.
     pub(super) fn hold_for_put(&self) -> FdCharge {
         FdCharge::new(&self.connection, &self.service, FDS_PER_PUT)
     }
 
-    /// A file is open for this client, or about to be.
+    /// Counts a file that is open for this client, or about to be.
     pub(super) fn hold(&mut self) {
         self.held += 1;
         self.connection.take(&self.service, 1);
     }
 
-    /// So many messages were sent, each of so many bytes and with so many descriptors, which count until the client has
-    /// received them.
+    /// Records sent messages: how many, and the bytes and descriptors of each. The descriptors count until the client
+    /// has received them.
     pub(super) fn count_sent(&mut self, messages: usize, bytes: usize, descriptors: u32) {
         self.held -= descriptors * messages as u32;
         self.connection.count_sent(messages, bytes, descriptors);
@@ -239,7 +240,7 @@ impl Session {
     }
 }
 
-/// Whether a file may be left open when the errand is done.
+/// Whether the storage job may leave a file open when it is done.
 pub(super) fn opens_file(operation: Operation) -> bool {
     matches!(operation, Operation::FdPass | Operation::Copy | Operation::Splice)
 }

@@ -1,4 +1,4 @@
-//! Bytes in: what one call brings, of requests, of contents, of descriptors.
+//! Bytes in: reads requests, contents and descriptors.
 
 use crate::net::socket;
 use rustix::fd::OwnedFd;
@@ -12,16 +12,16 @@ use crate::net::transport::IoMode;
 use crate::protocol::{self, v2};
 use crate::service::Service;
 
-/// What a call has read.
+/// The result of one read.
 pub(super) enum ReadOutcome {
-    /// Of requests; `filled` says that there may be more.
+    /// Bytes of requests; `filled` says that more may wait.
     Requests { filled: bool },
-    /// So many bytes of a content, and there may be more.
+    /// This many bytes of a content; more may wait.
     Content(usize),
 }
 
 impl Session {
-    /// Reads what has come.
+    /// Reads the bytes that have arrived.
     pub(super) fn read(
         &mut self,
         buffers: &mut ThreadBuffers,
@@ -77,8 +77,9 @@ impl Session {
         }
     }
 
-    /// Reads what has come, with what a client passed along. From the first byte on, and beside contents too: a call that takes
-    /// no descriptors has the kernel drop them, and the next put would get those of the one after.
+    /// Reads the bytes that have arrived, with the files that the client passed along. This starts at the first byte
+    /// and includes contents: a call without room for descriptors makes the kernel drop them, and the next put would
+    /// get the file of the one after it.
     pub(super) fn receive(&mut self, buffer: &mut [u8], options: RunOptions) -> Result<usize, Errno> {
         if matches!(self.protocol_state, ProtocolState::V1(_))
             || !self.service.takes_descriptors(self.transport)
@@ -86,7 +87,7 @@ impl Session {
             return receive(&self.connection.socket, buffer, options, &self.service);
         }
         if self.service.copiers.has_too_many(|| self.connection.client()) {
-            // The kernel drops what it is not asked for, and its file system hears nothing of that.
+            // Let the kernel drop the files: that does not call their file systems, which could block.
             self.take_no_more_files();
         }
         if self.takes_no_more_files() {
@@ -103,7 +104,7 @@ impl Session {
         self.frame_since.is_some() && !self.input_buffer.is_empty() && self.awaits_request()
     }
 
-    /// Whether it waits for a request of which nothing has come.
+    /// Whether the server waits for a request of which no byte has arrived.
     pub fn is_between_requests(&self) -> bool {
         self.input_buffer.is_empty() && !self.is_skipping() && self.awaits_request()
     }
@@ -113,13 +114,13 @@ impl Session {
         !is_receiving && self.outbox.is_empty() && self.jobs == 0 && self.ending == CloseState::No
     }
 
-    /// Reads what has come of a request, and answers nothing. None: there is something to answer now.
+    /// Reads the bytes of a request that have arrived, and answers nothing. None: there is something to answer now.
     pub fn read_on(&mut self, buffers: &mut ThreadBuffers, options: RunOptions) -> Option<Next> {
         let came = self
             .with_buffers(buffers, |session, buffers, at, have, _| session.read(buffers, options, at, have));
         match came {
             Err(next) => Some(next),
-            // All that is left is to say why.
+            // Only the error message is left to send.
             Ok(_) if self.ending != CloseState::No => Some(self.run(buffers, options)),
             Ok(_) if self.has_complete_request() => None,
             Ok(_) => {
@@ -158,7 +159,8 @@ impl Session {
         }
     }
 
-    /// The client sends nothing more, or has been kept from it: what it asked for is still answered.
+    /// The client sends nothing more, or the server has stopped reading: requests that have arrived still get
+    /// answers.
     fn on_eof(&mut self) -> Next {
         self.frame_since = None;
         if self.jobs > 0 {
@@ -172,7 +174,7 @@ impl Session {
     }
 }
 
-/// `recv` on a connection that passes no descriptors, after trying for a while without sleeping where the manner says so.
+/// `recv` on a connection that passes no descriptors; spins first if the run options say so.
 fn receive(
     socket: &OwnedFd,
     buffer: &mut [u8],

@@ -1,4 +1,4 @@
-//! What the storage pool does for a session: sent there, taken back, and dropped with the session.
+//! Storage jobs of a session: submitted, collected, and dropped with the session.
 
 use crate::storage::readahead;
 use rustix::fd::OwnedFd;
@@ -15,13 +15,13 @@ use crate::session::storage_job::{Completion, JobArgs, JobOutput, ListWork, Pend
 use crate::storage::pool::Kind;
 
 impl Session {
-    /// Whether the storage pool does something for it: then a thread must not sleep in its socket.
+    /// Whether the storage pool works for this session: then a thread must not sleep in its socket.
     pub fn has_jobs(&self) -> bool {
         self.jobs > 0
     }
 
-    /// Whether this thread may wait for the disk. With a thread a connection it may, unless that holds up other requests of
-    /// the same connection.
+    /// Whether this thread may wait for the disk. With thread-per-connection it may, unless that delays other
+    /// requests of the same connection.
     pub(super) fn may_wait(&self, options: RunOptions) -> bool {
         let is_multiplexed =
             matches!(self.protocol_state, ProtocolState::V2(_)) && self.service.settings.async_storage;
@@ -35,7 +35,7 @@ impl Session {
         }
     }
 
-    /// Has an errand run by the storage pool; at once where there is none.
+    /// Submits a storage job to the pool; runs it at once if there is no pool.
     pub(super) fn submit_job(
         &mut self,
         buffers: &mut ThreadBuffers,
@@ -44,7 +44,7 @@ impl Session {
         mut job: StorageJob,
         has_priority: bool,
     ) -> Result<(), Error> {
-        // Writes wait for the disk as long as they take, so they always go to the pool where there is one.
+        // Writes block on the disk for any length of time, so they always go to the pool if there is one.
         let is_write = matches!(job.operation, Operation::Put | Operation::Delete);
         let service = Arc::clone(&self.service);
         job.room = job.needs(buffers.room.saturating_sub(buffers.out.len()));
@@ -79,7 +79,7 @@ impl Session {
             (false, false) => Kind::Short,
         };
         pool.submit(client, kind, move || {
-            // A write that came as a whole is done, whether or not there is still a client to be answered.
+            // A write whose bytes have all arrived is carried out, even if its client has gone.
             if is_write || !completion.client_is_gone() {
                 let outcome = job.run(&on);
                 charge.shrink_to(outcome.as_ref().map_or(0, JobOutput::takes));
@@ -90,7 +90,7 @@ impl Session {
         Ok(())
     }
 
-    /// Has the storage pool bring a part of a file into memory.
+    /// Makes the storage pool read a part of a file into memory.
     pub(super) fn prefetch(&mut self, file: Arc<OwnedFd>, at: u64, length: u64) {
         let Some(pool) = &self.service.storage_pool else { return };
         self.is_warming = true;
@@ -98,7 +98,7 @@ impl Session {
         let completion = PendingCompletion::new(&self.connection, Operation::Stat);
         pool.submit(self.connection.client(), Kind::Short, move || {
             if !completion.client_is_gone() {
-                // A failure shows again when the session sends from there.
+                // A failure shows again when the session sends from this offset.
                 let _ = readahead::touch(&file, at, length);
                 drop(file);
                 completion.complete(Completion::Warmed);
@@ -106,7 +106,7 @@ impl Session {
         });
     }
 
-    /// Storage does nothing more for this session, but for writes that came as a whole.
+    /// Ends storage work for this session, except writes whose bytes have all arrived.
     pub(super) fn end_jobs(&self) {
         self.connection.end();
         if self.jobs > 0 {
@@ -117,7 +117,7 @@ impl Session {
         }
     }
 
-    /// Takes back what errands brought.
+    /// Collects the results of storage jobs.
     pub(super) fn collect_completions(&mut self, buffers: &mut ThreadBuffers) {
         for done in self.connection.take_completions() {
             self.jobs -= u32::from(!matches!(done, Completion::HasRoom));
@@ -134,7 +134,7 @@ impl Session {
                 Completion::Reply { asked, outcome, charge } => {
                     self.listings -= u32::from(asked.operation == Operation::List);
                     if opens_file(asked.operation) {
-                        // Counted again by whoever pushes it.
+                        // The push counts it again.
                         self.release_held(1);
                     }
                     let pushed =

@@ -1,10 +1,10 @@
-//! One connection: bytes in, replies out, no opinion about threads.
+//! One connection: bytes in, replies out, independent of threads.
 //!
-//! A session is a state machine over steps that need not wait. [`Session::run`] does what can be done now and says what
-//! it needs next; which thread calls it, and whether the socket waits, is the business of `concurrency/`.
+//! A session is a state machine over steps that need not wait. [`Session::run`] does what can be done now and says
+//! what it needs next; `concurrency/` decides which thread calls it, and whether the socket blocks.
 //!
-//! Replies go out in the order of the requests. What one `recv` brought is answered together: small replies lie side by
-//! side in one buffer and leave in one call, descriptors in one `sendmmsg`.
+//! Replies leave in the order of the requests. The session answers all requests of one `recv` together: small replies
+//! lie side by side in one buffer and leave in one call, descriptors in one `sendmmsg`.
 
 mod access;
 mod backlog;
@@ -46,14 +46,15 @@ use crate::net::transport::{IoMode, Transport};
 use crate::protocol::{self, RequestDecoder};
 use crate::service::Service;
 
-/// Room for what one `recv` brings; the longest request of either version fits.
+/// Room for the bytes of one `recv`; the longest request of either version fits.
 const INPUT: usize = 16 << 10;
-/// Replies are handed to the kernel once so many bytes or segments have gathered.
+/// Gathered bytes, and below segments, at which the session hands replies to the kernel.
 const GATHER_BYTES: usize = 256 << 10;
 const GATHER_SEGMENTS: usize = socket::MAX_FDS_PER_MESSAGE;
-/// One turn of a session answers so many requests before others have theirs.
+/// Requests that one turn of a session answers before other sessions run.
 const REQUESTS_PER_TURN: usize = 64;
-/// After a last word, so long the client's further bytes are read and dropped, so that a reset does not destroy the word.
+/// After its last message the server reads and drops the client's further bytes for this long, so that a reset does
+/// not destroy the message.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What a session needs next.
@@ -63,13 +64,13 @@ pub enum Next {
     Readable,
     /// Room for bytes to the client.
     Writable,
-    /// What storage is doing for it: nothing until it is [woken](Connection::set_wake).
+    /// The result of a storage job: nothing to do until the session is [woken](Connection::set_wake).
     Waiting,
-    /// Nothing: others should have their turn, then run it again.
+    /// Nothing: other sessions should run, then this one again.
     Yield,
-    /// To be run again after this time.
+    /// Run again after this time.
     After(Duration),
-    /// It is over: drop it.
+    /// The session is over: drop it.
     Closed,
 }
 
@@ -77,20 +78,20 @@ pub enum Next {
 #[derive(Debug, Clone, Copy)]
 pub struct RunOptions {
     pub io_mode: IoMode,
-    /// With `IoMode::Blocking`: so long is tried before the thread sleeps.
+    /// With `IoMode::Blocking`: how long the thread spins before it sleeps.
     pub spin: Duration,
-    /// Every request is answered with UNAVAILABLE, before any work.
+    /// Answer every request with UNAVAILABLE, before any work.
     pub refuse: bool,
-    /// Whoever runs this never waits for storage: the storage pool does.
+    /// The calling thread never waits for storage: the storage pool does.
     pub offload_storage: bool,
-    /// After this time others have their turn, however few requests were answered.
+    /// After this time other sessions run, however few requests were answered.
     pub most: Option<Duration>,
 }
 
 /// Which version the client speaks.
 #[derive(Debug)]
 enum ProtocolState {
-    /// It has not said anything; what it has passed already.
+    /// The client has sent no byte yet; the files that it has passed already.
     Unknown(PassedFiles),
     V1(RequestDecoder),
     V2(Box<V2State>),
@@ -101,29 +102,29 @@ pub struct Session {
     connection: Arc<Connection>,
     transport: Transport,
     service: Arc<Service>,
-    /// What there is to know of the client; None while no rules concern it.
+    /// The client's access rights; None while no rules concern it.
     client_access: Option<Box<ClientAccess>>,
     rules_seen: u64,
     protocol_state: ProtocolState,
-    /// Bytes read and not yet understood.
+    /// Bytes read and not yet decoded.
     input_buffer: Vec<u8>,
-    /// Replies of which the kernel has not taken everything.
+    /// Replies that the kernel has not taken completely.
     outbox: VecDeque<Segment>,
     output_buffer: Vec<u8>,
-    /// What of it is on the account.
+    /// The part of it that is charged to the client.
     kept_charge: usize,
     /// Descriptors opened for this client, or about to be, and not passed yet.
     held: u32,
-    /// What the storage pool is doing for this session, and how much of it is listing.
+    /// Jobs that storage runs for this session, and how many of them are listings.
     jobs: u32,
     listings: u32,
     has_listed: bool,
-    /// The storage pool found that the client has gone, or lost what it was doing for it.
+    /// The storage pool found that the client has gone, or lost a job of this session.
     is_abandoned: bool,
-    /// The storage pool is reading on in the file in front.
+    /// The storage pool is reading ahead in the file in front.
     is_warming: bool,
     is_non_blocking: bool,
-    /// When the input last became complete requests.
+    /// When the input last completed a request.
     complete_at: Instant,
     /// Since when the server waits for the rest of a frame.
     frame_since: Option<Instant>,
@@ -137,7 +138,7 @@ enum CloseState {
     No,
     /// Close once everything is answered.
     AfterReplies,
-    /// The last word is out: read and drop until then.
+    /// The last message is sent: read and drop until then.
     Lingering(Instant),
 }
 
@@ -150,8 +151,8 @@ impl Drop for Session {
         self.connection.release(&self.service, self.held);
         let has_unread_fds = self.connection.has_unread_fds();
         if has_unread_fds || self.jobs > 0 {
-            // The client sees the end of the stream, whoever else still holds the socket; what is queued in front of it stays
-            // readable.
+            // The client sees the end of the stream even if others still hold the socket; bytes queued before the end
+            // stay readable.
             let _ = rustix::net::shutdown(self.socket(), rustix::net::Shutdown::Both);
         }
         if has_unread_fds {
@@ -162,10 +163,10 @@ impl Drop for Session {
     }
 }
 
-/// What became of the frame in front of the input.
+/// The outcome of the frame in front of the input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum FrameOutcome {
-    /// It is answered, or being worked at.
+    /// The session has answered it, or storage works on it.
     Done,
     /// The input ends inside it.
     More,
@@ -178,17 +179,17 @@ enum FrameOutcome {
 enum InputOutcome {
     /// Nothing complete is left in the input.
     Consumed,
-    /// Enough has gathered: hand it over first.
+    /// Enough replies have gathered: send them first.
     OutputFull,
     /// The client must read descriptors first.
     FdsUnread,
-    /// What is under way must be answered first.
+    /// Jobs in progress must be answered first.
     JobsPending,
 }
 
 impl Session {
-    /// Takes a connection that was judged by [`Clients::admit`](crate::access::accounts::Peers::admit) and counted by
-    /// [`Service::admit_connection`].
+    /// Takes a connection that [`Clients::admit`](crate::access::accounts::Clients::admit) has judged and
+    /// [`Service::admit_connection`] has counted.
     pub fn new(
         socket: OwnedFd,
         transport: Transport,
@@ -232,7 +233,7 @@ impl Session {
         &self.connection.socket
     }
 
-    /// Fits the socket to a thread that sleeps in it, a second at most a call.
+    /// Prepares the socket for a thread that sleeps in it, for at most a second per call.
     pub fn prepare_to_sleep(&mut self) -> Result<(), Errno> {
         if self.is_non_blocking {
             socket::set_non_blocking(self.socket(), false)?;
@@ -241,7 +242,7 @@ impl Session {
         socket::set_timeouts(self.socket(), TICK)
     }
 
-    /// For sendfile, which cannot be told otherwise not to wait.
+    /// Sets O_NONBLOCK for sendfile, which has no flag for that.
     fn make_non_blocking(&mut self) -> Result<(), Errno> {
         if !self.is_non_blocking {
             socket::set_non_blocking(self.socket(), true)?;
@@ -250,7 +251,7 @@ impl Session {
         Ok(())
     }
 
-    /// Whether it has something to do that no event tells of: replies to hand over, requests that came.
+    /// Whether the session has work that no event announces: unsent replies, unread requests.
     pub fn has_pending_work(&self) -> bool {
         !self.outbox.is_empty() || !self.input_buffer.is_empty()
     }
@@ -262,8 +263,8 @@ impl Session {
         })
     }
 
-    /// Works with what the session has kept, in the buffers of a thread; keeps what is left then. `work` is told where its
-    /// input begins and ends, and how much of the output has been sent.
+    /// Works on the session's kept bytes in a thread's buffers; keeps the rest afterwards. `work` gets the start and
+    /// end of its input, and how much of the output has been sent.
     fn with_buffers<R>(
         &mut self,
         buffers: &mut ThreadBuffers,
@@ -272,7 +273,8 @@ impl Session {
         let mut have = self.input_buffer.len();
         buffers.input[..have].copy_from_slice(&self.input_buffer);
         self.input_buffer.clear();
-        // The thread's own output goes back to the thread: idle sessions must not keep what it has grown to.
+        // The thread's own output returns to the thread: idle sessions must not keep the capacity that it has grown
+        // to.
         let lent = match self.output_buffer.is_empty() {
             true => None,
             false => Some(std::mem::replace(&mut buffers.out, std::mem::take(&mut self.output_buffer))),
@@ -349,7 +351,7 @@ impl Session {
             if self.waits_for_writers() {
                 return Next::Waiting;
             }
-            // Here it comes to waiting for the client.
+            // From here on the session waits for the client.
             if self.frame_since.is_none() && (*at < *have || self.is_skipping()) {
                 self.frame_since = Some(Instant::now());
             }
@@ -376,14 +378,14 @@ impl Session {
     ) -> InputOutcome {
         self.refresh_access();
         buffers.room = self.room_for_output();
-        // The input is borrowed apart from the rest of the scratch buffers.
+        // The input is borrowed apart from the rest of the thread buffers.
         let input = std::mem::take(&mut buffers.input);
         let mut rest = &input[*at..have];
         let progress = loop {
             if self.outbox.len() >= GATHER_SEGMENTS || self.has_gathered(buffers) {
                 break InputOutcome::OutputFull;
             }
-            // A thread that has no other session to run does not break up what came together.
+            // A thread that has no other session to run answers all requests that came together.
             if *requests_left == 0 && !rest.is_empty() && options.io_mode == IoMode::NonBlocking {
                 break InputOutcome::OutputFull;
             }

@@ -1,7 +1,7 @@
-//! Replies on their way out: what has been put together and not yet been handed to the kernel, and the handing over.
+//! Outgoing replies: assembled and not yet handed to the kernel, and the sending.
 //!
-//! Small replies lie side by side in one buffer and leave in one call; descriptors of version 1 leave in one `sendmmsg`,
-//! those of version 2 ride on the message of their replies, up to 64 in one.
+//! Small replies lie side by side in one buffer and leave in one call; descriptors of version 1 leave in one
+//! `sendmmsg`, those of version 2 travel with the message of their replies, up to 64 in one.
 
 use crate::net::socket;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -25,7 +25,7 @@ use crate::storage::mapping;
 #[derive(Debug)]
 pub(super) struct Segment {
     pub payload: Payload,
-    /// What is counted when the last byte is gone; None where more of the same reply follows.
+    /// The record to count when the last byte is sent; None if more of the same reply follows.
     pub ends: Option<ReplyRecord>,
 }
 
@@ -38,22 +38,22 @@ pub(super) struct ReplyRecord {
 
 #[derive(Debug)]
 pub(super) enum Payload {
-    /// So many bytes of the out buffer.
+    /// This many bytes of the out buffer.
     Buffered(usize),
-    /// The same, and the first of them carries a descriptor.
+    /// The same, and the first byte carries a descriptor.
     BytesWithFd { length: usize, file: OwnedFd },
     /// One byte in a message of its own, which carries a descriptor.
     FdByte { byte: u8, file: OwnedFd },
-    /// A content as storage brought it; what lies before `at` is sent.
+    /// A content as storage delivered it; the bytes before `at` are sent.
     StorageOutput { bytes: Box<[u8]>, at: usize, _charge: Charge },
-    /// The file's bytes from `at` up to `end`; what lies before `prefetch` was found in memory.
+    /// The file's bytes from `at` up to `end`; the bytes before `warm` were found in memory.
     File { file: Arc<OwnedFd>, at: u64, end: u64, warm: u64 },
-    /// An error that took the place of a descriptor the kernel refused, and of so many bytes of the out buffer.
+    /// An error in place of a descriptor that the kernel refused, and of `instead_of` bytes of the out buffer.
     Replacement { bytes: Vec<u8>, at: usize, instead_of: usize },
 }
 
 impl Session {
-    /// Hands the outbox to the kernel. None: all of it.
+    /// Hands the outbox to the kernel. None: everything was sent.
     pub(super) fn flush(
         &mut self,
         buffers: &mut ThreadBuffers,
@@ -65,7 +65,7 @@ impl Session {
             buffers.flush_began = Instant::now();
         }
         let next = self.write_segments(buffers, options, sent, bytes_left);
-        // What waits for its file is still the storage's; anything else that is left is on its way.
+        // A reply that waits for its file still counts as storage time; anything else that is left is being sent.
         if next.as_ref().is_some_and(|next| !matches!(next, Next::Waiting)) {
             for ending in self.outbox.iter_mut().filter_map(|segment| segment.ends.as_mut()) {
                 ending.asked.answered_at.get_or_insert(buffers.flush_began);
@@ -102,11 +102,11 @@ impl Session {
             match outcome {
                 Ok(()) | Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => {
-                    // While nothing is read, the rest of a frame cannot come.
+                    // The session reads nothing meanwhile, so the rest of a frame cannot arrive.
                     self.frame_since = None;
                     return Some(Next::Writable);
                 }
-                // The head of this reply is out already: it can only wait.
+                // The head of this reply is sent already, so it can only wait.
                 Err(Errno::TOOMANYREFS) => return Some(self.backoff()),
                 Err(_) => return Some(Next::Closed),
             }
@@ -162,7 +162,7 @@ impl Session {
         self.moved_at = now;
         self.count_sent(1, taken, count as u32);
         if count > 0 {
-            // All went with the first byte.
+            // The kernel passed all descriptors with the first byte.
             for segment in self.outbox.iter_mut() {
                 if count == 0 {
                     break;
@@ -184,7 +184,8 @@ impl Session {
         Ok(())
     }
 
-    /// Too many in flight for this user: one request less is answered, so that there is progress; the connection goes on.
+    /// The kernel allows this user no further descriptor in flight. Answers one request with an error, so that the
+    /// others progress; the connection continues.
     fn reject_first_fd(&mut self) {
         let error = Error::Busy("too many unread file descriptors of this user, try again");
         for segment in self.outbox.iter_mut() {
@@ -225,7 +226,7 @@ impl Session {
                 Ok(())
             }
             Err(Errno::TOOMANYREFS) if byte == Status::Ok as u8 => {
-                // Too many in flight for this user: this request is refused, the connection goes on.
+                // The kernel allows this user no further descriptor in flight: refuse this request and continue.
                 self.release_held(1);
                 let error = Error::Busy("too many unread file descriptors of this user, try again");
                 let mut bytes = Vec::new();
@@ -293,7 +294,7 @@ impl Session {
         Ok(())
     }
 
-    /// Whether the next bytes of the file in front have to come from the disk. Then they are being fetched.
+    /// Whether the next bytes of the file in front must come from the disk. If so, starts fetching them.
     fn needs_prefetch(&mut self, options: RunOptions) -> bool {
         if self.may_wait(options) {
             return false;
@@ -366,8 +367,8 @@ impl Session {
         Ok(())
     }
 
-    /// Counts the reply in front, whose file failed or ended early after its length was promised, with what was sent of it.
-    /// Only closing tells the client: returns the error that does.
+    /// Counts the reply in front, whose file failed or ended early after its length was promised, with the bytes that
+    /// were sent. Only closing can report that to the client: returns the error that closes the connection.
     fn fail_file(&mut self, buffers: &ThreadBuffers, errno: i32) -> Errno {
         if let Some(Segment { payload: Payload::File { at, end, .. }, ends: Some(ending) }) =
             self.outbox.front_mut()
@@ -381,7 +382,7 @@ impl Session {
         Errno::IO
     }
 
-    /// Drops the front segment, whose last byte is gone, and counts the reply that ends with it.
+    /// Drops the front segment, whose last byte is sent, and counts the reply that ends with it.
     fn finish_front(&mut self, buffers: &ThreadBuffers, now: Instant) {
         let Some(Segment { payload, ends }) = self.outbox.pop_front() else { return };
         if matches!(payload, Payload::File { .. }) {
@@ -390,8 +391,8 @@ impl Session {
         let Some(ending) = ends else { return };
         let complete_at = ending.asked.complete_at;
         let answered_at = ending.asked.answered_at.unwrap_or(buffers.flush_began);
-        // Most requests are read after the wait of their session. One that was complete before has waited since then, and
-        // of one whose answer began in an earlier turn the wait is not known any more.
+        // Most requests are read after their session's wait in the queue. A request that was complete earlier has
+        // waited since then. For an answer that began in an earlier turn the wait is no longer known.
         let (queue, begun_at) = match buffers.queued {
             Some(queued) if complete_at >= queued.until => (queued.wait, complete_at),
             Some(queued) if answered_at >= queued.until => {
@@ -420,7 +421,7 @@ impl Session {
                 labels: Labels::new(self.transport, buffers.model, ending.asked.operation),
                 status: ending.status,
                 latency: queue + storage + send,
-                // Of what was served: how long a refusal had waited is nobody's wait.
+                // Served requests only: the wait of a refused request is not recorded.
                 queue_wait: buffers
                     .queued
                     .filter(|_| ending.status != Status::Unavailable)
@@ -431,18 +432,18 @@ impl Session {
     }
 }
 
-/// Up to where a file is brought into memory before more of it is sent.
+/// The offset up to which the server brings a file into memory before it sends more of it.
 pub(super) fn end_of_part_ahead(at: u64, end: u64) -> u64 {
     (at + MAX_BYTES_AHEAD).min(end)
 }
 
-/// Whether what lies before `next` can be sent without waiting for the disk.
+/// Whether the bytes before `next` can be sent without waiting for the disk.
 pub(super) fn is_in_memory(file: &OwnedFd, next: u64) -> bool {
-    // Of what is read ahead the end comes last.
+    // Read-ahead brings in the end last, so one byte there tells.
     !matches!(mapping::read_cached(file, &mut [0], next - 1), Ok(None))
 }
 
-/// The descriptor that a segment passes with this byte, lent.
+/// Borrows the descriptor that a segment passes with this byte.
 fn as_descriptor(segment: &Segment, wanted: u8) -> Option<BorrowedFd<'_>> {
     match &segment.payload {
         Payload::FdByte { byte, file } if *byte == wanted => Some(file.as_fd()),

@@ -1,4 +1,4 @@
-//! How fast a content comes, as far as that is up to the client.
+//! Measures how fast a content arrives, as far as that is up to the client.
 
 use std::time::{Duration, Instant};
 
@@ -7,18 +7,18 @@ use crate::settings::Settings;
 #[derive(Debug)]
 pub(super) struct Pace {
     began: Instant,
-    /// When bytes last came.
+    /// When bytes last arrived.
     moved_at: Instant,
     bytes: u64,
-    /// How long the client could not go on, for want of room, and since when it cannot.
+    /// How long the client could not send because the server had no room, and since when it cannot.
     held: Duration,
     held_since: Option<Instant>,
 }
 
-/// What is asked of a client.
+/// The pace that the server requires of a client.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Allowed {
-    /// Between two pieces.
+    /// The longest pause between two pieces.
     pub pause: Duration,
     /// Bytes a second; 0: any.
     pub rate: u64,
@@ -40,13 +40,13 @@ impl Pace {
         Pace { began: now, moved_at: now, bytes: 0, held: Duration::ZERO, held_since: None }
     }
 
-    /// So many bytes have come.
+    /// Counts arrived bytes.
     pub fn came(&mut self, bytes: usize) {
         self.bytes += bytes as u64;
         self.moved_at = Instant::now();
     }
 
-    /// Whether the client is being kept from going on.
+    /// Records whether the server keeps the client from sending.
     pub fn waits(&mut self, for_room: bool, now: Instant) {
         match (for_room, self.held_since) {
             (true, None) => self.held_since = Some(now),
@@ -59,13 +59,13 @@ impl Pace {
         }
     }
 
-    /// Whether the total is over.
+    /// Whether the total time is used up.
     pub fn is_over(&self, now: Instant, total: Duration) -> bool {
         now.saturating_duration_since(self.began) > total
     }
 
-    /// A client has so long between two pieces; for all of them that time once, and a second for each `rate` bytes; and the
-    /// total.
+    /// Whether the client exceeds its time: `pause` between two pieces; for the whole content `pause` once plus a
+    /// second per `rate` bytes; and the total.
     pub fn is_too_slow(&self, now: Instant, allowed: Allowed) -> bool {
         let since = |then: Instant| now.saturating_duration_since(then);
         if self.is_over(now, allowed.total) {
@@ -97,7 +97,7 @@ mod tests {
             pace.bytes += 50;
             pace.moved_at = at(second);
             let is_too_slow = pace.is_too_slow(at(second), ALLOWED);
-            // 10 s, and half of the time for what has come meanwhile.
+            // 10 s, plus half of the elapsed time for the bytes that arrived meanwhile.
             assert_eq!(is_too_slow, second > 20, "after {second} s");
         }
         assert!(!pace.is_too_slow(at(100), AT_ANY_RATE));

@@ -1,4 +1,4 @@
-//! A reply's bytes: its head in either version, and contents that are copied behind it.
+//! The bytes of a reply: its head in either version, and contents that are copied behind it.
 
 use crate::errors::Error;
 use crate::protocol::{self, Operation, Status, v2};
@@ -13,13 +13,13 @@ pub(super) enum Framing {
     V2 { id: u32, extended: bool },
 }
 
-/// What precedes a content, or stands alone. In version 1 only contents have a head.
+/// Pushes the head of a content, or a head that stands alone. In version 1 only contents have a head.
 pub(super) fn push_head(out: &mut Vec<u8>, asked: RequestContext, content: u64, found: Option<&ObjectMeta>) {
     match asked.framing {
         Framing::V1 => out.extend_from_slice(&protocol::content_head(content)),
         Framing::V2 { id, .. } => {
             let etag = found.map(ObjectMeta::etag);
-            // Left out of answers with a content, where a client that needs no time would pay for them.
+            // Omitted from answers with a content: clients that need no exact time should not pay for it.
             let is_exact =
                 matches!(asked.operation, Operation::Stat | Operation::Put | Operation::PutDescriptor);
             let metadata = v2::Metadata {
@@ -34,14 +34,14 @@ pub(super) fn push_head(out: &mut Vec<u8>, asked: RequestContext, content: u64, 
     }
 }
 
-/// Puts another length into a head that was pushed.
+/// Replaces the length in a pushed head.
 pub(super) fn patch_length(head: &mut [u8], framing: Framing, content: u64) {
     let at = if framing == Framing::V1 { 1 } else { v2::CONTENT_LEN_AT };
     head[at..at + 8].copy_from_slice(&content.to_be_bytes());
 }
 
-/// Appends what the file has between two offsets; fewer bytes where it ends before. False where the disk would have to be
-/// waited for, and this thread may not.
+/// Appends the file's bytes between two offsets; fewer if the file ends before. False if the disk would block and
+/// this thread may not wait.
 pub(super) fn append_part(
     file: &OwnedFd,
     at: u64,

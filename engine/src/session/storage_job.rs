@@ -1,4 +1,4 @@
-//! What a request wants of storage, in a form that can be done on a thread that may wait.
+//! A request's work on storage, in a form that a thread that may block can run.
 
 use crate::storage::readahead;
 use rustix::fd::OwnedFd;
@@ -27,17 +27,17 @@ pub(super) struct StorageJob {
     pub conditions: Conditions,
     /// When the client gives up.
     pub deadline: Option<Instant>,
-    /// Bytes that are set aside for what it brings.
+    /// Bytes reserved for the result.
     pub room: usize,
     pub rest: JobArgs,
 }
 
-/// What only some operations need.
+/// Arguments that only some operations need.
 #[derive(Debug)]
 pub(super) enum JobArgs {
     Nothing,
     List(WantedPage),
-    /// All bytes came with the request: nothing is open for them until they are written.
+    /// The request brought all bytes: the server opens nothing for them until it writes them.
     Content {
         bytes: Box<[u8]>,
         make_parents: bool,
@@ -45,16 +45,16 @@ pub(super) enum JobArgs {
     },
 }
 
-/// What came of it.
+/// The result of a storage job.
 #[derive(Debug)]
 pub(super) enum JobOutput {
     Descriptor(OpenObject),
-    /// A content, or the part of it that was asked for.
+    /// A content, or the requested part of it.
     Bytes {
         found: ObjectMeta,
         bytes: Box<[u8]>,
     },
-    /// The part of a file that was asked for; its beginning is in memory.
+    /// The requested part of a file; its beginning is in memory.
     File {
         opened: OpenObject,
         at: u64,
@@ -65,7 +65,7 @@ pub(super) enum JobOutput {
     Nothing,
 }
 
-/// What the storage pool has done, on its way back to the session.
+/// A result of the storage pool on its way back to the session.
 #[derive(Debug)]
 #[expect(clippy::large_enum_variant, reason = "there are few at a time, and nearly all are replies")]
 pub(super) enum Completion {
@@ -74,17 +74,17 @@ pub(super) enum Completion {
         outcome: Result<JobOutput, Error>,
         charge: Charge,
     },
-    /// The next part of the file that is being sent is in memory.
+    /// The next part of the file being sent is in memory.
     Warmed,
-    /// All that has come of a content is written, and not all has come.
+    /// All bytes of a content that have arrived are written, and more are to come.
     Written,
-    /// More of a content may come. It is no end of anything that the session waits for.
+    /// More of a content may arrive. This ends no job that the session waits for.
     HasRoom,
-    /// Nothing came of this operation: the client has gone, or the work broke off. The session is to end.
+    /// The operation has no result: the client has gone, or the work broke off. The session ends.
     Abandoned(Operation),
 }
 
-/// An outcome that a session waits for. Dropped without one, it ends the session.
+/// A result that a session waits for. Dropping it without a result ends the session.
 #[derive(Debug)]
 pub(super) struct PendingCompletion {
     connection: Arc<Connection>,
@@ -97,7 +97,7 @@ impl PendingCompletion {
         PendingCompletion { connection: Arc::clone(connection), operation, is_paid: false }
     }
 
-    /// On whose turn storage works for it.
+    /// The client on whose turn storage works for this job.
     pub fn client(&self) -> Client {
         self.connection.client()
     }
@@ -107,7 +107,7 @@ impl PendingCompletion {
         self.connection.is_gone()
     }
 
-    /// What came of a write.
+    /// Answers with the outcome of a write.
     pub fn answer(self, asked: RequestContext, outcome: Result<JobOutput, Error>) {
         let charge = Charge::new(&self.connection, HEAD);
         self.complete(Completion::Reply { asked, outcome, charge });
@@ -128,7 +128,7 @@ impl Drop for PendingCompletion {
 }
 
 impl StorageJob {
-    /// May wait for the disk.
+    /// Runs the job; may wait for the disk.
     pub fn run(self, service: &Service) -> Result<JobOutput, Error> {
         if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
             return Err(Error::DeadlinePassed);
@@ -191,20 +191,20 @@ impl StorageJob {
     }
 }
 
-/// A list, in as many turns as it takes.
+/// A list, in several turns if necessary.
 #[derive(Debug)]
 pub(super) struct ListWork {
     service: Arc<Service>,
     asked: RequestContext,
     deadline: Option<Instant>,
     wanted: WantedPage,
-    /// What has been put together so far.
+    /// The part of the page assembled so far.
     paging: Option<Paging>,
     /// The listing of a page that was begun and given up.
     given_up: Option<u64>,
-    /// Bytes that are set aside for the page.
+    /// Bytes reserved for the page.
     room: usize,
-    /// With the charge for them; None once the client has its answer.
+    /// With the charge for these bytes; None once the client has its answer.
     completion: Option<(PendingCompletion, Charge)>,
 }
 
@@ -286,7 +286,7 @@ impl Work for ListWork {
     }
 }
 
-/// From where to where an object of this size is to be sent.
+/// The range to send of an object of this size.
 pub(super) fn clamp_range(size: u64, offset: u64, length: Option<u64>) -> (u64, u64) {
     let at = offset.min(size);
     (at, length.map_or(size, |length| at.saturating_add(length).min(size)))

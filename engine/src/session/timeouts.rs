@@ -1,4 +1,4 @@
-//! How sessions end: time limits, last words, and being told to.
+//! How sessions end: time limits, last messages, and the server's stop.
 
 use crate::net::socket;
 use rustix::io::Errno;
@@ -13,9 +13,9 @@ use crate::request_log::UriTail;
 use crate::session::dispatch::RequestContext;
 use crate::session::reply::Framing;
 
-/// So often a turn reads what a client still sends after the last word: it could go on for ever.
+/// Reads per turn of what a client sends after the last message: it could send without end.
 const DROPS_PER_TURN: usize = 16;
-/// How long a client that has not read its descriptors is left alone before it is looked at again.
+/// The shortest pause before the server checks again whether a client has read its descriptors.
 const MIN_BACKOFF: Duration = Duration::from_micros(100);
 const MAX_BACKOFF: Duration = Duration::from_millis(16);
 
@@ -34,7 +34,7 @@ impl Session {
         self.ending = CloseState::AfterReplies;
     }
 
-    /// How to say what answers no request.
+    /// The framing of a message that answers no request.
     fn default_framing(&self) -> Framing {
         match &self.protocol_state {
             ProtocolState::V2(two) => Framing::V2 { id: 0, extended: two.is_extended() },
@@ -42,12 +42,12 @@ impl Session {
         }
     }
 
-    /// Whether the last word is out, and whatever comes is dropped.
+    /// Whether the last message is sent, and the server drops further input.
     pub fn is_lingering(&self) -> bool {
         matches!(self.ending, CloseState::Lingering(_))
     }
 
-    /// Reads and drops what a client sends after the last word to it.
+    /// Reads and drops what a client sends after the last message to it.
     pub(super) fn linger(&mut self, buffers: &mut ThreadBuffers, io_mode: IoMode) -> Next {
         let CloseState::Lingering(until) = self.ending else { return Next::Closed };
         for _ in 0..DROPS_PER_TURN {
@@ -64,7 +64,8 @@ impl Session {
         Next::Yield
     }
 
-    /// The client must read first. It is left alone for a moment, a longer one the longer it does not, but not for ever.
+    /// Waits until the client reads its descriptors. The pause grows the longer the client does not read, up to a
+    /// limit.
     pub(super) fn backoff(&mut self) -> Next {
         let still = self.moved_at.elapsed();
         if still > self.service.settings.request_timeout {
@@ -74,7 +75,8 @@ impl Session {
         Next::After((still / 4).clamp(MIN_BACKOFF, MAX_BACKOFF))
     }
 
-    /// Looks at the clock; every model calls it for each of its sessions about once a second. True: drop the session.
+    /// Checks the time limits; every model calls it for each of its sessions about once a second. True: drop the
+    /// session.
     pub fn is_overdue(&mut self, now: Instant) -> bool {
         self.refresh_access();
         self.connection.settle_unread(&self.service);
@@ -87,7 +89,7 @@ impl Session {
         } else if let Some(since) = self.frame_since {
             let overdue = now.saturating_duration_since(since) > settings.header_timeout;
             if overdue {
-                // One try: whoever does not send does not deserve to be waited for.
+                // Try once, without blocking.
                 let mut bytes = Vec::new();
                 let text = Error::TooSlow.to_string();
                 match self.default_framing() {
@@ -100,16 +102,16 @@ impl Session {
         } else if self.receives_too_slowly(now) {
             true
         } else if self.jobs > 0 {
-            // Nothing is read from it meanwhile, so nothing else tells that it has gone.
+            // The session reads nothing meanwhile, so only this call notices that the client has gone.
             return socket::has_hung_up(self.socket());
         } else if matches!(&self.protocol_state, ProtocolState::V2(two) if two.is_receiving()) {
-            // Its pace is right.
+            // The content arrives fast enough.
             false
         } else if !self.input_buffer.is_empty() {
             // Complete requests that wait for the client to read its descriptors.
             still > settings.request_timeout
         } else {
-            // An idle connection's end is nothing to count.
+            // The end of an idle connection does not count as a timeout.
             let is_idle = still > settings.idle_timeout;
             if is_idle {
                 self.send_close(v2::CloseReason::IdleTimeout);
@@ -122,19 +124,19 @@ impl Session {
         overdue
     }
 
-    /// Counts a request that is refused since the queue is full.
+    /// Counts a request that is refused because the queue is full.
     pub(super) fn count_refusal(&self, error: &Error) {
         if error.is_queue_full() {
             self.service.statistics.gauges(self.transport).rejected_total.fetch_add(1, Relaxed);
         }
     }
 
-    /// Takes note that a fault of the server's ends this session.
+    /// Records that a fault of the server ends this session.
     pub fn count_panic(&self) {
         self.service.statistics.gauges(self.transport).panics_total.fetch_add(1, Relaxed);
     }
 
-    /// Lets the client send nothing more: what has come is answered, then the session closes.
+    /// Stops reading from the client: the session answers the requests that have arrived, then closes.
     pub fn stop_reading(&self) {
         self.connection.stop_reading();
     }

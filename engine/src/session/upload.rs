@@ -1,7 +1,8 @@
-//! The content of a put on its way in: from the client's socket to a thread that writes, by way of a bounded window.
+//! The incoming content of a put: from the client's socket to a writer thread, through a bounded window.
 //!
-//! The session appends what comes; a writer takes all that is there, writes it, and comes back for more. Making the file,
-//! its directories, its room on the disk, writing, and letting go of it are the writers'; the session never waits for any.
+//! The session appends arriving bytes; a writer takes all of them, writes them, and returns for more. The writers
+//! create the file and its directories, reserve disk space, write, and close; the session never waits for any of
+//! that.
 
 use std::ffi::CString;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,19 +20,19 @@ use crate::storage::pool::{Client, Kind};
 use crate::storage::target::Conditions;
 use crate::uploads::{Upload, Uploads};
 
-/// Bytes of one content that wait for a writer; as many are being written.
+/// Bytes of one content that may wait for a writer; as many may be in writing.
 const WINDOW: usize = 1 << 20;
-/// Where all contents together have more than may wait, one that has none waiting may have so many.
+/// While all contents together exceed the bytes that may wait, a content with none waiting may still have this many.
 const NARROW: usize = 16 << 10;
-/// The disk's room for a content is taken in steps of at least so many bytes where it is not taken at once.
+/// The server reserves disk space in steps of at least this many bytes if it does not reserve all at once.
 const RESERVE_STEP: u64 = 1 << 20;
 
-/// What is to be stored, and who is to be told.
+/// The object to store, and the request to answer.
 #[derive(Debug)]
 pub(super) struct Wish {
     pub path: CString,
     pub make_parents: bool,
-    /// Bytes that were announced.
+    /// The announced length in bytes.
     pub length: u64,
     pub asked: RequestContext,
     pub conditions: Conditions,
@@ -53,13 +54,13 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct State {
-    /// What has come and no writer has taken.
+    /// Bytes that have arrived and no writer has taken.
     came: Vec<u8>,
-    /// When the last byte had come.
+    /// When the last byte arrived.
     whole_at: Option<Instant>,
-    /// A writer has it, or it waits for one.
+    /// A writer has the content, or the content waits for one.
     is_running: bool,
-    /// The client has been told why nothing comes of it; what it still sends is dropped.
+    /// The client has the error answer; the server drops what it still sends.
     has_failed: bool,
     /// The session reads on when there is room.
     has_unread_fds: bool,
@@ -67,18 +68,18 @@ struct State {
     file: Option<Box<File>>,
 }
 
-/// What the writers hand to each other.
+/// The part that the writers pass on to each other.
 #[derive(Debug)]
 struct File {
     incoming: Option<PendingWrite>,
     upload: Upload,
     hold: FdCharge,
-    /// Taken in exchange for what came.
+    /// An empty buffer to exchange for the arrived bytes.
     spare: Vec<u8>,
 }
 
 impl Uploading {
-    /// Whoever calls it has a writer [start](Self::start).
+    /// The caller must [start](Self::start) a writer for it.
     pub fn new(
         service: &Arc<Service>,
         connection: &Arc<Connection>,
@@ -102,17 +103,17 @@ impl Uploading {
         &self.0.wish.asked
     }
 
-    /// Whether the client has heard why nothing comes of it.
+    /// Whether the client has the error answer.
     pub fn has_failed(&self) -> bool {
         self.0.state().has_failed
     }
 
-    /// Has a writer come for what is there; its result is one more that the session waits for.
+    /// Submits a writer for the bytes that are there; its result is one more that the session waits for.
     pub fn start(&self) {
         submit(Arc::clone(&self.0), PendingCompletion::new(&self.0.connection, self.0.wish.asked.operation));
     }
 
-    /// How many bytes may come now; 0: none until the session is woken.
+    /// How many bytes may arrive now; 0: none until the session is woken.
     pub fn room(&self) -> usize {
         let mut state = self.0.state();
         if state.has_failed {
@@ -127,7 +128,7 @@ impl Uploading {
         room
     }
 
-    /// Appends what came. True: a writer has to be [started](Self::start) for it.
+    /// Appends arrived bytes. True: the caller must [start](Self::start) a writer for them.
     pub fn push(&self, content: &[u8], is_whole: bool) -> bool {
         let mut state = self.0.state();
         if state.has_failed {
@@ -145,11 +146,11 @@ impl Uploading {
 impl Drop for Uploading {
     fn drop(&mut self) {
         let mut state = self.0.state();
-        // A put that is whole goes on without the session.
+        // A put whose bytes have all arrived continues without the session.
         let file = if state.whole_at.is_none() { state.file.take() } else { None };
         drop(state);
         if let (Some(file), Some(pool)) = (file, &self.0.service.write_pool) {
-            // To let go of a large file takes its time.
+            // Closing a large file may take long.
             pool.submit(self.0.client, Kind::Write, move || drop(file));
         }
     }
@@ -160,7 +161,7 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A writer's turn.
+    /// One turn of a writer.
     fn turn(self: Arc<Self>, completion: PendingCompletion) {
         let mut state = self.state();
         if state.whole_at.is_none() && completion.client_is_gone() {
@@ -177,7 +178,7 @@ impl Shared {
         let written = file.write(&self, &bytes);
         drop(buffered);
         if let Err(error) = written {
-            // A client that hears of it finds its share and the disk's room free again.
+            // Drop first: a client that gets the error must find its share and the disk space free again.
             drop(file);
             return self.fail(completion, error);
         }
@@ -189,7 +190,7 @@ impl Shared {
         file.spare = bytes;
         file.spare.clear();
         if state.came.is_empty() {
-            // The client is slow: its buffers are for others.
+            // The client is slow: free the buffers for others.
             (file.spare, state.came) = (Vec::new(), Vec::new());
             state.is_running = false;
             state.file = Some(file);
@@ -202,14 +203,14 @@ impl Shared {
     }
 
     fn commit(&self, file: File, completion: PendingCompletion) {
-        // How long the content took to come is the client's affair.
+        // The time that the content took to arrive does not count as the server's.
         let complete_at = self.state().whole_at.unwrap_or_else(Instant::now);
         let outcome = file.commit(&self.wish);
         let asked = RequestContext { complete_at, answered_at: Some(Instant::now()), ..self.wish.asked };
         completion.answer(asked, outcome.map(JobOutput::Known));
     }
 
-    /// Nothing comes of it.
+    /// Ends the upload with an error.
     fn fail(&self, completion: PendingCompletion, error: Error) {
         let mut state = self.state();
         state.has_failed = true;
@@ -262,12 +263,12 @@ impl File {
             }
         };
         incoming.write(bytes)?;
-        // What was written is reserved no more. Where the user may not have all at once, a step further is.
+        // Release the reservation of the written bytes. Reserve a step ahead if the user may not reserve all at once.
         let (written, reserved) = (incoming.size(), incoming.reserved());
         if reserved < length && reserved.saturating_sub(written) < RESERVE_STEP {
             incoming.reserve(written + self.upload.reserve(length - written))?;
         }
-        // Nothing, on a file system that cannot reserve.
+        // Zero on a file system that cannot reserve.
         self.upload.reserve(incoming.reserved().saturating_sub(written));
         Ok(())
     }
@@ -290,8 +291,8 @@ impl Wish {
     }
 }
 
-/// A write even before all has come: the content may be whole when a writer comes to it, and is stored then, though the client
-/// has gone.
+/// Submit as a write even before all bytes have arrived: the content may be complete when a writer takes it, and is
+/// then stored even if the client has gone.
 fn submit(shared: Arc<Shared>, completion: PendingCompletion) {
     let service = Arc::clone(&shared.service);
     if let Some(pool) = &service.write_pool {

@@ -17,7 +17,7 @@ impl Session {
     ) -> FrameOutcome {
         let ProtocolState::V1(decoder) = &mut self.protocol_state else { return FrameOutcome::More };
         let complete_at = self.complete_at;
-        // A frame that could not be understood has no mode; it is counted with the commonest one.
+        // A frame that the decoder cannot understand has no mode; it counts under the most common one.
         let asked = |operation, uri| RequestContext {
             framing: Framing::V1,
             operation,

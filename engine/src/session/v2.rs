@@ -1,4 +1,4 @@
-//! Version 2 in a session: the greeting, requests with ids that are answered as they get ready, contents that come in.
+//! Version 2 in a session: the greeting, requests with ids answered as they become ready, incoming contents.
 
 use rustix::io::Errno;
 use std::time::Instant;
@@ -17,23 +17,23 @@ use crate::session::upload::{Uploading, Wish};
 use crate::storage::mapping;
 use crate::storage::pending_write::check_size;
 
-/// Requests that one client may have waiting for storage; each may hold a descriptor or a content.
+/// Requests of one client that may wait for storage; each may hold a descriptor or a content.
 const JOBS_PER_SESSION: u32 = 64;
-/// Listings of those; each takes far longer than a read. What comes behind them waits unread.
+/// How many of them may be listings; each takes far longer than a read. Requests behind them wait unread.
 const LISTINGS_PER_SESSION: u32 = 4;
-/// What one call reads of a content that comes in.
+/// Bytes of an incoming content that one call reads.
 const BULK: usize = 256 << 10;
 
-/// What a session knows once a client has greeted.
+/// State of a session whose client has greeted.
 #[derive(Debug)]
 pub(super) struct V2State {
     decoder: v2::RequestDecoder,
     agreed: Hello,
-    /// Requests without an answer, as of what was read last.
+    /// Unanswered requests, as of the last read.
     window: u32,
-    /// Descriptors that came, for puts.
+    /// Files that the client passed for puts.
     pub received: PassedFiles,
-    /// The last call that read requests brought all that there was.
+    /// The last call that read requests emptied the socket.
     pub has_read_all: bool,
     receiving: Option<IncomingBody>,
 }
@@ -42,14 +42,14 @@ pub(super) struct V2State {
 #[derive(Debug)]
 struct IncomingBody {
     left: u64,
-    /// None where the request was answered already.
+    /// None if the request has its answer already.
     upload: Option<Uploading>,
     pace: Pace,
 }
 
-/// What a put comes to at first.
+/// The start of a put.
 enum PutStart {
-    /// Its content is here already.
+    /// The whole content has arrived already.
     Whole(StorageJob),
     Coming(Uploading),
 }
@@ -63,18 +63,18 @@ impl V2State {
         self.agreed.capabilities.contains(Capabilities::EXTENDED)
     }
 
-    /// Whether in front of the input there is more than the beginning of a frame.
+    /// Whether the input starts with more than the beginning of a frame.
     pub fn has_complete_request(&self, mut input: &[u8]) -> bool {
         let mut decoder = self.decoder.clone();
         decoder.decode(&mut input) != v2::Decoded::More || decoder.is_skipping()
     }
 
-    /// Takes note that bytes have come: whatever they ask was sent before any answer from now on.
+    /// Records that bytes have arrived: the client sent their requests before any answer from now on.
     pub fn begin_window(&mut self, unanswered: u32) {
         self.window = unanswered;
     }
 
-    /// Whether the request in front must wait for those that are under way.
+    /// Whether the request in front must wait for those in progress.
     pub fn is_blocked(&self, jobs: u32, listings: u32, rest: &[u8]) -> bool {
         let is_ordered = !self.agreed.capabilities.contains(Capabilities::OUT_OF_ORDER)
             || rest.get(v2::FLAGS_AT).is_some_and(|flags| flags & v2::ORDERED != 0);
@@ -88,9 +88,9 @@ impl V2State {
         self.decoder.is_skipping()
     }
 
-    /// Takes note that all frames that came as a whole have been understood; `has_begun` says that a part of one is left.
+    /// Records that all complete frames are decoded; `has_begun` says that a part of one is left.
     pub fn mark_parsed(&mut self, has_begun: bool) {
-        // A message may be longer than what one call reads, and brings its descriptors with its first byte.
+        // A message may be longer than one read, and brings its descriptors with its first byte.
         if self.has_read_all && self.receiving.is_none() && !self.received.is_empty() {
             self.received.close_spare(has_begun || self.is_skipping());
         }
@@ -103,7 +103,7 @@ impl Session {
         let hello = match v2::decode_hello(rest) {
             DecodedHello::More => return FrameOutcome::More,
             DecodedHello::Hello(hello) => hello,
-            // In the form of version 1, which whoever speaks neither may know.
+            // In the form of version 1, which a client of another version may know.
             DecodedHello::WrongVersion => return self.refuse_handshake(buffers, Status::VersionMismatch),
             DecodedHello::Broken => return self.refuse_handshake(buffers, Status::ProtocolError),
         };
@@ -142,7 +142,7 @@ impl Session {
         FrameOutcome::Fatal
     }
 
-    /// Answers the frame in front of `rest`, or sends an errand for it.
+    /// Answers the frame in front of `rest`, or submits a storage job for it.
     pub(super) fn step_v2(
         &mut self,
         buffers: &mut ThreadBuffers,
@@ -190,10 +190,10 @@ impl Session {
                     two.receiving = Some(IncomingBody { left: content_len, upload: None, pace });
                 }
                 if operation == Some(Operation::PutDescriptor) {
-                    // Its descriptor goes with it: the next one is the next put's.
+                    // Take its descriptor with it: the next one belongs to the next put.
                     drop(two.received.take());
                 }
-                // What cannot be told is counted with the commonest.
+                // A refusal without a known operation counts under the most common one.
                 let operation = operation.unwrap_or(Operation::FdPass);
                 self.push_error(buffers, asked(id, operation, ""), Error::Refused(status));
                 FrameOutcome::Done
@@ -220,7 +220,7 @@ impl Session {
         request: Request<'_>,
     ) -> Result<(), Error> {
         let source = match &mut self.protocol_state {
-            // Taken whether or not it comes to a put: the next one is the next put's.
+            // Take it even if the put fails: the next one belongs to the next put.
             ProtocolState::V2(two) if asked.operation == Operation::PutDescriptor => {
                 Some(two.received.take())
             }
@@ -230,7 +230,7 @@ impl Session {
             return Err(Error::QUEUE_FULL);
         }
         let source = match source {
-            // First of all that may be wrong with it, whether this server takes it at all.
+            // Check first whether this server accepts descriptors at all; other faults come after.
             Some(source) if self.service.takes_descriptors(self.transport) => Some(source?),
             _ => None,
         };
@@ -240,7 +240,7 @@ impl Session {
         self.handle(buffers, options, wanted)
     }
 
-    /// Begins a put. `rest` is what has come behind the request.
+    /// Begins a put. `rest` holds the bytes that have arrived behind the request.
     fn begin_put(
         &mut self,
         buffers: &mut ThreadBuffers,
@@ -293,7 +293,7 @@ impl Session {
         })();
         let upload = match begun {
             Ok(PutStart::Coming(upload)) => {
-                // A refusal comes at once, whether or not a byte does.
+                // A refusal is sent at once, whether or not a byte arrives.
                 self.jobs += 1;
                 upload.start();
                 Some(upload)
@@ -306,7 +306,7 @@ impl Session {
                 return;
             }
             Err(error) => {
-                // Said at once; what the client still sends is dropped.
+                // Send the error at once; drop what the client still sends.
                 self.push_error(buffers, asked, error);
                 if left == 0 {
                     return;
@@ -319,13 +319,13 @@ impl Session {
         }
     }
 
-    /// Takes bytes of the content that is coming in off the front of `rest`.
+    /// Takes bytes of the incoming content off the front of `rest`.
     pub(super) fn take_content(&mut self, rest: &mut &[u8]) {
         let ProtocolState::V2(two) = &mut self.protocol_state else { return };
         let Some(receiving) = &mut two.receiving else { return };
         let here = usize::try_from(receiving.left).unwrap_or(usize::MAX).min(rest.len());
         if here == 0 {
-            // A turn that brings nothing is no progress of the client, and no work for a writer.
+            // A turn without bytes is not progress of the client, and gives a writer no work.
             return;
         }
         let (content, behind) = rest.split_at(here);
@@ -341,12 +341,12 @@ impl Session {
         }
         if is_whole {
             two.receiving = None;
-            // What has been passed along may be for a request that lies behind it.
+            // Descriptors already received may belong to a request behind the content.
             two.has_read_all = false;
         }
     }
 
-    /// Reads the content that is coming in, and nothing behind it, in larger pieces than requests need.
+    /// Reads the incoming content, and nothing behind it, in larger pieces than requests need.
     pub(super) fn receive_content(
         &mut self,
         buffers: &mut ThreadBuffers,
@@ -368,7 +368,7 @@ impl Session {
         came
     }
 
-    /// Whether there is no room for what comes of a content until a writer has taken what is there.
+    /// Whether an incoming content has no room until a writer takes the bytes that wait.
     pub(super) fn waits_for_writers(&mut self) -> bool {
         let ProtocolState::V2(two) = &mut self.protocol_state else { return false };
         let Some(receiving) = &mut two.receiving else { return false };
@@ -377,21 +377,22 @@ impl Session {
         waits
     }
 
-    /// Whether a content has had all of its time, whatever has held it up: a client that does not read its answers too.
+    /// Whether a content has used up its total time, whatever delayed it, including a client that does not read its
+    /// answers.
     pub(super) fn receives_too_long(&self, now: Instant) -> bool {
         let ProtocolState::V2(two) = &self.protocol_state else { return false };
         let total = self.service.settings.upload_timeout;
         two.receiving.as_ref().is_some_and(|receiving| receiving.pace.is_over(now, total))
     }
 
-    /// Whether a content comes too slowly, by the client's fault. It is told, if its socket has room for that.
+    /// Whether a content arrives too slowly by the client's fault. Sends the error if the socket has room for it.
     pub(super) fn receives_too_slowly(&self, now: Instant) -> bool {
         let ProtocolState::V2(two) = &self.protocol_state else { return false };
         let Some(receiving) = &two.receiving else { return false };
         if !receiving.pace.is_too_slow(now, Allowed::by(&self.service.settings)) {
             return false;
         }
-        // A request has one answer.
+        // A request gets one answer.
         if let Some(upload) = receiving.upload.as_ref().filter(|upload| !upload.has_failed())
             && let Framing::V2 { id, .. } = upload.asked().framing
             && self.outbox.is_empty()
@@ -408,7 +409,7 @@ impl Session {
         true
     }
 
-    /// Tells a client of version 2 why the connection ends, if its socket has room for that.
+    /// Sends a client of version 2 the reason why the connection ends, if its socket has room for that.
     pub(super) fn send_close(&mut self, reason: v2::CloseReason) {
         if matches!(self.protocol_state, ProtocolState::V2(_))
             && self.outbox.is_empty()
@@ -416,7 +417,7 @@ impl Session {
         {
             let mut bytes = Vec::new();
             v2::encode_close(&mut bytes, reason);
-            // Whoever is gone misses nothing.
+            // The peer may be gone; ignore errors.
             let _ = crate::net::socket::send(
                 self.socket(),
                 &bytes,
@@ -427,7 +428,7 @@ impl Session {
     }
 }
 
-/// How many puts by descriptor there are in front of what has been read, one that has begun too.
+/// Counts the puts by descriptor at the front of the bytes read, including one that has begun.
 fn puts_by_descriptor(mut decoder: v2::RequestDecoder, mut input: &[u8]) -> usize {
     let mut count = 0;
     loop {
