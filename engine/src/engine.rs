@@ -193,7 +193,7 @@ pub struct Snapshot {
     pub disk_io_pending: usize,
     pub figures: Vec<crate::statistics::Figures>,
     pub transports: Vec<TransportState>,
-    /// None where UDP is not served.
+    /// None if the server does not serve UDP.
     pub datagrams: Option<DatagramCounts>,
 }
 
@@ -332,7 +332,7 @@ impl Engine {
         }
     }
 
-    /// The times since start, counted up to each bound; see `Statistics::counted_up_to`.
+    /// The latencies since start, counted up to each bound; see `Statistics::counted_up_to`.
     pub fn counted_up_to(&self, bounds_us: &[f64]) -> Vec<CountedUpTo> {
         self.service.statistics.counted_up_to(bounds_us)
     }

@@ -5,7 +5,7 @@ use std::fmt;
 
 use crate::protocol::Status;
 
-/// Why a request was not answered with the object.
+/// Why the server refused a request, or failed to answer it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Error {
     /// No object exists at the URI.
@@ -46,7 +46,7 @@ pub enum Error {
     BadDescriptor,
     /// A put of more bytes than `max_object_size`.
     TooLarge,
-    /// A content comes more slowly than `min_upload_rate`, or takes longer than `upload_timeout`.
+    /// A content arrives more slowly than `min_upload_rate`, or takes longer than `upload_timeout`.
     UploadTooSlow,
     /// A put by descriptor of a file whose file system may never answer.
     SourceNotLocal,
@@ -56,7 +56,7 @@ pub enum Error {
     SourceShrank,
     /// The cursor does not belong to this prefix, or is damaged.
     BadCursor,
-    /// The directory in which writes are prepared has been removed.
+    /// The directory in which the server prepares writes has been removed.
     StagingGone,
     /// The root has been removed, replaced or unmounted.
     RootGone,
@@ -72,7 +72,7 @@ pub enum Error {
     Refused(Status),
     /// The request did not arrive in time.
     TooSlow,
-    /// The time that the request gave has passed.
+    /// The deadline of the request has passed.
     DeadlinePassed,
 }
 

@@ -33,12 +33,12 @@ pub struct Settings {
     /// Numeric address and port.
     #[cfg_attr(feature = "python", pyo3(from_py_with = crate::python::socket_address))]
     pub udp: Option<std::net::SocketAddr>,
-    /// Networks, besides loopback, that may ask for plain replies.
+    /// Networks, besides loopback, whose clients may request plain replies.
     pub udp_trusted: Vec<Network>,
     /// Bytes a second over UDP towards one address that is not loopback; 0: no limit.
     pub udp_rate_limit: u64,
-    /// Sockets that were open already, listening or for datagrams, besides those above. No setting: the engine is given
-    /// them beside the settings.
+    /// Sockets that were open before the start, listening or for datagrams, in addition to those above. The caller
+    /// passes them to the engine beside the settings.
     #[cfg_attr(feature = "python", pyo3(default, from_py_with = crate::python::sockets))]
     pub inherited: Vec<Arc<OwnedFd>>,
     /// The concrete model of each transport; the caller passes it beside the settings, too.

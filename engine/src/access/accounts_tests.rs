@@ -1,4 +1,4 @@
-//! Rules, views and accounts, without a server.
+//! Tests of rules, views and accounts without a server.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use super::*;

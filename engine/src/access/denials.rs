@@ -69,7 +69,7 @@ impl Denials {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner).refusal = Some(refusal);
     }
 
-    /// How many there were since start, by reason.
+    /// Refusals since start, by reason.
     pub fn counts(&self) -> impl Iterator<Item = (&'static str, u64)> {
         Reason::ALL.into_iter().map(|reason| (reason.name(), self.counts[reason as usize].load(Relaxed)))
     }

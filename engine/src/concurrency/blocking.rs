@@ -93,7 +93,7 @@ pub fn run_session_blocking(
     }
 }
 
-/// Sleeps until the storage pool has something for the session, or its client.
+/// Sleeps until the storage pool has a result for the session, or the client sends or reads.
 fn wait_for_wake(session: &Session, service: &Service, ear: &ThreadWaker, next: Next) {
     let wanted = match next {
         Next::Readable => PollFlags::IN,

@@ -44,7 +44,7 @@ impl Slot {
     }
 }
 
-/// What the reactor and the workers share.
+/// State that the reactor and the workers share.
 #[derive(Debug)]
 pub struct Reactor {
     pub listener: Arc<Listener>,

@@ -41,7 +41,7 @@ impl<T> SessionSlab<T> {
         SessionSlab { slab: Slab::new(), generation: 0 }
     }
 
-    /// The key that the next [`insert`](Self::insert) gives.
+    /// The key that the next [`insert`](Self::insert) returns.
     pub fn next_key(&self) -> Key {
         Key::new(self.next_generation(), self.slab.vacant_key())
     }

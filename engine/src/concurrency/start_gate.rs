@@ -16,7 +16,7 @@ pub struct StartReport(pub SyncSender<Result<(), StartError>>);
 impl StartReport {
     /// The model serves from here on, and takes sessions that others hand over.
     pub fn report_success(self) {
-        // The engine waits for it.
+        // The engine waits for the report, so the receiver exists.
         let _ = self.0.send(Ok(()));
     }
 
@@ -38,7 +38,7 @@ pub fn start_error(errno: Errno, what: &str, address: &str) -> StartError {
     StartError::new(errno, format!("cannot {what}: {reason}; {remedy}"), address)
 }
 
-/// The threads of a model that is about to serve.
+/// The threads of a model that is starting.
 #[derive(Debug, Default)]
 pub struct Starting {
     gate: Arc<StartGate>,

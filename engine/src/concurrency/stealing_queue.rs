@@ -155,7 +155,7 @@ impl<T> StealingQueues<T> {
 }
 
 impl<T> SharedQueue<T> {
-    /// Wakes the owner; false where it is awake.
+    /// Wakes the owner; false if it is awake.
     fn wake(&self) -> bool {
         // Orders the push before the check of the flag; pairs with a worker that sets the flag before its last look
         // at the queues.

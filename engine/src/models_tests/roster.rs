@@ -14,7 +14,7 @@ const AT_ONCE: Duration = Duration::ZERO;
 /// A thread without work stays.
 const STAYS: Duration = Duration::from_secs(3600);
 
-/// The roster, and what its threads did.
+/// The roster, and a record of its threads' work.
 #[derive(Debug)]
 struct Crew {
     roster: Roster<usize>,

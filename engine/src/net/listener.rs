@@ -43,7 +43,7 @@ pub enum AcceptOutcome {
 #[derive(Debug)]
 pub struct Listener {
     pub transport: Transport,
-    /// As a client writes it: `unix:/path`, `tcp://127.0.0.1:9999`.
+    /// The address as clients write it: `unix:/path`, `tcp://127.0.0.1:9999`.
     pub address: String,
     // Dropped before the socket: while that is open, the inode number of its file cannot belong to another file.
     _path: Option<SocketPath>,

@@ -1,8 +1,8 @@
-//! What a connection runs over, and whether a call on its socket may wait.
+//! The transports of a connection, and whether a call on its socket may block.
 
 use rustix::net::SendFlags;
 
-/// What a connection runs over.
+/// The transport of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Transport {
     Unix,

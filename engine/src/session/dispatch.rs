@@ -244,7 +244,7 @@ impl Session {
         }
         let content = (buffers.out.len() - start) as u64;
         if content != end - at {
-            // The file became shorter meanwhile.
+            // The file became shorter meanwhile: patch the promised length.
             patch_length(&mut buffers.out[before..], asked.framing, content);
         }
         if let Some(seen) = seen {
@@ -321,7 +321,7 @@ impl Session {
         self.outbox.push_back(Segment { payload, ends });
     }
 
-    /// A response that is its metadata.
+    /// Pushes a response without content, only metadata.
     pub(super) fn push_metadata(
         &mut self,
         buffers: &mut ThreadBuffers,

@@ -150,7 +150,7 @@ impl Session {
         }
     }
 
-    /// Whether the front of a frame has been skipped, and its end is still to come.
+    /// Whether the decoder has skipped the front of a frame and waits for its end.
     pub(super) fn is_skipping(&self) -> bool {
         match &self.protocol_state {
             ProtocolState::Unknown(_) => false,

@@ -170,9 +170,9 @@ enum FrameOutcome {
     Done,
     /// The input ends inside it.
     More,
-    /// It was the client's last.
+    /// It was the client's last frame.
     Last,
-    /// It broke the protocol.
+    /// The frame broke the protocol.
     Fatal,
 }
 
@@ -228,7 +228,7 @@ impl Session {
         &self.connection
     }
 
-    /// The socket, lent.
+    /// The socket, borrowed.
     pub fn socket(&self) -> &OwnedFd {
         &self.connection.socket
     }
@@ -256,7 +256,7 @@ impl Session {
         !self.outbox.is_empty() || !self.input_buffer.is_empty()
     }
 
-    /// Does what can be done now.
+    /// Does the work that can be done without waiting.
     pub fn run(&mut self, buffers: &mut ThreadBuffers, options: RunOptions) -> Next {
         self.with_buffers(buffers, |session, buffers, at, have, sent| {
             session.run_once(buffers, options, at, have, sent)

@@ -39,7 +39,7 @@ pub(super) struct Wish {
     pub deadline: Option<Instant>,
 }
 
-/// The session's half.
+/// The session's half of an upload.
 #[derive(Debug)]
 pub(super) struct Uploading(Arc<Shared>);
 

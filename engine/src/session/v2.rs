@@ -38,7 +38,7 @@ pub(super) struct V2State {
     receiving: Option<IncomingBody>,
 }
 
-/// The content of a put, on its way in.
+/// The incoming content of a put.
 #[derive(Debug)]
 struct IncomingBody {
     left: u64,
@@ -83,7 +83,7 @@ impl V2State {
         jobs >= JOBS_PER_SESSION || (jobs > 0 && is_ordered) || (is_list && listings >= LISTINGS_PER_SESSION)
     }
 
-    /// Whether the front of a frame has been skipped, and its end is still to come.
+    /// Whether the decoder has skipped the front of a frame and waits for its end.
     pub fn is_skipping(&self) -> bool {
         self.decoder.is_skipping()
     }
