@@ -1,4 +1,5 @@
-//! How the load generator gets a connection: no step waits longer than [`CONNECT_TIMEOUT`], or after the load was stopped.
+//! How the load generator connects: no step waits longer than [`CONNECT_TIMEOUT`], or after the load was
+//! stopped.
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, OwnedFd};
@@ -11,12 +12,12 @@ use std::time::{Duration, Instant};
 use super::{Shared, Target};
 use crate::protocol::v2::{self, DecodedHelloAck};
 
-/// A server that takes longer to accept or to greet counts as one that is not reached.
+/// A server that takes longer to accept or to greet counts as unreachable.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// The load may be stopped meanwhile: it is looked for this often.
+/// How often a waiting thread checks whether the load was stopped.
 const STEP: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
 
-/// A connection that has been greeted; its socket does not block.
+/// A connection after its greeting; its socket does not block.
 pub(super) fn connect(shared: &Shared) -> io::Result<OwnedFd> {
     let until = Instant::now() + CONNECT_TIMEOUT;
     let socket = connect_to(shared, until)?;
@@ -50,7 +51,7 @@ fn connect_to(shared: &Shared, until: Instant) -> io::Result<OwnedFd> {
             let name = SocketAddrUnix::new(path.as_path())?;
             loop {
                 match net::connect(socket.as_fd(), &name) {
-                    // The backlog is full: the server accepts as fast as it can.
+                    // The backlog is full: retry until the server accepts.
                     Err(Errno::AGAIN) if Instant::now() < until && !shared.is_over() => {
                         std::thread::sleep(Duration::from_micros(200));
                     }

@@ -1,13 +1,15 @@
 //! The load generator behind `objmapper bench`: many clients in a few threads, closed loop or open loop.
 //!
-//! Closed loop: every client sends its next request when the last is answered. Open loop: requests have times at which they
-//! are due, whatever the server does, and latency counts from then, so a server that stalls is charged for all that it kept
-//! waiting ("coordinated omission": Tene, "How NOT to Measure Latency", 2015).
+//! Closed loop: every client sends its next request after the last answer. Open loop: requests have due
+//! times, whatever the server does, and latency counts from the due time. So a server that stalls is charged
+//! for all requests that it delayed ("coordinated omission": Tene, "How NOT to Measure Latency", 2015).
 //!
-//! What has no answer a moment after the end is lost: requests under way, those that a broken connection owed, and with a
-//! rate those that were due and could not be sent. Each is counted with the time from when it was due to the end.
+//! A request without an answer [`GRACE`] after the end is lost: requests under way, those of a broken
+//! connection, and with a rate those that were due but could not be sent. Each counts with the time from its
+//! due time to the end.
 //!
-//! Besides objmapper it speaks HTTP/1.1 and Redis's protocol, so that peers are measured by the same client.
+//! Besides objmapper the load generator speaks HTTP/1.1 and Redis's protocol, so that the same client
+//! measures other servers.
 
 mod connect;
 mod protocols;
@@ -31,15 +33,15 @@ use crate::statistics::Percentiles;
 const STACK: usize = 512 << 10;
 /// 2^-7: 0.8 %, up to 2^44 ns: 4.9 h.
 const HISTOGRAM: (u8, u8) = (7, 44);
-/// After the end, answers to what is under way are waited for this long.
+/// How long clients wait after the end for answers to requests under way.
 pub(crate) const GRACE: Duration = Duration::from_secs(1);
 
-/// Whom to load.
+/// The server to load.
 #[derive(Debug, Clone)]
 pub enum Target {
     Unix(PathBuf),
     Tcp(SocketAddr),
-    /// Asked by datagrams: see `udp/load.rs`.
+    /// Loaded by datagrams: see `udp/load.rs`.
     Udp(SocketAddr),
 }
 
@@ -47,35 +49,35 @@ pub enum Target {
 pub struct Plan {
     pub target: Target,
     pub dialect: LoadProtocol,
-    /// Asked for in turn, each client beginning at another.
+    /// Requested in turn; each client begins at another.
     pub uris: Vec<String>,
     pub clients: usize,
     pub threads: usize,
     /// Requests that each client keeps under way.
     pub pipeline: usize,
     pub duration: Duration,
-    /// End after so many requests, 0: only after the duration.
+    /// End after this number of requests; 0: only after the duration.
     pub requests: u64,
     /// With a rate: the time between two requests of one client; not 0. None: closed loop.
     pub interval: Option<Duration>,
-    /// A new connection for every request.
+    /// Open a new connection for every request.
     pub reconnect: bool,
 }
 
-/// What came of it.
+/// The result of a load.
 #[derive(Debug)]
 #[cfg_attr(feature = "python", derive(pyo3::IntoPyObject))]
 pub struct Outcome {
     pub requests: u64,
     pub bytes: u64,
-    /// Answers that refused for want of room.
+    /// Answers by which the server refused because it was busy.
     pub refused: u64,
     /// Other errors, and connections that broke.
     pub errors: u64,
     /// Requests without an answer.
     pub lost: u64,
     pub elapsed: f64,
-    /// Of answers other than refusals, and of what was lost.
+    /// Latency of answers other than refusals, and of lost requests.
     pub latency: Percentiles,
     /// Latency of refusals alone.
     pub refusals: Percentiles,
@@ -105,7 +107,7 @@ pub(crate) struct Shared {
     frames: Vec<Vec<u8>>,
     answered: AtomicU64,
     stop: AtomicBool,
-    /// Threads that have not ended.
+    /// Threads that are still running.
     running: AtomicUsize,
 }
 
@@ -118,7 +120,7 @@ pub(crate) struct Counters {
     refused: u64,
     pub(crate) errors: u64,
     lost: u64,
-    /// When the last answer came, or sending ended.
+    /// The time of the last answer, or of the end of sending.
     ended: Instant,
 }
 
@@ -138,7 +140,7 @@ impl Counters {
 
     /// Counts one answer.
     pub(crate) fn count(&mut self, latency: Duration, refused: bool, failed: bool) {
-        // Adding fails only for a value out of range, which is cut off.
+        // Adding fails only for a value out of range, which is limited before.
         if refused {
             self.refused += 1;
             let _ = self.refusals.increment(nanoseconds(latency));
@@ -149,13 +151,13 @@ impl Counters {
         }
     }
 
-    /// Counts requests that have waited this long and get no answer.
+    /// Counts lost requests that have waited this long.
     pub(crate) fn lose(&mut self, waited: Duration, count: u64) {
         self.lost += count;
         let _ = self.latency.add(nanoseconds(waited), count);
     }
 
-    /// Takes note of a moment of the measurement.
+    /// Records a time at which the measurement was still running.
     pub(crate) fn end(&mut self, at: Instant) {
         self.ended = self.ended.max(at);
     }
@@ -177,7 +179,7 @@ fn nanoseconds(time: Duration) -> u64 {
 }
 
 impl Shared {
-    /// Whether the load was stopped, or has come to its number of requests.
+    /// Whether the load was stopped, or has reached its number of requests.
     pub(crate) fn is_over(&self) -> bool {
         let enough = self.plan.requests > 0 && self.answered.load(Relaxed) >= self.plan.requests;
         enough || self.stop.load(Relaxed)
@@ -188,7 +190,7 @@ impl Shared {
     }
 }
 
-/// Counts a thread as ended, also where it panics.
+/// Counts a thread as ended, also after a panic.
 struct Running<'a>(&'a Shared);
 
 impl Drop for Running<'_> {
@@ -230,7 +232,7 @@ impl Load {
                     _ => Worker::new(&shared, number, count).run(),
                 }
             };
-            // Where one cannot be started, dropping the load ends the others.
+            // Where a thread cannot be started, dropping the load ends the others.
             load.ending().threads.push(crate::concurrency::spawn("objmapper-load", STACK, body)?);
         }
         Ok(load)
@@ -254,7 +256,7 @@ impl Load {
         self.shared.running.load(Acquire) > 0
     }
 
-    /// Ends it early: within [`GRACE`] and a moment. Does not wait.
+    /// Ends the load early, within [`GRACE`] and a moment. Does not wait.
     pub fn stop(&self) {
         self.shared.stop.store(true, Relaxed);
     }
@@ -265,7 +267,7 @@ impl Load {
         while let Some(thread) = ending.threads.pop() {
             match thread.join() {
                 Ok(tally) => ending.sum.add(&tally),
-                // A panic has been reported on stderr by the runtime.
+                // The runtime has reported a panic on stderr.
                 Err(_) => ending.sum.errors += 1,
             }
         }

@@ -1,11 +1,11 @@
-//! What is spoken to a server under load: requests as bytes, and answers taken off the front of what came.
+//! The protocols of the load generator: encodes requests as bytes, and decodes answers from received bytes.
 
 use rustix::io::{self, Errno};
 
 use crate::protocol::v2::{self, DecodedResponse, ResponseDecoder};
 use crate::protocol::{DecodedReply, Mode, Operation, ReplyDecoder, Status, encode_request};
 
-/// What to speak.
+/// The protocol to speak.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LoadProtocol {
     /// Version 1.
@@ -26,7 +26,7 @@ impl LoadProtocol {
         matches!(self, LoadProtocol::Objmapper(Mode::FdPass) | LoadProtocol::Extended(Mode::FdPass))
     }
 
-    /// A request for `uri`; in version 2 its id is still to be set, see [`number`](Self::number).
+    /// A request for `uri`; in version 2 the caller still sets its id, see [`number`](Self::number).
     pub fn frame(self, uri: &str) -> Vec<u8> {
         let mut bytes = Vec::new();
         match self {
@@ -38,20 +38,20 @@ impl LoadProtocol {
             LoadProtocol::Redis => {
                 bytes.extend(format!("*2\r\n$3\r\nGET\r\n${}\r\n{uri}\r\n", uri.len()).into_bytes());
             }
-            // Datagrams are made one by one.
+            // `udp/load.rs` makes each datagram itself.
             LoadProtocol::Pull | LoadProtocol::Memcached => {}
         }
         bytes
     }
 
-    /// Puts its id into a request.
+    /// Sets the id of a request.
     pub fn number(self, frame: &mut [u8], id: u32) {
         if matches!(self, LoadProtocol::Extended(_)) {
             frame[1..5].copy_from_slice(&id.to_be_bytes());
         }
     }
 
-    /// What a client says first.
+    /// The first bytes that a client sends.
     pub fn greeting(self) -> Vec<u8> {
         let mut bytes = Vec::new();
         if matches!(self, LoadProtocol::Extended(_)) {
@@ -63,10 +63,10 @@ impl LoadProtocol {
     }
 }
 
-/// What the front of the input says.
+/// A decoded answer, or its state.
 #[derive(Debug)]
 pub enum LoadReply {
-    /// `id` where the dialect has one; else it is the oldest request's.
+    /// `id` where the load protocol has one; otherwise the oldest request's.
     Done {
         id: Option<u32>,
         refused: bool,
@@ -82,20 +82,20 @@ impl LoadReply {
     }
 }
 
-/// Takes the answers of one connection apart.
+/// Decodes the answers of one connection.
 #[derive(Debug)]
 pub enum LoadReplyDecoder {
     V1(Mode, ReplyDecoder),
     V2 {
         operation: Operation,
         decoder: ResponseDecoder,
-        /// The response whose content is coming.
+        /// The id of the response whose content is coming.
         id: u32,
     },
-    /// How many bytes of a body are still to come.
+    /// Bytes of a body that are still to come.
     Http(u64),
     Redis(u64),
-    /// What has no connections: see `udp/load.rs`.
+    /// Protocols without connections: see `udp/load.rs`.
     Datagrams,
 }
 

@@ -14,12 +14,12 @@ use super::{Counters, GRACE, Shared};
 use crate::load::connect::connect;
 use crate::load::protocols::{LoadReply, LoadReplyDecoder};
 
-/// With a rate, and where nothing else was asked for: a client that is further behind stops sending.
+/// With a rate and without a pipeline setting: a client with this many unanswered requests stops sending.
 const MAX_AHEAD: usize = 1000;
 const ROOM: usize = 256 << 10;
-/// A thread that waits for an answer looks this often whether the load is over.
+/// How often a thread that waits for an answer checks whether the load is over.
 const STEP: Duration = Duration::from_millis(50);
-/// As many as the kernel passes in a message.
+/// The most descriptors that the kernel passes in a message.
 const MAX_DESCRIPTORS: usize = 253;
 
 /// A request without an answer.
@@ -37,7 +37,7 @@ struct Client {
     under_way: VecDeque<PendingRequest>,
     decoder: LoadReplyDecoder,
     next_id: u32,
-    /// Descriptors that came and belong to no answer yet.
+    /// Descriptors received ahead of their answer.
     spare: usize,
     kept: Vec<u8>,
     unsent: Vec<u8>,
@@ -55,9 +55,9 @@ pub(super) struct Worker<'a> {
     room: Vec<u8>,
     interval: Option<Duration>,
     until: Instant,
-    /// Requests that were sent and may still be answered.
+    /// Requests sent that the server may still answer.
     outstanding: usize,
-    /// When requests were due whose connection broke before the answer.
+    /// The due times of requests whose connection broke before the answer.
     owed: Vec<Instant>,
 }
 
@@ -108,7 +108,7 @@ impl<'a> Worker<'a> {
         self.tally
     }
 
-    /// Counts what was asked for, or due, and has no answer.
+    /// Counts the requests, sent or due, without an answer.
     fn settle(&mut self) {
         let now = Instant::now();
         let over = now.min(self.until);
@@ -123,7 +123,7 @@ impl<'a> Worker<'a> {
         for client in &self.clients {
             let behind = over.saturating_duration_since(client.due).as_nanos();
             let unsent = u64::try_from(behind.div_ceil(interval.as_nanos().max(1))).unwrap_or(u64::MAX);
-            // By the thousand where they are many: each counted as the longest of its thousand.
+            // In groups of a thousand where they are many: each counts as the longest of its group.
             let together = unsent.div_ceil(1000).max(1);
             for first in (0..unsent).step_by(usize::try_from(together).unwrap_or(usize::MAX)) {
                 let earliest = interval.saturating_mul(u32::try_from(first).unwrap_or(u32::MAX));
@@ -137,7 +137,7 @@ impl<'a> Worker<'a> {
         now >= self.until || self.shared.is_over()
     }
 
-    /// A connection is gone, or is no longer listened to.
+    /// Gives up a connection that has broken, or that the client no longer reads.
     fn give_up(&mut self, index: usize) {
         let client = &mut self.clients[index];
         client.socket = None;
@@ -147,7 +147,7 @@ impl<'a> Worker<'a> {
         self.owed.extend(client.under_way.drain(..).map(|request| request.due));
     }
 
-    /// One client that sleeps in its socket: how latency is read, without an epoll in between.
+    /// Runs one client that blocks in its socket: measures latency without an epoll in between.
     fn run_blocking(&mut self) -> io::Result<()> {
         for index in (0..self.clients.len()).cycle() {
             if self.is_over(Instant::now()) {
@@ -164,7 +164,7 @@ impl<'a> Worker<'a> {
             self.begin_request(index, Instant::now());
             match self.send(index, SendFlags::empty()).and_then(|()| self.await_answer(index)) {
                 Ok(()) => {}
-                // Without an answer until the end: lost, which is counted later.
+                // No answer until the end: lost, counted later.
                 Err(Errno::TIMEDOUT) => break,
                 Err(_) if self.shared.plan.reconnect => self.tally.errors += 1,
                 Err(errno) => return Err(errno),
@@ -197,7 +197,7 @@ impl<'a> Worker<'a> {
             epoll::add(&poller, &socket, EventData::new_u64(index as u64), EventFlags::IN)?;
             self.clients[index].socket = Some(socket);
         }
-        // Only now: connecting ten thousand clients is not part of the measurement.
+        // The clock starts here: connecting ten thousand clients is not part of the measurement.
         let now = Instant::now();
         self.until = now + self.shared.plan.duration;
         for client in &mut self.clients {
@@ -217,7 +217,7 @@ impl<'a> Worker<'a> {
                 self.until = self.until.min(now);
             }
             let pause = match over {
-                // What is under way may still be answered.
+                // The server may still answer requests under way.
                 Some(over) if self.outstanding == 0 || now >= over + GRACE => return Ok(()),
                 Some(_) => STEP,
                 None => self.send_due(now, &poller)?.min(STEP),
@@ -246,17 +246,17 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// Sends what is due. Returns the time until something else is.
+    /// Sends the due requests. Returns the time until the next one is due.
     fn send_due(&mut self, now: Instant, poller: &OwnedFd) -> io::Result<Duration> {
         let Some(interval) = self.interval else { return Ok(STEP) };
         let mut nearest = STEP;
-        // One is what nobody asked for: with a rate it would make the loop a closed one.
+        // 1 is the default, not the caller's choice: with a rate it would make the loop a closed one.
         let ahead = if self.shared.plan.pipeline > 1 { self.shared.plan.pipeline } else { MAX_AHEAD };
         for index in 0..self.clients.len() {
             let mut sent = false;
             while self.clients[index].due <= now && self.clients[index].under_way.len() < ahead {
                 if self.clients[index].socket.is_none() {
-                    // It stays due, and is counted as lost at the end.
+                    // It stays due, and counts as lost at the end.
                     break;
                 }
                 let due = self.clients[index].due;
@@ -339,7 +339,7 @@ impl<'a> Worker<'a> {
         outcome
     }
 
-    /// One `recv`, and all the answers in it; false where nothing has come.
+    /// One `recv`, and all the answers in it; false where the socket has no data.
     fn receive(&mut self, index: usize, flags: RecvFlags) -> io::Result<bool> {
         let kept = self.clients[index].kept.len();
         self.room[..kept].copy_from_slice(&self.clients[index].kept);
@@ -367,7 +367,7 @@ impl<'a> Worker<'a> {
         let now = Instant::now();
         let room = std::mem::take(&mut self.room);
         let opened = self.take_answers(index, &room[..kept + length], now);
-        // Before an error is looked at: other clients receive into it too.
+        // Before the error check: other clients receive into it too.
         self.room = room;
         let opened = opened?;
         // A descriptor may come before the rest of its answer, never after it.
@@ -379,7 +379,7 @@ impl<'a> Worker<'a> {
         Ok(true)
     }
 
-    /// Counts the answers in the input, and keeps what is left of it. Returns how many came with a descriptor.
+    /// Counts the answers in the input, and keeps the rest. Returns how many came with a descriptor.
     fn take_answers(&mut self, index: usize, mut input: &[u8], now: Instant) -> io::Result<usize> {
         let passes = self.shared.plan.dialect.passes_descriptors();
         let mut opened = 0;
@@ -411,7 +411,7 @@ impl<'a> Worker<'a> {
             return Err(Errno::PROTO);
         };
         self.outstanding -= 1;
-        // A refusal tells how quick the server is to say no; that the generator itself came too late is not its doing.
+        // A refusal measures how quickly the server refuses; a late send is the generator's own delay.
         let since = if refused { sent } else { due };
         self.tally.count(now.saturating_duration_since(since), refused, failed);
         self.tally.end(now);
@@ -420,7 +420,7 @@ impl<'a> Worker<'a> {
     }
 }
 
-/// Receives status bytes and the descriptors that came with them, which are closed. Returns how many of each.
+/// Receives status bytes and their descriptors, and closes those. Returns how many of each.
 fn receive_and_close(socket: &OwnedFd, room: &mut [u8], flags: RecvFlags) -> io::Result<(usize, usize)> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);

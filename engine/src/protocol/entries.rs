@@ -1,9 +1,9 @@
 //! Entries of `type(1) len(2) data`, the form of metadata and of parameters.
 
-/// Type and length, in front of every entry's data.
+/// Bytes of type and length in front of every entry's data.
 pub const ENTRY_HEAD: usize = 3;
 
-/// Goes through entries. An Err stands for what does not fit and is the last.
+/// Iterates over entries. An Err means an entry that does not fit, and is the last item.
 #[derive(Debug)]
 pub struct Entries<'a>(pub &'a [u8]);
 
@@ -30,7 +30,7 @@ impl<'a> Iterator for Entries<'a> {
     }
 }
 
-/// Appends an entry. Data of more than 65,535 bytes is cut off.
+/// Appends an entry. Cuts data of more than 65,535 bytes.
 pub fn push(out: &mut Vec<u8>, kind: u8, data: &[u8]) {
     let data = &data[..data.len().min(usize::from(u16::MAX))];
     out.push(kind);

@@ -1,6 +1,8 @@
-//! How a connection of version 2 begins: each side says what it can do, and what both can is in force.
+//! The start of a version 2 connection: client and server send their capabilities, and the common ones are in
+//! force.
 //!
-//! `"OBJM" 02 capabilities(2) max_pipeline(2)`, answered by the same with `backend_parallelism(1)` behind it.
+//! The client sends `"OBJM" 02 capabilities(2) max_pipeline(2)`; the server answers with the same and
+//! `backend_parallelism(1)` behind it.
 
 use std::ops::{BitAnd, BitOr};
 
@@ -11,19 +13,19 @@ pub const VERSION: u8 = 2;
 /// The length of a client's first message.
 #[cfg(test)]
 pub const HELLO: usize = 9;
-/// The length of the server's answer to it.
+/// The length of the server's answer.
 pub const HELLO_ACK: usize = 10;
-/// No connection has more requests under way.
+/// The most requests under way on one connection.
 pub const MAX_PIPELINE: u16 = 1000;
 
-/// What a side can do; in force is what both can.
+/// The capabilities of one side; those of both sides are in force.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Capabilities(u16);
 
 impl Capabilities {
-    /// Responses come as they are ready.
+    /// The server sends responses as they are ready.
     pub const OUT_OF_ORDER: Capabilities = Capabilities(0x0001);
-    /// Requests are sent ahead.
+    /// The client sends requests without waiting for responses.
     pub const PIPELINING: Capabilities = Capabilities(0x0002);
     /// The descriptor on the response's first byte, parameters, and operations beside the modes.
     pub const EXTENDED: Capabilities = Capabilities(0x0100);
@@ -58,7 +60,7 @@ impl BitOr for Capabilities {
     }
 }
 
-/// What a client can do, and how many requests it would have under way.
+/// The client's capabilities, and how many requests it wants under way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Hello {
     pub capabilities: Capabilities,
@@ -66,7 +68,7 @@ pub struct Hello {
 }
 
 impl Hello {
-    /// What is in force between this client and a server that can do so much.
+    /// The hello in force between this client and a server with these capabilities and this `max_pipeline`.
     pub fn agree(self, capabilities: Capabilities, max_pipeline: u16) -> Hello {
         Hello {
             capabilities: self.capabilities & capabilities,
@@ -75,15 +77,15 @@ impl Hello {
     }
 }
 
-/// What a server found at the beginning of a connection.
+/// How a server decodes the start of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DecodedHello {
     Hello(Hello),
-    /// It ends inside the hello.
+    /// The input ends inside the hello.
     More,
     /// A hello of another version.
     WrongVersion,
-    /// No hello.
+    /// Not a hello.
     Broken,
 }
 
@@ -113,7 +115,8 @@ pub fn encode_hello(out: &mut Vec<u8>, capabilities: Capabilities, max_pipeline:
     out.extend_from_slice(&max_pipeline.to_be_bytes());
 }
 
-/// Appends the server's answer to a hello: what is in force, and how many requests it works on at a time.
+/// Appends the server's answer to a hello: the values in force, and how many requests the server works on at
+/// a time.
 pub fn encode_hello_ack(
     out: &mut Vec<u8>,
     capabilities: Capabilities,
@@ -124,7 +127,7 @@ pub fn encode_hello_ack(
     out.push(backend_parallelism);
 }
 
-/// What a client found where it waits for the answer to its hello.
+/// How a client decodes the answer to its hello.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DecodedHelloAck<'a> {
     Ack {
@@ -132,13 +135,13 @@ pub enum DecodedHelloAck<'a> {
         max_pipeline: u16,
         backend_parallelism: u8,
     },
-    /// Until it has answered a hello, a server refuses in the form of version 1.
+    /// Before it has answered a hello, a server refuses in the form of version 1.
     Refused {
         status: Status,
         message: &'a [u8],
     },
     WrongVersion,
-    /// No server of this protocol.
+    /// The peer does not speak this protocol.
     Broken,
     More,
 }

@@ -1,5 +1,5 @@
-//! Frames that are not what they should be, through the parsers of a server, ten million in release mode: none panics, none
-//! goes round in circles. `benchmarks/soak/malformed_frames.py` sends such to a live server.
+//! Malformed frames through a server's parsers, ten million in release mode: no parser panics or loops.
+//! `benchmarks/soak/malformed_frames.py` sends such frames to a live server.
 
 use super::{v1, v2};
 use crate::protocol::hello::{DecodedHello, decode_hello};
@@ -27,7 +27,7 @@ impl Random {
     }
 }
 
-/// Turns bits, cuts, repeats, puts in what does not belong there.
+/// Flips bits, cuts, repeats, and inserts foreign bytes.
 fn spoil(bytes: &mut Vec<u8>, random: &mut Random) {
     for _ in 0..random.below(4) {
         let at = random.below(bytes.len() + 1);
@@ -46,7 +46,7 @@ fn spoil(bytes: &mut Vec<u8>, random: &mut Random) {
     }
 }
 
-/// Takes everything off that can be understood; each round must get somewhere.
+/// Decodes as many frames as possible; each round must advance.
 fn drain(bytes: &[u8], mut decode: impl FnMut(&mut &[u8]) -> bool) {
     let mut input = bytes;
     loop {
@@ -63,7 +63,7 @@ fn malformed_frames_break_no_parser() {
     let mut seeds: Vec<Vec<u8>> = vectors::<3>(ONE).iter().map(|[_, bytes, _]| unhex(bytes)).collect();
     seeds.extend(vectors::<4>(TWO).iter().map(|[_, _, bytes, _]| unhex(bytes)));
     seeds.extend(vectors::<4>(HELLOS).iter().map(|[_, _, bytes, _]| unhex(bytes)));
-    // Those that are long tell no more than those that are short, and take a hundred times as long.
+    // Long seeds find no more than short ones, and take a hundred times as long.
     seeds.retain(|seed| seed.len() < 300);
     let mut random = Random(7);
     let (mut bytes, mut understood) = (Vec::new(), 0u64);
@@ -86,6 +86,6 @@ fn malformed_frames_break_no_parser() {
         }
         understood += u64::from(matches!(decode_hello(&mut &bytes[..]), DecodedHello::Hello(_)));
     }
-    // Not everything is so broken that nothing is looked at.
+    // Enough frames stay valid to reach the parsers' later steps.
     assert!(understood > FRAMES / 10, "{understood}");
 }

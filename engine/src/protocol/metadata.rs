@@ -1,4 +1,4 @@
-//! What a response says about its object beside the status and the content.
+//! The metadata of an object in a response, besides status and content.
 
 use super::MAX_URI;
 use crate::protocol::entries::{self, ENTRY_HEAD, Entries, number_u8, number_u32, number_u64};
@@ -14,10 +14,10 @@ const FORM: u8 = 0x8a;
 const NANOSECONDS: u8 = 0x8b;
 const TEXT: u8 = 0xff;
 
-/// A cursor has at most this many bytes: a path of the length of a URI, one more name, and 25 bytes beside them.
+/// The most bytes of a cursor: a path of the length of a URI, one more name, and 25 bytes besides.
 pub(crate) const MAX_CURSOR: usize = MAX_URI + 512;
 
-/// The entries of a response, borrowed: by the server from what it knows, by a client from what came.
+/// The entries of a response, borrowed: from the server's data, or from the bytes that a client received.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Metadata<'a> {
     /// Bytes.
@@ -32,16 +32,17 @@ pub struct Metadata<'a> {
     pub backend: Option<u8>,
     /// Microseconds.
     pub latency: Option<u32>,
-    /// Where a list goes on, at most [`MAX_CURSOR`] bytes.
+    /// Where a list continues, at most [`MAX_CURSOR`] bytes.
     pub cursor: Option<&'a [u8]>,
-    /// The form of a list's entries; None for the first one.
+    /// The form of a list's entries; None for the first form.
     pub form: Option<u8>,
-    /// What went wrong, UTF-8, for people.
+    /// The error message, UTF-8, for people.
     pub text: Option<&'a [u8]>,
 }
 
 impl<'a> Metadata<'a> {
-    /// None where an entry does not fit, or a known one has not its length. Of two of a kind the later counts.
+    /// None where an entry does not fit, or a known one has a wrong length. Of two entries of a kind the
+    /// later counts.
     pub(super) fn read(bytes: &'a [u8]) -> Option<Metadata<'a>> {
         let mut found = Metadata::default();
         for entry in Entries(bytes) {
@@ -105,7 +106,8 @@ impl<'a> Metadata<'a> {
     }
 }
 
-/// None of these is longer than a URI, and a cursor not much, so that all together fit the two bytes of their length.
+/// No word is longer than a URI, and a cursor little longer, so that all together fit the two bytes of their
+/// length.
 fn push_word(out: &mut Vec<u8>, kind: u8, word: &[u8]) {
     debug_assert!(word.len() <= MAX_URI, "an entry of {} bytes", word.len());
     entries::push(out, kind, &word[..word.len().min(MAX_URI)]);

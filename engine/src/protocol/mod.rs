@@ -1,6 +1,8 @@
-//! The wire, sans-IO: bytes in, values out. The Python codec is held to the same vectors (`tests/vectors`).
+//! The wire protocol, sans-IO: bytes in, values out. The Python codec is held to the same vectors
+//! (`tests/vectors`).
 //!
-//! What both versions share is here. The names of version 1 are also this module's; those of version 2 are in [`v2`].
+//! This module holds what both versions share, and exports the names of version 1; those of version 2 are in
+//! [`v2`].
 
 mod entries;
 mod hello;
@@ -17,7 +19,7 @@ pub use v1::{
 
 /// The longest URI, in bytes.
 pub const MAX_URI: usize = 4096;
-/// A longer content than this cannot be: file offsets are signed.
+/// The longest content: file offsets are signed.
 pub const MAX_CONTENT: u64 = i64::MAX as u64;
 
 /// How an object is delivered.
@@ -40,7 +42,7 @@ impl Mode {
     }
 }
 
-/// What a request wants done with an object: deliver it in one of the modes, or one of the extension's operations.
+/// The operation on an object: delivery in one of the modes, or one of the extension's operations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Operation {
@@ -82,7 +84,7 @@ impl Operation {
         }
     }
 
-    /// How the object is to be delivered; None where the operation is one of the extension's.
+    /// The mode of delivery; None for the extension's operations.
     pub fn mode(self) -> Option<Mode> {
         match self {
             Operation::FdPass => Some(Mode::FdPass),
@@ -121,7 +123,7 @@ impl From<Mode> for Operation {
     }
 }
 
-/// How a request was answered.
+/// The result of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Status {

@@ -1,11 +1,11 @@
-//! The parameters of an extended request: which part of the object, by when, under which condition.
+//! The parameters of an extended request: the part of the object, the deadline, and the conditions.
 
 use std::time::Duration;
 
 use super::MAX_CONTENT;
 use crate::protocol::entries::{Entries, number_u8, number_u32, number_u64};
 
-/// The parameters of one request have at most so many bytes.
+/// The most bytes of one request's parameters.
 pub const MAX_PARAMETERS: usize = 8192;
 
 const OFFSET: u8 = 0x81;
@@ -19,36 +19,36 @@ const IF_MATCH: u8 = 0x88;
 const MAKE_PARENTS: u8 = 0x89;
 const FORM: u8 = 0x8a;
 
-/// What was said beside operation and URI.
+/// The request's parameters beside operation and URI.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Parameters<'a> {
     pub offset: Option<u64>,
     pub length: Option<u64>,
-    /// The time that was left when the request was sent; whole milliseconds on the wire.
+    /// The time left when the client sent the request; whole milliseconds on the wire.
     pub deadline: Option<Duration>,
-    /// So many bytes follow a put.
+    /// Bytes that follow a put.
     pub content_len: Option<u64>,
     pub if_none_match: Option<&'a [u8]>,
     pub limit: Option<u32>,
     pub cursor: Option<&'a [u8]>,
     pub if_match: Option<&'a [u8]>,
-    /// A put makes the directories that are missing.
+    /// A put makes missing directories.
     pub make_parents: bool,
-    /// The form in which a list's entries are wanted.
+    /// The form of list entries that the client wants.
     pub form: Option<u8>,
 }
 
-/// Parameters as they were read.
+/// Decoded parameters.
 #[derive(Debug)]
 pub(super) struct Read<'a> {
     /// Where the length of the content is in doubt, it is None here.
     pub parameters: Parameters<'a>,
-    /// Every entry fits, and those that are known have their length and come once.
+    /// Every entry fits; each known entry has the right length and comes once.
     pub is_sound: bool,
 }
 
 impl<'a> Parameters<'a> {
-    /// Reads on behind an entry that is wrong, so that the length of a put's content is known wherever it can be.
+    /// Reads on behind a wrong entry, so that the length of a put's content is known wherever possible.
     pub(super) fn read(bytes: &'a [u8]) -> Read<'a> {
         let mut found = Parameters::default();
         let (mut is_sound, mut content_in_doubt) = (true, false);
@@ -79,7 +79,7 @@ impl<'a> Parameters<'a> {
                     is_first && data.is_empty()
                 }
                 FORM => set(&mut found.form, number_u8(data)),
-                // Of a later version: whoever sends it can do without.
+                // From a later version: a client sends only entries that the server may ignore.
                 _ => true,
             };
         }
@@ -119,7 +119,7 @@ impl<'a> Parameters<'a> {
     }
 }
 
-/// Fills a place that was empty. Returns whether there was a value and the place was empty.
+/// Fills an empty place. Returns whether there was a value and the place was empty.
 fn set<T>(place: &mut Option<T>, value: Option<T>) -> bool {
     value.is_some() && std::mem::replace(place, value).is_none()
 }

@@ -1,4 +1,4 @@
-//! Responses of version 2: what the server appends to its output, and how a client takes it apart.
+//! Responses of version 2: the server encodes them, and a client decodes them.
 
 use super::{MAX_CONTENT, Operation, Status};
 use crate::protocol::metadata::Metadata;
@@ -12,7 +12,7 @@ pub const CONTENT_LEN_AT: usize = 6;
 pub const MARKER: u8 = 0x58;
 pub(super) const RESPONSE: u8 = 0x02;
 
-/// Appends a response; its content is the caller's to send.
+/// Appends a response; the caller sends its content.
 pub fn encode_response(
     out: &mut Vec<u8>,
     id: u32,
@@ -29,34 +29,35 @@ pub fn encode_response(
     metadata.push_to(out);
 }
 
-/// Appends a response that says why there is nothing.
+/// Appends an error response with its reason.
 pub fn encode_refusal(out: &mut Vec<u8>, id: u32, status: Status, text: &str) {
     encode_response(out, id, status, 0, &Metadata { text: Some(text.as_bytes()), ..Metadata::default() });
 }
 
-/// Appends the notice that no further request is read, or sent.
+/// Appends the notice that this side reads, or sends, no further request.
 pub fn encode_close(out: &mut Vec<u8>, reason: CloseReason) {
     out.extend_from_slice(&[CLOSE, reason as u8]);
 }
 
-/// Appends the answer to a close: so many requests were not answered when it came.
+/// Appends the answer to a close; `outstanding` requests were not answered when the close came.
 pub fn encode_close_ack(out: &mut Vec<u8>, outstanding: u32) {
     out.extend_from_slice(&[CLOSE_ACK, 0]);
     out.extend_from_slice(&outstanding.to_be_bytes());
 }
 
-/// Appends an entry of a list's content. `mtime` is in seconds since 1970; a URI, here in pieces, has at most 4,096 bytes.
+/// Appends an entry of a list's content. `mtime` is in seconds since 1970. The URI comes in two pieces and has
+/// at most 4,096 bytes.
 pub fn encode_entry(out: &mut Vec<u8>, uri: [&[u8]; 2], size: u64, mtime: i64) {
     push_path(out, uri);
     out.extend_from_slice(&size.to_be_bytes());
     out.extend_from_slice(&mtime.to_be_bytes());
 }
 
-/// What an entry of the second form is about; see [`encode_detailed`].
+/// The kind of a listed object in the second form; see [`encode_detailed`].
 pub const LISTED: u8 = 1;
 /// Left out: the name is not UTF-8.
 pub const LEFT_OUT_NAME: u8 = 2;
-/// Left out: the server may not read the directory, or may not look at the file.
+/// Left out: the server may not read the directory, or may not stat the file.
 pub const LEFT_OUT_UNREADABLE: u8 = 3;
 
 /// Left out: its URI would be longer than [`super::MAX_URI`].
@@ -69,7 +70,8 @@ pub fn encode_detailed(out: &mut Vec<u8>, uri: [&[u8]; 2], size: u64, mtime: i64
     out.extend_from_slice(&nanoseconds.to_be_bytes());
 }
 
-/// Appends an entry of the second form for what a list leaves out: `kind` says why. A directory's path ends in a slash.
+/// Appends an entry of the second form for something that a list leaves out: `kind` gives the reason. A
+/// directory's path ends in a slash.
 pub fn encode_left_out(out: &mut Vec<u8>, kind: u8, path: [&[u8]; 2]) {
     out.push(kind);
     push_path(out, path);
@@ -82,11 +84,11 @@ fn push_path(out: &mut Vec<u8>, path: [&[u8]; 2]) {
     path.iter().for_each(|piece| out.extend_from_slice(piece));
 }
 
-/// A response without what follows it.
+/// A response without the bytes that follow it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Head<'a> {
     pub id: u32,
-    /// As it came.
+    /// As received.
     pub status: u8,
     /// In the extended version the object's size, also where it comes as a descriptor.
     pub content_len: u64,
@@ -95,11 +97,11 @@ pub struct Head<'a> {
     pub is_whole: bool,
 }
 
-/// What stood at the front of what a server sent.
+/// A decoded frame, or a piece of one, from a server.
 #[derive(Debug, PartialEq, Eq)]
 pub enum DecodedResponse<'a> {
     Head(Head<'a>),
-    /// Bytes of the content of the response before; `last` says that it is complete with them.
+    /// Bytes of the content of the response before; `last` means that the content is complete.
     Content {
         bytes: &'a [u8],
         last: bool,
@@ -134,14 +136,16 @@ pub struct ResponseDecoder {
 }
 
 impl ResponseDecoder {
-    /// `extended` says whether that capability is in force: then a descriptor rides on its response's first byte.
+    /// `extended` means that this capability is in force: then a descriptor comes on its response's first
+    /// byte.
     pub fn new(extended: bool) -> Self {
         ResponseDecoder { extended, follows: Remainder::Nothing }
     }
 
-    /// The next frame, or piece of one. `asked` tells what the request of an id wanted, None where there is none.
+    /// The next frame, or piece of one. `asked` returns what the request of an id wanted, None for an unknown
+    /// id.
     ///
-    /// After `More` the caller offers the bytes that were left again, with what came since.
+    /// After `More` the caller offers the remaining bytes again, with the new ones behind them.
     pub fn decode<'a>(
         &mut self,
         asked: impl FnOnce(u32) -> Option<Operation>,

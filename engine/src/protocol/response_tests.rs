@@ -1,4 +1,4 @@
-//! Responses, against the vectors that the Python codec reads too, and whatever bytes there are.
+//! Responses, against the vectors that the Python codec reads too, and against arbitrary bytes.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use super::*;
@@ -12,7 +12,7 @@ const ENTRIES: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../test
 
 type Asked = HashMap<u32, Operation>;
 
-/// Feeds the chunks to a decoder, as a client that `asked` would; pieces of a content are put together.
+/// Feeds the chunks to a decoder, as a client with the requests `asked` would; joins the pieces of a content.
 fn decode<'a>(
     extended: bool,
     mut asked: Asked,
@@ -73,7 +73,7 @@ fn in_words(id: u32, status: u8, content_len: u64, metadata: &Metadata<'_>) -> S
     words
 }
 
-/// `1=2 2=s`: what was asked under which id.
+/// `1=2 2=s`: the mode or operation requested under each id.
 fn what_was_asked(text: &str) -> Asked {
     text.split_whitespace()
         .map(|word| {
@@ -174,7 +174,7 @@ fn any_sent() -> impl Strategy<Value = Sent> {
     )
 }
 
-/// Bytes that look like responses more often than chance would have it.
+/// Bytes that look like responses more often than random ones do.
 fn nearly_responses() -> impl Strategy<Value = Vec<u8>> {
     let entry = (0u8..8, proptest::sample::select(&[1u8, 4, 8, 9][..]));
     let frame = (0u8..5, 0u8..2, 0u8..3, proptest::collection::vec(entry, 0..3), 0u8..9);

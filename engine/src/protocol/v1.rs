@@ -8,31 +8,31 @@ use super::{MAX_CONTENT, MAX_URI, Mode, Status};
 /// Status and length, in front of every content.
 pub const CONTENT_HEAD: usize = 9;
 
-/// What stood at the front of the input.
+/// A decoded request, or why there is none.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Decoded<'a> {
     Request {
         mode: Mode,
         uri: &'a str,
     },
-    /// The frame was read to its end; it is answered with this status and the connection goes on.
+    /// The frame was read to its end; the server answers with this status and the connection goes on.
     Refused(Status),
-    /// What comes cannot be understood: answer with this status, then close.
+    /// The input is not the protocol: answer with this status, then close.
     Fatal(Status),
     /// The input ends inside a frame.
     More,
 }
 
-/// Takes requests off the front of a byte stream. Its only memory is how much of an over-long URI is still to come.
+/// Decodes requests from a byte stream. Remembers only how much of an over-long URI is still to come.
 #[derive(Debug, Clone, Default)]
 pub struct RequestDecoder {
     to_skip: usize,
 }
 
 impl RequestDecoder {
-    /// The next request in `input`, which is moved behind what was understood.
+    /// Decodes the next request, and moves `input` behind it.
     ///
-    /// After `More` the caller offers the bytes that were left again, with what came since.
+    /// After `More` the caller offers the remaining bytes again, with the new ones behind them.
     pub fn decode<'a>(&mut self, input: &mut &'a [u8]) -> Decoded<'a> {
         if self.to_skip > 0 {
             return self.skip(input);
@@ -65,7 +65,7 @@ impl RequestDecoder {
         }
     }
 
-    /// Whether it is inside a frame of which nothing is left in the input: an over-long URI that is being skipped.
+    /// Whether the decoder is skipping an over-long URI, with the input used up.
     pub fn is_skipping(&self) -> bool {
         self.to_skip > 0
     }
@@ -78,14 +78,14 @@ impl RequestDecoder {
     }
 }
 
-/// Appends a request for `uri`. A URI of more than [`MAX_URI`] bytes is the caller's fault and is cut off by the server.
+/// Appends a request for `uri`. The caller must not pass a URI of more than [`MAX_URI`] bytes; this cuts it.
 pub fn encode_request(out: &mut Vec<u8>, mode: Mode, uri: &str) {
     out.push(mode as u8);
     out.extend_from_slice(&(uri.len().min(usize::from(u16::MAX)) as u16).to_be_bytes());
     out.extend_from_slice(uri.as_bytes());
 }
 
-/// What precedes a content of `length` bytes.
+/// The bytes in front of a content of `length` bytes.
 pub fn content_head(length: u64) -> [u8; CONTENT_HEAD] {
     let mut head = [0; CONTENT_HEAD];
     head[1..].copy_from_slice(&length.to_be_bytes());
@@ -100,14 +100,14 @@ pub fn encode_error(out: &mut Vec<u8>, status: Status, message: &str) {
     out.extend_from_slice(message);
 }
 
-/// What stood at the front of a server's answer.
+/// A decoded piece of a server's reply.
 #[derive(Debug, PartialEq, Eq)]
 pub enum DecodedReply<'a> {
     /// The status byte that carries a descriptor.
     Descriptor,
-    /// Bytes of a content; `last` says that the reply is complete with them.
+    /// Bytes of a content; `last` means that the reply is complete.
     Content { bytes: &'a [u8], last: bool },
-    /// An error reply, whole. The status is as it came.
+    /// An error reply, whole, with the status as received.
     Error { status: u8, message: &'a [u8] },
     /// The server broke the protocol.
     Broken,
@@ -115,14 +115,15 @@ pub enum DecodedReply<'a> {
     More,
 }
 
-/// Takes replies off the front of a byte stream.
+/// Decodes replies from a byte stream.
 #[derive(Debug, Default)]
 pub struct ReplyDecoder {
     content_left: Option<u64>,
 }
 
 impl ReplyDecoder {
-    /// The next piece of a reply. `asked` is the mode of the oldest unanswered request, None where there is none.
+    /// The next piece of a reply. `asked` is the mode of the oldest unanswered request, None where there is
+    /// none.
     pub fn decode<'a>(&mut self, asked: Option<Mode>, input: &mut &'a [u8]) -> DecodedReply<'a> {
         if let Some(left) = self.content_left {
             return self.content(left, input);

@@ -1,4 +1,4 @@
-//! The codec against the vectors that the Python codec reads too, and against whatever bytes there are.
+//! The codec against the vectors that the Python codec reads too, and against arbitrary bytes.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use super::*;
@@ -8,7 +8,8 @@ use proptest::prelude::*;
 const REQUESTS: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/vectors/v1_requests.txt"));
 const REPLIES: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/vectors/v1_replies.txt"));
 
-/// What a vector promises: the outcomes with their bytes written out, without `more`; and whether it ends inside a frame.
+/// The outcomes of a vector, with their bytes written out and without `more`; and whether it ends inside a
+/// frame.
 fn promised(text: &str) -> (Vec<String>, bool) {
     let mut outcomes: Vec<_> = text
         .split(',')
@@ -62,7 +63,7 @@ fn decode_requests<'a>(chunks: impl IntoIterator<Item = &'a [u8]>) -> (Vec<Strin
     (outcomes, decoder.to_skip > 0 || !kept.is_empty())
 }
 
-/// Feeds the chunks to a decoder, as a client that asked for `modes` would; pieces of a content are put together.
+/// Feeds the chunks to a decoder, as a client that requested `modes` would; joins the pieces of a content.
 fn decode_replies<'a>(modes: &[Mode], chunks: impl IntoIterator<Item = &'a [u8]>) -> (Vec<String>, bool) {
     let mut decoder = ReplyDecoder::default();
     let mut asked = modes.iter().copied();
@@ -124,7 +125,7 @@ fn request_vectors_leave_the_next_message_alone() {
         }
         let mut bytes = unhex(bytes);
         encode_request(&mut bytes, Mode::Copy, "/next");
-        // After a fatal frame nothing counts.
+        // Bytes after a fatal frame do not count.
         if outcomes.last().is_none_or(|outcome| !outcome.starts_with("fatal")) {
             outcomes.push("request 2 2f6e657874".to_owned());
         }
@@ -154,7 +155,7 @@ fn reply_vectors_leave_the_next_message_alone() {
         let mut bytes = unhex(bytes);
         encode_error(&mut bytes, Status::NotFound, "next");
         if outcomes.last().is_none_or(|outcome| outcome != "broken") {
-            // `nothing` has asked already, and waits for its answer.
+            // The vector `nothing` already has a request that waits for its reply.
             if !inside {
                 asked.push(Mode::Copy);
             }
@@ -196,7 +197,7 @@ fn any_uri() -> impl Strategy<Value = String> {
     "[^\\x00]{1,200}".prop_filter("at most 4096 bytes", |uri| uri.len() <= MAX_URI)
 }
 
-/// Bytes that look like requests more often than chance would have it.
+/// Bytes that look like requests more often than random ones do.
 fn nearly_requests() -> impl Strategy<Value = Vec<u8>> {
     let frame = (any_mode(), any::<u16>(), proptest::collection::vec(any::<u8>(), 0..40), any::<bool>());
     proptest::collection::vec(frame, 0..20).prop_map(|frames| {

@@ -1,8 +1,8 @@
-//! Version 2, sans-IO: pipelined, answered out of order, with metadata; and the extension of it.
+//! Version 2, sans-IO: pipelined, answered out of order, with metadata; and its extension.
 //!
-//! A request is `01 id(4) flags(1) mode(1) uri_len(2) uri`, and where flag 80 is set `params_len(2) params` behind it. How a
-//! connection begins is in `hello.rs`, what the server answers in `response.rs`; all of it is described in
-//! `docs/protocol.md`. Integers are big-endian.
+//! A request is `01 id(4) flags(1) mode(1) uri_len(2) uri`, and where flag 80 is set `params_len(2) params`
+//! behind it. `hello.rs` has the start of a connection, `response.rs` the server's responses, and
+//! `docs/protocol.md` describes all of it. Integers are big-endian.
 
 pub use super::Operation;
 use super::{MAX_URI, Status};
@@ -23,7 +23,7 @@ pub use crate::protocol::response::{
 /// Type, id, flags, mode and length, in front of every URI.
 #[cfg(test)]
 const REQUEST_HEAD: usize = 9;
-/// No request that is decoded has more bytes: what is longer is skipped as it comes, or fatal.
+/// The longest request that the decoder holds: it skips a longer one as it comes, or the frame is fatal.
 #[cfg(test)]
 const LONGEST_REQUEST: usize = REQUEST_HEAD + MAX_URI + 2 + MAX_PARAMETERS;
 
@@ -36,16 +36,16 @@ pub const MODE_AT: usize = 6;
 pub(super) const CLOSE: u8 = 0x03;
 pub(super) const CLOSE_ACK: u8 = 0x04;
 
-/// The request must not be answered before those that were sent earlier.
+/// The server must not answer this request before earlier ones.
 pub const ORDERED: u8 = 0x01;
-/// The request goes before others that wait.
+/// The server puts this request before others that wait.
 pub const PRIORITY: u8 = 0x02;
 const HAS_PARAMETERS: u8 = 0x80;
 
 /// A request, borrowed from the bytes it came in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Request<'a> {
-    /// The client's name for it, which its response bears.
+    /// The client's number for the request, which its response repeats.
     pub id: u32,
     pub flags: u8,
     pub operation: Operation,
@@ -54,12 +54,12 @@ pub struct Request<'a> {
 }
 
 impl Request<'_> {
-    /// It goes before others that wait.
+    /// Whether the request goes before others that wait.
     pub fn has_priority(&self) -> bool {
         self.flags & PRIORITY != 0
     }
 
-    /// Appends the request. The content of a put is the caller's to send.
+    /// Appends the request. The caller sends the content of a put.
     #[cfg(test)]
     pub fn encode(&self, out: &mut Vec<u8>) {
         let start = out.len();
@@ -76,7 +76,8 @@ impl Request<'_> {
     }
 }
 
-/// Appends a request without flags and parameters. A URI of more than [`MAX_URI`] bytes is the caller's fault.
+/// Appends a request without flags and parameters. The caller must not pass a URI of more than [`MAX_URI`]
+/// bytes.
 pub fn encode_request(out: &mut Vec<u8>, id: u32, operation: Operation, uri: &str) {
     debug_assert!(uri.len() <= MAX_URI);
     out.push(REQUEST);
@@ -86,17 +87,17 @@ pub fn encode_request(out: &mut Vec<u8>, id: u32, operation: Operation, uri: &st
     out.extend_from_slice(uri.as_bytes());
 }
 
-/// What stood at the front of what a client sent.
+/// A decoded frame of a client.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Decoded<'a> {
-    /// The content of a put follows, `parameters.content_len` bytes; nothing follows any other request.
+    /// The content of a put follows, `parameters.content_len` bytes; no other request has content.
     Request(Request<'a>),
-    /// The frame was read to its end; it is answered with this status, `content_len` bytes behind it are skipped, and
-    /// the connection goes on. `operation` is what was wanted, None where there is no such.
+    /// The frame was read to its end. The server answers with this status, skips `content_len` bytes behind
+    /// the frame, and the connection goes on. `operation` is the requested one, None where it is unknown.
     Refused { id: u32, operation: Option<Operation>, status: Status, content_len: u64 },
     /// The client sends no further request.
     Close { reason: u8 },
-    /// What comes cannot be understood: answer with this status, then close.
+    /// The input is not the protocol: answer with this status, then close.
     Fatal(Status),
     /// The input ends inside a frame.
     More,
@@ -118,14 +119,14 @@ struct FrameHead {
     mode: u8,
 }
 
-/// A request whose URI is too long, and how much of that is still to come.
+/// A request whose URI is too long, and how much of that URI is still to come.
 #[derive(Debug, Clone, Copy)]
 struct Skipping {
     front: FrameHead,
     left: usize,
 }
 
-/// Takes requests off the front of a byte stream. Its only memory is how much of an over-long URI is still to come.
+/// Decodes requests from a byte stream. Remembers only how much of an over-long URI is still to come.
 #[derive(Debug, Clone, Default)]
 pub struct RequestDecoder {
     extended: bool,
@@ -133,20 +134,20 @@ pub struct RequestDecoder {
 }
 
 impl RequestDecoder {
-    /// `extended` says whether that capability is in force.
+    /// `extended` means that this capability is in force.
     pub fn new(extended: bool) -> Self {
         RequestDecoder { extended, skipping: None }
     }
 
-    /// Whether it is inside a frame of which nothing is left in the input: an over-long URI that is being skipped.
+    /// Whether the decoder is skipping an over-long URI, with the input used up.
     pub fn is_skipping(&self) -> bool {
         self.skipping.is_some()
     }
 
-    /// The next frame in `input`, which is moved behind what was understood.
+    /// Decodes the next frame, and moves `input` behind it.
     ///
-    /// After `More` the caller offers the bytes that were left again, with what came since; never more than
-    /// the longest request has are left.
+    /// After `More` the caller offers the remaining bytes again, with the new ones behind them; never more
+    /// than the longest request has remain.
     pub fn decode<'a>(&mut self, input: &mut &'a [u8]) -> Decoded<'a> {
         if let Some(skipping) = self.skipping {
             return self.skip(skipping, input);
@@ -210,7 +211,7 @@ impl RequestDecoder {
         }
     }
 
-    /// A request or a refusal, from a frame that is there as a whole. `uri` is None where it was too long.
+    /// The request or refusal of a whole frame. `uri` is None where it was too long.
     fn judge<'a>(&self, front: FrameHead, uri: Option<&'a [u8]>, parameters: &'a [u8]) -> Decoded<'a> {
         let operation = Operation::from_byte(front.mode);
         let operation = operation.filter(|operation| self.extended || operation.mode().is_some());
@@ -218,7 +219,7 @@ impl RequestDecoder {
         let content_len = read.parameters.content_len;
         let is_put = operation == Some(Operation::Put);
         if is_put && !read.is_sound && content_len.is_none() {
-            // Where the content ends cannot be known, nor where the next frame begins.
+            // The end of the content is unknown, and so is the start of the next frame.
             return Decoded::Fatal(Status::ProtocolError);
         }
         let refused = |status| {
@@ -248,13 +249,13 @@ impl RequestDecoder {
 }
 
 enum Split<'a> {
-    /// The parameters, and what is behind them.
+    /// The parameters, and the bytes behind them.
     At(&'a [u8], &'a [u8]),
     More,
     TooLong,
 }
 
-/// Parts what is behind a URI.
+/// Splits the parameters off the bytes behind a URI.
 fn split_parameters(flags: u8, rest: &[u8]) -> Split<'_> {
     if flags & HAS_PARAMETERS == 0 {
         return Split::At(&[], rest);

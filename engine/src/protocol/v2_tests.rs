@@ -1,5 +1,5 @@
-//! Requests and the beginning of a connection, against the vectors that the Python codec reads too, and whatever bytes
-//! there are.
+//! Requests and the start of a connection, against the vectors that the Python codec reads too, and against
+//! arbitrary bytes.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use super::*;
@@ -11,8 +11,8 @@ use std::time::Duration;
 const REQUESTS: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/vectors/v2_requests.txt"));
 const HELLOS: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/vectors/v2_hello.txt"));
 
-/// Feeds the chunks to a decoder, as a server would, and takes the contents off. Returns the outcomes, and whether they
-/// end inside a frame or a content.
+/// Feeds the chunks to a decoder, as a server would, and skips the contents. Returns the outcomes, and
+/// whether they end inside a frame or a content.
 fn decode<'a>(extended: bool, chunks: impl IntoIterator<Item = &'a [u8]>) -> (Vec<String>, bool) {
     let mut decoder = RequestDecoder::new(extended);
     let (mut kept, mut outcomes) = (Vec::new(), Vec::new());
@@ -106,7 +106,7 @@ fn request_vectors_leave_the_next_message_alone() {
         }
         let mut bytes = unhex(bytes);
         encode_request(&mut bytes, 42, Operation::Copy, "/next");
-        // After a fatal frame nothing counts.
+        // Bytes after a fatal frame do not count.
         if outcomes.last().is_none_or(|outcome| !outcome.starts_with("fatal")) {
             outcomes.push("request 0000002a 00 2 2f6e657874".to_owned());
         }
@@ -114,7 +114,7 @@ fn request_vectors_leave_the_next_message_alone() {
     }
 }
 
-/// What a side finds at the beginning, in the words of the vectors, and how many bytes it leaves.
+/// How a side decodes the start of a connection, in the words of the vectors, and how many bytes it leaves.
 fn greet(reader: &str, bytes: &[u8]) -> (String, usize) {
     let mut input = bytes;
     let words = match reader {
@@ -152,7 +152,7 @@ fn a_connection_begins_as_the_vectors_say() {
         for end in 0..bytes.len() {
             let (words, left) = greet(reader, &bytes[..end]);
             assert_eq!(left, end, "{name}, {end} bytes");
-            // What is wrong may be seen before all of it is there.
+            // A decoder may find an error before it has the whole frame.
             assert!(words == "more" || (fails && words == outcome), "{name}, {end} bytes: {words}");
         }
         if outcome != "more" {
@@ -242,7 +242,7 @@ fn any_sent() -> impl Strategy<Value = Sent> {
         .prop_map(|(front, numbers, words, content)| Sent { front, numbers, words, content })
 }
 
-/// Bytes that look like requests more often than chance would have it.
+/// Bytes that look like requests more often than random ones do.
 fn nearly_requests() -> impl Strategy<Value = Vec<u8>> {
     let entry = (0x80u8..0x8b, proptest::sample::select(&[0u8, 1, 4, 8, 9][..]));
     let entries = proptest::collection::vec(entry, 0..4).prop_map(|entries| {

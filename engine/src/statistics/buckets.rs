@@ -1,13 +1,14 @@
-//! A histogram read as counts up to given bounds: the form in which monitoring systems take times.
+//! A histogram as counts up to given bounds: the form in which monitoring systems read times.
 
 use histogram::Histogram;
 
-/// How many times were at most so long. `counts` has one entry more than there are bounds: the last counts all.
+/// `counts[i]` is the number of times up to the i-th bound. `counts` has one entry more than there are
+/// bounds: the last counts all.
 #[derive(Debug, Clone, PartialEq)]
 #[cfg_attr(feature = "python", derive(pyo3::IntoPyObject))]
 pub struct Cumulative {
     pub counts: Vec<u64>,
-    /// Microseconds, each time taken as the middle of its bucket.
+    /// Microseconds, with each time at the middle of its bucket.
     pub sum_us: f64,
 }
 
@@ -26,8 +27,8 @@ pub struct CountedUpTo {
 }
 
 impl Cumulative {
-    /// Reads a histogram of nanoseconds. A bucket that a bound cuts through counts to where its middle lies, so that a
-    /// count is off by no more than the histogram itself.
+    /// Reads a histogram of nanoseconds. A bucket that a bound cuts counts by its middle, so that a count is
+    /// off by no more than the histogram itself.
     pub fn of(histogram: &Histogram, bounds_us: &[f64]) -> Self {
         let mut counts = Vec::with_capacity(bounds_us.len() + 1);
         let (mut seen, mut sum_us) = (0, 0.0);

@@ -1,4 +1,4 @@
-//! What is counted up to a bound.
+//! Counts up to a bound.
 #![allow(clippy::unwrap_used)]
 
 use super::*;
@@ -38,7 +38,7 @@ proptest! {
         prop_assert!(counts.is_sorted());
         prop_assert_eq!(*counts.last().unwrap(), times.len() as u64);
         for (&bound, &count) in bounds.iter().zip(&counts) {
-            // A bucket's width around the bound may fall to either side.
+            // The bucket around the bound may fall to either side.
             let surely = |limit: f64| times.iter().filter(|&&time| time as f64 <= limit).count() as u64;
             prop_assert!(surely(bound * 0.98) <= count && count <= surely(bound * 1.02));
         }

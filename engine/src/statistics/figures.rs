@@ -1,4 +1,4 @@
-//! The figures as they are told to whoever asks: of all requests, by label, and of each combination.
+//! The figures that the server reports: of all requests, by label, and of each combination.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -19,7 +19,7 @@ pub struct Figures {
     pub mode: Option<&'static str>,
     pub requests_total: u64,
     pub bytes_total: u64,
-    /// Status byte → how many.
+    /// Status byte → number of errors.
     pub errors_total: BTreeMap<u8, u64>,
     pub requests_per_sec: f64,
     pub bytes_per_sec: f64,
@@ -39,7 +39,7 @@ impl Figures {
     ) -> Self {
         let totals = &sum.since_start;
         let rate = |recent: u64, total: u64| match sum.recent_seconds {
-            // Not a whole second yet.
+            // The server is up for less than one second.
             0 => total as f64 / uptime.as_secs_f64().max(1e-3),
             seconds => recent as f64 / seconds as f64,
         };
@@ -64,7 +64,7 @@ impl Figures {
         }
     }
 
-    /// The total, by transport, by model, by mode, and each combination that was used.
+    /// The total, by transport, by model, by mode, and each combination in use.
     pub(super) fn all(cells: &[(Labels, Sum)], uptime: Duration) -> Vec<Self> {
         let gather = |transport: Option<Transport>, model: Option<Model>, mode: Option<ModeKey>| {
             let mut sum = Sum::nothing();

@@ -1,8 +1,8 @@
-//! Gauges and counters that are not about single requests.
+//! Gauges and counters that do not concern single requests.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize};
 
-/// Those of one transport.
+/// The gauges and counters of one transport.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub struct Gauges {
@@ -16,7 +16,7 @@ pub struct Gauges {
     pub accept_failures_total: AtomicU64,
     pub timeouts_total: AtomicU64,
     pub protocol_errors_total: AtomicU64,
-    /// Sessions that a fault of the server's ended.
+    /// Sessions that ended by a panic in the server.
     pub panics_total: AtomicU64,
     pub steals_total: AtomicU64,
     pub parks_total: AtomicU64,

@@ -1,4 +1,4 @@
-//! The histograms' shape, and sums and differences of them.
+//! The shape of the histograms, their sums and differences.
 //!
 //! Base-2 log-linear (H2: <https://h2histogram.org>), a relative error of 1.6 %.
 
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 /// 2^-6: 1.6 %.
 const GROUPING_POWER: u8 = 6;
-/// 2^44 ns: 4.9 h. What took longer counts as that.
+/// 2^44 ns: 4.9 h. A longer time counts as this.
 const MAX_VALUE_POWER: u8 = 44;
 pub(super) const MAX_VALUE: u64 = (1 << MAX_VALUE_POWER) - 1;
 
@@ -20,7 +20,7 @@ pub(super) fn config() -> &'static Config {
     })
 }
 
-/// What is counted of a duration: within the range of the histograms, whatever it was.
+/// The value counted for a duration, limited to the range of the histograms.
 pub(super) fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(MAX_VALUE).min(MAX_VALUE)
 }
@@ -38,7 +38,8 @@ pub(super) fn add_sparse(sum: &mut Histogram, other: &SparseHistogram) {
     }
 }
 
-/// `now` − `before`, never under 0: the shards are read one counter after the other, while they are written.
+/// `now` − `before`, never below 0: the reader reads one counter of a shard after the other, while threads
+/// write them.
 pub(super) fn difference(now: &Histogram, before: &Histogram) -> Histogram {
     let mut difference = now.clone();
     for (mine, theirs) in difference.as_mut_slice().iter_mut().zip(before.as_slice()) {

@@ -1,4 +1,4 @@
-//! Which requests a figure is about, and where its cells lie.
+//! The labels of a figure, and the index of its cells.
 
 use crate::concurrency::Model;
 use crate::net::transport::Transport;
@@ -8,7 +8,7 @@ pub(super) const STATUSES: usize = Status::ALL.len();
 const LABELS: usize = Transport::ALL.len() * Model::ALL.len() * Operation::ALL.len();
 pub(super) const CELLS: usize = LABELS * STATUSES;
 
-/// Which requests a figure is about.
+/// The labels of a figure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Labels {
     pub transport: Transport,
@@ -28,7 +28,7 @@ impl Labels {
         (self.transport.index() * Model::ALL.len() + self.model.index()) * Operation::ALL.len() + self.mode
     }
 
-    /// The place among `CELLS` of those that ended so.
+    /// The index in `CELLS` for requests with these labels and this status.
     pub(super) fn cell(self, status: Status) -> usize {
         self.index() * STATUSES + status.index()
     }

@@ -1,8 +1,8 @@
-//! Histograms and counters: written by the threads that serve, merged by whoever reads.
+//! Histograms and counters: serving threads write them, and a reader merges them.
 //!
-//! A fixed number of shards, not one a thread: a thousand threads must not cost a thousand histograms. Recording is a few
-//! relaxed atomic additions in one's own shard, without a lock. The last minute is kept as 60 differences between
-//! cumulative histograms, one a second, so that the serving threads never know of it.
+//! The number of shards is fixed, so that a thousand threads do not cost a thousand histograms. To record, a
+//! thread makes a few relaxed atomic additions in its own shard, without a lock. The last minute is 60
+//! differences between cumulative histograms, one a second, so that it costs the serving threads nothing.
 
 mod buckets;
 mod figures;
@@ -39,7 +39,7 @@ pub struct Statistics {
     history: Mutex<BTreeMap<Labels, History>>,
 }
 
-/// How often an object was in memory when it was asked for.
+/// How often a requested object was in memory.
 #[derive(Debug, Clone, Copy)]
 pub struct CacheCounts {
     pub hits: u64,
@@ -71,7 +71,7 @@ impl Statistics {
         self.started.elapsed()
     }
 
-    /// Counts one answered request. Lock-free.
+    /// Counts one answered request, without a lock.
     pub fn record(&self, shard: usize, answered: &Answered) {
         self.shards[shard].record(answered);
     }
@@ -87,8 +87,8 @@ impl Statistics {
         CacheCounts { hits: sum(|shard| &shard.cache_hits), misses: sum(|shard| &shard.cache_misses) }
     }
 
-    /// Ends a second of the window, or several where the clock's thread did not run for so long: what came in them counts for
-    /// the last. Called once a second, by one thread.
+    /// Ends a second of the window, or several where the clock's thread was delayed for as long: their
+    /// requests count for the last of them. One thread calls this once a second.
     pub fn tick(&self, seconds: u64) {
         let mut history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
         for labels in Labels::all() {
@@ -98,7 +98,7 @@ impl Statistics {
         }
     }
 
-    /// All figures: the total, by transport, by model, by mode, and each combination that was used.
+    /// All figures: the total, by transport, by model, by mode, and each combination in use.
     pub fn figures(&self) -> Vec<Figures> {
         let history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
         let uptime = self.uptime();
@@ -112,7 +112,7 @@ impl Statistics {
         Figures::all(&cells, uptime)
     }
 
-    /// The times of every combination of labels and status that was used, since start, counted up to each bound (in
+    /// The times since start of every combination of labels and status in use, counted up to each bound (in
     /// microseconds, ascending).
     pub fn counted_up_to(&self, bounds_us: &[f64]) -> Vec<CountedUpTo> {
         let all =
@@ -132,7 +132,7 @@ impl Statistics {
         .collect()
     }
 
-    /// The merged figures since start; None where no such request was ever answered.
+    /// The merged figures since start; None where the server has answered no such request.
     fn totals(&self, labels: Labels) -> Option<Totals> {
         let all = Status::ALL.into_iter().filter_map(|status| self.totals_with(labels, status));
         all.reduce(Totals::and)

@@ -1,8 +1,8 @@
-//! A histogram read as the times that people compare.
+//! A histogram as the percentiles that people compare.
 
 use histogram::Histogram;
 
-/// A distribution in microseconds; all 0 where nothing was counted.
+/// A distribution in microseconds; all 0 where the histogram is empty.
 #[derive(Debug, Clone, Default)]
 #[cfg_attr(feature = "python", derive(pyo3::IntoPyObject))]
 pub struct Percentiles {
@@ -15,7 +15,7 @@ pub struct Percentiles {
 }
 
 impl Percentiles {
-    /// Reads a histogram of nanoseconds, each bucket counted as its middle.
+    /// Reads a histogram of nanoseconds, with each bucket counted at its middle.
     pub fn of(histogram: &Histogram) -> Self {
         let ranks = [0.5, 0.99, 0.999, 1.0];
         let (mut at, mut seen, mut weighted) = ([0.0; 4], 0u64, 0.0);

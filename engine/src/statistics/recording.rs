@@ -1,4 +1,4 @@
-//! What a thread that serves writes: a few relaxed additions in its own shard, without a lock.
+//! The recording side: a serving thread makes a few relaxed additions in its own shard, without a lock.
 
 use histogram::AtomicHistogram;
 use std::sync::OnceLock;
@@ -14,7 +14,7 @@ use crate::statistics::labels::{CELLS, Labels};
 pub struct Answered {
     pub labels: Labels,
     pub status: Status,
-    /// From the complete request to the last byte handed to the kernel, the wait in a queue included.
+    /// From the complete request to the last byte passed to the kernel, including the wait in a queue.
     pub latency: Duration,
     /// None where the model has no queue.
     pub queue_wait: Option<Duration>,
@@ -22,7 +22,8 @@ pub struct Answered {
     pub bytes: u64,
 }
 
-/// The figures of one combination of labels and one status, in one shard. How many there were is how many times there are.
+/// The figures of one combination of labels and one status, in one shard. The histogram's count is the number
+/// of requests.
 #[derive(Debug)]
 pub(super) struct Cell {
     pub(super) latency: AtomicHistogram,
@@ -46,7 +47,7 @@ impl Cell {
 pub(super) struct Shard {
     pub(super) cache_hits: AtomicU64,
     pub(super) cache_misses: AtomicU64,
-    // Those of one combination of labels lie together, a place for each status.
+    // The cells of one combination of labels lie together, one for each status.
     cells: [OnceLock<Box<Cell>>; CELLS],
 }
 
@@ -62,7 +63,7 @@ impl Shard {
     pub(super) fn record(&self, answered: &Answered) {
         let at = answered.labels.cell(answered.status);
         let cell = self.cells[at].get_or_init(Cell::new);
-        // Adding to a histogram fails only for a value over its range, and that is cut off first.
+        // Adding to a histogram fails only for a value over its range, and `nanoseconds` limits it.
         let _ = cell.latency.increment(nanoseconds(answered.latency));
         if let Some(wait) = answered.queue_wait {
             let _ = cell.queue_wait.increment(nanoseconds(wait));
@@ -76,7 +77,7 @@ impl Shard {
         if hit { &self.cache_hits } else { &self.cache_misses }.fetch_add(1, Relaxed);
     }
 
-    /// None where no such request was recorded here.
+    /// None where this shard has recorded no such request.
     pub(super) fn cell(&self, labels: Labels, status: Status) -> Option<&Cell> {
         self.cells[labels.cell(status)].get().map(Box::as_ref)
     }

@@ -6,7 +6,7 @@ use crate::concurrency::Model;
 use crate::statistics::histograms::MAX_VALUE;
 use crate::statistics::totals::WINDOW_SECONDS;
 
-/// What one bucket may be off.
+/// The relative error of one bucket.
 const ERROR: f64 = 0.016;
 
 fn any_labels() -> Labels {
@@ -154,7 +154,7 @@ fn the_last_minute_ages_out_and_what_was_since_start_stays() {
         assert_eq!(total(&statistics).latency.count, 1);
         statistics.tick(1);
     }
-    // Its second is the oldest of sixty, and the next one pushes it out.
+    // Its second is the oldest of sixty, and the next one evicts it.
     assert_eq!(total(&statistics).latency.count, 1);
     statistics.tick(1);
     let figures = total(&statistics);
@@ -168,7 +168,7 @@ fn missed_seconds_push_nothing_out_of_the_window_that_came_in_them() {
     let statistics = Statistics::new();
     statistics.record(0, &answered(any_labels(), Duration::from_micros(10)));
     statistics.tick(1);
-    // The process is stopped for more than the window, and then answers what has come meanwhile.
+    // The process is stopped for longer than the window, and then answers the requests that came meanwhile.
     statistics.record(0, &answered(any_labels(), Duration::from_micros(10)));
     statistics.tick(3_000_000_000);
     assert_eq!(total(&statistics).latency.count, 1);
@@ -240,7 +240,7 @@ fn threads_that_record_at_once_lose_nothing() {
                 }
             });
         }
-        // A reader and the clock, meanwhile: they must not disturb the count.
+        // A reader and the clock run at the same time: they must not change the count.
         for _ in 0..20 {
             statistics.tick(1);
             assert!(total(&statistics).requests_total <= (THREADS * EACH) as u64);

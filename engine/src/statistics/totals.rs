@@ -1,4 +1,4 @@
-//! What one combination of labels came to: since start, and second by second for the last minute.
+//! The totals of one combination of labels: since start, and second by second for the last minute.
 
 use histogram::{Histogram, SparseHistogram};
 use std::collections::VecDeque;
@@ -46,7 +46,7 @@ impl Totals {
         self.statuses.iter().sum()
     }
 
-    /// Both together.
+    /// The sum of both.
     pub(super) fn and(mut self, other: Totals) -> Self {
         self.add(&other);
         self
@@ -82,7 +82,7 @@ impl History {
         History { last: Totals::nothing(), seconds: VecDeque::with_capacity(WINDOW_SECONDS) }
     }
 
-    /// Ends so many seconds: all but the last as seconds in which nothing came, so that none of it leaves the window early.
+    /// Ends `seconds` seconds: all but the last count as empty, so that no request leaves the window early.
     pub(super) fn tick(&mut self, now: Totals, seconds: u64) {
         let missed = seconds.saturating_sub(1).min(WINDOW_SECONDS as u64);
         for _ in 0..missed {
@@ -137,7 +137,7 @@ impl Sum {
         match history {
             None => sum.window = now.clone(),
             Some(history) => {
-                // What came since the last tick, and the seconds before.
+                // The requests since the last tick, and the seconds before.
                 add_histogram(&mut sum.window.latency, &difference(&now.latency, &history.last.latency));
                 add_histogram(
                     &mut sum.window.queue_wait,

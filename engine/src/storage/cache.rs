@@ -1,9 +1,9 @@
-//! Small objects in memory, so that a hot one costs one `stat` instead of open, fstat, read and close.
+//! Small objects in memory, so that a hot object costs one `stat` instead of open, fstat, read and close.
 //!
-//! Every hit is validated: what lies at the path must be the same inode with the same size, modification and change time
-//! as when it was read. A change within the last moments before reading could hide behind a coarse clock, so such a file is
-//! not kept yet (git calls that "racily clean"). A store through a mapping (mmap) need not change any of these, so an entry
-//! has a greatest age.
+//! The server validates every hit: the file at the path must have the same inode, size, modification and
+//! change time as when it was read. A coarse clock could hide a change just before the read, so the cache
+//! does not keep such a file yet (git calls that "racily clean"). A store through a mapping (mmap) may change
+//! none of these, so an entry has a maximum age.
 
 use crate::storage::version::Version;
 use quick_cache::{Weighter, sync::Cache as Store};
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crate::settings::TimeLimit;
 
-/// What an entry costs besides its bytes.
+/// Bytes of an entry besides its content.
 const OVERHEAD: u64 = 256;
 
 #[derive(Debug, Clone)]
@@ -52,14 +52,15 @@ impl Cache {
         self.store.is_some()
     }
 
-    /// What is kept of this path and not too old at `now`. The caller compares its version with the file's.
+    /// The entry of this path, where it is not too old at `now`. The caller compares its version with the
+    /// file's.
     pub fn get(&self, path: &CStr, now: Instant) -> Option<Cached> {
         let cached = self.store.as_ref()?.get(path)?;
         (now.saturating_duration_since(cached.kept_at) < self.max_age.get()).then_some(cached)
     }
 
-    /// Keeps the bytes, unless the file had changed too short a time before `seen`: a time before the stat(2) that gave
-    /// `version`, and so before the bytes were read.
+    /// Keeps the bytes, unless the file changed too shortly before `seen`: a time before the stat(2) that
+    /// gave `version`, and so before the read.
     pub fn put(&self, path: &CStr, version: Version, bytes: &[u8], seen: SystemTime) {
         if let Some(store) = &self.store
             && version.is_stable(seen)
@@ -69,7 +70,7 @@ impl Cache {
         }
     }
 
-    /// Bytes that are kept, with what it costs to keep them.
+    /// The size of all entries, with their overhead.
     pub fn size(&self) -> u64 {
         self.store.as_ref().map_or(0, Store::weight)
     }

@@ -17,11 +17,11 @@ fn etag(version: Version) -> String {
 
 #[test]
 fn etags_are_the_same_in_every_version_of_the_server() {
-    // Computed by a program of its own, from the description above `etag`.
+    // An independent program computed these from the description above `etag`.
     let plain = version(42, 1000, (1_700_000_000, 123_456_789), (1_700_000_001, 5));
     assert_eq!(etag(plain), "7e568155b1e9b16e");
     assert_eq!(etag(version(0, 0, (0, 0), (0, 0))), "2130748aaac80268");
-    // SplitMix64 with seed 0 gives this first; the number is in its reference implementation's tests.
+    // The first output of SplitMix64 with seed 0; the reference implementation's tests have this number.
     assert_eq!(mix64(GOLDEN), 0xe220_a839_7b1d_cdaf);
 }
 
@@ -31,7 +31,7 @@ fn a_reboot_that_renumbers_devices_leaves_etags_as_they_are() {
     assert_eq!(etag(before), etag(Version { device: 8, ..before }));
 }
 
-/// A moment of 2023, so many milliseconds after a whole second.
+/// A moment of 2023, `milliseconds` after a whole second.
 fn moment(milliseconds: u64) -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(1_700_000_000) + Duration::from_millis(milliseconds)
 }
@@ -47,7 +47,7 @@ fn what_changed_a_moment_before_it_was_looked_at_is_not_kept() {
     let fine = version(1, 7, (1_700_000_000, 1), (1_700_000_000, 1));
     assert!(!kept(fine, moment(20)));
     assert!(kept(fine, moment(21)));
-    // The clock of now is long past: only the time before the look counts.
+    // The clock is far past this by now: only the time before the stat counts.
     assert!(!kept(fine, moment(0)));
 }
 
@@ -57,7 +57,7 @@ fn where_times_are_whole_seconds_two_of_them_must_pass() {
     assert!(!kept(coarse, moment(1_999)));
     assert!(!kept(coarse, moment(2_000)));
     assert!(kept(coarse, moment(2_001)));
-    // An archive gives the modification time of whole seconds to a file whose change time has a fraction.
+    // tar sets a modification time in whole seconds on a file whose change time has a fraction.
     assert!(kept(version(1, 7, (1_600_000_000, 0), (1_700_000_000, 1)), moment(21)));
 }
 
@@ -85,7 +85,7 @@ fn a_stamp_makes_another_etag_of_the_same_times() {
 fn small_differences_do_not_collide() {
     let mut seen = HashSet::new();
     for at in 0..200_000i64 {
-        // What an inode that is used again, a counter and a clock give.
+        // The values that a reused inode, a counter and a clock give.
         assert!(seen.insert(version(at as u64 % 100, at % 7, (at / 700, at), (at / 700, at)).etag()), "{at}");
     }
 }

@@ -1,8 +1,10 @@
-//! Threads that copy what clients passed as descriptors. Any of them may be stuck for ever in a file system that does not
-//! answer, so nothing else is done by them, each user has a share of them, and nobody waits for one without a limit.
+//! Threads that copy files that clients pass as descriptors. A file system that does not answer may block any
+//! of them for ever, so they do nothing else, each user has a share of them, and every wait for one has a
+//! limit.
 //!
-//! They are made when there is work, and end when there is none. A user may have a part of those that are free — the dynamic
-//! threshold of Choudhury and Hahne (1998) — and one at the least, so that whose files are stuck leaves threads to all others.
+//! They start when there is work and end when there is none. A user may have a part of the free ones (the
+//! dynamic threshold of Choudhury and Hahne, 1998) and at least one, so a user with blocked files leaves
+//! threads to all others.
 
 use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -14,32 +16,32 @@ use crate::concurrency::spawn;
 use crate::storage::pool::{Client, Progress, User};
 
 const STACK: usize = 256 << 10;
-/// Threads that users share by what is free.
+/// Threads that users share, by the number of free ones.
 const SHARED: usize = 16;
-/// Threads in all: one for each of so many users more.
+/// Threads in all: the shared ones, and one for each of the remaining users.
 const MOST: usize = 64;
-/// The part of the free ones that one user may have.
+/// A user may have this fraction of the free threads: one half.
 const SHARE: usize = 2;
-/// A copy gives its thread to another after this time.
+/// A copy yields its thread to another copy after this time.
 const TURN: Duration = Duration::from_millis(20);
-/// So many are watched before any that are gone are forgotten.
+/// The list of watched copies grows to this length before finished ones are removed.
 const LEAST_WATCHED: usize = 64;
-/// A step takes milliseconds. A thread that is in one for so long while the server stops is stuck in the source.
+/// A step takes milliseconds. A thread that stays in one step this long during a stop is stuck in the source.
 const STUCK: Duration = Duration::from_millis(250);
-/// Files of one user that may wait to be closed; a file system in user space may never let go of them.
+/// Files of one user that may wait to be closed; a file system in user space may never release them.
 const MOST_UNCLOSED: usize = 1024;
 /// A thread without work ends after this time.
 const IDLE: Duration = Duration::from_secs(10);
 
-/// A copy, or whatever else may wait for the file system of a file that a client passed.
+/// A copy, or other work that may wait for the file system of a client's file.
 pub trait Copy: Send {
-    /// Does a small part of it.
+    /// Does a small part of the work.
     fn step(&mut self) -> Progress;
 }
 
-/// What is known of a copy while a thread may be stuck in it.
+/// The state of a copy, visible while a thread may be stuck in it.
 pub trait Watched: Send + Sync {
-    /// Called about once a second. It answers the client where that has waited long enough.
+    /// Called about once a second. Answers the client once it has waited too long.
     fn tick(&self, now: Instant);
 }
 
@@ -58,18 +60,18 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
-    /// What each connection waits for, and the order of their turns.
+    /// The waiting copies of each connection, and the order of their turns.
     flows: HashMap<u64, Flow>,
     turns: VecDeque<u64>,
     /// Threads that work for each user.
     running: HashMap<User, usize>,
     busy: usize,
-    /// Threads that put what they have copied in its place.
+    /// Threads that put a finished copy in its place.
     finishing: usize,
     idle: usize,
     threads: usize,
     watched: Vec<Weak<dyn Watched>>,
-    /// So many are looked through for those that are gone.
+    /// At this length, `watched` drops the copies that have ended.
     prune_at: usize,
     is_closed: bool,
     was_stopped: bool,
@@ -99,7 +101,7 @@ impl Default for Copiers {
 }
 
 impl Copiers {
-    /// Has the copy made for a client, whose connection has a bounded number of them. Dropped after a stop.
+    /// Queues a copy for a client; a connection has a bounded number of them. Drops it after a stop.
     pub fn submit(&self, client: Client, copy: Box<dyn Copy>) {
         let mut state = self.0.state();
         if state.is_closed {
@@ -110,7 +112,7 @@ impl Copiers {
         self.0.staff(state);
     }
 
-    /// Has `watched` looked at while it is there.
+    /// Calls `watched` on every tick while it exists.
     pub fn watch(&self, watched: &Arc<impl Watched + 'static>) {
         let watched: Weak<dyn Watched> = Arc::<_>::downgrade(watched) as Weak<dyn Watched>;
         let mut state = self.0.state();
@@ -121,7 +123,7 @@ impl Copiers {
         state.watched.push(watched);
     }
 
-    /// Looks at all that is being watched.
+    /// Calls everything that is watched.
     pub fn tick(&self, now: Instant) {
         let mut state = self.0.state();
         state.watched.retain(|watched| watched.strong_count() > 0);
@@ -132,7 +134,7 @@ impl Copiers {
         }
     }
 
-    /// Drops what waits on a connection that has ended.
+    /// Drops the queued copies of a connection that has ended.
     pub fn leave(&self, client: Client) {
         let mut state = self.0.state();
         let left = state.flows.remove(&client.connection);
@@ -143,23 +145,23 @@ impl Copiers {
         }
     }
 
-    /// What is dropped closes the client's file, which may wait as well.
+    /// A drop closes the client's file, which may block as well.
     fn drop_elsewhere(&self, client: Client, copies: VecDeque<Box<dyn Copy>>) {
         if !copies.is_empty() {
             self.submit(client, Box::new(Dropping(Some(copies))));
         }
     }
 
-    /// Closes a file that a client passed, and drops what comes with it, on a thread that may be stuck in it.
+    /// Closes a client's file, and drops `file`'s other parts, on a thread that may block.
     pub fn dispose(&self, client: Client, file: impl Send + 'static) {
         let unclosed = Unclosed::new(&self.0, client.user);
-        // Fields are dropped in their order: it counts until it is closed.
+        // Rust drops fields in order: the file counts until it is closed.
         self.submit(client, Box::new(Dropping(Some((file, unclosed)))));
     }
 
-    /// Whether so many files of this user wait to be closed that the server takes no more of them.
+    /// Whether too many files of this user wait to be closed for the server to accept another.
     pub fn has_too_many(&self, client: impl FnOnce() -> Client) -> bool {
-        // Nothing but this where all is well.
+        // The only check in the normal case.
         self.0.unclosed.load(Relaxed) >= MOST_UNCLOSED
             && self.0.unclosed_of().get(&client().user).is_some_and(|count| *count >= MOST_UNCLOSED)
     }
@@ -170,19 +172,19 @@ impl Copiers {
         state.busy + state.flows.values().map(|flow| flow.copies.len()).sum::<usize>()
     }
 
-    /// The thread is done with the source until this is dropped: a stop waits for it.
+    /// Marks the thread as done with the source until this is dropped: a stop waits for it.
     pub fn finish(&self) -> Finishing<'_> {
         self.0.state().finishing += 1;
         Finishing(&self.0)
     }
 
-    /// Has the copies that are under way give up at their next step.
+    /// Makes the running copies give up at their next step.
     pub fn close(&self) {
         self.0.state().is_closed = true;
     }
 
-    /// Drops what waits, and lets the threads end: those that put a copy in its place until `until`, those in a source for a
-    /// moment. What is stuck then is left behind, and never waited for again. False where one is.
+    /// Drops the queue, and ends the threads: waits until `until` for those that put a copy in its place, and
+    /// a moment for those in a source. Leaves a stuck thread behind for good. False where it leaves one.
     pub fn stop(&self, until: Instant) -> bool {
         let mut state = self.0.state();
         state.is_closed = true;
@@ -193,7 +195,7 @@ impl Copiers {
         let left = std::mem::take(&mut state.flows);
         drop(state);
         self.0.filled.notify_all();
-        // Only where there is a thread for it: to close what was passed may wait for ever, too.
+        // Only on a thread of its own: closing a client's file may block for ever, too.
         let dropping = spawn("objmapper-copier", STACK, move || drop(left));
         let mut state = self.0.state();
         while state.threads > 0 {
@@ -207,13 +209,13 @@ impl Copiers {
         state.threads == 0 && dropping.is_ok()
     }
 
-    /// Whether the copies are to give up.
+    /// Whether copies must give up.
     pub fn is_stopped(&self) -> bool {
         self.0.state().is_closed
     }
 }
 
-/// While it is there, a stop waits for what has been copied.
+/// While this exists, a stop waits for the finished copy.
 #[derive(Debug)]
 pub struct Finishing<'a>(&'a Shared);
 
@@ -224,7 +226,7 @@ impl Drop for Finishing<'_> {
     }
 }
 
-/// A file that waits to be closed, in the counts until this is dropped.
+/// A file that waits to be closed; counted until this is dropped.
 struct Unclosed {
     shared: Arc<Shared>,
     user: User,
@@ -251,7 +253,7 @@ impl Drop for Unclosed {
     }
 }
 
-/// Drops what it holds.
+/// Work that drops its value.
 struct Dropping<T>(Option<T>);
 
 impl<T: Send> Copy for Dropping<T> {
@@ -271,7 +273,7 @@ impl State {
         flow.copies.push_back(copy);
     }
 
-    /// Whether the user may have one thread more.
+    /// Whether the user may have one more thread.
     fn may_have_one(&self, user: User) -> bool {
         let own = self.running.get(&user).copied().unwrap_or(0);
         own == 0 || own < SHARED.saturating_sub(self.busy) / SHARE
@@ -283,7 +285,7 @@ impl State {
             .any(|connection| self.flows.get(connection).is_some_and(|flow| self.may_have_one(flow.user)))
     }
 
-    /// Takes out what is to be done next.
+    /// Takes out the next work.
     fn pop(&mut self) -> Option<(Client, Box<dyn Copy>)> {
         let at = self.turns.iter().position(|connection| {
             self.flows.get(connection).is_some_and(|flow| self.may_have_one(flow.user))
@@ -322,7 +324,7 @@ impl Shared {
         self.unclosed_of.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Wakes a thread for what waits, or makes one.
+    /// Wakes a thread for the waiting work, or starts one.
     fn staff(self: &Arc<Self>, mut state: MutexGuard<'_, State>) {
         if !state.has_next() {
             return;
@@ -337,12 +339,12 @@ impl Shared {
         state.threads += 1;
         let shared = Arc::clone(self);
         if spawn("objmapper-copier", STACK, move || shared.work()).is_err() {
-            // The others come to it, or the next that is submitted.
+            // Other threads take the work, or the next submit tries again.
             state.threads -= 1;
         }
     }
 
-    /// The work of one thread.
+    /// The loop of one thread.
     fn work(self: &Arc<Self>) {
         let mut state = self.state();
         loop {
@@ -360,11 +362,11 @@ impl Shared {
                 }
                 continue;
             };
-            // More may wait than this thread takes.
+            // More work may wait than this thread takes.
             self.staff(state);
             let until = Instant::now() + TURN;
             let progress = loop {
-                // A panic has been reported on stderr by the runtime; what is owed to the client says so when it is dropped.
+                // The runtime has reported a panic on stderr; the dropped copy answers its client.
                 let step = catch_unwind(AssertUnwindSafe(|| copy.step())).unwrap_or(Progress::Done);
                 if step == Progress::Done || Instant::now() >= until {
                     break step;

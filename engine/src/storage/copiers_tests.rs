@@ -13,7 +13,7 @@ fn soon() -> Instant {
     Instant::now() + LONG
 }
 
-/// Work that is stuck until its channel is closed, as in a file system that does not answer.
+/// Work that blocks until its channel closes, as in a file system that does not answer.
 struct Stuck(mpsc::Receiver<()>);
 
 impl Copy for Stuck {
@@ -42,7 +42,7 @@ impl Copy for Told {
 fn a_user_whose_files_are_stuck_leaves_threads_to_all_others() {
     let copiers = Copiers::default();
     let mut held = Vec::new();
-    // Of three users, each over several connections, many more than there are threads.
+    // Three users, each with several connections and many more copies than threads.
     for number in 0..120 {
         let (hold, stuck) = mpsc::channel();
         held.push(hold);
@@ -53,7 +53,7 @@ fn a_user_whose_files_are_stuck_leaves_threads_to_all_others() {
         copiers.submit(client(7, 1000), Box::new(Told(done.clone(), number, 3)));
         assert_eq!(told.recv_timeout(LONG), Ok(number));
     }
-    // What is stuck comes to an end once its file answers.
+    // A blocked copy ends once its file answers.
     drop(held);
     assert!(copiers.stop(soon()));
 }
@@ -170,7 +170,7 @@ fn what_is_watched_is_looked_at_while_it_is_there() {
     assert!(copiers.0.state().watched.len() <= 2 * LEAST_WATCHED);
 }
 
-/// A file whose closing waits until its channel is closed.
+/// A file whose close blocks until its channel closes.
 struct HeldUp(mpsc::Receiver<()>);
 
 impl Drop for HeldUp {
@@ -191,7 +191,7 @@ fn files_that_wait_to_be_closed_are_counted_for_their_user_until_they_are() {
     }
     assert!(copiers.has_too_many(|| client(1, 0)));
     assert!(!copiers.has_too_many(|| client(2, 0)), "of another user");
-    // A connection that ends takes what waits on it out of its place, and none of it out of the count.
+    // The end of a connection removes its waiting files from the queue, but not from the count.
     copiers.leave(client(1, MOST_UNCLOSED as u64 - 1));
     assert!(copiers.has_too_many(|| client(1, 0)));
     drop(held);

@@ -1,7 +1,8 @@
-//! What a client passed as a descriptor, on its way into an [`PendingWrite`]: in steps, between which its caller may give up.
+//! Copies a file that a client passed as a descriptor into a [`PendingWrite`], in steps between which the
+//! caller may give up.
 //!
-//! Any call on the source may wait as long as its file system likes, one in user space for ever; so threads that serve, and
-//! those that read for others, call nothing in here. Holes stay holes.
+//! Any call on the source may block as long as its file system likes, for ever in one in user space. So
+//! serving threads and storage threads call nothing in here. Holes stay holes.
 
 use rustix::fd::{AsRawFd, OwnedFd};
 use rustix::fs::{self, CWD, Mode as Permissions, OFlags, SeekFrom};
@@ -11,43 +12,45 @@ use crate::errors::Error;
 use crate::storage::mounts;
 use crate::storage::pending_write::{PendingWrite, check_size};
 
-/// Bytes that one step copies at the most.
+/// Bytes that one step copies at most.
 pub const STEP: u64 = 4 << 20;
-/// st_blocks counts in these.
+/// The unit of st_blocks.
 const BLOCK: u64 = 512;
 
 #[derive(Debug)]
 pub struct Copying {
     source: OwnedFd,
-    /// Another open file of the same object, for looking for holes: that moves the position, and the client's is its own.
+    /// A second open file of the same object, to look for holes: that moves the position, and the client
+    /// keeps its own.
     looker: Looker,
     length: u64,
-    /// Bytes that the disk is known to have had room for: those of the source's blocks, as its file system told.
+    /// Bytes that the disk is known to have room for: those of the source's blocks, as its file system
+    /// reports them.
     room: u64,
-    /// Bytes that have been copied.
+    /// Bytes copied so far.
     copied: u64,
-    /// How far all is copied, and where the data behind that ends that is known.
+    /// Everything before `at` is copied; the data behind it ends at `data_until`, where that is known.
     at: u64,
     data_until: u64,
     way: Way,
     has_begun: bool,
 }
 
-/// Where holes are looked for.
+/// The file in which holes are looked for.
 #[derive(Debug)]
 enum Looker {
     /// The file has a block for each of its bytes.
     None,
     Own(OwnedFd),
-    /// The file cannot be opened by the server: the client's position is put back each time.
+    /// The server cannot open the file: it restores the client's position each time.
     Theirs,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
-    /// FICLONE: the file system notes that both have the same blocks. Where it cannot, as the next.
+    /// FICLONE: both files share the same blocks. Where the file system refuses, the next method.
     Clone,
-    /// copy_file_range(2), as far as these two file systems let it.
+    /// copy_file_range(2), where both file systems allow it.
     #[cfg_attr(not(test), expect(dead_code, reason = "a test begins with it"))]
     Range,
     /// sendfile(2), from any file to any file.
@@ -61,8 +64,8 @@ pub enum Copied {
 }
 
 impl Copying {
-    /// Of what `source` holds at this moment, from its beginning, whatever its position. Refused where that can be no object,
-    /// or has more than `most` bytes; 0: any number.
+    /// Copies the present content of `source` from its beginning, whatever its position. Refuses a file that
+    /// cannot be an object, or has more than `most` bytes; 0: any number.
     pub fn of(source: OwnedFd, most: u64) -> Result<Copying, Error> {
         let flags = fs::fcntl_getfl(&source).map_err(Error::Storage)?;
         let is_readable = !flags.contains(OFlags::PATH) && flags & OFlags::ACCMODE != OFlags::WRONLY;
@@ -74,7 +77,7 @@ impl Copying {
             return Err(Error::SourceNotLocal);
         }
         let source = match flags.contains(OFlags::DIRECT) {
-            // The kernel reads whole blocks through such a descriptor alone, and says EINVAL of the rest.
+            // Such a descriptor (O_DIRECT) reads whole blocks only; the kernel fails the rest with EINVAL.
             true => open_again(&source).map_err(|_| Error::BadDescriptor)?,
             false => source,
         };
@@ -88,16 +91,16 @@ impl Copying {
         Ok(Copying { source, looker, length, room, copied: 0, at: 0, data_until: 0, way, has_begun: false })
     }
 
-    /// Bytes of the object, holes too.
+    /// Bytes of the object, holes included.
     #[cfg(test)]
     pub(crate) fn length(&self) -> u64 {
         self.length
     }
 
-    /// Copies on, [`STEP`] bytes at the most; nothing else has been written to `incoming`.
+    /// Copies up to [`STEP`] more bytes. Nothing else may have been written to `incoming`.
     ///
-    /// Where the file system can, both share the blocks until one is written to; a later change of the source does not
-    /// reach what is stored. A change while this copies may.
+    /// Where the file system can, both files share the blocks until one is written to; a later change of the
+    /// source does not reach the stored object. A change during the copy may.
     pub fn step(&mut self, incoming: &mut PendingWrite) -> Result<Copied, Error> {
         if self.length == 0 {
             return Ok(Copied::All);
@@ -108,7 +111,7 @@ impl Copying {
             if self.way == Way::Clone && self.clone_to(incoming)? {
                 return Ok(Copied::All);
             }
-            // What no file may be as long as shows now; what is never written stays a hole.
+            // A file that exceeds the size limit fails here; the parts never written stay a hole.
             incoming.extend(self.length)?;
         }
         if self.at == self.data_until {
@@ -130,8 +133,8 @@ impl Copying {
         Ok(Copied::All)
     }
 
-    /// Asks for room again where more is copied than the source has blocks: a file system that compresses, or stores a file in
-    /// its inode, tells of fewer, and the source may grow into its holes.
+    /// Claims more room where the copy exceeds the source's blocks: a file system that compresses, or stores
+    /// a file in its inode, reports fewer, and the source may grow into its holes.
     fn claim_room(&mut self, incoming: &PendingWrite, count: u64) -> Result<(), Error> {
         if self.copied + count > self.room {
             incoming.check_room(count)?;
@@ -156,10 +159,10 @@ impl Copying {
         Ok(true)
     }
 
-    /// Goes over a hole, to data or to the end.
+    /// Skips a hole, to the next data or the end.
     fn find_data(&mut self) -> Result<(), Error> {
         let Some(data) = self.look(SeekFrom::Data(self.at))? else {
-            // Nothing but a hole is left.
+            // Only a hole remains.
             (self.at, self.data_until) = (self.length, self.length);
             return Ok(());
         };
@@ -173,7 +176,7 @@ impl Copying {
         Ok(())
     }
 
-    /// None: there is none behind.
+    /// None: the file has no such position after `from`.
     fn look(&self, from: SeekFrom) -> Result<Option<u64>, Error> {
         let file = match &self.looker {
             Looker::None => return Ok(Some(if let SeekFrom::Data(at) = from { at } else { self.length })),
@@ -191,7 +194,7 @@ impl Copying {
         match found {
             Ok(found) => Ok(Some(found)),
             Err(Errno::NXIO) => Ok(None),
-            // This file system cannot tell: all is data.
+            // This file system cannot report holes: treat all as data.
             Err(Errno::INVAL | Errno::OPNOTSUPP) => {
                 Ok(Some(if let SeekFrom::Data(at) = from { at } else { self.length }))
             }
@@ -199,7 +202,7 @@ impl Copying {
         }
     }
 
-    /// Copies at most this number of bytes. Returns how many.
+    /// Copies at most `count` bytes. Returns how many.
     fn copy(&mut self, incoming: &PendingWrite, count: usize) -> Result<u64, Error> {
         loop {
             let (mut from, mut to) = (self.at, self.at);
@@ -214,8 +217,8 @@ impl Copying {
             };
             match answer {
                 Err(Errno::INTR) => {}
-                // XDEV is what a memory file gives; the others are of older kernels and stacked file systems. A 0 may be the
-                // end of the file, or one of those that cannot tell: sendfile finds out.
+                // A memory file gives XDEV; older kernels and stacked file systems give the others. A 0 may
+                // mean the end of the file, or a file system that cannot copy: sendfile finds out.
                 Err(Errno::XDEV | Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS | Errno::PERM) | Ok(0)
                     if self.way != Way::Send =>
                 {
@@ -253,7 +256,7 @@ impl Looker {
     }
 }
 
-/// Another open file of the same object, with nothing of how the client opened its own.
+/// Opens the same object again, without the flags and position of the client's descriptor.
 fn open_again(source: &OwnedFd) -> io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
     let path = format!("/proc/self/fd/{}", source.as_raw_fd());

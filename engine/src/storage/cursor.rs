@@ -1,9 +1,11 @@
-//! Where a listing goes on, as the bytes that a client sends back: `02 listing(8) path seal(8) checksum(8)`.
+//! Where a listing continues, as the bytes that a client sends back: `02 listing(8) path seal(8)
+//! checksum(8)`.
 //!
-//! The checksum covers the prefix too, so a cursor that was cut, changed or sent with another prefix is recognised, also by
-//! another server, and after a restart. It keeps no secret: a client that forges one may ask for any place below the prefix, which a
-//! prefix could do as well. The seal does: SipHash with a random key of this server, over the session and all of the cursor. Only a
-//! cursor that its own session brings back gets what that listing has kept.
+//! The checksum covers the prefix too. So any server, also after a restart, detects a cursor that was cut,
+//! changed or sent with another prefix. The checksum is not secret: a client that forges one can request any
+//! place below the prefix, which a prefix can do as well. The seal is secret: SipHash with a random key of
+//! this server, over the session and all of the cursor. Only a cursor from its own session gets the batches
+//! kept for that listing.
 
 use std::hash::{BuildHasher, RandomState};
 
@@ -15,14 +17,15 @@ const NUMBER: usize = 8;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Cursor {
-    /// Which of the listings of this server it belongs to.
+    /// The number of its listing on this server.
     pub listing: u64,
-    /// The path of the last object that was listed, or of the directory, with a slash, to go on with. Empty at the start.
+    /// The path of the last listed object, or of a directory, with a slash, to continue with. Empty at the
+    /// start.
     pub after: Vec<u8>,
 }
 
 impl Cursor {
-    /// As bytes for the client of this session.
+    /// Encodes the cursor for the client of this session.
     pub fn encode(&self, prefix: &[u8], key: &RandomState, session: u64) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(1 + self.after.len() + 3 * NUMBER);
         bytes.push(FORM);
@@ -56,8 +59,8 @@ impl Cursor {
     }
 }
 
-/// FNV-1a of 64 bits (Fowler, Noll, Vo) over the prefix, a byte that is in no prefix, and the bytes; then SplitMix64's
-/// finaliser, since the last byte would otherwise reach the lower half only.
+/// FNV-1a of 64 bits (Fowler, Noll, Vo) over the prefix, a byte that no prefix has, and the bytes; then
+/// SplitMix64's finaliser, since the last byte would otherwise affect the lower half only.
 fn checksum(prefix: &[u8], bytes: &[u8]) -> u64 {
     let all = prefix.iter().chain(&[0xff]).chain(bytes);
     mix64(all.fold(0xcbf2_9ce4_8422_2325, |state, &byte| {

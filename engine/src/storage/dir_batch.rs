@@ -1,7 +1,7 @@
-//! A sorted run of a directory's names: the smallest beyond a bound, as many as may be held.
+//! A sorted batch of a directory's names: the smallest beyond a bound, as many as the limits allow.
 //!
-//! Names are kept as keys: `name` for what may be an object, `name/` for a directory. Then the order of keys is the order
-//! of all URIs below them.
+//! Names are kept as keys: `name` for a possible object, `name/` for a directory. The order of keys is then
+//! the order of all URIs below them.
 
 use rustix::fd::OwnedFd;
 use rustix::fs::{self, AtFlags, FileType, RawDir, RawDirEntry};
@@ -12,24 +12,24 @@ use crate::storage::mapping::is_reserved;
 pub(crate) use crate::storage::smallest::RunLimits;
 use crate::storage::smallest::{Keys, SmallestNames};
 
-/// What getdents64(2) fills at a time: two thousand short names, in less than a turn. The kernel locks the directory for the
-/// time of one call, so a directory whose names fit is read as of one moment.
+/// The buffer of one getdents64(2) call: two thousand short names, in less than a turn. The kernel locks the
+/// directory during one call, so a directory that fits is read as of one moment.
 const BUFFER: usize = 64 << 10;
-/// The same for a directory that changed while it was read in several calls, and how often it is read again.
+/// The largest buffer for a directory that changed during several calls, and how often it is read again.
 const LARGEST_BUFFER: usize = 8 << 20;
 const MOST_READINGS: u32 = 3;
-/// A directory that changed less than this ago may change again without another time: clocks tick every few milliseconds, and
-/// on some file systems every one or two seconds.
+/// A directory that changed less than this ago may change again and keep the same time: clocks tick every few
+/// milliseconds, and on some file systems every one or two seconds.
 const TICK: Duration = Duration::from_millis(20);
 const COARSE_TICK: Duration = Duration::from_secs(2);
-/// A directory with fewer entries is as quickly read again.
+/// Reading a smaller directory again costs no more than keeping its batch.
 const WORTH_KEEPING: usize = 512;
 
-/// Where a run begins.
+/// Where a batch begins.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Bound {
     key: Vec<u8>,
-    /// Whether `key` itself is out of it.
+    /// Whether the batch starts after `key` itself.
     exclusive: bool,
 }
 
@@ -49,11 +49,11 @@ impl Bound {
     }
 }
 
-/// Which names of a directory are wanted.
+/// The names of a directory that a batch collects.
 #[derive(Debug)]
 pub(crate) struct Wanted {
     pub bound: Bound,
-    /// What a key begins with.
+    /// The prefix of the keys.
     pub prefix: Vec<u8>,
     pub symlinks: bool,
 }
@@ -64,14 +64,14 @@ pub(crate) struct NameBatch {
     /// All keys, one behind the other, and where each ends.
     keys: Vec<u8>,
     ends: Vec<u32>,
-    /// Entries of the directory that were read to find them.
+    /// Entries of the directory that were read to find the keys.
     scanned: usize,
     /// Whether the directory has no key beyond these.
     pub is_last: bool,
 }
 
 impl NameBatch {
-    /// Of a directory that cannot be read.
+    /// The batch of an unreadable directory.
     pub fn empty() -> NameBatch {
         NameBatch { from: Bound::START, keys: Vec::new(), ends: Vec::new(), scanned: 0, is_last: true }
     }
@@ -86,12 +86,12 @@ impl NameBatch {
         self.get(self.ends.len().checked_sub(1)?)
     }
 
-    /// Whether what comes next from `bound` on is in this run.
+    /// Whether this batch holds the keys that follow `bound`.
     pub fn covers(&self, bound: &Bound) -> bool {
         *bound >= self.from && (self.is_last || self.last().is_some_and(|last| *bound < Bound::after(last)))
     }
 
-    /// The number of the first key from `bound` on.
+    /// The index of the first key from `bound` on.
     pub fn position(&self, bound: &Bound) -> usize {
         let (mut low, mut high) = (0, self.ends.len());
         while low < high {
@@ -104,18 +104,18 @@ impl NameBatch {
         low
     }
 
-    /// Whether it costs more to read it again than to keep it.
+    /// Whether reading the directory again costs more than keeping this.
     pub fn is_worth_keeping(&self) -> bool {
         self.scanned >= WORTH_KEEPING || !self.is_last
     }
 
-    /// Bytes that it takes.
+    /// Bytes of memory.
     pub fn weight(&self) -> usize {
         self.keys.capacity() + self.ends.capacity() * size_of::<u32>() + size_of::<NameBatch>()
     }
 }
 
-/// Writes the entry's key; false where it is not wanted.
+/// Writes the entry's key; false where the batch does not want it.
 fn make_key(
     key: &mut Vec<u8>,
     directory: &OwnedFd,
@@ -147,24 +147,24 @@ fn make_key(
     Ok(key.starts_with(&wanted.prefix) && wanted.bound.admits(key))
 }
 
-/// A directory that is being read, in steps.
+/// Reads a directory in steps.
 ///
-/// An object that another replaces by rename(2) moves to another place in the directory: a reading of several calls may miss
-/// it, or meet it twice. So a directory that changed meanwhile is read again, at best in one call, and what was found each
-/// time is put together. What is gone by then is noticed when it is looked at.
+/// An object that rename(2) replaces moves to another place in the directory: a reading of several calls may
+/// miss it, or meet it twice. So the server reads a directory that changed meanwhile again, in one call if
+/// possible, and merges the names of all readings. The walk later drops names that no longer exist.
 #[derive(Debug)]
 pub(crate) struct Reading {
     wanted: Wanted,
     smallest: SmallestNames,
-    /// Of the directory, before it was read.
+    /// The directory's times before the reading.
     before: Option<Times>,
     buffer: usize,
-    /// Of this reading: calls that brought something, and how much.
+    /// Of this reading: calls that returned entries, and their bytes.
     calls: u32,
     bytes: usize,
     readings: u32,
     scanned: usize,
-    /// All of the directory has been read.
+    /// The directory is read to its end.
     is_read: bool,
 }
 
@@ -183,7 +183,7 @@ impl Reading {
         }
     }
 
-    /// Reads on, one call or one step of sorting at the least, and says whether that was all of the directory.
+    /// Reads on, at least one call or one step of sorting; returns whether the directory is complete.
     pub fn go_on(&mut self, directory: &OwnedFd, is_over: &dyn Fn() -> bool) -> io::Result<bool> {
         let mut buffer = Vec::new();
         loop {
@@ -222,7 +222,7 @@ impl Reading {
         Ok(())
     }
 
-    /// What was found, once all has been read.
+    /// The names found, once the directory is complete.
     pub fn into_run(self) -> NameBatch {
         let Keys { bytes, ends } = self.smallest.sorted;
         let is_last = self.smallest.greatest.is_none();
@@ -248,7 +248,7 @@ impl Reading {
                 self.calls += 1;
             }
             self.scanned += 1;
-            // As much as an entry takes beside its name, at the most.
+            // The most bytes that an entry takes besides its name.
             self.bytes += entry.file_name().to_bytes().len() + 28;
             if make_key(&mut key, directory, &entry, &self.wanted)? {
                 self.smallest.offer(&key);
@@ -270,7 +270,7 @@ impl Reading {
 #[derive(Debug, Clone, Copy)]
 struct Times {
     at: [i64; 4],
-    /// A later change has another time.
+    /// A later change will set another time.
     is_stable: bool,
 }
 

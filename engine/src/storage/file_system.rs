@@ -1,11 +1,12 @@
-//! Which file systems others may change behind this kernel's back.
+//! File systems that change without this kernel.
 
 use rustix::fd::AsFd;
 use rustix::fs;
 use rustix::io;
 
-/// File systems that may have to ask another machine, or a process, even for what is cached, and that others may change
-/// meanwhile; by `f_type` of statfs(2). The numbers are those of linux/magic.h and of the file systems' own sources.
+/// File systems that may ask another machine or a process even for cached data, and that can change without
+/// this kernel; by `f_type` of statfs(2). The numbers come from linux/magic.h and the file systems' own
+/// sources.
 const REMOTE: [(u32, &str); 18] = [
     (0x6573_5546, "FUSE or virtiofs"),
     (0x6969, "NFS"),

@@ -1,9 +1,10 @@
 //! All objects below a prefix, in the order of their URIs, a page at a time.
 //!
-//! A page knows of the one before only the path at which that ended, so whatever is added, removed or replaced meanwhile, an
-//! object that is there all the time is listed once; see `dir_batch.rs` for what holds of large directories. Directories are read in runs of bounded size; the run in which a page ends
-//! is kept for the next page of the same listing, and for no other: an object that is put before a listing begins must be
-//! in it.
+//! A page knows only the path at which the previous page ended. So a listing returns an object that exists
+//! throughout exactly once, whatever else is added, removed or replaced; see `dir_batch.rs` for large
+//! directories. The server reads directories in name batches of bounded size. It keeps the batch in which a
+//! page ends for the next page of the same listing only: a listing must contain an object that was put before
+//! it began.
 
 use rustix::fs::{self, AtFlags, FileType};
 use rustix::io::Errno;
@@ -21,16 +22,16 @@ use crate::storage::dir_batch::{NameBatch, RunLimits};
 use crate::storage::mapping::{Mapping, ObjectMeta, relative_path};
 use crate::storage::walk::{LeftOut, Step, Walk};
 
-/// Where the caller names no limit.
+/// The limit where a request sets none.
 pub const DEFAULT_LIMIT: u32 = 1_000;
 pub const MAX_LIMIT: u32 = 10_000;
 /// Bytes of entries in a page.
 pub const MOST_CONTENT: usize = 1 << 20;
-/// From so many on, a page ends early where other listings wait for its place.
+/// From this many bytes on, a page ends early where other listings wait for its place.
 const LEAST_CONTENT: usize = 16 << 10;
-/// Bytes of an entry beside its path: kind, length and slash, size, time and nanoseconds.
+/// Bytes of an entry besides its path: kind, length and slash, size, time and nanoseconds.
 const MOST_FACTS: usize = 24;
-/// Bytes of runs that are kept, for all listings together, how many, and for how long.
+/// Limits of the kept batches of all listings: bytes, number, and age.
 const MOST_KEPT: usize = 64 << 20;
 const MOST_RUNS: usize = 512;
 const KEEP: Duration = Duration::from_secs(60);
@@ -41,7 +42,8 @@ pub enum Form {
     /// `uri_len(2) uri size(8) mtime(8)` each, integers big-endian.
     #[default]
     Plain,
-    /// `kind(1) path_len(2) path` each; behind an object `size(8) mtime(8) nanoseconds(4)`. It also says what is left out.
+    /// `kind(1) path_len(2) path` each; behind an object `size(8) mtime(8) nanoseconds(4)`. It also reports
+    /// the entries left out.
     Detailed,
 }
 
@@ -51,7 +53,7 @@ impl Form {
         if number.is_some_and(|number| number > 0) { Form::Detailed } else { Form::Plain }
     }
 
-    /// What the response says of it.
+    /// The number of this form in the response.
     pub fn number(self) -> Option<u8> {
         (self == Form::Detailed).then_some(1)
     }
@@ -62,7 +64,7 @@ pub struct Page {
     pub form: Form,
     pub entries: Vec<u8>,
     pub count: u32,
-    /// Where the next page goes on; None on the last. A page may be short, even empty, and yet have one.
+    /// Where the next page continues; None on the last. A short or even an empty page may have one.
     pub cursor: Option<Vec<u8>>,
 }
 
@@ -78,12 +80,12 @@ impl Page {
     }
 }
 
-/// What listings that are under way have already read of large directories. One for all sessions; each gets only what its own
-/// listings have read.
+/// Name batches of large directories, kept for running listings. All sessions share it; each gets only the
+/// batches of its own listings.
 #[derive(Debug)]
 pub struct Listing {
     kept: Mutex<VecDeque<SavedBatch>>,
-    /// The number of the next listing. The first is random, so that it is none of another server's.
+    /// The number of the next listing. The first is random, so that it differs from other servers' numbers.
     next: AtomicU64,
     key: RandomState,
     limits: RunLimits,
@@ -96,7 +98,7 @@ impl Default for Listing {
     }
 }
 
-/// A run that the next page of a listing will go on in.
+/// A batch in which the next page of a listing continues.
 #[derive(Debug)]
 struct SavedBatch {
     session: u64,
@@ -106,12 +108,13 @@ struct SavedBatch {
     since: Instant,
 }
 
-/// Which page is wanted: the first of all objects whose URI starts with `prefix`, or the one after that which gave `cursor`.
+/// The page that a request wants: the first of all objects whose URI starts with `prefix`, or the one after
+/// the page that gave `cursor`.
 ///
 /// The leading slash of the prefix is optional, `/` means everything; `limit` 0 means [`DEFAULT_LIMIT`].
 #[derive(Debug, Clone)]
 pub struct WantedPage {
-    /// Whose listing it is.
+    /// The session of the listing.
     pub session: u64,
     pub form: Form,
     /// None where nothing is hidden.
@@ -121,27 +124,29 @@ pub struct WantedPage {
     pub limit: u32,
 }
 
-/// A page that is being put together.
+/// A page under construction.
 #[derive(Debug)]
 pub struct Paging {
     session: u64,
     listing: u64,
     prefix: Vec<u8>,
-    /// How many entries there may be, and bytes of them.
+    /// The most entries, and bytes of them.
     limit: u32,
     most_content: usize,
     walk: Walk,
-    /// Where the next page would go on.
+    /// Where the next page would continue.
     after: Vec<u8>,
     page: Page,
 }
 
 impl Listing {
-    /// Begins a page of at most `most_content` bytes of entries, and at most [`MOST_CONTENT`]; one entry always fits.
+    /// Begins a page of at most `most_content` bytes of entries, and at most [`MOST_CONTENT`]; one entry
+    /// always fits.
     ///
-    /// Links are listed where the mapping follows them and they lead to objects; what lies below a link to a directory is
-    /// listed only where the prefix itself leads there, since links can form circles. What the server cannot read and what
-    /// has no URI is left out; the detailed form says so. What the view hides is left out without a word.
+    /// The listing includes links where the mapping follows them and they lead to objects. It includes the
+    /// objects below a link to a directory only where the prefix itself leads there, since links can form
+    /// circles. It leaves out unreadable directories and names without a URI; the detailed form reports them.
+    /// It leaves out hidden objects silently.
     pub fn begin(&self, wanted: WantedPage, most_content: usize) -> Result<Paging, Error> {
         let WantedPage { session, form, view, prefix, cursor, limit } = wanted;
         let limit = if limit == 0 { DEFAULT_LIMIT } else { limit.min(MAX_LIMIT) };
@@ -154,7 +159,7 @@ impl Listing {
         let (listing, after) = match cursor {
             Some(bytes) => match Cursor::decode(&bytes, prefix.as_bytes(), &self.key, session)? {
                 (Cursor { listing, after }, true) => (listing, after),
-                // Of another session or server, or forged: a place and nothing else.
+                // From another session or server, or forged: use only the place.
                 (Cursor { after, .. }, false) => (self.next.fetch_add(1, Relaxed), after),
             },
             None => (self.next.fetch_add(1, Relaxed), Vec::new()),
@@ -165,7 +170,7 @@ impl Listing {
         Ok(Paging { session, listing, prefix, limit, most_content, walk, after, page })
     }
 
-    /// Goes on with a page until it is there, or the turn is over: then None.
+    /// Continues a page until it is complete, or the turn is over: then None.
     pub fn go_on(
         &self,
         mapping: &Mapping,
@@ -177,7 +182,7 @@ impl Listing {
         let Paging { walk, page, after, .. } = paging;
         let is_full = |page: &Page, path: &[u8]| {
             let has_room = page.entries.len() + path.len() + MOST_FACTS <= most_content;
-            // One entry always fits, so that every page gets further.
+            // One entry always fits, so every page advances.
             page.count == limit || (page.count > 0 && !has_room)
         };
         let goes_on = loop {
@@ -228,13 +233,13 @@ impl Listing {
             }
         };
         if !goes_on {
-            // A directory that was removed reads as one that ends.
+            // A removed directory reads like an empty one.
             mapping.check_root()?;
         }
         Ok(Some(self.finish(paging, goes_on)))
     }
 
-    /// Ends a page early, where it has enough entries to be worth an answer; the next page goes on behind them.
+    /// Ends a page early, where it has enough entries for a reply; the next page continues behind them.
     pub fn cut(&self, paging: &mut Paging) -> Option<Page> {
         (paging.page.entries.len() >= LEAST_CONTENT).then(|| self.finish(paging, true))
     }
@@ -249,24 +254,24 @@ impl Listing {
         } else {
             self.kept().retain(|kept| kept.listing != listing || kept.session != session);
         }
-        // It may wait for its client for long.
+        // The page may wait long for its client.
         paging.page.entries.shrink_to_fit();
         let empty = Page { form: paging.page.form, entries: Vec::new(), count: 0, cursor: None };
         std::mem::replace(&mut paging.page, empty)
     }
 
-    /// Keeps what a page has read that is not put together further for now.
+    /// Keeps the batches that a paused page has read.
     pub fn keep_runs(&self, paging: &mut Paging) {
         let runs: Vec<_> = paging.walk.take_runs().collect();
         runs.into_iter().for_each(|(place, run)| self.keep(paging.session, paging.listing, place, run));
     }
 
-    /// Drops what is kept for a session that is over.
+    /// Drops the batches of a session that has ended.
     pub fn forget(&self, session: u64) {
         self.kept().retain(|kept| kept.session != session);
     }
 
-    /// Drops what was kept for too long. Called once a second.
+    /// Drops batches that are too old. Called once a second.
     pub fn sweep(&self) {
         self.kept().retain(|kept| kept.since.elapsed() <= KEEP);
     }
@@ -284,7 +289,7 @@ impl Listing {
         kept.remove(at).filter(|kept| kept.since.elapsed() <= KEEP).map(|kept| kept.run)
     }
 
-    /// Where there is too much, the oldest goes of the session that has most.
+    /// Over a limit, drops the oldest batch of the session with the most.
     fn keep(&self, session: u64, listing: u64, place: Vec<u8>, run: Arc<NameBatch>) {
         let mut kept = self.kept();
         kept.push_back(SavedBatch { session, listing, place, run, since: Instant::now() });
@@ -307,12 +312,12 @@ impl Listing {
 }
 
 impl Paging {
-    /// The number of the listing, under which [`Listing::keep_runs`] keeps what it has read.
+    /// The number of the listing, under which [`Listing::keep_runs`] keeps its batches.
     pub fn listing(&self) -> u64 {
         self.listing
     }
 
-    /// Begins as a page of this listing: gets what is kept of one that was given up.
+    /// Begins as a page of this listing: gets the batches of one that gave up its place.
     pub fn of(self, listing: u64) -> Paging {
         Paging { listing, ..self }
     }
@@ -324,13 +329,13 @@ impl SavedBatch {
     }
 }
 
-/// What the walk stands at.
+/// The file at the walk's position.
 #[derive(Debug, PartialEq, Eq)]
 enum Looked {
     Object(ObjectMeta),
-    /// No object, or no longer.
+    /// No object, or no longer one.
     Nothing,
-    /// The server may read the names in the directory, and may not look at what they stand for.
+    /// The server may read the directory's names, but may not stat its entries.
     Forbidden,
 }
 

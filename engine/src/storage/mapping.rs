@@ -1,8 +1,8 @@
 //! URI → open file, inside the root and nowhere else.
 //!
-//! Two fences: segments that are never names (`.`, `..`, empty, over-long) are refused before the kernel sees them, and
-//! `openat2(2)` resolves the rest beneath the root (RESOLVE_BENEATH), so a rename or a link planted meanwhile cannot lead
-//! out either.
+//! Two checks: the server refuses segments that are never names (`.`, `..`, empty, over-long) itself, and
+//! `openat2(2)` resolves the rest beneath the root (RESOLVE_BENEATH). So a rename or a link made meanwhile
+//! cannot lead out either.
 
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::fs::{self, AtFlags, CWD, FileType, Mode as Permissions, OFlags, ResolveFlags, Stat};
@@ -20,29 +20,29 @@ use crate::storage::versions;
 
 /// The longest name that Linux file systems hold, in bytes.
 const MAX_SEGMENT: usize = 255;
-/// The directory at the top of a root in which writes are prepared. No URI leads into one of this name, at whatever depth: a
-/// directory below this root may be the root of another server.
+/// The directory at the top of a root in which the server prepares writes. No URI leads into a directory of
+/// this name, at any depth: a directory below this root may be the root of another server.
 pub const RESERVED: &str = ".objmapper";
 const NO_LINKS: ResolveFlags = ResolveFlags::NO_SYMLINKS;
-/// openat2 says EAGAIN where a rename raced with it; so many times it is asked again.
+/// openat2 fails with EAGAIN when a rename races with it; the server retries this often.
 const RENAME_RETRIES: usize = 16;
 
 // O_NONBLOCK, because opening a FIFO would wait for a writer.
 const READING: OFlags = OFlags::RDONLY.union(OFlags::CLOEXEC).union(OFlags::NONBLOCK).union(OFlags::NOCTTY);
 
-/// A regular file, opened for this request alone: offset and status flags belong to nobody else.
+/// A regular file, opened for this request alone: no other request shares its offset and status flags.
 #[derive(Debug)]
 pub struct OpenObject {
     pub file: OwnedFd,
     /// Bytes, at the time of opening.
     pub size: u64,
-    /// What the file was at that time.
+    /// The version of the file at that time.
     pub version: Version,
 }
 
 impl OpenObject {
-    /// Whether the file is still what it was when it was opened: asked after reading, it says that what was read is one
-    /// state of it.
+    /// Whether the file is unchanged since it was opened. Checked after reading, true means that the bytes
+    /// are of one state of the file.
     pub fn is_unchanged(&self) -> bool {
         fs::fstat(&self.file).is_ok_and(|stat| self.version.looks_like(&Version::of(&stat)))
     }
@@ -52,7 +52,7 @@ impl OpenObject {
     }
 }
 
-/// What is known of an object without its content.
+/// The metadata of an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ObjectMeta {
     /// Bytes.
@@ -67,7 +67,7 @@ impl ObjectMeta {
         ObjectMeta::new(Version::of(stat))
     }
 
-    /// What is known of an open file.
+    /// The metadata of an open file.
     pub fn of_file(file: &OwnedFd, stat: &Stat) -> Self {
         ObjectMeta::new(versions::version_of(file, stat))
     }
@@ -76,7 +76,7 @@ impl ObjectMeta {
         ObjectMeta { size: version.size(), mtime: version.mtime(), version }
     }
 
-    /// 16 hex digits that stand for this state of the object.
+    /// 16 hex digits that identify this state of the object.
     pub fn etag(&self) -> Etag {
         self.version.etag()
     }
@@ -89,12 +89,12 @@ pub struct Mapping {
     resolve: ResolveFlags,
     is_remote: bool,
     device: u64,
-    /// Whether this kernel knows RESOLVE_CACHED, as far as it has been asked.
+    /// Whether this kernel supports RESOLVE_CACHED; true until a call fails.
     resolves_cached: Arc<AtomicBool>,
 }
 
 impl Mapping {
-    /// Takes hold of `root`.
+    /// Opens `root`.
     pub fn new(root: &Path, follow_symlinks: bool) -> Result<Self, StartError> {
         let failed = |errno| StartError::new(errno, "cannot serve this root", root.display().to_string());
         let directory = Root::open(root).map_err(failed)?;
@@ -113,17 +113,17 @@ impl Mapping {
         })
     }
 
-    /// The directory itself, held open without permission to read.
+    /// The directory itself, opened without read permission.
     pub fn root(&self) -> BorrowedFd<'_> {
         self.root.as_fd()
     }
 
-    /// The root, to be looked at.
+    /// The root, for health checks.
     pub fn place(&self) -> &Root {
         &self.root
     }
 
-    /// An error as the client gets it: what was not found because the root is gone says so.
+    /// The error for the client: says so where an object is missing because the root is gone.
     pub fn explained(&self, error: Error) -> Error {
         match error {
             Error::NotFound
@@ -143,25 +143,26 @@ impl Mapping {
         }
     }
 
-    /// Fails where the root is gone: for what finds nothing without an error.
+    /// Fails where the root is gone: for calls that find nothing without an error.
     pub fn check_root(&self) -> Result<(), Error> {
         if self.root.is_gone() { Err(Error::RootGone) } else { Ok(()) }
     }
 
-    /// The path that it had when it was opened, for messages.
+    /// The path of the root when it was opened, for messages.
     pub fn name(&self) -> &Path {
         self.root.path()
     }
 
-    /// Whether the root lies on a network file system or one in user space, where any look-up may have to wait.
+    /// Whether the root lies on a network file system or one in user space, where any look-up may block.
     pub fn is_remote(&self) -> bool {
         self.is_remote
     }
 
-    /// Whether stat(2) of this file tells of every change that stat(2) can tell of. Not so where another machine may
-    /// change the file: the kernel then answers from attributes that it keeps for a while.
+    /// Whether stat(2) of this file shows every change. On a file system that another machine may change it
+    /// does not: the kernel then answers from attributes that it caches for a while.
     pub fn sees_changes_of(&self, opened: &OpenObject) -> bool {
-        // Below the root something else may be mounted. Subvolumes and layers have devices of their own, too.
+        // Another file system may be mounted below the root. Subvolumes and layers have devices of their own,
+        // too.
         let is_remote = || file_system::is_remote(&opened.file).unwrap_or(true);
         !self.is_remote && (opened.version.device == self.device || !is_remote())
     }
@@ -175,15 +176,15 @@ impl Mapping {
         opened(self.resolve(path, READING).map_err(Error::from_open)?)
     }
 
-    /// Opens the object if that needs no waiting: None where the path is not in the kernel's cache, leads to another file
-    /// system than the root's, or where none of this is known (before Linux 5.12, and [on remote roots](Self::is_remote)).
-    /// Then [`open`](Self::open) decides, on a thread that may wait.
+    /// Opens the object if that needs no waiting. None where the path is not in the kernel's cache or leads
+    /// to another file system than the root's, or where the kernel cannot tell (before Linux 5.12, and [on
+    /// remote roots](Self::is_remote)). Then [`open`](Self::open) decides, on a thread that may wait.
     pub fn open_cached(&self, path: &CStr) -> Result<Option<OpenObject>, Error> {
         self.resolve_cached(path, READING)?.map(opened).transpose()
     }
 
-    /// What [`stat`](Self::stat) tells, if that needs no waiting. Nothing is opened for reading, so a program that waits for a
-    /// reader of a FIFO goes on waiting.
+    /// The result of [`stat`](Self::stat), if that needs no waiting. Opens nothing for reading, so a program
+    /// that waits for a reader of a FIFO goes on waiting.
     pub fn stat_cached(&self, path: &CStr) -> Result<Option<ObjectMeta>, Error> {
         let Some(file) = self.resolve_cached(path, OFlags::PATH | OFlags::CLOEXEC)? else { return Ok(None) };
         let found = ObjectMeta::of(&regular(&file)?);
@@ -194,7 +195,7 @@ impl Mapping {
         if self.is_remote || !self.resolves_cached.load(Relaxed) {
             return Ok(None);
         }
-        // Below the root something slower may be mounted.
+        // A slower file system may be mounted below the root.
         let cached = self.resolve | ResolveFlags::CACHED | ResolveFlags::NO_XDEV;
         let found = match fs::openat2(&*self.root, path, flags, Permissions::empty(), cached | NO_LINKS) {
             Err(Errno::LOOP) if self.follows_symlinks() => {
@@ -215,11 +216,11 @@ impl Mapping {
         }
     }
 
-    /// What [`open`](Self::open) would open, without opening it; it may be an object that the server cannot read.
+    /// The metadata of the object, without opening it. The server may lack permission to read the object itself.
     pub fn stat(&self, path: &CStr) -> Result<ObjectMeta, Error> {
         let file = self.resolve(path, OFlags::PATH | OFlags::CLOEXEC).map_err(Error::from_open)?;
         let found = ObjectMeta::of(&regular(&file)?);
-        // Its stamp takes a descriptor for reading. What cannot be read has none for this server.
+        // Reading its stamp takes a descriptor for reading. An unreadable file has no stamp for this server.
         if found.version.is_coarse()
             && let Ok(file) = self.resolve(path, READING)
         {
@@ -228,7 +229,7 @@ impl Mapping {
         Ok(found)
     }
 
-    /// Opens a directory, for reading its entries and for fsync(2); `.` is the root itself.
+    /// Opens a directory, to read its entries or for fsync(2); `.` is the root itself.
     pub fn open_directory(&self, path: &CStr) -> io::Result<OwnedFd> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NONBLOCK;
         self.resolve(path, flags)
@@ -236,7 +237,7 @@ impl Mapping {
 
     fn resolve(&self, path: &CStr, flags: OFlags) -> io::Result<OwnedFd> {
         let mut tries = 0;
-        // At first without links: where there are none, the path itself says that it does not lead into a staging directory.
+        // First without links: then the path itself shows that it does not lead into a staging directory.
         let mut resolve = self.resolve | NO_LINKS;
         loop {
             match fs::openat2(&*self.root, path, flags, Permissions::empty(), resolve) {
@@ -249,8 +250,8 @@ impl Mapping {
         }
     }
 
-    /// ENOENT for what lies in a directory in which a server prepares writes, however a link has led there; also where that
-    /// cannot be found out, for want of /proc.
+    /// ENOENT for a file in any server's staging directory, whichever link leads there. Also ENOENT where the
+    /// server cannot find that out, without /proc.
     fn outside_staging(&self, file: OwnedFd) -> io::Result<OwnedFd> {
         let path_of = |file: BorrowedFd<'_>| {
             fs::readlinkat(CWD, format!("/proc/self/fd/{}", file.as_raw_fd()), Vec::new())
@@ -266,10 +267,10 @@ impl Mapping {
         Ok(file)
     }
 
-    /// Whether what lies at the path looks as it did when `version` was taken of it.
+    /// Whether the file at the path still looks as it did at `version`.
     ///
-    /// This follows links on the way, unlike `open`: it decides only whether bytes that were rightly read are still those
-    /// of the same, unchanged file.
+    /// Unlike `open`, this follows links on the way: it only decides whether bytes that `open` allowed are
+    /// still those of the same, unchanged file.
     pub fn is_still(&self, path: &CStr, version: &Version) -> bool {
         fs::statat(&*self.root, path, AtFlags::SYMLINK_NOFOLLOW)
             .is_ok_and(|stat| version.looks_like(&Version::of(&stat)))
@@ -282,7 +283,7 @@ fn opened(file: OwnedFd) -> Result<OpenObject, Error> {
     Ok(OpenObject { file, size: found.size, version: found.version })
 }
 
-/// What fstat(2) says of it, if it is a regular file.
+/// The fstat(2) of the file, if it is a regular one.
 fn regular(file: &OwnedFd) -> Result<Stat, Error> {
     let stat = fs::fstat(file).map_err(Error::Storage)?;
     match FileType::from_raw_mode(stat.st_mode) {
@@ -291,10 +292,11 @@ fn regular(file: &OwnedFd) -> Result<Stat, Error> {
     }
 }
 
-/// Reads what the kernel has in memory; at the end of the file 0. None where the disk would have to be waited for.
+/// Reads bytes that the kernel has in memory; 0 at the end of the file. None where the read would have to
+/// wait for the disk.
 ///
-/// Fewer bytes than asked for may mean that the rest is on the disk. On file systems that cannot tell (overlayfs, older
-/// tmpfs) it reads like pread(2), and may wait.
+/// Fewer bytes than requested may mean that the rest is on the disk. On file systems that cannot tell
+/// (overlayfs, older tmpfs) this reads like pread(2), and may block.
 pub fn read_cached(file: &OwnedFd, buffer: &mut [u8], offset: u64) -> Result<Option<usize>, Error> {
     loop {
         let answer = match io::preadv2(file, &mut [IoSliceMut::new(buffer)], offset, ReadWriteFlags::NOWAIT) {
@@ -310,12 +312,13 @@ pub fn read_cached(file: &OwnedFd, buffer: &mut [u8], offset: u64) -> Result<Opt
     }
 }
 
-/// Makes a descriptor fit to be given away: the receiver gets it without O_NONBLOCK, as open(2) would have given it.
+/// Clears O_NONBLOCK, so that a client receives the descriptor as open(2) would have returned it.
 pub fn clear_status_flags(file: &OwnedFd) -> Result<(), Error> {
     fs::fcntl_setfl(file, OFlags::empty()).map_err(Error::Storage)
 }
 
-/// The path below the root, written into `path` so that nothing is allocated, or why there is none. A leading slash is optional, so an object has just one path.
+/// The path below the root, written into `path` so that the call allocates nothing, or why the URI has none.
+/// A leading slash is optional, so each object has one path.
 pub fn relative_path<'a>(uri: &str, path: &'a mut Vec<u8>) -> Result<&'a CStr, Error> {
     #[cfg(test)]
     assert_ne!(uri, "/panic", "a test wants this");
@@ -336,7 +339,7 @@ pub fn relative_path<'a>(uri: &str, path: &'a mut Vec<u8>) -> Result<&'a CStr, E
     CStr::from_bytes_with_nul(path).map_err(|_| Error::BadPath)
 }
 
-/// Whether a name is that of a directory in which writes are prepared, on a file system that does not tell cases apart too.
+/// Whether a name is that of a staging directory, on a case-insensitive file system too.
 pub fn is_reserved(name: &[u8]) -> bool {
     name.eq_ignore_ascii_case(RESERVED.as_bytes())
 }

@@ -1,4 +1,4 @@
-//! The fence around the root, on real directories.
+//! The checks that keep look-ups inside the root, on real directories.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use super::*;
@@ -7,7 +7,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
 use tempfile::TempDir;
 
-/// A served root beside a directory that is not to be reached.
+/// A served root beside a directory that no URI may reach.
 struct Tree {
     above: TempDir,
     follow_symlinks: bool,
@@ -64,7 +64,7 @@ impl Tree {
     }
 }
 
-/// What the server does with a URI.
+/// Opens a URI as the server does.
 fn open(mapping: &Mapping, uri: &str) -> Result<OpenObject, Error> {
     mapping.open(relative_path(uri, &mut Vec::new())?)
 }
@@ -131,7 +131,7 @@ fn a_name_longer_than_any_file_system_holds_is_refused() {
     assert_eq!(tree.content(&longest), Ok("there".to_owned()));
     assert_eq!(tree.refusal(&"n".repeat(256)), Error::BadPath);
     assert_eq!(tree.refusal(&format!("/sub/{}/x", "n".repeat(256))), Error::BadPath);
-    // Each name is short enough, and the whole path is not.
+    // Each name is short enough, but the whole path is not.
     let deep = "d/".repeat(2047) + "d";
     assert!(matches!(tree.refusal(&deep), Error::NotFound | Error::BadPath));
 }
@@ -146,7 +146,7 @@ fn what_is_missing_is_not_found() {
     let tree = Tree::new();
     assert_eq!(tree.refusal("/missing"), Error::NotFound);
     assert_eq!(tree.refusal("/missing/object"), Error::NotFound);
-    // A file that the URI takes for a directory.
+    // The URI treats a file as a directory.
     assert_eq!(tree.refusal("/object/below"), Error::NotFound);
 }
 
@@ -332,7 +332,7 @@ fn what_the_kernel_has_in_its_cache_is_opened_without_waiting() {
     // It was written just now, so it is in the cache.
     assert_eq!(opened.expect("cached").found(), mapping.stat(c"sub/object").expect("there"));
     assert_eq!(mapping.open_cached(c"sub").map(|_| ()), Err(Error::NotRegular));
-    // Of a name that nobody has asked for, the kernel would have to look at the disk to know.
+    // For a name never looked up, the kernel would have to read the disk.
     assert!(matches!(mapping.open_cached(c"never-asked-for"), Ok(None)));
     tree.link("outside", "../secret");
     assert!(matches!(mapping.open_cached(c"outside"), Err(Error::Symlink) | Ok(None)));
@@ -354,7 +354,7 @@ fn where_cached_lookups_are_not_to_be_had_all_are_for_open() {
 
 #[test]
 fn another_file_system_below_the_root_is_never_taken_for_cached() {
-    // /proc is a mount in /; nothing of it needs a disk, and still it is not for open_cached to say.
+    // /proc is a mount below /: it needs no disk, but open_cached must leave it to `open` all the same.
     let mapping = Mapping::new(Path::new("/"), false).expect("a mapping");
     assert!(mapping.open(c"proc/version").is_ok());
     assert!(matches!(mapping.open_cached(c"proc/version"), Ok(None)));
@@ -372,7 +372,7 @@ fn what_is_in_memory_is_read_and_what_is_not_is_left_to_others() {
     assert_eq!(read_cached(&file, &mut buffer, 1 << 20), Ok(Some(0)), "the end");
     assert_eq!(read_cached(&file, &mut buffer, (1 << 20) - 5), Ok(Some(5)));
 
-    // Sent to the disk and out of memory again; file systems in memory keep it.
+    // Written to the disk and dropped from memory; file systems in memory keep it.
     fs::fsync(&file).expect("written");
     fs::fadvise(&file, 0, None, fs::Advice::DontNeed).expect("forgotten");
     if read_cached(&file, &mut buffer, 0) == Ok(None) {

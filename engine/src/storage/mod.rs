@@ -1,4 +1,4 @@
-//! Files: from a URI to one that is open, those on their way in, all below a prefix, and what of them is kept in memory.
+//! Files: opens objects by URI, writes and lists them, and caches small ones in memory.
 
 pub mod cache;
 pub mod copiers;

@@ -1,8 +1,8 @@
-//! Which file system a file is on that a client passed, learned without a call that this file system answers.
+//! Finds the file system of a client's file without a call that this file system answers.
 //!
-//! A file system in user space, or over a network, may leave a call unanswered. The thread that makes the call then cannot
-//! be ended, not by SIGKILL either, and the process stays until the answer comes. So the server reads from those alone that
-//! the kernel serves from this machine.
+//! A file system in user space, or over a network, may leave a call unanswered. The thread that makes the
+//! call then cannot be ended, not by SIGKILL either, and the process stays until the answer comes. So the
+//! server reads only from file systems that the kernel serves from this machine.
 
 use rustix::fs::{self, AtFlags, FileType, MemfdFlags, StatxFlags};
 use std::os::fd::{AsFd, OwnedFd};
@@ -35,7 +35,7 @@ const LOCAL: &[&[u8]] = &[
     b"zfs",
 ];
 
-/// Where a file is, as the kernel knows it.
+/// The location of a file, as the kernel knows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Place {
     mount: u64,
@@ -46,7 +46,8 @@ struct Place {
 impl Place {
     /// None where the kernel cannot tell (before Linux 5.8).
     fn of(file: impl AsFd) -> Option<Place> {
-        // DONT_SYNC: the kernel answers from what it has. A mount's number is no file system's business.
+        // DONT_SYNC: the kernel answers from its cache. It never asks a file system for the number of a
+        // mount.
         let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
         let found = fs::statx(file, c"", flags, StatxFlags::MNT_ID).ok()?;
         let has_mount = found.stx_mask & StatxFlags::MNT_ID.bits() != 0;
@@ -55,16 +56,16 @@ impl Place {
     }
 }
 
-/// Whether this is a regular file, as far as the kernel knows without asking its file system.
+/// Whether this is a regular file, by the kernel's cache, without asking its file system.
 pub(super) fn is_regular(file: &OwnedFd) -> bool {
     let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
     fs::statx(file, c"", flags, StatxFlags::TYPE)
         .is_ok_and(|found| FileType::from_raw_mode(found.stx_mode.into()) == FileType::RegularFile)
 }
 
-/// Whether the kernel itself serves the file: one of a local file system, or of memory (memfd_create(2)).
+/// Whether the kernel itself serves the file: on a local file system, or in memory (memfd_create(2)).
 ///
-/// Reads /proc/self/mountinfo each time: the numbers of mounts are given again, and while the file is open its own is not.
+/// Reads /proc/self/mountinfo each time: the kernel reuses mount numbers, but not that of an open file.
 pub(super) fn is_local(file: &OwnedFd) -> bool {
     let Some(place) = Place::of(file) else { return false };
     if memory_mount() == Some(place.mount) {
@@ -73,7 +74,8 @@ pub(super) fn is_local(file: &OwnedFd) -> bool {
     std::fs::read("/proc/self/mountinfo").is_ok_and(|mounts| is_local_in(&mounts, place))
 }
 
-/// The kernel's own mount for memory files, which mountinfo does not list: that of one that is made here.
+/// The kernel's own mount for memory files, which mountinfo does not list: taken from a memory file made
+/// here.
 fn memory_mount() -> Option<u64> {
     static MOUNT: OnceLock<u64> = OnceLock::new();
     if let Some(mount) = MOUNT.get() {
@@ -84,10 +86,11 @@ fn memory_mount() -> Option<u64> {
     Some(*MOUNT.get_or_init(|| place.mount))
 }
 
-/// What a text like /proc/self/mountinfo says of the place.
+/// Whether a text like /proc/self/mountinfo shows the place as local.
 ///
-/// A mount of another mount namespace is not listed. Its file system may be, where both have it mounted; that is looked for
-/// by the device where that is a real one: numbers without a device (major 0) may be those of a part of a file system.
+/// It does not list a mount of another mount namespace, but may list the same file system, where both
+/// namespaces mount it. The device identifies that file system only where it is a real one: numbers without a
+/// device (major 0) may be those of a part of a file system.
 fn is_local_in(mounts: &[u8], place: Place) -> bool {
     let mut by_device = false;
     for line in mounts.split(|byte| *byte == b'\n') {

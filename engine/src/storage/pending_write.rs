@@ -1,4 +1,5 @@
-//! An object on its way in: a file that no URI leads to until it is whole and on the disk; then it is renamed into place.
+//! A write in progress: a file without a URI until it is complete and on the disk; a rename then puts it in
+//! place.
 
 use rustix::fd::{AsRawFd, OwnedFd};
 use rustix::fs::{self, AtFlags, CWD, FallocateFlags, Mode as Permissions, OFlags, RenameFlags};
@@ -14,13 +15,13 @@ use crate::storage::quota::check_quota;
 use crate::storage::staging::Directory;
 use crate::storage::target::{Conditions, Target};
 
-/// What is dropped leaves nothing behind.
+/// A dropped write leaves no file behind.
 #[derive(Debug)]
 pub struct PendingWrite {
     staging: Arc<Directory>,
     target: Target,
     file: OwnedFd,
-    /// Its name in the staging directory, if it has one already.
+    /// Its name in the staging directory, once it has one.
     name: Option<CString>,
     size: u64,
     reserved: u64,
@@ -30,8 +31,8 @@ impl PendingWrite {
     pub(crate) fn new(staging: Arc<Directory>, target: Target) -> Result<PendingWrite, Error> {
         let everybody = Permissions::from_raw_mode(0o666);
         let (file, name) = if staging.can_link {
-            // In the target's own directory, so that a lack of permission, room or quota shows now, and the group and the
-            // default access list of that directory hold. Nothing has to be swept after a crash.
+            // In the target's own directory: missing permission, room or quota shows now, and that
+            // directory's group and default access list apply. After a crash no file remains to sweep.
             let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
             (fs::openat(&target.directory, c".", flags, everybody).map_err(Error::from_write)?, None)
         } else {
@@ -42,7 +43,7 @@ impl PendingWrite {
         Ok(PendingWrite { staging, target, file, name, size: 0, reserved: 0 })
     }
 
-    /// Where the bytes go.
+    /// The file that receives the bytes.
     pub fn file(&self) -> &OwnedFd {
         &self.file
     }
@@ -52,8 +53,8 @@ impl PendingWrite {
         self.size
     }
 
-    /// Whether the disk has room for so many bytes more than there are, as far as can be known: what is more than there is
-    /// would fill the disk before it failed, and every other writer would find it full.
+    /// Whether the disk has room for `more` bytes, as far as the server can know. A write beyond the free
+    /// room would fill the disk before it failed, and every other writer would find it full.
     pub fn check_room(&self, more: u64) -> Result<(), Error> {
         let disk = fs::fstatvfs(&self.file).map_err(Error::from_write)?;
         if more > disk.f_bavail.saturating_mul(disk.f_frsize) {
@@ -62,8 +63,8 @@ impl PendingWrite {
         check_quota(&self.file, more)
     }
 
-    /// Takes room on the disk for `length` bytes in all, so that a lack of it shows before they come. File systems that
-    /// cannot do so take it as they are written to.
+    /// Reserves room on the disk for `length` bytes in all, so that a lack of room shows before they come.
+    /// File systems without this allocate as bytes are written.
     pub fn reserve(&mut self, length: u64) -> Result<(), Error> {
         while length > self.reserved {
             match fs::fallocate(&self.file, FallocateFlags::KEEP_SIZE, self.reserved, length - self.reserved)
@@ -83,7 +84,7 @@ impl PendingWrite {
             match io::pwrite(&self.file, bytes, self.size) {
                 Err(Errno::INTR) => {}
                 Err(errno) => return Err(Error::from_write(errno)),
-                // Not seen on Linux; asked again it would go on for ever.
+                // Linux is not known to return 0; a retry would never end.
                 Ok(0) => return Err(Error::Storage(Errno::IO)),
                 Ok(count) => {
                     self.size += count as u64;
@@ -94,19 +95,19 @@ impl PendingWrite {
         Ok(())
     }
 
-    /// Bytes that the disk has room for.
+    /// Bytes reserved on the disk.
     pub fn reserved(&self) -> u64 {
         self.reserved
     }
 
-    /// Makes it so long, which takes no room; what is never written reads as zeros.
+    /// Sets the length, without reserving room; bytes never written read as zeros.
     pub(crate) fn extend(&mut self, length: u64) -> Result<(), Error> {
         fs::ftruncate(&self.file, length).map_err(Error::from_write)?;
         self.size = length;
         Ok(())
     }
 
-    /// Copies all that `source` holds, in as many steps as it takes.
+    /// Copies all of `source`, step by step.
     #[cfg(test)]
     fn copy_from(&mut self, source: OwnedFd) -> Result<u64, Error> {
         let mut copying = Copying::of(source, 0)?;
@@ -114,13 +115,14 @@ impl PendingWrite {
         Ok(copying.length())
     }
 
-    /// Puts the object in its place, lastingly, if the conditions hold. Returns what stat says from now on.
+    /// Puts the object in its place, durably, if the conditions hold. Returns its new metadata.
     ///
-    /// Whatever fails before the rename leaves what was there as it was. When the last step fails, the fsync(2) of
-    /// the directory, the new object stands there, and a crash may still bring back what was there before. No fsync is
-    /// tried twice: after a failure Linux takes the lost pages for clean, and the second one succeeds.
+    /// A failure before the rename leaves the old object unchanged. If the last step fails, the fsync(2) of
+    /// the directory, the new object is in place, but a crash may still bring the old one back. The server
+    /// never retries an fsync: after a failure Linux marks the lost pages as clean, and a second call
+    /// succeeds.
     pub fn commit(mut self, conditions: Conditions) -> Result<ObjectMeta, Error> {
-        // Checked again below; here it saves the wait for the disk.
+        // Checked again below; a failure here saves the wait for the disk.
         let existing = self.target.existing()?;
         self.target.check(&conditions, existing.as_ref())?;
         if let Some(existing) = existing {
@@ -138,17 +140,18 @@ impl PendingWrite {
         self.target.check(&conditions, self.target.existing()?.as_ref())?;
         self.target.confirm(&staging.mapping)?;
         self.rename(conditions.are_exclusive())?;
-        // A rename counts as a change of the file, so its version is known only now.
+        // A rename changes the file's ctime, so its version is known only now.
         let found = ObjectMeta::of_file(&self.file, &fs::fstat(&self.file).map_err(Error::Storage)?);
         drop(held);
         self.target.sync()?;
-        // The directory may have been moved between the look before the rename and the rename.
+        // The directory may have been moved between the check before the rename and the rename.
         self.target.confirm(&staging.mapping)?;
         Ok(found)
     }
 
-    /// Gives the file a name in the staging directory. linkat(2) replaces nothing, so the way into place leads over a name;
-    /// and fsync(2) of a file that has no name is nothing on some file systems (btrfs before 2025), so the name comes first.
+    /// Gives the file a name in the staging directory. linkat(2) replaces nothing, so the file needs a name
+    /// before the rename. On some file systems (btrfs before 2025) fsync(2) of a file without a name does
+    /// nothing, so the name comes before the fsync.
     fn link(&mut self) -> Result<(), Error> {
         if self.name.is_none() {
             // AT_EMPTY_PATH would do without /proc, and needs a capability before Linux 6.10.
@@ -160,7 +163,7 @@ impl PendingWrite {
         Ok(())
     }
 
-    /// From the name in the staging directory to that of the object.
+    /// Renames from the staging directory to the object's name.
     fn rename(&mut self, exclusive: bool) -> Result<(), Error> {
         self.link()?;
         let (from, to) = (&self.staging.file, &self.target);
@@ -168,7 +171,8 @@ impl PendingWrite {
         let flags = if exclusive { RenameFlags::NOREPLACE } else { RenameFlags::empty() };
         let mut answer = fs::renameat_with(from, name, &to.directory, &to.name, flags);
         if exclusive && matches!(answer, Err(Errno::INVAL | Errno::NOSYS)) {
-            // This file system cannot; the check under the lock holds against all writes through this server.
+            // This file system has no exclusive rename; the check under the lock covers all writes through
+            // this server.
             answer = fs::renameat(from, name, &to.directory, &to.name);
         }
         match answer {
@@ -183,13 +187,13 @@ impl PendingWrite {
 impl Drop for PendingWrite {
     fn drop(&mut self) {
         if let Some(name) = &self.name {
-            // What cannot be removed now is swept by the next start.
+            // The next start sweeps a file that cannot be removed now.
             let _ = fs::unlinkat(&self.staging.file, name, AtFlags::empty());
         }
     }
 }
 
-/// Refuses an object of more than `most` bytes; 0: none.
+/// Refuses an object of more than `most` bytes; 0: no limit.
 pub fn check_size(length: u64, most: u64) -> Result<(), Error> {
     if most > 0 && length > most { Err(Error::TooLarge) } else { Ok(()) }
 }

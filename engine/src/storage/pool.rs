@@ -1,10 +1,11 @@
-//! Threads that may wait for a disk, so that those that serve need not. Used where `async_storage` is on, and for writes.
+//! Threads that may wait for a disk, so that serving threads never do. Used where `async_storage` is on, and
+//! for writes.
 //!
-//! Work belongs to a connection. Connections take turns, see `turns.rs`; what waits on one that ends is dropped, but for
-//! writes that came as a whole.
+//! Each storage job belongs to a connection. Connections take turns, see `turns.rs`. The end of a connection
+//! drops its waiting jobs, except for writes that have arrived completely.
 //!
-//! A disk may never answer. So a connection and a user have shares of the threads, and where work waits while threads are
-//! stuck, others take their place: as many again at the most.
+//! A disk may never answer. So a connection and a user have shares of the threads. Where jobs wait while
+//! threads are stuck, the pool starts replacements: at most as many again.
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -24,26 +25,26 @@ pub use crate::storage::turns::{Client, Kind, User};
 use crate::storage::turns::{LongLimits, Place, Shares, Taken, Turns};
 
 const STACK: usize = 256 << 10;
-/// Long work gives its thread back after this time of the processor, or that time on the clock, and goes on when it is its turn
-/// again.
+/// A long job yields its thread after this CPU time, or that time on the clock, and continues at its next
+/// turn.
 const TURN: Duration = Duration::from_millis(1);
 const LONGEST_TURN: Duration = Duration::from_millis(8);
-/// A thread that does one piece of work for this long is stuck.
+/// A thread that works on one job for this long is stuck.
 const STUCK: Duration = Duration::from_secs(1);
-/// Pieces of long work that hold what they have read, for all clients together.
+/// Long jobs that hold data read so far, for all clients together.
 const MOST_BEGUN: usize = 16;
 
-/// Work that may take several turns.
+/// A job that may take several turns.
 pub trait Work: Send {
-    /// Works until it is done or its turn is over.
+    /// Works until the job is done or its turn is over.
     fn run(&mut self, turn: &Turn) -> Progress;
 
-    /// Ends before it has done everything, where what it has is worth an answer. Asked while other work waits for its place.
+    /// Ends early, where the partial result is worth a reply. Called while other jobs wait for its place.
     fn wrap_up(&mut self) -> Progress {
         Progress::More
     }
 
-    /// Gives up what it holds; the next turn begins again.
+    /// Releases what the job holds; the next turn starts again.
     fn give_up(&mut self) {}
 }
 
@@ -54,11 +55,11 @@ pub enum Progress {
     More,
 }
 
-/// How long work may go on: for a time of the processor, since a thread that waits for one has not had its turn; on the clock
-/// for several times that, since a thread that waits for a disk is a thread less for others.
+/// How long a job may run: by CPU time, since a thread that waits for a CPU has not had its turn; and by a
+/// longer time on the clock, since a thread that waits for a disk is missing for others.
 #[derive(Debug)]
 pub struct Turn {
-    /// When to look at the processor's time; None for a turn that ends when the work does.
+    /// When to check the CPU time; None for a turn that ends with the job.
     look_at: Option<Cell<Instant>>,
     ends_at: Instant,
     processor_ends_at: Duration,
@@ -89,7 +90,7 @@ impl Turn {
     }
 }
 
-/// What this thread has had of the processor.
+/// The CPU time of this thread.
 fn processor_time() -> Duration {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
@@ -127,9 +128,9 @@ struct Shared {
     filled: Condvar,
     ended: Condvar,
     pending: Arc<AtomicUsize>,
-    /// What its threads are called.
+    /// The name of its threads.
     name: &'static str,
-    /// Threads that there are while none is stuck.
+    /// Number of threads while none is stuck.
     size: usize,
 }
 
@@ -137,20 +138,20 @@ struct State {
     turns: Turns<Job>,
     sleepers: usize,
     threads: usize,
-    /// Since when each thread that works does what it does, by a number of its own.
+    /// When each busy thread began its present job, by thread number.
     busy: HashMap<usize, Instant>,
     next_number: usize,
     is_closed: bool,
 }
 
 impl State {
-    /// So many threads there are now.
+    /// Sets the number of threads.
     fn count_threads(&mut self, threads: usize, size: usize) {
         self.threads = threads;
         self.turns.set_shares(Shares::of(size, threads.saturating_sub(size)));
     }
 
-    /// Threads that are not stuck.
+    /// Number of threads that are not stuck.
     fn lively(&self) -> usize {
         let stuck = self.busy.values().filter(|since| since.elapsed() >= STUCK).count();
         self.threads - stuck
@@ -166,7 +167,7 @@ impl std::fmt::Debug for StoragePool {
 impl StoragePool {
     pub fn start(name: &'static str, size: usize) -> Result<Self, StartError> {
         let size = size.max(1);
-        // Long work is mostly reading what is in memory: it takes half of the cores, and half of the threads, at the most.
+        // A long job mostly reads memory: long jobs take at most half of the cores and half of the threads.
         let limits = LongLimits { threads: (size / 2).min(cores() / 2).max(1), begun: MOST_BEGUN };
         let turns = Turns::new(limits, Shares::of(size, 0));
         let busy = HashMap::new();
@@ -216,7 +217,7 @@ impl StoragePool {
         }
     }
 
-    /// Starts threads in the place of those that are stuck, where work waits. Called once a second.
+    /// Starts replacements for stuck threads, where jobs wait. Called once a second.
     pub fn relieve(&self) {
         let size = self.shared.size;
         loop {
@@ -226,27 +227,27 @@ impl StoragePool {
                 return;
             }
             drop(state);
-            // Where there is no thread to be had, the next second is another try.
+            // Where no thread can be started, the next second tries again.
             if self.start_thread().is_err() {
                 return;
             }
         }
     }
 
-    /// Has the work done for a client by a thread that may wait. A session has a bounded number under way, so connections
-    /// bound them. After a stop it is dropped.
+    /// Runs the job for a client on a thread that may wait. A session has a bounded number of jobs, so the
+    /// limit of connections bounds them all. Drops the job after a stop.
     pub fn submit(&self, client: Client, kind: Kind, work: impl FnOnce() + Send + 'static) {
         self.submit_work(client, kind, Box::new(Once(Some(work))));
     }
 
-    /// The same for work that may take several turns.
+    /// The same for a job that may take several turns.
     pub fn submit_work(&self, client: Client, kind: Kind, work: Box<dyn Work>) {
         self.shared.pending.fetch_add(1, Relaxed);
         let job = Job { work, pending: Arc::clone(&self.shared.pending) };
         let mut state = self.shared.state();
         if state.is_closed {
             drop(state);
-            // It may hold what has locks of its own.
+            // The job may hold values whose drop takes locks.
             return drop(job);
         }
         state.turns.push(client, kind, job);
@@ -257,19 +258,19 @@ impl StoragePool {
         }
     }
 
-    /// Drops what waits on a connection that has ended, but for writes.
+    /// Drops the waiting jobs of a connection that has ended, except writes.
     pub fn leave(&self, client: Client) {
         let left = self.shared.state().turns.leave(client);
         drop(left);
     }
 
-    /// Pieces of work that are not done.
+    /// Number of jobs that are not done.
     pub fn pending(&self) -> usize {
         self.shared.pending.load(Relaxed)
     }
 
-    /// Drops what waits, does the writes that wait, and ends the threads; what is not done by then is left behind. False
-    /// where a thread is.
+    /// Drops the waiting jobs, does the waiting writes, and ends the threads; leaves behind what is not done
+    /// by `until`. False where it leaves a thread.
     pub fn stop(&self, until: Instant) -> bool {
         let mut state = self.shared.state();
         state.is_closed = true;
@@ -291,7 +292,7 @@ impl StoragePool {
         drop(left);
         for thread in lock(&self.threads).drain(..) {
             if have_ended || thread.is_finished() {
-                // A panic has been reported on stderr by the runtime.
+                // The runtime has reported a panic on stderr.
                 let _ = thread.join();
             }
         }
@@ -304,11 +305,11 @@ impl Shared {
         lock(&self.state)
     }
 
-    /// The work of one thread.
+    /// The loop of one thread.
     fn work(&self, number: usize) {
         let mut state = self.state();
         loop {
-            // It took the place of one that is no longer stuck.
+            // This thread replaced one that is no longer stuck.
             if state.threads > self.size && state.lively() > self.size {
                 break;
             }
@@ -321,7 +322,7 @@ impl Shared {
                 state.sleepers -= 1;
                 continue;
             };
-            // The end of one turn can make more ready than this thread takes.
+            // The end of one turn can make more jobs ready than this thread takes.
             let wake = state.sleepers > 0 && state.turns.has_next();
             state.busy.insert(number, Instant::now());
             drop(state);
@@ -344,7 +345,7 @@ impl Shared {
     fn run(&self, mut taken: Taken<Job>) -> MutexGuard<'_, State> {
         let began = Instant::now();
         let turn = if taken.kind == Kind::Long { Turn::long(began) } else { Turn::endless() };
-        // A panic has been reported on stderr by the runtime; what the work owed its client says so when it is dropped.
+        // The runtime has reported a panic on stderr; the dropped job answers its client.
         let progress = catch_unwind(AssertUnwindSafe(|| taken.job.work.run(&turn))).unwrap_or(Progress::Done);
         let mut state = self.state();
         if progress == Progress::Done || state.is_closed {
@@ -374,7 +375,7 @@ impl Shared {
     ) -> MutexGuard<'a, State> {
         state.turns.end(&taken, began.elapsed());
         drop(state);
-        // It may hold what has locks of its own.
+        // The job may hold values whose drop takes locks.
         drop(taken);
         self.state()
     }

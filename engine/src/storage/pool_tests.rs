@@ -5,7 +5,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 const CLIENT: Client = Client { user: User::Unknown, connection: 1 };
 const LONG: Duration = Duration::from_secs(60);
 
-/// Keeps the only thread until the sender is used or dropped; returns once it has begun.
+/// Occupies the only thread until the sender is used or dropped; returns once the job has begun.
 fn block(pool: &StoragePool) -> Sender<()> {
     let (go_on, wait): (Sender<()>, Receiver<()>) = channel();
     let (begun, has_begun) = channel();
@@ -67,7 +67,7 @@ fn work_that_panics_takes_no_thread_with_it() {
     assert!(pool.stop(Instant::now() + LONG));
 }
 
-/// Wants turns until it is told that it is enough.
+/// Wants turns until the test stops it.
 struct Endless(Receiver<()>);
 
 impl Work for Endless {
@@ -121,7 +121,7 @@ fn a_turn_ends_on_the_clock_however_little_was_done() {
     assert!(Turn::long(began).is_over());
 }
 
-/// The threads of the pool as it counts them.
+/// The pool's count of its threads.
 fn threads(pool: &StoragePool) -> usize {
     pool.shared.state().threads
 }
@@ -155,7 +155,7 @@ fn stuck_threads_are_replaced_while_work_waits_and_the_others_leave_when_they_go
     assert_eq!(threads(&pool), 4);
     drop(stuck);
     while threads(&pool) > 2 {
-        // A thread that sleeps looks when it is woken.
+        // A sleeping thread checks when it wakes.
         pool.submit(client, Kind::Short, || {});
         std::thread::yield_now();
     }

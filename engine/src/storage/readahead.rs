@@ -1,11 +1,11 @@
-//! Reads a part of a file into the kernel's page cache, by a thread that may wait for the disk.
+//! Reads a part of a file into the kernel's page cache, on a thread that may wait for the disk.
 
 use rustix::fd::OwnedFd;
 use rustix::io::{self, Errno};
 
 /// Waits until `length` bytes of a file from `at` on are in the page cache, by reading a byte of each page.
 pub fn touch(file: &OwnedFd, at: u64, length: u64) -> io::Result<()> {
-    // Asks for all of it at once; the reads below then wait in order.
+    // Requests all of it at once; the reads below then wait in order.
     if length > 4096 {
         let wanted = std::num::NonZeroU64::new(length);
         let _ = rustix::fs::fadvise(file, at, wanted, rustix::fs::Advice::WillNeed);

@@ -1,8 +1,9 @@
-//! The directory that is served, and whether it is still the one at its path.
+//! The served directory, and whether it is still the one at its path.
 //!
-//! All look-ups go through one descriptor. When the path leads nowhere, or to what is not to be served, dup3(2) puts a
-//! descriptor in its place below which nothing is found; when the path leads to a directory again, that one's. So a
-//! look-up costs what it always did, and one that is under way keeps what it began with.
+//! All look-ups use one descriptor. When the path leads nowhere, or to a directory that must not be served,
+//! dup3(2) replaces that descriptor with one below which nothing exists. When the path leads to a directory
+//! again, dup3(2) puts that one in. So a look-up costs no more than before, and one under way keeps the
+//! directory that it began with.
 
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::fs::{self, CWD, FileType, Mode as Permissions, OFlags, Stat};
@@ -15,7 +16,7 @@ const FLAGS: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXE
 
 #[derive(Debug)]
 pub struct Root {
-    /// What look-ups use; its number stays, what it stands for may change.
+    /// The descriptor of look-ups; its number stays, its directory may change.
     current: OwnedFd,
     path: PathBuf,
     is_gone: AtomicBool,
@@ -24,63 +25,63 @@ pub struct Root {
 
 #[derive(Debug)]
 struct Held {
-    /// The directory that was served last. Held, its inode number cannot be another's.
+    /// The directory that was served last. While it is open, no other directory gets its inode number.
     directory: OwnedFd,
-    /// Whether it is where a file system is mounted.
+    /// Whether it is a mount point.
     is_mount: bool,
     problem: Option<String>,
 }
 
-/// What the path of the root leads to.
+/// The result of resolving the root's path.
 enum Found {
-    /// The directory that is held.
+    /// The directory that is open.
     Same,
     /// Another one that may be served.
     Other(OwnedFd),
-    /// That cannot be found out now: the process, or the machine, has no descriptor or no memory left.
+    /// Unknown for now: the process, or the machine, has no descriptor or no memory left.
     Unknown,
 }
 
-/// What a look at the path has found.
+/// The result of a look at the path.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Look {
-    /// All is as before.
+    /// Nothing has changed.
     Same,
-    /// The root is gone; for people.
+    /// The root is gone; the reason, for people.
     Gone(String),
-    /// The directory of before is at its path again.
+    /// The previous directory is at its path again.
     Back,
-    /// Another directory is there, and is served from now on.
+    /// Another directory is there; the server serves it from now on.
     Replaced,
 }
 
 impl Root {
     pub fn open(path: &Path) -> io::Result<Root> {
         let current = fs::openat(CWD, path, FLAGS, Permissions::empty())?;
-        // To hold a directory takes no permission on it; to find anything in it takes that to search it.
+        // Opening a directory takes no permission on it; look-ups below it take search permission.
         fs::openat(&current, c".", FLAGS, Permissions::empty())?;
         let directory = io::fcntl_dupfd_cloexec(&current, 0)?;
         let held = Held { is_mount: is_mount(&directory), directory, problem: None };
         Ok(Root { current, path: path.to_owned(), is_gone: AtomicBool::new(false), held: Mutex::new(held) })
     }
 
-    /// As it was named at the start.
+    /// The path given at the start.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Whether nothing can be found because the root itself is gone. Called where something was not found.
+    /// Whether look-ups fail because the root itself is gone. Called after a failed look-up.
     pub fn is_gone(&self) -> bool {
         self.is_gone.load(Relaxed) || fs::fstat(&self.current).is_ok_and(|stat| stat.st_nlink == 0)
     }
 
-    /// Why it is gone, for people; None where it is not.
+    /// Why the root is gone, for people; None where it is not.
     pub fn problem(&self) -> Option<String> {
         self.held().problem.clone()
     }
 
-    /// Looks whether the path leads to the directory that is served, and follows where it may. `prepare` is what has to
-    /// succeed before a directory that took the place of another is served. May wait for the path's file systems.
+    /// Checks whether the path leads to the served directory, and follows it where allowed. `prepare` must
+    /// succeed before the server serves a replacement. May wait for the path's file systems.
     pub fn look(&self, prepare: impl FnOnce() -> Result<(), String>) -> Look {
         let mut held = self.held();
         let look = match self.found(&held) {
@@ -107,7 +108,7 @@ impl Root {
             }
             Err(problem) => {
                 self.is_gone.store(true, Relaxed);
-                // Below what is no directory nothing is found.
+                // Look-ups below a file that is not a directory find nothing.
                 let nothing =
                     fs::openat(CWD, "/dev/null", OFlags::PATH | OFlags::CLOEXEC, Permissions::empty());
                 let _ = nothing.and_then(|nothing| self.put(&nothing));
@@ -120,7 +121,7 @@ impl Root {
         }
     }
 
-    /// Looks where the path leads; an error is why that is not to be served.
+    /// Resolves the path; an error says why the result must not be served.
     fn found(&self, held: &Held) -> Result<Found, String> {
         let shown = self.path.display();
         let directory = match fs::openat(CWD, &self.path, FLAGS, Permissions::empty()) {
@@ -151,7 +152,7 @@ impl Root {
     }
 
     fn put(&self, directory: &OwnedFd) -> io::Result<()> {
-        // SAFETY: both are open, and `current` stays this value's own: only what it stands for changes.
+        // SAFETY: both are open, and `current` stays this value's own: only its directory changes.
         let answer = unsafe { libc::dup3(directory.as_raw_fd(), self.current.as_raw_fd(), libc::O_CLOEXEC) };
         if answer >= 0 {
             return Ok(());
@@ -170,7 +171,8 @@ impl AsFd for Root {
     }
 }
 
-/// Whether the process, or the machine, has no descriptor or no memory left: then an error says nothing of the path.
+/// Whether the process, or the machine, has no descriptor or no memory left: such an error says nothing about
+/// the path.
 fn is_exhausted(errno: Errno) -> bool {
     matches!(errno, Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::INTR)
 }
@@ -180,7 +182,7 @@ fn identity(directory: &OwnedFd) -> Result<(u64, u64), String> {
     Ok((stat.st_dev, stat.st_ino))
 }
 
-/// Whether a file system is mounted at this directory; by the device of the directory above.
+/// Whether the directory is a mount point, by the device of its parent.
 fn is_mount(directory: &OwnedFd) -> bool {
     let above = fs::statat(directory, c"..", fs::AtFlags::empty());
     let Ok((here, above)) = fs::fstat(directory).and_then(|here| Ok((here, above?))) else { return false };

@@ -1,17 +1,18 @@
-//! The smallest of many keys, found in steps that are short: portions are sorted as they come, and merged bit by bit.
+//! The smallest of many keys, found in short steps: sorts keys in portions as they come, and merges the
+//! portions step by step.
 
 use std::cmp::Ordering;
 
 /// Keys that are sorted at a time.
 const PORTION: usize = 2_048;
-/// Keys that are merged between two looks at the clock.
+/// Keys that are merged between two checks of the clock.
 const STEP: usize = 64;
 
-/// How much one run may hold, whatever the directory has.
+/// The limits of one batch, whatever the size of the directory.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct RunLimits {
     pub names: usize,
-    /// Of the names together.
+    /// Bytes of all names.
     pub bytes: usize,
 }
 
@@ -45,22 +46,22 @@ impl Keys {
     }
 }
 
-/// The smallest keys so far: twice as many as are wanted, and what one call of getdents64(2) brings, at the most; then the
-/// greater half goes.
+/// The smallest keys so far: at most twice as many as wanted, plus those of one getdents64(2) call; then a
+/// merge drops the greater half.
 #[derive(Debug)]
 pub(crate) struct SmallestNames {
     limits: RunLimits,
-    /// Those that have been merged; while others are, the last of them.
+    /// The merged keys; during a merge, the last merged ones.
     pub sorted: Keys,
-    /// The next portion, as it comes.
+    /// The next portion, in the order of arrival.
     next: Keys,
     portions: Vec<Keys>,
-    /// Of all keys that are held.
+    /// Number of all keys held.
     count: usize,
     bytes: usize,
-    /// Where each portion is in the merge that is under way, as a heap: the one with the least key is the first.
+    /// The position in each portion during a merge, as a heap: the smallest key comes first.
     heap: Vec<Place>,
-    /// Once a key had to go, all beyond this one have, so that the run has no gap.
+    /// The limit after keys were dropped: every key beyond this one is dropped, so that the batch has no gap.
     pub greatest: Option<Vec<u8>>,
 }
 
@@ -85,7 +86,7 @@ impl SmallestNames {
         }
     }
 
-    /// Takes a key, which may have come before. Not while a merge is under way.
+    /// Adds a key, which may be a duplicate. Not during a merge.
     pub fn offer(&mut self, key: &[u8]) {
         if self.greatest.as_ref().is_some_and(|greatest| key >= &**greatest) {
             return;
@@ -98,12 +99,12 @@ impl SmallestNames {
         }
     }
 
-    /// Whether it is time to merge, so that the greater half may go.
+    /// Whether to merge now, which drops the greater half.
     pub fn has_too_many(&self) -> bool {
         self.count >= 2 * self.limits.names || self.bytes >= 2 * self.limits.bytes
     }
 
-    /// From now on [`merge_on`](Self::merge_on) has something to do.
+    /// Begins a merge, which [`merge_on`](Self::merge_on) continues.
     pub fn begin_merge(&mut self) {
         self.sort_portion();
         let sorted = std::mem::take(&mut self.sorted);
@@ -118,7 +119,7 @@ impl SmallestNames {
         }
     }
 
-    /// Merges until all is done, or the turn is over: then false. Each call gets further.
+    /// Merges until all is done, or the turn is over: then false. Each call advances.
     pub fn merge_on(&mut self, is_over: &dyn Fn() -> bool) -> bool {
         if self.heap.is_empty() {
             return true;
@@ -127,7 +128,7 @@ impl SmallestNames {
         while let Some(place) = self.heap.first_mut() {
             let keys = &self.portions[place.portion as usize];
             let Some(key) = keys.get(place.at as usize) else { break };
-            // Keys that came twice lie side by side.
+            // Duplicates lie side by side.
             if self.sorted.last() != Some(key) {
                 let is_full = self.sorted.ends.len() >= self.limits.names
                     || self.sorted.bytes.len() + key.len() > self.limits.bytes;
@@ -169,7 +170,7 @@ impl SmallestNames {
         self.portions.push(sorted);
     }
 
-    /// Moves a place in the heap down to where it belongs.
+    /// Moves a heap entry down to its position.
     fn sink(&mut self, mut at: usize) {
         loop {
             let children = [2 * at + 1, 2 * at + 2].into_iter().filter(|&child| child < self.heap.len());

@@ -4,8 +4,8 @@ use proptest::prelude::*;
 use std::cell::Cell;
 use std::collections::BTreeSet;
 
-/// Offers the keys as a directory is read, in turns of one step each. Returns what is held at the end, whether keys had to
-/// go, and how many turns it took.
+/// Adds the keys in the order of a directory, in turns of one step each. Returns the keys held at the end,
+/// whether keys were dropped, and the number of turns.
 fn gather(keys: &[Vec<u8>], limits: RunLimits, call: usize) -> (Vec<Vec<u8>>, bool, usize) {
     let mut smallest = SmallestNames::new(limits);
     let mut turns = 0;

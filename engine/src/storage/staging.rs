@@ -1,7 +1,9 @@
-//! Where writes are prepared: a directory a server, `ROOT/.objmapper/<pid>-<random>/`, swept when its owner has died.
+//! Where a server prepares writes: its own directory, `ROOT/.objmapper/<pid>-<random>/`. The next server
+//! sweeps it after a crash.
 //!
-//! A server holds flock(2) on its directory as long as it lives, so a directory whose lock is free belongs to nobody. From
-//! making it to locking it, and for the sweep, the server holds the lock of `.objmapper` above it.
+//! A server holds flock(2) on its directory as long as it lives, so a directory whose lock is free has no
+//! owner. The server holds the lock of `.objmapper` above it for the sweep, and between making its directory
+//! and locking it.
 
 use rustix::fd::{AsRawFd, OwnedFd};
 use rustix::fs::{self, AtFlags, CWD, Dir, FlockOperation, Mode as Permissions, OFlags, ResolveFlags};
@@ -22,14 +24,14 @@ pub use crate::storage::target::{Conditions, Match};
 use crate::storage::target::{Target, no_directory};
 use crate::storage::versions::{Kept, Versions};
 
-/// Another server may be starting at this moment; it sweeps, which takes no longer than to remove a few files.
+/// How long a start waits for another server's start, whose sweep takes no longer than removing a few files.
 const PATIENCE: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(5);
-/// As many writes as can be between check and rename at a time.
+/// The number of locks, and so the most writes between check and rename at a time.
 const STRIPES: usize = 64;
 const OPEN: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
-/// The writing half of a server. Its directory goes when this and the last [`PendingWrite`] are dropped.
+/// The write side of a server. Dropping this and the last [`PendingWrite`] removes its directory.
 #[derive(Debug)]
 pub struct Staging {
     mapping: Mapping,
@@ -44,7 +46,8 @@ impl Staging {
         Ok(Staging { mapping: mapping.clone(), directory: Mutex::new(Arc::new(directory)), notices })
     }
 
-    /// Makes the directory anew, in the root that has taken the place of the one before. What is under way there ends there.
+    /// Makes a new directory, in the root that has replaced the previous one. Writes under way stay in
+    /// the old directory.
     pub fn renew(&self) -> Result<(), StartError> {
         let (directory, _) = Staging::make(&self.mapping)?;
         *self.directory.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(directory);
@@ -70,7 +73,7 @@ impl Staging {
         }
     }
 
-    /// As on a file system without O_TMPFILE.
+    /// Acts as on a file system without O_TMPFILE.
     #[cfg(test)]
     pub(crate) fn with_named_files(mut self) -> Staging {
         let directory = self.directory.get_mut().unwrap_or_else(PoisonError::into_inner);
@@ -80,16 +83,18 @@ impl Staging {
         self
     }
 
-    /// What was found and swept at the start, a line each.
+    /// The findings of the sweep at the start, one line each.
     pub fn notices(&self) -> &[String] {
         &self.notices
     }
 
-    /// Starts a put. `path` comes from `mapping::relative_path`; with `make_parents` the directories on the way are made.
+    /// Starts a put. `path` comes from `mapping::relative_path`; `make_parents` makes missing directories on the
+    /// way.
     pub fn begin(&self, path: &CStr, make_parents: bool) -> Result<PendingWrite, Error> {
         let found = if make_parents { Target::make } else { Target::find }(&self.mapping, path);
         let target = found.map_err(no_directory)?;
-        // Nothing else could be renamed over, and it would be a pity to learn that when all bytes have come.
+        // A rename cannot replace anything else. Checked before the content comes, so that the client does
+        // not send it for nothing.
         target.existing()?;
         if target.identity.0 != self.directory().device {
             return Err(Error::OtherFileSystem);
@@ -97,7 +102,7 @@ impl Staging {
         PendingWrite::new(self.directory(), target)
     }
 
-    /// Removes the object, lastingly, if it is the one that `if_match` means.
+    /// Removes the object, durably, if `if_match` matches it.
     pub fn delete(&self, path: &CStr, if_match: Option<Match>) -> Result<(), Error> {
         let target = Target::find(&self.mapping, path).map_err(Error::from_open)?;
         let directory = self.directory();
@@ -117,13 +122,13 @@ impl Staging {
     }
 }
 
-/// One server's own directory.
+/// The directory of one server.
 #[derive(Debug)]
 pub(crate) struct Directory {
     pub file: OwnedFd,
-    /// Whether files without a name can be made and later be given one.
+    /// Whether the file system can make files without a name and link them later.
     pub can_link: bool,
-    /// Tells the files apart that are written here.
+    /// Gives distinct versions to the files written here.
     pub versions: Versions,
     device: u64,
     pub mapping: Mapping,
@@ -134,7 +139,7 @@ pub(crate) struct Directory {
 }
 
 impl Directory {
-    /// None where another server was in the way, and a further try may succeed.
+    /// None where another server interfered, and a retry may succeed.
     fn make(mapping: &Mapping) -> io::Result<Option<(Directory, Vec<String>)>> {
         match fs::mkdirat(mapping.root(), RESERVED, Permissions::RWXU) {
             Ok(()) | Err(Errno::EXIST) => {}
@@ -152,7 +157,7 @@ impl Directory {
         let name = CString::new(format!("{}-{:016x}", getpid().as_raw_nonzero(), random()?));
         let name = name.map_err(|_| Errno::INVAL)?;
         match fs::mkdirat(&above, &name, Permissions::RWXU) {
-            // NOENT: what was opened has been removed since.
+            // NOENT: the opened directory has been removed since.
             Err(Errno::NOENT | Errno::EXIST) => return Ok(None),
             answer => answer?,
         }
@@ -192,7 +197,7 @@ impl Directory {
         Ok(Some((directory, notices)))
     }
 
-    /// Whether the file system has O_TMPFILE, and /proc is there to give such a file a name.
+    /// Whether the file system has O_TMPFILE, and /proc exists to link such a file.
     fn try_link(&self) -> bool {
         let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
         let Ok(file) = fs::openat(&self.file, c".", flags, Permissions::RUSR | Permissions::WUSR) else {
@@ -208,7 +213,8 @@ impl Directory {
         CString::new(number.to_string()).unwrap_or_default()
     }
 
-    /// Keeps other writes to this target, and to a few more, from coming between a check and a rename.
+    /// Keeps other writes to this target, and to the targets that share its lock, from running between a
+    /// check and a rename.
     pub fn lock(&self, target: &Target) -> MutexGuard<'_, ()> {
         let mut hasher = DefaultHasher::new();
         (target.identity, &target.name).hash(&mut hasher);
@@ -219,14 +225,15 @@ impl Directory {
 
 impl Drop for Directory {
     fn drop(&mut self) {
-        // What cannot be removed now is swept by the next start. `.objmapper` itself stays where other servers are in it.
+        // The next start sweeps a file that cannot be removed now. `.objmapper` itself stays while other
+        // servers use it.
         let _ = remove_files(&self.file);
         let _ = fs::unlinkat(&self.above, &self.name, AtFlags::REMOVEDIR);
         let _ = fs::unlinkat(self.mapping.root(), RESERVED, AtFlags::REMOVEDIR);
     }
 }
 
-/// Whether the lock was free. It is held until the descriptor is closed.
+/// Whether the lock was free. The descriptor holds it until it closes.
 fn lock(directory: &OwnedFd) -> io::Result<bool> {
     match fs::flock(directory, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(true),
@@ -235,7 +242,7 @@ fn lock(directory: &OwnedFd) -> io::Result<bool> {
     }
 }
 
-/// Removes what servers that died have left. The caller holds the lock of `above`.
+/// Removes the files of servers that died. The caller holds the lock of `above`.
 fn sweep(above: &OwnedFd) -> io::Result<Vec<String>> {
     let mut notices = Vec::new();
     for entry in Dir::read_from(above)? {
@@ -257,14 +264,14 @@ fn sweep(above: &OwnedFd) -> io::Result<Vec<String>> {
     Ok(notices)
 }
 
-/// The number of files that were removed; None for a directory that is in use, or no server's of this user.
+/// The number of removed files; None for a directory in use, or one that is not of a server of this user.
 fn sweep_one(above: &OwnedFd, name: &CStr) -> io::Result<Option<usize>> {
     let directory = match fs::openat(above, name, OPEN, Permissions::empty()) {
         Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
         answer => answer?,
     };
     let stat = fs::fstat(&directory)?;
-    // Where others may write to the root, they cannot have planted a directory of this owner and mode.
+    // Users who may write to the root cannot make a directory of this owner and mode.
     let is_own = stat.st_uid == geteuid().as_raw() && stat.st_mode & 0o777 == 0o700;
     if !is_own || !lock(&directory)? {
         return Ok(None);
@@ -290,7 +297,7 @@ fn remove_files(directory: &OwnedFd) -> io::Result<usize> {
     Ok(count)
 }
 
-/// Finds out in a fresh directory how the files in it can be told apart.
+/// Finds out in a fresh directory how to tell its files apart.
 fn probe_versions(directory: &OwnedFd) -> io::Result<Versions> {
     let (name, flags) = (c"probe", OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::CLOEXEC);
     let file = fs::openat(directory, name, flags, Permissions::RUSR | Permissions::WUSR)?;
@@ -315,7 +322,7 @@ fn random() -> io::Result<u64> {
     if filled == bytes.len() { Ok(u64::from_ne_bytes(bytes)) } else { Err(Errno::IO) }
 }
 
-/// What to do; which error it was, whoever shows it adds.
+/// The remedy for the error; the caller adds which error it was.
 fn why_no_staging(errno: Errno) -> &'static str {
     match errno {
         Errno::ACCESS | Errno::PERM => {

@@ -1,4 +1,4 @@
-//! The directory of a server that writes: made, locked, swept, removed; and what a delete does. On real directories.
+//! The staging directory: made, locked, swept, removed; and deletes. On real directories.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use super::*;
@@ -16,7 +16,7 @@ fn staging(root: &TempDir) -> Staging {
     Staging::new(&mapping(root)).expect("a staging directory")
 }
 
-/// The names in `.objmapper`; None where it is not there.
+/// The names in `.objmapper`; None where it does not exist.
 fn staged(root: &TempDir) -> Option<Vec<String>> {
     let entries = std::fs::read_dir(root.path().join(RESERVED)).ok()?;
     Some(entries.map(|entry| entry.expect("readable").file_name().into_string().expect("UTF-8")).collect())
@@ -28,7 +28,7 @@ fn put(staging: &Staging, path: &CStr, content: &str) {
     incoming.commit(Conditions::default()).expect("committed");
 }
 
-/// What a server that was killed leaves: a directory that nobody has locked.
+/// The remains of a killed server: a directory without a lock.
 fn abandoned(root: &TempDir, name: &str, files: &[&str]) -> PathBuf {
     let directory = root.path().join(RESERVED).join(name);
     std::fs::create_dir_all(&directory).expect("a directory");
@@ -126,7 +126,7 @@ fn servers_that_start_and_stop_at_the_same_time_do_not_sweep_each_other() {
             let root = &root;
             scope.spawn(move || {
                 for _ in 0..25 {
-                    // Files with names, so that a directory that was swept would be missed.
+                    // Files with names, so that a wrong sweep of the directory would show.
                     let staging = staging(root).with_named_files();
                     let path = CString::new(format!("object-{server}")).expect("a path");
                     put(&staging, &path, "whole");
@@ -218,12 +218,12 @@ fn no_link_leads_into_that_of_a_server_below() {
     }
     let listing = crate::storage::listing::Listing::default();
     let page = |prefix| listing.page(&mapping, None, prefix, None, 0).map(|page| page.count);
-    // `sub/object`; what lies behind links to directories is not listed, and `file` leads into the staging directory.
+    // `sub/object`; a list does not follow links to directories, and `file` leads into the staging directory.
     assert_eq!(page("/"), Ok(1));
     assert_eq!(page("/fair/"), Ok(1));
     assert_eq!((page("/top/"), page("/directory/")), (Ok(0), Ok(0)));
     assert_eq!(page("/sub/.objmapper/"), Err(Error::NotFound));
-    // A root that itself lies below such a directory has its objects, behind links too.
+    // A root that itself lies below such a directory serves its objects, behind links too.
     let odd = root.path().join(".objmapper/odd");
     std::fs::create_dir_all(&odd).expect("a directory");
     std::fs::write(odd.join("object"), "whole").expect("a file");

@@ -1,4 +1,4 @@
-//! Where a write goes: a directory that is held open, a name in it, and what must hold of the object that is there.
+//! The target of a write: an open directory, a name in it, and the conditions on the present object.
 
 use rustix::fd::OwnedFd;
 use rustix::fs::{self, AtFlags, FileType, Mode as Permissions, OFlags, Stat};
@@ -10,16 +10,16 @@ use crate::storage::mapping::Mapping;
 use crate::storage::version::{Etag, Version};
 use crate::storage::versions;
 
-/// What a condition compares with.
+/// The version that a condition compares with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Match {
-    /// `*`: whatever is there, as long as something is.
+    /// `*`: any object, as long as one exists.
     Any,
     Etag(Etag),
 }
 
 impl Match {
-    /// From what a request carries: 16 hex digits, or `*`.
+    /// Parses a request's condition: 16 hex digits, or `*`.
     pub fn parse(bytes: &[u8]) -> Result<Match, Error> {
         match Etag::try_from(bytes) {
             _ if bytes == b"*" => Ok(Match::Any),
@@ -38,17 +38,17 @@ impl Match {
     }
 }
 
-/// What must hold of the object that is there for a write to take place; CONFLICT where it does not.
+/// The conditions on the present object for a write; CONFLICT where they do not hold.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Conditions {
-    /// Only over this version; with [`Match::Any`] only over something.
+    /// Only over this version; with [`Match::Any`] only over an object.
     pub if_match: Option<Match>,
-    /// Not over this version; with [`Match::Any`] only where nothing is.
+    /// Not over this version; with [`Match::Any`] only where no object exists.
     pub if_none_match: Option<Match>,
 }
 
 impl Conditions {
-    /// CONFLICT where they do not hold of what is there; None is for nothing.
+    /// CONFLICT where the conditions do not hold of `existing`; None means no object.
     pub fn check_version(&self, existing: Option<&Version>) -> Result<(), Error> {
         if self.if_match.is_none() && self.if_none_match.is_none() {
             return Ok(());
@@ -59,14 +59,14 @@ impl Conditions {
         if hold { Ok(()) } else { Err(Error::Conflict) }
     }
 
-    /// Whether a write must not replace anything, which the kernel itself can see to.
+    /// Whether a write must not replace anything, which the kernel itself can enforce.
     pub(crate) fn are_exclusive(&self) -> bool {
         self.if_none_match == Some(Match::Any)
     }
 }
 
-/// A place in the tree: a directory that was opened beneath the root, and a name in it. The directory may be moved while it
-/// is held; [`confirm`](Target::confirm) finds out.
+/// A place in the tree: a directory opened beneath the root, and a name in it. The directory may move while
+/// it is open; [`confirm`](Target::confirm) detects that.
 #[derive(Debug)]
 pub(crate) struct Target {
     pub directory: OwnedFd,
@@ -84,7 +84,7 @@ impl Target {
         Target::in_directory(open(mapping, above)?, above, name)
     }
 
-    /// As [`find`](Self::find), and makes the directories that are missing, each of them lasting.
+    /// As [`find`](Self::find), but makes missing directories, each of them durably.
     pub fn make(mapping: &Mapping, path: &CStr) -> io::Result<Target> {
         let (above, name) = divide(path.to_bytes());
         let mut there = above;
@@ -109,13 +109,14 @@ impl Target {
                 false => Ok(below),
             });
             match below {
-                // Another writer that made it has perhaps not come to the fsync yet.
+                // Another writer that made it may not have called fsync yet.
                 Ok(below) => {
                     sync_directory(&directory)?;
                     directory = below;
                 }
                 Err(errno) => {
-                    // The directory was moved meanwhile, perhaps out of the root: nothing is left there.
+                    // The directory has moved meanwhile, perhaps out of the root: remove the new directory
+                    // there.
                     if is_made {
                         let _ = fs::unlinkat(&directory, &segment, AtFlags::REMOVEDIR);
                     }
@@ -131,8 +132,8 @@ impl Target {
         Ok(Target { directory, name: c_string(name)?, identity, above: above.into() })
     }
 
-    /// Whether the path of the directory still leads to it, beneath the root: else a change in it would not be one at the
-    /// URI, or would be one outside of the root. The path is resolved anew.
+    /// Whether the path of the directory still leads to it, beneath the root. Otherwise a change in it would
+    /// not be one at the URI, or would be one outside the root. Resolves the path anew.
     pub fn confirm(&self, mapping: &Mapping) -> Result<(), Error> {
         let now = open(mapping, &self.above).and_then(|directory| identity(&directory));
         match now.map_err(no_directory)? {
@@ -141,7 +142,7 @@ impl Target {
         }
     }
 
-    /// What is there now; refused where that is nothing to be replaced or removed.
+    /// The present object; refused where a write cannot replace or remove it.
     pub fn existing(&self) -> Result<Option<Stat>, Error> {
         let stat = match fs::statat(&self.directory, &self.name, AtFlags::SYMLINK_NOFOLLOW) {
             Err(Errno::NOENT) => return Ok(None),
@@ -155,7 +156,7 @@ impl Target {
         }
     }
 
-    /// Whether the conditions hold of what [`existing`](Self::existing) has found.
+    /// Whether the conditions hold of the result of [`existing`](Self::existing).
     pub fn check(&self, conditions: &Conditions, existing: Option<&Stat>) -> Result<(), Error> {
         conditions.check_version(existing.map(|stat| self.version(stat)).as_ref())
     }
@@ -165,7 +166,8 @@ impl Target {
         if !version.is_coarse() {
             return version;
         }
-        // Only a descriptor for reading gives the stamp; one of another file, that came meanwhile, gives another version.
+        // Only a descriptor for reading gives the stamp. The stamp of another file, which came meanwhile,
+        // gives another version.
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::NOCTTY;
         match fs::openat(&self.directory, &self.name, flags, Permissions::empty()) {
             Ok(file) => versions::version_of(&file, stat),
@@ -173,16 +175,16 @@ impl Target {
         }
     }
 
-    /// Makes a change in the directory last.
+    /// Makes a change in the directory durable.
     pub fn sync(&self) -> Result<(), Error> {
         sync_directory(&self.directory).map_err(Error::Storage)
     }
 }
 
-/// What a failed look-up of the directory means for a put.
+/// The error of a put whose directory look-up failed.
 pub(crate) fn no_directory(errno: Errno) -> Error {
     match errno {
-        // openat2 says so of a link that leads out of the root, not of a mount.
+        // openat2 returns this for a link that leads out of the root, not for a mount.
         Errno::XDEV => Error::Outside,
         other => Error::from_write(other),
     }
@@ -216,7 +218,8 @@ fn c_string(bytes: &[u8]) -> io::Result<CString> {
     CString::new(bytes).map_err(|_| Errno::INVAL)
 }
 
-/// Some file systems have no fsync for directories and say EINVAL; their changes are as lasting as they can be.
+/// Some file systems have no fsync for directories and return EINVAL; their changes are as durable as they
+/// can be.
 fn sync_directory(directory: &OwnedFd) -> io::Result<()> {
     match fs::fsync(directory) {
         Err(Errno::INVAL) => Ok(()),

@@ -1,27 +1,27 @@
-//! Whose turn it is among clients that wait for storage: users take turns, then the connections of each user.
+//! The order of clients that wait for storage: users take turns, then the connections of each user.
 //!
-//! Start-time fair queueing (Goyal, Vin, Cheng, "Start-time fair queueing", 1996) at both levels. Each member has a sum of
-//! the time that its work took; the one with the least is served next. A member that comes back begins at the clock of its
-//! round, so it neither saves up time while it is idle nor waits for the backlog of others. How long work takes is known only
-//! afterwards: an estimate is charged when it begins, and corrected when it ends.
+//! Start-time fair queueing (Goyal, Vin, Cheng, "Start-time fair queueing", 1996) at both levels. Each member
+//! has a sum of its jobs' time; the member with the least is next. A member that returns starts at the clock
+//! of its round, so it neither saves up time while idle nor waits for the backlog of others. The time of a
+//! job is known only afterwards: the queue charges an estimate when it begins, and corrects it when it ends.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::hash::Hash;
 use std::net::IpAddr;
 use std::time::Duration;
 
-/// What a turn is charged before it is known how long it takes, and what each costs at the least.
+/// The charge of a turn before its time is known, and the minimum charge of each.
 const ESTIMATE: u64 = 100_000;
 const LEAST: u64 = 5_000;
-/// Members beyond this number are looked through for those that are idle and owe nothing.
+/// Beyond this number of members, the queue removes those that are idle and owe nothing.
 const MOST_IDLE: usize = 64;
 
-/// The user on whose behalf storage works.
+/// The user that storage works for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum User {
-    /// Of a Unix socket; the kernel names it.
+    /// Of a Unix socket, from the kernel's credentials.
     Uid(u32),
-    /// Over TCP and UDP the address stands for the user.
+    /// Over TCP and UDP the address identifies the user.
     Address(IpAddr),
     Unknown,
 }
@@ -33,38 +33,39 @@ pub struct Client {
     pub connection: u64,
 }
 
-/// How a piece of work is to be treated.
+/// How to treat a storage job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// Done in one turn.
     Short,
-    /// The same, before what else waits on this connection.
+    /// The same, before the other waiting jobs of its connection.
     Urgent,
-    /// Done in one turn, also when the client has left.
+    /// Done in one turn, also after the client has left.
     Write,
-    /// Takes as many turns as it needs; one at a time on each connection.
+    /// Takes any number of turns; a connection runs one at a time.
     Long,
 }
 
-/// Work that is ready, by what it needs to go on.
+/// Classes of ready jobs, by the resources that they need.
 const CLASSES: usize = 3;
 /// A thread.
 const SHORT: usize = 0;
-/// One of the threads that long work may take.
+/// One of the threads for long jobs.
 const BEGUN: usize = 1;
-/// That, and one of the places for long work that has begun.
+/// That, and one of the places for long jobs that have begun.
 const PLACELESS: usize = 2;
 
-/// How much long work there may be at a time.
+/// The limits of long jobs.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct LongLimits {
-    /// Threads that go on with it.
+    /// Threads that work on them.
     pub threads: usize,
-    /// Places for pieces that have begun and hold memory.
+    /// Places for long jobs that have begun and hold memory.
     pub begun: usize,
 }
 
-/// How many threads work for one client at a time, so that one whose disk does not answer leaves some for others.
+/// Threads that work for one client at a time, so that a client whose disk does not answer leaves some for
+/// others.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Shares {
     pub connection: usize,
@@ -72,37 +73,38 @@ pub(super) struct Shares {
 }
 
 impl Shares {
-    /// Of so many threads, and those that take the place of others that are stuck. Where there are three, a connection leaves
-    /// one for its user's others, and a user one for other users. Of two, a connection leaves one.
+    /// The shares of `threads` threads, and of `more` that replace stuck ones. With three or more threads, a
+    /// connection leaves one for the same user's other connections, and a user leaves one for other users.
+    /// With two, a connection leaves one.
     pub fn of(threads: usize, more: usize) -> Shares {
         let connection = threads.saturating_sub(2).max(1);
         Shares { connection, user: (threads + more).saturating_sub(1).max(2) }
     }
 }
 
-/// Work that was taken out, and what must be said when its turn is over.
+/// A job that a thread has taken, and the resources that the end of its turn gives back.
 #[derive(Debug)]
 pub(super) struct Taken<J> {
     pub client: Client,
     pub kind: Kind,
     pub job: J,
-    /// It takes one of the threads for long work.
+    /// It uses one of the threads for long jobs.
     is_continued: bool,
-    /// It has one of the places for long work that has begun.
+    /// It has one of the places for long jobs that have begun.
     has_place: bool,
 }
 
-/// What became of work that is not done after its turn.
+/// The place of a job that is not done after its turn.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Place {
     Kept,
-    /// It keeps its place, and others wait for one: better it ends soon.
+    /// The job keeps its place, but others wait for one: it should end soon.
     Wanted,
-    /// There is none: it must give up what it holds, and begins again when there is one.
+    /// No place is free: the job must release its memory, and starts again once one is free.
     Refused,
 }
 
-/// One level: members, and which of them have work that is ready.
+/// One level: its members, and which of them have ready jobs.
 #[derive(Debug)]
 struct Round<K, V> {
     members: HashMap<K, Member<V>>,
@@ -124,7 +126,7 @@ impl<K: Copy + Ord + Hash, V> Round<K, V> {
         Round { members: HashMap::new(), ready: Default::default(), clock: 0, prune_at: MOST_IDLE }
     }
 
-    /// The member, made or brought up to the clock where it has been idle.
+    /// The member; a new or idle one starts at the clock.
     fn enter(&mut self, key: K, new: impl FnOnce() -> V) -> &mut Member<V> {
         if self.members.len() >= self.prune_at && !self.members.contains_key(&key) {
             let clock = self.clock;
@@ -165,7 +167,7 @@ impl<K: Copy + Ord + Hash, V> Round<K, V> {
         self.set_ready(key, before);
     }
 
-    /// The member to be served next of those that have ready what is allowed.
+    /// The next member that has an allowed ready job.
     fn first(&self, allowed: [bool; CLASSES]) -> Option<(u64, K)> {
         let sets = self.ready.iter().zip(allowed).filter(|(_, allowed)| *allowed);
         sets.filter_map(|(set, _)| set.first().copied()).min()
@@ -197,14 +199,14 @@ impl<V> Member<V> {
     }
 }
 
-/// What one connection waits for.
+/// The waiting jobs of one connection.
 #[derive(Debug)]
 struct Flow<J> {
     short: VecDeque<(Kind, J)>,
     long: VecDeque<J>,
-    /// How the long work in front stands.
+    /// The state of the first long job.
     front: Front,
-    /// The last turn was short work's.
+    /// The last turn went to a short job.
     short_was_last: bool,
 }
 
@@ -212,9 +214,9 @@ struct Flow<J> {
 enum Front {
     New,
     Begun,
-    /// It had a turn, and gave up what it held.
+    /// It had a turn, and released its memory.
     Placeless,
-    /// A thread has it.
+    /// A thread works on it.
     Taken,
 }
 
@@ -229,22 +231,22 @@ impl<J> Flow<J> {
     }
 }
 
-/// What one user waits for.
+/// The waiting jobs of one user.
 #[derive(Debug)]
 struct Flows<J> {
-    /// By the number of the connection.
+    /// By connection number.
     round: Round<u64, Flow<J>>,
-    /// Of the places for long work that has begun, those that this user has.
+    /// The places for begun long jobs that this user has.
     places: usize,
 }
 
-/// All work that waits.
+/// All waiting jobs.
 #[derive(Debug)]
 pub(super) struct Turns<J> {
     users: Round<User, Flows<J>>,
     limits: LongLimits,
     shares: Shares,
-    /// Threads that go on with long work.
+    /// Threads that work on long jobs.
     continuing: usize,
     begun: usize,
     running: usize,
@@ -271,31 +273,31 @@ impl<J> Turns<J> {
         self.settle(client);
     }
 
-    /// Work that is ready and has not begun or may go on.
+    /// Whether a ready job may begin or go on.
     pub fn has_next(&self) -> bool {
         self.next_user().is_some()
     }
 
-    /// Whose work is done next, and what of it may be.
+    /// The next user, and the classes that this user may run.
     fn next_user(&self) -> Option<(User, [bool; CLASSES])> {
         let [short, begun, placeless] = self.allowed();
         let first = self.users.first([short, begun, false]);
-        // Those who may not have one more have one already, so there are not many of them.
+        // Each user refused here has a place already, so there are few of them.
         let wait = self.users.ready[PLACELESS].iter().filter(|_| placeless).copied();
         let first =
             first.into_iter().chain(wait.filter(|(_, user)| self.may_have_a_place(*user)).take(1)).min();
         first.map(|(_, user)| (user, [short, begun, placeless && self.may_have_a_place(user)]))
     }
 
-    /// Whether a user may have one more of the places for long work that has begun: at most as many as are free, so that
-    /// there is always one for the next user (the dynamic threshold of Choudhury and Hahne, see `fd/budget.rs`).
+    /// Whether a user may have one more place for begun long jobs: at most as many as are free, so that one
+    /// remains for the next user (the dynamic threshold of Choudhury and Hahne, see `fd/budget.rs`).
     fn may_have_a_place(&self, user: User) -> bool {
         let free = self.limits.begun - self.begun;
         let has = self.users.members.get(&user).map_or(0, |user| user.value.places);
         free > 0 && (has == 0 || has < free)
     }
 
-    /// Whether long work waits until work of this user gives a place up.
+    /// Whether a long job waits until this user gives up a place.
     fn is_place_wanted(&self, user: User) -> bool {
         let is_waiting = self.users.members.get(&user).is_some_and(|member| member.ready[PLACELESS]);
         (is_waiting && !self.may_have_a_place(user))
@@ -309,7 +311,7 @@ impl<J> Turns<J> {
         count(&mut user.value.places);
     }
 
-    /// Takes out what is to be done next.
+    /// Takes the next job.
     pub fn pop(&mut self) -> Option<Taken<J>> {
         let (user, allowed) = self.next_user()?;
         let flows = &mut self.users.members.get_mut(&user)?.value.round;
@@ -344,7 +346,7 @@ impl<J> Turns<J> {
         Some(Taken { client, kind, job, is_continued, has_place: is_continued })
     }
 
-    /// Work that was taken has had its turn and is done.
+    /// Ends the turn of a job that is done.
     pub fn end<T>(&mut self, taken: &Taken<T>, cost: Duration) {
         if taken.has_place {
             self.count_place(taken.client.user, false);
@@ -352,7 +354,7 @@ impl<J> Turns<J> {
         self.after_turn(taken, cost, Front::New);
     }
 
-    /// Whether long work that is not done after its turn may keep what it holds; said before it is put back.
+    /// Whether an unfinished long job keeps its place after a turn; called before `put_back`.
     pub fn place(&mut self, taken: &mut Taken<J>) -> Place {
         if taken.has_place {
             return if self.is_place_wanted(taken.client.user) { Place::Wanted } else { Place::Kept };
@@ -365,7 +367,7 @@ impl<J> Turns<J> {
         Place::Kept
     }
 
-    /// Puts long work back that is not done after its turn.
+    /// Puts back a long job that is not done after its turn.
     pub fn put_back(&mut self, taken: Taken<J>, cost: Duration) {
         let Taken { client, kind, job, is_continued, has_place } = taken;
         if let Some(flow) = self.flow(client) {
@@ -375,7 +377,7 @@ impl<J> Turns<J> {
         self.after_turn(&Taken { client, kind, job: (), is_continued, has_place }, cost, front);
     }
 
-    /// Takes out all that waits on a connection but writes.
+    /// Removes the waiting jobs of a connection, except writes.
     pub fn leave(&mut self, client: Client) -> Vec<J> {
         let Some(flow) = self.flow(client) else { return Vec::new() };
         let mut left: Vec<J> = Vec::new();
@@ -394,7 +396,7 @@ impl<J> Turns<J> {
         left
     }
 
-    /// Takes out everything but writes, or those too.
+    /// Removes all jobs, with or without writes.
     pub fn clear(&mut self, writes_too: bool) -> Vec<J> {
         let mut left = Vec::new();
         for client in self.clients() {
@@ -407,13 +409,13 @@ impl<J> Turns<J> {
         left
     }
 
-    /// Changes how many threads may work for one client.
+    /// Sets how many threads may work for one client.
     pub fn set_shares(&mut self, shares: Shares) {
         self.shares = shares;
         self.clients().into_iter().for_each(|client| self.settle(client));
     }
 
-    /// Whether anything waits, also what may not begin yet.
+    /// Whether any job waits, also one that may not begin yet.
     pub fn has_waiting(&self) -> bool {
         let mut flows = self.users.members.values().flat_map(|user| user.value.round.members.values());
         flows.any(|flow| !flow.value.short.is_empty() || !flow.value.long.is_empty())
@@ -453,12 +455,12 @@ impl<J> Turns<J> {
         self.users.end(client.user, cost);
         self.settle(client);
         if self.running == 0 && !self.users.ready.iter().any(|set| !set.is_empty()) {
-            // All are idle: nobody has anything to catch up on.
+            // All are idle: none has a backlog.
             self.users = Round::new();
         }
     }
 
-    /// Brings the rounds up to what waits on a connection.
+    /// Updates the rounds after a change of a connection's jobs.
     fn settle(&mut self, client: Client) {
         let Some(user) = self.users.members.get_mut(&client.user) else { return };
         let flows = &mut user.value.round;

@@ -3,7 +3,7 @@ use super::*;
 use proptest::prelude::*;
 
 const LIMITS: LongLimits = LongLimits { threads: 2, begun: 3 };
-/// As many threads as it likes.
+/// No limit of threads.
 const ALL: Shares = Shares { connection: 1_000, user: 1_000 };
 const MS: Duration = Duration::from_millis(1);
 
@@ -11,7 +11,7 @@ fn client(uid: u32, connection: u64) -> Client {
     Client { user: User::Uid(uid), connection }
 }
 
-/// Does what comes next, for this long, and says whose it was.
+/// Runs the next job for `cost`, and returns its client and value.
 fn one(turns: &mut Turns<u32>, cost: Duration) -> (Client, u32) {
     let taken = turns.pop().expect("work");
     turns.end(&taken, cost);
@@ -108,10 +108,10 @@ fn a_connection_has_one_piece_of_long_work_begun_and_all_together_few() {
         turns.put_back(taken, MS);
     }
     assert_eq!(places.iter().filter(|place| **place == Place::Kept).count(), LIMITS.begun);
-    // Of what has begun as many go on as there are threads for that; those without a place wait for one.
+    // As many begun jobs go on as there are threads; those without a place wait for one.
     let going_on: Vec<_> = std::iter::from_fn(|| turns.pop()).collect();
     assert_eq!(going_on.len(), LIMITS.threads);
-    // What is new and short has its turn all the same.
+    // A new short job has its turn all the same.
     turns.push(client(1, 9), Kind::Long, 2);
     assert_eq!(one(&mut turns, MS), (client(1, 9), 2));
     for taken in going_on {
@@ -148,7 +148,7 @@ fn work_with_a_place_that_others_wait_for_is_to_end_soon() {
     let mut taken = turns.pop().expect("it goes on");
     assert_eq!(taken.client, client(1, 0));
     assert_eq!(turns.place(&mut taken), Place::Wanted, "the third waits");
-    // Of other users it is not wanted before all places are taken.
+    // Other users do not want it before all places are taken.
     let (place, mut other) = begin(&mut turns, 2, 9);
     assert_eq!((place, turns.place(&mut other)), (Place::Kept, Place::Kept));
     turns.end(&taken, MS);
@@ -165,7 +165,7 @@ fn one_user_leaves_places_for_the_long_work_of_others() {
         let mut taken = turns.pop().expect("work");
         assert_eq!(taken.client, client(uid, connection));
         let place = turns.place(&mut taken);
-        // The first user owes so much that whoever comes next is before it.
+        // The first user owes so much that any other user goes first.
         turns.put_back(taken, if uid == 1 { MS * 1000 } else { Duration::ZERO });
         place
     };
@@ -175,7 +175,7 @@ fn one_user_leaves_places_for_the_long_work_of_others() {
     assert_eq!(of_two, 2, "half of those that are left");
     let of_others = (3..9).filter(|&uid| begin(&mut turns, uid, uid.into()) == Place::Kept).count();
     assert_eq!(of_others, 2, "one of the rest each");
-    // All of it is done at last, and the places are free again.
+    // All jobs finish, and the places are free again.
     let mut done = 0;
     while let Some(taken) = turns.pop() {
         turns.end(&taken, MS);
@@ -203,7 +203,7 @@ fn what_waits_on_a_connection_that_ends_is_dropped_but_for_writes() {
 #[test]
 fn clients_that_have_gone_leave_nothing_behind() {
     let mut turns = Turns::new(LIMITS, ALL);
-    // One is always there, so that the rounds are never empty.
+    // One job always waits, so that the rounds are never empty.
     turns.push(client(0, 0), Kind::Short, 0);
     for connection in 1..10_000 {
         turns.push(client(connection as u32, connection), Kind::Short, 0);
@@ -219,7 +219,7 @@ fn clients_that_have_gone_leave_nothing_behind() {
 }
 
 proptest! {
-    /// Whatever comes, everything is done once or dropped, and at the end nothing is counted.
+    /// For any sequence, each job is done once or dropped, and the counts end at 0.
     #[test]
     fn nothing_is_lost_done_twice_or_counted_at_the_end(steps in prop::collection::vec((0u8..5, 0u32..3, 0u64..3, 0u8..4), 0..200)) {
         let mut turns = Turns::new(LIMITS, ALL);

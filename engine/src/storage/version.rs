@@ -1,4 +1,4 @@
-//! The version of an object: what stat(2) says of its file, and the etag made of that.
+//! The version of an object, from the stat(2) of its file, and the etag made from it.
 
 use rustix::fs::Stat;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -6,7 +6,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 /// Kernel clocks tick every 10 ms at the slowest (CONFIG_HZ=100).
 const SETTLED: Duration = Duration::from_millis(20);
 
-/// Where both times are whole seconds, the file system may keep no fractions; the coarsest (FAT) counts in 2 s.
+/// Where both times are whole seconds, the file system may keep no fractions; the coarsest (FAT) counts in 2
+/// s.
 const SETTLED_COARSE: Duration = Duration::from_secs(2);
 
 /// SplitMix64's increment: 2⁶⁴ divided by the golden ratio.
@@ -15,7 +16,7 @@ pub(super) const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 /// A version in 16 hex digits.
 pub type Etag = [u8; 16];
 
-/// What must be the same for a file to have the same content.
+/// The fields that must match for a file to have the same content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Version {
     pub(crate) device: u64,
@@ -23,12 +24,12 @@ pub struct Version {
     pub(super) size: i64,
     pub(super) modified: (i64, i64),
     pub(super) changed: (i64, i64),
-    /// What the server wrote beside the content because times are coarse here (`versions.rs`); 0 for none.
+    /// The stamp that the server stores with the content where times are coarse (`versions.rs`); 0 for none.
     pub(super) stamp: u64,
 }
 
 impl Version {
-    /// All but the stamp.
+    /// The version without the stamp.
     pub fn of(stat: &Stat) -> Self {
         Version {
             device: stat.st_dev,
@@ -49,7 +50,7 @@ impl Version {
         (self.modified.1, self.changed.1) == (0, 0)
     }
 
-    /// Whether stat(2) says the same of both.
+    /// Whether stat(2) gives the same values for both.
     pub fn looks_like(&self, other: &Version) -> bool {
         self.stamped(0) == other.stamped(0)
     }
@@ -71,10 +72,10 @@ impl Version {
 
     /// The version as 16 hex digits, which stay the same over restarts.
     ///
-    /// Inode, size, modification and change time are mixed one after the other with the finaliser of SplitMix64 (Steele,
-    /// Lea, Flood, "Fast splittable pseudorandom number generators", 2014, in the variant 13 of Stafford), a bijection
-    /// in which every bit of the input changes every bit of the output with a probability near one half. The device
-    /// is left out: its number may be another after a reboot.
+    /// Mixes inode, size, modification and change time one after the other with the finaliser of SplitMix64
+    /// (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014, in variant 13 of
+    /// Stafford), a bijection in which every input bit changes every output bit with a probability near one
+    /// half. Leaves out the device: its number may change at a reboot.
     pub fn etag(&self) -> Etag {
         let mixed = self.number();
         let mut digits = [0; 16];
@@ -94,8 +95,8 @@ impl Version {
         if self.stamp == 0 { mixed } else { step(mixed, self.stamp) }
     }
 
-    /// Whether a change after `seen` is sure to show, but for one through a mapping. `seen` is a time before stat(2) was
-    /// called: afterwards a slow read could let any file look old.
+    /// Whether any later change is sure to show, except one through a mapping. `seen` is a time before
+    /// stat(2) was called: with a later time, a slow read could make any file look old.
     pub(super) fn is_stable(&self, seen: SystemTime) -> bool {
         let (seconds, nanoseconds) = self.changed.max(self.modified);
         let (Ok(seconds), Ok(nanoseconds)) = (u64::try_from(seconds), u32::try_from(nanoseconds)) else {
@@ -107,7 +108,7 @@ impl Version {
     }
 }
 
-/// Wraps around in 2554 and before 1678, which an etag can live with.
+/// Wraps around in 2554 and before 1678, which is harmless in an etag.
 fn nanoseconds((seconds, nanoseconds): (i64, i64)) -> u64 {
     seconds.wrapping_mul(1_000_000_000).wrapping_add(nanoseconds) as u64
 }

@@ -1,8 +1,8 @@
-//! Versions of their own for files that this server writes, so that no two contents have one etag.
+//! Distinct versions for files that this server writes, so that no two contents share an etag.
 //!
-//! An inode number is used again, and a file system's clock may stand still for milliseconds, or for a second. So a put
-//! gives its file a modification time that no other put has, to the nanosecond; where the file system keeps no
-//! nanoseconds, a number in an extended attribute beside the content.
+//! A file system reuses inode numbers, and its clock may stand still for milliseconds, or for a second. So
+//! each put sets a modification time that no other put has, to the nanosecond. Where the file system keeps no
+//! nanoseconds, it stores a number in an extended attribute with the content.
 
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{self, Stat, Timespec, Timestamps, UTIME_OMIT, XattrFlags};
@@ -14,31 +14,32 @@ use crate::storage::version::{Version, mix64};
 
 /// Eight bytes, big-endian.
 const ATTRIBUTE: &str = "user.objmapper.version";
-/// A modification time with every digit different; 100 ns is what NTFS counts in, 1 µs UDF.
+/// A modification time in which every digit differs; NTFS counts in 100 ns, UDF in 1 µs.
 const PROBE: (i64, u64) = (1_000_000_000, 123_456_789);
 const FINEST: [u64; 3] = [1, 100, 1000];
 
-/// How the files of one file system are told apart.
+/// How to tell the files of one file system apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kept {
-    /// By a modification time in steps of so many nanoseconds.
+    /// By a modification time in steps of this many nanoseconds.
     Time(u64),
     /// By the attribute.
     Attribute,
-    /// Not beyond what its times tell.
+    /// Only as far as its times differ.
     Nothing,
 }
 
-/// Gives versions; one for all files that a server writes.
+/// Makes versions; one for all files that a server writes.
 #[derive(Debug)]
 pub(crate) struct Versions {
     kept: Kept,
-    /// The last that was given: nanoseconds since 1970, or a number.
+    /// The last one made: nanoseconds since 1970, or a number.
     last: AtomicU64,
 }
 
 impl Versions {
-    /// Finds out with `file`, which must be empty and the caller's own, what its file system keeps. `seed` is random.
+    /// Probes with `file`, which must be empty and the caller's own, what its file system keeps. `seed` is
+    /// random.
     pub fn new(file: &OwnedFd, seed: u64) -> io::Result<Versions> {
         let kept = find_out(file)?;
         let last = if kept == Kept::Attribute { seed } else { 0 };
@@ -49,7 +50,7 @@ impl Versions {
         self.kept
     }
 
-    /// Gives the file a version that no other has.
+    /// Gives the file a version that no other file has.
     pub fn give(&self, file: &OwnedFd) -> io::Result<()> {
         match self.kept {
             Kept::Time(step) => set_modified(file, self.next_time(step)),
@@ -62,7 +63,7 @@ impl Versions {
         }
     }
 
-    /// Now, or a step behind the last one where that is later.
+    /// Now, or one step after the last time where that is later.
     fn next_time(&self, step: u64) -> (i64, u64) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_nanos() as u64);
         let later = |last: u64| (now / step * step).max(last + step);
@@ -93,14 +94,14 @@ fn set_modified(file: &OwnedFd, (seconds, nanoseconds): (i64, u64)) -> io::Resul
     fs::futimens(file, &times)
 }
 
-/// The version of an open file. Its attribute is looked for only where both times are whole seconds, which they hardly
-/// ever are on a file system that keeps fractions.
+/// The version of an open file. Reads its attribute only where both times are whole seconds, which is rare on
+/// a file system that keeps fractions.
 pub(crate) fn version_of(file: impl AsFd, stat: &Stat) -> Version {
     let version = Version::of(stat);
     if version.is_coarse() { version.stamped(stamp_of(file)) } else { version }
 }
 
-/// 0 where there is none, or it cannot be read.
+/// 0 where it has none, or the server cannot read it.
 fn stamp_of(file: impl AsFd) -> u64 {
     let mut bytes = [0; 8];
     match fs::fgetxattr(file, ATTRIBUTE, &mut bytes) {

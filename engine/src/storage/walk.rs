@@ -1,6 +1,7 @@
-//! A walk through a tree in the order of URIs, which can be left anywhere and gone on with later.
+//! A walk through a tree in the order of URIs, which can pause anywhere and continue later.
 //!
-//! It holds one descriptor and a bounded amount of names, however deep and wide the tree is: what does not fit is read again.
+//! It holds one descriptor and a bounded amount of names, however deep and wide the tree is: it reads names
+//! beyond that again.
 
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
@@ -15,22 +16,23 @@ use crate::storage::mapping::Mapping;
 
 /// The longest path: a URI has a slash in front.
 const MAX_PATH: usize = MAX_URI - 1;
-/// Directories that one page enters; beyond that it ends, so that a tree without objects keeps no thread for long.
+/// Directories that one page enters; then the page ends, so that a tree without objects does not occupy a
+/// thread for long.
 const MOST_DIRECTORIES: usize = 4096;
-/// Names that are passed over between two looks at the clock.
+/// Names skipped between two checks of the clock.
 const MOST_PASSED: usize = 64;
-/// Bytes of runs that one walk holds besides the innermost.
+/// Bytes of batches that one walk holds besides the innermost.
 const MOST_HELD: usize = 8 << 20;
 
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// [`Walk::path`] is perhaps one.
+    /// [`Walk::path`] may be one.
     Object,
-    /// [`Walk::path`] would be one, or a directory with some in it, and cannot be listed.
+    /// [`Walk::path`] would be an object, or a directory with some, but cannot be listed.
     LeftOut(LeftOut),
-    /// Enough for one page; this is where to go on.
+    /// Enough for one page; the next one continues here.
     PageFull(Vec<u8>),
-    /// The turn is over; the next step goes on.
+    /// The turn is over; the next step continues.
     Remainder,
     End,
 }
@@ -46,43 +48,43 @@ pub(crate) enum LeftOut {
     Long,
 }
 
-/// Behind the path of a directory that a page has reported, in a cursor: no name has this byte.
+/// Follows the path of a directory that a page has reported, in a cursor: no name contains this byte.
 const REPORTED: u8 = 0;
 
 #[derive(Debug)]
 pub(crate) struct Walk {
     /// None where nothing is hidden.
     view: Option<View>,
-    /// Whether it stops at what it leaves out.
+    /// Whether the walk reports what it leaves out.
     reports: bool,
     limits: RunLimits,
-    /// What the names in the outermost directory begin with.
+    /// The prefix of names in the outermost directory.
     prefix: Vec<u8>,
     /// Where an earlier page ended.
     after: Vec<u8>,
-    /// The innermost directory, empty or with a slash at its end, and behind it the name of the object that was found.
+    /// The innermost directory, empty or with a slash at its end, followed by the name of the object found.
     path: Vec<u8>,
     levels: Vec<Level>,
-    /// The innermost directory, where it is needed.
+    /// The innermost directory, once the walk needs it open.
     directory: Option<OwnedFd>,
-    /// It is being read.
+    /// The reading under way.
     reading: Option<Reading>,
     entered: usize,
 }
 
 #[derive(Debug)]
 struct Level {
-    /// How much of the path is the directory.
+    /// The length of the directory's part of the path.
     length: usize,
-    /// From where the run is, or would be, needed.
+    /// The bound from which the walk needs the batch.
     bound: Bound,
     run: Option<Arc<NameBatch>>,
     next: usize,
 }
 
 impl Walk {
-    /// Through `directory`, which is empty or ends in a slash, and all below it whose path starts with `directory` and
-    /// `prefix`, from beyond `after` on, which is empty for a new walk.
+    /// Walks `directory`, which is empty or ends in a slash, and all below it whose path starts with
+    /// `directory` and `prefix`, from beyond `after` on; `after` is empty for a new walk.
     pub fn new(view: Option<View>, directory: &str, prefix: &str, after: &[u8], limits: RunLimits) -> Walk {
         let mut walk = Walk {
             view,
@@ -100,12 +102,12 @@ impl Walk {
         walk
     }
 
-    /// The same walk, which also stops at what it leaves out.
+    /// The same walk, which reports what it leaves out if `reports`.
     pub fn reporting(self, reports: bool) -> Walk {
         Walk { reports, ..self }
     }
 
-    /// Where the next page goes on when this one has just taken what [`Walk::path`] is.
+    /// Where the next page continues after this one has taken [`Walk::path`].
     pub fn place(&self) -> Vec<u8> {
         let mut place = self.path.clone();
         if place.ends_with(b"/") {
@@ -114,13 +116,13 @@ impl Walk {
         place
     }
 
-    /// The path of the object that was found, below the root.
+    /// The path of the object found, below the root.
     pub fn path(&self) -> &[u8] {
         &self.path
     }
 
-    /// The next object; `kept` gives what is kept of an earlier page for a directory. Where the turn is over it rests, but gets
-    /// further with each step.
+    /// Finds the next object; `kept` returns the batch that an earlier page kept for a directory. Pauses
+    /// where the turn is over, but advances with each step.
     pub fn step(
         &mut self,
         mapping: &Mapping,
@@ -130,7 +132,7 @@ impl Walk {
         let mut passed = 0;
         loop {
             passed += 1;
-            // Names that are hidden or left out bring no object, and are many, perhaps.
+            // Hidden or left-out names bring no object, and may be many.
             if passed % MOST_PASSED == 0 && is_over() {
                 return Ok(Step::Remainder);
             }
@@ -170,7 +172,8 @@ impl Walk {
                     if !key.ends_with(b"/") {
                         return Ok(Step::Object);
                     }
-                    // On the way to where an earlier page ended, nothing is new yet; so each page gets further.
+                    // On the way to where the earlier page ended there is nothing new yet; so each page
+                    // advances.
                     if self.entered >= MOST_DIRECTORIES && !self.after.starts_with(&self.path) {
                         return Ok(Step::PageFull(self.path.clone()));
                     }
@@ -188,7 +191,7 @@ impl Walk {
         }
     }
 
-    /// Whether what is at the path is to be reported: an earlier page may have done so.
+    /// Whether to report the path: an earlier page may have done so.
     fn may_report(&self) -> bool {
         self.reports && self.after.strip_prefix(&*self.path) != Some(&[REPORTED])
     }
@@ -206,7 +209,8 @@ impl Walk {
         Ok(self.directory.as_ref().map(|directory| (directory, name)))
     }
 
-    /// What the next page may go on in: for each directory a name that is its own, and the run. The walk ends with it.
+    /// The batches in which the next page may continue: for each directory a key and its batch. Ends the
+    /// walk.
     pub fn take_runs(&mut self) -> impl Iterator<Item = (Vec<u8>, Arc<NameBatch>)> {
         let levels = std::mem::take(&mut self.levels);
         let (path, prefix) = (&self.path, &self.prefix);
@@ -216,7 +220,7 @@ impl Walk {
         })
     }
 
-    /// Goes into the directory that is the path.
+    /// Enters the directory at the path.
     fn enter(&mut self) {
         self.directory = None;
         let bound = match self.after.strip_prefix(&*self.path) {
@@ -233,7 +237,7 @@ impl Walk {
         self.lighten();
     }
 
-    /// Forgets outer runs where they have become too many; they are read again from where they were left.
+    /// Drops outer batches where they hold too much; the walk reads them again from where it left them.
     fn lighten(&mut self) {
         let mut held: usize = self.levels.iter().filter_map(|level| Some(level.run.as_ref()?.weight())).sum();
         for level in &mut self.levels {
@@ -248,7 +252,7 @@ impl Walk {
         }
     }
 
-    /// Gets the innermost directory's run, or a part of it.
+    /// Gets the innermost directory's batch, or a part of it.
     fn fetch(
         &mut self,
         mapping: &Mapping,
@@ -262,13 +266,13 @@ impl Walk {
         let mut fetched = Fetched::Batch;
         let mut run = None;
         if self.reading.is_none() {
-            // Only on the way to where the earlier page ended can there be anything.
+            // An earlier page keeps batches only for directories on the way to where it ended.
             let is_on_the_way = self.after.starts_with(&self.path);
             let from_before =
                 if is_on_the_way { kept(&place(&self.path, &self.prefix, depth)) } else { None };
             run = from_before.filter(|run| run.covers(&level.bound));
             if run.is_none() {
-                // Opened anew, since what is left of a directory that was read before is its end.
+                // Opens it anew: the descriptor of a directory read before is at its end.
                 self.directory = None;
                 match open(mapping, &self.path)? {
                     Reached::Directory(directory) => {
@@ -303,7 +307,7 @@ impl Walk {
     }
 }
 
-/// Names the directory, together with what is wanted of it.
+/// The key of a directory's batch: its path, and for the outermost directory the prefix.
 fn place(directory: &[u8], prefix: &[u8], depth: usize) -> Vec<u8> {
     [directory, if depth == 0 { prefix } else { b"" }].concat()
 }
@@ -311,16 +315,16 @@ fn place(directory: &[u8], prefix: &[u8], depth: usize) -> Vec<u8> {
 #[derive(Debug, PartialEq, Eq)]
 enum Fetched {
     Batch,
-    /// There is more of the directory to be read.
+    /// More of the directory remains to be read.
     Part,
-    /// An empty run stands for a directory that the server may not read.
+    /// An empty batch stands for a directory that the server may not read.
     Unreadable,
 }
 
 #[derive(Debug)]
 enum Reached {
     Directory(OwnedFd),
-    /// No directory that could be listed.
+    /// Not a directory that can be listed.
     Nothing,
     Unreadable,
 }

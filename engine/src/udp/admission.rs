@@ -1,4 +1,4 @@
-//! Who is answered at all: the rule that keeps the server from being turned against anybody.
+//! Which UDP requests the server answers: the rule that keeps attackers from using it to flood a third party.
 
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering::Relaxed;
@@ -17,11 +17,11 @@ pub struct Admission {
     trusted: Vec<Network>,
 }
 
-/// What is to be done with a question.
+/// The decision on a UDP request.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Verdict {
     Serve,
-    /// Its address must first show this cookie.
+    /// The client must first show this cookie, to prove its address.
     Retry([u8; COOKIE]),
     Drop,
 }
@@ -37,9 +37,9 @@ impl Admission {
         })
     }
 
-    /// Judges a question by where it claims to come from, and counts it.
+    /// Decides on a UDP request by its claimed source address, and counts it.
     ///
-    /// Loopback is believed: the kernel takes no such source from a network.
+    /// Loopback is trusted: the kernel accepts no loopback source address from a network.
     pub fn evaluate(&self, question: &UdpRequest<'_>, from: SocketAddr, now: Instant) -> Verdict {
         let from = canonical(from);
         let counts = &self.counts;
@@ -48,7 +48,7 @@ impl Admission {
                 counts.noise_received.fetch_add(1, Relaxed);
                 Verdict::Drop
             }
-            // Nothing can be sent to port 0.
+            // The kernel cannot send to port 0.
             _ if from.port() == 0 => {
                 counts.noise_received.fetch_add(1, Relaxed);
                 Verdict::Drop
@@ -73,7 +73,7 @@ impl Admission {
         }
     }
 
-    /// Whether an address that was let in may be sent so many bytes more. What may not is counted as dropped.
+    /// Whether the server may send `bytes` more to an admitted address. Counts a refusal as dropped.
     pub fn may_send(&self, to: SocketAddr, bytes: usize, now: Instant) -> bool {
         let ip = canonical(to).ip();
         let may = ip.is_loopback() || self.limit.take(ip, bytes as u64, now);
@@ -163,7 +163,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever comes from an address that has shown nothing: 24 bytes for at least 25, or nothing.
+        /// An address without a valid cookie gets 24 bytes for a request of at least 25, or nothing.
         #[test]
         fn who_has_shown_no_cookie_never_gets_more_than_it_sent(
             mut datagram in prop::collection::vec(any::<u8>(), 0..MAX_REQUEST),

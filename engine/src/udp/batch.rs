@@ -1,5 +1,5 @@
-//! Datagrams in and out by the batch: what recvmmsg(2) and sendmmsg(2) are told, and what they tell. With `socket.rs` the only
-//! file here that is near raw system calls.
+//! Datagrams in and out by the batch: builds the arguments of recvmmsg(2) and sendmmsg(2) and reads their
+//! results. Only this file and `socket.rs` here make raw system calls.
 
 use rustix::fd::{AsRawFd, OwnedFd};
 use rustix::io::Errno;
@@ -10,16 +10,17 @@ use std::ops::Range;
 use crate::udp::codec::MAX_REQUEST;
 use crate::udp::socket::last_error;
 
-/// Datagrams that are received, or sent, in one call.
+/// Datagrams received or sent in one call.
 pub const BATCH: usize = 64;
 /// Room for the control messages that we use: a local address (IPv6: 20 bytes) and a segment size.
 const CONTROL: usize = 64;
 
-/// Where a question came from, and where to: an answer goes the same way back.
+/// The peer of a UDP request and the local address it used; the reply takes the same way back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Peer {
     pub address: SocketAddr,
-    /// The address that was written to, where the socket listens on all of them; with its interface for IPv6.
+    /// The local address that the request was sent to, where the socket listens on all of them; IPv6 adds the
+    /// interface.
     local: Option<(IpAddr, u32)>,
 }
 
@@ -30,25 +31,25 @@ impl Peer {
     }
 }
 
-/// A datagram as it came.
+/// A received datagram.
 #[derive(Debug)]
 pub struct Received<'a> {
     pub from: Peer,
-    /// What was kept of it: see [`MAX_REQUEST`].
+    /// The bytes kept of it, at most [`MAX_REQUEST`].
     pub bytes: &'a [u8],
 }
 
-/// Where received datagrams lie until the next batch.
+/// Holds received datagrams until the next batch.
 #[derive(Debug)]
 pub struct Inbox {
     bytes: Box<[u8]>,
     kept: [usize; BATCH],
-    /// As they were sent, padding included.
+    /// Lengths as sent, padding included.
     lengths: [usize; BATCH],
     from: [Option<Peer>; BATCH],
 }
 
-/// What the kernel is told of a batch, and tells of it.
+/// The headers that the kernel reads and fills for a batch.
 struct Batch {
     messages: [libc::mmsghdr; BATCH],
     names: [libc::sockaddr_storage; BATCH],
@@ -77,7 +78,7 @@ impl Inbox {
     pub fn received(&self, count: usize) -> impl Iterator<Item = Received<'_>> {
         let rooms = self.bytes.chunks_exact(MAX_REQUEST);
         rooms.zip(&self.kept).zip(&self.from).take(count).filter_map(|((room, &kept), from)| {
-            // None is an address of no family that we know, which cannot be.
+            // None means an unknown address family, which an IP socket never delivers.
             from.map(|from| Received { from, bytes: &room[..kept] })
         })
     }
@@ -100,9 +101,10 @@ impl Inbox {
             head.msg_control = batch.controls[at].as_mut_ptr().cast();
             head.msg_controllen = CONTROL as _;
         }
-        // MSG_TRUNC: lengths are those of the datagrams, also where they are longer than the room.
+        // MSG_TRUNC: the kernel reports a datagram's full length, even where it exceeds the buffer.
         let flags = libc::MSG_DONTWAIT | libc::MSG_TRUNC;
-        // SAFETY: every pointer leads into `batch` or `self.bytes`, which outlive the call and are that large.
+        // SAFETY: every pointer leads into `batch` or `self.bytes`, which outlive the call and have the given
+        // sizes.
         let received = unsafe {
             libc::recvmmsg(
                 socket.as_raw_fd(),
@@ -112,7 +114,7 @@ impl Inbox {
                 std::ptr::null_mut(),
             )
         };
-        // EAGAIN, or a word about an earlier answer that did not arrive: nothing has come.
+        // EAGAIN, or an ICMP error about an earlier reply: no datagram has come.
         let received = usize::try_from(received).unwrap_or(0);
         for at in 0..received {
             let message = &batch.messages[at];
@@ -125,7 +127,7 @@ impl Inbox {
     }
 }
 
-/// Answers on their way to the kernel.
+/// Datagrams to send.
 #[derive(Debug, Default)]
 pub struct Outbox {
     pub bytes: Vec<u8>,
@@ -136,7 +138,7 @@ pub struct Outbox {
 struct Message {
     start: usize,
     end: usize,
-    /// Bytes of each datagram that the kernel makes of it; 0: it is one.
+    /// Bytes of each datagram that the kernel splits the message into; 0: one datagram.
     segment: usize,
     to: Peer,
 }
@@ -165,8 +167,8 @@ impl Outbox {
         self.messages.is_empty()
     }
 
-    /// Makes the bytes from `start` on datagrams of `datagram` bytes, the last of which may be shorter. One message carries
-    /// `most` bytes of them: what [`UdpSocket::segmented`] says.
+    /// Queues the bytes from `start` on as datagrams of `datagram` bytes; the last may be shorter. One
+    /// message carries at most `most` bytes of them, the result of [`UdpSocket::segmented`].
     pub fn push(&mut self, start: usize, datagram: usize, most: usize, to: Peer) {
         for start in (start..self.bytes.len()).step_by(most.max(1)) {
             let end = (start + most).min(self.bytes.len());
@@ -175,12 +177,12 @@ impl Outbox {
         }
     }
 
-    /// Makes the bytes from `start` on one datagram.
+    /// Queues the bytes from `start` on as one datagram.
     pub fn push_one(&mut self, start: usize, to: Peer) {
         self.messages.push(Message { start, end: self.bytes.len(), segment: 0, to });
     }
 
-    /// Messages; one may be several datagrams.
+    /// Number of messages; one may hold several datagrams.
     pub fn len(&self) -> usize {
         self.messages.len()
     }
@@ -197,7 +199,7 @@ impl Outbox {
         self.messages[message].segment > 0
     }
 
-    /// Makes a message that the kernel was to divide into as many as there are datagrams.
+    /// Splits a segmented message into one message per datagram.
     pub fn divide(&mut self, message: usize) {
         let pieces: Vec<_> = self.messages[message].pieces().collect();
         self.messages.splice(message..=message, pieces);
@@ -208,7 +210,7 @@ impl Outbox {
         self.bytes.clear();
     }
 
-    /// Hands messages from `first` on to the kernel. Returns how many it took.
+    /// Passes messages from `first` on to the kernel. Returns how many it took.
     pub fn send(&self, socket: &OwnedFd, first: usize) -> Result<usize, Errno> {
         let mut batch = Batch::new();
         let messages = &self.messages[first..];
@@ -243,7 +245,8 @@ impl Outbox {
 
 fn read_name(name: &libc::sockaddr_storage) -> Option<SocketAddr> {
     let name: *const libc::sockaddr_storage = name;
-    // SAFETY: the storage is large and aligned enough for either, and the family says which of them it holds.
+    // SAFETY: the storage is large and aligned enough for either type, and the family says which one it
+    // holds.
     unsafe {
         match i32::from((*name).ss_family) {
             libc::AF_INET => {
@@ -265,7 +268,7 @@ fn write_name(name: &mut libc::sockaddr_storage, address: SocketAddr) -> libc::s
     let name: *mut libc::sockaddr_storage = name;
     match address {
         SocketAddr::V4(address) => {
-            // SAFETY: the storage is large and aligned enough, and zeros before.
+            // SAFETY: the storage is large and aligned enough, and zeroed.
             let v4 = unsafe { &mut *name.cast::<libc::sockaddr_in>() };
             v4.sin_family = libc::AF_INET as libc::sa_family_t;
             v4.sin_port = address.port().to_be();
@@ -284,10 +287,10 @@ fn write_name(name: &mut libc::sockaddr_storage, address: SocketAddr) -> libc::s
     }
 }
 
-/// The address that a datagram was written to, where the kernel was asked to say.
+/// The local address of a datagram, where the socket asked the kernel for it.
 fn read_local(head: &libc::msghdr) -> Option<(IpAddr, u32)> {
-    // SAFETY: the kernel filled the control buffer of this head, and says in it how much; the macros keep to that. A
-    // message of the named kind holds the named structure.
+    // SAFETY: the kernel filled the control buffer of this head and set its length, which the macros respect.
+    // A message of the named kind holds the named structure.
     unsafe {
         let mut at = libc::CMSG_FIRSTHDR(head);
         while let Some(message) = at.as_ref() {
@@ -299,7 +302,7 @@ fn read_local(head: &libc::msghdr) -> Option<(IpAddr, u32)> {
                 (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
                     let info = libc::CMSG_DATA(at).cast::<libc::in6_pktinfo>().read_unaligned();
                     let ip = Ipv6Addr::from(info.ipi6_addr.s6_addr);
-                    // An address that is good on one link only needs to be told which.
+                    // Only a link-local address needs its interface.
                     let interface = if ip.is_unicast_link_local() { info.ipi6_ifindex } else { 0 };
                     return Some((ip.into(), interface));
                 }
@@ -310,7 +313,7 @@ fn read_local(head: &libc::msghdr) -> Option<(IpAddr, u32)> {
     None
 }
 
-/// Writes what the kernel is to know of a message besides its bytes. Returns the length of that.
+/// Writes the control messages of a message. Returns their length.
 fn write_control(control: &mut [u64; CONTROL / 8], message: &Message) -> usize {
     let mut at = 0;
     match message.to.local {
@@ -337,9 +340,9 @@ fn write_control(control: &mut [u64; CONTROL / 8], message: &Message) -> usize {
     at
 }
 
-/// Writes one control message at a place that is a multiple of 8. Returns how much room it took.
+/// Writes one control message at a multiple of 8. Returns the room it takes.
 fn write_one<T: Copy>(control: &mut [u64; CONTROL / 8], at: usize, level: i32, kind: i32, value: T) -> usize {
-    // SAFETY: only arithmetic.
+    // SAFETY: the macros only compute.
     let (length, room) = unsafe {
         (libc::CMSG_LEN(size_of::<T>() as u32) as usize, libc::CMSG_SPACE(size_of::<T>() as u32) as usize)
     };

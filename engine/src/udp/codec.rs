@@ -1,4 +1,5 @@
-//! The datagrams, sans-IO: bytes in, values out. The Python codec is held to the same vectors (`tests/vectors/udp.txt`).
+//! The datagrams, sans-IO: bytes in, values out. The same vectors test the Python codec
+//! (`tests/vectors/udp.txt`).
 //!
 //! ```text
 //! PULL   'U' 01 00 cookie_len(1)  request_id(4) offset(8) length(4) chunk(2) uri_len(2) cookie uri [padding]
@@ -7,12 +8,12 @@
 //! ERROR  'U' 01 03 status         request_id(4) message_len(2) message
 //! ```
 //!
-//! A request of version 1 may lie in a datagram of its own, and gets its reply in one. Whatever is neither is noise, and is
-//! never answered: two servers that were made to answer each other would never stop.
+//! A request of version 1 may come in a datagram of its own, and gets its reply in one. Any other datagram is noise.
+//! The server never answers noise: two servers that an attacker makes answer each other would never stop.
 
 use crate::protocol::{Decoded, MAX_URI, Mode, RequestDecoder, Status};
 
-/// What every datagram of the pull form begins with: a letter, and the version of the form.
+/// The first bytes of every datagram of the pull form: a letter, and the version of the form.
 const MAGIC: [u8; 2] = [b'U', 1];
 const PULL: u8 = 0;
 const RETRY: u8 = 1;
@@ -20,27 +21,28 @@ const DATA: u8 = 2;
 const ERROR: u8 = 3;
 
 pub const COOKIE: usize = 16;
-/// What precedes a PULL's cookie and URI.
+/// The bytes in front of a PULL's cookie and URI.
 pub const PULL_HEAD: usize = 24;
 #[cfg(test)]
 pub const RETRY_LENGTH: usize = 24;
-/// What precedes a DATA's payload.
+/// The bytes in front of a DATA's payload.
 pub const DATA_HEAD: usize = 36;
 const CHECKSUM_AT: usize = 32;
 #[cfg(test)]
 pub const ERROR_HEAD: usize = 10;
-/// What a server must be able to take in of a datagram; what follows is padding, or makes it noise.
+/// The server keeps this many bytes of a datagram. Anything behind them is padding, or makes the datagram
+/// noise.
 pub const MAX_REQUEST: usize = PULL_HEAD + COOKIE + MAX_URI + 1;
-/// An ERROR has no more than this to say, so that it fits everywhere.
+/// The longest message of an ERROR, so that it fits every path.
 const MAX_MESSAGE: usize = 1_000;
 
-/// What a server was asked.
+/// A decoded UDP request.
 #[derive(Debug, PartialEq, Eq)]
 pub enum UdpRequest<'a> {
     Pull(Pull<'a>),
     /// A request of version 1, or the status that answers it.
     Plain(Result<(Mode, &'a str), Status>),
-    /// Nothing that is to be answered.
+    /// Invalid: the server does not answer.
     Noise,
 }
 
@@ -54,12 +56,12 @@ pub struct Pull<'a> {
     /// Bytes in a piece, at most; the last of a range may be shorter.
     pub chunk: u16,
     pub cookie: Option<[u8; COOKIE]>,
-    /// The URI, or the status that answers this question.
+    /// The URI, or the error status for this request.
     pub uri: Result<&'a str, Status>,
 }
 
 impl<'a> UdpRequest<'a> {
-    /// Reads a datagram as it came.
+    /// Decodes a received datagram.
     pub fn decode(bytes: &'a [u8]) -> Self {
         match bytes {
             [b'1'..=b'3', ..] => UdpRequest::Plain(decode_plain(bytes)),
@@ -73,7 +75,7 @@ fn decode_plain(bytes: &[u8]) -> Result<(Mode, &str), Status> {
     match RequestDecoder::default().decode(&mut rest) {
         Decoded::Request { mode, uri } if rest.is_empty() => Ok((mode, uri)),
         Decoded::Refused(status) if rest.is_empty() => Err(status),
-        // What was cut off of a URI that is too long changes nothing.
+        // A truncated URI that is too long gets the same answer as the whole one.
         Decoded::More if matches!(*bytes, [_, high, low, ..] if is_too_long(high, low)) => {
             Err(Status::UriTooLong)
         }
@@ -127,7 +129,7 @@ pub fn encode_pull(out: &mut Vec<u8>, pull: &Pull<'_>, uri: &str) {
     out.extend_from_slice(uri.as_bytes());
 }
 
-/// Appends a RETRY: "show me this cookie, so that I know that your address is yours".
+/// Appends a RETRY: the client must send this cookie with its next PULL, to prove its address.
 pub fn encode_retry(out: &mut Vec<u8>, request_id: u32, cookie: &[u8; COOKIE]) {
     out.extend_from_slice(&MAGIC);
     out.extend_from_slice(&[RETRY, 0]);
@@ -135,7 +137,7 @@ pub fn encode_retry(out: &mut Vec<u8>, request_id: u32, cookie: &[u8; COOKIE]) {
     out.extend_from_slice(cookie);
 }
 
-/// Appends an ERROR. A message of more than a thousand bytes is cut.
+/// Appends an ERROR. Cuts a message of more than 1,000 bytes.
 pub fn encode_error(out: &mut Vec<u8>, request_id: u32, status: Status, message: &str) {
     let message = &message.as_bytes()[..message.len().min(MAX_MESSAGE)];
     out.extend_from_slice(&MAGIC);
@@ -145,27 +147,28 @@ pub fn encode_error(out: &mut Vec<u8>, request_id: u32, status: Status, message:
     out.extend_from_slice(message);
 }
 
-/// What the DATA of one answer have in common.
+/// The fields that all DATA of one reply share.
 #[derive(Debug, Clone, Copy)]
 pub struct DataHead {
     pub request_id: u32,
-    /// Names the object's state: another number is another content.
+    /// Names the object's state: other content has another number.
     pub version: u64,
     /// Bytes of the whole object.
     pub total: u64,
-    /// The checksum of the URI, with which every piece's begins: see [`checksum_of_uri`].
+    /// The checksum of the URI, from which the checksum of every piece starts: see [`checksum_of_uri`].
     pub seed: u32,
 }
 
-/// The checksum of every DATA covers the URI first, so that a piece of another object is never taken for one of this: a
-/// PULL that was damaged on its way may have asked for that.
+/// The checksum of every DATA covers the URI first, so a client rejects a piece of another object. A damaged
+/// PULL may have requested that object.
 pub fn checksum_of_uri(uri: &str) -> u32 {
     crc32c::crc32c(uri.as_bytes())
 }
 
-/// Writes the head of a DATA in front of its payload: `datagram` is the whole of it, with room for the head.
+/// Writes the head of a DATA in front of its payload: `datagram` is all of it, with room for the head.
 ///
-/// The checksum is CRC-32C (Castagnoli) over the URI and the datagram, in which its own field counts as zeros, as in SCTP.
+/// The checksum is CRC-32C (Castagnoli) over the URI and the datagram, with its own field as zeros, as in
+/// SCTP.
 pub fn seal_data(datagram: &mut [u8], head: &DataHead, offset: u64) {
     let Some((room, payload)) = datagram.split_first_chunk_mut::<DATA_HEAD>() else { return };
     room[..2].copy_from_slice(&MAGIC);
@@ -179,7 +182,7 @@ pub fn seal_data(datagram: &mut [u8], head: &DataHead, offset: u64) {
     room[CHECKSUM_AT..].copy_from_slice(&checksum.to_be_bytes());
 }
 
-/// What a server answered.
+/// A decoded reply of the server.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Answer<'a> {
     Retry {
@@ -198,12 +201,12 @@ pub enum Answer<'a> {
         status: u8,
         message: &'a [u8],
     },
-    /// Damaged, or none of these.
+    /// Damaged, or of none of these forms.
     Noise,
 }
 
 impl<'a> Answer<'a> {
-    /// Reads a datagram that came in answer to a question about the URI with this checksum.
+    /// Decodes a reply to a UDP request for the URI with this checksum.
     pub fn decode(seed: u32, bytes: &'a [u8]) -> Self {
         Self::read(seed, bytes).unwrap_or(Answer::Noise)
     }
@@ -247,7 +250,7 @@ impl<'a> Answer<'a> {
     }
 }
 
-/// Big-endian numbers off the front of a head that was measured before.
+/// Reads big-endian numbers off the front of a head whose length is already checked.
 struct Fields<'a>(&'a [u8]);
 
 impl Fields<'_> {

@@ -1,4 +1,4 @@
-//! The datagrams against the vectors that the Python codec reads too, and against whatever bytes there are.
+//! The datagrams against the vectors that the Python codec reads too, and against arbitrary bytes.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use super::*;
@@ -79,7 +79,7 @@ fn said_of_answer(answer: &Answer<'_>) -> String {
     }
 }
 
-/// The bytes that an encoder makes of what was decoded; None where there is no encoder for it.
+/// Encodes a decoded datagram again; None where it has no encoder.
 fn encoded(side: &str, bytes: &[u8], uri: &str) -> Option<Vec<u8>> {
     let mut out = Vec::new();
     if side == "question" {
@@ -141,7 +141,7 @@ fn what_is_encoded_is_what_the_vectors_say() {
 
 #[test]
 fn the_checksum_is_crc_32c() {
-    // RFC 3720, B.4: 32 bytes of zeros; and the check value of the catalogues.
+    // RFC 3720, B.4: 32 bytes of zeros; and the check value of the CRC catalogues.
     assert_eq!(crc32c::crc32c(&[0; 32]), 0x8a91_36aa);
     assert_eq!(crc32c::crc32c(b"123456789"), 0xe306_9283);
 }
@@ -171,7 +171,7 @@ proptest! {
         let _ = Answer::decode(1, &bytes);
     }
 
-    /// One wrong bit anywhere: never taken for a piece.
+    /// The decoder rejects a DATA with one wrong bit anywhere.
     #[test]
     fn a_damaged_piece_is_noise((request_id, version, offset, payload, uri) in a_piece(), bit in any::<prop::sample::Index>()) {
         let mut datagram = vec![0; DATA_HEAD];
@@ -190,7 +190,8 @@ proptest! {
         prop_assert!(!matches!(damaged, Answer::Data { .. }), "{:?}", damaged);
     }
 
-    /// No question is an answer and no answer is a question: servers cannot be made to talk to each other.
+    /// No request decodes as a reply and no reply as a request, so servers cannot be made to answer each
+    /// other.
     #[test]
     fn what_a_server_says_is_noise_to_a_server((request_id, version, offset, payload, uri) in a_piece(), words in ".{0,40}") {
         let mut said = vec![Vec::new(); 4];

@@ -1,4 +1,4 @@
-//! What objects hold, as answers need it: from memory, else from the file, and never two states of it together.
+//! Reads objects for replies: from memory, else from the file. A reply never mixes two states of an object.
 
 use rustix::io::{Errno, IoSliceMut, ReadWriteFlags, preadv, preadv2};
 use std::sync::Arc;
@@ -10,24 +10,24 @@ use crate::storage::mapping::{self, OpenObject};
 use crate::storage::version::Version;
 use crate::udp::codec::DATA_HEAD;
 
-/// Objects up to this size are read whole, and kept in memory.
+/// Objects up to this size are read whole and kept in memory.
 const SMALL: u64 = 64 << 10;
-/// An object that is written to while it is read is read again so often.
+/// How often the server reads an object again that changes while it is read.
 pub const TRIES: usize = 4;
 
-/// Whether a disk may be waited for.
+/// Whether the thread may wait for a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DiskWait {
-    /// Other questions would wait as well: see [`ReadError::Storage`].
+    /// Other UDP requests would wait as well: see [`ReadError::Storage`].
     Forbidden,
     Wait,
 }
 
-/// Why there is no content.
+/// Why a read gives no content.
 #[derive(Debug)]
 pub enum ReadError {
     Failed(Error),
-    /// A disk may have to be waited for, and this thread must not.
+    /// The read may have to wait for a disk, and this thread must not.
     Storage,
 }
 
@@ -37,7 +37,7 @@ impl From<Error> for ReadError {
     }
 }
 
-/// An object as it is now.
+/// An object in its current state.
 #[derive(Debug)]
 pub enum Content {
     /// From the cache.
@@ -64,7 +64,7 @@ impl Content {
     }
 }
 
-/// Looks objects up, with the buffers that it needs for that.
+/// Looks up objects, and owns the buffers for it.
 #[derive(Debug)]
 pub struct Reader {
     service: Arc<Service>,
@@ -78,7 +78,7 @@ impl Reader {
         Reader { service: Arc::clone(service), shard, path: Vec::new(), small: Vec::new() }
     }
 
-    /// The bytes of an object that is small; None where it is not.
+    /// The bytes of a small object; None for a large one.
     pub fn small<'a>(&'a self, content: &'a Content) -> Option<&'a [u8]> {
         match content {
             Content::Kept(_, bytes) => Some(bytes),
@@ -121,17 +121,17 @@ impl Reader {
     }
 }
 
-/// The error for an object that never held still.
+/// The error for an object that changed during every attempt to read it.
 pub fn being_written() -> Error {
     Error::Busy("the object is being written to, try again")
 }
 
-/// Where the contents go in a room for datagrams of so many bytes of content each.
+/// The payload slices in a buffer for datagrams of `piece` bytes of content each.
 pub fn payloads(room: &mut [u8], piece: usize) -> impl Iterator<Item = &mut [u8]> {
     room.chunks_mut(DATA_HEAD + piece).map(|datagram| &mut datagram[DATA_HEAD..])
 }
 
-/// Reads a file from `offset` on into the datagrams' payloads. False where it was changed meanwhile.
+/// Reads a file from `offset` on into the datagrams' payloads. False where the file changed meanwhile.
 pub fn read_pieces(
     opened: &OpenObject,
     room: &mut [u8],
@@ -143,7 +143,7 @@ pub fn read_pieces(
     Ok(read_into(opened, &mut slices, offset, storage)? && opened.is_unchanged())
 }
 
-/// Fills the slices from a file. False where it ends before.
+/// Fills the slices from a file. False where the file ends too early.
 fn read_into(
     opened: &OpenObject,
     mut slices: &mut [IoSliceMut<'_>],
@@ -151,12 +151,12 @@ fn read_into(
     storage: DiskWait,
 ) -> Result<bool, ReadError> {
     let mut at = offset;
-    // Empty ones would look like the end of the file.
+    // Empty slices would look like the end of the file.
     IoSliceMut::advance_slices(&mut slices, 0);
     while !slices.is_empty() {
         let read = match storage {
             DiskWait::Forbidden => match preadv2(&opened.file, slices, at, ReadWriteFlags::NOWAIT) {
-                // A file system that cannot tell.
+                // This file system cannot report cached data.
                 Err(Errno::OPNOTSUPP | Errno::NOSYS) => preadv(&opened.file, slices, at),
                 Err(Errno::AGAIN) => return Err(ReadError::Storage),
                 answer => answer,

@@ -1,8 +1,9 @@
-//! Cookies: how an address shows that it receives what is sent to it. Nothing is remembered of whom one was given to.
+//! Cookies: a client proves that it receives what the server sends to its address. The server keeps no record
+//! of the cookies it has given.
 //!
-//! A cookie is HMAC-SHA-256 over address, port and a bucket of 30 s, cut to 16 bytes (RFC 2104 allows the half). It is good in
-//! its own bucket and the next. Secrets live for an hour; of two neighbouring buckets each is checked with the secret of
-//! its own hour, so a change of the secret refuses nobody.
+//! A cookie is HMAC-SHA-256 over address, port and a bucket of 30 s, cut to 16 bytes (RFC 2104 allows half).
+//! It is valid in its own bucket and the next. Secrets live for an hour. Each of two neighbouring buckets is
+//! checked with the secret of its own hour, so a change of the secret rejects no valid cookie.
 
 use hmac::{Hmac, KeyInit, Mac};
 use rustix::io;
@@ -17,14 +18,14 @@ use crate::udp::codec::COOKIE;
 const BUCKET: Duration = Duration::from_secs(30);
 const BUCKETS_OF_A_SECRET: u64 = 120;
 
-/// Gives cookies out and knows its own again.
+/// Makes cookies and verifies them.
 #[derive(Debug)]
 pub struct Cookies {
     started: Instant,
     secrets: RwLock<Secrets>,
 }
 
-/// The secret of an hour, and that of the hour before.
+/// The secrets of this hour and of the hour before.
 #[derive(Clone)]
 struct Secrets {
     hour: u64,
@@ -32,7 +33,7 @@ struct Secrets {
     previous: Hmac<Sha256>,
 }
 
-// A secret is not to be printed.
+// Keeps secrets out of logs.
 impl std::fmt::Debug for Secrets {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(out, "Secrets of hour {}", self.hour)
@@ -40,7 +41,7 @@ impl std::fmt::Debug for Secrets {
 }
 
 impl Cookies {
-    /// Begins with new secrets. Fails where the kernel has no random bytes.
+    /// Starts with new secrets. Fails where the kernel has no random bytes.
     pub fn new() -> io::Result<Self> {
         let secrets = Secrets { hour: 0, current: new_secret()?, previous: new_secret()? };
         Ok(Cookies { started: Instant::now(), secrets: RwLock::new(secrets) })
@@ -55,7 +56,8 @@ impl Cookies {
         cookie
     }
 
-    /// Whether this address was given this cookie lately. Takes the same time for every wrong one.
+    /// Whether the server gave this cookie to this address lately. Takes the same time for every wrong
+    /// cookie.
     pub fn is_good(&self, cookie: &[u8; COOKIE], from: SocketAddr, now: Instant) -> bool {
         let bucket = self.bucket(now);
         let secrets = self.secrets(bucket);
@@ -70,7 +72,7 @@ impl Cookies {
         now.saturating_duration_since(self.started).as_secs() / BUCKET.as_secs()
     }
 
-    /// The secrets of the bucket's hour, made where it has just begun.
+    /// The secrets of the bucket's hour; makes them where the hour has just begun.
     fn secrets(&self, bucket: u64) -> Secrets {
         let hour = bucket / BUCKETS_OF_A_SECRET;
         let here = self.secrets.read().unwrap_or_else(PoisonError::into_inner);
@@ -79,11 +81,13 @@ impl Cookies {
         }
         drop(here);
         let mut here = self.secrets.write().unwrap_or_else(PoisonError::into_inner);
-        // The kernel gave random bytes at the start and does not cease to; the old secret would do until it gives some.
+        // The kernel gave random bytes at the start and keeps giving them; otherwise the old secret stays in
+        // use.
         if here.hour < hour
             && let Ok(fresh) = new_secret()
         {
-            // After a pause of more than an hour the one before is of no use to anybody, and does no harm.
+            // After a pause of more than an hour the previous secret verifies no cookie, and keeping it is
+            // harmless.
             here.previous = std::mem::replace(&mut here.current, fresh);
             here.hour = hour;
         }

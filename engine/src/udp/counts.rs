@@ -1,4 +1,4 @@
-//! Datagrams by kind: what came, what went, and what was dropped and why.
+//! Datagrams by kind: received, sent, and dropped with the reason.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 pub struct Counts {
     pub plain_received: AtomicU64,
     pub pull_received: AtomicU64,
-    /// What is no question: never answered.
+    /// Invalid datagrams, which the server never answers.
     pub noise_received: AtomicU64,
     pub reply_sent: AtomicU64,
     pub data_sent: AtomicU64,
@@ -16,15 +16,15 @@ pub struct Counts {
     pub error_sent: AtomicU64,
     /// Plain requests from addresses that are neither loopback nor trusted.
     pub untrusted_dropped: AtomicU64,
-    /// Questions of addresses that had their bytes for the moment.
+    /// UDP requests dropped by their address's rate limit.
     pub limited_dropped: AtomicU64,
-    /// Answers that the kernel did not take.
+    /// Replies that the kernel did not accept.
     pub unsendable_dropped: AtomicU64,
     pub bytes_received: AtomicU64,
     pub bytes_sent: AtomicU64,
 }
 
-/// The same at one moment.
+/// The counters at one moment.
 #[derive(Debug, Clone, Default)]
 #[cfg_attr(feature = "python", derive(pyo3::IntoPyObject))]
 pub struct DatagramCounts {
@@ -38,7 +38,7 @@ pub struct DatagramCounts {
     pub untrusted_dropped_total: u64,
     pub limited_dropped_total: u64,
     pub unsendable_dropped_total: u64,
-    /// Questions for which the socket's buffer had no room.
+    /// Datagrams dropped because the socket's receive buffer was full.
     pub overflow_dropped_total: u64,
     pub bytes_received_total: u64,
     pub bytes_sent_total: u64,

@@ -1,7 +1,8 @@
-//! Questions that the storage pool has: how many there may be of one port, of one address and in all.
+//! UDP requests that the storage pool works on: the limits per port, per address and in all.
 //!
-//! Each may have a part of what is free (the dynamic threshold of Choudhury and Hahne, see `fd/budget.rs`), so whoever asks
-//! for much leaves the next one room. Taking a place costs a lock; only what must wait for a disk takes one.
+//! Each port and address may take a part of the free places (the dynamic threshold of Choudhury and Hahne,
+//! see `fd/budget.rs`), so a client with many requests leaves places for the next one. Taking a place costs a
+//! lock; only a request that must wait for a disk takes one.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -10,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::udp::limits::canonical;
 
-/// Questions of one port that wait, however many places there are.
+/// Waiting UDP requests of one port, however many places there are.
 const MOST_OF_A_PORT: usize = 64;
 
 #[derive(Debug)]
@@ -26,7 +27,7 @@ struct Counts {
     of_port: HashMap<SocketAddr, usize>,
 }
 
-/// One question that waits.
+/// The place of one waiting UDP request.
 #[derive(Debug)]
 pub struct Place {
     deferred: Arc<Deferred>,
@@ -34,18 +35,18 @@ pub struct Place {
 }
 
 impl Deferred {
-    /// `most` in all.
+    /// Allows `most` in all.
     pub fn new(most: usize) -> Arc<Deferred> {
         Arc::new(Deferred { most, counts: Mutex::default() })
     }
 
-    /// How many there are.
+    /// Number of waiting requests.
     pub fn count(&self) -> usize {
         self.counts().all
     }
 
-    /// A place for one question more; None where the asker has its share. A port has half as many as are free, and an
-    /// address as many, over all its ports.
+    /// A place for one more UDP request; None where the client has its share. A port may take half of the
+    /// free places, and an address, over all its ports, half as well.
     pub fn take(self: &Arc<Self>, from: SocketAddr) -> Option<Place> {
         let from = canonical(from);
         let mut counts = self.counts();
@@ -76,7 +77,7 @@ impl Drop for Place {
     }
 }
 
-/// One fewer; what has none is forgotten.
+/// Counts one fewer; removes the entry at 0.
 fn count_out<K: Eq + Hash>(counts: &mut HashMap<K, usize>, key: &K) {
     if let Some(count) = counts.get_mut(key) {
         *count -= 1;
@@ -95,7 +96,7 @@ mod tests {
         text.parse().unwrap()
     }
 
-    /// Takes as many places as it gets, of those that are free.
+    /// Takes free places until `take` refuses one.
     fn take_all(deferred: &Arc<Deferred>, from: SocketAddr) -> Vec<Place> {
         std::iter::from_fn(|| deferred.take(from)).collect()
     }

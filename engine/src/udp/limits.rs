@@ -1,4 +1,4 @@
-//! Who may be sent how much: networks that are trusted with plain replies, and bytes a second towards one address.
+//! Limits by address: networks trusted with plain replies, and bytes a second towards one address.
 
 use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, SocketAddr};
@@ -6,11 +6,11 @@ use std::str::FromStr;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Addresses that are remembered at once, and how many of them share a place in the table.
+/// Addresses remembered at once, and how many of them share a set in the table.
 const SETS: usize = 1024;
 const WAYS: usize = 4;
 
-/// The address itself where a socket for IPv6 shows an IPv4 one as mapped.
+/// The IPv4 address where an IPv6 socket shows it as mapped, else the address itself.
 pub fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
@@ -56,10 +56,11 @@ fn bits_of(ip: IpAddr) -> u128 {
     }
 }
 
-/// Bytes a second towards each address: a token bucket each, which holds what one second brings.
+/// Bytes a second towards each address: one token bucket each, which holds one second's bytes.
 ///
-/// Only addresses that have shown a cookie, or are trusted, are looked up here, so forged ones cannot crowd the table; and
-/// its size is fixed. Who is crowded out is the one of its set that owes least, and begins again with a full bucket.
+/// Only trusted addresses and those with a valid cookie are looked up, so forged addresses cannot fill the
+/// table. Its size is fixed. A new address evicts the one of its set that owes least; an evicted address
+/// starts again with a full bucket.
 #[derive(Debug)]
 pub struct RateLimit {
     /// Bytes a second; 0: no limit.
@@ -71,9 +72,9 @@ pub struct RateLimit {
 
 #[derive(Debug, Clone, Copy)]
 struct Bucket {
-    /// None where the place is free.
+    /// None for a free place.
     owner: Option<u128>,
-    /// Bytes; below 0 is what was sent too much, since the last answer goes out whole.
+    /// Bytes; negative after an overdraft, since the last reply goes out whole.
     tokens: i64,
     filled_at: Duration,
 }
@@ -92,7 +93,7 @@ impl RateLimit {
         }
     }
 
-    /// Whether `bytes` more may be sent to this address now; if so, they are counted.
+    /// Whether the server may send `bytes` more to this address now; if so, counts them.
     pub fn take(&self, ip: IpAddr, bytes: u64, now: Instant) -> bool {
         if self.rate == 0 {
             return true;
@@ -104,7 +105,7 @@ impl RateLimit {
         for bucket in set.iter_mut().filter(|bucket| bucket.owner.is_some()) {
             bucket.fill(self.rate, now);
         }
-        // Its own place, else a free one, else that of whoever owes least.
+        // The address's own bucket, else a free one, else the one that owes least.
         let Some(bucket) = set.iter_mut().max_by_key(|bucket| (bucket.owner == Some(owner), bucket.tokens))
         else {
             return true;
@@ -132,7 +133,7 @@ impl Bucket {
     }
 }
 
-/// A household of IPv6 has a /64, and every address in it.
+/// One subscriber of IPv6 has a /64 and all of its addresses.
 fn owner_of(ip: IpAddr) -> u128 {
     match ip {
         IpAddr::V4(ip) => ip.to_ipv6_mapped().to_bits(),
@@ -184,13 +185,13 @@ mod tests {
     fn over_time_an_address_gets_its_rate_and_no_more() {
         let limit = RateLimit::new(10_000);
         let mut sent = 0;
-        // A thousand bytes every millisecond for ten seconds: a hundred times the rate.
+        // 1,000 bytes every millisecond for ten seconds: a hundred times the rate.
         for step in 0..10_000 {
             if limit.take(ip("192.0.2.1"), 1000, limit.started + Duration::from_millis(step)) {
                 sent += 1000;
             }
         }
-        // The full bucket at first, and the one answer that goes out whole.
+        // The full bucket at first, and one reply that goes out whole.
         assert!((100_000..=111_000).contains(&sent), "{sent}");
     }
 

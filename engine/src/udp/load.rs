@@ -1,8 +1,10 @@
-//! The load generator's datagrams: clients that ask again when they are answered, each with a socket of its own.
+//! The load generator's datagrams: clients that send the next request after a reply, each with its own
+//! socket.
 //!
-//! What is not answered within a while is an error, and is asked again from another port: an answer that comes late goes to
-//! the port before, so it does not count for the next question. Latency counts from when a question was asked first. Besides
-//! objmapper's two forms it speaks memcached's protocol for UDP, so that a peer is measured by the same client.
+//! A request without a reply within [`REPLY_TIMEOUT`] counts as an error and is sent again from another port.
+//! A late reply goes to the old port, so it does not count for the next request. Latency counts from the
+//! first transmission. Besides objmapper's two forms it speaks memcached's protocol for UDP, so that the same
+//! client measures a peer.
 
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::fd::OwnedFd;
@@ -19,18 +21,18 @@ use crate::udp::codec::{self, Answer, Pull};
 /// Bytes of content in a piece, and pieces in a PULL.
 const CHUNK: u32 = 32 << 10;
 const PIECES: u32 = 32;
-/// An answer that takes longer than this is asked for again.
+/// A client sends a request again after this time without a reply.
 const REPLY_TIMEOUT: Duration = Duration::from_millis(200);
 const KERNEL_BUFFER: usize = 8 << 20;
 const ROOM: usize = 64 << 10;
 
 struct Client {
     socket: OwnedFd,
-    /// When the question under way was asked first, and when last; None after the end of the load.
+    /// When the current request was first sent, and when last; None after the end of the load.
     due: Option<Instant>,
     asked_at: Instant,
     next_uri: usize,
-    /// Of a PULL: where it begins, and how many bytes have come of it.
+    /// Of a PULL: where it begins, and how many of its bytes have come.
     offset: u64,
     came: u64,
     number: u32,
@@ -83,7 +85,7 @@ fn load(
             over = Some(now);
             tally.end(now.min(until));
         }
-        // What is under way may still be answered.
+        // The server may still answer requests under way.
         if over.is_some_and(|over| now >= over + GRACE || clients.iter().all(|client| client.due.is_none())) {
             return Ok(());
         }
@@ -121,7 +123,7 @@ fn connect(address: SocketAddr) -> io::Result<OwnedFd> {
 }
 
 impl Client {
-    /// Asks a question for the first time.
+    /// Sends a request for the first time.
     fn ask_next(&mut self, shared: &Shared) -> io::Result<()> {
         self.due = Some(Instant::now());
         self.ask(shared)
@@ -140,7 +142,7 @@ impl Client {
                 codec::encode_pull(&mut datagram, &pull, uri);
             }
             LoadProtocol::Memcached => {
-                // Number, place among so many datagrams, reserved.
+                // Request number, datagram number, number of datagrams, reserved.
                 let number = (self.number as u16).to_be_bytes();
                 datagram.extend([number[0], number[1], 0, 0, 0, 1, 0, 0]);
                 datagram.extend(format!("get {uri}\r\n").into_bytes());
@@ -149,13 +151,13 @@ impl Client {
         }
         self.asked_at = Instant::now();
         match net::send(&self.socket, &datagram, SendFlags::NOSIGNAL) {
-            // What is lost is asked again.
+            // The client sends a lost request again.
             Ok(_) | Err(Errno::AGAIN | Errno::CONNREFUSED) => Ok(()),
             Err(errno) => Err(errno),
         }
     }
 
-    /// Takes what has come; asks the next question unless the load is `over`.
+    /// Takes received replies; sends the next request unless the load is `over`.
     fn receive(
         &mut self,
         shared: &Shared,
@@ -189,7 +191,7 @@ impl Client {
         Ok(())
     }
 
-    /// Whether a datagram completes the answer; if so, whether that was a refusal or a failure.
+    /// Whether a datagram completes the reply; if so, whether that was a refusal or a failure.
     fn read(&mut self, dialect: LoadProtocol, uri: &str, datagram: &[u8]) -> Option<(bool, bool)> {
         let busy = Status::Unavailable as u8;
         match dialect {

@@ -1,11 +1,12 @@
-//! UDP: version 1 in a datagram for what fits, and ranges that clients pull for everything else. The server keeps no state
-//! of anybody and never sends again by itself: clients do all the repairing.
+//! UDP: version 1 in a datagram for what fits, and ranges that clients pull for everything else. The server
+//! keeps no state of a client and never retransmits by itself; clients repair all losses.
 //!
-//! Nobody can be flooded through it. An address that is not loopback and has not shown a cookie gets 24 bytes for a
-//! question of at least 24, or nothing (`admission.rs`); what is not loopback gets datagrams that no router divides.
+//! An attacker cannot use the server to flood a third party. An address that is not loopback and has no valid
+//! cookie gets 24 bytes for a request of at least 24, or nothing (`admission.rs`). Addresses off loopback get
+//! datagrams that no router fragments.
 //!
-//! `serve → deferred, answer → content, socket → batch, gate → cookie, limits → wire`; `socket.rs` and `batch.rs` are the only files here that are
-//! near raw system calls.
+//! `serve → deferred, responder → content, socket → batch, admission → cookie, limits → codec`; only
+//! `socket.rs` and `batch.rs` here make raw system calls.
 
 mod admission;
 mod batch;

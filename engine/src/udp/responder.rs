@@ -1,4 +1,5 @@
-//! One question in, its datagrams out. Every answer is made from the file as it is now; nothing is remembered but the cache.
+//! Turns one UDP request into its datagrams. Every reply reflects the file as it is now; only the cache keeps
+//! anything.
 
 use std::borrow::Cow;
 use std::net::SocketAddr;
@@ -22,22 +23,23 @@ use crate::udp::content::{
 use crate::udp::limits::canonical;
 use crate::udp::socket::UdpSocket;
 
-/// Pieces that one PULL may bring.
+/// Pieces in the reply to one PULL.
 const MOST_PIECES: usize = 32;
-/// The longest datagram off loopback: it fits every path of today with its headers (RFC 9000, section 14, asks for as much).
+/// The longest datagram off loopback: with its headers it fits every common path (RFC 9000, section 14,
+/// requires as much).
 const FAR_DATAGRAM: usize = 1_200;
-/// The longest on loopback, whose frames have 65,536 bytes: what an IPv4 header's length field allows, and for IPv6 what is
-/// left after the headers.
+/// The longest datagram on loopback, whose frames have 65,536 bytes: the limit of an IPv4 header's length
+/// field, and for IPv6 the rest of a frame after the headers.
 const NEAR_DATAGRAM_V4: usize = 65_507;
 const NEAR_DATAGRAM_V6: usize = 65_488;
-/// And of a piece off loopback, in bytes of content.
+/// The same for a piece off loopback, in bytes of content.
 const FAR_PIECE: usize = 1_152;
-/// IP and UDP headers, for the account of what is sent to an address.
+/// IP and UDP headers, which count towards an address's rate.
 const HEADERS: usize = 48;
-/// An outbox with so many bytes is sent before more is put into it.
+/// The responder flushes an outbox of this many bytes before it adds more.
 const FULL: usize = 512 << 10;
 
-/// Why a question was not answered with content.
+/// Why a UDP request gets no content.
 #[derive(Debug)]
 struct Refusal(Status, Cow<'static, str>, Option<Error>);
 
@@ -47,26 +49,27 @@ impl From<Error> for Refusal {
     }
 }
 
-/// What became of a question.
+/// The outcome of a UDP request.
 enum Outcome {
-    /// So many bytes of content.
+    /// Bytes of content.
     Content(u64),
-    /// The address had its bytes for this moment: silence, so that it asks more slowly.
+    /// The address is over its rate: the server stays silent, so that the client sends more slowly.
     Limited,
     Refused(Refusal),
-    /// A disk may have to be waited for first. So many bytes are counted already as sent to the address.
+    /// The server may have to wait for a disk first. The address's rate is already charged with these bytes.
     Storage {
         counted: usize,
     },
 }
 
-/// What became of a question, for those that answer questions.
+/// Where a UDP request is answered, as the serving threads see it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use]
 pub enum Disposition {
-    /// Answered, or left without an answer on purpose.
+    /// Answered, or left without a reply on purpose.
     Now,
-    /// A disk would have to be waited for. To be answered elsewhere, with [`RequestContext::counted`] as it is here.
+    /// The reply would have to wait for a disk. A thread that may wait answers, with this
+    /// [`RequestContext::counted`].
     Elsewhere { counted: usize },
 }
 
@@ -85,19 +88,19 @@ impl From<Refusal> for Outcome {
     }
 }
 
-/// When and whence a question came, and how it is to be answered.
+/// When and from where a UDP request came, and how to answer it.
 #[derive(Debug, Clone, Copy)]
 pub struct RequestContext {
     pub from: Peer,
     pub arrived: Instant,
-    /// How long it lay in a queue; None where there is none.
+    /// How long it waited in a queue; None where the model has none.
     pub waited: Option<Duration>,
     pub storage: DiskWait,
-    /// Bytes of the answer that its address's rate was charged with before.
+    /// Bytes of the reply that are already charged to the address's rate.
     pub counted: usize,
 }
 
-/// An answer that is in the outbox, to be counted when it is gone.
+/// A reply in the outbox, to be counted once it is sent.
 #[derive(Debug)]
 struct Ending {
     uri: UriTail,
@@ -128,7 +131,7 @@ impl Ending {
     }
 }
 
-/// Makes answers. Each thread has one, with the buffers that it needs for that.
+/// Makes replies. Each thread has one, with its own buffers.
 #[derive(Debug)]
 pub struct Responder {
     socket: Arc<UdpSocket>,
@@ -158,7 +161,7 @@ impl Responder {
         &self.socket.gate
     }
 
-    /// Asks for a cookie to be shown.
+    /// Sends a RETRY with a cookie.
     pub fn retry(&mut self, question: &UdpRequest<'_>, cookie: &[u8; codec::COOKIE], to: Peer) {
         if let UdpRequest::Pull(pull) = question {
             let start = self.outbox.bytes.len();
@@ -168,7 +171,7 @@ impl Responder {
         }
     }
 
-    /// Answers a question that the gate let in, where no disk must be waited for that may not be.
+    /// Answers an admitted UDP request, unless it would have to wait for a disk and must not.
     pub fn answer(&mut self, question: &UdpRequest<'_>, turn: RequestContext) -> Disposition {
         let mark = self.outbox.bytes.len();
         let outcome = match question {
@@ -200,12 +203,13 @@ impl Responder {
         Disposition::Now
     }
 
-    /// Whether an address has used up what it may be sent now; counted as dropped if so. For what would cost work first.
+    /// Whether an address is over its rate now; counts the request as dropped if so. For requests that would
+    /// cost work first.
     pub fn is_over_its_rate(&self, from: Peer) -> bool {
         !self.gate().may_send(from.address, 0, Instant::now())
     }
 
-    /// Answers that there is no room, before any work.
+    /// Answers that the server is busy, before any work.
     pub fn refuse(&mut self, question: &UdpRequest<'_>, from: Peer, arrived: Instant) {
         self.service.statistics.gauges(Transport::Udp).rejected_total.fetch_add(1, Relaxed);
         let refusal = Refusal::from(Error::Busy("the server's queue is full, try again"));
@@ -245,7 +249,7 @@ impl Responder {
         self.endings.push(Ending::new(question, turn, *status, 0));
     }
 
-    /// Sends what there is, and counts it.
+    /// Sends the outbox, and counts its replies.
     pub fn flush(&mut self) {
         if self.outbox.is_empty() {
             return;
@@ -280,13 +284,13 @@ impl Responder {
         }
     }
 
-    /// Whether the asker may be sent so many bytes, each of which is counted once.
+    /// Whether the server may send `bytes` to the client; charges each byte once.
     fn may_send(&self, bytes: usize, turn: RequestContext) -> bool {
         let due = bytes.saturating_sub(turn.counted);
         (due == 0 && turn.counted > 0) || self.gate().may_send(turn.from.address, due, turn.arrived)
     }
 
-    /// A version 1 request: its reply in one datagram, or not at all.
+    /// Answers a version 1 request: in one datagram, or with an error.
     fn plain(&mut self, mode: Mode, uri: &str, turn: RequestContext) -> Result<Outcome, Outcome> {
         if mode != Mode::Copy {
             let words = "over UDP objects come by copy: descriptors and splices need a stream";
@@ -310,8 +314,8 @@ impl Responder {
         Ok(Outcome::Content(total))
     }
 
-    /// A range in pieces. A range of nothing, and one behind the end, is answered with an empty piece: it tells version and
-    /// size.
+    /// Answers a PULL with pieces. An empty range, and one behind the end, gets an empty piece: it carries
+    /// version and size.
     fn pull(&mut self, pull: &Pull<'_>, uri: &str, turn: RequestContext) -> Result<Outcome, Outcome> {
         let mut counted = 0;
         for _ in 0..TRIES {
@@ -323,7 +327,7 @@ impl Responder {
             let datagrams = range.length.div_ceil(range.piece).max(1);
             let bytes = range.length + datagrams * DATA_HEAD;
             let cost = bytes + datagrams * HEADERS;
-            // Another attempt may find a longer content: what is more is counted as well.
+            // Another attempt may find a longer object: charge the additional bytes as well.
             let turn = RequestContext { counted: counted.max(turn.counted), ..turn };
             if !self.may_send(cost, turn) {
                 return Ok(Outcome::Limited);
@@ -371,7 +375,7 @@ impl Responder {
 /// The part of an object that answers a PULL.
 struct Range {
     offset: u64,
-    /// The offset, where it lies within memory.
+    /// The offset, where it fits `usize`.
     start: usize,
     length: usize,
     /// Bytes of content in a datagram, at least 1.

@@ -1,4 +1,4 @@
-//! What an answer costs the rate of its address, whichever thread makes it.
+//! The charge of a reply to its address's rate, on whichever thread makes it.
 #![allow(clippy::unwrap_used)]
 
 use super::*;
@@ -17,7 +17,7 @@ fn answerer(root: &Path) -> Responder {
 }
 
 fn turn(storage: DiskWait, counted: usize) -> RequestContext {
-    // TEST-NET-1: nothing is sent there, since the outbox is not flushed.
+    // TEST-NET-1: the test never flushes the outbox, so nothing is sent there.
     let from = Peer::of("192.0.2.1:5".parse().unwrap());
     RequestContext { from, arrived: Instant::now(), waited: None, storage, counted }
 }
@@ -49,7 +49,7 @@ fn what_was_counted_before_the_wait_is_not_counted_again() {
     let root = tempfile::tempdir().unwrap();
     std::fs::write(root.path().join("large"), vec![7; 300_000]).unwrap();
     let mut answerer = answerer(root.path());
-    // More than one of them costs, headers included: none of these is due any more.
+    // The charge made before exceeds the cost of each reply, headers included: nothing more is charged.
     for _ in 0..5 {
         assert_eq!(ask(&mut answerer, turn(DiskWait::Wait, 40_000)), Disposition::Now);
     }

@@ -1,5 +1,6 @@
-//! Which thread answers a datagram when, in the models that need no connections. All share one socket, so another model
-//! can take over at any time: whoever asks it for datagrams next gets them.
+//! Which thread answers a datagram, in each model that works without connections. All models share one
+//! socket, so another model can take over at any time: the next thread that receives gets the waiting
+//! datagrams.
 
 use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
@@ -31,30 +32,30 @@ use crate::udp::responder::{Disposition, RequestContext, Responder};
 use crate::udp::socket::UdpSocket;
 
 const STACK: usize = 256 << 10;
-/// Batches that are received before an order is looked for.
+/// Batches to receive before a thread checks for an order to stop.
 const BATCHES_PER_TURN: usize = 16;
-/// What a drain takes from the socket at most, in batches: so much can lie in its buffer, in small datagrams.
+/// Batches that a drain receives at most: the capacity of the socket's buffer in small datagrams.
 const BATCHES_PER_DRAIN: usize = 512;
-/// A worker answers so many questions before it sends, where there are so many.
+/// UDP requests that a worker answers before it sends, where more wait.
 const REPLIES_PER_TURN: usize = 16;
-/// Keeps ports apart from the numbers of connections.
+/// Keeps UDP ports apart from connection numbers.
 const UDP: u64 = 1 << 63;
 
-/// Why a thread could not have what it needs.
+/// The errno, and the resource that a thread could not get.
 type Failed = (Errno, &'static str);
 
-/// What the threads of a model share.
+/// State that the threads of a model share.
 #[derive(Debug)]
 struct UdpWorkers {
     model: Model,
     socket: Arc<UdpSocket>,
     service: Arc<Service>,
     control: Arc<Control>,
-    /// Questions that the storage pool has.
+    /// UDP requests that the storage pool works on.
     deferred: Arc<Deferred>,
 }
 
-/// A question on its way to a worker.
+/// A UDP request on its way to a worker.
 #[derive(Debug)]
 struct Task {
     datagram: Box<[u8]>,
@@ -62,7 +63,7 @@ struct Task {
     arrived: Instant,
 }
 
-/// Makes all that it needs, says through `begun` how that went, and serves until `control` says otherwise.
+/// Makes all resources, reports the result through `begun`, and serves until `control` ends it.
 pub fn serve(
     model: Model,
     socket: &Arc<UdpSocket>,
@@ -80,7 +81,7 @@ pub fn serve(
     let started = match model {
         Model::ThreadPool => serve_by_pool(&serving, begun),
         Model::WorkStealing => serve_by_stealing(&serving, begun),
-        // The engine refuses the first of these before it comes here.
+        // The engine refuses ThreadPerConnection before it calls this.
         Model::ThreadPerConnection | Model::Epoll => serve_by_loops(&serving, begun),
     };
     if let Err((begun, (errno, what))) = started {
@@ -100,7 +101,7 @@ impl UdpWorkers {
         Responder::new(&self.socket, &self.service, self.model)
     }
 
-    /// Starts threads that count as active while they run: all that are wanted, or none.
+    /// Starts all wanted threads, or none. Each counts as active while it runs.
     fn start<W: Send + 'static, M>(
         self: &Arc<Self>,
         name: &str,
@@ -121,13 +122,14 @@ impl UdpWorkers {
         starting.run(None)
     }
 
-    /// Receives batches until an order ends it; `take` gets each. A drain takes what has come by then.
+    /// Receives batches until an order ends it; `take` gets each. A drain receives the waiting datagrams
+    /// first.
     fn receive(&self, poller: &Poller, mut take: impl FnMut(&Inbox, usize)) {
         let (mut events, mut spin) = (Events::new(), SpinWait::new(&self.service));
         let mut inbox = Inbox::new();
         loop {
             poller.wait(&mut events, None, &mut spin);
-            // What else became ready does not matter: it is looked for anyway.
+            // Other events need no check: the loop polls their sources anyway.
             if events.drain().any(|source| source == Token::Tick) {
                 poller.take_tick();
             }
@@ -156,14 +158,14 @@ impl UdpWorkers {
         let poller = Poller::new().map_err(|errno| (errno, "make an epoll"))?;
         let add = || {
             poller.add(self.control.event_fd(), Token::Command, EventFlags::IN | EventFlags::ET)?;
-            // Of all the loops that wait, the kernel wakes one.
+            // The kernel wakes one of the waiting loops.
             poller.add(&*self.socket, Token::Listener, EventFlags::IN | EventFlags::EXCLUSIVE)
         };
         add().map_err(|errno| (errno, "fill an epoll"))?;
         Ok(poller)
     }
 
-    /// Hands on the questions of a batch that are to be answered; what the gate answers itself goes into the outbox.
+    /// Passes on the admitted UDP requests of a batch; a reply of the admission itself goes into the outbox.
     fn admit(
         &self,
         inbox: &Inbox,
@@ -182,7 +184,7 @@ impl UdpWorkers {
         }
     }
 
-    /// Answers here, or has the storage pool answer where the disk would have to be waited for.
+    /// Answers here, or lets the storage pool answer where the reply would have to wait for a disk.
     fn answer(
         self: &Arc<Self>,
         answerer: &mut Responder,
@@ -197,7 +199,7 @@ impl UdpWorkers {
         let Disposition::Elsewhere { counted } = self.answer_or_none(answerer, question, turn) else {
             return;
         };
-        // Before the disk has work for an answer that is not sent.
+        // Checked before the disk works for a reply that is not sent.
         if counted == 0 && answerer.is_over_its_rate(from) {
             return;
         }
@@ -211,22 +213,22 @@ impl UdpWorkers {
         pool.submit(client, Kind::Short, move || {
             let mut answerer = serving.answerer();
             let turn = RequestContext { from, arrived, waited, storage: DiskWait::Wait, counted };
-            // It is answered now: this thread may wait.
+            // This always answers: this thread may wait for the disk.
             let _ = serving.answer_or_none(&mut answerer, &UdpRequest::decode(&datagram), turn);
             answerer.flush();
             drop(place);
         });
     }
 
-    /// Answers. A panic leaves this question without an answer, and what waited with it to be sent; it is counted, and
-    /// reported on stderr by the runtime.
+    /// Answers. After a panic this UDP request gets no reply, and neither do the unsent replies in the
+    /// outbox. The panic is counted, and the runtime reports it on stderr.
     fn answer_or_none(
         self: &Arc<Self>,
         answerer: &mut Responder,
         question: &UdpRequest<'_>,
         turn: RequestContext,
     ) -> Disposition {
-        // The answerer is made anew: nothing that may be half done is used again.
+        // On a panic the responder is made anew, so that no half-finished state is used again.
         let catch_panic = catch_unwind(AssertUnwindSafe(|| answerer.answer(question, turn)));
         catch_panic.unwrap_or_else(|_| {
             self.gauges().panics_total.fetch_add(1, Relaxed);
@@ -235,7 +237,7 @@ impl UdpWorkers {
         })
     }
 
-    /// A worker's work: answers a task and those that wait behind it, then sends.
+    /// The loop of a worker: answers a task and the tasks queued behind it, then sends.
     fn work(
         self: &Arc<Self>,
         answerer: &mut Responder,
@@ -262,7 +264,7 @@ impl UdpWorkers {
 
 fn serve_by_loops(serving: &Arc<UdpWorkers>, begun: StartReport) -> Result<(), (StartReport, Failed)> {
     let count = match serving.service.settings.pool_size {
-        // The clients live on this machine too, and need cores of their own.
+        // Clients on loopback need cores of their own.
         0 => cores().div_ceil(2),
         size => size.min(cores()),
     };
@@ -360,7 +362,8 @@ fn serve_by_stealing(serving: &Arc<UdpWorkers>, begun: StartReport) -> Result<()
     Ok(())
 }
 
-/// Receives and has the tasks put where workers find them. What `push` leaves is refused at once, before any work.
+/// Receives, and lets `put` queue the tasks for the workers. Refuses at once, before any work, tasks that
+/// `put` leaves.
 fn feed(serving: &Arc<UdpWorkers>, poller: &Poller, mut put: impl FnMut(&mut VecDeque<Task>)) {
     let mut answerer = serving.answerer();
     let mut tasks = VecDeque::new();
@@ -378,7 +381,7 @@ fn feed(serving: &Arc<UdpWorkers>, poller: &Poller, mut put: impl FnMut(&mut Vec
 
 fn join(threads: Vec<JoinHandle<()>>) {
     for thread in threads {
-        // A panic has been reported on stderr by the runtime.
+        // The runtime has reported a panic on stderr.
         let _ = thread.join();
     }
 }

@@ -80,7 +80,7 @@ impl Served {
     }
 }
 
-/// A socket that hears one server only. Its buffer has the size that it has everywhere: tests ask for what fits.
+/// A connected socket, which receives from one server only. Replies fit its default buffer size.
 struct Client(UdpSocket);
 
 impl Client {
@@ -112,7 +112,7 @@ impl Client {
         self.0.send(&out).unwrap();
     }
 
-    /// Content, or status.
+    /// Returns the content, or the status.
     fn plain(&self, mode: Mode, uri: &str) -> Result<Vec<u8>, u8> {
         self.ask_plain(mode, uri);
         read_plain(&self.receive())
@@ -136,7 +136,7 @@ impl Client {
         }
     }
 
-    /// A range, put together from so many pieces.
+    /// A range, put together from `pieces` pieces.
     fn range(&self, uri: &str, offset: u64, length: u32, chunk: u16, pieces: usize) -> Vec<u8> {
         self.pull(uri, offset, length, chunk);
         let mut found: Vec<_> = (0..pieces).map(|_| self.piece(uri).unwrap()).collect();
@@ -312,7 +312,7 @@ fn noise_is_counted_and_not_answered() {
     }
     assert_eq!(client.plain(Mode::Copy, "/a"), Ok(content(1)));
     assert!(client.hears_nothing());
-    // What the client has, the server may not have counted yet.
+    // The client may have a reply that the server has not counted yet.
     let counts = std::iter::repeat_with(|| served.engine.snapshot().datagrams.unwrap())
         .find(|counts| counts.bytes_sent_total > 0)
         .unwrap();
@@ -325,7 +325,7 @@ fn noise_is_counted_and_not_answered() {
 fn an_answer_comes_from_the_address_that_was_asked() {
     let served = serving(Model::Epoll, "0.0.0.0:0", |_| {});
     for ip in ["127.0.0.1", "127.0.0.2", "127.8.9.10"] {
-        // A connected socket takes nothing from elsewhere.
+        // A connected socket receives from its peer only.
         let client = Client::to(SocketAddr::new(ip.parse().unwrap(), served.address.port()));
         assert_eq!(client.plain(Mode::Copy, "/a"), Ok(content(1)), "{ip}");
         assert_eq!(client.range("/large", 0, 50_000, 1152, 32), content(300_000)[..32 * 1152]);
@@ -359,7 +359,7 @@ fn every_answer_is_counted_once() {
         client.range("/large", 0, 10_000, 1000, 10);
     }
     client.plain(Mode::Copy, "/none").unwrap_err();
-    // What the client has, the server may not have counted yet.
+    // The client may have a reply that the server has not counted yet.
     let figures = std::iter::repeat_with(|| served.engine.snapshot().figures[0].clone())
         .find(|figures| figures.requests_total >= 21)
         .unwrap();
@@ -381,7 +381,7 @@ fn storage_that_may_block_is_read_elsewhere() {
         let large = std::fs::File::open(served.root.path().join("large")).unwrap();
         large.sync_all().unwrap();
         for _ in 0..20 {
-            // Out of the page cache, where the file system has one.
+            // Drops the file from the page cache, where the file system has one.
             rustix::fs::fadvise(&large, 0, None, rustix::fs::Advice::DontNeed).unwrap();
             assert_eq!(
                 client.range("/large", 200_000, 60_000, 30_000, 2),
@@ -433,7 +433,7 @@ fn questions_that_wait_for_storage_are_bounded_and_get_an_answer() {
         let (mut asked, mut refused) = (0, 0);
         while refused == 0 {
             for _ in 0..100 {
-                // The kernel has never looked this name up.
+                // A name that the kernel has never looked up.
                 client.ask_plain(Mode::Copy, &format!("/missing-{asked}"));
                 asked += 1;
             }

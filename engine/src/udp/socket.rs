@@ -1,7 +1,7 @@
-//! The socket: bound, configured, and what is done where the kernel does not take an answer.
+//! The socket: bind, configure, and handle replies that the kernel does not accept.
 //!
-//! Every datagram goes out with DF set: no router divides it, and none is divided here. Several threads may receive and
-//! send at once; the kernel keeps each datagram whole.
+//! Every datagram goes out with DF set: neither routers nor this machine fragment it. Several threads may
+//! receive and send at once; the kernel keeps each datagram whole.
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -17,22 +17,23 @@ use crate::udp::batch::{Inbox, Outbox};
 use crate::udp::counts::DatagramCounts;
 use crate::udp::limits::Network;
 
-/// What the kernel is asked to keep for us, either way; it gives as much as net.core.{r,w}mem_max allow.
+/// The buffer size that the server requests from the kernel for each direction; the kernel caps it at
+/// net.core.{r,w}mem_max.
 const KERNEL_BUFFER: usize = 4 << 20;
-/// Segments of one message together, under the kernel's limit for either family.
+/// Bytes of all segments of one message, under the kernel's limit for either family.
 const MAX_SEGMENTED: usize = 65_000;
-/// How long a full queue of the network's is waited for before answers are dropped. Clients ask again.
+/// How long a send waits for a full network queue before it drops replies. Clients send the request again.
 const SEND_TIMEOUT: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
 
 #[derive(Debug)]
 pub struct UdpSocket {
-    /// As a client writes it: `udp://127.0.0.1:9998`.
+    /// The URL as a client writes it: `udp://127.0.0.1:9998`.
     pub address: String,
     pub gate: Admission,
     socket: OwnedFd,
-    /// Whether the kernel divides one large message into datagrams for us (UDP_SEGMENT).
+    /// Whether the kernel splits one large message into datagrams (UDP_SEGMENT).
     segmentation: AtomicBool,
-    /// What the kernel had dropped before the socket was ours: its own count lives as long as the socket.
+    /// The kernel's drop counter when the server took the socket: the kernel counts over the socket's life.
     dropped_before: u32,
 }
 
@@ -61,8 +62,8 @@ impl UdpSocket {
         Self::new(bound, socket, trusted, rate_limit, notices)
     }
 
-    /// Takes over a socket that somebody else has bound, and goes on to hold: a service manager. What comes while nobody
-    /// serves waits in it.
+    /// Takes over a socket that a service manager has bound and keeps open. Datagrams wait in it while no
+    /// server runs.
     pub fn inherited(
         socket: &OwnedFd,
         trusted: Vec<Network>,
@@ -110,7 +111,7 @@ impl UdpSocket {
         })
     }
 
-    /// Takes the datagrams that have come, without waiting. Returns how many; they are in the inbox then.
+    /// Receives the waiting datagrams into the inbox, without blocking. Returns how many.
     pub fn receive(&self, inbox: &mut Inbox) -> usize {
         let received = inbox.receive(&self.socket);
         let bytes = inbox.bytes_received(received);
@@ -120,7 +121,7 @@ impl UdpSocket {
         received
     }
 
-    /// Sends what is in the outbox and empties it. What the kernel does not take is dropped and counted.
+    /// Sends the outbox and empties it. Drops and counts datagrams that the kernel does not accept.
     pub fn send(&self, outbox: &mut Outbox) {
         let mut first = 0;
         while first < outbox.len() {
@@ -137,14 +138,15 @@ impl UdpSocket {
                     self.gate.counts.unsendable_dropped.fetch_add(left as u64, Relaxed);
                     break;
                 }
-                // The kernel, or the device (EIO), cannot divide this: we do, and for a device from now on.
+                // The kernel or the device (EIO) cannot split this message: split it here, and for a device
+                // from now on.
                 Err(errno @ (Errno::IO | Errno::INVAL)) if outbox.is_segmented(first) => {
                     if errno == Errno::IO {
                         self.segmentation.store(false, Relaxed);
                     }
                     outbox.divide(first);
                 }
-                // This message's own trouble: no route, a firewall's word, larger than the path.
+                // This message alone failed: no route, a firewall, or larger than the path.
                 Err(_) => {
                     let lost = outbox.datagrams_of(first..first + 1);
                     self.gate.counts.unsendable_dropped.fetch_add(lost as u64, Relaxed);
@@ -160,7 +162,7 @@ impl UdpSocket {
         matches!(poll(&mut wanted, Some(&SEND_TIMEOUT)), Ok(1..) | Err(Errno::INTR))
     }
 
-    /// How many bytes of datagrams of this size, which follow each other, one message may carry.
+    /// How many bytes of consecutive datagrams of this size one message may carry.
     pub fn segmented(&self, datagram: usize) -> usize {
         let count = if self.segmentation.load(Relaxed) { MAX_SEGMENTED / datagram } else { 1 };
         count.max(1) * datagram
@@ -178,11 +180,11 @@ impl AsFd for UdpSocket {
     }
 }
 
-/// Sets what can be set on a bound socket, too: whether it takes IPv4 besides IPv6 was decided before.
+/// Sets the options that a bound socket accepts. Whether it takes IPv4 besides IPv6 is fixed before bind.
 fn configure(socket: &OwnedFd, bound: SocketAddr) -> Result<(), Errno> {
     enlarge_buffers(socket, bound);
     let is_any = bound.ip().is_unspecified();
-    // A socket for IPv6 that takes IPv4 as well has the options of both.
+    // A dual-stack socket has the options of both families.
     if bound.is_ipv4() || !sockopt::ipv6_v6only(socket)? {
         set_option(socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DO)?;
     }
@@ -198,8 +200,8 @@ fn configure(socket: &OwnedFd, bound: SocketAddr) -> Result<(), Errno> {
     Ok(())
 }
 
-/// Asks for more room for bursts; less than was asked for is no failure. A buffer that whoever made the socket has made
-/// larger than we may stays: systemd does not heed net.core.{r,w}mem_max (ReceiveBuffer=).
+/// Requests larger buffers for bursts; accepts less. Keeps a larger buffer that the service manager has set:
+/// systemd may exceed net.core.{r,w}mem_max (ReceiveBuffer=).
 fn enlarge_buffers(socket: &OwnedFd, bound: SocketAddr) {
     let family = if bound.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let Ok(trial) = net::socket_with(family, SocketType::DGRAM, SocketFlags::CLOEXEC, None) else { return };
@@ -214,7 +216,7 @@ fn enlarge_buffers(socket: &OwnedFd, bound: SocketAddr) {
 }
 
 fn set_option(socket: &OwnedFd, level: i32, name: i32, value: libc::c_int) -> Result<(), Errno> {
-    // SAFETY: the option's value is one int, whose size is told.
+    // SAFETY: the option's value is one int, and the call passes its size.
     let answer = unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),
@@ -227,9 +229,9 @@ fn set_option(socket: &OwnedFd, level: i32, name: i32, value: libc::c_int) -> Re
     if answer < 0 { Err(last_error()) } else { Ok(()) }
 }
 
-/// Datagrams for which the receive buffer had no room.
+/// Datagrams that the kernel dropped because the receive buffer was full.
 fn dropped_by_kernel(socket: &OwnedFd) -> Result<u32, Errno> {
-    // linux/sock_diag.h: the ninth number that SO_MEMINFO gives.
+    // linux/sock_diag.h: the ninth number of SO_MEMINFO.
     const SK_MEMINFO_DROPS: usize = 8;
     let mut figures = [0u32; 9];
     let mut length = size_of_val(&figures) as libc::socklen_t;

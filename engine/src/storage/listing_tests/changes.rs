@@ -1,4 +1,4 @@
-//! What comes and goes between two pages, and during one, disturbs nothing else.
+//! Changes between two pages, and during one, do not affect other objects.
 
 use super::*;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -10,7 +10,7 @@ fn what_was_added_or_removed_between_pages_disturbs_nothing_else() {
         let (listing, mapping) = (Listing::with_runs_of(names), mapping(&root));
         let first = listing.page(&mapping, None, "/", None, 2).expect("a page");
         assert_eq!(uris(&first), ["/a/1", "/a/2"]);
-        // The cursor stands in a directory that then is no more, or is an object.
+        // The cursor names a directory that has been removed, or replaced by an object.
         std::fs::remove_dir_all(root.path().join("a")).expect("removed");
         make(root.path(), "a");
         make(root.path(), "c/0");
@@ -31,14 +31,14 @@ fn an_object_that_was_put_before_a_listing_began_is_in_it() {
     let objects: Vec<_> = (0..3000).map(|at| format!("{at:04}")).collect();
     let root = tree(&objects.iter().map(String::as_str).collect::<Vec<_>>());
     let (listing, mapping) = (Listing::default(), mapping(&root));
-    // Its run is kept, and does not have what comes then.
+    // Its batch is kept, and lacks names added later.
     let earlier = listing.page(&mapping, None, "/", None, 10).expect("a page");
     make(root.path(), "1000-new");
     assert!(all(&listing, &mapping, "/", 10).expect("a listing").contains(&"/1000-new".to_owned()));
     assert!(listing.page(&mapping, None, "/", earlier.cursor.as_deref(), 10).is_ok());
 }
 
-/// Tells the other thread when this one is through, or has failed.
+/// Signals the other thread when this one ends or panics.
 struct Ends<'a>(&'a AtomicBool);
 
 impl Drop for Ends<'_> {
@@ -77,7 +77,8 @@ fn each_object_that_is_there_all_the_time_is_listed_once_while_others_come_and_g
     });
 }
 
-/// Of 20,000 objects some are replaced all the time. Of the directory, the kernel gives some 8,000 names in one call.
+/// A writer keeps replacing some of 20,000 objects. The kernel returns some 8,000 names of the directory in
+/// one call.
 #[test]
 fn each_object_is_listed_once_while_others_are_replaced_by_rename() {
     for place in [std::env::temp_dir(), "/dev/shm".into()] {

@@ -63,7 +63,7 @@ fn only_what_can_be_got_is_listed() {
     std::fs::write(root.path().join(OsStr::from_bytes(b"nor \xfe/object")), "").expect("a file");
     std::fs::create_dir_all(path(".objmapper/1-0123456789abcdef")).expect("a directory");
     std::fs::write(path(".objmapper/1-0123456789abcdef/0"), "").expect("a file");
-    // Of a server whose root is the directory below.
+    // The files of a server whose root is the directory below.
     make(root.path(), "directory/.objmapper/1-0123456789abcdef/0");
     assert_eq!(list(&root, "/"), ["/directory/object", "/object"]);
     assert_eq!(list(&root, "/directory/.obj"), Vec::<String>::new());

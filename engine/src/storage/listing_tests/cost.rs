@@ -1,4 +1,4 @@
-//! What a listing keeps, and takes.
+//! The memory that a listing takes and keeps.
 
 use super::*;
 
@@ -16,7 +16,7 @@ fn nothing_is_kept_of_listings_that_are_over_and_little_of_others() {
     assert!(listing.kept().is_empty());
 }
 
-/// The resident memory of this process, in KiB, at its most.
+/// The peak resident memory of this process, in KiB.
 fn peak_memory() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").expect("proc");
     let line = status.lines().find(|line| line.starts_with("VmHWM:")).expect("a peak");

@@ -1,4 +1,5 @@
-//! What a listing leaves out and, in the detailed form, says so; and times that seconds since 1970 cannot tell.
+//! The entries that a listing leaves out and reports in the detailed form; and times that seconds since 1970
+//! cannot express.
 
 use super::*;
 use std::ffi::OsStr;
@@ -31,7 +32,7 @@ fn detailed(mut entries: &[u8]) -> Vec<Told> {
     told
 }
 
-/// Everything that all pages say, by pages of `limit`.
+/// The entries of all pages, by pages of `limit`.
 fn all_told(listing: &Listing, mapping: &Mapping, prefix: &str, limit: u32) -> Vec<Told> {
     let (mut told, mut cursor) = (Vec::new(), None);
     loop {
@@ -80,7 +81,7 @@ fn directories_that_the_server_may_not_read_are_said() {
         std::fs::set_permissions(root.path().join(name), permissions).expect("permissions");
     };
     mode("b", 0o000);
-    // Its names can be read, and nothing behind them.
+    // The owner can read its names, but not stat its entries.
     mode("d", 0o400);
     let unreadable = |path: &str| Told::LeftOut(v2::LEFT_OUT_UNREADABLE, path.as_bytes().to_vec());
     without_capabilities(|| {
@@ -101,7 +102,8 @@ fn paths_that_are_too_long_for_a_uri_are_said() {
     let root = tempfile::tempdir().expect("a directory");
     let long = "d".repeat(200);
     let mut directory = fs::open(root.path(), fs::OFlags::DIRECTORY, fs::Mode::empty()).expect("there");
-    // Twenty directories have 4,020 bytes with their slashes; a file name of 75 just fits behind them, and one of 76 does not.
+    // Twenty directories have 4,020 bytes with their slashes; a file name of 75 bytes just fits behind them, one of
+    // 76 does not.
     for _ in 0..20 {
         fs::mkdirat(&directory, &*long, fs::Mode::RWXU).expect("a directory");
         directory = fs::openat(&directory, &*long, fs::OFlags::DIRECTORY, fs::Mode::empty()).expect("there");

@@ -1,4 +1,5 @@
-//! Listings of real trees, compared with what was made there; whole, by pages of every size, and while the tree changes.
+//! Listings of real trees, compared with the objects made there; whole, by pages of every size, and while the
+//! tree changes.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod changes;
@@ -29,7 +30,7 @@ fn make(root: &Path, object: &str) {
     std::fs::write(path, object).expect("a file");
 }
 
-/// Runs it in a thread that may do no more than the files' owner, also where the tests run as root.
+/// Runs `run` in a thread with only the file owner's permissions, also where the tests run as root.
 fn without_capabilities(run: impl FnOnce() + Send) {
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -70,7 +71,7 @@ impl Listing {
         self.whole(mapping, WantedPage { session: 0, form, view, prefix, cursor, limit })
     }
 
-    /// In turns that are over at once.
+    /// In turns that end at once.
     fn whole(&self, mapping: &Mapping, wanted: WantedPage) -> Result<Page, Error> {
         self.whole_of(mapping, wanted, MOST_CONTENT)
     }
@@ -139,7 +140,7 @@ proptest! {
         for path in &paths {
             let target = root.path().join(path);
             let has_dots = path.split('/').any(|segment| segment == "." || segment == "..");
-            // A name is either an object or a directory; whichever came first.
+            // A name is an object or a directory; the first one stays.
             if !has_dots
                 && std::fs::create_dir_all(target.parent().expect("a parent")).is_ok()
                 && File::create_new(&target).is_ok()

@@ -1,4 +1,4 @@
-//! Where a page ends, and that the next one goes on there, by a cursor that cannot be forged.
+//! Where a page ends, and that the next one continues there, by a cursor that cannot be forged.
 
 use super::*;
 
@@ -42,7 +42,7 @@ fn a_page_can_be_asked_for_again() {
     let once = second();
     listing.page(&mapping, None, "/", once.cursor.as_deref(), 1000).expect("a page");
     assert_eq!(uris(&second()), uris(&once));
-    // By a server that was restarted in between, too.
+    // A restarted server accepts the cursor as well.
     let restarted =
         Listing::default().page(&mapping, None, "/", first.cursor.as_deref(), 10).expect("a page");
     assert_eq!(uris(&restarted), uris(&once));
@@ -190,7 +190,7 @@ fn no_cursor_of_another_session_or_server_gets_what_a_listing_has_kept() {
         cursor = next.cursor;
     }
     assert!(listed.contains(&"/2000-new".to_owned()));
-    // Numbers of another server are others, so cursors from before a restart are nobody's.
+    // Another server uses other numbers, so a cursor from before a restart matches no listing.
     let other = page(&Listing::default(), 1, None).cursor.expect("more to come");
     assert_ne!(other[1..9], at.to_be_bytes());
 }
@@ -229,7 +229,7 @@ fn a_page_that_was_given_up_begins_with_what_it_had_read() {
     }
     listing.keep_runs(&mut given_up);
     assert_eq!(listing.kept().len(), 1);
-    // Another listing gets nothing of it.
+    // Another listing gets none of these batches.
     turn(&mut begin());
     assert_eq!(listing.kept().len(), 1);
     let mut again = begin().of(given_up.listing());

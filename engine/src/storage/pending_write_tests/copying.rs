@@ -1,8 +1,8 @@
-//! A put by descriptor: which files may be passed, and that what is stored is what was in them.
+//! A put by descriptor: which files clients may pass, and that the server stores their content.
 
 use super::*;
 
-/// A file outside of the root with these bytes, open for reading.
+/// A file outside the root with these bytes, open for reading.
 fn source(tree: &Tree, content: &[u8]) -> OwnedFd {
     let path = tree.above.path().join("source");
     std::fs::write(&path, content).expect("a file");
@@ -27,7 +27,7 @@ fn a_file_is_put_by_its_descriptor_wherever_its_position_is() {
     });
 }
 
-/// Copies all, in as many steps as it takes; how many those were.
+/// Copies all, step by step. Returns the number of steps.
 fn run(mut copying: Copying, incoming: &mut PendingWrite) -> Result<usize, Error> {
     let mut steps = 1;
     while copying.step(incoming)? == Copied::Part {

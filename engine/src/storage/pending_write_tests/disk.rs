@@ -1,4 +1,4 @@
-//! What the disk refuses: room, another file system, a file larger than may be.
+//! Writes that fail on the disk: missing room, another file system, a file over the size limit.
 
 use super::*;
 use std::os::unix::fs::MetadataExt;
@@ -17,14 +17,16 @@ fn room_that_was_taken_and_not_needed_is_given_back() {
     });
 }
 
-/// Runs `test` with the root on a file system of one MiB that only this thread sees. Not where mounting is not allowed.
+/// Runs `test` with the root on a file system of one MiB that only this thread sees. Skips it where mounting
+/// is not allowed.
 fn on_a_tiny_file_system(test: impl Fn(&Tree) + Send + Sync) {
     use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
     use rustix::thread::{UnshareFlags, unshare_unsafe};
     let mounted = tempfile::tempdir().expect("a directory");
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            // SAFETY: the table of descriptors stays shared; this thread alone gets mounts of its own, and ends with them.
+            // SAFETY: the table of descriptors stays shared; this thread alone gets mounts of its own, which
+            // end with it.
             let unshared = unsafe { unshare_unsafe(UnshareFlags::NEWNS) };
             if let Err(errno) = unshared {
                 eprintln!("skipped: no mount namespace of one's own here ({errno})");
@@ -57,7 +59,7 @@ fn on_a_full_disk_the_old_object_stays_and_nothing_else() {
 
         assert_eq!(tree.content("object"), b"old");
         assert_eq!(tree.names(), ["object"]);
-        // All of the room is there again; in a moment, where a program that another test starts has everything open yet.
+        // All room is free again, after a moment where another test's child process still has the files open.
         let most = vec![2; 900 << 10];
         let has_room = (0..1000).any(|_| {
             let stored = tree.put("/object", &most, ALWAYS);
@@ -92,7 +94,7 @@ fn holes_take_no_room_and_data_that_comes_into_them_is_refused_where_there_is_no
         assert_eq!((begun.st_size, begun.st_blocks), (0, 0), "refused before a byte was copied");
         drop(incoming);
 
-        // It has no blocks when it is asked, and all of its data when it is copied.
+        // It has no blocks when the server checks, and all of its data when the server copies.
         let source = sparse(0);
         let copying = Copying::of(source.try_clone().expect("one more"), 0).expect("begun");
         assert_eq!(rustix::io::pwrite(&source, &vec![4; 16 << 20], 0), Ok(16 << 20));
@@ -116,7 +118,7 @@ fn another_file_system_below_the_root_is_refused_before_the_content_comes() {
         rustix::mount::mount_bind(other, tree.path("mounted")).expect("mounted");
         assert_eq!(tree.refusal("/mounted/object"), Error::OtherFileSystem);
         rustix::mount::unmount(tree.path("mounted"), rustix::mount::UnmountFlags::DETACH).expect("unmounted");
-        // The same file system, mounted once more: to be seen only when it comes to the rename.
+        // The same file system, mounted once more: only the rename notices.
         std::fs::create_dir_all(tree.path("inner")).expect("a directory");
         rustix::mount::mount_bind(tree.path("inner"), tree.path("mounted")).expect("mounted");
         assert_eq!(tree.put("/mounted/object", b"x", ALWAYS), Err(Error::OtherFileSystem));
@@ -141,7 +143,7 @@ fn under_a_limit_on_file_sizes() {
 
 #[test]
 fn past_the_limit_on_file_sizes_the_old_object_stays_and_nothing_else() {
-    // The limit is the process's, so it gets one of its own; the signal that comes with it is ignored, as Python does.
+    // The limit applies to a process, so the test runs in its own, which ignores the signal, as Python does.
     let output = Command::new("sh")
         .args(["-c", "trap '' XFSZ; ulimit -f 512; exec \"$0\" \"$@\""])
         .arg(std::env::current_exe().expect("this test"))

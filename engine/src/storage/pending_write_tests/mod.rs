@@ -1,4 +1,4 @@
-//! Puts on real file systems: whole or not at all, whatever the conditions, the source and the disk do.
+//! Puts on real file systems: whole or not at all, under all conditions, sources and disk errors.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod copying;
@@ -33,7 +33,7 @@ impl Tree {
         Tree { above, mapping, staging }
     }
 
-    /// The same on what O_TMPFILE and on what it does not.
+    /// Runs `test` with O_TMPFILE and without it.
     fn each(test: impl Fn(&Tree)) {
         test(&Tree::new());
         let tree = Tree::new();

@@ -1,4 +1,5 @@
-//! Where a put may go: to regular files inside the root, in directories that are there or made for it, wherever those move.
+//! Where a put may go: to regular files inside the root, in directories that exist or that it makes, while
+//! those move.
 
 use super::*;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
@@ -41,7 +42,7 @@ fn only_regular_files_are_replaced() {
             assert_eq!(tree.refusal(uri), error, "{uri}");
         }
         assert_eq!(tree.refusal(&"n".repeat(256)), Error::BadPath);
-        // It may also have become one while the content was coming.
+        // The target may also become one while the content comes.
         let incoming = tree.begin("/later").expect("begun");
         std::fs::create_dir(tree.path("later")).expect("a directory");
         assert_eq!(incoming.commit(ALWAYS), Err(Error::IsDirectory));
@@ -114,15 +115,15 @@ fn a_directory_that_becomes_a_link_meanwhile_is_no_way_out() {
     std::fs::create_dir(tree.path("real")).expect("a directory");
     std::fs::create_dir(tree.path("there")).expect("a directory");
     symlink(&outside, tree.path("link")).expect("a link");
-    // One exchange for each attempt, at every moment of it; each begins with what the one before has left.
+    // One exchange per attempt, at any moment of it; each begins with the state that the previous one left.
     let (begun, answered, exchanged) = (AtomicU32::new(0), AtomicU32::new(0), AtomicU32::new(0));
     let mut answers = Vec::new();
-    // Nothing in here panics: the other thread would wait for ever.
+    // This scope must not panic: the other thread would wait for ever.
     let exchanges = std::thread::scope(|scope| {
         let (begun, answered, exchanged, tree) = (&begun, &answered, &exchanged, &tree);
         let exchanges = scope.spawn(move || {
             let exchange = |attempt| {
-                // One of ten comes after a put into the directory, however fast either of them is.
+                // One exchange of ten follows a put into the directory, however fast either thread runs.
                 let awaited = if attempt % 10 == 1 { answered } else { begun };
                 while awaited.load(SeqCst) < attempt {
                     std::thread::yield_now();
@@ -150,7 +151,7 @@ fn a_directory_that_becomes_a_link_meanwhile_is_no_way_out() {
     assert!(exchanges.expect("no panic").iter().all(Result::is_ok));
     let refusals: Vec<_> = answers.iter().filter_map(|answer| answer.err()).collect();
     for error in &refusals {
-        // NoDirectory: found before the exchange, looked for after it.
+        // NoDirectory: the put found the directory before the exchange, and looked for it after.
         let raced = [Error::Symlink, Error::NotDirectory, Error::NoDirectory, Error::Outside];
         assert!(raced.contains(error) || matches!(error, Error::Busy(_)), "{error:?}");
     }
@@ -181,14 +182,14 @@ fn a_put_whose_directory_was_moved_meanwhile_is_refused() {
             assert!(names(&to).iter().all(|name| name != "object"), "{:?}", names(&to));
             std::fs::remove_dir_all(&to).expect("removed");
         }
-        // Another directory, of the same name.
+        // Another directory with the same name.
         let incoming = begun(tree);
         std::fs::rename(tree.path("above/before"), &outside).expect("renamed");
         std::fs::create_dir(tree.path("above/before")).expect("a directory");
         assert!(matches!(incoming.commit(ALWAYS), Err(Error::Busy(_))));
         assert!(names(&outside).is_empty() && names(&tree.path("above/before")).is_empty());
         std::fs::remove_dir_all(&outside).expect("removed");
-        // No directory any more.
+        // The directory has been removed.
         let incoming = begun(tree);
         std::fs::remove_dir_all(tree.path("above")).expect("removed");
         assert_eq!(incoming.commit(ALWAYS), Err(Error::NoDirectory));
@@ -208,7 +209,7 @@ fn a_directory_that_is_exchanged_all_the_time_is_told_from_the_one_that_was_open
     let attempts = AtomicU32::new(0);
     let is_left_alone = |attempt: u32| attempt % 4 == 3;
     let (mut stored, mut refused, mut deleted) = (0, Vec::new(), Vec::new());
-    // Nothing is asserted in here: a panic would leave the mover at work, and the scope waits for it.
+    // This scope asserts nothing: after a panic the mover would go on, and the scope waits for it.
     std::thread::scope(|scope| {
         let mover = scope.spawn(|| {
             while !ended.load(SeqCst) {
@@ -221,8 +222,8 @@ fn a_directory_that_is_exchanged_all_the_time_is_told_from_the_one_that_was_open
                 std::thread::yield_now();
             }
         });
-        // Where a disk is slow, hundreds of exchanges come in one put, and few puts find the same directory each time they
-        // look: one put of four is left alone, so that some succeed anywhere.
+        // On a slow disk one put spans hundreds of exchanges, so few puts find the same directory at each
+        // look-up. The mover leaves one put of four alone, so that some succeed on any disk.
         let deadline = Instant::now() + Duration::from_secs(120);
         for attempt in 0.. {
             attempts.store(attempt, SeqCst);
@@ -274,7 +275,7 @@ fn a_directory_that_the_server_may_not_write_to_is_refused_before_the_content_co
     let tree = &tree;
     std::thread::scope(|scope| {
         scope.spawn(move || {
-            // Of this thread only: without the capabilities, root is an owner like any other.
+            // Affects this thread only: without capabilities, root is an owner like any other.
             rustix::thread::set_capabilities(
                 None,
                 rustix::thread::CapabilitySets {

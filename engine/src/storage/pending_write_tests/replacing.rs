@@ -1,4 +1,5 @@
-//! What is at a URI while a put goes on, and after it: the one object or the other, whole, and nothing beside it.
+//! The object at a URI during a put and after it: the old one or the new one, whole, and no other file beside
+//! it.
 
 use super::*;
 use proptest::prelude::*;
@@ -108,7 +109,7 @@ fn of_many_that_would_replace_one_version_one_does() {
     });
 }
 
-/// Tells the other thread when this one is through, or has failed.
+/// Signals the other thread when this one ends or panics.
 struct Ends<'a>(&'a AtomicBool);
 
 impl Drop for Ends<'_> {
