@@ -1,5 +1,4 @@
-//! How the load generator connects: no step waits longer than [`CONNECT_TIMEOUT`], or after the load was
-//! stopped.
+//! How the load generator connects: no step waits longer than [`CONNECT_TIMEOUT`], or after the load was stopped.
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, OwnedFd};

@@ -1,5 +1,4 @@
-//! The start of a version 2 connection: client and server send their capabilities, and the common ones are in
-//! force.
+//! The start of a version 2 connection: client and server send their capabilities, and the common ones are in force.
 //!
 //! The client sends `"OBJM" 02 capabilities(2) max_pipeline(2)`; the server answers with the same and
 //! `backend_parallelism(1)` behind it.
@@ -89,7 +88,7 @@ pub enum DecodedHello {
     Broken,
 }
 
-/// Takes a client's hello off the front of `input`.
+/// Decodes a client's hello, and moves `input` behind it.
 pub fn decode_hello(input: &mut &[u8]) -> DecodedHello {
     match greeting(input) {
         Greeting::Known => {}
@@ -115,8 +114,7 @@ pub fn encode_hello(out: &mut Vec<u8>, capabilities: Capabilities, max_pipeline:
     out.extend_from_slice(&max_pipeline.to_be_bytes());
 }
 
-/// Appends the server's answer to a hello: the values in force, and how many requests the server works on at
-/// a time.
+/// Appends the server's answer to a hello: the values in force, and how many requests the server works on at a time.
 pub fn encode_hello_ack(
     out: &mut Vec<u8>,
     capabilities: Capabilities,
@@ -146,7 +144,7 @@ pub enum DecodedHelloAck<'a> {
     More,
 }
 
-/// Takes the answer to a hello off the front of `input`.
+/// Decodes the answer to a hello, and moves `input` behind it.
 pub fn decode_hello_ack<'a>(input: &mut &'a [u8]) -> DecodedHelloAck<'a> {
     let refused =
         input.first().and_then(|byte| Status::from_byte(*byte)).filter(|status| *status != Status::Ok);

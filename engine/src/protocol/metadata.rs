@@ -41,8 +41,7 @@ pub struct Metadata<'a> {
 }
 
 impl<'a> Metadata<'a> {
-    /// None where an entry does not fit, or a known one has a wrong length. Of two entries of a kind the
-    /// later counts.
+    /// None where an entry does not fit, or a known one has a wrong length. Of two entries of a kind the later counts.
     pub(super) fn read(bytes: &'a [u8]) -> Option<Metadata<'a>> {
         let mut found = Metadata::default();
         for entry in Entries(bytes) {
@@ -106,8 +105,7 @@ impl<'a> Metadata<'a> {
     }
 }
 
-/// No word is longer than a URI, and a cursor little longer, so that all together fit the two bytes of their
-/// length.
+/// No word is longer than a URI, and a cursor little longer, so that all together fit the two bytes of their length.
 fn push_word(out: &mut Vec<u8>, kind: u8, word: &[u8]) {
     debug_assert!(word.len() <= MAX_URI, "an entry of {} bytes", word.len());
     entries::push(out, kind, &word[..word.len().min(MAX_URI)]);

@@ -1,8 +1,7 @@
 //! The wire protocol, sans-IO: bytes in, values out. The Python codec is held to the same vectors
 //! (`tests/vectors`).
 //!
-//! This module holds what both versions share, and exports the names of version 1; those of version 2 are in
-//! [`v2`].
+//! This module holds what both versions share, and exports the names of version 1; those of version 2 are in [`v2`].
 
 mod entries;
 mod hello;

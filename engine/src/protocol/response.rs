@@ -128,7 +128,7 @@ enum Remainder {
     Marker,
 }
 
-/// Takes responses off the front of a byte stream.
+/// Decodes responses from a byte stream.
 #[derive(Debug, Default)]
 pub struct ResponseDecoder {
     extended: bool,
@@ -136,14 +136,12 @@ pub struct ResponseDecoder {
 }
 
 impl ResponseDecoder {
-    /// `extended` means that this capability is in force: then a descriptor comes on its response's first
-    /// byte.
+    /// `extended` means that this capability is in force: then a descriptor comes on its response's first byte.
     pub fn new(extended: bool) -> Self {
         ResponseDecoder { extended, follows: Remainder::Nothing }
     }
 
-    /// The next frame, or piece of one. `asked` returns what the request of an id wanted, None for an unknown
-    /// id.
+    /// The next frame, or piece of one. `asked` returns the operation requested under an id, None for an unknown id.
     ///
     /// After `More` the caller offers the remaining bytes again, with the new ones behind them.
     pub fn decode<'a>(

@@ -122,8 +122,7 @@ pub struct ReplyDecoder {
 }
 
 impl ReplyDecoder {
-    /// The next piece of a reply. `asked` is the mode of the oldest unanswered request, None where there is
-    /// none.
+    /// The next piece of a reply. `asked` is the mode of the oldest unanswered request, None where there is none.
     pub fn decode<'a>(&mut self, asked: Option<Mode>, input: &mut &'a [u8]) -> DecodedReply<'a> {
         if let Some(left) = self.content_left {
             return self.content(left, input);

@@ -8,8 +8,7 @@ use proptest::prelude::*;
 const REQUESTS: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/vectors/v1_requests.txt"));
 const REPLIES: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/vectors/v1_replies.txt"));
 
-/// The outcomes of a vector, with their bytes written out and without `more`; and whether it ends inside a
-/// frame.
+/// The outcomes of a vector, with their bytes written out and without `more`; and whether it ends inside a frame.
 fn promised(text: &str) -> (Vec<String>, bool) {
     let mut outcomes: Vec<_> = text
         .split(',')

@@ -76,8 +76,7 @@ impl Request<'_> {
     }
 }
 
-/// Appends a request without flags and parameters. The caller must not pass a URI of more than [`MAX_URI`]
-/// bytes.
+/// Appends a request without flags and parameters. The caller must not pass a URI of more than [`MAX_URI`] bytes.
 pub fn encode_request(out: &mut Vec<u8>, id: u32, operation: Operation, uri: &str) {
     debug_assert!(uri.len() <= MAX_URI);
     out.push(REQUEST);

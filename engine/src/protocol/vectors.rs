@@ -47,8 +47,7 @@ pub fn in_pieces<'a>(mut bytes: &'a [u8], sizes: &'a [usize]) -> impl Iterator<I
     })
 }
 
-/// The outcomes of a vector, with their bytes written out and without `more`; and whether it ends inside a
-/// frame.
+/// The outcomes of a vector, with their bytes written out and without `more`; and whether it ends inside a frame.
 pub fn expanded(text: &str) -> (Vec<String>, bool) {
     let expand = |word: &str| match word.split_once('=') {
         Some((name, value)) if value.contains('*') => format!("{name}={}", hex(&unhex(value))),

@@ -38,8 +38,7 @@ pub(super) fn add_sparse(sum: &mut Histogram, other: &SparseHistogram) {
     }
 }
 
-/// `now` − `before`, never below 0: the reader reads one counter of a shard after the other, while threads
-/// write them.
+/// `now` − `before`, never below 0: the reader reads one counter of a shard after the other, while threads write them.
 pub(super) fn difference(now: &Histogram, before: &Histogram) -> Histogram {
     let mut difference = now.clone();
     for (mine, theirs) in difference.as_mut_slice().iter_mut().zip(before.as_slice()) {

@@ -52,8 +52,7 @@ impl Cache {
         self.store.is_some()
     }
 
-    /// The entry of this path, where it is not too old at `now`. The caller compares its version with the
-    /// file's.
+    /// The entry of this path, where it is not too old at `now`. The caller compares its version with the file's.
     pub fn get(&self, path: &CStr, now: Instant) -> Option<Cached> {
         let cached = self.store.as_ref()?.get(path)?;
         (now.saturating_duration_since(cached.kept_at) < self.max_age.get()).then_some(cached)

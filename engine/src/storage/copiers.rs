@@ -1,6 +1,5 @@
 //! Threads that copy files that clients pass as descriptors. A file system that does not answer may block any
-//! of them for ever, so they do nothing else, each user has a share of them, and every wait for one has a
-//! limit.
+//! of them for ever, so they do nothing else, each user has a share of them, and every wait for one has a limit.
 //!
 //! They start when there is work and end when there is none. A user may have a part of the free ones (the
 //! dynamic threshold of Choudhury and Hahne, 1998) and at least one, so a user with blocked files leaves

@@ -24,8 +24,7 @@ pub struct Copying {
     /// keeps its own.
     looker: Looker,
     length: u64,
-    /// Bytes that the disk is known to have room for: those of the source's blocks, as its file system
-    /// reports them.
+    /// Bytes that the disk is known to have room for: those of the source's blocks, as its file system reports them.
     room: u64,
     /// Bytes copied so far.
     copied: u64,

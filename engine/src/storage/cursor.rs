@@ -1,5 +1,4 @@
-//! Where a listing continues, as the bytes that a client sends back: `02 listing(8) path seal(8)
-//! checksum(8)`.
+//! Where a listing continues, as the bytes that a client sends back: `02 listing(8) path seal(8) checksum(8)`.
 //!
 //! The checksum covers the prefix too. So any server, also after a restart, detects a cursor that was cut,
 //! changed or sent with another prefix. The checksum is not secret: a client that forges one can request any
@@ -19,8 +18,7 @@ const NUMBER: usize = 8;
 pub(crate) struct Cursor {
     /// The number of its listing on this server.
     pub listing: u64,
-    /// The path of the last listed object, or of a directory, with a slash, to continue with. Empty at the
-    /// start.
+    /// The path of the last listed object, or of a directory, with a slash, to continue with. Empty at the start.
     pub after: Vec<u8>,
 }
 

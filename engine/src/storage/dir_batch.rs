@@ -133,7 +133,7 @@ fn make_key(
         kind = match fs::statat(directory, entry.file_name(), AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => FileType::from_raw_mode(stat.st_mode),
             Err(Errno::NOENT) => FileType::Unknown,
-            // The listing looks at it again, and reports that it may not.
+            // The listing stats the entry again, and reports the missing permission.
             Err(Errno::ACCESS) => FileType::RegularFile,
             Err(errno) => return Err(errno),
         };

@@ -5,8 +5,7 @@ use rustix::fs;
 use rustix::io;
 
 /// File systems that may ask another machine or a process even for cached data, and that can change without
-/// this kernel; by `f_type` of statfs(2). The numbers come from linux/magic.h and the file systems' own
-/// sources.
+/// this kernel; by `f_type` of statfs(2). The numbers come from linux/magic.h and the file systems' own sources.
 const REMOTE: [(u32, &str); 18] = [
     (0x6573_5546, "FUSE or virtiofs"),
     (0x6969, "NFS"),

@@ -140,8 +140,7 @@ pub struct Paging {
 }
 
 impl Listing {
-    /// Begins a page of at most `most_content` bytes of entries, and at most [`MOST_CONTENT`]; one entry
-    /// always fits.
+    /// Begins a page of at most `most_content` bytes of entries, and at most [`MOST_CONTENT`]; one entry always fits.
     ///
     /// The listing includes links where the mapping follows them and they lead to objects. It includes the
     /// objects below a link to a directory only where the prefix itself leads there, since links can form

@@ -161,8 +161,7 @@ impl Mapping {
     /// Whether stat(2) of this file shows every change. On a file system that another machine may change it
     /// does not: the kernel then answers from attributes that it caches for a while.
     pub fn sees_changes_of(&self, opened: &OpenObject) -> bool {
-        // Another file system may be mounted below the root. Subvolumes and layers have devices of their own,
-        // too.
+        // Another file system may be mounted below the root. Subvolumes and layers have devices of their own, too.
         let is_remote = || file_system::is_remote(&opened.file).unwrap_or(true);
         !self.is_remote && (opened.version.device == self.device || !is_remote())
     }

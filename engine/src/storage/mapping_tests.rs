@@ -203,7 +203,7 @@ fn magic_links_of_proc_lead_nowhere() {
 #[test]
 fn only_regular_files_leave_the_house() {
     let tree = Tree::new();
-    // Opening a FIFO without O_NONBLOCK would wait for a writer, and this test with it.
+    // Opening a FIFO without O_NONBLOCK would block this test until a writer comes.
     fs::mknodat(CWD, tree.root().join("fifo"), FileType::Fifo, Permissions::RUSR | Permissions::WUSR, 0)
         .expect("a FIFO");
     let _listener = UnixListener::bind(tree.root().join("socket")).expect("a socket");

@@ -46,8 +46,7 @@ struct Place {
 impl Place {
     /// None where the kernel cannot tell (before Linux 5.8).
     fn of(file: impl AsFd) -> Option<Place> {
-        // DONT_SYNC: the kernel answers from its cache. It never asks a file system for the number of a
-        // mount.
+        // DONT_SYNC: the kernel answers from its cache. It never asks a file system for the number of a mount.
         let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
         let found = fs::statx(file, c"", flags, StatxFlags::MNT_ID).ok()?;
         let has_mount = found.stx_mask & StatxFlags::MNT_ID.bits() != 0;
@@ -74,8 +73,7 @@ pub(super) fn is_local(file: &OwnedFd) -> bool {
     std::fs::read("/proc/self/mountinfo").is_ok_and(|mounts| is_local_in(&mounts, place))
 }
 
-/// The kernel's own mount for memory files, which mountinfo does not list: taken from a memory file made
-/// here.
+/// The kernel's own mount for memory files, which mountinfo does not list: taken from a memory file made here.
 fn memory_mount() -> Option<u64> {
     static MOUNT: OnceLock<u64> = OnceLock::new();
     if let Some(mount) = MOUNT.get() {

@@ -1,5 +1,4 @@
-//! A write in progress: a file without a URI until it is complete and on the disk; a rename then puts it in
-//! place.
+//! A write in progress: a file without a URI until it is complete and on the disk; a rename then puts it in place.
 
 use rustix::fd::{AsRawFd, OwnedFd};
 use rustix::fs::{self, AtFlags, CWD, FallocateFlags, Mode as Permissions, OFlags, RenameFlags};
@@ -119,8 +118,7 @@ impl PendingWrite {
     ///
     /// A failure before the rename leaves the old object unchanged. If the last step fails, the fsync(2) of
     /// the directory, the new object is in place, but a crash may still bring the old one back. The server
-    /// never retries an fsync: after a failure Linux marks the lost pages as clean, and a second call
-    /// succeeds.
+    /// never retries an fsync: after a failure Linux marks the lost pages as clean, and a second call succeeds.
     pub fn commit(mut self, conditions: Conditions) -> Result<ObjectMeta, Error> {
         // Checked again below; a failure here saves the wait for the disk.
         let existing = self.target.existing()?;

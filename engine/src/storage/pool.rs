@@ -25,8 +25,7 @@ pub use crate::storage::turns::{Client, Kind, User};
 use crate::storage::turns::{LongLimits, Place, Shares, Taken, Turns};
 
 const STACK: usize = 256 << 10;
-/// A long job yields its thread after this CPU time, or that time on the clock, and continues at its next
-/// turn.
+/// A long job yields its thread after this CPU time, or that time on the clock, and continues at its next turn.
 const TURN: Duration = Duration::from_millis(1);
 const LONGEST_TURN: Duration = Duration::from_millis(8);
 /// A thread that works on one job for this long is stuck.

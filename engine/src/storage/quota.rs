@@ -30,8 +30,7 @@ pub(super) fn check_quota(file: &OwnedFd, more: u64) -> Result<(), Error> {
 fn left(file: &OwnedFd, kind: u32, id: u32) -> Option<u64> {
     // SAFETY: all fields are integers, for which zero is valid.
     let mut quota: libc::dqblk = unsafe { std::mem::zeroed() };
-    // SAFETY: quotactl_fd(2) with Q_GETQUOTA writes one dqblk; the descriptor is open as long as it is
-    // borrowed.
+    // SAFETY: quotactl_fd(2) with Q_GETQUOTA writes one dqblk; the descriptor is open as long as it is borrowed.
     let answer = unsafe {
         libc::syscall(libc::SYS_quotactl_fd, file.as_raw_fd(), GET << 8 | kind, id, &raw mut quota)
     };

@@ -51,7 +51,7 @@ impl Keys {
 #[derive(Debug)]
 pub(crate) struct SmallestNames {
     limits: RunLimits,
-    /// The merged keys; during a merge, the last merged ones.
+    /// The merged keys; during a merge, those merged so far.
     pub sorted: Keys,
     /// The next portion, in the order of arrival.
     next: Keys,

@@ -88,8 +88,7 @@ impl Staging {
         &self.notices
     }
 
-    /// Starts a put. `path` comes from `mapping::relative_path`; `make_parents` makes missing directories on the
-    /// way.
+    /// Starts a put. `path` comes from `mapping::relative_path`; `make_parents` makes missing directories on the way.
     pub fn begin(&self, path: &CStr, make_parents: bool) -> Result<PendingWrite, Error> {
         let found = if make_parents { Target::make } else { Target::find }(&self.mapping, path);
         let target = found.map_err(no_directory)?;

@@ -115,8 +115,7 @@ impl Target {
                     directory = below;
                 }
                 Err(errno) => {
-                    // The directory has moved meanwhile, perhaps out of the root: remove the new directory
-                    // there.
+                    // The directory has moved meanwhile, perhaps out of the root: remove the new directory there.
                     if is_made {
                         let _ = fs::unlinkat(&directory, &segment, AtFlags::REMOVEDIR);
                     }
@@ -218,8 +217,7 @@ fn c_string(bytes: &[u8]) -> io::Result<CString> {
     CString::new(bytes).map_err(|_| Errno::INVAL)
 }
 
-/// Some file systems have no fsync for directories and return EINVAL; their changes are as durable as they
-/// can be.
+/// Some file systems have no fsync for directories and return EINVAL; their changes are as durable as they can be.
 fn sync_directory(directory: &OwnedFd) -> io::Result<()> {
     match fs::fsync(directory) {
         Err(Errno::INVAL) => Ok(()),

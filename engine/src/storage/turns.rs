@@ -64,8 +64,7 @@ pub(super) struct LongLimits {
     pub begun: usize,
 }
 
-/// Threads that work for one client at a time, so that a client whose disk does not answer leaves some for
-/// others.
+/// Threads that work for one client at a time, so that a client whose disk does not answer leaves some for others.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Shares {
     pub connection: usize,

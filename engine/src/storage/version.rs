@@ -6,8 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 /// Kernel clocks tick every 10 ms at the slowest (CONFIG_HZ=100).
 const SETTLED: Duration = Duration::from_millis(20);
 
-/// Where both times are whole seconds, the file system may keep no fractions; the coarsest (FAT) counts in 2
-/// s.
+/// Where both times are whole seconds, the file system may keep no fractions; the coarsest (FAT) counts in 2 s.
 const SETTLED_COARSE: Duration = Duration::from_secs(2);
 
 /// SplitMix64's increment: 2⁶⁴ divided by the golden ratio.

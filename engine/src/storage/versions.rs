@@ -38,8 +38,7 @@ pub(crate) struct Versions {
 }
 
 impl Versions {
-    /// Probes with `file`, which must be empty and the caller's own, what its file system keeps. `seed` is
-    /// random.
+    /// Probes with `file`, which must be empty and the caller's own, what its file system keeps. `seed` is random.
     pub fn new(file: &OwnedFd, seed: u64) -> io::Result<Versions> {
         let kept = find_out(file)?;
         let last = if kept == Kept::Attribute { seed } else { 0 };

@@ -172,8 +172,7 @@ impl Walk {
                     if !key.ends_with(b"/") {
                         return Ok(Step::Object);
                     }
-                    // On the way to where the earlier page ended there is nothing new yet; so each page
-                    // advances.
+                    // On the way to where the earlier page ended there is nothing new yet; so each page advances.
                     if self.entered >= MOST_DIRECTORIES && !self.after.starts_with(&self.path) {
                         return Ok(Step::PageFull(self.path.clone()));
                     }
@@ -209,8 +208,7 @@ impl Walk {
         Ok(self.directory.as_ref().map(|directory| (directory, name)))
     }
 
-    /// The batches in which the next page may continue: for each directory a key and its batch. Ends the
-    /// walk.
+    /// The batches in which the next page may continue: for each directory a key and its batch. Ends the walk.
     pub fn take_runs(&mut self) -> impl Iterator<Item = (Vec<u8>, Arc<NameBatch>)> {
         let levels = std::mem::take(&mut self.levels);
         let (path, prefix) = (&self.path, &self.prefix);

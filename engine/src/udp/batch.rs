@@ -103,8 +103,7 @@ impl Inbox {
         }
         // MSG_TRUNC: the kernel reports a datagram's full length, even where it exceeds the buffer.
         let flags = libc::MSG_DONTWAIT | libc::MSG_TRUNC;
-        // SAFETY: every pointer leads into `batch` or `self.bytes`, which outlive the call and have the given
-        // sizes.
+        // SAFETY: every pointer leads into `batch` or `self.bytes`, which outlive the call and have the given sizes.
         let received = unsafe {
             libc::recvmmsg(
                 socket.as_raw_fd(),
@@ -245,8 +244,7 @@ impl Outbox {
 
 fn read_name(name: &libc::sockaddr_storage) -> Option<SocketAddr> {
     let name: *const libc::sockaddr_storage = name;
-    // SAFETY: the storage is large and aligned enough for either type, and the family says which one it
-    // holds.
+    // SAFETY: the storage is large and aligned enough for either type, and the family says which one it holds.
     unsafe {
         match i32::from((*name).ss_family) {
             libc::AF_INET => {

@@ -30,8 +30,7 @@ pub const DATA_HEAD: usize = 36;
 const CHECKSUM_AT: usize = 32;
 #[cfg(test)]
 pub const ERROR_HEAD: usize = 10;
-/// The server keeps this many bytes of a datagram. Anything behind them is padding, or makes the datagram
-/// noise.
+/// The server keeps this many bytes of a datagram. Anything behind them is padding, or makes the datagram noise.
 pub const MAX_REQUEST: usize = PULL_HEAD + COOKIE + MAX_URI + 1;
 /// The longest message of an ERROR, so that it fits every path.
 const MAX_MESSAGE: usize = 1_000;
@@ -167,8 +166,7 @@ pub fn checksum_of_uri(uri: &str) -> u32 {
 
 /// Writes the head of a DATA in front of its payload: `datagram` is all of it, with room for the head.
 ///
-/// The checksum is CRC-32C (Castagnoli) over the URI and the datagram, with its own field as zeros, as in
-/// SCTP.
+/// The checksum is CRC-32C (Castagnoli) over the URI and the datagram, with its own field as zeros, as in SCTP.
 pub fn seal_data(datagram: &mut [u8], head: &DataHead, offset: u64) {
     let Some((room, payload)) = datagram.split_first_chunk_mut::<DATA_HEAD>() else { return };
     room[..2].copy_from_slice(&MAGIC);

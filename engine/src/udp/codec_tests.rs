@@ -190,8 +190,7 @@ proptest! {
         prop_assert!(!matches!(damaged, Answer::Data { .. }), "{:?}", damaged);
     }
 
-    /// No request decodes as a reply and no reply as a request, so servers cannot be made to answer each
-    /// other.
+    /// No request decodes as a reply and no reply as a request, so servers cannot be made to answer each other.
     #[test]
     fn what_a_server_says_is_noise_to_a_server((request_id, version, offset, payload, uri) in a_piece(), words in ".{0,40}") {
         let mut said = vec![Vec::new(); 4];

@@ -56,8 +56,7 @@ impl Cookies {
         cookie
     }
 
-    /// Whether the server gave this cookie to this address lately. Takes the same time for every wrong
-    /// cookie.
+    /// Whether the server gave this cookie to this address lately. Takes the same time for every wrong cookie.
     pub fn is_good(&self, cookie: &[u8; COOKIE], from: SocketAddr, now: Instant) -> bool {
         let bucket = self.bucket(now);
         let secrets = self.secrets(bucket);
@@ -81,13 +80,11 @@ impl Cookies {
         }
         drop(here);
         let mut here = self.secrets.write().unwrap_or_else(PoisonError::into_inner);
-        // The kernel gave random bytes at the start and keeps giving them; otherwise the old secret stays in
-        // use.
+        // The kernel gave random bytes at the start and keeps giving them; otherwise the old secret stays in use.
         if here.hour < hour
             && let Ok(fresh) = new_secret()
         {
-            // After a pause of more than an hour the previous secret verifies no cookie, and keeping it is
-            // harmless.
+            // After a pause of more than an hour the previous secret verifies no cookie, and keeping it is harmless.
             here.previous = std::mem::replace(&mut here.current, fresh);
             here.hour = hour;
         }

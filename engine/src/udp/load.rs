@@ -1,5 +1,4 @@
-//! The load generator's datagrams: clients that send the next request after a reply, each with its own
-//! socket.
+//! The load generator's datagrams: clients that send the next request after a reply, each with its own socket.
 //!
 //! A request without a reply within [`REPLY_TIMEOUT`] counts as an error and is sent again from another port.
 //! A late reply goes to the old port, so it does not count for the next request. Latency counts from the

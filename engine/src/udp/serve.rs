@@ -1,6 +1,5 @@
 //! Which thread answers a datagram, in each model that works without connections. All models share one
-//! socket, so another model can take over at any time: the next thread that receives gets the waiting
-//! datagrams.
+//! socket, so another model can take over at any time: the next thread that receives gets the waiting datagrams.
 
 use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
@@ -122,8 +121,7 @@ impl UdpWorkers {
         starting.run(None)
     }
 
-    /// Receives batches until an order ends it; `take` gets each. A drain receives the waiting datagrams
-    /// first.
+    /// Receives batches until an order ends it; `take` gets each. A drain receives the waiting datagrams first.
     fn receive(&self, poller: &Poller, mut take: impl FnMut(&Inbox, usize)) {
         let (mut events, mut spin) = (Events::new(), SpinWait::new(&self.service));
         let mut inbox = Inbox::new();

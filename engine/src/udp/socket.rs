@@ -62,8 +62,7 @@ impl UdpSocket {
         Self::new(bound, socket, trusted, rate_limit, notices)
     }
 
-    /// Takes over a socket that a service manager has bound and keeps open. Datagrams wait in it while no
-    /// server runs.
+    /// Takes over a socket that a service manager has bound and keeps open. Datagrams wait in it while no server runs.
     pub fn inherited(
         socket: &OwnedFd,
         trusted: Vec<Network>,

@@ -77,8 +77,7 @@ fn each_object_that_is_there_all_the_time_is_listed_once_while_others_come_and_g
     });
 }
 
-/// A writer keeps replacing some of 20,000 objects. The kernel returns some 8,000 names of the directory in
-/// one call.
+/// A writer keeps replacing some of 20,000 objects. The kernel returns some 8,000 names of the directory in one call.
 #[test]
 fn each_object_is_listed_once_while_others_are_replaced_by_rename() {
     for place in [std::env::temp_dir(), "/dev/shm".into()] {

@@ -1,5 +1,4 @@
-//! Where a put may go: to regular files inside the root, in directories that exist or that it makes, while
-//! those move.
+//! Where a put may go: to regular files inside the root, in directories that exist or that it makes, while those move.
 
 use super::*;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};

@@ -1,5 +1,4 @@
-//! The object at a URI during a put and after it: the old one or the new one, whole, and no other file beside
-//! it.
+//! The object at a URI during a put and after it: the old one or the new one, whole, and no other file beside it.
 
 use super::*;
 use proptest::prelude::*;
