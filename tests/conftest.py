@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,14 @@ from hypothesis import settings
 # A slow machine is no finding.
 settings.register_profile("objmapper", deadline=None)
 settings.load_profile("objmapper")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_signal_is_ignored() -> None:
+    """Processes that tests start inherit what a shell, or nohup, had this one ignore."""
+    for number, usual in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, usual)
 
 
 def open_descriptors() -> dict[int, str]:

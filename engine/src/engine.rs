@@ -36,7 +36,7 @@ const POOL_GRACE: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 struct Endpoint {
     ingress: Ingress,
-    tenures: Vec<ModelRun>,
+    runs: Vec<ModelRun>,
 }
 
 /// How clients reach the server: by connections or by datagrams.
@@ -103,7 +103,7 @@ impl Endpoint {
         })?;
         match told.recv() {
             Ok(Ok(())) => {
-                self.tenures.push(ModelRun { model, control, thread });
+                self.runs.push(ModelRun { model, control, thread });
                 Ok(())
             }
             failed => {
@@ -116,19 +116,19 @@ impl Endpoint {
     }
 
     fn model(&self) -> Option<Model> {
-        self.tenures.last().map(|tenure| tenure.model)
+        self.runs.last().map(|run| run.model)
     }
 
     /// Gives a command to all runs, the oldest first: when a run finds no taker for its sessions any more, it has the
     /// command already.
     fn give(&self, order: Command) {
-        for tenure in &self.tenures {
-            tenure.control.give(order);
+        for run in &self.runs {
+            run.control.give(order);
         }
     }
 
     fn is_finished(&self) -> bool {
-        self.tenures.iter().all(|tenure| tenure.thread.is_finished())
+        self.runs.iter().all(|run| run.thread.is_finished())
     }
 }
 
@@ -254,7 +254,7 @@ impl Engine {
         *lock(&self.clock_thread) = Some(ticking);
         for ingress in fronts {
             let model = settings.models.get(&ingress.transport()).copied().unwrap_or(Model::Epoll);
-            let mut endpoint = Endpoint { ingress, tenures: Vec::new() };
+            let mut endpoint = Endpoint { ingress, runs: Vec::new() };
             let begun = endpoint.begin(model, &self.service);
             endpoints.push(endpoint);
             begun?;
@@ -372,16 +372,16 @@ impl Engine {
         else {
             return Ok(false);
         };
-        endpoint.tenures.retain(|tenure| !tenure.thread.is_finished());
+        endpoint.runs.retain(|run| !run.thread.is_finished());
         if endpoint.model() == Some(model) {
             return Ok(true);
         }
         // Start the successor first, so that one model accepts at every moment. Then command its predecessors to hand
         // over, oldest first: the successor takes their sessions.
-        let predecessors = endpoint.tenures.len();
+        let predecessors = endpoint.runs.len();
         endpoint.begin(model, &self.service)?;
-        for tenure in &endpoint.tenures[..predecessors] {
-            tenure.control.give(Command::Handover);
+        for run in &endpoint.runs[..predecessors] {
+            run.control.give(Command::Handover);
         }
         Ok(true)
     }
@@ -399,9 +399,9 @@ impl Engine {
         self.draining.store(true, Relaxed);
         let until = Instant::now() + STOP_GRACE;
         if self.order_all(Command::Stop, STOP_GRACE) {
-            for tenure in lock(&self.endpoints).drain(..).flat_map(|endpoint| endpoint.tenures) {
+            for run in lock(&self.endpoints).drain(..).flat_map(|endpoint| endpoint.runs) {
                 // The runtime has reported a panic on stderr.
-                let _ = tenure.thread.join();
+                let _ = run.thread.join();
             }
         }
         self.service.stop_storage(until.max(Instant::now() + POOL_GRACE));

@@ -207,7 +207,7 @@ impl fmt::Display for Error {
                 "the file that was passed does not answer: its file system is stuck; put it again when it can be read"
             }
             Error::SourceShrank => {
-                "the file became shorter while it was copied: put it again when nobody writes to it"
+                "the file became shorter while it was copied: put it again when no program writes to it"
             }
             Error::BadCursor => {
                 "not a cursor of this listing: send the one of the page before unchanged and with the same prefix, or \

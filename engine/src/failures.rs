@@ -121,7 +121,7 @@ mod tests {
         use std::sync::atomic::Ordering::SeqCst;
         let failures = Failures::default();
         let working = AtomicU64::new(4);
-        let told = |failures: &Failures| failures.take().map_or(0, |failure| failure.suppressed + 1);
+        let reported = |failures: &Failures| failures.take().map_or(0, |failure| failure.suppressed + 1);
         let mut all = std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
@@ -131,11 +131,11 @@ mod tests {
             }
             let mut all = 0;
             while working.load(SeqCst) > 0 {
-                all += told(&failures);
+                all += reported(&failures);
             }
             all
         });
-        all += told(&failures);
+        all += reported(&failures);
         assert_eq!(all, 80_000);
     }
 

@@ -17,7 +17,7 @@ use std::collections::VecDeque;
 #[test]
 fn a_session_that_is_woken_is_run_after_it_and_by_one_thread_at_a_time() {
     loom::model(|| {
-        let hands = Arc::new(RunState::armed());
+        let hands = Arc::new(RunState::idle());
         let brought = Arc::new(AtomicUsize::new(0));
         let seen = Arc::new(AtomicUsize::new(0));
         let running = Arc::new(AtomicUsize::new(0));
@@ -58,7 +58,7 @@ fn a_session_that_is_woken_is_run_after_it_and_by_one_thread_at_a_time() {
 #[test]
 fn wake_ups_that_meet_leave_the_session_free() {
     loom::model(|| {
-        let hands = Arc::new(RunState::armed());
+        let hands = Arc::new(RunState::idle());
         let runs = Arc::new(AtomicUsize::new(0));
         let wakers: Vec<_> = (0..2)
             .map(|_| {

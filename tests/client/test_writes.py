@@ -187,7 +187,7 @@ def test_lists_are_in_order_whole_and_of_what_begins_so(call: Caller, address: s
     assert everything == call(address, ("list", "/", {"page_size": 7}))[0]
     assert [entry.uri for entry in call(address, ("list", "/o12"))[0]] == [f"/o12{digit}" for digit in range(10)]
     assert call(address, ("list", "/none"))[0] == []
-    with pytest.raises(LocalProtocolError, match="at least 1"):
+    with pytest.raises(LocalProtocolError, match="page_size must be >= 1"):
         call(address, ("list", "/", {"page_size": 0}))
 
 

@@ -38,7 +38,7 @@ pub struct UserAccount {
 struct UserConnections {
     connections: Vec<Weak<Connection>>,
     /// When the last check found that they had received nothing.
-    vain_at: Option<Instant>,
+    empty_scan_at: Option<Instant>,
 }
 
 impl UserAccount {
@@ -68,14 +68,14 @@ impl UserAccount {
     fn settle(&self, service: &Service) {
         let mut members = lock(&self.members);
         let now = Instant::now();
-        if members.vain_at.is_some_and(|at| now.duration_since(at) < SETTLE_INTERVAL) {
+        if members.empty_scan_at.is_some_and(|at| now.duration_since(at) < SETTLE_INTERVAL) {
             return;
         }
         let before = self.descriptors();
         for member in members.connections.iter().filter_map(Weak::upgrade) {
             member.settle_unread(service);
         }
-        members.vain_at = (self.descriptors() >= before).then_some(now);
+        members.empty_scan_at = (self.descriptors() >= before).then_some(now);
     }
 
     fn connections(&self) -> u32 {

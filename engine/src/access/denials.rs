@@ -54,7 +54,7 @@ pub struct Denials {
 struct PendingReport {
     refusal: Option<Refusal>,
     /// The total of those taken or suppressed.
-    told: u64,
+    reported: u64,
 }
 
 impl Denials {
@@ -79,8 +79,8 @@ impl Denials {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let mut refusal = kept.refusal.take()?;
         let all: u64 = self.counts().map(|(_, count)| count).sum();
-        let new = all - kept.told;
-        kept.told = all;
+        let new = all - kept.reported;
+        kept.reported = all;
         self.is_kept.store(false, Relaxed);
         // It was counted, but not yet kept, when an earlier call took another: that call counted it as suppressed.
         refusal.suppressed = new.checked_sub(1)?;
@@ -102,12 +102,15 @@ mod tests {
         for _ in 0..4 {
             refusals.note(Reason::User, None, b"");
         }
-        let told = refusals.take().expect("one");
-        assert_eq!((told.reason, told.uid, told.pid, told.suppressed), ("prefix", Some(1000), Some(7), 4));
-        assert_eq!(told.uri, "/a/b");
+        let reported = refusals.take().expect("one");
+        assert_eq!(
+            (reported.reason, reported.uid, reported.pid, reported.suppressed),
+            ("prefix", Some(1000), Some(7), 4)
+        );
+        assert_eq!(reported.uri, "/a/b");
         assert_eq!(refusals.take(), None);
         refusals.note(Reason::User, None, b"");
-        assert_eq!(refusals.take().map(|told| (told.uid, told.suppressed)), Some((None, 0)));
+        assert_eq!(refusals.take().map(|reported| (reported.uid, reported.suppressed)), Some((None, 0)));
         let counts: Vec<_> = refusals.counts().collect();
         assert_eq!(counts, [("user", 5), ("prefix", 1), ("connections", 0), ("descriptors", 0)]);
     }

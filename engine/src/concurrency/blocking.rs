@@ -33,9 +33,9 @@ impl ThreadWaker {
 
 impl Wake for ThreadWaker {
     fn wake(&self, _: u64) {
-        let mut heard = self.wake_state();
-        heard.is_called = true;
-        if let Some(event_fd) = &heard.event_fd {
+        let mut wake_state = self.wake_state();
+        wake_state.is_called = true;
+        if let Some(event_fd) = &wake_state.event_fd {
             event_fd.notify();
         }
     }
@@ -54,8 +54,8 @@ pub fn run_session_blocking(
     }
     // One waker per session, so that its descriptor closes with the session: idle threads would otherwise keep
     // theirs.
-    let ear = Arc::new(ThreadWaker::default());
-    let wake: Arc<dyn Wake> = Arc::<ThreadWaker>::clone(&ear);
+    let waker = Arc::new(ThreadWaker::default());
+    let wake: Arc<dyn Wake> = Arc::<ThreadWaker>::clone(&waker);
     session.connection().set_wake(&wake, 0);
     let spin = match service.settings.optimize_for {
         OptimizeFor::Latency => SPIN_TIME,
@@ -79,7 +79,7 @@ pub fn run_session_blocking(
             // Without pending jobs, the socket's own timeout has expired.
             Next::Readable | Next::Writable | Next::Waiting => {
                 if session.has_jobs() {
-                    wait_for_wake(&session, service, &ear, next);
+                    wait_for_wake(&session, service, &waker, next);
                 } else if buffers.is_reclaimed() && control.order() == Command::Serve {
                     return Some(session);
                 } else {
@@ -94,20 +94,20 @@ pub fn run_session_blocking(
 }
 
 /// Sleeps until the storage pool has a result for the session, or the client sends or reads.
-fn wait_for_wake(session: &Session, service: &Service, ear: &ThreadWaker, next: Next) {
+fn wait_for_wake(session: &Session, service: &Service, waker: &ThreadWaker, next: Next) {
     let wanted = match next {
         Next::Readable => PollFlags::IN,
         Next::Writable => PollFlags::OUT,
         _ => PollFlags::empty(),
     };
     let event_fd = {
-        let mut heard = ear.wake_state();
-        if std::mem::take(&mut heard.is_called) {
+        let mut wake_state = waker.wake_state();
+        if std::mem::take(&mut wake_state.is_called) {
             return;
         }
-        heard.event_fd =
+        wake_state.event_fd =
             EventFd::new().ok().filter(|event_fd| service.has_fd_headroom(event_fd)).map(Arc::new);
-        heard.event_fd.clone()
+        wake_state.event_fd.clone()
     };
     let mut sources = Vec::with_capacity(2);
     if let Some(event_fd) = &event_fd {
@@ -120,5 +120,5 @@ fn wait_for_wake(session: &Session, service: &Service, ear: &ThreadWaker, next: 
     // EINTR and ENOMEM: the caller's loop tries again.
     let _ = poll(&mut sources, timeout.as_ref());
     // The caller checks for results next, whether or not storage woke it.
-    *ear.wake_state() = WakeState::default();
+    *waker.wake_state() = WakeState::default();
 }

@@ -33,7 +33,7 @@ pub struct Ready {
 #[derive(Debug)]
 struct Slot {
     key: Key,
-    hands: RunState,
+    run_state: RunState,
     /// None once the session is gone.
     session: Mutex<Option<Box<Session>>>,
 }
@@ -81,7 +81,7 @@ impl<D: Dispatch + Send + Sync + std::fmt::Debug> Wake for Waker<D> {
         let Some(reactor) = self.reactor.upgrade() else { return };
         let slot = reactor.slots().get(Key::from_number(key)).map(Arc::clone);
         if let Some(slot) = slot
-            && slot.hands.mark_woken()
+            && slot.run_state.mark_woken()
         {
             self.dispatch.requeue(Ready { slot, since: Instant::now() });
         }
@@ -232,7 +232,7 @@ impl Reactor {
             Next::Closed => return self.end(slot, held),
         };
         // Release before arming: the event may arrive at once, and must find the session free.
-        if !slot.hands.release() {
+        if !slot.run_state.release() {
             drop(held);
             return dispatch.requeue(Ready { slot: Arc::clone(slot), since: Instant::now() });
         }
@@ -284,7 +284,7 @@ impl Reactor {
                     match source {
                         Token::Session(key) => {
                             if let Some(slot) = slots.get(key)
-                                && slot.hands.take()
+                                && slot.run_state.take()
                             {
                                 ready.push_back(Ready { slot: Arc::clone(slot), since: now });
                             }
@@ -391,8 +391,8 @@ impl Reactor {
         if self.poller.add(session.socket(), Token::Session(key), flags).is_ok() {
             let connection = Arc::clone(session.connection());
             let has_pending_work = session.has_pending_work();
-            let (hands, session) = (RunState::idle(), Mutex::new(Some(session)));
-            slots.insert(Arc::new(Slot { key, hands, session }));
+            let (run_state, session) = (RunState::idle(), Mutex::new(Some(session)));
+            slots.insert(Arc::new(Slot { key, run_state, session }));
             drop(slots);
             connection.set_wake(wake, key.number());
             if has_pending_work {
@@ -405,7 +405,7 @@ impl Reactor {
     /// Drops overdue sessions that are armed.
     fn tick(&self, now: Instant, ready: &mut VecDeque<Ready>) {
         self.slots().retain(|slot| {
-            if !slot.hands.take() {
+            if !slot.run_state.take() {
                 return true;
             }
             let mut held = slot.session();
@@ -414,7 +414,7 @@ impl Reactor {
                 self.poller.drop_session(session);
             }
             drop(held);
-            if !slot.hands.release() && !overdue {
+            if !slot.run_state.release() && !overdue {
                 ready.push_back(Ready { slot: Arc::clone(slot), since: now });
             }
             !overdue
@@ -471,7 +471,7 @@ impl Reactor {
     fn migrate_all(&self, wake: &Arc<dyn Wake>) {
         let mut free = Vec::new();
         self.slots().retain(|slot| {
-            if slot.hands.take() {
+            if slot.run_state.take() {
                 free.extend(slot.session().take());
                 return false;
             }

@@ -94,14 +94,14 @@ impl<T> StealingQueues<T> {
     }
 
     /// The next work for this worker; sleeps until there is some. None once the queues are closed and empty.
-    pub fn pop(&self, seat: &mut LocalQueue<T>, spin: &mut SpinWait, gauges: &Gauges) -> Option<T> {
-        let queue = self.queues.get(seat.number)?;
+    pub fn pop(&self, local: &mut LocalQueue<T>, spin: &mut SpinWait, gauges: &Gauges) -> Option<T> {
+        let queue = self.queues.get(local.number)?;
         let _ = queue.thread.set(std::thread::current());
         loop {
-            let mut next = self.try_pop(seat, gauges);
+            let mut next = self.try_pop(local, gauges);
             if next.is_none() {
                 spin.until_true(|| {
-                    next = self.try_pop(seat, gauges);
+                    next = self.try_pop(local, gauges);
                     next.is_some()
                 });
             }
@@ -110,7 +110,7 @@ impl<T> StealingQueues<T> {
             }
             queue.parked.store(true, Ordering::SeqCst);
             std::sync::atomic::fence(Ordering::SeqCst);
-            if let Some(work) = self.try_pop(seat, gauges) {
+            if let Some(work) = self.try_pop(local, gauges) {
                 queue.parked.store(false, Relaxed);
                 return Some(work);
             }
@@ -126,21 +126,21 @@ impl<T> StealingQueues<T> {
 
     /// The next work without waiting: the worker's own newest, else what has arrived, else the oldest of another
     /// worker.
-    pub fn try_pop(&self, seat: &mut LocalQueue<T>, gauges: &Gauges) -> Option<T> {
-        let queue = self.queues.get(seat.number)?;
-        let mine = seat.deque.pop().or_else(|| retry(|| queue.arrived.steal_batch_and_pop(&seat.deque)));
+    pub fn try_pop(&self, local: &mut LocalQueue<T>, gauges: &Gauges) -> Option<T> {
+        let queue = self.queues.get(local.number)?;
+        let mine = local.deque.pop().or_else(|| retry(|| queue.arrived.steal_batch_and_pop(&local.deque)));
         if mine.is_some() {
             queue.load.fetch_sub(1, Relaxed);
             self.depth.fetch_sub(1, Relaxed);
             return mine;
         }
         // xorshift (Marsaglia 2003): pick the first victim.
-        seat.random ^= seat.random << 13;
-        seat.random ^= seat.random >> 17;
-        seat.random ^= seat.random << 5;
+        local.random ^= local.random << 13;
+        local.random ^= local.random >> 17;
+        local.random ^= local.random << 5;
         let count = self.queues.len();
-        let start = seat.random as usize % count;
-        for victim in (0..count).map(|step| (start + step) % count).filter(|&victim| victim != seat.number) {
+        let start = local.random as usize % count;
+        for victim in (0..count).map(|step| (start + step) % count).filter(|&victim| victim != local.number) {
             let victim = &self.queues[victim];
             let stolen = retry(|| victim.stealer.steal()).or_else(|| retry(|| victim.arrived.steal()));
             if stolen.is_some() {

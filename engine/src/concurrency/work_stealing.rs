@@ -50,11 +50,11 @@ pub fn serve(listener: &Arc<Listener>, service: &Arc<Service>, control: &Arc<Con
     let (queues, slots) = StealingQueues::new(service.settings.workers());
     let pool = Arc::new(Pool { queues, service: Arc::clone(service), transport: listener.transport });
     let mut starting = Starting::default();
-    for seat in slots {
+    for local in slots {
         let (reactor, pool) = (Arc::clone(&reactor), Arc::clone(&pool));
         starting.spawn("objmapper-worker", STACK, move |gate| {
             if gate.pass(Ok(())).is_some() {
-                work(&reactor, &pool, seat);
+                work(&reactor, &pool, local);
             }
         });
     }
@@ -72,12 +72,12 @@ pub fn serve(listener: &Arc<Listener>, service: &Arc<Service>, control: &Arc<Con
     }
 }
 
-fn work(reactor: &Arc<Reactor>, pool: &Arc<Pool>, mut seat: LocalQueue<Ready>) {
+fn work(reactor: &Arc<Reactor>, pool: &Arc<Pool>, mut local: LocalQueue<Ready>) {
     let gauges = reactor.service.statistics.gauges(reactor.listener.transport);
     gauges.active_threads.fetch_add(1, Relaxed);
     let mut buffers = ThreadBuffers::new(&reactor.service, Model::WorkStealing);
     let mut spin = SpinWait::new(&reactor.service);
-    while let Some(ready) = pool.queues.pop(&mut seat, &mut spin, gauges) {
+    while let Some(ready) = pool.queues.pop(&mut local, &mut spin, gauges) {
         reactor.work(ready, &mut buffers, pool);
     }
     gauges.active_threads.fetch_sub(1, Relaxed);

@@ -32,7 +32,7 @@ impl Bell {
 }
 
 impl Ring for Bell {
-    fn ring(&self) {
+    fn notify(&self) {
         *self.rings.lock().unwrap() += 1;
         self.rung.notify_one();
     }
@@ -62,12 +62,12 @@ fn a_loop_does_not_sleep_while_its_mailbox_has_a_session() {
         let givers: Vec<_> = [1, 2]
             .map(|session| {
                 let mailbox = Arc::clone(&mailbox);
-                thread::spawn(move || mailbox.put(session))
+                thread::spawn(move || mailbox.push(session))
             })
             .into();
         let mut taken: Vec<usize> = Vec::new();
         while taken.len() < 2 {
-            mailbox.bell.wait();
+            mailbox.event_fd.wait();
             while let Some(session) = mailbox.take() {
                 taken.push(session);
             }
@@ -119,7 +119,7 @@ fn each_result_of_storage_has_its_session_run() {
         let threads = sessions.clone().map(|finished| thread::spawn(move || finished.add(1)));
         let mut collected = 0;
         while collected < 2 {
-            woken.bell.wait();
+            woken.event_fd.wait();
             for key in woken.take() {
                 let session = usize::from(key == Key::from_number(SECOND));
                 collected += sessions[session].take().len();
@@ -147,7 +147,7 @@ fn a_result_follows_its_session_to_another_loop() {
         finished.set_wake(&wake, SECOND);
         let mut collected = 0;
         while collected == 0 {
-            woken.bell.wait();
+            woken.event_fd.wait();
             for key in woken.take() {
                 assert_eq!(key, Key::from_number(SECOND));
                 collected += finished.take().len();

@@ -47,7 +47,7 @@ impl SocketPath {
         }
         fs::unlink(path)
             .map_err(|errno| StartError::new(errno, "cannot remove the stale socket", shown.clone()))?;
-        notices.push(format!("removed a stale socket that nobody served: {shown}"));
+        notices.push(format!("removed a stale socket that no server listened on: {shown}"));
         Ok(claim)
     }
 

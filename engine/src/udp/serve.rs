@@ -329,14 +329,14 @@ fn serve_by_pool(serving: &Arc<UdpWorkers>, begun: StartReport) -> Result<(), (S
 fn serve_by_stealing(serving: &Arc<UdpWorkers>, begun: StartReport) -> Result<(), (StartReport, Failed)> {
     let (queues, slots) = StealingQueues::<Task>::new(serving.service.settings.workers());
     let delay = Arc::new(CoDel::new());
-    let shares = slots.into_iter().map(|seat| (Arc::clone(&queues), Arc::clone(&delay), seat));
+    let shares = slots.into_iter().map(|local| (Arc::clone(&queues), Arc::clone(&delay), local));
     let nothing = |_: &Arc<UdpWorkers>| Ok(());
     type Share = (Arc<StealingQueues<Task>>, Arc<CoDel>, LocalQueue<Task>);
-    let work = |serving: &Arc<UdpWorkers>, (queues, delay, mut seat): Share, ()| {
+    let work = |serving: &Arc<UdpWorkers>, (queues, delay, mut local): Share, ()| {
         let mut answerer = serving.answerer();
         let mut spin = SpinWait::new(&serving.service);
-        while let Some(task) = queues.pop(&mut seat, &mut spin, serving.gauges()) {
-            serving.work(&mut answerer, &delay, task, || queues.try_pop(&mut seat, serving.gauges()));
+        while let Some(task) = queues.pop(&mut local, &mut spin, serving.gauges()) {
+            serving.work(&mut answerer, &delay, task, || queues.try_pop(&mut local, serving.gauges()));
         }
     };
     let (poller, workers) = match serving
