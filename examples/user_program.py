@@ -59,7 +59,7 @@ def with_threads(address: str) -> int:
             assert_type(found.read(9), bytes)
             child = subprocess.run(["cat"], stdin=found.fileno(), capture_output=True, check=True)
             with os.fdopen(found.detach(), "rb") as file:
-                # One open file, whoever reads it: the child has read it to its end.
+                # Both processes share one open file and its offset: the child has read it to its end.
                 assert (child.stdout[:9], file.read()) == (b"00000001\n", b"")
         buffer = bytearray(9)
         assert_type(client.readinto("/example/rows", buffer, offset=9), int)

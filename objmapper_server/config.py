@@ -232,7 +232,7 @@ class Config(BaseSettings):
 
     @classmethod
     def load(cls, file: StrPath | None = None, *, environment: bool = True, **flags: object) -> Self:
-        """Read flags, environment (unless told not to) and `file`; a flag of None was not given."""
+        """Read flags, environment (unless `environment` is False) and `file`; a flag of None was not given."""
         values, origins = layered(cls, file, flags, environment=environment)
         try:
             config = cls(**values)

@@ -318,6 +318,6 @@ def make_private_directory(path: Path) -> None:
     if not stat.S_ISDIR(found.st_mode):
         raise NotADirectoryError(20, "the socket's directory is not one", str(path))
     if found.st_uid != os.geteuid():
-        raise PermissionError(1, "the socket's directory belongs to somebody else", str(path))
+        raise PermissionError(1, "the socket's directory belongs to another user", str(path))
     if found.st_mode & 0o022:
         raise PermissionError(1, "others may write to the socket's directory (chmod 700 it)", str(path))

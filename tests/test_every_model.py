@@ -230,7 +230,7 @@ def test_a_client_that_leaves_midway_costs_nothing(server: Server) -> None:
             with RawClient(server.addresses[transport]) as wire:
                 wire.send(request(SPLICE, "/huge"), b"2\0")
         with RawClient(server.addresses[transport]) as last:
-            # Whoever came before it was accepted before it.
+            # Connections that came before it were accepted before it.
             assert last.ask(COPY, "/a").status == OK
     assert eventually(lambda: descriptors_of() <= before)
 

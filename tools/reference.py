@@ -76,7 +76,7 @@ def described(found: Documented) -> str:
     """Its part of the page."""
     looks = LOOKS | ({"members": False} if found.path.endswith("FileSystem") else {})
     text = render_object_docs(found, looks)
-    # Where a name is defined is nobody's business: it is imported from the package.
+    # Programs import a name from the package: the module that defines it may change.
     text = text.replace(f"`{found.path}", f"`{found.name}")
     text = re.sub(r"<code>\[(\w+)\]\([^)]*\)</code>", r"`\1`", text)
     text = re.sub(r"^Bases: `(Settings|_Value)`\n\n", "", text, flags=re.MULTILINE)

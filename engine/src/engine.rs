@@ -94,14 +94,14 @@ impl Endpoint {
         }
         let control = Control::new().map_err(|errno| start_error(errno, "make an eventfd", address))?;
         let control = Arc::new(control);
-        let (tell, told) = sync_channel(1);
+        let (report, reported) = sync_channel(1);
         let (ingress, service, order) = (self.ingress.clone(), Arc::clone(service), Arc::clone(&control));
         let name = format!("objmapper-{}", ingress.transport().name());
-        let body = move || ingress.serve(model, &service, &order, StartReport(tell));
+        let body = move || ingress.serve(model, &service, &order, StartReport(report));
         let thread = spawn(&name, STACK, body).map_err(|error| {
             start_error(Errno::from_io_error(&error).unwrap_or(Errno::AGAIN), "start a thread", address)
         })?;
-        match told.recv() {
+        match reported.recv() {
             Ok(Ok(())) => {
                 self.runs.push(ModelRun { model, control, thread });
                 Ok(())

@@ -120,7 +120,7 @@ def test_the_cap_counts_what_writes_have_open(
                 assert other.call(FDPASS_TWO, "/open/a").read() == b"open/a"
                 other.send(other.encode(PUT, "/open/new", content_len=1), b"b")
                 assert other.answer().status == OK
-            # Whoever finishes its writes, or takes what it asked for, may have others.
+            # A client that finishes its writes, or takes what it asked for, may have others.
             assert third.answer().read() == b"open/a"
             stalled[0].send(b"0123456789")
             assert stalled[0].answer().status == OK

@@ -122,7 +122,7 @@ def test_once_a_reload_is_answered_the_renamed_file_is_left_alone(server: Server
 
 @pytest.mark.skipif(why_not() != "", reason=why_not() or "strace works")
 def test_replies_during_the_stop_are_in_the_log(server: Server, tmp_path: Path, log: Path) -> None:
-    # Whoever sends an answer comes back from that a third of a second later, and takes note of the request then.
+    # A thread that sends an answer returns from that a third of a second later, and records the request then.
     with (
         RawClient(server.addresses["unix"]) as wire,
         Strace(threads_of(os.getpid()), tmp_path / "calls", "sendto:delay_exit=300000"),

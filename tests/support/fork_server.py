@@ -52,7 +52,7 @@ class ForkServer:
 
     def kill(self) -> None:
         """Kills the server, if it is not dead yet, and waits until it is."""
-        # Nobody but the nursery takes notice of its end, and that only when it is asked to: the id is still its own.
+        # Only the fork server waits for its end, and only when it is asked to: the id is still its own.
         os.kill(self._running, signal.SIGKILL)
         self.await_end()
 

@@ -20,7 +20,7 @@ def request(mode: bytes, uri: str | bytes) -> bytes:
 
 @dataclass
 class Reply:
-    """One reply: the status, and what came with it. Whoever has it closes the descriptor."""
+    """One reply: the status, and what came with it. Its owner closes the descriptor."""
 
     status: int
     content: bytes = b""

@@ -43,7 +43,7 @@ def parameter(kind: int, data: bytes) -> bytes:
 
 @dataclass
 class Answer:
-    """A response, and what came with it. Whoever has it closes the descriptor."""
+    """A response, and what came with it. Its owner closes the descriptor."""
 
     id: int
     status: int

@@ -24,9 +24,9 @@ impl Copy for Stuck {
 }
 
 /// Work that reports its end, after a number of steps.
-struct Told(mpsc::Sender<u64>, u64, usize);
+struct Reported(mpsc::Sender<u64>, u64, usize);
 
-impl Copy for Told {
+impl Copy for Reported {
     fn step(&mut self) -> Progress {
         if self.2 > 0 {
             self.2 -= 1;
@@ -48,10 +48,10 @@ fn a_user_whose_files_are_stuck_leaves_threads_to_all_others() {
         held.push(hold);
         copiers.submit(client(number % 3, u64::from(number)), Box::new(Stuck(stuck)));
     }
-    let (done, told) = mpsc::channel();
+    let (done, reported) = mpsc::channel();
     for number in 0..20 {
-        copiers.submit(client(7, 1000), Box::new(Told(done.clone(), number, 3)));
-        assert_eq!(told.recv_timeout(LONG), Ok(number));
+        copiers.submit(client(7, 1000), Box::new(Reported(done.clone(), number, 3)));
+        assert_eq!(reported.recv_timeout(LONG), Ok(number));
     }
     // A blocked copy ends once its file answers.
     drop(held);
@@ -61,12 +61,12 @@ fn a_user_whose_files_are_stuck_leaves_threads_to_all_others() {
 #[test]
 fn connections_take_turns() {
     let copiers = Copiers::default();
-    let (done, told) = mpsc::channel();
+    let (done, reported) = mpsc::channel();
     for number in 0..200 {
-        copiers.submit(client(1, 1), Box::new(Told(done.clone(), number, 100)));
+        copiers.submit(client(1, 1), Box::new(Reported(done.clone(), number, 100)));
     }
-    copiers.submit(client(1, 2), Box::new(Told(done.clone(), 4711, 0)));
-    let before = told.iter().take_while(|number| *number != 4711).count();
+    copiers.submit(client(1, 2), Box::new(Reported(done.clone(), 4711, 0)));
+    let before = reported.iter().take_while(|number| *number != 4711).count();
     assert!(before < 40, "{before} of another connection before");
     copiers.leave(client(1, 1));
     assert!(copiers.stop(soon()));
@@ -83,9 +83,9 @@ fn a_stop_does_not_wait_for_what_is_stuck() {
     }
     assert!(!copiers.stop(soon()));
     assert!(began.elapsed() < LONG / 2);
-    let (done, told) = mpsc::channel();
-    copiers.submit(client(1, 1), Box::new(Told(done, 1, 0)));
-    assert!(told.recv().is_err(), "dropped after a stop");
+    let (done, reported) = mpsc::channel();
+    copiers.submit(client(1, 1), Box::new(Reported(done, 1, 0)));
+    assert!(reported.recv().is_err(), "dropped after a stop");
     drop(hold);
     while copiers.0.state().threads > 0 {
         std::thread::yield_now();

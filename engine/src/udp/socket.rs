@@ -96,7 +96,7 @@ impl UdpSocket {
         let gate = Admission::new(trusted, rate_limit).map_err(fail("cannot get random bytes"))?;
         if !bound.ip().is_loopback() {
             notices.push(format!(
-                "udp://{bound} is not loopback: whoever reaches it may read every object, unencrypted; a plain request \
+                "udp://{bound} is not loopback: every host that reaches it may read every object, unencrypted; a plain request \
                  is answered only to loopback and to udp_trusted, everything else needs a cookie first"
             ));
         }

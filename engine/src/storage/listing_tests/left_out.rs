@@ -6,18 +6,18 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Told {
+enum Reported {
     Object(String, u64, i64, u32),
     LeftOut(u8, Vec<u8>),
 }
 
-fn detailed(mut entries: &[u8]) -> Vec<Told> {
-    let mut told = Vec::new();
+fn detailed(mut entries: &[u8]) -> Vec<Reported> {
+    let mut reported = Vec::new();
     while let [kind, high, low, rest @ ..] = entries {
         let (path, rest) = rest.split_at(u16::from_be_bytes([*high, *low]).into());
         entries = rest;
         if *kind != crate::protocol::v2::LISTED {
-            told.push(Told::LeftOut(*kind, path.to_vec()));
+            reported.push(Reported::LeftOut(*kind, path.to_vec()));
             continue;
         }
         let (size, rest) = rest.split_first_chunk::<8>().expect("a size");
@@ -25,24 +25,24 @@ fn detailed(mut entries: &[u8]) -> Vec<Told> {
         let (nanoseconds, rest) = rest.split_first_chunk::<4>().expect("nanoseconds");
         let uri = String::from_utf8(path.to_vec()).expect("UTF-8");
         let (mtime, nanoseconds) = (i64::from_be_bytes(*mtime), u32::from_be_bytes(*nanoseconds));
-        told.push(Told::Object(uri, u64::from_be_bytes(*size), mtime, nanoseconds));
+        reported.push(Reported::Object(uri, u64::from_be_bytes(*size), mtime, nanoseconds));
         entries = rest;
     }
     assert!(entries.is_empty());
-    told
+    reported
 }
 
 /// The entries of all pages, by pages of `limit`.
-fn all_told(listing: &Listing, mapping: &Mapping, prefix: &str, limit: u32) -> Vec<Told> {
-    let (mut told, mut cursor) = (Vec::new(), None);
+fn all_reported(listing: &Listing, mapping: &Mapping, prefix: &str, limit: u32) -> Vec<Reported> {
+    let (mut reported, mut cursor) = (Vec::new(), None);
     loop {
         let page =
             listing.page_in(Form::Detailed, mapping, None, prefix, cursor.as_deref(), limit).expect("a page");
         assert_eq!(page.form, Form::Detailed);
-        told.extend(detailed(&page.entries));
+        reported.extend(detailed(&page.entries));
         match page.cursor {
             Some(next) => assert_ne!(cursor.replace(next), cursor, "every page gets further"),
-            None => return told,
+            None => return reported,
         }
     }
 }
@@ -57,20 +57,20 @@ fn names_that_are_not_utf8_are_said_once_whatever_the_pages() {
     File::create(root.path().join(OsStr::from_bytes(b"m\xff/inside"))).expect("a file");
     let mapping = mapping(&root);
     for (names, limit) in [(1, 1), (2, 1), (3, 2), (1000, 1), (1000, 1000)] {
-        let told = all_told(&Listing::with_runs_of(names), &mapping, "/", limit);
-        let left_out: Vec<_> = told
+        let reported = all_reported(&Listing::with_runs_of(names), &mapping, "/", limit);
+        let left_out: Vec<_> = reported
             .iter()
-            .filter_map(|told| match told {
-                Told::LeftOut(kind, path) => Some((*kind, &path[..])),
-                Told::Object(..) => None,
+            .filter_map(|reported| match reported {
+                Reported::LeftOut(kind, path) => Some((*kind, &path[..])),
+                Reported::Object(..) => None,
             })
             .collect();
         let wanted = [&b"/a\xff"[..], b"/d/\xfe", b"/m\xff/", b"/z/y/\x80", b"/\xff\xff"];
         assert_eq!(left_out, wanted.map(|path| (v2::LEFT_OUT_NAME, path)), "{names} {limit}");
-        assert_eq!(told.len() - left_out.len(), 3);
+        assert_eq!(reported.len() - left_out.len(), 3);
     }
     assert_eq!(list(&root, "/"), ["/a", "/d/b", "/z/y/x"]);
-    assert_eq!(all_told(&Listing::default(), &mapping, "/d/", 10).len(), 2);
+    assert_eq!(all_reported(&Listing::default(), &mapping, "/d/", 10).len(), 2);
 }
 
 #[test]
@@ -83,14 +83,14 @@ fn directories_that_the_server_may_not_read_are_said() {
     mode("b", 0o000);
     // The owner can read its names, but not stat its entries.
     mode("d", 0o400);
-    let unreadable = |path: &str| Told::LeftOut(v2::LEFT_OUT_UNREADABLE, path.as_bytes().to_vec());
+    let unreadable = |path: &str| Reported::LeftOut(v2::LEFT_OUT_UNREADABLE, path.as_bytes().to_vec());
     without_capabilities(|| {
         for (names, limit) in [(1, 1), (1000, 1), (1000, 2), (1000, 100)] {
-            let told = all_told(&Listing::with_runs_of(names), &mapping(&root), "/", limit);
-            assert!(matches!(&told[0], Told::Object(uri, ..) if uri == "/a/x"));
-            assert!(matches!(&told[2], Told::Object(uri, ..) if uri == "/c/x"));
-            assert_eq!(told[1], unreadable("/b/"));
-            assert_eq!(told[3..], ["/d/e/", "/d/x", "/d/y"].map(unreadable), "{names} {limit}");
+            let reported = all_reported(&Listing::with_runs_of(names), &mapping(&root), "/", limit);
+            assert!(matches!(&reported[0], Reported::Object(uri, ..) if uri == "/a/x"));
+            assert!(matches!(&reported[2], Reported::Object(uri, ..) if uri == "/c/x"));
+            assert_eq!(reported[1], unreadable("/b/"));
+            assert_eq!(reported[3..], ["/d/e/", "/d/x", "/d/y"].map(unreadable), "{names} {limit}");
         }
     });
     mode("b", 0o700);
@@ -115,13 +115,13 @@ fn paths_that_are_too_long_for_a_uri_are_said() {
     }
     fs::mkdirat(&directory, &*folder, fs::Mode::RWXU).expect("a directory");
     let start = format!("/{long}").repeat(20);
-    let long = |name: &str| Told::LeftOut(v2::LEFT_OUT_LONG, format!("{start}/{name}").into_bytes());
+    let long = |name: &str| Reported::LeftOut(v2::LEFT_OUT_LONG, format!("{start}/{name}").into_bytes());
     for (names, limit) in [(1, 1), (1000, 1), (1000, 100)] {
-        let told = all_told(&Listing::with_runs_of(names), &mapping(&root), "/", limit);
+        let reported = all_reported(&Listing::with_runs_of(names), &mapping(&root), "/", limit);
         assert!(
-            matches!(&told[0], Told::Object(uri, ..) if *uri == format!("{start}/{fits}") && uri.len() == 4096)
+            matches!(&reported[0], Reported::Object(uri, ..) if *uri == format!("{start}/{fits}") && uri.len() == 4096)
         );
-        assert_eq!(told[1..], [long(&file), long(&format!("{folder}/"))], "{names} {limit}");
+        assert_eq!(reported[1..], [long(&file), long(&format!("{folder}/"))], "{names} {limit}");
     }
     assert_eq!(list(&root, "/").len(), 1);
 }
@@ -136,7 +136,7 @@ fn times_have_their_sign_and_their_nanoseconds() {
     };
     at("later", 1_700_000_000, 123_456_789);
     at("old", -86_401, 5);
-    let told = all_told(&Listing::default(), &mapping(&root), "/", 10);
-    let object = |uri: &str, size, mtime, nanoseconds| Told::Object(uri.into(), size, mtime, nanoseconds);
-    assert_eq!(told, [object("/later", 5, 1_700_000_000, 123_456_789), object("/old", 3, -86_401, 5)]);
+    let reported = all_reported(&Listing::default(), &mapping(&root), "/", 10);
+    let object = |uri: &str, size, mtime, nanoseconds| Reported::Object(uri.into(), size, mtime, nanoseconds);
+    assert_eq!(reported, [object("/later", 5, 1_700_000_000, 123_456_789), object("/old", 3, -86_401, 5)]);
 }

@@ -53,7 +53,7 @@ fn permissions_are_those_of_the_umask_or_of_what_was_there() {
         std::fs::set_permissions(tree.path("object"), std::fs::Permissions::from_mode(0o4640))
             .expect("permissions");
         tree.put("/object", b"2", ALWAYS).expect("put");
-        assert_eq!(mode("object"), 0o640, "no set-user-id on somebody's upload");
+        assert_eq!(mode("object"), 0o640, "no set-user-id on another user's upload");
     });
 }
 
