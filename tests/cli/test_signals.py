@@ -98,9 +98,9 @@ def test_a_signal_that_the_caller_ignores_ends_no_command(
     """As nohup starts it: the terminal's end is no end of the command."""
     program = (
         "import signal, sys\n"
-        "from objmapper_cli.output_file import unless_terminated\n"
+        "from objmapper_cli.output_file import exiting_on_signals\n"
         "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
-        "with unless_terminated():\n"
+        "with exiting_on_signals():\n"
         "    signal.raise_signal(signal.SIGHUP)\n"
         "    print('goes on', flush=True)\n"
         "    signal.raise_signal(signal.SIGTERM)\n"
