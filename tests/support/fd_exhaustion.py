@@ -11,6 +11,7 @@ import os
 import resource
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -62,9 +63,21 @@ def version_1(address: str, root: Path) -> RawClient:
     return wire
 
 
+def _connect(address: str, capabilities: Capability) -> RawClientV2:
+    """A connection. The server may refuse it for a moment, while it closes descriptors of the connections before."""
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            return RawClientV2(address, capabilities)
+        except (AssertionError, EOFError, ConnectionError):
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+
+
 def _asks(operation: object, uri: str, capabilities: Capability = EXTENDED) -> Callable[[str, Path], RawClient]:
     def hoard(address: str, root: Path) -> RawClient:
-        two = RawClientV2(address, capabilities)
+        two = _connect(address, capabilities)
         send_without_blocking(two, b"".join(two.encode(operation, uri) for _ in range(500)))  # type: ignore[arg-type]
         return two
 
