@@ -220,7 +220,7 @@ impl Clients {
         let (generation, rules) = lock(&self.rules).clone();
         let who = match transport {
             // No kernel credentials: treat as unknown user.
-            Transport::Unix => Some(credentials::credentials(socket).unwrap_or(Credentials::NOBODY)),
+            Transport::Unix => Some(credentials::credentials(socket).unwrap_or(Credentials::UNKNOWN)),
             _ if !rules.has_prefixes() => return None,
             _ => None,
         };

@@ -21,7 +21,7 @@ fn whoever_is_named_by_user_or_by_any_group_may_connect() {
     assert!(rules.admit(&client(5, &[1])));
     assert!(rules.admit(&client(9, &[1, 30])));
     assert!(!rules.admit(&client(30, &[5, 7])));
-    assert!(!rules.admit(&Credentials::NOBODY));
+    assert!(!rules.admit(&Credentials::UNKNOWN));
     assert!(Rules::default().admit(&client(1, &[])));
 }
 

@@ -18,7 +18,7 @@ pub struct Credentials {
 
 impl Credentials {
     /// For a peer without credentials: (uid_t) -1 is never a user's number.
-    pub const NOBODY: Credentials = Credentials { pid: 0, uid: u32::MAX, gids: Vec::new() };
+    pub const UNKNOWN: Credentials = Credentials { pid: 0, uid: u32::MAX, gids: Vec::new() };
 }
 
 /// The kernel's credentials for the other end of a Unix socket (SO_PEERCRED, SO_PEERGROUPS).
