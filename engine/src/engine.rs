@@ -16,13 +16,13 @@ use crate::access::rules::Rules;
 use crate::concurrency::start_gate::{StartReport, start_error};
 use crate::concurrency::{Command, Control, Model, spawn};
 use crate::errors::StartError;
-use crate::failures::Failure;
 use crate::net::listener::Listener;
 use crate::net::transport::Transport;
 use crate::request_log::RequestLog;
 use crate::service::Service;
 use crate::settings::{Limits, Settings};
 use crate::statistics::CountedUpTo;
+use crate::storage_failures::Failure;
 use crate::udp::{self, DatagramCounts, UdpSocket};
 
 /// The accepting threads and the statistics timer need little stack.

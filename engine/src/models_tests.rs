@@ -8,7 +8,7 @@ mod mailbox;
 mod roster;
 
 use crate::bounded_queue::BoundedQueue;
-use crate::concurrency::run_state::RunState;
+use crate::concurrency::session_ownership::RunState;
 use crate::handover::Handover;
 use std::collections::VecDeque;
 

@@ -11,22 +11,22 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crate::access::accounts::Clients;
 use crate::errors::{Error, StartError};
-use crate::failures::Failures;
 use crate::fd::budget::FdBudget;
 use crate::net::transport::Transport;
-use crate::output::Output;
+use crate::output_budget::Output;
 use crate::protocol::Operation;
 use crate::request_log::RequestLog;
 use crate::session::Connection;
 use crate::settings::{Limits, Settings};
 use crate::statistics::Statistics;
 use crate::storage::cache::Cache;
-use crate::storage::copiers::Copiers;
-use crate::storage::file_system;
+use crate::storage::copier_threads::Copiers;
 use crate::storage::listing::Listing;
 use crate::storage::mapping::{Mapping, OpenObject};
 use crate::storage::pool::{Client, StoragePool};
+use crate::storage::remote_file_systems;
 use crate::storage::staging::Staging;
+use crate::storage_failures::Failures;
 use crate::uploads::Uploads;
 
 /// Descriptors that connections never get: reserved for the files that requests open, the listeners, the interpreter.
@@ -325,7 +325,7 @@ impl Service {
 
 /// The name of the root's file system if other machines may change it without this kernel's knowledge.
 fn remote_name(mapping: &Mapping) -> Result<Option<&'static str>, StartError> {
-    file_system::remote_name(mapping.root()).map_err(|errno| {
+    remote_file_systems::remote_name(mapping.root()).map_err(|errno| {
         StartError::new(
             errno,
             "cannot tell the file system of this root",

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use super::{Command, Control, Model, TICK, TURN, read_on, run};
 use crate::codel::CoDel;
 use crate::concurrency::poller::{Events, Poller, SpinWait, Token};
-use crate::concurrency::run_state::RunState;
+use crate::concurrency::session_ownership::RunState;
 use crate::concurrency::slab::{Key, SessionSlab};
 use crate::concurrency::timer_queue::Later;
 use crate::net::eventfd::EventFd;

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use super::{Command, Control, Model, spawn};
 use crate::concurrency::blocking::run_session_blocking;
-use crate::concurrency::roster::Roster;
+use crate::concurrency::on_demand_threads::Roster;
 use crate::concurrency::start_gate::{StartReport, start_error};
 use crate::net::listener::{AcceptOutcome, Listener, Taker};
 use crate::service::Service;

@@ -6,7 +6,7 @@ use loom::thread::{self, JoinHandle};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::concurrency::roster::Roster;
+use crate::concurrency::on_demand_threads::Roster;
 
 const MOST: usize = 2;
 /// A thread without work ends at once, unless it is the last.

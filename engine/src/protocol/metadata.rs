@@ -1,7 +1,7 @@
 //! The metadata of an object in a response, besides status and content.
 
 use super::MAX_URI;
-use crate::protocol::entries::{self, ENTRY_HEAD, Entries, number_u8, number_u32, number_u64};
+use crate::protocol::tlv::{self, ENTRY_HEAD, Entries, number_u8, number_u32, number_u64};
 
 const SIZE: u8 = 0x01;
 const MTIME: u8 = 0x02;
@@ -68,37 +68,37 @@ impl<'a> Metadata<'a> {
         let length_at = out.len();
         out.extend_from_slice(&[0, 0]);
         if let Some(size) = self.size {
-            entries::push(out, SIZE, &size.to_be_bytes());
+            tlv::push(out, SIZE, &size.to_be_bytes());
         }
         if let Some(mtime) = self.mtime {
-            entries::push(out, MTIME, &mtime.to_be_bytes());
+            tlv::push(out, MTIME, &mtime.to_be_bytes());
         }
         if let Some(etag) = self.etag {
             push_word(out, ETAG, etag);
         }
         if let Some(nanoseconds) = self.nanoseconds {
-            entries::push(out, NANOSECONDS, &nanoseconds.to_be_bytes());
+            tlv::push(out, NANOSECONDS, &nanoseconds.to_be_bytes());
         }
         if let Some(mime) = self.mime {
             push_word(out, MIME, mime);
         }
         if let Some(backend) = self.backend {
-            entries::push(out, BACKEND, &[backend]);
+            tlv::push(out, BACKEND, &[backend]);
         }
         if let Some(latency) = self.latency {
-            entries::push(out, LATENCY, &latency.to_be_bytes());
+            tlv::push(out, LATENCY, &latency.to_be_bytes());
         }
         if let Some(cursor) = self.cursor {
             debug_assert!(cursor.len() <= MAX_CURSOR, "a cursor of {} bytes", cursor.len());
-            entries::push(out, CURSOR, cursor);
+            tlv::push(out, CURSOR, cursor);
         }
         if let Some(form) = self.form {
-            entries::push(out, FORM, &[form]);
+            tlv::push(out, FORM, &[form]);
         }
         let start = length_at + 2;
         if let Some(text) = self.text {
             let room = usize::from(u16::MAX) - (out.len() - start) - ENTRY_HEAD;
-            entries::push(out, TEXT, &text[..text.len().min(room)]);
+            tlv::push(out, TEXT, &text[..text.len().min(room)]);
         }
         let length = (out.len() - start) as u16;
         out[length_at..start].copy_from_slice(&length.to_be_bytes());
@@ -108,5 +108,5 @@ impl<'a> Metadata<'a> {
 /// No word is longer than a URI, and a cursor little longer, so that all together fit the two bytes of their length.
 fn push_word(out: &mut Vec<u8>, kind: u8, word: &[u8]) {
     debug_assert!(word.len() <= MAX_URI, "an entry of {} bytes", word.len());
-    entries::push(out, kind, &word[..word.len().min(MAX_URI)]);
+    tlv::push(out, kind, &word[..word.len().min(MAX_URI)]);
 }

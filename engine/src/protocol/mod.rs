@@ -3,11 +3,11 @@
 //!
 //! This module holds what both versions share, and exports the names of version 1; those of version 2 are in [`v2`].
 
-mod entries;
 mod hello;
 mod metadata;
 mod parameters;
 mod response;
+mod tlv;
 pub mod v1;
 pub mod v2;
 

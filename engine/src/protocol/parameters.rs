@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::MAX_CONTENT;
-use crate::protocol::entries::{Entries, number_u8, number_u32, number_u64};
+use crate::protocol::tlv::{Entries, number_u8, number_u32, number_u64};
 
 /// The most bytes of one request's parameters.
 pub const MAX_PARAMETERS: usize = 8192;
@@ -95,26 +95,26 @@ impl<'a> Parameters<'a> {
         let numbers = [(OFFSET, self.offset), (LENGTH, self.length), (CONTENT_LEN, self.content_len)];
         for (kind, number) in numbers {
             if let Some(number) = number {
-                crate::protocol::entries::push(out, kind, &number.to_be_bytes());
+                crate::protocol::tlv::push(out, kind, &number.to_be_bytes());
             }
         }
         let deadline = self.deadline.map(|left| u32::try_from(left.as_millis()).unwrap_or(u32::MAX));
         for (kind, number) in [(DEADLINE, deadline), (LIMIT, self.limit)] {
             if let Some(number) = number {
-                crate::protocol::entries::push(out, kind, &number.to_be_bytes());
+                crate::protocol::tlv::push(out, kind, &number.to_be_bytes());
             }
         }
         let words = [(IF_NONE_MATCH, self.if_none_match), (CURSOR, self.cursor), (IF_MATCH, self.if_match)];
         for (kind, word) in words {
             if let Some(word) = word {
-                crate::protocol::entries::push(out, kind, word);
+                crate::protocol::tlv::push(out, kind, word);
             }
         }
         if self.make_parents {
-            crate::protocol::entries::push(out, MAKE_PARENTS, &[]);
+            crate::protocol::tlv::push(out, MAKE_PARENTS, &[]);
         }
         if let Some(form) = self.form {
-            crate::protocol::entries::push(out, FORM, &[form]);
+            crate::protocol::tlv::push(out, FORM, &[form]);
         }
     }
 }

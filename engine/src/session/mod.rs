@@ -7,19 +7,19 @@
 //! lie side by side in one buffer and leave in one call, descriptors in one `sendmmsg`.
 
 mod access;
-mod backlog;
 mod buffers;
 pub(crate) mod completions;
 mod connection;
-mod copies;
 mod dispatch;
 mod fd_charge;
 mod input;
-mod jobs;
 mod outbox;
+mod output_charge;
 mod pace;
+mod put_by_descriptor;
 mod reply;
 mod storage_job;
+mod submitted_jobs;
 mod timeouts;
 mod upload;
 mod v1;

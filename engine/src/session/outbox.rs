@@ -11,15 +11,15 @@ use std::time::{Duration, Instant};
 
 use super::{Next, RunOptions, Session, ThreadBuffers};
 use crate::errors::Error;
-use crate::failures::{ENDED_EARLY, is_of_socket};
 use crate::net::transport::IoMode;
 use crate::protocol::{self, Status, v2};
 use crate::request_log::{CompletedRequest, PeerRef};
-use crate::session::backlog::Charge;
 use crate::session::dispatch::{BYTES_PER_TURN, MAX_BYTES_AHEAD, RequestContext, SMALL};
+use crate::session::output_charge::Charge;
 use crate::session::reply::Framing;
 use crate::statistics::{Answered, Labels};
 use crate::storage::mapping;
+use crate::storage_failures::{ENDED_EARLY, is_of_socket};
 
 /// A piece of a reply that has not been handed to the kernel.
 #[derive(Debug)]

@@ -5,7 +5,7 @@
 //! does not keep such a file yet (git calls that "racily clean"). A store through a mapping (mmap) may change
 //! none of these, so an entry has a maximum age.
 
-use crate::storage::version::Version;
+use crate::storage::etag::Version;
 use quick_cache::{Weighter, sync::Cache as Store};
 use std::ffi::{CStr, CString};
 use std::sync::Arc;

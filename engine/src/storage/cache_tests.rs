@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use super::*;
-use crate::storage::version::{GOLDEN, mix64};
+use crate::storage::etag::{GOLDEN, mix64};
 use proptest::prelude::*;
 use std::collections::HashSet;
 use std::time::UNIX_EPOCH;

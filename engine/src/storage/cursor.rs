@@ -9,7 +9,7 @@
 use std::hash::{BuildHasher, RandomState};
 
 use crate::errors::Error;
-use crate::storage::version::mix64;
+use crate::storage::etag::mix64;
 
 const FORM: u8 = 2;
 const NUMBER: usize = 8;

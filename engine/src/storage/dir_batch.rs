@@ -9,8 +9,8 @@ use rustix::io::{self, Errno};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::storage::mapping::is_reserved;
-pub(crate) use crate::storage::smallest::RunLimits;
-use crate::storage::smallest::{Keys, SmallestNames};
+pub(crate) use crate::storage::smallest_names::RunLimits;
+use crate::storage::smallest_names::{Keys, SmallestNames};
 
 /// The buffer of one getdents64(2) call: two thousand short names, in less than a turn. The kernel locks the
 /// directory during one call, so a directory that fits is read as of one moment.

@@ -13,10 +13,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use crate::errors::{Error, StartError};
-use crate::storage::file_system;
+use crate::storage::distinct_versions;
+use crate::storage::etag::{Etag, Version};
+use crate::storage::remote_file_systems;
 use crate::storage::root::Root;
-use crate::storage::version::{Etag, Version};
-use crate::storage::versions;
 
 /// The longest name that Linux file systems hold, in bytes.
 const MAX_SEGMENT: usize = 255;
@@ -69,7 +69,7 @@ impl ObjectMeta {
 
     /// The metadata of an open file.
     pub fn of_file(file: &OwnedFd, stat: &Stat) -> Self {
-        ObjectMeta::new(versions::version_of(file, stat))
+        ObjectMeta::new(distinct_versions::version_of(file, stat))
     }
 
     fn new(version: Version) -> Self {
@@ -102,7 +102,7 @@ impl Mapping {
         if !follow_symlinks {
             resolve |= ResolveFlags::NO_SYMLINKS;
         }
-        let is_remote = file_system::is_remote(&directory).map_err(failed)?;
+        let is_remote = remote_file_systems::is_remote(&directory).map_err(failed)?;
         let device = fs::fstat(&directory).map_err(failed)?.st_dev;
         Ok(Mapping {
             root: Arc::new(directory),
@@ -162,7 +162,7 @@ impl Mapping {
     /// does not: the kernel then answers from attributes that it caches for a while.
     pub fn sees_changes_of(&self, opened: &OpenObject) -> bool {
         // Another file system may be mounted below the root. Subvolumes and layers have devices of their own, too.
-        let is_remote = || file_system::is_remote(&opened.file).unwrap_or(true);
+        let is_remote = || remote_file_systems::is_remote(&opened.file).unwrap_or(true);
         !self.is_remote && (opened.version.device == self.device || !is_remote())
     }
 

@@ -1,23 +1,23 @@
 //! Files: opens objects by URI, writes and lists them, and caches small ones in memory.
 
 pub mod cache;
-pub mod copiers;
-pub mod copying;
+pub mod copier_threads;
 mod cursor;
 mod dir_batch;
-pub mod file_system;
+mod distinct_versions;
+pub mod etag;
 pub mod listing;
 pub mod mapping;
-mod mounts;
 pub mod pending_write;
 pub mod pool;
 mod quota;
 pub mod readahead;
+pub mod remote_file_systems;
 pub mod root;
-mod smallest;
+mod smallest_names;
+pub mod source_copy;
+mod source_file_system;
 pub mod staging;
 pub mod target;
 mod turns;
-pub mod version;
-mod versions;
 mod walk;

@@ -7,10 +7,10 @@ use std::ffi::CString;
 use std::sync::Arc;
 
 use crate::errors::Error;
-#[cfg(test)]
-use crate::storage::copying::{Copied, Copying};
 use crate::storage::mapping::ObjectMeta;
 use crate::storage::quota::check_quota;
+#[cfg(test)]
+use crate::storage::source_copy::{Copied, Copying};
 use crate::storage::staging::Directory;
 use crate::storage::target::{Conditions, Target};
 

@@ -18,11 +18,11 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use crate::errors::{Error, StartError};
+use crate::storage::distinct_versions::{Kept, Versions};
 use crate::storage::mapping::{Mapping, RESERVED};
 use crate::storage::pending_write::PendingWrite;
 pub use crate::storage::target::{Conditions, Match};
 use crate::storage::target::{Target, no_directory};
-use crate::storage::versions::{Kept, Versions};
 
 /// How long a start waits for another server's start, whose sweep takes no longer than removing a few files.
 const PATIENCE: Duration = Duration::from_secs(10);

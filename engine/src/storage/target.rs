@@ -6,9 +6,9 @@ use rustix::io::{self, Errno};
 use std::ffi::{CStr, CString};
 
 use crate::errors::Error;
+use crate::storage::distinct_versions;
+use crate::storage::etag::{Etag, Version};
 use crate::storage::mapping::Mapping;
-use crate::storage::version::{Etag, Version};
-use crate::storage::versions;
 
 /// The version that a condition compares with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -169,7 +169,7 @@ impl Target {
         // gives another version.
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::NOCTTY;
         match fs::openat(&self.directory, &self.name, flags, Permissions::empty()) {
-            Ok(file) => versions::version_of(&file, stat),
+            Ok(file) => distinct_versions::version_of(&file, stat),
             Err(_) => version,
         }
     }

@@ -4,10 +4,10 @@ use std::net::SocketAddr;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
+use crate::udp::address_limits::{Network, RateLimit, canonical};
 use crate::udp::codec::{COOKIE, UdpRequest};
 use crate::udp::cookie::Cookies;
 use crate::udp::counts::Counts;
-use crate::udp::limits::{Network, RateLimit, canonical};
 
 #[derive(Debug)]
 pub struct Admission {

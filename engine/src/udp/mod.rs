@@ -8,21 +8,21 @@
 //! `serve → deferred, responder → content, socket → batch, admission → cookie, limits → codec`; only
 //! `socket.rs` and `batch.rs` here make raw system calls.
 
+mod address_limits;
 mod admission;
 mod batch;
 pub mod codec;
-mod content;
 mod cookie;
 mod counts;
-mod deferred;
-mod limits;
+mod deferred_limits;
 pub(crate) mod load;
+mod object_reader;
 mod responder;
 mod serve;
 mod socket;
 
+pub use crate::udp::address_limits::Network;
 pub use counts::DatagramCounts;
-pub use limits::Network;
 pub use serve::serve;
 pub use socket::UdpSocket;
 

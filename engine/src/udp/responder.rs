@@ -14,13 +14,13 @@ use crate::protocol::{self, CONTENT_HEAD, Mode, Operation, Status};
 use crate::request_log::{CompletedRequest, PeerRef as Asker, UriTail};
 use crate::service::Service;
 use crate::statistics::{Answered, Labels};
+use crate::udp::address_limits::canonical;
 use crate::udp::admission::Admission;
 use crate::udp::batch::{Outbox, Peer};
 use crate::udp::codec::{self, DATA_HEAD, DataHead, Pull, UdpRequest};
-use crate::udp::content::{
+use crate::udp::object_reader::{
     Content, DiskWait, ReadError, Reader, TRIES, being_written, payloads, read_pieces,
 };
-use crate::udp::limits::canonical;
 use crate::udp::socket::UdpSocket;
 
 /// Pieces in the reply to one PULL.

@@ -21,12 +21,12 @@ use crate::service::Service;
 use crate::settings::cores;
 use crate::statistics::Gauges;
 use crate::storage::pool::{Client, Kind, User};
+use crate::udp::address_limits::canonical;
 use crate::udp::admission::Verdict;
 use crate::udp::batch::{BATCH, Inbox, Peer};
 use crate::udp::codec::UdpRequest;
-use crate::udp::content::DiskWait;
-use crate::udp::deferred::Deferred;
-use crate::udp::limits::canonical;
+use crate::udp::deferred_limits::Deferred;
+use crate::udp::object_reader::DiskWait;
 use crate::udp::responder::{Disposition, RequestContext, Responder};
 use crate::udp::socket::UdpSocket;
 

@@ -12,10 +12,10 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use crate::errors::StartError;
+use crate::udp::address_limits::Network;
 use crate::udp::admission::Admission;
 use crate::udp::batch::{Inbox, Outbox};
 use crate::udp::counts::DatagramCounts;
-use crate::udp::limits::Network;
 
 /// The buffer size that the server requests from the kernel for each direction; the kernel caps it at
 /// net.core.{r,w}mem_max.

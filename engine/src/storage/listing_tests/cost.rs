@@ -28,7 +28,7 @@ fn peak_memory() -> u64 {
 fn a_million_objects_in_one_directory() {
     let root = tempfile::tempdir().expect("a directory");
     for at in 0..1_000_000u64 {
-        File::create(root.path().join(format!("{:016x}.bin", crate::storage::version::mix64(at))))
+        File::create(root.path().join(format!("{:016x}.bin", crate::storage::etag::mix64(at))))
             .expect("a file");
     }
     let (listing, mapping) = (Listing::default(), mapping(&root));

@@ -1,10 +1,10 @@
-//! Answers in the server's memory: how much one client has of them, and how much it may have; see `output.rs`.
+//! Answers in the server's memory: how much one client has of them, and how much it may have; see `output_budget.rs`.
 
 use std::sync::Arc;
 
 use super::{GATHER_BYTES, InputOutcome, ProtocolState, Session, ThreadBuffers};
 use crate::errors::Error;
-use crate::output::LEAST;
+use crate::output_budget::LEAST;
 use crate::protocol::{Operation, Status, v2};
 use crate::session::connection::Connection;
 use crate::session::dispatch::{RequestContext, SMALL};

@@ -8,9 +8,9 @@ use std::time::Instant;
 use super::{ProtocolState, RunOptions, Session, ThreadBuffers};
 use crate::errors::Error;
 use crate::protocol::Operation;
-use crate::session::backlog::Charge;
 use crate::session::dispatch::RequestContext;
 use crate::session::fd_charge::opens_file;
+use crate::session::output_charge::Charge;
 use crate::session::storage_job::{Completion, JobArgs, JobOutput, ListWork, PendingCompletion, StorageJob};
 use crate::storage::pool::Kind;
 

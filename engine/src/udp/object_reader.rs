@@ -6,8 +6,8 @@ use std::time::{Instant, SystemTime};
 
 use crate::errors::Error;
 use crate::service::Service;
+use crate::storage::etag::Version;
 use crate::storage::mapping::{self, OpenObject};
-use crate::storage::version::Version;
 use crate::udp::codec::DATA_HEAD;
 
 /// Objects up to this size are read whole and kept in memory.

@@ -23,7 +23,7 @@ pub struct Version {
     pub(super) size: i64,
     pub(super) modified: (i64, i64),
     pub(super) changed: (i64, i64),
-    /// The stamp that the server stores with the content where times are coarse (`versions.rs`); 0 for none.
+    /// The stamp that the server stores with the content where times are coarse (`distinct_versions.rs`); 0 for none.
     pub(super) stamp: u64,
 }
 

@@ -9,8 +9,8 @@ use rustix::fs::{self, CWD, Mode as Permissions, OFlags, SeekFrom};
 use rustix::io::{self, Errno};
 
 use crate::errors::Error;
-use crate::storage::mounts;
 use crate::storage::pending_write::{PendingWrite, check_size};
+use crate::storage::source_file_system;
 
 /// Bytes that one step copies at most.
 pub const STEP: u64 = 4 << 20;
@@ -69,10 +69,10 @@ impl Copying {
         let flags = fs::fcntl_getfl(&source).map_err(Error::Storage)?;
         let is_readable = !flags.contains(OFlags::PATH) && flags & OFlags::ACCMODE != OFlags::WRONLY;
         // Before any call that the file's own file system would have to answer.
-        if !is_readable || !mounts::is_regular(&source) {
+        if !is_readable || !source_file_system::is_regular(&source) {
             return Err(Error::BadDescriptor);
         }
-        if !mounts::is_local(&source) {
+        if !source_file_system::is_local(&source) {
             return Err(Error::SourceNotLocal);
         }
         let source = match flags.contains(OFlags::DIRECT) {

@@ -10,7 +10,7 @@ use rustix::io;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::storage::version::{Version, mix64};
+use crate::storage::etag::{Version, mix64};
 
 /// Eight bytes, big-endian.
 const ATTRIBUTE: &str = "user.objmapper.version";
@@ -110,5 +110,5 @@ fn stamp_of(file: impl AsFd) -> u64 {
 }
 
 #[cfg(test)]
-#[path = "versions_tests.rs"]
+#[path = "distinct_versions_tests.rs"]
 mod tests;

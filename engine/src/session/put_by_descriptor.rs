@@ -9,10 +9,10 @@ use crate::service::Service;
 use crate::session::dispatch::RequestContext;
 use crate::session::fd_charge::{FdCharge, PassedFile};
 use crate::session::storage_job::{JobOutput, PendingCompletion};
-use crate::storage::copiers::{Copy, Watched};
-use crate::storage::copying::{Copied, Copying};
+use crate::storage::copier_threads::{Copy, Watched};
 use crate::storage::pending_write::PendingWrite;
 use crate::storage::pool::Progress;
+use crate::storage::source_copy::{Copied, Copying};
 use crate::storage::target::Conditions;
 
 /// The state of the copy, readable while a thread is blocked in it.

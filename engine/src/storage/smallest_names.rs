@@ -192,5 +192,5 @@ impl SmallestNames {
 }
 
 #[cfg(test)]
-#[path = "smallest_tests.rs"]
+#[path = "smallest_names_tests.rs"]
 mod tests;

@@ -397,5 +397,5 @@ impl Shared {
 }
 
 #[cfg(test)]
-#[path = "copiers_tests.rs"]
+#[path = "copier_threads_tests.rs"]
 mod tests;

@@ -9,7 +9,7 @@ use std::hash::Hash;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::udp::limits::canonical;
+use crate::udp::address_limits::canonical;
 
 /// Waiting UDP requests of one port, however many places there are.
 const MOST_OF_A_PORT: usize = 64;
