@@ -47,7 +47,7 @@ lint: setup ## formatting, lints and types, Python and Rust
 	$(bin)/ruff format --check .
 	$(bin)/mypy
 	$(bin)/pyright
-	$(bin)/python tools/given.py --check
+	$(bin)/python tools/config_arguments.py --check
 	$(bin)/python tools/reference.py --check
 	$(bin)/python -m mypy.stubtest objmapper_server._engine
 	$(bin)/python -m mypy.stubtest --mypy-config-file pyproject.toml --allowlist tools/stubtest_allowed.txt objmapper_client
@@ -81,7 +81,7 @@ bench: setup ## every model at several loads; with YARDSTICKS="--load … --floo
 	$(if $(YARDSTICKS),$(bin)/python benchmarks/against_baseline.py $(YARDSTICKS),$(bin)/objmapper bench models)
 
 reference: setup ## docs/reference.md and what Config takes, from docstrings and fields
-	$(bin)/python tools/given.py
+	$(bin)/python tools/config_arguments.py
 	$(bin)/python tools/reference.py
 
 contract: setup ## the admin endpoint against its own OpenAPI document, with schemathesis in a throw-away environment

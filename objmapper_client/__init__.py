@@ -1,6 +1,6 @@
 """The client of objmapper: opens objects by URI, as file descriptors or bytes. Standard library only."""
 
-from objmapper_client._operations.requests import Stat
+from objmapper_client._operations.metadata_operations import Stat
 from objmapper_client.address import Address, TcpAddress, UdpAddress, UnixAddress, default_address, parse
 from objmapper_client.async_client import AsyncClient
 from objmapper_client.client import Client

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Self
 from objmapper_client._client_options import CHUNK, PAGE, ClientOptions, Results
 from objmapper_client._connection.pending_request import Runnable
 from objmapper_client._connection.pool import Pool
-from objmapper_client._operations.download import range_length
-from objmapper_client._operations.requests import PageProgress, PutArguments, Stat
+from objmapper_client._operations.metadata_operations import PageProgress, PutArguments, Stat
+from objmapper_client._operations.receive_content import range_length
 from objmapper_client._operations.stream import next_piece
 from objmapper_client._runtime.effects import T
 from objmapper_client._runtime.fork import forked, forks

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Self
 
 from objmapper_client._client_options import CHUNK, PAGE, ClientOptions, Results
 from objmapper_client._connection.pool import Pool
-from objmapper_client._operations.download import range_length
-from objmapper_client._operations.requests import PageProgress, PutArguments, Stat
+from objmapper_client._operations.metadata_operations import PageProgress, PutArguments, Stat
+from objmapper_client._operations.receive_content import range_length
 from objmapper_client._operations.stream import piece_at
 from objmapper_client._runtime.fork import forked, forks
 from objmapper_client._runtime.threads import ThreadRuntime, run

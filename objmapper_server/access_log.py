@@ -18,8 +18,8 @@ from typing import Any, Final
 from pydantic_core import to_json
 
 from objmapper_server.errors import NotRunning
-from objmapper_server.plain_json import as_plain_json
-from objmapper_server.threads import start_thread
+from objmapper_server.escaped_json import as_plain_json
+from objmapper_server.start_thread import start_thread
 
 LOG: Final = logging.getLogger(__name__)
 #: Seconds between two writes.

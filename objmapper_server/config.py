@@ -21,7 +21,7 @@ from objmapper_client import address
 from objmapper_server.concurrency import MODELS_BY_TRANSPORT, TRANSPORTS, Concurrency, Transport, choose, parse_models
 from objmapper_server.errors import ConfigError, did_you_mean, warn_renamed
 from objmapper_server.settings.access_rules import groups, prefixes, users
-from objmapper_server.settings.given import Given, StrPath
+from objmapper_server.settings.config_arguments import Given, StrPath
 from objmapper_server.settings.listen_address import ListeningPoint, parse_host_names, parse_networks
 from objmapper_server.settings.setting_info import Prefixes, Seconds, SecondsOrZero, SettingInfo, count, size
 from objmapper_server.settings.sources import DEFAULT_ADMIN, ENVIRONMENT_PREFIX, absolute_path, layered

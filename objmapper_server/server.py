@@ -15,9 +15,9 @@ from objmapper_server._engine import __version__ as engine_version
 from objmapper_server.access_log import AccessLog
 from objmapper_server.concurrency import TRANSPORTS, Concurrency, Transport, choose
 from objmapper_server.config import Config
-from objmapper_server.denial_log import Refusal, RefusalLog
 from objmapper_server.engine_settings import engine_settings, settings_of_sockets
 from objmapper_server.errors import NotRunning, warn_renamed
+from objmapper_server.event_log import Refusal, RefusalLog
 from objmapper_server.process.signals import serve_until_told
 from objmapper_server.process.socket_activation import ADMIN, NO_SOCKETS, Sockets
 from objmapper_server.request_records import Recorded, RecordedRequest

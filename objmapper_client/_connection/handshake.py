@@ -5,8 +5,8 @@ import os
 import socket
 
 from objmapper_client._connection.connection import Connection
+from objmapper_client._connection.open_socket import new_socket, resolve, unreachable
 from objmapper_client._connection.socket_io import receive, send
-from objmapper_client._connection.sockets import new_socket, resolve, unreachable
 from objmapper_client._runtime.effects import Effects, Wait
 from objmapper_client.address import Address, TcpAddress, UnixAddress
 from objmapper_client.errors import (

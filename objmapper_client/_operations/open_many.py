@@ -10,7 +10,14 @@ from objmapper_client._connection.pending_request import PendingRequest, details
 from objmapper_client._connection.pool import Pool
 from objmapper_client._connection.retry import RetryState
 from objmapper_client._files.memory import MemoryFile
-from objmapper_client._operations.fetch import MAX_SHARED, OpenRequest, Result, fetch_remainder, is_complete, run_open
+from objmapper_client._operations.open_and_read import (
+    MAX_SHARED,
+    OpenRequest,
+    Result,
+    fetch_remainder,
+    is_complete,
+    run_open,
+)
 from objmapper_client._runtime.effects import Effects
 from objmapper_client.errors import ConnectionFailed, DescriptorLimit, ObjmapperError, ServerBusy
 from objmapper_client.object import Object

@@ -6,8 +6,8 @@ from typing import Any, Protocol
 from objmapper_client._connection.pending_request import Runnable
 from objmapper_client._connection.pool import Pool
 from objmapper_client._operations import socket_operations
-from objmapper_client._operations.fetch import Result
-from objmapper_client._operations.requests import PutArguments, Stat
+from objmapper_client._operations.metadata_operations import PutArguments, Stat
+from objmapper_client._operations.open_and_read import Result
 from objmapper_client._runtime.effects import Effects
 from objmapper_client.address import Address, UdpAddress
 from objmapper_client.object import Object

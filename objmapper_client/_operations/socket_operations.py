@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from objmapper_client._connection.pool import Pool
-from objmapper_client._operations.download import abort, leave, next_chunk
-from objmapper_client._operations.fetch import Result, open_object, read, readinto
-from objmapper_client._operations.requests import PutArguments, Stat, delete, list_page, stat
+from objmapper_client._operations.metadata_operations import PutArguments, Stat, delete, list_page, stat
+from objmapper_client._operations.open_and_read import Result, open_object, read, readinto
+from objmapper_client._operations.receive_content import abort, leave, next_chunk
 from objmapper_client._operations.stream import begin_stream
 from objmapper_client._runtime.effects import Effects
 from objmapper_client.address import Address, UnixAddress

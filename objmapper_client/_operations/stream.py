@@ -1,9 +1,9 @@
 """Streams of an object's bytes."""
 
 from objmapper_client._connection.pool import Pool
-from objmapper_client._operations.download import Download, begin
-from objmapper_client._operations.fetch import _INLINE_LIMIT, _OPERATIONS, _range, run_open
-from objmapper_client._operations.requests import check_range
+from objmapper_client._operations.metadata_operations import check_range
+from objmapper_client._operations.open_and_read import _INLINE_LIMIT, _OPERATIONS, _range, run_open
+from objmapper_client._operations.receive_content import Download, begin
 from objmapper_client._runtime.effects import Effects, RunBlocking, Wait
 from objmapper_client.object import Object, truncated
 from objmapper_client.protocol.v1 import Mode

@@ -9,8 +9,8 @@ from objmapper_client._connection.handshake import ClosedInHandshake
 from objmapper_client._connection.pending_request import details, encode
 from objmapper_client._connection.pool import Pool
 from objmapper_client._connection.socket_io import DescriptorRefused
-from objmapper_client._operations.download import expect_end, next_head, receive_head
-from objmapper_client._operations.requests import PutArguments, Stat, StatRequest, to_stat
+from objmapper_client._operations.metadata_operations import PutArguments, Stat, StatRequest, to_stat
+from objmapper_client._operations.receive_content import expect_end, next_head, receive_head
 from objmapper_client._operations.upload_source import Source, open_source
 from objmapper_client._runtime.effects import TIME_LEFT, Effects, Notify, ResetDeadline, RunBlocking
 from objmapper_client.address import UnixAddress

@@ -4,8 +4,8 @@ import socket
 from typing import Any
 
 from objmapper_client._connection.connection import Connection
+from objmapper_client._connection.open_socket import new_socket, resolve, unreachable
 from objmapper_client._connection.pool import Pool
-from objmapper_client._connection.sockets import new_socket, resolve, unreachable
 from objmapper_client._runtime.effects import Effects, Wait
 from objmapper_client._udp.path_state import PathState
 from objmapper_client.address import UdpAddress

@@ -9,7 +9,7 @@ from objmapper_client._connection.dispatch import with_exclusive
 from objmapper_client._connection.pool import Pool
 from objmapper_client._connection.socket_io import timeout_error
 from objmapper_client._files.memory import MemoryFile
-from objmapper_client._operations.requests import PutArguments, Stat, check_range
+from objmapper_client._operations.metadata_operations import PutArguments, Stat, check_range
 from objmapper_client._runtime.effects import PROGRESS_STRIDE, Effects, ResetDeadline, T, Wait
 from objmapper_client._udp.connection import UdpConnection, UdpPool
 from objmapper_client._udp.transfer import ObjectChanged, Transfer

@@ -19,7 +19,7 @@ from objmapper_server.admin.http_limits import BACKLOG, HEADERS, IDLE_TIME, Limi
 from objmapper_server.admin.routes import application
 from objmapper_server.settings.listen_address import ListeningPoint
 from objmapper_server.socket_path import SocketPath
-from objmapper_server.threads import start_thread
+from objmapper_server.start_thread import start_thread
 
 if TYPE_CHECKING:
     from objmapper_server.server import Server

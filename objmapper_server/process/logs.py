@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Final, Literal
 
 from objmapper_client.errors import printable
-from objmapper_server.plain_json import as_plain_json
+from objmapper_server.escaped_json import as_plain_json
 
 #: The parent of the loggers of all modules of the server.
 LOG: Final = logging.getLogger("objmapper_server")

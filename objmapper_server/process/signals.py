@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from objmapper_server.process.sd_notify import Notifier
-from objmapper_server.threads import start_thread
+from objmapper_server.start_thread import start_thread
 
 if TYPE_CHECKING:
     from objmapper_server.server import Server

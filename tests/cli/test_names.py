@@ -11,7 +11,7 @@ from objmapper_cli.commands.trace import line
 from objmapper_client import Client, LeftOut
 from objmapper_client.errors import printable
 from objmapper_server import Config, Server
-from objmapper_server.plain_json import as_plain_json
+from objmapper_server.escaped_json import as_plain_json
 from objmapper_server.process.logs import JsonLines, TextLines
 from tests.cli.conftest import Run, one_line
 

@@ -16,8 +16,8 @@ from objmapper_cli.commands.serve import serve_settings
 from objmapper_cli.setting_flags import with_flags
 from objmapper_server import Config
 from objmapper_server.settings.access_rules import PeerRules
+from objmapper_server.settings.config_arguments import Given
 from objmapper_server.settings.effective import settings_in_force
-from objmapper_server.settings.given import Given
 from objmapper_server.settings.reload import CHANGEABLE
 from objmapper_server.settings.setting_info import SettingInfo, count, documented, shown_default
 from objmapper_server.settings.sources import DEFAULT_ADMIN
@@ -65,7 +65,7 @@ def lacks(config: type[Config]) -> Iterator[str]:
     used = {DERIVED.get(name, name) for name in engine - BESIDE | used_by_python() | rules}
     for name, info in infos.items():
         if name not in Given.__annotations__:
-            yield f"objmapper_server/settings/given.py lacks {name}: run `make reference`"
+            yield f"objmapper_server/settings/config_arguments.py lacks {name}: run `make reference`"
         if info.has_flag != (name in given):
             yield f"objmapper serve has {'a' if name in given else 'no'} flag for {name}"
         if f"| `{name}` |" not in shown:
@@ -73,7 +73,7 @@ def lacks(config: type[Config]) -> Iterator[str]:
         if name not in used:
             yield f"{name} is used by neither server, command nor engine (engine/src/settings.rs)"
     for name in Given.__annotations__.keys() - infos.keys():
-        yield f"Config lacks {name}, which objmapper_server/settings/given.py has: run `make reference`"
+        yield f"Config lacks {name}, which objmapper_server/settings/config_arguments.py has: run `make reference`"
     for name in engine - BESIDE - infos.keys():
         yield f"Config lacks {name}, which the engine reads (engine/src/settings.rs)"
     for name in limits - {name for name, info in infos.items() if info.reloadable}:
@@ -94,7 +94,7 @@ class OneMore(Config):
 
 def test_each_place_that_does_not_follow_from_the_field_is_named() -> None:
     assert list(lacks(OneMore)) == [
-        "objmapper_server/settings/given.py lacks new_limit: run `make reference`",
+        "objmapper_server/settings/config_arguments.py lacks new_limit: run `make reference`",
         "docs/reference.md lacks new_limit: run `make reference`",
         "new_limit is used by neither server, command nor engine (engine/src/settings.rs)",
     ]

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Final
 
 from objmapper_server.errors import NotRunning
-from objmapper_server.threads import start_thread
+from objmapper_server.start_thread import start_thread
 
 if TYPE_CHECKING:
     from objmapper_server.server import Server

@@ -1,4 +1,4 @@
-"""Writes objmapper_server/settings/given.py from the fields of `Config`; with --check says whether it is up to date."""
+"""Writes objmapper_server/settings/config_arguments.py from the fields of `Config`; --check compares it with them."""
 
 import argparse
 import sys
@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 from objmapper_server import Concurrency, Config
 from objmapper_server.settings.setting_info import Prefixes, documented
 
-MODULE = Path(__file__).parent.parent / "objmapper_server" / "settings" / "given.py"
+MODULE = Path(__file__).parent.parent / "objmapper_server" / "settings" / "config_arguments.py"
 HEAD = '''\
 """What `Config` takes: more than it holds, because it also reads text. `make reference` writes this from its fields."""
 
@@ -65,7 +65,7 @@ def taken(field: FieldInfo, metavar: str) -> str:
         return TAKES[kind]
     if kind in {int, float, bool}:
         return kind.__name__
-    sys.exit(f"tools/given.py does not know what a field of the type {kind} takes: add it to TAKES")
+    sys.exit(f"tools/config_arguments.py does not know what a field of the type {kind} takes: add it to TAKES")
 
 
 def main() -> None:
