@@ -13,14 +13,16 @@ use rustix::process::{Pid, getpid};
 
 use crate::access::denials::Refusal;
 use crate::access::rules::Rules;
+use crate::concurrency::control::{Command, Control};
 use crate::concurrency::start_gate::{StartReport, start_error};
-use crate::concurrency::{Command, Control, Model, spawn};
 use crate::errors::StartError;
+use crate::model::Model;
 use crate::net::listener::Listener;
 use crate::net::transport::Transport;
 use crate::request_log::RequestLog;
 use crate::service::Service;
 use crate::settings::{Limits, Settings};
+use crate::spawn::spawn;
 use crate::statistics::CountedUpTo;
 use crate::storage_failures::Failure;
 use crate::udp::{self, DatagramCounts, UdpSocket};
@@ -63,7 +65,9 @@ impl Ingress {
 
     fn serve(&self, model: Model, service: &Arc<Service>, control: &Arc<Control>, begun: StartReport) {
         match self {
-            Ingress::Connections(listener) => model.serve(listener, service, control, begun),
+            Ingress::Connections(listener) => {
+                crate::concurrency::serve(model, listener, service, control, begun)
+            }
             Ingress::Datagrams(socket) => udp::serve(model, socket, service, control, begun),
         }
     }

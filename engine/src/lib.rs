@@ -17,6 +17,7 @@ mod errors;
 mod fd;
 mod handover;
 mod load;
+mod model;
 mod net;
 mod output_budget;
 mod protocol;
@@ -24,6 +25,7 @@ mod request_log;
 mod service;
 mod session;
 mod settings;
+mod spawn;
 mod statistics;
 mod storage;
 mod storage_failures;
@@ -38,7 +40,7 @@ mod python;
 
 /// Items that `benches/recording.rs` measures.
 pub mod recording {
-    pub use crate::concurrency::Model;
+    pub use crate::model::Model;
     pub use crate::net::transport::Transport;
     pub use crate::protocol::{Operation, Status};
     pub use crate::settings::cores;

@@ -12,9 +12,9 @@ use std::time::Duration;
 
 use crate::access::denials::Refusal;
 use crate::access::rules::{IdSet, Rules};
-use crate::concurrency::Model;
 use crate::engine::{Engine as NativeEngine, Snapshot};
 use crate::load::{Load as NativeLoad, LoadProtocol, Outcome, Plan, Target};
+use crate::model::Model;
 use crate::net::transport::Transport;
 use crate::protocol::Mode;
 use crate::request_log::Record;

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use crate::concurrency::Model;
+use crate::model::Model;
 use crate::net::transport::Transport;
 use crate::udp::Network;
 

@@ -4,7 +4,9 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::{Command, Control, SPIN_TIME, TICK, run};
+use crate::concurrency::control::{Command, Control};
+use crate::concurrency::{SPIN_TIME, run};
+use crate::model::TICK;
 use crate::net::eventfd::EventFd;
 use crate::net::transport::IoMode;
 use crate::service::Service;

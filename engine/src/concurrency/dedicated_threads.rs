@@ -7,12 +7,14 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 
-use super::{Command, Control, Model, spawn};
 use crate::concurrency::blocking::run_session_blocking;
+use crate::concurrency::control::{Command, Control};
+use crate::model::Model;
 use crate::net::listener::Listener;
 use crate::service::Service;
 use crate::session::{Connection, Session, ThreadBuffers};
 use crate::settings::cores;
+use crate::spawn::spawn;
 
 const STACK: usize = 128 << 10;
 

@@ -12,12 +12,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use super::{Command, Control, Model, TICK, TURN, run};
+use crate::concurrency::control::{Command, Control};
 use crate::concurrency::dedicated_threads::{DedicatedThreads, ReturnToLoop};
 use crate::concurrency::mailbox::{Mailbox, WakeQueue};
 use crate::concurrency::poller::{Events, Poller, SpinWait, Token};
 use crate::concurrency::slab::{Key, SessionSlab};
 use crate::concurrency::start_gate::{StartReport, Starting, start_error};
+use crate::concurrency::{TURN, run};
+use crate::model::{Model, TICK};
 use crate::net::eventfd::EventFd;
 use crate::net::listener::{AcceptOutcome, Listener, Taker};
 use crate::net::transport::IoMode;

@@ -2,6 +2,7 @@
 //! same shape.
 
 mod blocking;
+pub(crate) mod control;
 mod dedicated_threads;
 mod epoll;
 pub(crate) mod mailbox;
@@ -17,72 +18,37 @@ mod thread_pool;
 mod timer_queue;
 mod work_stealing;
 
-use rustix::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
-use crate::net::eventfd::EventFd;
+use crate::concurrency::control::Control;
+use crate::model::Model;
 use crate::net::listener::Listener;
-use crate::net::transport::Transport;
 use crate::service::Service;
 use crate::session::{Next, RunOptions, Session, ThreadBuffers};
 
 use crate::concurrency::start_gate::StartReport;
 
-/// How often a model checks the deadlines of its sessions.
-pub const TICK: Duration = Duration::from_secs(1);
 /// The longest turn of a session: other sessions of the same thread wait meanwhile.
 const TURN: Duration = Duration::from_micros(500);
 /// How long a thread spins before it sleeps when the server optimizes for latency.
 pub const SPIN_TIME: Duration = Duration::from_micros(100);
 
-/// How the sessions of a transport share threads.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Model {
-    ThreadPerConnection,
-    ThreadPool,
-    WorkStealing,
-    Epoll,
-}
-
-impl Model {
-    pub const ALL: [Model; 4] =
-        [Model::ThreadPerConnection, Model::ThreadPool, Model::WorkStealing, Model::Epoll];
-
-    pub fn index(self) -> usize {
-        self as usize
-    }
-
-    pub fn name(self) -> &'static str {
-        ["thread-per-connection", "thread-pool", "work-stealing", "epoll"][self.index()]
-    }
-
-    pub fn from_name(name: &str) -> Option<Model> {
-        Model::ALL.into_iter().find(|model| model.name() == name)
-    }
-
-    /// Whether the model can serve a transport: thread-per-connection needs connections, which UDP lacks.
-    pub fn serves(self, transport: Transport) -> bool {
-        transport != Transport::Udp || self != Model::ThreadPerConnection
-    }
-
-    /// Sets up the model, reports success or failure through `begun`, and serves until `control` ends it and no
-    /// session is left.
-    pub fn serve(
-        self,
-        listener: &Arc<Listener>,
-        service: &Arc<Service>,
-        control: &Arc<Control>,
-        begun: StartReport,
-    ) {
-        match self {
-            Model::ThreadPerConnection => thread_per_connection::serve(listener, service, control, begun),
-            Model::ThreadPool => thread_pool::serve(listener, service, control, begun),
-            Model::WorkStealing => work_stealing::serve(listener, service, control, begun),
-            Model::Epoll => epoll::serve(listener, service, control, begun),
-        }
+/// Sets up a model, reports success or failure through `begun`, and serves until `control` ends it and no session is
+/// left.
+pub fn serve(
+    model: Model,
+    listener: &Arc<Listener>,
+    service: &Arc<Service>,
+    control: &Arc<Control>,
+    begun: StartReport,
+) {
+    match model {
+        Model::ThreadPerConnection => thread_per_connection::serve(listener, service, control, begun),
+        Model::ThreadPool => thread_pool::serve(listener, service, control, begun),
+        Model::WorkStealing => work_stealing::serve(listener, service, control, begun),
+        Model::Epoll => epoll::serve(listener, service, control, begun),
     }
 }
 
@@ -110,70 +76,4 @@ fn catch_panic<T: From<Next>>(
         buffers.renew();
         T::from(Next::Closed)
     })
-}
-
-/// Commands to a model, from weak to strong.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-#[repr(u8)]
-pub enum Command {
-    Serve,
-    /// Another model takes over: accept nothing, hand every session over to the listener.
-    Handover,
-    /// Accept nothing more, answer what has arrived, close.
-    Drain,
-    /// Close everything now.
-    Stop,
-}
-
-/// Sends commands to a model: the current command, and an eventfd notified on each change.
-#[derive(Debug)]
-pub struct Control {
-    order: AtomicU8,
-    event_fd: EventFd,
-}
-
-impl Control {
-    pub fn new() -> io::Result<Self> {
-        Ok(Control { order: AtomicU8::new(Command::Serve as u8), event_fd: EventFd::new()? })
-    }
-
-    pub fn order(&self) -> Command {
-        match self.order.load(Ordering::Acquire) {
-            0 => Command::Serve,
-            1 => Command::Handover,
-            2 => Command::Drain,
-            _ => Command::Stop,
-        }
-    }
-
-    /// Issues a command. A command weaker than the current one changes nothing.
-    pub fn give(&self, order: Command) {
-        self.order.fetch_max(order as u8, Ordering::AcqRel);
-        self.event_fd.notify();
-    }
-
-    /// Notified once for every command. Several threads may watch it edge-triggered (EPOLLET): a notification without
-    /// a command, from a process that shares the descriptor, costs each of them one look.
-    pub fn event_fd(&self) -> &EventFd {
-        &self.event_fd
-    }
-}
-
-/// Starts a thread on which no signal handler runs: signals belong to the interpreter's main thread, and a SIGPIPE
-/// that sendfile raises stays blocked.
-pub fn spawn<T: Send + 'static>(
-    name: &str,
-    stack: usize,
-    body: impl FnOnce() -> T + Send + 'static,
-) -> std::io::Result<std::thread::JoinHandle<T>> {
-    // SAFETY: both sets are initialised by the calls before they are read.
-    unsafe {
-        let mut all = std::mem::zeroed::<libc::sigset_t>();
-        let mut before = std::mem::zeroed::<libc::sigset_t>();
-        libc::sigfillset(&raw mut all);
-        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before);
-        let thread = std::thread::Builder::new().name(name.to_owned()).stack_size(stack).spawn(body);
-        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut());
-        thread
-    }
 }

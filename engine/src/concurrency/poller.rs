@@ -61,8 +61,10 @@ pub struct Poller {
 
 impl Poller {
     pub fn new() -> io::Result<Self> {
-        let poller =
-            Poller { epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?, ticker: TimerFd::new(super::TICK)? };
+        let poller = Poller {
+            epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
+            ticker: TimerFd::new(crate::model::TICK)?,
+        };
         poller.add(&poller.ticker, Token::Tick, EventFlags::IN)?;
         Ok(poller)
     }

@@ -10,12 +10,14 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use super::{Command, Control, Model, TICK, TURN, read_on, run};
 use crate::codel::CoDel;
+use crate::concurrency::control::{Command, Control};
 use crate::concurrency::poller::{Events, Poller, SpinWait, Token};
 use crate::concurrency::session_ownership::RunState;
 use crate::concurrency::slab::{Key, SessionSlab};
 use crate::concurrency::timer_queue::Later;
+use crate::concurrency::{TURN, read_on, run};
+use crate::model::{Model, TICK};
 use crate::net::eventfd::EventFd;
 use crate::net::listener::{AcceptOutcome, Listener, Taker};
 use crate::net::transport::IoMode;

@@ -5,8 +5,8 @@ use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-use super::spawn;
 use crate::errors::StartError;
+use crate::spawn::spawn;
 
 /// Through this a model reports that it is ready to serve, or why not. Dropping it without a report counts as
 /// failure.
@@ -106,7 +106,7 @@ impl Starting {
         let mut state = self.gate.state();
         // Do not wait for a thread that panics before the gate.
         while state.ready < self.threads.len() && !self.threads.iter().all(JoinHandle::is_finished) {
-            let tick = super::TICK;
+            let tick = crate::model::TICK;
             state = self.gate.changed.wait_timeout(state, tick).unwrap_or_else(PoisonError::into_inner).0;
         }
         let failed = failed.or(self.failed).or(state.failed);

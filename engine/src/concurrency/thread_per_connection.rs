@@ -10,13 +10,15 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use super::{Command, Control, Model, spawn};
 use crate::concurrency::blocking::run_session_blocking;
+use crate::concurrency::control::{Command, Control};
 use crate::concurrency::on_demand_threads::Roster;
 use crate::concurrency::start_gate::{StartReport, start_error};
+use crate::model::Model;
 use crate::net::listener::{AcceptOutcome, Listener, Taker};
 use crate::service::Service;
 use crate::session::{Connection, Session, ThreadBuffers};
+use crate::spawn::spawn;
 
 const STACK: usize = 128 << 10;
 /// A thread without a connection ends after this time, unless it is the last.

@@ -5,10 +5,11 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::{Control, Model};
 use crate::bounded_queue::BoundedQueue;
+use crate::concurrency::control::Control;
 use crate::concurrency::reactor::{Dispatch, Reactor, Ready};
 use crate::concurrency::start_gate::{StartReport, Starting, start_error};
+use crate::model::Model;
 use crate::net::listener::Listener;
 use crate::net::transport::Transport;
 use crate::service::Service;

@@ -233,7 +233,7 @@ impl Load {
                 }
             };
             // Where a thread cannot be started, dropping the load ends the others.
-            load.ending().threads.push(crate::concurrency::spawn("objmapper-load", STACK, body)?);
+            load.ending().threads.push(crate::spawn::spawn("objmapper-load", STACK, body)?);
         }
         Ok(load)
     }

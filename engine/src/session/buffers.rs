@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use super::{GATHER_BYTES, GATHER_SEGMENTS, INPUT};
-use crate::concurrency::Model;
+use crate::model::Model;
 use crate::service::Service;
 use crate::session::outbox::Segment;
 

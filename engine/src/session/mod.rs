@@ -41,7 +41,7 @@ use self::input::ReadOutcome;
 use self::outbox::Segment;
 use self::v2::V2State;
 use crate::access::accounts::ClientAccess;
-use crate::concurrency::TICK;
+use crate::model::TICK;
 use crate::net::transport::{IoMode, Transport};
 use crate::protocol::{self, RequestDecoder};
 use crate::service::Service;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::concurrency::Model;
+use crate::model::Model;
 use crate::net::transport::Transport;
 use crate::protocol::{Operation, Status};
 use crate::statistics::labels::{Labels, ModeKey};

@@ -1,6 +1,6 @@
 //! The labels of a figure, and the index of its cells.
 
-use crate::concurrency::Model;
+use crate::model::Model;
 use crate::net::transport::Transport;
 use crate::protocol::{Operation, Status};
 

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use super::*;
-use crate::concurrency::Model;
+use crate::model::Model;
 use crate::statistics::histograms::MAX_VALUE;
 use crate::statistics::totals::WINDOW_SECONDS;
 

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use crate::concurrency::spawn;
+use crate::spawn::spawn;
 use crate::storage::pool::{Client, Progress, User};
 
 const STACK: usize = 256 << 10;

@@ -18,9 +18,9 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 use rustix::time::{ClockId, clock_gettime};
 
-use crate::concurrency::spawn;
 use crate::errors::StartError;
 use crate::settings::cores;
+use crate::spawn::spawn;
 pub use crate::storage::turns::{Client, Kind, User};
 use crate::storage::turns::{LongLimits, Place, Shares, Taken, Turns};
 

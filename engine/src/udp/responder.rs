@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use crate::concurrency::Model;
 use crate::errors::Error;
+use crate::model::Model;
 use crate::net::transport::Transport;
 use crate::protocol::{self, CONTENT_HEAD, Mode, Operation, Status};
 use crate::request_log::{CompletedRequest, PeerRef as Asker, UriTail};

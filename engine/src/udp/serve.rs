@@ -12,10 +12,11 @@ use std::time::{Duration, Instant};
 
 use crate::bounded_queue::BoundedQueue;
 use crate::codel::CoDel;
+use crate::concurrency::control::{Command, Control};
 use crate::concurrency::poller::{Events, Poller, SpinWait, Token};
 use crate::concurrency::start_gate::{StartReport, Starting, start_error};
 use crate::concurrency::stealing_queue::{LocalQueue, StealingQueues};
-use crate::concurrency::{Command, Control, Model};
+use crate::model::Model;
 use crate::net::transport::Transport;
 use crate::service::Service;
 use crate::settings::cores;

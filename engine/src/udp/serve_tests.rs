@@ -1,8 +1,8 @@
 //! Real datagrams to a real engine on loopback, in every model that serves them.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use crate::concurrency::Model;
 use crate::engine::Engine;
+use crate::model::Model;
 use crate::net::transport::Transport;
 use crate::protocol::{DecodedReply, Mode, ReplyDecoder, encode_request};
 use crate::settings::{OptimizeFor, Settings};
