@@ -77,32 +77,32 @@ def server(root: Path, model: Concurrency, tmp_path_factory: pytest.TempPathFact
     with Server(config) as server:
         for address in server.addresses.values():
             # Once it has answered, it has opened all that it needs: what is open after a test was opened by it.
-            with RawClient(address) as wire:
-                assert wire.ask(COPY, "/a").status == OK
+            with RawClient(address) as v1:
+                assert v1.ask(COPY, "/a").status == OK
         yield server
 
 
 @pytest.fixture(params=TRANSPORTS)
-def wire(server: Server, request: pytest.FixtureRequest) -> Iterator[RawClient]:
-    with RawClient(server.addresses[request.param]) as wire:
-        yield wire
+def v1(server: Server, request: pytest.FixtureRequest) -> Iterator[RawClient]:
+    with RawClient(server.addresses[request.param]) as v1:
+        yield v1
 
 
 @pytest.mark.parametrize(("transport", "mode"), EITHER_WAY)
 @pytest.mark.parametrize("name", ["a", "empty", "small", "large", "huge", "directory/nested é"])
 def test_an_object_arrives_whole(server: Server, root: Path, transport: str, mode: bytes, name: str) -> None:
-    with RawClient(server.addresses[transport]) as wire:
-        assert wire.ask(mode, f"/{name}").read() == (root / name).read_bytes()
+    with RawClient(server.addresses[transport]) as v1:
+        assert v1.ask(mode, f"/{name}").read() == (root / name).read_bytes()
 
 
 @pytest.mark.parametrize("mode", [COPY, SPLICE])
-def test_requests_sent_ahead_are_answered_in_order(wire: RawClient, root: Path, mode: bytes) -> None:
+def test_requests_sent_ahead_are_answered_in_order(v1: RawClient, root: Path, mode: bytes) -> None:
     names = ["a", "missing", "large", "empty", "small", "huge"] * 10
-    wire.socket.settimeout(30)
-    sender = threading.Thread(target=lambda: wire.send(*(request(mode, name) for name in names)))
+    v1.socket.settimeout(30)
+    sender = threading.Thread(target=lambda: v1.send(*(request(mode, name) for name in names)))
     sender.start()
     for name in names:
-        reply = wire.reply(mode)
+        reply = v1.reply(mode)
         if name == "missing":
             assert reply.status == NOT_FOUND
         else:
@@ -112,36 +112,36 @@ def test_requests_sent_ahead_are_answered_in_order(wire: RawClient, root: Path, 
 
 def test_descriptors_errors_and_contents_keep_their_order(server: Server, root: Path) -> None:
     plan = [(FDPASS, "small"), (COPY, "a"), (FDPASS, "none"), (SPLICE, "large"), (FDPASS, "large")] * 40
-    with RawClient(server.addresses["unix"]) as wire:
-        wire.send(*(request(mode, name) for mode, name in plan))
+    with RawClient(server.addresses["unix"]) as v1:
+        v1.send(*(request(mode, name) for mode, name in plan))
         for mode, name in plan:
-            reply = wire.reply(mode)
+            reply = v1.reply(mode)
             if name == "none":
                 assert reply.status == NOT_FOUND
             else:
                 assert reply.read() == (root / name).read_bytes()
 
 
-def test_a_request_may_come_byte_by_byte(wire: RawClient, root: Path) -> None:
+def test_a_request_may_come_byte_by_byte(v1: RawClient, root: Path) -> None:
     for byte in request(COPY, "/small") + request(COPY, "/a"):
-        wire.send(bytes([byte]))
-    assert wire.reply(COPY).read() == (root / "small").read_bytes()
-    assert wire.reply(COPY).read() == (root / "a").read_bytes()
+        v1.send(bytes([byte]))
+    assert v1.reply(COPY).read() == (root / "small").read_bytes()
+    assert v1.reply(COPY).read() == (root / "a").read_bytes()
 
 
 def test_the_documented_bytes(server: Server) -> None:
-    with RawClient(server.addresses["unix"]) as wire:
-        wire.send(bytes.fromhex("31 0002 2f61"))
-        assert wire.take(1) == b"\0"
-        os.close(wire.descriptors.pop())
-        wire.send(bytes.fromhex("32 0002 2f61"))
-        assert wire.take(9) == bytes.fromhex("00 0000000000000001")
-        wire.take(1)
+    with RawClient(server.addresses["unix"]) as v1:
+        v1.send(bytes.fromhex("31 0002 2f61"))
+        assert v1.take(1) == b"\0"
+        os.close(v1.descriptors.pop())
+        v1.send(bytes.fromhex("32 0002 2f61"))
+        assert v1.take(9) == bytes.fromhex("00 0000000000000001")
+        v1.take(1)
 
 
 def test_a_passed_descriptor_is_a_fresh_read_only_open_file(server: Server) -> None:
-    with RawClient(server.addresses["unix"]) as wire:
-        first, second = wire.ask(FDPASS, "/small").descriptor, wire.ask(FDPASS, "/small").descriptor
+    with RawClient(server.addresses["unix"]) as v1:
+        first, second = v1.ask(FDPASS, "/small").descriptor, v1.ask(FDPASS, "/small").descriptor
         assert first is not None
         assert second is not None
         assert stat.S_ISREG(os.fstat(first).st_mode)
@@ -180,13 +180,11 @@ def test_a_passed_descriptor_is_a_fresh_read_only_open_file(server: Server) -> N
     ],
     ids=lambda value: repr(value)[:24],
 )
-def test_a_refused_uri_has_its_status_and_the_connection_goes_on(
-    wire: RawClient, uri: str | bytes, status: int
-) -> None:
-    reply = wire.ask(COPY, uri)
+def test_a_refused_uri_has_its_status_and_the_connection_goes_on(v1: RawClient, uri: str | bytes, status: int) -> None:
+    reply = v1.ask(COPY, uri)
     assert reply.status == status, reply
     assert reply.content.decode()
-    assert wire.ask(COPY, "/a").status == OK
+    assert v1.ask(COPY, "/a").status == OK
 
 
 def test_a_file_without_permission_is_forbidden(root: Path, model: Concurrency, tmp_path: Path) -> None:
@@ -196,39 +194,39 @@ def test_a_file_without_permission_is_forbidden(root: Path, model: Concurrency, 
     (tmp_path / "secret").chmod(0)
     with (
         Server(Config(root=tmp_path, unix=tmp_path / "s", concurrency_model=model, admin=None)) as server,
-        RawClient(server.addresses["unix"]) as wire,
+        RawClient(server.addresses["unix"]) as v1,
     ):
-        assert wire.ask(COPY, "/secret").status == FORBIDDEN
+        assert v1.ask(COPY, "/secret").status == FORBIDDEN
 
 
 def test_fdpass_over_tcp_is_an_invalid_mode_and_the_connection_goes_on(server: Server) -> None:
-    with RawClient(server.addresses["tcp"]) as wire:
-        assert wire.ask(FDPASS, "/a").status == INVALID_MODE
-        assert wire.ask(COPY, "/a").status == OK
+    with RawClient(server.addresses["tcp"]) as v1:
+        assert v1.ask(FDPASS, "/a").status == INVALID_MODE
+        assert v1.ask(COPY, "/a").status == OK
 
 
 @pytest.mark.parametrize("junk", [b"9\0\2/a", b"GET / HTTP/1.1\r\n\r\n", b"\0" * 100, b"O" * 70_000])
-def test_a_malformed_request_gets_one_reply_and_a_close(wire: RawClient, junk: bytes) -> None:
-    wire.send(request(COPY, "/a"), junk)
-    assert wire.reply(COPY).status == OK
-    assert wire.reply(COPY).status == PROTOCOL_ERROR
-    assert wire.at_end()
+def test_a_malformed_request_gets_one_reply_and_a_close(v1: RawClient, junk: bytes) -> None:
+    v1.send(request(COPY, "/a"), junk)
+    assert v1.reply(COPY).status == OK
+    assert v1.reply(COPY).status == PROTOCOL_ERROR
+    assert v1.at_end()
 
 
-def test_a_client_that_ends_its_side_still_gets_its_answers(wire: RawClient, root: Path) -> None:
-    wire.send(request(SPLICE, "/large"), request(COPY, "/a"))
-    wire.socket.shutdown(socket.SHUT_WR)
-    assert wire.reply(SPLICE).read() == (root / "large").read_bytes()
-    assert wire.reply(COPY).status == OK
-    assert wire.at_end()
+def test_a_client_that_ends_its_side_still_gets_its_answers(v1: RawClient, root: Path) -> None:
+    v1.send(request(SPLICE, "/large"), request(COPY, "/a"))
+    v1.socket.shutdown(socket.SHUT_WR)
+    assert v1.reply(SPLICE).read() == (root / "large").read_bytes()
+    assert v1.reply(COPY).status == OK
+    assert v1.at_end()
 
 
 def test_a_client_that_leaves_midway_costs_nothing(server: Server) -> None:
     before = descriptors_of()
     for transport in TRANSPORTS:
         for _ in range(20):
-            with RawClient(server.addresses[transport]) as wire:
-                wire.send(request(SPLICE, "/huge"), b"2\0")
+            with RawClient(server.addresses[transport]) as v1:
+                v1.send(request(SPLICE, "/huge"), b"2\0")
         with RawClient(server.addresses[transport]) as last:
             # Connections that came before it were accepted before it.
             assert last.ask(COPY, "/a").status == OK
@@ -237,12 +235,12 @@ def test_a_client_that_leaves_midway_costs_nothing(server: Server) -> None:
 
 def test_descriptors_that_a_client_sends_are_not_taken_in(server: Server, root: Path) -> None:
     before = descriptors_of()
-    with RawClient(server.addresses["unix"]) as wire, (root / "a").open("rb") as file:
+    with RawClient(server.addresses["unix"]) as v1, (root / "a").open("rb") as file:
         try:
-            socket.send_fds(wire.socket, [request(COPY, "/a")], [file.fileno()] * 10)
+            socket.send_fds(v1.socket, [request(COPY, "/a")], [file.fileno()] * 10)
         except PermissionError:  # Linux 6.16 and later refuse on the server's behalf
-            wire.send(request(COPY, "/a"))
-        assert wire.reply(COPY).status == OK
+            v1.send(request(COPY, "/a"))
+        assert v1.reply(COPY).status == OK
         # This process holds both ends of the connection, and the file.
         assert eventually(lambda: descriptors_of() <= before + 3)
     assert eventually(lambda: descriptors_of() <= before)
@@ -255,10 +253,10 @@ def test_many_clients_at_once_get_the_right_bytes(server: Server, root: Path) ->
     def converse(number: int) -> int:
         transport = TRANSPORTS[number % 2]
         generator = random.Random(number)
-        with RawClient(server.addresses[transport], timeout=60) as wire:
+        with RawClient(server.addresses[transport], timeout=60) as v1:
             for _ in range(50):
                 name, mode = generator.choice(names), generator.choice(MODES[transport])
-                assert wire.ask(mode, f"/{name}").read() == contents[name]
+                assert v1.ask(mode, f"/{name}").read() == contents[name]
         return 50
 
     before = server.statistics().total.requests_total
@@ -270,30 +268,30 @@ def test_many_clients_at_once_get_the_right_bytes(server: Server, root: Path) ->
 
 def test_an_object_that_changes_is_noticed_at_once(server: Server, root: Path) -> None:
     target = root / "changing"
-    with RawClient(server.addresses["tcp"]) as wire:
+    with RawClient(server.addresses["tcp"]) as v1:
         for version in range(20):
             beside = root / "beside"
             beside.write_bytes(b"%d" % version)
             beside.rename(target)
             for _ in range(3):
-                assert wire.ask(COPY, "/changing").read() == b"%d" % version
+                assert v1.ask(COPY, "/changing").read() == b"%d" % version
         target.write_bytes(b"in place")
-        assert wire.ask(COPY, "/changing").read() == b"in place"
+        assert v1.ask(COPY, "/changing").read() == b"in place"
         target.unlink()
-        assert wire.ask(COPY, "/changing").status == NOT_FOUND
+        assert v1.ask(COPY, "/changing").status == NOT_FOUND
 
 
 def test_a_hot_object_comes_from_memory_and_is_still_validated(server: Server, root: Path) -> None:
     (root / "hot").write_bytes(b"hot")
     os.utime(root / "hot", (1, 1))
     hits = server.statistics().cache_hits_total
-    with RawClient(server.addresses["unix"]) as wire:
+    with RawClient(server.addresses["unix"]) as v1:
         # A file whose change time is too young is not kept yet.
         assert eventually(
-            lambda: wire.ask(COPY, "/hot").read() == b"hot" and server.statistics().cache_hits_total > hits + 5
+            lambda: v1.ask(COPY, "/hot").read() == b"hot" and server.statistics().cache_hits_total > hits + 5
         )
         (root / "hot").write_bytes(b"tepid")
-        assert wire.ask(COPY, "/hot").read() == b"tepid"
+        assert v1.ask(COPY, "/hot").read() == b"tepid"
 
 
 def test_a_client_that_never_reads_does_not_hold_others_up(server: Server) -> None:
@@ -312,21 +310,21 @@ def test_a_slow_frame_ends_after_the_header_timeout(root: Path, model: Concurren
     )
     with Server(config) as server:
         for transport in TRANSPORTS:
-            with RawClient(server.addresses[transport]) as wire:
+            with RawClient(server.addresses[transport]) as v1:
                 start = time.monotonic()
-                wire.send(b"2")
-                assert wire.take(1)[0] == TIMEOUT
-                wire.take(struct.unpack(">H", wire.take(2))[0])
-                assert wire.at_end()
+                v1.send(b"2")
+                assert v1.take(1)[0] == TIMEOUT
+                v1.take(struct.unpack(">H", v1.take(2))[0])
+                assert v1.at_end()
                 assert time.monotonic() - start < 5
         assert server.statistics().transports["unix"].timeouts_total == 1
 
 
 def test_an_idle_connection_is_closed(root: Path, model: Concurrency, tmp_path: Path) -> None:
     config = Config(root=root, unix=tmp_path / "s", concurrency_model=model, admin=None, idle_timeout=0.8)
-    with Server(config) as server, RawClient(server.addresses["unix"]) as wire:
-        assert wire.ask(COPY, "/a").status == OK
-        assert wire.at_end()
+    with Server(config) as server, RawClient(server.addresses["unix"]) as v1:
+        assert v1.ask(COPY, "/a").status == OK
+        assert v1.at_end()
 
 
 def test_a_connection_over_the_limit_gets_an_error(root: Path, model: Concurrency, tmp_path: Path) -> None:
@@ -350,16 +348,16 @@ def test_draining_answers_what_has_come_and_refuses_what_comes(root: Path, model
     with Server(config) as server:
         addresses = server.addresses
         wires = [RawClient(addresses[transport]) for transport in TRANSPORTS for _ in range(8)]
-        for wire in wires:
-            assert wire.ask(COPY, "/a").status == OK
-            wire.send(request(SPLICE, "/large") * 4)
+        for v1 in wires:
+            assert v1.ask(COPY, "/a").status == OK
+            v1.send(request(SPLICE, "/large") * 4)
         with ThreadPoolExecutor(1) as thread:
             drained = thread.submit(server.drain, timeout=30)
-            for wire in wires:
+            for v1 in wires:
                 for _ in range(4):
-                    assert wire.reply(SPLICE).read() == (root / "large").read_bytes()
-                assert wire.at_end()
-                wire.close()
+                    assert v1.reply(SPLICE).read() == (root / "large").read_bytes()
+                assert v1.at_end()
+                v1.close()
             assert drained.result()
         for address in addresses.values():
             with pytest.raises(ConnectionError):
@@ -372,11 +370,11 @@ def test_a_stopped_server_leaves_nothing(root: Path, model: Concurrency, tmp_pat
     config = Config(root=root, unix=tmp_path / "s", tcp="127.0.0.1:0", concurrency_model=model, admin=None)
     with Server(config) as server:
         wires = [RawClient(address) for address in server.addresses.values()]
-        for wire in wires:
-            assert wire.ask(COPY, "/a").status == OK
-    for wire in wires:
-        assert wire.at_end()
-        wire.close()
+        for v1 in wires:
+            assert v1.ask(COPY, "/a").status == OK
+    for v1 in wires:
+        assert v1.at_end()
+        v1.close()
     assert list(tmp_path.iterdir()) == []
     assert eventually(lambda: descriptors_of() <= before)
     assert eventually(lambda: len(list(Path("/proc/self/task").iterdir())) <= threads)
@@ -391,10 +389,10 @@ def test_the_model_changes_while_requests_are_under_way(root: Path, model: Concu
     def converse(number: int, address: str) -> int:
         served = 0
         transport = address.partition(":")[0]
-        with RawClient(address, timeout=30) as wire:
+        with RawClient(address, timeout=30) as v1:
             while not stop.is_set():
                 mode = MODES[transport][served % len(MODES[transport])]
-                assert wire.ask(mode, "/small").read() == content
+                assert v1.ask(mode, "/small").read() == content
                 served += 1
         return served
 

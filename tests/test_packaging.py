@@ -35,8 +35,8 @@ def metrics(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     root = tmp_path_factory.mktemp("root")
     (root / "a").write_bytes(b"a")
     config = Config(root=root, unix=root / "s", udp="127.0.0.1:0", concurrency_model=Concurrency.THREAD_POOL)
-    with Server(config) as server, RawClient(server.addresses["unix"]) as wire:
-        assert wire.ask(COPY, "/a").content == b"a"
+    with Server(config) as server, RawClient(server.addresses["unix"]) as v1:
+        assert v1.ask(COPY, "/a").content == b"a"
         exposition = Exposition(server)
         deadline = time.monotonic() + 10
         while b"objmapper_queue_wait_seconds_count" not in (text := exposition.render("")[0]):

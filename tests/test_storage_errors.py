@@ -22,6 +22,7 @@ from tests.support.raw_client import OK, UNAVAILABLE, descriptors_of
 from tests.support.raw_client_v2 import COPY, PUT_DESCRIPTOR, STORAGE_ERROR, RawClientV2
 from tests.support.raw_client_v2 import PUT as WRITE_PUT
 from tests.support.strace import Strace, threads_of, why_not
+from tests.support.unfinished_writes import unfinished_writes
 
 pytestmark = pytest.mark.skipif(why_not() != "", reason=why_not() or "strace works")
 
@@ -30,12 +31,12 @@ WORDS = {"ENOSPC": "no space left", "EDQUOT": "quota", "EIO": "input/output erro
 BROKEN = ["ENOSPC", "EIO"]
 
 
-def _put_memory(two: RawClientV2, source: Path) -> None:
+def _put_memory(v2: RawClientV2, source: Path) -> None:
     """From another file system, where no two files can share blocks nor copy_file_range."""
     with os.fdopen(os.memfd_create("source"), "w+b") as file:
         file.write(source.read_bytes())
         file.flush()
-        socket.send_fds(two.socket, [two.encode(PUT_DESCRIPTOR, "/object")], [file.fileno()])
+        socket.send_fds(v2.socket, [v2.encode(PUT_DESCRIPTOR, "/object")], [file.fileno()])
 
 
 FROM_MEMORY = replace(BY_DESCRIPTOR, name="put from memory", send=_put_memory)
@@ -44,8 +45,8 @@ FROM_MEMORY = replace(BY_DESCRIPTOR, name="put from memory", send=_put_memory)
 LARGE = bytes(range(256)) * 12_000
 
 
-def _put_large(two: RawClientV2, _: Path) -> None:
-    two.send(two.encode(WRITE_PUT, "/object", content_len=len(LARGE)), LARGE)
+def _put_large(v2: RawClientV2, _: Path) -> None:
+    v2.send(v2.encode(WRITE_PUT, "/object", content_len=len(LARGE)), LARGE)
 
 
 PUT_LARGE = replace(PUT, name="put of several pieces", new=LARGE, send=_put_large)
@@ -78,26 +79,22 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CrashScene]:
         )
 
 
-def unfinished(root: Path) -> list[Path]:
-    return [path for path in (root / ".objmapper").rglob("*") if not path.is_dir()]
-
-
 def fails(scene: CrashScene, write: Write, call: str, which: int, error: str, status: int, after: bytes | None) -> str:
     """Has this call fail in the midst of a write that is answered with this status. Returns the words."""
-    with scene.before(write) as (pid, two):
+    with scene.before(write) as (pid, v2):
         before = descriptors_of(pid)
         threads = threads_of(pid)
         with Strace(threads, scene.folder / "calls", f"{call}:error={error}:when={which}") as strace:
-            write.send(two, scene.folder / "source")
-            answer = two.answer()
+            write.send(v2, scene.folder / "source")
+            answer = v2.answer()
             assert answer.fails(status)
             # The connection is where it should be, and so is everything else.
-            assert two.call(COPY, "/bystander").read() == OLD
+            assert v2.call(COPY, "/bystander").read() == OLD
             assert read(scene.root / "object") == after
-            assert eventually(lambda: unfinished(scene.root) == [])
+            assert eventually(lambda: unfinished_writes(scene.root) == [])
             assert eventually(lambda: descriptors_of(pid) <= before)
-            write.send(two, scene.folder / "source")
-            assert two.answer().status == OK
+            write.send(v2, scene.folder / "source")
+            assert v2.answer().status == OK
         assert read(scene.root / "object") == write.new
         assert strace.injected() == 1
     assert scene.nursery.stop() == 0
@@ -134,31 +131,31 @@ def test_when_the_directory_cannot_be_made_to_last_the_new_object_stands_there(
 
 
 def test_a_deletion_that_cannot_be_made_to_last_is_not_acknowledged(scene: CrashScene) -> None:
-    with scene.before(DELETE) as (pid, two):
+    with scene.before(DELETE) as (pid, v2):
         with Strace(threads_of(pid), scene.folder / "calls", "fsync:error=EIO:when=1"):
-            DELETE.send(two, scene.folder / "source")
-            assert two.answer().fails(STORAGE_ERROR)
+            DELETE.send(v2, scene.folder / "source")
+            assert v2.answer().fails(STORAGE_ERROR)
         assert read(scene.root / "object") is None
     assert scene.nursery.stop() == 0
 
 
 def test_a_failed_fsync_is_not_tried_again(scene: CrashScene) -> None:
     """After a failure Linux takes the lost pages for clean: the second fsync would succeed."""
-    with scene.before(PUT) as (pid, two):
+    with scene.before(PUT) as (pid, v2):
         threads = threads_of(pid)
         with Strace(threads, scene.folder / "calls", "fsync:error=EIO:when=1") as strace:
-            PUT.send(two, scene.folder / "source")
-            assert two.answer().fails(STORAGE_ERROR)
+            PUT.send(v2, scene.folder / "source")
+            assert v2.answer().fails(STORAGE_ERROR)
         assert [call.name for call in strace.calls(threads)].count("fsync") == 1
     assert scene.nursery.stop() == 0
 
 
 @pytest.mark.parametrize("error", ["EOPNOTSUPP", "ENOSYS"])
 def test_a_file_system_that_cannot_reserve_room_is_written_to_all_the_same(scene: CrashScene, error: str) -> None:
-    with scene.before(PUT) as (pid, two):
+    with scene.before(PUT) as (pid, v2):
         with Strace(threads_of(pid), scene.folder / "calls", f"fallocate:error={error}") as strace:
-            PUT.send(two, scene.folder / "source")
-            assert two.answer().status == OK
+            PUT.send(v2, scene.folder / "source")
+            assert v2.answer().status == OK
         assert strace.injected() > 0
         assert read(scene.root / "object") == NEW
     assert scene.nursery.stop() == 0
@@ -175,12 +172,12 @@ def test_a_file_system_that_is_really_full(scene: CrashScene, promised: int) -> 
             pytest.skip("no file system can be mounted here")
         stack.callback(subprocess.run, ["umount", "--lazy", str(scene.root)], check=True)
         scene.start()
-        with RawClientV2(scene.address) as two:
-            assert two.put("/object", OLD).status == OK
-            two.send(two.encode(WRITE_PUT, "/object", content_len=promised))
-            assert two.answer().fails(STORAGE_ERROR)
+        with RawClientV2(scene.address) as v2:
+            assert v2.put("/object", OLD).status == OK
+            v2.send(v2.encode(WRITE_PUT, "/object", content_len=promised))
+            assert v2.answer().fails(STORAGE_ERROR)
             assert read(scene.root / "object") == OLD
-        with RawClientV2(scene.address) as two:
-            assert two.call(COPY, "/object").read() == OLD
-            assert two.put("/another", OLD).status == OK
+        with RawClientV2(scene.address) as v2:
+            assert v2.call(COPY, "/object").read() == OLD
+            assert v2.put("/another", OLD).status == OK
         assert scene.nursery.stop() == 0

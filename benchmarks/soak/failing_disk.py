@@ -114,15 +114,15 @@ class ReadingClients(ClientThreads):
     def _version_2(self, address: str, generator: random.Random) -> None:
         """One connection, until it breaks or the round ends."""
         operations = [COPY, SPLICE, STAT, LIST] + ([FDPASS] if address.startswith("unix:") else [])
-        with RawClientV2(address, timeout=60) as two:
+        with RawClientV2(address, timeout=60) as v2:
             while not self._ended.is_set():
-                asked = dict(self._ask(two, generator, operations))
+                asked = dict(self._ask(v2, generator, operations))
                 while asked:
-                    waiting = len(two.asked)
+                    waiting = len(v2.asked)
                     try:
-                        answer = two.answer()
+                        answer = v2.answer()
                     except (EOFError, ConnectionResetError) as error:
-                        if len(two.asked) == waiting:
+                        if len(v2.asked) == waiting:
                             self.wrong.append(f"closed before a head: {error!r}")
                         self.counts["broken"] += 1
                         return
@@ -131,16 +131,16 @@ class ReadingClients(ClientThreads):
                     self._check(f"{operation.name} of {uri}", right, answer.status, answer.metadata.message)
 
     def _ask(
-        self, two: RawClientV2, generator: random.Random, operations: list[Operation]
+        self, v2: RawClientV2, generator: random.Random, operations: list[Operation]
     ) -> Iterator[tuple[int, tuple[Operation, str]]]:
         frames = []
         for _ in range(generator.randint(1, AHEAD)):
             operation = generator.choice(operations)
             uri = DIRECTORY if operation is LIST else generator.choice(list(SIZES))
-            yield two.next_id, (operation, uri)
-            frames.append(two.encode(operation, uri))
+            yield v2.next_id, (operation, uri)
+            frames.append(v2.encode(operation, uri))
         # At once: the server may close as soon as it has the first.
-        two.send(*frames)
+        v2.send(*frames)
 
     def _is_right(self, operation: Operation, uri: str, answer: Answer) -> bool:
         if answer.status != OK:
@@ -155,11 +155,11 @@ class ReadingClients(ClientThreads):
     def _version_1(self, address: str, generator: random.Random) -> None:
         """A request at a time, on one connection until it breaks."""
         modes = [COPY_1, SPLICE_1] + ([FDPASS_1] if address.startswith("unix:") else [])
-        with RawClient(address, timeout=60) as wire:
+        with RawClient(address, timeout=60) as v1:
             while not self._ended.is_set():
                 mode, uri = generator.choice(modes), generator.choice(list(SIZES))
                 try:
-                    reply = wire.ask(mode, uri)
+                    reply = v1.ask(mode, uri)
                 except (EOFError, ConnectionResetError) as error:
                     # With the length of an object before it, the end of the connection has a meaning.
                     if uri != "/large" and mode != SPLICE_1:
@@ -183,9 +183,9 @@ class ReadingClients(ClientThreads):
 
     def _from_memory(self, address: str, _generator: random.Random) -> None:
         """Asks for what the server has in memory."""
-        with RawClientV2(address, timeout=60) as two:
+        with RawClientV2(address, timeout=60) as v2:
             while not self._ended.is_set():
-                answer = two.call(COPY, MEMORY)
+                answer = v2.call(COPY, MEMORY)
                 right = answer.status == OK and answer.content == self._contents[MEMORY]
                 self._check(MEMORY, right, answer.status, answer.metadata.message, may_fail=not self._memory)
                 self.counts["from memory"] += right

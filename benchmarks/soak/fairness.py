@@ -50,15 +50,15 @@ def make(root: Path, names: int) -> None:
 
 def be_greedy(address: str, listings: int, pages: "Synchronized[int]", ended: Event) -> None:
     """Keeps this number of listings pending on one connection."""
-    with RawClientV2(address, timeout=PATIENCE) as two:
+    with RawClientV2(address, timeout=PATIENCE) as v2:
         for _ in range(listings):
-            two.ask(LIST, "/many/")
+            v2.ask(LIST, "/many/")
         while not ended.is_set():
-            answer = two.answer()
+            answer = v2.answer()
             assert answer.status == OK, (answer.status, answer.metadata.message)
             with pages:
                 pages.value += 1
-            two.ask(LIST, "/many/", cursor=answer.metadata.cursor)
+            v2.ask(LIST, "/many/", cursor=answer.metadata.cursor)
 
 
 def evict(path: Path) -> None:
@@ -81,15 +81,15 @@ def be_honest(root: Path, address: str, seconds: float) -> tuple[list[float], li
     """Reads and lists for this time. Returns the times of both, sorted."""
     reads: list[float] = []
     lists: list[float] = []
-    with RawClientV2(address, timeout=PATIENCE) as two:
+    with RawClientV2(address, timeout=PATIENCE) as v2:
         until = time.monotonic() + seconds
         number = 0
         while time.monotonic() < until:
             name = f"cold/{number % COLD:08}"
             number += 1
             evict(root / name)
-            timed(reads, lambda name=name: two.call(COPY, f"/{name}").read())  # type: ignore[misc]
-            timed(lists, lambda: two.call(LIST, "/small/").entries())
+            timed(reads, lambda name=name: v2.call(COPY, f"/{name}").read())  # type: ignore[misc]
+            timed(lists, lambda: v2.call(LIST, "/small/").entries())
             # One that asks without a break would be greedy, too.
             time.sleep(0.002)
     return sorted(reads), sorted(lists)

@@ -99,11 +99,11 @@ class DescriptorClients(ClientThreads):
         asyncio.run(take())
 
     def _version_1(self) -> None:
-        with RawClient(self._address, timeout=5) as wire:
+        with RawClient(self._address, timeout=5) as v1:
             while not self._ended.is_set():
-                wire.send(request(FDPASS, "/a") * 8)
+                v1.send(request(FDPASS, "/a") * 8)
                 for _ in range(8):
-                    reply = wire.reply(FDPASS)
+                    reply = v1.reply(FDPASS)
                     if reply.descriptor is None:
                         self.counts["errors"] += 1
                         continue
@@ -112,10 +112,10 @@ class DescriptorClients(ClientThreads):
 
     def _leave(self) -> None:
         """Ask, and be gone: before the answers, or in the midst of them."""
-        with RawClient(self._address, timeout=5) as wire:
-            wire.send(request(FDPASS, "/a") * 20)
+        with RawClient(self._address, timeout=5) as v1:
+            v1.send(request(FDPASS, "/a") * 20)
             self.counts["left"] += 1
-            if self.counts["left"] % 2 and (reply := wire.reply(FDPASS)).descriptor is not None:
+            if self.counts["left"] % 2 and (reply := v1.reply(FDPASS)).descriptor is not None:
                 os.close(reply.descriptor)
         self._ended.wait(0.002)
 

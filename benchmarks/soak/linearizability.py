@@ -90,32 +90,32 @@ class Client:
         done = array("q")
         with RawClientV2(self._addresses["unix"]) as unix, RawClientV2(self._addresses["tcp"]) as tcp:
             for _ in range(operations):
-                two, modes = (unix, MODES) if self._generator.random() < 0.7 else (tcp, MODES_OF_STREAMS)
+                v2, modes = (unix, MODES) if self._generator.random() < 0.7 else (tcp, MODES_OF_STREAMS)
                 if self._own and self._generator.randrange(WRITES) == 0:
-                    done.extend(self._write(two))
+                    done.extend(self._write(v2))
                 else:
-                    done.extend(self._read(two, self._generator.choice(modes)))
+                    done.extend(self._read(v2, self._generator.choice(modes)))
         with log.open("wb") as file:
             done.tofile(file)
 
-    def _write(self, two: RawClientV2) -> Done:
+    def _write(self, v2: RawClientV2) -> Done:
         object_ = self._generator.choice(self._own)
         self._versions[object_] += 1
         version = self._versions[object_]
         is_delete = self._generator.randrange(DELETES) == 0
         began = time.monotonic_ns()
         if is_delete:
-            status = two.call(DELETE, f"/{object_}").status
+            status = v2.call(DELETE, f"/{object_}").status
             # Two deletes one behind the other: there is nothing, as after the first.
             assert status in (OK, NOT_FOUND), status
         else:
-            assert two.put(f"/{object_}", content_of(object_, version)).status == OK
+            assert v2.put(f"/{object_}", content_of(object_, version)).status == OK
         return Done(object_, DELETED if is_delete else PUT, version, began, time.monotonic_ns())
 
-    def _read(self, two: RawClientV2, mode: Operation) -> Done:
+    def _read(self, v2: RawClientV2, mode: Operation) -> Done:
         object_ = self._generator.randrange(OBJECTS)
         began = time.monotonic_ns()
-        answer = two.call(mode, f"/{object_}")
+        answer = v2.call(mode, f"/{object_}")
         ended = time.monotonic_ns()
         if answer.status == NOT_FOUND:
             return Done(object_, READ, NOTHING, began, ended)

@@ -156,18 +156,18 @@ def try_uris(address: str, place: Place, uris: list[bytes], counts: Counter[str]
         for operation in (FDPASS, COPY, SPLICE, STAT, LIST, PUT, DELETE):
             if operation is DELETE and uri.lstrip(b"/") in (b"object", b"sub/object"):
                 continue
-            with RawClientV2(address) as two:
+            with RawClientV2(address) as v2:
                 content = WRITTEN if operation is PUT else b""
                 length = parameter(CONTENT_LEN, struct.pack(">Q", len(content))) if operation is PUT else None
-                two.expect(1, operation)
-                two.send(frame(1, bytes([operation.value]), uri, parameters=length), content)
-                answer = two.answer()
+                v2.expect(1, operation)
+                v2.send(frame(1, bytes([operation.value]), uri, parameters=length), content)
+                answer = v2.answer()
                 counts["served" if answer.status == OK else "refused"] += 1
                 if answer.status == OK and operation in (FDPASS, COPY, SPLICE) and is_from_outside(answer.read()):
                     wrong.append(f"{operation.name} {uri!r}")
         for mode in (b"1", b"2", b"3"):
-            with RawClient(address) as wire:
-                reply = wire.ask(mode, uri)
+            with RawClient(address) as v1:
+                reply = v1.ask(mode, uri)
                 counts["served" if reply.status == OK else "refused"] += 1
                 if reply.status == OK and is_from_outside(reply.read()):
                     wrong.append(f"version 1, mode {mode.decode()} {uri!r}")
@@ -178,10 +178,10 @@ def ask_for_what_is_no_file(address: str, place: Place) -> float:
     """Seconds that the slowest answer took; each must be a refusal."""
     slowest = 0.0
     names = [name for name in ("fifo", "socket", "null", "sub") if (place.root / name).exists()]
-    with RawClient(address) as wire:
+    with RawClient(address) as v1:
         for name, mode in itertools.product(names, (b"1", b"2", b"3")):
             began = time.monotonic()
-            assert wire.ask(mode, f"/{name}").status != OK, name
+            assert v1.ask(mode, f"/{name}").status != OK, name
             slowest = max(slowest, time.monotonic() - began)
     return slowest
 
@@ -198,21 +198,21 @@ class Racer(threading.Thread):
     def run(self) -> None:
         """Ask."""
         try:
-            with RawClient(self._address) as one, RawClientV2(self._address) as two:
+            with RawClient(self._address) as one, RawClientV2(self._address) as v2:
                 while time.monotonic() < self._until:
-                    self._ask(one, two)
+                    self._ask(one, v2)
         except (AssertionError, OSError, EOFError) as error:
             self.wrong.append(f"a client failed: {error!r}")
 
-    def _ask(self, one: RawClient, two: RawClientV2) -> None:
+    def _ask(self, one: RawClient, v2: RawClientV2) -> None:
         uri = self._generator.choice(("/race/object", "/race/sub/object", "/swapped", "/race/gone", "/race/sub/new"))
         match self._generator.randrange(8):
             case 0:
-                status = two.put(uri, WRITTEN).status
+                status = v2.put(uri, WRITTEN).status
                 what = "put"
             # Both names of what is exchanged must stay.
             case 1 if uri != "/swapped":
-                status = two.call(DELETE, uri).status
+                status = v2.call(DELETE, uri).status
                 what = "deleted"
             case number:
                 mode = b"123"[number % 3 : number % 3 + 1]

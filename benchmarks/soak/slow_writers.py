@@ -53,9 +53,9 @@ class WellBehavedClient:
         with RawClient(self._address) as kept:
             while not self._ended.wait(0.002):
                 with RawClient(self._address) as new:
-                    for wire, mode in ((kept, COPY), (new, FDPASS)):
+                    for v1, mode in ((kept, COPY), (new, FDPASS)):
                         try:
-                            self.right += wire.ask(mode, OBJECT).read() == CONTENT
+                            self.right += v1.ask(mode, OBJECT).read() == CONTENT
                         except (AssertionError, OSError, EOFError) as error:
                             self.wrong.append(repr(error))
                             return
@@ -111,31 +111,31 @@ def drip(address: str, clients: int, timeout: float, model: Concurrency) -> tupl
         # One with a time limit would not wait where the backlog is full.
         connection = socket.socket(socket.AF_UNIX)
         connection.connect(address.removeprefix("unix:"))
-        wire = RawClient(connection)
-        wire.send(message[:1])
-        open_now[wire.socket.fileno()] = (wire, time.monotonic())
-        poll.register(wire.socket, select.POLLIN | select.POLLHUP)
+        v1 = RawClient(connection)
+        v1.send(message[:1])
+        open_now[v1.socket.fileno()] = (v1, time.monotonic())
+        poll.register(v1.socket, select.POLLIN | select.POLLHUP)
     until = time.monotonic() + timeout + GRACE
     next_byte = time.monotonic() + 1
     with tqdm(total=clients, desc=str(model), unit="gone", leave=False, disable=None) as bar:
         while open_now and time.monotonic() < until:
             for number, _ in poll.poll(max(0, (next_byte - time.monotonic()) * 1000)):
                 # A last word, or the end; either way the server is through with this one.
-                wire, began = open_now.pop(number)
+                v1, began = open_now.pop(number)
                 late = max(late, time.monotonic() - began - timeout)
                 poll.unregister(number)
-                wire.close()
+                v1.close()
                 bar.update()
             if time.monotonic() >= next_byte:
                 next_byte += 1
-                for wire, _ in open_now.values():
+                for v1, _ in open_now.values():
                     try:
-                        wire.send(message[1:2])
+                        v1.send(message[1:2])
                     except OSError:
                         # Closed meanwhile: the poll tells.
                         continue
-    for wire, _ in open_now.values():
-        wire.close()
+    for v1, _ in open_now.values():
+        v1.close()
     return late, len(open_now)
 
 

@@ -45,17 +45,17 @@ class Hostile(threading.Thread):
     def run(self) -> None:
         """Come again until the end."""
         while not self._ended.is_set():
-            with suppress(OSError, EOFError, AssertionError), RawClientV2(self._address, timeout=0.1) as two:
-                self._turn(two)
+            with suppress(OSError, EOFError, AssertionError), RawClientV2(self._address, timeout=0.1) as v2:
+                self._turn(v2)
 
-    def _turn(self, two: RawClientV2) -> None:
+    def _turn(self, v2: RawClientV2) -> None:
         if self._number % 4 == 0:
-            two.send(two.encode(PUT, f"/hostile-{self._number}", content_len=64 << 20))
+            v2.send(v2.encode(PUT, f"/hostile-{self._number}", content_len=64 << 20))
             began = time.monotonic()
             while not self._ended.wait(0.1):
                 try:
-                    two.send(b"x")
-                    two.answer()
+                    v2.send(b"x")
+                    v2.answer()
                 except TimeoutError:
                     continue
                 except (OSError, EOFError):
@@ -70,7 +70,7 @@ class Hostile(threading.Thread):
             os.ftruncate(source, 1 << 50)
         try:
             for _ in range(20):
-                socket.send_fds(two.socket, [two.encode(PUT_DESCRIPTOR, f"/hostile-{self._number}")], [source])
+                socket.send_fds(v2.socket, [v2.encode(PUT_DESCRIPTOR, f"/hostile-{self._number}")], [source])
             self._ended.wait(1)
         finally:
             os.close(source)
@@ -133,12 +133,12 @@ def honest(address: str, seconds: float) -> list[float]:
     """Puts and reads for this time. Returns the time of each pair, in ms."""
     times = []
     until = time.monotonic() + seconds
-    with RawClientV2(address, timeout=60) as two:
+    with RawClientV2(address, timeout=60) as v2:
         while time.monotonic() < until:
             content = os.urandom(4096)
             began = time.monotonic()
-            assert two.put("/honest", content).status == OK
-            assert two.call(COPY, "/honest").read() == content
+            assert v2.put("/honest", content).status == OK
+            assert v2.call(COPY, "/honest").read() == content
             times.append((time.monotonic() - began) * 1000)
     return times
 

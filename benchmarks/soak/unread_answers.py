@@ -73,8 +73,8 @@ def withstood(folder: Path, model: Concurrency, transport: str, count: int, seco
         most, slowest, requests = before, [0.0, 0.0], 0
         with contextlib.ExitStack() as clients:
             for _ in range(count):
-                two = clients.enter_context(RawClientV2(address, timeout=60))
-                two.send(b"".join(two.encode(LIST, PREFIX, limit=10_000) for _ in range(REQUESTS)))
+                v2 = clients.enter_context(RawClientV2(address, timeout=60))
+                v2.send(b"".join(v2.encode(LIST, PREFIX, limit=10_000) for _ in range(REQUESTS)))
             honest_clients = [clients.enter_context(RawClientV2(address, timeout=300))]
             if transport == "unix" and not why_no_users():
                 other = clients.enter_context(OtherUser(OTHER_UID, OTHER_UID))

@@ -47,14 +47,14 @@ def test_an_unlisted_user_gets_an_error_and_is_closed(server: Server, mallory: O
     for ahead in (b"", request(COPY, "/open/a") * 100):
         # The last of it may find the server gone: the word is there all the same.
         with (
-            RawClient(mallory.connect(unix(server))) as wire,
+            RawClient(mallory.connect(unix(server))) as v1,
             contextlib.suppress(BrokenPipeError, ConnectionResetError),
         ):
-            wire.send(ahead)
-            reply = wire.reply(COPY)
+            v1.send(ahead)
+            reply = v1.reply(COPY)
             assert reply.status == FORBIDDEN
             assert b"allow_uid" in reply.content
-            assert wire.at_end()
+            assert v1.at_end()
     assert server.statistics().denied_total["user"] == before + 2
     assert server.statistics().rejected_total == 0
 
@@ -68,81 +68,81 @@ def test_root_is_no_exception(server: Server) -> None:
 @needs_others
 def test_users_and_members_of_groups_are_let_in(server: Server, alice: OtherUser, bob: OtherUser) -> None:
     for known in (alice, bob):
-        with RawClient(known.connect(unix(server))) as wire:
-            assert [wire.ask(mode, "/open/a").read() for mode in (FDPASS, COPY, SPLICE)] == [b"open/a"] * 3
-        with RawClientV2(known.connect(unix(server))) as two:
-            assert two.call(FDPASS_TWO, "/open/a").read() == b"open/a"
+        with RawClient(known.connect(unix(server))) as v1:
+            assert [v1.ask(mode, "/open/a").read() for mode in (FDPASS, COPY, SPLICE)] == [b"open/a"] * 3
+        with RawClientV2(known.connect(unix(server))) as v2:
+            assert v2.call(FDPASS_TWO, "/open/a").read() == b"open/a"
 
 
 @needs_others
 @pytest.mark.parametrize("uri", ["/shut/x", "shut/x", "/shut/sub/y", "/shut/is-not-there", "/shut"])
 def test_closed_prefixes_are_forbidden_in_version_1(server: Server, alice: OtherUser, bob: OtherUser, uri: str) -> None:
-    with RawClient(bob.connect(unix(server))) as wire:
+    with RawClient(bob.connect(unix(server))) as v1:
         for mode in (FDPASS, COPY, SPLICE):
-            reply = wire.ask(mode, uri)
+            reply = v1.ask(mode, uri)
             assert reply.status == FORBIDDEN
             assert b"allow_prefix" in reply.content
-        assert wire.ask(COPY, "/shut/hole/z").read() == b"shut/hole/z"
-        assert wire.ask(COPY, "/shutter").read() == b"shutter"
-    with RawClient(alice.connect(unix(server))) as wire:
-        assert wire.ask(COPY, uri).status == wire.ask(COPY, uri).status
-        assert wire.ask(COPY, "/shut/x").read() == b"shut/x"
+        assert v1.ask(COPY, "/shut/hole/z").read() == b"shut/hole/z"
+        assert v1.ask(COPY, "/shutter").read() == b"shutter"
+    with RawClient(alice.connect(unix(server))) as v1:
+        assert v1.ask(COPY, uri).status == v1.ask(COPY, uri).status
+        assert v1.ask(COPY, "/shut/x").read() == b"shut/x"
 
 
 @needs_others
 @pytest.mark.parametrize("capabilities", [PLAIN, EXTENDED])
 def test_closed_prefixes_are_forbidden_in_version_2(server: Server, bob: OtherUser, capabilities: int) -> None:
-    with RawClientV2(bob.connect(unix(server)), capabilities) as two:
+    with RawClientV2(bob.connect(unix(server)), capabilities) as v2:
         for operation in (FDPASS_TWO, *((STAT, DELETE) if capabilities == EXTENDED else ())):
-            assert two.call(operation, "/shut/x").fails(FORBIDDEN)
-        assert two.call(FDPASS_TWO, "/shut/hole/z").read() == b"shut/hole/z"
+            assert v2.call(operation, "/shut/x").fails(FORBIDDEN)
+        assert v2.call(FDPASS_TWO, "/shut/hole/z").read() == b"shut/hole/z"
 
 
 @needs_others
 def test_closed_prefixes_cannot_be_written(server: Server, root: Path, bob: OtherUser, alice: OtherUser) -> None:
-    with RawClientV2(bob.connect(unix(server))) as two, (root / "open" / "a").open("rb") as source:
-        assert two.put("/shut/new", b"content" * 100_000).fails(FORBIDDEN)
-        assert two.put_descriptor("/shut/new", source.fileno()).fails(FORBIDDEN)
-        assert two.call(DELETE, "/shut/x").fails(FORBIDDEN)
-        assert two.put("/shut/hole/new", b"content").status == OK
-        assert two.call(DELETE, "/shut/hole/new").status == OK
-    with RawClientV2(alice.connect(unix(server))) as two:
-        assert two.put("/shut/new", b"content").status == OK
-        assert two.call(DELETE, "/shut/new").status == OK
+    with RawClientV2(bob.connect(unix(server))) as v2, (root / "open" / "a").open("rb") as source:
+        assert v2.put("/shut/new", b"content" * 100_000).fails(FORBIDDEN)
+        assert v2.put_descriptor("/shut/new", source.fileno()).fails(FORBIDDEN)
+        assert v2.call(DELETE, "/shut/x").fails(FORBIDDEN)
+        assert v2.put("/shut/hole/new", b"content").status == OK
+        assert v2.call(DELETE, "/shut/hole/new").status == OK
+    with RawClientV2(alice.connect(unix(server))) as v2:
+        assert v2.put("/shut/new", b"content").status == OK
+        assert v2.call(DELETE, "/shut/new").status == OK
     assert sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()) == sorted(OBJECTS)
 
 
 @needs_others
 def test_a_listing_has_what_one_may_use(server: Server, alice: OtherUser, bob: OtherUser) -> None:
-    def listed(two: RawClientV2, prefix: str, limit: int) -> list[str]:
+    def listed(v2: RawClientV2, prefix: str, limit: int) -> list[str]:
         found: list[str] = []
         cursor = None
         while True:
-            answer = two.call(LIST, prefix, limit=limit, **({} if cursor is None else {"cursor": cursor}))
+            answer = v2.call(LIST, prefix, limit=limit, **({} if cursor is None else {"cursor": cursor}))
             found += [entry.uri for entry in answer.entries()]
             cursor = answer.metadata.cursor
             if cursor is None:
                 return found
 
-    with RawClientV2(alice.connect(unix(server))) as two:
-        assert listed(two, "/", 1) == sorted(f"/{name}" for name in OBJECTS)
-    with RawClientV2(bob.connect(unix(server))) as two:
+    with RawClientV2(alice.connect(unix(server))) as v2:
+        assert listed(v2, "/", 1) == sorted(f"/{name}" for name in OBJECTS)
+    with RawClientV2(bob.connect(unix(server))) as v2:
         for limit in (1, 100):
-            assert listed(two, "/", limit) == ["/open/a", "/shut/hole/z", "/shutter"]
-            assert listed(two, "/shut/", limit) == ["/shut/hole/z"]
-            assert listed(two, "/shut/hole/", limit) == ["/shut/hole/z"]
-        assert two.call(LIST, "/shut/sub/").fails(FORBIDDEN)
-        assert two.call(LIST, "/shut/x").fails(FORBIDDEN)
+            assert listed(v2, "/", limit) == ["/open/a", "/shut/hole/z", "/shutter"]
+            assert listed(v2, "/shut/", limit) == ["/shut/hole/z"]
+            assert listed(v2, "/shut/hole/", limit) == ["/shut/hole/z"]
+        assert v2.call(LIST, "/shut/sub/").fails(FORBIDDEN)
+        assert v2.call(LIST, "/shut/x").fails(FORBIDDEN)
 
 
 @needs_others
 def test_closed_prefixes_stay_closed_without_user_ids(server: Server) -> None:
-    with RawClient(server.addresses["tcp"]) as wire:
-        assert wire.ask(COPY, "/shut/hole/z").status == FORBIDDEN
-        assert wire.ask(COPY, "/open/a").read() == b"open/a"
-    with RawClientV2(server.addresses["tcp"]) as two:
-        assert two.call(STAT, "/shut/x").fails(FORBIDDEN)
-        assert [entry.uri for entry in two.call(LIST, "/").entries()] == ["/open/a", "/shutter"]
+    with RawClient(server.addresses["tcp"]) as v1:
+        assert v1.ask(COPY, "/shut/hole/z").status == FORBIDDEN
+        assert v1.ask(COPY, "/open/a").read() == b"open/a"
+    with RawClientV2(server.addresses["tcp"]) as v2:
+        assert v2.call(STAT, "/shut/x").fails(FORBIDDEN)
+        assert [entry.uri for entry in v2.call(LIST, "/").entries()] == ["/open/a", "/shutter"]
 
 
 @pytest.mark.parametrize("model", [Concurrency.EPOLL, Concurrency.THREAD_POOL, Concurrency.WORK_STEALING], ids=str)
@@ -178,28 +178,28 @@ def test_new_rules_hold_for_open_connections(root: Path, place: Path, model: Con
     }
     with (
         Server(Config.load(file, environment=False, **flags)) as server,
-        RawClient(alice.connect(unix(server))) as wire,
+        RawClient(alice.connect(unix(server))) as v1,
     ):
 
         def rule(text: str) -> None:
             file.write_text(text)
             server.reload()
 
-        assert wire.ask(COPY, "/shut/x").status == OK
+        assert v1.ask(COPY, "/shut/x").status == OK
         rule('[allow_prefix]\n"/shut" = []\n')
-        assert wire.ask(COPY, "/shut/x").status == FORBIDDEN
-        assert wire.ask(COPY, "/open/a").status == OK
+        assert v1.ask(COPY, "/shut/x").status == FORBIDDEN
+        assert v1.ask(COPY, "/open/a").status == OK
         rule(f"allow_uid = [{BOB}]\n")
-        assert wire.ask(COPY, "/open/a").status == FORBIDDEN
+        assert v1.ask(COPY, "/open/a").status == FORBIDDEN
         with RawClient(alice.connect(unix(server))) as late:
             assert late.reply(COPY).status == FORBIDDEN
         rule(f"allow_uid = [{ALICE}]\nmax_connections_per_uid = 1\n")
-        assert wire.ask(COPY, "/shut/x").status == OK
+        assert v1.ask(COPY, "/shut/x").status == OK
         with RawClient(alice.connect(unix(server))) as second:
             assert second.reply(COPY).status == UNAVAILABLE
         rule("")
         with RawClient(alice.connect(unix(server))) as second:
-            assert wire.ask(COPY, "/shut/x").status == second.ask(COPY, "/shut/x").status == OK
+            assert v1.ask(COPY, "/shut/x").status == second.ask(COPY, "/shut/x").status == OK
 
 
 def test_the_sdk_says_what_it_is(root: Path, place: Path) -> None:
@@ -213,8 +213,8 @@ def test_the_sdk_says_what_it_is(root: Path, place: Path) -> None:
         with pytest.raises(PermissionDenied, match=r"/shut/x: .*allow_prefix"):
             client.read("/shut/x")
         assert [entry.uri for entry in client.list("/")] == ["/open/a", "/shutter"]
-    with serving(place, max_connections_per_uid=1) as server, RawClient(unix(server)) as wire:
-        assert wire.ask(COPY, "/open/a").status == OK
+    with serving(place, max_connections_per_uid=1) as server, RawClient(unix(server)) as v1:
+        assert v1.ask(COPY, "/open/a").status == OK
         with Client(unix(server), timeout=5) as client, pytest.raises(ServerBusy, match="as many connections"):
             client.read("/open/a")
 
@@ -222,9 +222,9 @@ def test_the_sdk_says_what_it_is(root: Path, place: Path) -> None:
 def test_one_line_tells_of_all_refusals_of_a_second(root: Path, place: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING, "objmapper_server")
     me = os.geteuid()
-    with serving(place, allow_prefix={"/shut": [f"uid:{me + 1}"]}) as server, RawClient(unix(server)) as wire:
+    with serving(place, allow_prefix={"/shut": [f"uid:{me + 1}"]}) as server, RawClient(unix(server)) as v1:
         for _ in range(50):
-            assert wire.ask(COPY, "/shut/a\nb").status == FORBIDDEN
+            assert v1.ask(COPY, "/shut/a\nb").status == FORBIDDEN
         assert server.statistics().denied_total["prefix"] == 50
         assert eventually(lambda: len(caplog.records) > 0)
     # Denials after the first report's second are reported at the end.

@@ -30,23 +30,23 @@ def uploading(place: Path, written: Path, model: Concurrency, **settings: object
         yield server
 
 
-def begin(two: RawClientV2, uri: str, length: int = SIZE, **parameters: Any) -> RawClientV2:
+def begin(v2: RawClientV2, uri: str, length: int = SIZE, **parameters: Any) -> RawClientV2:
     """Announces a content and sends the first byte of it."""
-    two.send(two.encode(PUT, uri, content_len=length, **parameters), b"x")
-    return two
+    v2.send(v2.encode(PUT, uri, content_len=length, **parameters), b"x")
+    return v2
 
 
 def may_begin(connection: socket.socket) -> bool:
     """Whether the user of this new connection may send one content more."""
-    with RawClientV2(connection) as two:
-        begin(two, "/asked", 2)
-        two.socket.settimeout(0.2)
+    with RawClientV2(connection) as v2:
+        begin(v2, "/asked", 2)
+        v2.socket.settimeout(0.2)
         try:
-            return not two.answer().fails(UNAVAILABLE)
+            return not v2.answer().fails(UNAVAILABLE)
         except TimeoutError:
-            two.socket.settimeout(20)
-            two.send(b"y")
-            return two.answer().status == OK
+            v2.socket.settimeout(20)
+            v2.send(b"y")
+            return v2.answer().status == OK
 
 
 def reserved() -> int:
@@ -96,56 +96,56 @@ def test_one_users_reservations_leave_another_its_own(
         assert eventually(lambda: reserved() - before >= 2 * RESERVED)
         assert reserved() - before <= 2 * RESERVED + 3 * SLACK
         # What has come is no longer reserved: all of it is stored, though it is more than may be reserved at once.
-        for two in hers:
-            two.send(bytes(SIZE - 1))
-        for number, two in enumerate(hers):
-            assert two.answer().status == OK
+        for v2 in hers:
+            v2.send(bytes(SIZE - 1))
+        for number, v2 in enumerate(hers):
+            assert v2.answer().status == OK
             assert (written / f"alice-{number}").stat().st_size == SIZE
     assert eventually(lambda: reserved() <= before)
 
 
-def succeed(two: RawClientV2) -> None:
-    begin(two, "/done", 1 << 20).send(bytes((1 << 20) - 1))
-    assert two.answer().status == OK
+def succeed(v2: RawClientV2) -> None:
+    begin(v2, "/done", 1 << 20).send(bytes((1 << 20) - 1))
+    assert v2.answer().status == OK
 
 
-def lose(two: RawClientV2) -> None:
+def lose(v2: RawClientV2) -> None:
     """The condition does not hold when the content is there."""
-    begin(two, "/open/a", 100, if_none_match="*").send(bytes(99))
-    assert two.answer().fails(CONFLICT)
+    begin(v2, "/open/a", 100, if_none_match="*").send(bytes(99))
+    assert v2.answer().fails(CONFLICT)
 
 
-def fail_at_once(two: RawClientV2) -> None:
-    begin(two, "/no/such/directory", 100)
-    assert two.answer().fails(NOT_FOUND)
-    two.send(bytes(99))
+def fail_at_once(v2: RawClientV2) -> None:
+    begin(v2, "/no/such/directory", 100)
+    assert v2.answer().fails(NOT_FOUND)
+    v2.send(bytes(99))
 
 
-def fail_unfinished(two: RawClientV2) -> None:
+def fail_unfinished(v2: RawClientV2) -> None:
     """The rest of the content never comes: the share is given back as soon as the client hears of it."""
-    begin(two, "/no/such/directory", SIZE)
-    assert two.answer().fails(NOT_FOUND)
+    begin(v2, "/no/such/directory", SIZE)
+    assert v2.answer().fails(NOT_FOUND)
 
 
-def be_refused(two: RawClientV2) -> None:
-    begin(two, "/a//b", 100)
-    assert two.answer().fails(INVALID_REQUEST)
-    two.send(bytes(99))
+def be_refused(v2: RawClientV2) -> None:
+    begin(v2, "/a//b", 100)
+    assert v2.answer().fails(INVALID_REQUEST)
+    v2.send(bytes(99))
 
 
-def vanish(two: RawClientV2) -> None:
-    begin(two, "/vanished").close()
+def vanish(v2: RawClientV2) -> None:
+    begin(v2, "/vanished").close()
 
 
-def vanish_in_a_reset(two: RawClientV2) -> None:
+def vanish_in_a_reset(v2: RawClientV2) -> None:
     """Closed while the answer to another request lies unread."""
-    begin(two, "/vanished").send(bytes(300_000))
-    two.close()
+    begin(v2, "/vanished").send(bytes(300_000))
+    v2.close()
 
 
-def drip(two: RawClientV2) -> None:
-    begin(two, "/late")
-    assert two.answer().fails(TIMEOUT)
+def drip(v2: RawClientV2) -> None:
+    begin(v2, "/late")
+    assert v2.answer().fails(TIMEOUT)
 
 
 ENDS = [succeed, lose, fail_at_once, fail_unfinished, be_refused, vanish, vanish_in_a_reset, drip]
@@ -163,8 +163,8 @@ def test_a_share_is_given_back_however_a_put_ends(
         contextlib.ExitStack() as stack,
     ):
         for _ in range(3):
-            two = stack.enter_context(RawClientV2(alice.connect(unix(server))))
-            end(two)
+            v2 = stack.enter_context(RawClientV2(alice.connect(unix(server))))
+            end(v2)
             if end in {vanish, vanish_in_a_reset, drip}:
                 # A client that has gone hears of nothing.
                 assert eventually(lambda: may_begin(alice.connect(unix(server))))
@@ -178,9 +178,9 @@ def test_a_share_is_given_back_however_a_put_ends(
 def test_a_share_is_given_back_where_the_disk_is_full(place: Path, alice: OtherUser, bob: OtherUser) -> None:
     with file_systems.tmpfs() as full, uploading(place, full, Concurrency.EPOLL, max_uploads_per_uid=1) as server:
         for _ in range(3):
-            with RawClientV2(alice.connect(unix(server))) as two:
-                begin(two, "/too-large", 1 << 30)
-                refusal = two.answer()
+            with RawClientV2(alice.connect(unix(server))) as v2:
+                begin(v2, "/too-large", 1 << 30)
+                refusal = v2.answer()
                 assert refusal.fails(STORAGE_ERROR)
                 assert "no space left" in (refusal.metadata.message or "")
                 assert may_begin(alice.connect(unix(server)))

@@ -41,9 +41,9 @@ def test_what_a_user_has_left_unread_counts_as_its_connection(
 ) -> None:
     with serving(place, model, max_connections_per_uid=2) as server:
         with RawClient(alice.connect(unix(server))) as first, RawClient(alice.connect(unix(server))) as second:
-            for wire in (first, second):
-                wire.send(request(FDPASS, "/open/a"))
-                wire.socket.shutdown(socket.SHUT_WR)
+            for v1 in (first, second):
+                v1.send(request(FDPASS, "/open/a"))
+                v1.socket.shutdown(socket.SHUT_WR)
             assert eventually(lambda: server.statistics().requests_total == 2)
             with RawClient(alice.connect(unix(server))) as third:
                 assert third.reply(COPY).status == UNAVAILABLE
@@ -59,33 +59,33 @@ def test_one_user_has_as_many_unread_descriptors_as_one_may_have(
     root: Path, place: Path, model: Concurrency, alice: OtherUser, bob: OtherUser
 ) -> None:
     with serving(place, model, max_descriptors_per_uid=3) as server:
-        one, two = RawClient(alice.connect(unix(server))), RawClientV2(alice.connect(unix(server)))
-        with one, two:
+        one, v2 = RawClient(alice.connect(unix(server))), RawClientV2(alice.connect(unix(server)))
+        with one, v2:
             one.send(request(FDPASS, "/open/a") * 2)
             assert eventually(lambda: server.statistics().requests_total == 2)
             # Of the other version, on another connection: one more, and no further.
-            two.send(b"".join(two.encode(FDPASS_TWO, "/open/a") for _ in range(3)))
-            first, *others = (answer for _, answer in sorted(two.answers(3).items()))
+            v2.send(b"".join(v2.encode(FDPASS_TWO, "/open/a") for _ in range(3)))
+            first, *others = (answer for _, answer in sorted(v2.answers(3).items()))
             assert first.read() == b"open/a"
             assert [answer.status for answer in others] == [UNAVAILABLE] * 2
             # Requests without descriptors go on, and so do other users' requests.
-            assert two.call(STAT, "/open/a").status == OK
+            assert v2.call(STAT, "/open/a").status == OK
             with RawClient(bob.connect(unix(server))) as other:
                 assert [other.ask(FDPASS, "/open/a").read() for _ in range(10)] == [b"open/a"] * 10
             # Once they are read, there is room again, whichever connection they were read from.
             assert [one.reply(FDPASS).read() for _ in range(2)] == [b"open/a"] * 2
-            assert eventually(lambda: read_one(two))
+            assert eventually(lambda: read_one(v2))
         assert server.statistics().denied_total["descriptors"] >= 2
         assert eventually(lambda: server.statistics().descriptors_in_flight == 0)
 
 
 def test_the_limit_holds_for_clients_that_do_not_read(root: Path, place: Path, model: Concurrency) -> None:
-    with serving(place, model, max_descriptors_per_uid=20) as server, RawClient(unix(server)) as wire:
-        wire.send(request(FDPASS, "/open/a") * 10)
+    with serving(place, model, max_descriptors_per_uid=20) as server, RawClient(unix(server)) as v1:
+        v1.send(request(FDPASS, "/open/a") * 10)
         for _ in range(500):
             # There is always something on its way, but never as much as one may have.
-            assert wire.reply(FDPASS).read() == b"open/a"
-            wire.send(request(FDPASS, "/open/a"))
+            assert v1.reply(FDPASS).read() == b"open/a"
+            v1.send(request(FDPASS, "/open/a"))
         assert server.statistics().denied_total["descriptors"] == 0
 
 
@@ -101,8 +101,8 @@ def test_the_cap_counts_what_writes_have_open(
 
         with contextlib.ExitStack() as stack:
             stalled = [stack.enter_context(RawClientV2(alice.connect(unix(server)))) for _ in range(2)]
-            for two in stalled:
-                two.send(two.encode(PUT, "/open/stalled", content_len=10))
+            for v2 in stalled:
+                v2.send(v2.encode(PUT, "/open/stalled", content_len=10))
             assert eventually(lambda: open_now() == 4)
             third = stack.enter_context(RawClientV2(alice.connect(unix(server))))
             # One more descriptor may be out, but no write begins, also where its content is here as a whole.
@@ -135,17 +135,17 @@ def test_the_cap_counts_what_writes_have_open(
 def test_no_cap_forbids_a_write_altogether(written: Path, place: Path, model: Concurrency, alice: OtherUser) -> None:
     with serving(place, model, root=written, max_descriptors_per_uid=1, writable=True) as server:
         for number in range(20):
-            with RawClientV2(alice.connect(unix(server))) as two:
-                two.send(two.encode(PUT, f"/open/{number}", content_len=3))
-                two.send(b"abc")
-                assert two.answer().status == OK
-                assert put_descriptor(two, f"/open/{number}", written / "open" / "a") == OK
+            with RawClientV2(alice.connect(unix(server))) as v2:
+                v2.send(v2.encode(PUT, f"/open/{number}", content_len=3))
+                v2.send(b"abc")
+                assert v2.answer().status == OK
+                assert put_descriptor(v2, f"/open/{number}", written / "open" / "a") == OK
         assert eventually(lambda: server.statistics().descriptors_in_flight == 0)
 
 
-def put_descriptor(two: RawClientV2, uri: str, source: Path) -> int:
+def put_descriptor(v2: RawClientV2, uri: str, source: Path) -> int:
     with source.open("rb") as file:
-        return two.put_descriptor(uri, file.fileno()).status
+        return v2.put_descriptor(uri, file.fileno()).status
 
 
 @needs_others
@@ -155,12 +155,12 @@ def test_a_client_that_reads_is_not_slowed_by_the_limit(
     with serving(place, model, max_descriptors_per_uid=4) as server:
         wires = [RawClient(alice.connect(unix(server))) for _ in range(8)]
         with contextlib.ExitStack() as stack:
-            for wire in wires:
-                stack.enter_context(wire)
+            for v1 in wires:
+                stack.enter_context(v1)
             for _ in range(100):
-                for wire in wires:
+                for v1 in wires:
                     # What was read last may not have been noticed, for the blink of an eye.
-                    assert eventually(lambda wire=wire: read_one(wire))  # type: ignore[misc]
+                    assert eventually(lambda v1=v1: read_one(v1))  # type: ignore[misc]
 
 
 def read_one(client: RawClient | RawClientV2) -> bool:
@@ -173,18 +173,18 @@ def test_a_later_descriptor_limit_counts_open_descriptors(root: Path, place: Pat
     file = place / "later.toml"
     file.write_text("")
     flags = {"root": root, "unix": place / "later", "admin": "none"}
-    with Server(Config.load(file, environment=False, **flags)) as server, RawClient(unix(server)) as wire:
-        wire.send(request(FDPASS, "/open/a") * 5)
+    with Server(Config.load(file, environment=False, **flags)) as server, RawClient(unix(server)) as v1:
+        v1.send(request(FDPASS, "/open/a") * 5)
         assert eventually(lambda: server.statistics().requests_total == 5)
         file.write_text("max_descriptors_per_uid = 5\n")
         server.reload()
-        wire.send(request(FDPASS, "/open/a"))
+        v1.send(request(FDPASS, "/open/a"))
         assert eventually(lambda: server.statistics().requests_total == 6)
-        assert [wire.reply(FDPASS).read() for _ in range(5)] == [b"open/a"] * 5
-        assert wire.reply(FDPASS).status == UNAVAILABLE
+        assert [v1.reply(FDPASS).read() for _ in range(5)] == [b"open/a"] * 5
+        assert v1.reply(FDPASS).status == UNAVAILABLE
         file.write_text("")
         server.reload()
-        assert wire.ask(FDPASS, "/open/a").read() == b"open/a"
+        assert v1.ask(FDPASS, "/open/a").read() == b"open/a"
     with serving(place) as server:
         assert server.statistics().descriptors_in_flight == 0
 
@@ -193,17 +193,17 @@ def test_a_cap_that_comes_later_counts_writes_that_are_under_way(written: Path, 
     file = place / "later.toml"
     file.write_text("")
     flags = {"root": written, "unix": place / "later", "admin": "none", "writable": True}
-    with Server(Config.load(file, environment=False, **flags)) as server, RawClientV2(unix(server)) as two:
-        two.send(two.encode(PUT, "/open/stalled", content_len=10))
+    with Server(Config.load(file, environment=False, **flags)) as server, RawClientV2(unix(server)) as v2:
+        v2.send(v2.encode(PUT, "/open/stalled", content_len=10))
         assert eventually(lambda: server.statistics().descriptors_in_flight == 2)
         file.write_text("max_descriptors_per_uid = 2\n")
         server.reload()
         with RawClientV2(unix(server)) as other:
             # A session looks at new rules at its next turn, or within a second.
-            two.send(b"01234")
+            v2.send(b"01234")
             assert eventually(lambda: not read_one(other))
-            two.send(b"56789")
-            assert two.answer().status == OK
+            v2.send(b"56789")
+            assert v2.answer().status == OK
             assert other.call(FDPASS_TWO, "/open/a").read() == b"open/a"
         file.write_text("")
         server.reload()

@@ -25,18 +25,18 @@ def test_it_says_in_one_line_where_it_listens(serve: Serve, root: Path, tmp_path
     assert re.fullmatch(line, served.ready)
     assert served.said == [served.ready]
     for transport in ("unix", "tcp"):
-        with RawClient(served.address(transport)) as wire:
-            assert wire.ask(COPY, "/a").content == b"hello"
+        with RawClient(served.address(transport)) as v1:
+            assert v1.ask(COPY, "/a").content == b"hello"
     assert httpx.get(f"{served.admin}/readyz", trust_env=False).status_code == 200
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_in_good_order(serve: Serve, root: Path, tmp_path: Path, number: signal.Signals) -> None:
     served = serve(root, "--unix", "socket", "--no-admin")
-    with RawClient(served.address("unix")) as wire:
-        assert wire.ask(COPY, "/a").status == OK
+    with RawClient(served.address("unix")) as v1:
+        assert v1.ask(COPY, "/a").status == OK
         served.process.send_signal(number)
-        assert wire.at_end()
+        assert v1.at_end()
     output, errors = served.process.communicate(timeout=30)
     assert (served.process.returncode, output, errors) == (0, b"", b"")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["root"]
@@ -51,12 +51,12 @@ def wait_until_draining(admin: str) -> None:
 
 def test_requests_in_progress_are_finished(serve: Serve, root: Path) -> None:
     served = serve(root, "--unix", "socket", "--admin", "127.0.0.1:0")
-    with RawClient(served.address("unix")) as wire:
-        wire.send(request(COPY, "/big"))
-        wire.take(9)
+    with RawClient(served.address("unix")) as v1:
+        v1.send(request(COPY, "/big"))
+        v1.take(9)
         served.process.send_signal(signal.SIGTERM)
         wait_until_draining(served.admin)
-        assert wire.take(20 << 20) == (root / "big").read_bytes()
+        assert v1.take(20 << 20) == (root / "big").read_bytes()
     assert served.process.wait(30) == 0
 
 
@@ -64,9 +64,9 @@ def test_requests_in_progress_are_finished(serve: Serve, root: Path) -> None:
 def test_it_does_not_wait_for_ever(serve: Serve, root: Path, hurry: str) -> None:
     grace = "60" if hurry == "second signal" else "0.2"
     served = serve(root, "--unix", "socket", "--admin", "127.0.0.1:0", "--shutdown-grace", grace)
-    with RawClient(served.address("unix")) as wire:
-        wire.send(request(COPY, "/big"))
-        wire.take(9)
+    with RawClient(served.address("unix")) as v1:
+        v1.send(request(COPY, "/big"))
+        v1.take(9)
         served.process.send_signal(signal.SIGTERM)
         if hurry == "second signal":
             wait_until_draining(served.admin)
@@ -82,8 +82,8 @@ def test_it_starts_again_where_another_was_killed(serve: Serve, root: Path, tmp_
     first.process.wait()
     assert (tmp_path / "socket").is_socket()
     second = serve(root, "--unix", "socket", "--admin", "unix:admin")
-    with RawClient(second.address("unix")) as wire:
-        assert wire.ask(COPY, "/a").status == OK
+    with RawClient(second.address("unix")) as v1:
+        assert v1.ask(COPY, "/a").status == OK
 
 
 def test_without_flags_it_is_the_users_own_socket(
@@ -154,14 +154,14 @@ def test_a_hangup_reads_the_settings_again(serve: Serve, root: Path, tmp_path: P
     file = tmp_path / "o.toml"
     file.write_text("idle_timeout = 60\n")
     served = serve(root, "--unix", "socket", "--admin", "127.0.0.1:0", "--config", "o.toml")
-    with RawClient(served.address("unix")) as wire:
-        assert wire.ask(COPY, "/a").status == OK
+    with RawClient(served.address("unix")) as v1:
+        assert v1.ask(COPY, "/a").status == OK
         file.write_text("idle_timeout = 0.2\ncache_size = 5\n")
         served.process.send_signal(signal.SIGHUP)
         assert said_next(served) == (
             "objmapper: settings read again, changed: idle_timeout; needs a restart: cache_size\n"
         )
-        assert wire.at_end()
+        assert v1.at_end()
     file.write_text("idle_timeout = soon\n")
     served.process.send_signal(signal.SIGHUP)
     assert said_next(served).startswith("objmapper: the settings stay as they were: --config: 'o.toml' is not TOML")

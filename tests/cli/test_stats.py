@@ -24,9 +24,9 @@ from tests.support.raw_client import COPY, FDPASS, NOT_FOUND, RawClient
 def admin(server: Server, environment: dict[str, str]) -> str:
     assert server.admin_address is not None
     environment["OBJMAPPER_ADMIN"] = server.admin_address
-    with RawClient(server.addresses["unix"]) as wire:
-        os.close(wire.ask(FDPASS, "/a").descriptor or 0)
-        assert wire.ask(COPY, "/none").status == NOT_FOUND
+    with RawClient(server.addresses["unix"]) as v1:
+        os.close(v1.ask(FDPASS, "/a").descriptor or 0)
+        assert v1.ask(COPY, "/none").status == NOT_FOUND
     return server.admin_address
 
 
@@ -133,10 +133,10 @@ def test_watching_on_a_terminal_draws_what_it_was(
     admin: str, server: Server, environment: dict[str, str], started: Callable[..., subprocess.Popen[bytes]]
 ) -> None:
     environment |= {"COLUMNS": "120", "LINES": "40", "PYTHONIOENCODING": "utf-8"}
-    with RawClient(server.addresses["unix"]) as wire:
+    with RawClient(server.addresses["unix"]) as v1:
 
         def enough(drawn: str) -> bool:
-            assert wire.ask(COPY, "/a").content == b"hello"
+            assert v1.ask(COPY, "/a").content == b"hello"
             return "last 5 ×" in drawn and "█" in drawn
 
         drawn, code = drawn_on_a_terminal(started, enough, "stats", "--watch", "0.1")

@@ -45,8 +45,8 @@ def recorded_more_than(server: Server, count: int) -> bool:
 
 
 def ask(server: Server | ServerProcess, uri: str) -> None:
-    with RawClient(server.addresses["unix"]) as wire:
-        assert wire.ask(COPY, uri).status in (OK, NOT_FOUND)
+    with RawClient(server.addresses["unix"]) as v1:
+        assert v1.ask(COPY, uri).status in (OK, NOT_FOUND)
 
 
 @pytest.fixture
@@ -74,11 +74,11 @@ def test_no_line_is_lost_or_torn_where_it_is_renamed_under_load(root: Path, tmp_
     asked: list[list[str]] = [[] for _ in range(4)]
 
     def load(address: str, mine: list[str], which: int) -> None:
-        with RawClient(address) as wire:
+        with RawClient(address) as v1:
             # Not faster than a single core can write.
             while not ended.wait(0.001):
                 uri = f"/none-{which}-{len(mine)}"
-                assert wire.ask(COPY, uri).status == NOT_FOUND
+                assert v1.ask(COPY, uri).status == NOT_FOUND
                 mine.append(uri)
 
     with ServerProcess(root, tmp_path / "s", "--access-log", str(log), "--access-log-sample", "1") as server:
@@ -124,10 +124,10 @@ def test_once_a_reload_is_answered_the_renamed_file_is_left_alone(server: Server
 def test_replies_during_the_stop_are_in_the_log(server: Server, tmp_path: Path, log: Path) -> None:
     # A thread that sends an answer returns from that a third of a second later, and records the request then.
     with (
-        RawClient(server.addresses["unix"]) as wire,
+        RawClient(server.addresses["unix"]) as v1,
         Strace(threads_of(os.getpid()), tmp_path / "calls", "sendto:delay_exit=300000"),
     ):
-        assert wire.ask(COPY, "/a").status == OK
+        assert v1.ask(COPY, "/a").status == OK
         server.stop()
     assert "(DELAYED)" in (tmp_path / "calls").read_text()
     assert uris_in(log) == ["/a"]

@@ -59,8 +59,8 @@ def test_a_server_serves_on_sockets_that_it_was_given(
         assert server.config.origins["unix"] == server.config.origins["tcp"] == "the service manager"
         assert set(server.statistics().concurrency_model.values()) == {model}
         for address in server.addresses.values():
-            with RawClient(address) as wire:
-                assert wire.ask(COPY, "/a").content == b"hello"
+            with RawClient(address) as v1:
+                assert v1.ask(COPY, "/a").content == b"hello"
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -76,8 +76,8 @@ def test_clients_during_a_restart_are_served_by_the_new_server(
             first.stop()
             between = [stack.enter_context(RawClient(address)) for address in addresses.values()]
             stack.enter_context(Server(config, given))
-            for wire in (*early, *between):
-                assert wire.ask(COPY, "/a").status == OK
+            for v1 in (*early, *between):
+                assert v1.ask(COPY, "/a").status == OK
     assert (tmp_path / "given").is_socket()
 
 
@@ -315,8 +315,8 @@ def test_the_service_manager_is_notified_of_each_state(
     environment |= {"NOTIFY_SOCKET": str(manager.path), "WATCHDOG_USEC": "200000"}
     process = start(*serve(root, "--unix", "s", "--no-admin"))
     assert manager.word() == {"READY": "1", "STATUS": f"serving unix:{tmp_path}/s"}
-    with RawClient(f"unix:{tmp_path}/s") as wire:
-        assert wire.ask(COPY, "/a").status == OK
+    with RawClient(f"unix:{tmp_path}/s") as v1:
+        assert v1.ask(COPY, "/a").status == OK
     for _ in range(3):
         assert manager.word() == {"WATCHDOG": "1"}
     process.send_signal(signal.SIGHUP)
@@ -360,8 +360,8 @@ def test_systemd_activates_it_by_socket(
     while not (tmp_path / "admin-socket").is_socket():
         assert time.monotonic() < deadline
     # The first client is there before there is a server.
-    with RawClient(f"unix:{tmp_path}/s", timeout=60) as wire:
-        assert wire.ask(COPY, "/a").content == b"hello"
+    with RawClient(f"unix:{tmp_path}/s", timeout=60) as v1:
+        assert v1.ask(COPY, "/a").content == b"hello"
     assert process.stderr is not None
     ready = next(line for line in process.stderr if "ready" in line)
     assert ready == f"objmapper: ready unix:{tmp_path}/s admin unix:{tmp_path}/admin-socket\n"

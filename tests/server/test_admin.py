@@ -225,12 +225,12 @@ def test_no_write_is_forgotten(server: Server, path: str) -> None:
 
 def test_a_drain_can_be_asked_for(tmp_path: Path) -> None:
     config = Config(root=tmp_path, unix=tmp_path / "s", admin="127.0.0.1:0", admin_token=TOKEN)
-    with Server(config) as server, client_of(server) as client, RawClient(server.addresses["unix"]) as wire:
-        assert wire.ask(COPY, "/none").status == NOT_FOUND
+    with Server(config) as server, client_of(server) as client, RawClient(server.addresses["unix"]) as v1:
+        assert v1.ask(COPY, "/none").status == NOT_FOUND
         good = {"Authorization": f"Bearer {TOKEN}"}
         assert client.post("/drain", headers=good).json()["status"] == "draining"
         assert client.get("/readyz").status_code == 503
-        assert wire.at_end()
+        assert v1.at_end()
         while not client.post("/drain", headers=good).json()["finished"]:
             pass
         answer = client.post("/concurrency", json={"unix": "thread-pool"}, headers=good)
@@ -241,9 +241,9 @@ def test_a_drain_can_be_asked_for(tmp_path: Path) -> None:
 
 
 def test_times_are_counted_for_pictures(server: Server) -> None:
-    with client_of(server) as client, RawClient(server.addresses["unix"]) as wire:
+    with client_of(server) as client, RawClient(server.addresses["unix"]) as v1:
         for _ in range(3):
-            assert wire.ask(COPY, "/a").status == OK
+            assert v1.ask(COPY, "/a").status == OK
         deadline = time.monotonic() + 10
         while (document := client.get("/latency").json())["total"][-1] < 3:
             assert time.monotonic() < deadline
@@ -254,8 +254,8 @@ def test_times_are_counted_for_pictures(server: Server) -> None:
 
 
 def test_an_overview_has_the_documents_that_are_shown_together(server: Server) -> None:
-    with client_of(server) as client, RawClient(server.addresses["unix"]) as wire:
-        assert wire.ask(COPY, "/a").status == OK
+    with client_of(server) as client, RawClient(server.addresses["unix"]) as v1:
+        assert v1.ask(COPY, "/a").status == OK
         deadline = time.monotonic() + 10
         while (overview := client.get("/overview").json())["latency"]["total"][-1] < 1:
             assert time.monotonic() < deadline

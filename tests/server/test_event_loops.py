@@ -36,12 +36,12 @@ def test_connections_that_come_at_once_are_shared(root: Path, tmp_path: Path) ->
         # They wait in the backlog: the loop that wakes first accepts all of them.
         with server.stopped():
             wires = [RawClient(server.addresses["unix"]) for _ in range(60)]
-        for wire in wires:
-            assert wire.ask(COPY, "/a").status == OK
+        for v1 in wires:
+            assert v1.ask(COPY, "/a").status == OK
         assert eventually(lambda: sum(sessions(server.pid)) == sum(before) + len(wires))
         shares = [now - then for now, then in zip(sessions(server.pid), before, strict=True)]
         # Both loops may be accepting, and count what is on its way to the other a moment apart.
         assert min(shares) >= 25, shares
-        for wire in wires:
-            wire.close()
+        for v1 in wires:
+            v1.close()
         assert eventually(lambda: sessions(server.pid) == before)

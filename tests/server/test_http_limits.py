@@ -99,8 +99,8 @@ def test_crowds_make_room_for_newcomers_and_take_nothing_from_the_data_plane(ser
     with ExitStack() as crowd:
         held = [crowd.enter_context(connection(server)) for _ in range(4 * http_limits.MAX_CONNECTIONS)]
         assert healthy(server)
-        with RawClient(server.addresses["unix"]) as wire:
-            assert wire.ask(COPY, "/a").status == OK
+        with RawClient(server.addresses["unix"]) as v1:
+            assert v1.ask(COPY, "/a").status == OK
         assert is_closed(held[0])
 
 

@@ -193,13 +193,16 @@ def test_a_drain_goes_past_refusals_in_the_backlog(root: Path, model: Concurrenc
         clients = [connected(server) for _ in range(40)]
         try:
             assert server.drain(20)
+            refused = 0
             for client in clients:
                 client.settimeout(20)
                 with suppress(ConnectionError):
                     # Refused with a word, or closed: none is left open.
+                    refused += client.recv(100) != b""
                     while client.recv(100):
                         pass
-            assert server.statistics().rejected_total >= 1
+            # The server refuses where it accepts faster than it closes idle connections.
+            assert server.statistics().rejected_total >= refused
         finally:
             for client in clients:
                 client.close()

@@ -94,8 +94,8 @@ def test_queue_wait_is_reported_by_models_with_a_queue(used: Server) -> None:
     from objmapper_server import Concurrency
 
     used.set_concurrency(tcp=Concurrency.THREAD_POOL)
-    with RawClient(used.addresses["tcp"]) as wire:
-        assert wire.ask(COPY, "/a").content == b"hello"
+    with RawClient(used.addresses["tcp"]) as v1:
+        assert v1.ask(COPY, "/a").content == b"hello"
         deadline = time.monotonic() + 10
         labels = labelled(transport="tcp", model="thread-pool", mode="copy", status="OK")
         while samples_of(text_of(used)).get(("objmapper_queue_wait_seconds_count", labels)) != 1:
@@ -104,8 +104,8 @@ def test_queue_wait_is_reported_by_models_with_a_queue(used: Server) -> None:
 
 
 def test_gauges_and_counters_are_those_of_the_statistics(used: Server) -> None:
-    with RawClient(used.addresses["unix"]) as wire:
-        assert wire.ask(COPY, "/a").content == b"hello"
+    with RawClient(used.addresses["unix"]) as v1:
+        assert v1.ask(COPY, "/a").content == b"hello"
         samples, statistics = samples_of(text_of(used)), used.statistics()
     load = statistics.transports["unix"]
     assert samples["objmapper_connections", labelled(transport="unix")] == load.connections == 1

@@ -67,13 +67,13 @@ def test_what_another_server_below_prepares_is_no_object(outer: Server, staged: 
 
 
 def test_its_name_is_taken_at_any_depth(outer: Server, staged: str) -> None:
-    with RawClientV2(outer.addresses["unix"]) as two:
+    with RawClientV2(outer.addresses["unix"]) as v2:
         for uri in (staged, f"{staged}/x", "/sub/.objmapper/x", "/deep/.objmapper/x", "/sub/.ObjMapper/x"):
-            assert two.call(STAT, uri).fails(NOT_FOUND)
-            assert two.call(DELETE, uri).fails(NOT_FOUND)
-            assert two.put(uri, b"x", make_parents=True).fails(NOT_FOUND)
-        assert two.call(LIST, f"{staged}/").fails(NOT_FOUND)
-        assert two.call(LIST, "/sub/.objmapper/").fails(NOT_FOUND)
+            assert v2.call(STAT, uri).fails(NOT_FOUND)
+            assert v2.call(DELETE, uri).fails(NOT_FOUND)
+            assert v2.put(uri, b"x", make_parents=True).fails(NOT_FOUND)
+        assert v2.call(LIST, f"{staged}/").fails(NOT_FOUND)
+        assert v2.call(LIST, "/sub/.objmapper/").fails(NOT_FOUND)
         # What only begins or ends like it is a name like any other.
-        assert two.put("/sub/.objmapper2", b"x").status == OK
-        assert two.call(DELETE, "/sub/.objmapper2").status == OK
+        assert v2.put("/sub/.objmapper2", b"x").status == OK
+        assert v2.call(DELETE, "/sub/.objmapper2").status == OK

@@ -28,14 +28,14 @@ def test_a_client_that_sends_byte_by_byte_occupies_no_thread(
         # The first bit finds connections that have said nothing, the others find requests that have begun.
         for bit in (message[:1], message[1:3], message[3:4]):
             with server.stopped():
-                for wire in crowd:
-                    wire.send(bit)
+                for v1 in crowd:
+                    v1.send(bit)
                 honest.send(request(COPY, "/a"))
             assert honest.reply(COPY).status == OK
         # They are no less understood for that.
-        for wire in crowd:
-            wire.send(message[4:])
-            assert wire.take(1)
+        for v1 in crowd:
+            v1.send(message[4:])
+            assert v1.take(1)
 
 
 @pytest.mark.parametrize("model", POOLS)
@@ -43,23 +43,23 @@ def test_nor_does_a_client_that_times_out(root: Path, tmp_path: Path, model: Con
     flags = ("--concurrency-model", model, "--max-queue-depth", "1", "--header-timeout", "0.2")
     with ServerProcess(root, tmp_path / "socket", *flags) as server, ExitStack() as stack:
         honest, *crowd = (stack.enter_context(RawClient(server.addresses["unix"])) for _ in range(CROWD + 1))
-        for wire in crowd:
-            wire.send(b"2")
+        for v1 in crowd:
+            v1.send(b"2")
         # A single one that has said nothing yet may take the place for as long as it is looked at.
         assert eventually(lambda: honest.ask(COPY, "/a").status == OK)
         with server.stopped():
             over = time.monotonic() + 0.3
             assert eventually(lambda: time.monotonic() > over)
-            for wire in crowd:
-                wire.send(b"\0")
+            for v1 in crowd:
+                v1.send(b"\0")
             honest.send(request(COPY, "/a"))
         assert honest.reply(COPY).status == OK
-        for wire in crowd:
-            assert wire.reply(COPY).status == TIMEOUT
+        for v1 in crowd:
+            assert v1.reply(COPY).status == TIMEOUT
         # Whatever they send yet is dropped.
         with server.stopped():
-            for wire in crowd:
-                wire.send(bytes(100))
+            for v1 in crowd:
+                v1.send(bytes(100))
             honest.send(request(COPY, "/a"))
         assert honest.reply(COPY).status == OK
 
@@ -69,12 +69,12 @@ def test_requests_do(root: Path, tmp_path: Path, model: Concurrency) -> None:
     flags = ("--concurrency-model", model, "--max-queue-depth", "1")
     with ServerProcess(root, tmp_path / "socket", *flags) as server, ExitStack() as stack:
         crowd = [stack.enter_context(RawClient(server.addresses["unix"])) for _ in range(CROWD)]
-        for wire in crowd:
+        for v1 in crowd:
             # On a busy machine the one place may still be taken by the connection before.
-            assert eventually(lambda wire=wire: wire.ask(COPY, "/a").status == OK)  # type: ignore[misc]
+            assert eventually(lambda v1=v1: v1.ask(COPY, "/a").status == OK)  # type: ignore[misc]
         with server.stopped():
-            for wire in crowd:
-                wire.send(request(COPY, "/a"))
-        statuses = [wire.reply(COPY).status for wire in crowd]
+            for v1 in crowd:
+                v1.send(request(COPY, "/a"))
+        statuses = [v1.reply(COPY).status for v1 in crowd]
         assert set(statuses) == {OK, UNAVAILABLE}
         assert statuses.count(OK) < CROWD // 2

@@ -259,12 +259,12 @@ def test_any_file_is_taken_or_refused_in_one_line(file: Path, root: Path, writte
 def test_a_signal_late_in_a_drain_ends_nothing(root: Path, tmp_path: Path, number: signal.Signals) -> None:
     with (
         ServerProcess(root, tmp_path / "s", "--shutdown-grace", "1") as server,
-        RawClient(server.addresses["unix"]) as wire,
+        RawClient(server.addresses["unix"]) as v1,
     ):
         # A request that is never finished keeps the drain going for its grace.
-        wire.send(b"2\0")
+        v1.send(b"2\0")
         server.process.terminate()
-        assert wire.at_end()
+        assert v1.at_end()
         server.process.send_signal(number)
         assert server.process.wait(30) in (0, 1)
 

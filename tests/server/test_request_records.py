@@ -42,13 +42,13 @@ def test_the_time_that_a_slow_reader_takes_is_that_of_sending(root: Path, model:
     size = 32 << 20
     (root / "large").write_bytes(bytes(size))
     with Server(Config(root=root, tcp="127.0.0.1:0", concurrency_model=model)) as server:
-        with RawClient(server.addresses["tcp"]) as wire:
-            wire.send(request(SPLICE, "/large"))
-            wire.socket.recv(1)
+        with RawClient(server.addresses["tcp"]) as v1:
+            v1.send(request(SPLICE, "/large"))
+            v1.socket.recv(1)
             time.sleep(0.3)
             left = 9 + size - 1
             while left:
-                left -= len(wire.socket.recv(min(left, 1 << 20)))
+                left -= len(v1.socket.recv(min(left, 1 << 20)))
         wait_for(server.slow_requests)
         (slow,) = server.slow_requests()
     assert slow.send_us > 250_000 > slow.storage_us

@@ -21,8 +21,8 @@ def test_it_serves_between_start_and_stop(config: Config, tmp_path: Path) -> Non
         assert server.addresses["unix"] == f"unix:{tmp_path}/socket"
         assert not server.addresses["tcp"].endswith(":0")
         for address in server.addresses.values():
-            with RawClient(address) as wire:
-                assert wire.ask(COPY, "/a").content == b"hello"
+            with RawClient(address) as v1:
+                assert v1.ask(COPY, "/a").content == b"hello"
         assert server.addresses["tcp"] in repr(server)
     assert server.addresses == {}
     assert not (tmp_path / "socket").exists()
@@ -35,8 +35,8 @@ def test_it_can_be_started_again_but_not_twice(config: Config) -> None:
         with server:
             with pytest.raises(RuntimeError, match="started already"):
                 server.start()
-            with RawClient(server.addresses["unix"]) as wire:
-                assert wire.ask(COPY, "/a").status == OK
+            with RawClient(server.addresses["unix"]) as v1:
+                assert v1.ask(COPY, "/a").status == OK
     server.stop()
 
 
@@ -81,8 +81,8 @@ def test_a_root_that_is_none_is_named(tmp_path: Path) -> None:
 def test_two_servers_do_not_share_a_socket(server: Server, config: Config, root: Path) -> None:
     with pytest.raises(OSError, match="another server"):
         Server(Config(root=root, unix=config.unix)).start()
-    with RawClient(server.addresses["unix"]) as wire:
-        assert wire.ask(COPY, "/a").status == OK
+    with RawClient(server.addresses["unix"]) as v1:
+        assert v1.ask(COPY, "/a").status == OK
 
 
 def test_the_default_sockets_directory_is_made_private(root: Path, tmp_path: Path) -> None:
@@ -118,19 +118,19 @@ def test_limits_that_the_machine_cannot_give_are_fitted_and_noted(root: Path, tm
 
 
 def test_a_drain_finishes_and_then_refuses_connections(server: Server) -> None:
-    with RawClient(server.addresses["unix"]) as wire:
-        assert wire.ask(COPY, "/a").status == OK
+    with RawClient(server.addresses["unix"]) as v1:
+        assert v1.ask(COPY, "/a").status == OK
         assert not server.statistics().draining
         assert server.drain(timeout=10)
-        assert wire.at_end()
+        assert v1.at_end()
     assert server.statistics().draining
 
 
 def test_a_drain_gives_up_in_time(server: Server, root: Path) -> None:
     (root / "big").write_bytes(bytes(64 << 20))
-    with RawClient(server.addresses["unix"]) as wire:
-        wire.send(b"2\0\4/big")
-        assert wire.take(1) == b"\0"
+    with RawClient(server.addresses["unix"]) as v1:
+        v1.send(b"2\0\4/big")
+        assert v1.take(1) == b"\0"
         assert not server.drain(timeout=0.1)
 
 

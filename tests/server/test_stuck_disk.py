@@ -30,22 +30,22 @@ def root(tmp_path: Path) -> Path:
     return root
 
 
-def ask_for_it(two: RawClientV2) -> None:
+def ask_for_it(v2: RawClientV2) -> None:
     """Takes all the threads that a connection gets, for ever."""
     for _ in range(32):
-        two.ask(COPY, "/mounted/stuck")
+        v2.ask(COPY, "/mounted/stuck")
 
 
-def is_served(two: RawClientV2, root: Path) -> bool:
+def is_served(v2: RawClientV2, root: Path) -> bool:
     """Whether a list, which storage threads make, a read of what is not in memory and a stat are right."""
     for number in range(20):
         path = root / "small" / f"{number}"
         file = os.open(path, os.O_RDONLY)
         os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
         os.close(file)
-        assert two.call(COPY, f"/small/{number}").read() == bytes([number]) * 4096
-        assert len(two.call(LIST, "/small/").entries()) == 20
-        assert two.call(STAT, f"/small/{number}").metadata.size == 4096
+        assert v2.call(COPY, f"/small/{number}").read() == bytes([number]) * 4096
+        assert len(v2.call(LIST, "/small/").entries()) == 20
+        assert v2.call(STAT, f"/small/{number}").metadata.size == 4096
     return True
 
 

@@ -28,14 +28,14 @@ from tests.support.eventually import eventually
 from tests.support.raw_client import COPY, RawClient
 
 with Server(Config(root=sys.argv[1], unix=sys.argv[2], concurrency_model=sys.argv[3])) as server:
-    wires = [RawClient("unix:" + sys.argv[2]) for _ in range(20)]
-    for wire in wires:
-        assert wire.ask(COPY, "/a").status == 0
+    connections = [RawClient("unix:" + sys.argv[2]) for _ in range(20)]
+    for v1 in connections:
+        assert v1.ask(COPY, "/a").status == 0
     child = os.fork()
     if not child:
         signal.pause()
-    for wire in wires:
-        wire.socket.shutdown(socket.SHUT_RDWR)
+    for v1 in connections:
+        v1.socket.shutdown(socket.SHUT_RDWR)
     assert eventually(lambda: server.statistics().connections == 0)
     began = time.process_time()
     time.sleep(1)
@@ -54,18 +54,18 @@ def model(request: pytest.FixtureRequest) -> Concurrency:
 def unread(address: str, count: int, descriptors: int = 1) -> Iterator[list[RawClient]]:
     """Clients that ask for descriptors, read none, and say that they send nothing more."""
     with contextlib.ExitStack() as clients:
-        wires = [clients.enter_context(RawClient(address)) for _ in range(count)]
-        for wire in wires:
-            wire.send(request(FDPASS, "/a") * descriptors)
-            wire.socket.shutdown(socket.SHUT_WR)
-        yield wires
+        connections = [clients.enter_context(RawClient(address)) for _ in range(count)]
+        for v1 in connections:
+            v1.send(request(FDPASS, "/a") * descriptors)
+            v1.socket.shutdown(socket.SHUT_WR)
+        yield connections
 
 
-def ended(wire: RawClient) -> bool:
+def ended(v1: RawClient) -> bool:
     """Whether the server has ended the connection; what it has sent stays unread."""
-    wire.socket.setblocking(False)
+    v1.socket.setblocking(False)
     try:
-        return wire.socket.send(b"x", socket.MSG_NOSIGNAL) == 0
+        return v1.socket.send(b"x", socket.MSG_NOSIGNAL) == 0
     except BrokenPipeError:
         return True
     except BlockingIOError:
@@ -96,15 +96,15 @@ def test_they_count_as_connections_until_they_leave(config: Config, model: Concu
     limited = config.replace("test", concurrency_model=model, max_connections=4)
     with Server(limited) as server:
         address = server.addresses["unix"]
-        with unread(address, 4) as wires:
+        with unread(address, 4) as connections:
             assert eventually(lambda: server.statistics().requests_total == 4)
-            assert eventually(lambda: all(map(ended, wires)))
+            assert eventually(lambda: all(map(ended, connections)))
             statistics = server.statistics()
             assert (statistics.connections, statistics.transports["unix"].connections) == (4, 4)
             assert statistics.descriptors_in_flight == 4
             with RawClient(address) as one_more:
                 assert one_more.reply(FDPASS).status == UNAVAILABLE
-            wires[0].close()
+            connections[0].close()
             assert eventually(lambda: server.statistics().connections == 3)
             with RawClient(address) as another:
                 assert another.ask(FDPASS, "/a").read() == b"hello"
@@ -115,14 +115,14 @@ def test_they_count_as_connections_until_they_leave(config: Config, model: Concu
 def test_they_have_the_time_for_a_request_to_read(config: Config, model: Concurrency) -> None:
     with (
         Server(config.replace("test", concurrency_model=model, request_timeout=1)) as server,
-        unread(server.addresses["unix"], 3) as wires,
+        unread(server.addresses["unix"], 3) as connections,
     ):
         assert eventually(lambda: server.statistics().requests_total == 3)
         assert eventually(lambda: server.statistics().connections == 0)
         statistics = server.statistics()
         assert (statistics.descriptors_in_flight, statistics.timeouts_total) == (0, 3)
         # What was passed is still theirs.
-        assert [wire.reply(FDPASS).read() for wire in wires] == [b"hello"] * 3
+        assert [v1.reply(FDPASS).read() for v1 in connections] == [b"hello"] * 3
 
 
 @pytest.mark.parametrize("model", MODELS)

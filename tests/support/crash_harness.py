@@ -40,21 +40,21 @@ class Write:
     send: Callable[[RawClientV2, Path], None]
 
 
-def _put(two: RawClientV2, _: Path) -> None:
-    two.send(two.encode(PUT, "/object", content_len=len(NEW)), NEW)
+def _put(v2: RawClientV2, _: Path) -> None:
+    v2.send(v2.encode(PUT, "/object", content_len=len(NEW)), NEW)
 
 
-def _put_new(two: RawClientV2, _: Path) -> None:
-    two.send(two.encode(PUT, "/object", content_len=len(NEW), if_none_match="*"), NEW)
+def _put_new(v2: RawClientV2, _: Path) -> None:
+    v2.send(v2.encode(PUT, "/object", content_len=len(NEW), if_none_match="*"), NEW)
 
 
-def _put_descriptor(two: RawClientV2, source: Path) -> None:
+def _put_descriptor(v2: RawClientV2, source: Path) -> None:
     with source.open("rb") as file:
-        socket.send_fds(two.socket, [two.encode(PUT_DESCRIPTOR, "/object")], [file.fileno()])
+        socket.send_fds(v2.socket, [v2.encode(PUT_DESCRIPTOR, "/object")], [file.fileno()])
 
 
-def _delete(two: RawClientV2, _: Path) -> None:
-    two.ask(DELETE, "/object")
+def _delete(v2: RawClientV2, _: Path) -> None:
+    v2.ask(DELETE, "/object")
 
 
 WRITES = [
@@ -114,37 +114,37 @@ class CrashScene:
         if write.old is not None:
             (self.root / "object").write_bytes(write.old)
         pid = self.start()
-        with RawClientV2(self.address) as two:
-            assert two.put("/bystander", OLD).status == OK
+        with RawClientV2(self.address) as v2:
+            assert v2.put("/bystander", OLD).status == OK
             # The threads that copy files are made when there is work: one waits for the next piece of it.
             with Path("/dev/null").open("rb") as device:
-                assert two.put_descriptor("/refused", device.fileno()).status == INVALID_REQUEST
-            yield pid, two
+                assert v2.put_descriptor("/refused", device.fileno()).status == INVALID_REQUEST
+            yield pid, v2
 
     def calls(self, write: Write) -> list[Call]:
         """The system calls of this write."""
-        with self.before(write) as (pid, two):
+        with self.before(write) as (pid, v2):
             threads = threads_of(pid)
             with Strace(threads, self.folder / "calls") as strace:
-                write.send(two, self.folder / "source")
-                assert two.answer().status == OK
+                write.send(v2, self.folder / "source")
+                assert v2.answer().status == OK
                 # Once that has been answered, the server is done with the write.
-                assert two.call(COPY, "/bystander").status == OK
+                assert v2.call(COPY, "/bystander").status == OK
             found = strace.calls(threads)
         assert self.nursery.stop() == 0
         return found
 
     def kill_at(self, write: Write, call: Call) -> "CrashReport":
         """Has the server killed when it enters this call, and looks at what is left."""
-        with self.before(write) as (pid, two):
+        with self.before(write) as (pid, v2):
             threads = [thread for thread, name in threads_of(pid).items() if name == call.thread]
             inject = f"{call.name}:signal=KILL:when={call.ordinal}"
             is_answered = False
             with Strace(threads, self.folder / "calls", inject):
                 try:
-                    write.send(two, self.folder / "source")
-                    is_answered = two.answer().status == OK
-                    two.call(COPY, "/bystander")
+                    write.send(v2, self.folder / "source")
+                    is_answered = v2.answer().status == OK
+                    v2.call(COPY, "/bystander")
                 except (EOFError, ConnectionError):
                     pass
                 # The waits at the end are reached when nothing more comes, or never.
@@ -167,8 +167,8 @@ class CrashScene:
         """Has another server sweep, asks it for the object, and stops it."""
         self.start()
         self.left = leftover_files(self.root)
-        with RawClientV2(self.address) as two:
-            answer = two.call(COPY, "/object")
+        with RawClientV2(self.address) as v2:
+            answer = v2.call(COPY, "/object")
             content = None if answer.status == NOT_FOUND else answer.read()
         assert self.nursery.stop() == 0
         names = {path.name for path in self.root.iterdir()}
@@ -230,29 +230,29 @@ class Writer(threading.Thread):
 
     def run(self) -> None:
         try:
-            with RawClientV2(self.address) as two:
+            with RawClientV2(self.address) as v2:
                 while True:
-                    self._write(two)
+                    self._write(v2)
         except (EOFError, ConnectionError):
             pass
         except BaseException as error:
             self.error = error
 
-    def _write(self, two: RawClientV2) -> None:
+    def _write(self, v2: RawClientV2) -> None:
         uri = self.random.choice(self.uris)
         kind = self.random.choice([PUT, PUT, PUT_DESCRIPTOR, DELETE])
         self.version += 1
         new = None if kind is DELETE else self.version
         self.doubtful = (uri, new)
         if kind is DELETE:
-            answer = two.call(DELETE, uri)
+            answer = v2.call(DELETE, uri)
         elif kind is PUT:
-            answer = two.put(uri, content_of(uri, self.version))
+            answer = v2.put(uri, content_of(uri, self.version))
         else:
             with os.fdopen(os.memfd_create("content"), "w+b") as file:
                 file.write(content_of(uri, self.version))
                 file.flush()
-                answer = two.put_descriptor(uri, file.fileno())
+                answer = v2.put_descriptor(uri, file.fileno())
         expected = NOT_FOUND if kind is DELETE and self.acknowledged[uri] is None else OK
         assert answer.status == expected, answer
         self.acknowledged[uri] = new

@@ -39,15 +39,15 @@ def drop_privileges() -> None:
         os.setresuid(NOBODY, NOBODY, NOBODY)
 
 
-def send_without_blocking(wire: RawClient, *messages: bytes, descriptors: list[int] | None = None) -> None:
+def send_without_blocking(v1: RawClient, *messages: bytes, descriptors: list[int] | None = None) -> None:
     """Sends until the server reads no more."""
-    wire.socket.setblocking(False)
+    v1.socket.setblocking(False)
     try:
         for message in messages:
             if descriptors:
-                socket.send_fds(wire.socket, [message], descriptors)
+                socket.send_fds(v1.socket, [message], descriptors)
             else:
-                wire.socket.sendall(message)
+                v1.socket.sendall(message)
     except (BlockingIOError, ConnectionError):
         pass
     except OSError as error:
@@ -58,9 +58,9 @@ def send_without_blocking(wire: RawClient, *messages: bytes, descriptors: list[i
 
 def version_1(address: str, root: Path) -> RawClient:
     """Asks for descriptors and never reads them."""
-    wire = RawClient(address)
-    send_without_blocking(wire, request(FDPASS_ONE, "/a") * 500)
-    return wire
+    v1 = RawClient(address)
+    send_without_blocking(v1, request(FDPASS_ONE, "/a") * 500)
+    return v1
 
 
 def _connect(address: str, capabilities: Capability) -> RawClientV2:
@@ -77,52 +77,50 @@ def _connect(address: str, capabilities: Capability) -> RawClientV2:
 
 def _asks(operation: object, uri: str, capabilities: Capability = EXTENDED) -> Callable[[str, Path], RawClient]:
     def hoard(address: str, root: Path) -> RawClient:
-        two = _connect(address, capabilities)
-        send_without_blocking(two, b"".join(two.encode(operation, uri) for _ in range(500)))  # type: ignore[arg-type]
-        return two
+        v2 = _connect(address, capabilities)
+        send_without_blocking(v2, b"".join(v2.encode(operation, uri) for _ in range(500)))  # type: ignore[arg-type]
+        return v2
 
     return hoard
 
 
 def stalled_puts(address: str, root: Path) -> RawClient:
     """Writes that are complete, as many as go, and one whose content never comes to an end."""
-    two = RawClientV2(address)
-    uri = f"/stopped-{two.socket.fileno()}"
-    whole = b"".join(two.encode(PUT, uri, content_len=100) + bytes(100) for _ in range(100))
-    send_without_blocking(two, whole, two.encode(PUT, uri, content_len=1 << 20) + bytes(1000))
-    return two
+    v2 = RawClientV2(address)
+    uri = f"/stopped-{v2.socket.fileno()}"
+    whole = b"".join(v2.encode(PUT, uri, content_len=100) + bytes(100) for _ in range(100))
+    send_without_blocking(v2, whole, v2.encode(PUT, uri, content_len=1 << 20) + bytes(1000))
+    return v2
 
 
 def incomplete_puts(address: str, root: Path) -> RawClient:
     """A write that is complete, and one of which nothing but the request ever comes."""
-    two = RawClientV2(address)
-    uri = f"/begun-{two.socket.fileno()}"
-    send_without_blocking(
-        two, two.encode(PUT, uri, content_len=100) + bytes(100), two.encode(PUT, uri, content_len=100)
-    )
-    return two
+    v2 = RawClientV2(address)
+    uri = f"/begun-{v2.socket.fileno()}"
+    send_without_blocking(v2, v2.encode(PUT, uri, content_len=100) + bytes(100), v2.encode(PUT, uri, content_len=100))
+    return v2
 
 
 def puts_by_descriptor(address: str, root: Path) -> RawClient:
     """Writes of files that are passed along, as many as go, of which no answer is read."""
-    two = RawClientV2(address)
-    uri = f"/passed-{two.socket.fileno()}"
+    v2 = RawClientV2(address)
+    uri = f"/passed-{v2.socket.fileno()}"
     with (root / "a").open("rb") as file:
         for _ in range(10):
-            requests = b"".join(two.encode(PUT_DESCRIPTOR, uri) for _ in range(25))
-            send_without_blocking(two, requests, descriptors=[file.fileno()] * 25)
-    return two
+            requests = b"".join(v2.encode(PUT_DESCRIPTOR, uri) for _ in range(25))
+            send_without_blocking(v2, requests, descriptors=[file.fileno()] * 25)
+    return v2
 
 
 def passes_unused_descriptors(address: str, root: Path) -> RawClient:
     """Passes descriptors that no put goes with, and begins a frame that it does not end."""
-    two = RawClientV2(address)
+    v2 = RawClientV2(address)
     with (root / "a").open("rb") as file:
         for _ in range(10):
-            send_without_blocking(two, two.encode(STAT, "/a"), descriptors=[file.fileno()] * PASSED)
-        begun = two.encode(PUT_DESCRIPTOR, "/target")[:-1]
-        send_without_blocking(two, *(bytes([byte]) for byte in begun), descriptors=[file.fileno()] * PASSED)
-    return two
+            send_without_blocking(v2, v2.encode(STAT, "/a"), descriptors=[file.fileno()] * PASSED)
+        begun = v2.encode(PUT_DESCRIPTOR, "/target")[:-1]
+        send_without_blocking(v2, *(bytes([byte]) for byte in begun), descriptors=[file.fileno()] * PASSED)
+    return v2
 
 
 #: What those who take can be. In "mixed" there are some of each.

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from objmapper_server import Concurrency, Config, Server
+from tests.support.eventually import eventually
 from tests.support.raw_client import COPY, OK, RawClient
 from tests.support.raw_client_v2 import RawClientV2
+from tests.support.unfinished_writes import unfinished_writes
 
 MODELS = [
     Concurrency.THREAD_PER_CONNECTION,
@@ -17,7 +19,10 @@ MODELS = [
     Concurrency.WORK_STEALING,
     Concurrency.EPOLL,
 ]
+#: Bytes of the objects that are there from the start.
 SIZES = {"a": 1, "empty": 0, "small": 4096, "large": 300_000, "huge": 9_000_000}
+#: Bytes of what is put: around a page and the server's input buffer.
+CONTENT_SIZES = {"none": 0, "one": 1, "page": 4096, "input": 16 << 10, "over": (16 << 10) + 1, "megabytes": 5 << 20}
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +54,8 @@ def server(root: Path, model: Concurrency, tmp_path_factory: pytest.TempPathFact
     with Server(config) as server:
         for address in server.addresses.values():
             # Once it has answered, it has opened all that it needs: what is open after a test was opened by it.
-            with RawClient(address) as wire:
-                assert wire.ask(COPY, "/a").status == OK
+            with RawClient(address) as v1:
+                assert v1.ask(COPY, "/a").status == OK
         yield server
     assert not (root / ".objmapper").exists()
 
@@ -66,12 +71,30 @@ def address(server: Server, transport: str) -> str:
 
 
 @pytest.fixture
-def two(address: str) -> Iterator[RawClientV2]:
+def v2(address: str) -> Iterator[RawClientV2]:
     """A connection with all that there is."""
-    with RawClientV2(address) as two:
-        yield two
+    with RawClientV2(address) as v2:
+        yield v2
 
 
 @pytest.fixture
 def unix(server: Server) -> str:
     return server.addresses["unix"]
+
+
+@pytest.fixture
+def nothing_is_left_behind(root: Path) -> Iterator[None]:
+    yield
+    assert eventually(lambda: unfinished_writes(root) == []), unfinished_writes(root)
+
+
+@pytest.fixture
+def target(root: Path) -> Iterator[Path]:
+    """Where a test may put."""
+    yield root / "target"
+    (root / "target").unlink(missing_ok=True)
+
+
+@pytest.fixture(params=CONTENT_SIZES, scope="module")
+def content(request: pytest.FixtureRequest) -> bytes:
+    return random.Random(3).randbytes(CONTENT_SIZES[request.param])

@@ -57,30 +57,30 @@ def mixed(places: list[Path]) -> list[Path]:
 def test_a_descriptor_passed_before_the_hello_ack_is_stored(
     unix: str, files: list[int], places: list[Path], split: int
 ) -> None:
-    with Early(unix) as two:
-        first, second = (two.encode(PUT_DESCRIPTOR, f"/{path.name}") for path in places[:2])
+    with Early(unix) as v2:
+        first, second = (v2.encode(PUT_DESCRIPTOR, f"/{path.name}") for path in places[:2])
         greeting = hello()
         if split == 0:
-            two.send_with(greeting + first, files[0])
+            v2.send_with(greeting + first, files[0])
         else:
-            two.send(greeting[:split])
-            two.send(greeting[split:])
-            two.send_with(first, files[0])
-        two.send_with(second, files[1])
-        two.begin()
-        assert [answer.status for answer in two.answers(2).values()] == [OK, OK]
+            v2.send(greeting[:split])
+            v2.send(greeting[split:])
+            v2.send_with(first, files[0])
+        v2.send_with(second, files[1])
+        v2.begin()
+        assert [answer.status for answer in v2.answers(2).values()] == [OK, OK]
     assert [path.exists() for path in places] == [True, True, False]
     assert mixed(places) == []
 
 
 def test_a_descriptor_beside_content_belongs_to_the_next_put(unix: str, files: list[int], places: list[Path]) -> None:
-    with RawClientV2(unix) as two:
-        put = two.encode(PUT, "/early-C", content_len=len(b"content of C") * 3)
-        one, other = (two.encode(PUT_DESCRIPTOR, f"/{path.name}") for path in places[:2])
-        two.send(put, b"content of C")
-        socket.send_fds(two.socket, [b"content of C" * 2 + one], [files[0]])
-        socket.send_fds(two.socket, [other], [files[1]])
-        assert [answer.status for answer in two.answers(3).values()] == [OK] * 3
+    with RawClientV2(unix) as v2:
+        put = v2.encode(PUT, "/early-C", content_len=len(b"content of C") * 3)
+        one, other = (v2.encode(PUT_DESCRIPTOR, f"/{path.name}") for path in places[:2])
+        v2.send(put, b"content of C")
+        socket.send_fds(v2.socket, [b"content of C" * 2 + one], [files[0]])
+        socket.send_fds(v2.socket, [other], [files[1]])
+        assert [answer.status for answer in v2.answers(3).values()] == [OK] * 3
     places[2].write_bytes(places[2].read_bytes()[:12])
     assert [path.exists() for path in places] == [True, True, True]
     assert mixed(places) == []
@@ -90,18 +90,18 @@ def test_a_descriptor_beside_content_belongs_to_the_next_put(unix: str, files: l
 def test_a_put_without_its_descriptor_does_not_get_that_of_the_next(tmp_path: Path, files: list[int], cut: int) -> None:
     root = tmp_path / "root"
     root.mkdir()
-    with ServerProcess(root, tmp_path / "o.sock", "--writable") as server, RawClientV2(server.addresses["unix"]) as two:
-        lost, other, after = (two.encode(PUT_DESCRIPTOR, f"/early-{name}") for name in "ABC")
+    with ServerProcess(root, tmp_path / "o.sock", "--writable") as server, RawClientV2(server.addresses["unix"]) as v2:
+        lost, other, after = (v2.encode(PUT_DESCRIPTOR, f"/early-{name}") for name in "ABC")
         with server.stopped():
             # The server reads both at once.
-            two.send(lost)
-            socket.send_fds(two.socket, [other[:cut]], [files[1]])
+            v2.send(lost)
+            socket.send_fds(v2.socket, [other[:cut]], [files[1]])
         if cut is not None:
-            two.send(other[cut:])
-        assert {answer.status for answer in two.answers(2).values()} == {INVALID_REQUEST}
+            v2.send(other[cut:])
+        assert {answer.status for answer in v2.answers(2).values()} == {INVALID_REQUEST}
         # The connection is as good as before.
-        socket.send_fds(two.socket, [after], [files[2]])
-        assert two.answer().status == OK
-        assert two.call(STAT, "/early-C").status == OK
+        socket.send_fds(v2.socket, [after], [files[2]])
+        assert v2.answer().status == OK
+        assert v2.call(STAT, "/early-C").status == OK
     assert [path.name for path in root.iterdir() if path.is_file()] == ["early-C"]
     assert (root / "early-C").read_bytes() == b"content of C"

@@ -32,39 +32,39 @@ class Talk:
 
     def run(self, stop: threading.Event) -> int:
         """Sends requests until `stop`, then reads the missing replies. Returns their number."""
-        with RawClientV2(self.address) as two:
+        with RawClientV2(self.address) as v2:
             expected: dict[int, tuple[Operation, str]] = {}
             while expected or not stop.is_set():
                 while len(expected) < WINDOW and not stop.is_set():
-                    expected |= self._ask(two)
-                answer = two.answer()
+                    expected |= self._ask(v2)
+                answer = v2.answer()
                 # An answer to nothing, or a second one, fails here.
                 operation, name = expected.pop(answer.id)
                 content = answer.read()
                 if operation in {COPY, SPLICE, FDPASS}:
                     assert content == CONTENTS[name]
                 self.answered += 1
-            two.send(encode_close(0))
-            assert two.next() == CloseAck(0)
-            assert two.is_closed()
+            v2.send(encode_close(0))
+            assert v2.next() == CloseAck(0)
+            assert v2.is_closed()
         return self.answered
 
-    def _ask(self, two: RawClientV2) -> dict[int, tuple[Operation, str]]:
+    def _ask(self, v2: RawClientV2) -> dict[int, tuple[Operation, str]]:
         operation = self.random.choice(self.operations)
         name = self.random.choice(list(CONTENTS))
         flags = self.random.choice([0, 0, 0, ORDERED])
         if operation is PUT:
             # What fits into the socket: while the server waits for its answers to be read, it reads nothing more.
             content = CONTENTS["small"]
-            two.send(two.encode(PUT, self.own, flags, content_len=len(content)), content)
+            v2.send(v2.encode(PUT, self.own, flags, content_len=len(content)), content)
         elif operation is PUT_DESCRIPTOR:
             with os.fdopen(os.memfd_create("content"), "w+b") as file:
                 file.write(CONTENTS[name])
                 file.flush()
-                socket.send_fds(two.socket, [two.encode(PUT_DESCRIPTOR, self.own, flags)], [file.fileno()])
+                socket.send_fds(v2.socket, [v2.encode(PUT_DESCRIPTOR, self.own, flags)], [file.fileno()])
         else:
-            two.ask(operation, "/" if operation is LIST else f"/{name}", flags)
-        return {two.next_id - 1: (operation, name)}
+            v2.ask(operation, "/" if operation is LIST else f"/{name}", flags)
+        return {v2.next_id - 1: (operation, name)}
 
 
 def test_the_model_changes_while_requests_are_under_way(tmp_path: Path) -> None:

@@ -82,15 +82,15 @@ def settled(served: Server) -> Iterator[Server]:
     assert eventually(lambda: served.statistics().connections == 0)
 
 
-def ask_for_all(two: RawClientV2) -> None:
+def ask_for_all(v2: RawClientV2) -> None:
     """What a client may ask for over this transport, and how it is answered."""
-    assert two.call_until_served(STAT, CONTENT_URI).metadata.size == len(CONTENT)
-    for operation in (COPY, SPLICE, *([FDPASS] if two.socket.family == socket.AF_UNIX else [])):
-        assert two.call_until_served(operation, CONTENT_URI).read() == CONTENT
-    assert two.call_until_served(COPY, MISSING_URI).status == NOT_FOUND
+    assert v2.call_until_served(STAT, CONTENT_URI).metadata.size == len(CONTENT)
+    for operation in (COPY, SPLICE, *([FDPASS] if v2.socket.family == socket.AF_UNIX else [])):
+        assert v2.call_until_served(operation, CONTENT_URI).read() == CONTENT
+    assert v2.call_until_served(COPY, MISSING_URI).status == NOT_FOUND
     found, cursor = 0, None
     while True:
-        answer = two.call_until_served(LIST, NAMES_URI, limit=10_000, cursor=cursor)
+        answer = v2.call_until_served(LIST, NAMES_URI, limit=10_000, cursor=cursor)
         found += len(answer.entries())
         if (cursor := answer.metadata.cursor) is None:
             break
@@ -102,8 +102,8 @@ def test_others_are_served_while_the_budget_is_used_up(settled: Server, transpor
     address = settled.addresses[transport]
     with contextlib.ExitStack() as clients:
         for _ in range(HOARDERS):
-            two = clients.enter_context(RawClientV2(address, timeout=60))
-            two.send(b"".join(two.encode(LIST, NAMES_URI, limit=10_000) for _ in range(60)))
+            v2 = clients.enter_context(RawClientV2(address, timeout=60))
+            v2.send(b"".join(v2.encode(LIST, NAMES_URI, limit=10_000) for _ in range(60)))
         # Then an eighth of what is free is hardly more than each has in any case.
         assert eventually(lambda: settled.statistics().output_bytes > TOTAL - 10 * LEAST, 60)
         with RawClientV2(address, timeout=60) as same_user:
@@ -119,7 +119,7 @@ def test_others_are_served_while_the_budget_is_used_up(settled: Server, transpor
 
 
 def two_of(*arguments: object) -> Callable[[RawClientV2], bytes]:
-    return lambda two: two.encode(*arguments)  # type: ignore[arg-type]  # an operation and its URI
+    return lambda v2: v2.encode(*arguments)  # type: ignore[arg-type]  # an operation and its URI
 
 
 #: What a client sends again and again.
@@ -134,10 +134,10 @@ KINDS: dict[str, Callable[[RawClientV2], bytes]] = {
     "no directory to list": two_of(LIST, MISSING_URI + "/"),
     "not writable": two_of(DELETE, CONTENT_URI),
     "no descriptor": two_of(PUT_DESCRIPTOR, MISSING_URI),
-    "contents that are refused": lambda two: two.encode(PUT, MISSING_URI, content_len=4) + b"abcd",
+    "contents that are refused": lambda v2: v2.encode(PUT, MISSING_URI, content_len=4) + b"abcd",
     "bad URIs": two_of(COPY, "/.." + CONTENT_URI),
     "unknown operations": lambda _: frame(7, b"?", CONTENT_URI.encode()),
-    "conditions": lambda two: two.encode(COPY, CONTENT_URI, if_match=b"another"),
+    "conditions": lambda v2: v2.encode(COPY, CONTENT_URI, if_match=b"another"),
 }
 KINDS_ONE = {
     "small copies": request(COPY_ONE, SMALL_URI),
@@ -147,23 +147,23 @@ KINDS_ONE = {
 }
 
 
-def send_until_it_stops(wire: RawClient, message: bytes) -> int:
+def send_until_it_stops(v1: RawClient, message: bytes) -> int:
     """Sends without reading until the server takes nothing more. Returns how many bytes went."""
     messages = message * max(1, (64 << 10) // len(message))
     sent, begun = 0, 0
     with contextlib.suppress(ConnectionError):
         while sent <= MOST_SENT:
-            if not select.select([], [wire.socket], [], 1)[1]:
+            if not select.select([], [v1.socket], [], 1)[1]:
                 break
             with contextlib.suppress(BlockingIOError):
-                taken = wire.socket.send(messages[begun:], socket.MSG_DONTWAIT)
+                taken = v1.socket.send(messages[begun:], socket.MSG_DONTWAIT)
                 sent += taken
                 begun = (begun + taken) % len(messages)
     return sent
 
 
-def check_bounds(server: Server, wire: RawClient, address: str, message: bytes) -> None:
-    assert send_until_it_stops(wire, message) <= MOST_SENT
+def check_bounds(server: Server, v1: RawClient, address: str, message: bytes) -> None:
+    assert send_until_it_stops(v1, message) <= MOST_SENT
     assert server.statistics().output_bytes <= PER_CONNECTION + LEAST
     with RawClientV2(address, timeout=60) as honest:
         assert honest.call_until_served(COPY, CONTENT_URI).content == CONTENT
@@ -173,13 +173,13 @@ def check_bounds(server: Server, wire: RawClient, address: str, message: bytes) 
 @pytest.mark.parametrize("transport", ["unix", "tcp"])
 def test_the_server_stops_reading_from_a_client_that_does_not_read(settled: Server, transport: str, kind: str) -> None:
     address = settled.addresses[transport]
-    with RawClientV2(address, timeout=60) as two:
-        check_bounds(settled, two, address, KINDS[kind](two))
+    with RawClientV2(address, timeout=60) as v2:
+        check_bounds(settled, v2, address, KINDS[kind](v2))
 
 
 @pytest.mark.parametrize("kind", KINDS_ONE)
 @pytest.mark.parametrize("transport", ["unix", "tcp"])
 def test_nor_in_version_1(settled: Server, transport: str, kind: str) -> None:
     address = settled.addresses[transport]
-    with RawClient(address, timeout=60) as wire:
-        check_bounds(settled, wire, address, KINDS_ONE[kind])
+    with RawClient(address, timeout=60) as v1:
+        check_bounds(settled, v1, address, KINDS_ONE[kind])

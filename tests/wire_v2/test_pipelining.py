@@ -61,9 +61,9 @@ def slow_storage(served: ServerProcess, *, writes: bool = True) -> ThreadFreezer
     threads = served.threads(READERS, STORAGE_THREADS)
     if writes:
         threads += served.threads(WRITERS, STORAGE_THREADS)
-        with RawClientV2(served.addresses["unix"]) as two, Path("/dev/null").open("rb") as device:
+        with RawClientV2(served.addresses["unix"]) as v2, Path("/dev/null").open("rb") as device:
             # A thread that copies is made when there is work, and waits for more of it.
-            assert two.put_descriptor("/refused", device.fileno()).fails(INVALID_REQUEST)
+            assert v2.put_descriptor("/refused", device.fileno()).fails(INVALID_REQUEST)
         tasks = Path(f"/proc/{served.pid}/task").iterdir()
         threads += [int(task.name) for task in tasks if (task / "comm").read_text().startswith(COPIERS)]
     try:
@@ -77,9 +77,9 @@ def unasked() -> str:
     return f"/never-asked-for-{os.getpid()}-{next(UNASKED)}"
 
 
-def is_silent(wire: RawClient) -> bool:
+def is_silent(v1: RawClient) -> bool:
     """Whether nothing has come that was not taken."""
-    return not select.select([wire.socket], [], [], 0)[0]
+    return not select.select([v1.socket], [], [], 0)[0]
 
 
 @pytest.mark.parametrize("operation", [COPY, SPLICE, FDPASS, STAT, LIST, PUT, PUT_DESCRIPTOR, DELETE])
@@ -89,24 +89,24 @@ def test_a_hundred_fast_objects_overtake_a_slow_one(
     if operation in {FDPASS, PUT_DESCRIPTOR} and transport != "unix":
         pytest.skip("descriptors pass over Unix sockets only")
     (root / "victim").write_bytes(b"x")
-    with RawClientV2(address) as two, slow_storage(served) as storage, (root / "a").open("rb") as source:
+    with RawClientV2(address) as v2, slow_storage(served) as storage, (root / "a").open("rb") as source:
         match operation:
             case _ if operation is PUT:
-                two.send(two.encode(PUT, "/slow", content_len=4), b"slow")
-                slow = two.next_id - 1
+                v2.send(v2.encode(PUT, "/slow", content_len=4), b"slow")
+                slow = v2.next_id - 1
             case _ if operation is PUT_DESCRIPTOR:
-                socket.send_fds(two.socket, [two.encode(PUT_DESCRIPTOR, "/slow")], [source.fileno()])
-                slow = two.next_id - 1
+                socket.send_fds(v2.socket, [v2.encode(PUT_DESCRIPTOR, "/slow")], [source.fileno()])
+                slow = v2.next_id - 1
             case _ if operation is DELETE:
-                slow = two.ask(DELETE, "/victim")
+                slow = v2.ask(DELETE, "/victim")
             case _ if operation is LIST:
-                slow = two.ask(LIST, "/many/")
+                slow = v2.ask(LIST, "/many/")
             case _:
-                slow = two.ask(operation, unasked())
-        fast = [two.ask(*asked) for _ in range(50) for asked in ((COPY, "/small"), (STAT, "/a"))]
-        assert list(two.answers(100)) == fast
+                slow = v2.ask(operation, unasked())
+        fast = [v2.ask(*asked) for _ in range(50) for asked in ((COPY, "/small"), (STAT, "/a"))]
+        assert list(v2.answers(100)) == fast
         storage.release()
-        answer = two.answer()
+        answer = v2.answer()
         assert answer.id == slow
         assert answer.status == (NOT_FOUND if operation in {COPY, SPLICE, FDPASS, STAT} else OK)
         assert (root / "victim").exists() == (operation is not DELETE)
@@ -128,16 +128,16 @@ def unready(root: Path, model: Concurrency, tmp_path_factory: pytest.TempPathFac
 def test_a_content_on_the_disk_holds_nothing_up(
     unready: ServerProcess, transport: str, root: Path, operation: Operation, name: str
 ) -> None:
-    with RawClientV2(unready.addresses[transport]) as two, slow_storage(unready, writes=False) as storage:
-        slow = two.ask(operation, f"/{name}")
+    with RawClientV2(unready.addresses[transport]) as v2, slow_storage(unready, writes=False) as storage:
+        slow = v2.ask(operation, f"/{name}")
         others = [STAT, FDPASS] if transport == "unix" else [STAT]
-        fast = [two.ask(other, "/small") for _ in range(50) for other in others]
+        fast = [v2.ask(other, "/small") for _ in range(50) for other in others]
         for number in fast:
-            answer = two.answer()
+            answer = v2.answer()
             assert answer.id == number
             answer.read()
         storage.release()
-        answer = two.answer()
+        answer = v2.answer()
         assert answer.id == slow
         assert answer.read() == (root / name).read_bytes()
 
@@ -158,71 +158,71 @@ def test_in_version_1_a_slow_object_holds_up_its_own_connection_only(
 
 
 def test_an_ordered_request_overtakes_nothing(served: ServerProcess, address: str) -> None:
-    with RawClientV2(address) as two, slow_storage(served) as storage:
-        slow = [two.ask(LIST, "/many/"), two.ask(STAT, unasked())]
-        fast = two.ask(COPY, "/a")
-        ordered = two.ask(COPY, "/a", flags=ORDERED)
-        behind = two.ask(COPY, "/a")
-        assert two.answer().id == fast
+    with RawClientV2(address) as v2, slow_storage(served) as storage:
+        slow = [v2.ask(LIST, "/many/"), v2.ask(STAT, unasked())]
+        fast = v2.ask(COPY, "/a")
+        ordered = v2.ask(COPY, "/a", flags=ORDERED)
+        behind = v2.ask(COPY, "/a")
+        assert v2.answer().id == fast
         with RawClientV2(address) as other:
             # The server has had its turn, and has kept to it.
             assert other.call(COPY, "/a").status == OK
-        assert is_silent(two)
+        assert is_silent(v2)
         storage.release()
-        assert {two.answer().id, two.answer().id} == set(slow)
-        assert [two.answer().id, two.answer().id] == [ordered, behind]
+        assert {v2.answer().id, v2.answer().id} == set(slow)
+        assert [v2.answer().id, v2.answer().id] == [ordered, behind]
 
 
 def test_an_ordered_request_may_be_overtaken(served: ServerProcess, address: str) -> None:
-    with RawClientV2(address) as two, slow_storage(served) as storage:
-        ordered = two.ask(LIST, "/many/", flags=ORDERED)
-        fast = two.ask(COPY, "/a")
-        assert two.answer().id == fast
+    with RawClientV2(address) as v2, slow_storage(served) as storage:
+        ordered = v2.ask(LIST, "/many/", flags=ORDERED)
+        fast = v2.ask(COPY, "/a")
+        assert v2.answer().id == fast
         storage.release()
-        assert two.answer().id == ordered
+        assert v2.answer().id == ordered
 
 
 @pytest.mark.parametrize("capabilities", [Capability.EXTENDED, Capability.EXTENDED | Capability.PIPELINING])
 def test_without_the_capability_everything_comes_in_order(
     served: ServerProcess, address: str, capabilities: int
 ) -> None:
-    with RawClientV2(address, capabilities) as two, slow_storage(served) as storage:
+    with RawClientV2(address, capabilities) as v2, slow_storage(served) as storage:
         asked = []
         for _ in range(10):
-            asked += [two.ask(LIST, "/many/"), two.ask(COPY, "/a"), two.ask(STAT, unasked()), two.ask(SPLICE, "/large")]
+            asked += [v2.ask(LIST, "/many/"), v2.ask(COPY, "/a"), v2.ask(STAT, unasked()), v2.ask(SPLICE, "/large")]
         storage.release()
-        assert list(two.answers(40)) == asked
+        assert list(v2.answers(40)) == asked
 
 
 def test_a_request_with_priority_goes_before_those_that_wait(root: Path, model: Concurrency, tmp_path: Path) -> None:
     flags = ["--writable", "--concurrency-model", model, "--storage-pool-size", "1"]
     with (
         ServerProcess(root, tmp_path / "o.sock", *flags) as served,
-        RawClientV2(served.addresses["unix"]) as two,
+        RawClientV2(served.addresses["unix"]) as v2,
         ThreadFreezer(served.threads("objmapper-storage"[:15], 1)) as storage,
     ):
         for _ in range(40):
-            two.ask(STAT, unasked())
-        urgent = two.ask(STAT, unasked(), flags=PRIORITY)
-        behind = two.ask(COPY, "/a")
-        assert two.answer().id == behind
+            v2.ask(STAT, unasked())
+        urgent = v2.ask(STAT, unasked(), flags=PRIORITY)
+        behind = v2.ask(COPY, "/a")
+        assert v2.answer().id == behind
         storage.release()
         # The thread may have taken one before it was held.
-        assert list(two.answers(41)).index(urgent) <= 1
+        assert list(v2.answers(41)).index(urgent) <= 1
 
 
 def test_beyond_four_listings_the_rest_waits_unread(served: ServerProcess, address: str) -> None:
-    with RawClientV2(address) as two, slow_storage(served) as storage:
-        lists = [two.ask(LIST, "/many/") for _ in range(4)]
-        fast = two.ask(COPY, "/a")
-        behind = [two.ask(LIST, "/many/"), two.ask(COPY, "/a")]
-        assert two.answer().id == fast
+    with RawClientV2(address) as v2, slow_storage(served) as storage:
+        lists = [v2.ask(LIST, "/many/") for _ in range(4)]
+        fast = v2.ask(COPY, "/a")
+        behind = [v2.ask(LIST, "/many/"), v2.ask(COPY, "/a")]
+        assert v2.answer().id == fast
         with RawClientV2(address) as other:
             # The server has had its turn, and others are served meanwhile.
             assert other.call(COPY, "/a").status == OK
-        assert is_silent(two)
+        assert is_silent(v2)
         storage.release()
-        assert set(two.answers(6)) == {*lists, *behind}
+        assert set(v2.answers(6)) == {*lists, *behind}
 
 
 def test_the_work_of_clients_that_left_is_dropped(root: Path, model: Concurrency, tmp_path: Path) -> None:
@@ -242,142 +242,142 @@ def test_the_work_of_clients_that_left_is_dropped(root: Path, model: Concurrency
             # Work that waits keeps its connection open. The thread may have taken one piece before it was held.
             assert eventually(lambda: len(list(files.iterdir())) <= before + 1)
             storage.release()
-        with RawClientV2(served.addresses["unix"]) as two:
-            assert two.call(LIST, "/many/").status == OK
+        with RawClientV2(served.addresses["unix"]) as v2:
+            assert v2.call(LIST, "/many/").status == OK
 
 
 @pytest.mark.parametrize(("operation", "count"), [(COPY, 16), (SPLICE, 48), (STAT, 48)])
 def test_listings_leave_room_for_the_requests_behind_them(
     served: ServerProcess, address: str, operation: Operation, count: int
 ) -> None:
-    with RawClientV2(address) as two, slow_storage(served) as storage:
-        listings = [two.ask(LIST, "/many/") for _ in range(4)]
-        slow = [two.ask(operation, unasked()) for _ in range(count)]
-        fast = two.ask(COPY, "/a")
-        assert two.answer().id == fast
+    with RawClientV2(address) as v2, slow_storage(served) as storage:
+        listings = [v2.ask(LIST, "/many/") for _ in range(4)]
+        slow = [v2.ask(operation, unasked()) for _ in range(count)]
+        fast = v2.ask(COPY, "/a")
+        assert v2.answer().id == fast
         storage.release()
-        assert set(two.answers(4 + count)) == {*listings, *slow}
+        assert set(v2.answers(4 + count)) == {*listings, *slow}
 
 
 @pytest.mark.parametrize("most", [1, 2, 8, 1000])
 def test_more_ahead_than_agreed_in_one_packet_is_an_error(address: str, most: int) -> None:
-    with RawClientV2(address, max_pipeline=most) as two:
-        asked = [two.next_id + number for number in range(most)]
-        two.send(*(two.encode(COPY, "/a") for _ in range(most + 1)))
-        two.expect(0)
-        assert [two.answer().id for _ in range(most)] == asked
-        refused = two.answer()
+    with RawClientV2(address, max_pipeline=most) as v2:
+        asked = [v2.next_id + number for number in range(most)]
+        v2.send(*(v2.encode(COPY, "/a") for _ in range(most + 1)))
+        v2.expect(0)
+        assert [v2.answer().id for _ in range(most)] == asked
+        refused = v2.answer()
         assert refused.id == 0
         assert refused.fails(CAPABILITY_ERROR)
-        assert two.is_closed()
+        assert v2.is_closed()
 
 
 @pytest.mark.parametrize("most", [1, 2, 8, 1000])
 def test_as_many_ahead_as_agreed_are_answered_again_and_again(address: str, most: int) -> None:
-    with RawClientV2(address, max_pipeline=most) as two:
+    with RawClientV2(address, max_pipeline=most) as v2:
         for _ in range(5):
-            two.send(*(two.encode(COPY, "/a") for _ in range(most)))
-            assert all(answer.status == OK for answer in two.answers(most).values())
+            v2.send(*(v2.encode(COPY, "/a") for _ in range(most)))
+            assert all(answer.status == OK for answer in v2.answers(most).values())
 
 
 def test_the_window_slides(address: str) -> None:
-    with RawClientV2(address, max_pipeline=16) as two:
+    with RawClientV2(address, max_pipeline=16) as v2:
         for _ in range(16):
-            two.ask(COPY, "/a")
+            v2.ask(COPY, "/a")
         for _ in range(500):
-            assert two.answer().status == OK
-            two.ask(STAT, "/a")
-        assert all(answer.status == OK for answer in two.answers(16).values())
+            assert v2.answer().status == OK
+            v2.ask(STAT, "/a")
+        assert all(answer.status == OK for answer in v2.answers(16).values())
 
 
 def test_requests_in_flight_count_against_the_window(served: ServerProcess, address: str) -> None:
-    with RawClientV2(address, max_pipeline=4) as two, slow_storage(served) as storage:
-        slow = [two.ask(LIST, "/many/") for _ in range(3)]
+    with RawClientV2(address, max_pipeline=4) as v2, slow_storage(served) as storage:
+        slow = [v2.ask(LIST, "/many/") for _ in range(3)]
         for _ in range(10):
-            assert two.call(COPY, "/a").status == OK
-        slow.append(two.ask(LIST, "/many/"))
+            assert v2.call(COPY, "/a").status == OK
+        slow.append(v2.ask(LIST, "/many/"))
         with RawClientV2(address) as other:
             assert other.call(COPY, "/a").status == OK
-        too_many = two.ask(COPY, "/a")
-        two.expect(0)
-        refused = two.answer()
+        too_many = v2.ask(COPY, "/a")
+        v2.expect(0)
+        refused = v2.answer()
         assert refused.id == 0
         assert refused.fails(CAPABILITY_ERROR)
         storage.release()
         # What was under way is still answered.
-        assert set(two.answers(4)) == set(slow)
-        assert two.is_closed()
-        assert list(two.asked) == [too_many]
+        assert set(v2.answers(4)) == set(slow)
+        assert v2.is_closed()
+        assert list(v2.asked) == [too_many]
 
 
 def test_more_requests_than_one_client_may_have_with_storage_all_come(served: ServerProcess, address: str) -> None:
-    with RawClientV2(address) as two:
+    with RawClientV2(address) as v2:
         with slow_storage(served) as storage:
-            two.send(*(two.encode(LIST, "/many/") for _ in range(900)), *(two.encode(COPY, "/a") for _ in range(100)))
+            v2.send(*(v2.encode(LIST, "/many/") for _ in range(900)), *(v2.encode(COPY, "/a") for _ in range(100)))
             storage.release()
-        assert set(two.answers(1000)) == set(range(1, 1001))
+        assert set(v2.answers(1000)) == set(range(1, 1001))
 
 
 @pytest.mark.parametrize("reason", [0, 1, 2, 3, 77])
 def test_a_close_says_how_many_are_not_answered_and_they_still_are(
     served: ServerProcess, address: str, reason: int
 ) -> None:
-    with RawClientV2(address) as two, slow_storage(served) as storage:
-        slow = [two.ask(LIST, "/many/"), two.ask(STAT, unasked()), two.ask(COPY, unasked())]
-        fast = two.ask(COPY, "/a")
-        two.send(encode_close(reason))
-        assert two.answer().id == fast
-        assert two.next() == CloseAck(3)
+    with RawClientV2(address) as v2, slow_storage(served) as storage:
+        slow = [v2.ask(LIST, "/many/"), v2.ask(STAT, unasked()), v2.ask(COPY, unasked())]
+        fast = v2.ask(COPY, "/a")
+        v2.send(encode_close(reason))
+        assert v2.answer().id == fast
+        assert v2.next() == CloseAck(3)
         storage.release()
-        assert set(two.answers(3)) == set(slow)
-        assert two.is_closed()
+        assert set(v2.answers(3)) == set(slow)
+        assert v2.is_closed()
 
 
 def test_a_close_ends_an_idle_connection(address: str) -> None:
-    with RawClientV2(address) as two:
-        assert two.call(COPY, "/a").status == OK
-        two.send(bytes([CLOSE]))
-        two.send(b"\0")
-        assert two.next() == CloseAck(0)
-        assert two.is_closed()
+    with RawClientV2(address) as v2:
+        assert v2.call(COPY, "/a").status == OK
+        v2.send(bytes([CLOSE]))
+        v2.send(b"\0")
+        assert v2.next() == CloseAck(0)
+        assert v2.is_closed()
 
 
 def test_what_follows_a_close_is_not_answered(address: str) -> None:
-    with RawClientV2(address) as two:
-        two.send(encode_close(0), two.encode(COPY, "/a"), b"\xff" * 100)
-        assert two.next() == CloseAck(0)
-        assert two.is_closed()
+    with RawClientV2(address) as v2:
+        v2.send(encode_close(0), v2.encode(COPY, "/a"), b"\xff" * 100)
+        assert v2.next() == CloseAck(0)
+        assert v2.is_closed()
 
 
 def test_a_client_that_ends_its_side_is_answered_when_storage_is_ready(served: ServerProcess, address: str) -> None:
-    with RawClientV2(address) as two, slow_storage(served) as storage:
-        slow = {two.ask(LIST, "/many/"), two.ask(STAT, unasked())}
-        fast = two.ask(COPY, "/a")
-        two.send(b"\1\0\0")
-        two.socket.shutdown(socket.SHUT_WR)
-        assert two.answer().id == fast
+    with RawClientV2(address) as v2, slow_storage(served) as storage:
+        slow = {v2.ask(LIST, "/many/"), v2.ask(STAT, unasked())}
+        fast = v2.ask(COPY, "/a")
+        v2.send(b"\1\0\0")
+        v2.socket.shutdown(socket.SHUT_WR)
+        assert v2.answer().id == fast
         storage.release()
-        assert set(two.answers(2)) == slow
-        assert two.is_closed()
+        assert set(v2.answers(2)) == slow
+        assert v2.is_closed()
 
 
 def test_clients_that_vanish_while_storage_is_slow_cost_nothing(
     served: ServerProcess, address: str, transport: str
 ) -> None:
-    with RawClientV2(address) as two:
-        assert two.call(COPY, "/a").status == OK
+    with RawClientV2(address) as v2:
+        assert v2.call(COPY, "/a").status == OK
     before = descriptors_of(served.pid)
     with slow_storage(served) as storage:
         gone = [RawClientV2(address) for _ in range(20)]
-        for two in gone:
+        for v2 in gone:
             for number in range(16):
-                two.ask(FDPASS if transport == "unix" else SPLICE, unasked())
+                v2.ask(FDPASS if transport == "unix" else SPLICE, unasked())
                 if number % 4 == 0:
-                    two.ask(LIST, "/many/")
-            fast = two.ask(COPY, "/a")
+                    v2.ask(LIST, "/many/")
+            fast = v2.ask(COPY, "/a")
             # A pool that is short of time may have refused some of the others.
-            while two.answer().id != fast:
+            while v2.answer().id != fast:
                 pass
-            two.close()
+            v2.close()
         storage.release()
     assert eventually(lambda: descriptors_of(served.pid) <= before), (before, descriptors_of(served.pid))

@@ -24,17 +24,17 @@ def serving(tmp_path: Path, model: str, *flags: str) -> Iterator[ServerProcess]:
         yield server
 
 
-def drip(two: RawClientV2, length: int, pause: float) -> tuple[int, float]:
+def drip(v2: RawClientV2, length: int, pause: float) -> tuple[int, float]:
     """Announces this size, and sends a byte at a time until the reply comes. Returns the status and the time."""
     began = time.monotonic()
-    two.send(two.encode(PUT, "/dripping", content_len=length))
-    two.socket.settimeout(pause)
+    v2.send(v2.encode(PUT, "/dripping", content_len=length))
+    v2.socket.settimeout(pause)
     while time.monotonic() - began < 60:
         with suppress(BrokenPipeError, ConnectionResetError):
             # After the answer the server closes the connection; the answer can still be read.
-            two.send(b"x")
+            v2.send(b"x")
         try:
-            return two.answer().status, time.monotonic() - began
+            return v2.answer().status, time.monotonic() - began
         except TimeoutError:
             continue
     raise AssertionError("it goes on for ever")
@@ -43,8 +43,8 @@ def drip(two: RawClientV2, length: int, pause: float) -> tuple[int, float]:
 @pytest.mark.parametrize("model", MODELS)
 def test_a_content_that_drips_ends_in_time(tmp_path: Path, model: str) -> None:
     flags = ["--request-timeout", "1", "--min-upload-rate", "1000"]
-    with serving(tmp_path, model, *flags) as server, RawClientV2(server.addresses["unix"]) as two:
-        status, after = drip(two, 1 << 20, 0.1)
+    with serving(tmp_path, model, *flags) as server, RawClientV2(server.addresses["unix"]) as v2:
+        status, after = drip(v2, 1 << 20, 0.1)
         assert status == TIMEOUT
         assert after > 1
     assert not (tmp_path / "root/dripping").exists()
@@ -52,15 +52,15 @@ def test_a_content_that_drips_ends_in_time(tmp_path: Path, model: str) -> None:
 
 @pytest.mark.parametrize("model", MODELS)
 def test_a_content_that_has_stopped_costs_nothing_while_it_is_waited_for(tmp_path: Path, model: str) -> None:
-    with serving(tmp_path, model) as server, RawClientV2(server.addresses["unix"]) as two:
-        two.send(two.encode(PUT, "/stopped", content_len=1 << 20), bytes(1 << 19))
+    with serving(tmp_path, model) as server, RawClientV2(server.addresses["unix"]) as v2:
+        v2.send(v2.encode(PUT, "/stopped", content_len=1 << 20), bytes(1 << 19))
         assert eventually(lambda: reserved(server) >= 1 << 19)
         time.sleep(0.5)
         before = used(server)
         time.sleep(2)
         assert used(server) - before < 0.5
-        two.send(bytes(1 << 19))
-        assert two.answer().status == OK
+        v2.send(bytes(1 << 19))
+        assert v2.answer().status == OK
 
 
 def used(server: ServerProcess) -> float:
@@ -71,8 +71,8 @@ def used(server: ServerProcess) -> float:
 
 def test_a_content_may_take_upload_timeout_and_no_longer(tmp_path: Path) -> None:
     flags = ["--min-upload-rate", "0", "--upload-timeout", "2"]
-    with serving(tmp_path, "epoll", *flags) as server, RawClientV2(server.addresses["unix"]) as two:
-        status, after = drip(two, 1 << 20, 0.1)
+    with serving(tmp_path, "epoll", *flags) as server, RawClientV2(server.addresses["unix"]) as v2:
+        status, after = drip(v2, 1 << 20, 0.1)
         assert status == TIMEOUT
         assert after > 2
 
@@ -80,13 +80,13 @@ def test_a_content_may_take_upload_timeout_and_no_longer(tmp_path: Path) -> None
 @pytest.mark.parametrize("model", MODELS)
 def test_what_comes_fast_enough_may_take_longer_than_request_timeout(tmp_path: Path, model: str) -> None:
     flags = ["--request-timeout", "1", "--min-upload-rate", "1"]
-    with serving(tmp_path, model, *flags) as server, RawClientV2(server.addresses["unix"], timeout=60) as two:
+    with serving(tmp_path, model, *flags) as server, RawClientV2(server.addresses["unix"], timeout=60) as v2:
         content = os.urandom(60_000)
-        two.send(two.encode(PUT, "/slow", content_len=len(content)))
+        v2.send(v2.encode(PUT, "/slow", content_len=len(content)))
         for at in range(0, len(content), 2_000):
-            two.send(content[at : at + 2_000])
+            v2.send(content[at : at + 2_000])
             time.sleep(0.1)
-        assert two.answer().status == OK
+        assert v2.answer().status == OK
     assert (tmp_path / "root/slow").read_bytes() == content
 
 
@@ -108,8 +108,8 @@ def test_what_one_user_announces_keeps_no_more_of_the_disk_than_it_may(tmp_path:
         address = server.addresses["unix"]
         held = [RawClientV2(address) for _ in range(5)]
         try:
-            for number, two in enumerate(held):
-                two.send(two.encode(PUT, f"/held-{number}", content_len=32 << 20), b"x")
+            for number, v2 in enumerate(held):
+                v2.send(v2.encode(PUT, f"/held-{number}", content_len=32 << 20), b"x")
             assert eventually(lambda: reserved(server) >= 2 << 20)
             assert reserved(server) <= (2 << 20) + 5 * (64 << 10)
             with RawClientV2(address) as other:
@@ -122,6 +122,6 @@ def test_what_one_user_announces_keeps_no_more_of_the_disk_than_it_may(tmp_path:
             with RawClientV2(address) as other:
                 assert other.put("/more", bytes(1 << 20)).status == OK
         finally:
-            for two in held:
-                two.close()
+            for v2 in held:
+                v2.close()
         assert eventually(lambda: reserved(server) == 0)

@@ -49,8 +49,8 @@ def serving(tmp_path: Path, model: Concurrency, request_timeout: float = 60.0) -
         yield server
 
 
-def pass_on(two: RawClientV2, disk: StuckDisk, uri: str = "/stuck") -> None:
-    socket.send_fds(two.socket, [two.encode(PUT_DESCRIPTOR, uri)], [disk.source])
+def pass_on(v2: RawClientV2, disk: StuckDisk, uri: str = "/stuck") -> None:
+    socket.send_fds(v2.socket, [v2.encode(PUT_DESCRIPTOR, uri)], [disk.source])
 
 
 def leftovers(tmp_path: Path) -> list[Path]:
@@ -64,17 +64,17 @@ def test_the_client_is_answered_in_time_and_others_notice_nothing(
     with (
         caplog.at_level(logging.ERROR),
         serving(tmp_path, Concurrency.EPOLL, request_timeout=1) as server,
-        RawClientV2(server.addresses["unix"]) as two,
+        RawClientV2(server.addresses["unix"]) as v2,
         RawClientV2(server.addresses["unix"]) as honest,
     ):
         for number in range(10):
-            pass_on(two, disk, f"/stuck-{number}")
+            pass_on(v2, disk, f"/stuck-{number}")
         assert disk.is_read.wait(20)
         for _ in range(20):
             assert honest.call(COPY, "/a").read() == b"a"
             assert honest.put("/b", b"b" * 300_000).status == OK
             assert honest.call(LIST, "/").status == OK
-        answers = two.answers(10).values()
+        answers = v2.answers(10).values()
         assert {answer.status for answer in answers} <= {TIMEOUT, 0x14}
         refusal = next(answer for answer in answers if answer.status == TIMEOUT)
         assert "does not answer" in (refusal.metadata.message or "")
@@ -86,7 +86,7 @@ def test_the_client_is_answered_in_time_and_others_notice_nothing(
         # What comes of the copy after its client has been answered is counted as well.
         disk.release()
         assert eventually(lambda: server.statistics().storage_errors_total.get("EIO", 0) >= 1)
-        assert two.call(COPY, "/a").read() == b"a"
+        assert v2.call(COPY, "/a").read() == b"a"
 
 
 @pytest.mark.parametrize("model", MODELS, ids=str)
@@ -96,12 +96,12 @@ def test_a_source_that_fails_is_refused_counted_and_logged(
     with (
         caplog.at_level(logging.ERROR),
         serving(tmp_path, model) as server,
-        RawClientV2(server.addresses["unix"]) as two,
+        RawClientV2(server.addresses["unix"]) as v2,
     ):
-        pass_on(two, disk)
+        pass_on(v2, disk)
         assert disk.is_read.wait(20)
         disk.release()
-        assert two.answer().fails(STORAGE_ERROR)
+        assert v2.answer().fails(STORAGE_ERROR)
         assert eventually(lambda: server.statistics().storage_errors_total == {"EIO": 1})
         assert eventually(lambda: "'/stuck': Input/output error (EIO)" in caplog.text)
         assert leftovers(tmp_path) == []
@@ -111,8 +111,8 @@ def test_a_failure_is_counted_though_its_client_has_gone(
     tmp_path: Path, disk: StuckDisk, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.ERROR), serving(tmp_path, Concurrency.EPOLL) as server:
-        with RawClientV2(server.addresses["unix"]) as two:
-            pass_on(two, disk)
+        with RawClientV2(server.addresses["unix"]) as v2:
+            pass_on(v2, disk)
             assert disk.is_read.wait(20)
         # The server looks at each connection about once a second, and ends this one's session.
         time.sleep(3)
@@ -124,8 +124,8 @@ def test_a_failure_is_counted_though_its_client_has_gone(
 
 @pytest.mark.parametrize("model", MODELS, ids=str)
 def test_a_stop_does_not_wait_for_it(tmp_path: Path, disk: StuckDisk, model: Concurrency) -> None:
-    with serving(tmp_path, model) as server, RawClientV2(server.addresses["unix"]) as two:
-        pass_on(two, disk)
+    with serving(tmp_path, model) as server, RawClientV2(server.addresses["unix"]) as v2:
+        pass_on(v2, disk)
         assert disk.is_read.wait(20)
         began = time.monotonic()
         server.stop()
@@ -141,8 +141,8 @@ def test_sigterm_ends_the_process_within_its_grace(tmp_path: Path, disk: StuckDi
     root = tmp_path / "root"
     root.mkdir()
     flags = ["--writable", "--concurrency-model", model, "--shutdown-grace", f"{GRACE}"]
-    with ServerProcess(root, tmp_path / "o.sock", *flags) as server, RawClientV2(server.addresses["unix"]) as two:
-        pass_on(two, disk)
+    with ServerProcess(root, tmp_path / "o.sock", *flags) as server, RawClientV2(server.addresses["unix"]) as v2:
+        pass_on(v2, disk)
         assert disk.is_read.wait(20)
         began = time.monotonic()
         server.process.send_signal(signal.SIGTERM)
@@ -154,9 +154,9 @@ def test_sigterm_ends_the_process_within_its_grace(tmp_path: Path, disk: StuckDi
 
 
 def test_once_its_disk_answers_the_file_is_stored(tmp_path: Path, disk: StuckDisk) -> None:
-    with serving(tmp_path, Concurrency.EPOLL) as server, RawClientV2(server.addresses["unix"]) as two:
-        pass_on(two, disk)
+    with serving(tmp_path, Concurrency.EPOLL) as server, RawClientV2(server.addresses["unix"]) as v2:
+        pass_on(v2, disk)
         assert disk.is_read.wait(20)
         disk.resume()
-        assert two.answer().status == OK
-        assert two.call(COPY, "/stuck").read() == ON_DISK
+        assert v2.answer().status == OK
+        assert v2.call(COPY, "/stuck").read() == ON_DISK

@@ -39,11 +39,11 @@ def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ServerPro
         yield server
 
 
-def ask_for_stuck(two: RawClientV2, stuck: StuckFile, count: int, **parameters: int) -> None:
+def ask_for_stuck(v2: RawClientV2, stuck: StuckFile, count: int, **parameters: int) -> None:
     with stuck.path.open("rb") as source:
         for number in range(count):
-            request = two.encode(PUT_DESCRIPTOR, f"/stuck-{number}", **parameters)
-            socket.send_fds(two.socket, [request], [source.fileno()])
+            request = v2.encode(PUT_DESCRIPTOR, f"/stuck-{number}", **parameters)
+            socket.send_fds(v2.socket, [request], [source.fileno()])
 
 
 @needs_fuse
@@ -67,8 +67,8 @@ def test_files_that_never_answer_are_refused_unread(server: ServerProcess, stuck
 
 @needs_fuse
 def test_a_stop_does_not_wait_for_a_file_that_never_answers(server: ServerProcess, stuck: StuckFile) -> None:
-    with RawClientV2(server.addresses["unix"]) as two:
-        ask_for_stuck(two, stuck, 20)
+    with RawClientV2(server.addresses["unix"]) as v2:
+        ask_for_stuck(v2, stuck, 20)
         server.process.send_signal(signal.SIGTERM)
         # The process itself is gone, though the file system still answers no read.
         assert server.process.wait(60) == 0
@@ -98,15 +98,15 @@ def test_a_memory_file_of_a_pebibyte_holds_up_nothing_and_takes_no_room(server: 
     pebibyte = sparse(1 << 50)
     stored = tmp_path / "root/huge"
     try:
-        with RawClientV2(server.addresses["unix"]) as two:
-            answer = two.put_descriptor("/huge", pebibyte)
+        with RawClientV2(server.addresses["unix"]) as v2:
+            answer = v2.put_descriptor("/huge", pebibyte)
             # It is one hole: where the file system allows this size, the object has no block.
             assert answer.status == OK or answer.fails(STORAGE_ERROR)
             assert (stored.stat().st_blocks if stored.exists() else 0) == 0
-            assert two.call(COPY, "/7").read() == b"7"
+            assert v2.call(COPY, "/7").read() == b"7"
             # What is announced has no holes.
-            two.send(two.encode(PUT, "/huger", content_len=1 << 50))
-            assert two.answer().fails(STORAGE_ERROR)
+            v2.send(v2.encode(PUT, "/huger", content_len=1 << 50))
+            assert v2.answer().fails(STORAGE_ERROR)
     finally:
         os.close(pebibyte)
     assert not (tmp_path / "root/huger").exists()
@@ -118,25 +118,25 @@ def test_a_sparse_file_is_charged_what_it_has_of_its_disk(tmp_path: Path) -> Non
     with (
         file_systems.tmpfs() as root,
         ServerProcess(root, tmp_path / "o.sock", "--writable", "--max-object-size", "1GiB") as server,
-        RawClientV2(server.addresses["unix"]) as two,
+        RawClientV2(server.addresses["unix"]) as v2,
     ):
         fits = sparse(1 << 30, {512 << 20: bytes(range(256)) * 4096})
         over, full = sparse((1 << 30) + 1), sparse(1 << 30)
         for offset in range(0, 100 << 20, 1 << 20):
             os.pwrite(full, b"x" * (1 << 20), 2 * offset)
         try:
-            assert two.put_descriptor("/fits", fits).status == OK
+            assert v2.put_descriptor("/fits", fits).status == OK
             stored = (root / "fits").stat()
             assert (stored.st_size, stored.st_blocks * 512) == (1 << 30, 1 << 20)
             with (root / "fits").open("rb") as file:
                 file.seek((512 << 20) - 1)
                 assert file.read(257) == b"\0" + bytes(range(256))
             # The size of an object is its whole size.
-            assert two.put_descriptor("/over", over).fails(FORBIDDEN)
-            refusal = two.put_descriptor("/full", full)
+            assert v2.put_descriptor("/over", over).fails(FORBIDDEN)
+            refusal = v2.put_descriptor("/full", full)
             assert refusal.fails(STORAGE_ERROR)
             assert "no space left" in (refusal.metadata.message or "")
-            assert two.put("/small", b"s" * 300_000).status == OK
+            assert v2.put("/small", b"s" * 300_000).status == OK
         finally:
             for descriptor in (fits, over, full):
                 os.close(descriptor)
@@ -151,14 +151,14 @@ def test_data_that_comes_into_holes_meanwhile_is_stored_or_refused_and_leaves_no
         for _ in range(4):
             source = sparse(1 << 30, {number << 23: b"data" for number in range(100)})
             filling = threading.Thread(target=fill, args=[source, 100 << 20])
-            with RawClientV2(server.addresses["unix"]) as two:
+            with RawClientV2(server.addresses["unix"]) as v2:
                 filling.start()
-                answer = two.put_descriptor("/filled", source)
+                answer = v2.put_descriptor("/filled", source)
                 filling.join()
                 assert answer.status == OK or answer.fails(STORAGE_ERROR)
                 # The room is there again.
                 (root / "filled").unlink(missing_ok=True)
-                assert two.put("/most", bytes(48 << 20)).status == OK
+                assert v2.put("/most", bytes(48 << 20)).status == OK
                 (root / "most").unlink()
             os.close(source)
 
@@ -172,8 +172,8 @@ def test_holes_stay_holes(server: ServerProcess, tmp_path: Path) -> None:
     source = sparse(64 << 20, {1 << 20: b"one" * 1000, 40 << 20: b"two" * 1000})
     try:
         os.lseek(source, 4711, os.SEEK_SET)
-        with RawClientV2(server.addresses["unix"]) as two:
-            assert two.put_descriptor("/sparse", source).status == OK
+        with RawClientV2(server.addresses["unix"]) as v2:
+            assert v2.put_descriptor("/sparse", source).status == OK
         assert os.lseek(source, 0, os.SEEK_CUR) == 4711
         stored = tmp_path / "root/sparse"
         assert stored.stat().st_blocks * 512 < 1 << 20
@@ -187,22 +187,22 @@ def test_no_object_is_larger_than_max_object_size(tmp_path: Path) -> None:
     flags = ["--writable", "--max-object-size", "100KiB"]
     with ServerProcess(tmp_path / "root", tmp_path / "o.sock", *flags) as server:
         fits, over = sparse(100 << 10), sparse((100 << 10) + 1)
-        with RawClientV2(server.addresses["unix"]) as two:
-            assert two.put("/content", bytes(100 << 10)).status == OK
-            assert two.put_descriptor("/descriptor", fits).status == OK
+        with RawClientV2(server.addresses["unix"]) as v2:
+            assert v2.put("/content", bytes(100 << 10)).status == OK
+            assert v2.put_descriptor("/descriptor", fits).status == OK
             # Said before the content comes, and of a content that came with its request.
-            two.send(two.encode(PUT, "/over", content_len=(100 << 10) + 1))
-            assert two.answer().fails(FORBIDDEN)
-            two.send(bytes((100 << 10) + 1))
-            assert two.put_descriptor("/over", over).fails(FORBIDDEN)
+            v2.send(v2.encode(PUT, "/over", content_len=(100 << 10) + 1))
+            assert v2.answer().fails(FORBIDDEN)
+            v2.send(bytes((100 << 10) + 1))
+            assert v2.put_descriptor("/over", over).fails(FORBIDDEN)
         os.close(fits)
         os.close(over)
     flags = ["--writable", "--max-object-size", "9"]
     with (
         ServerProcess(tmp_path / "root", tmp_path / "o.sock", *flags) as server,
-        RawClientV2(server.addresses["unix"]) as two,
+        RawClientV2(server.addresses["unix"]) as v2,
     ):
-        assert two.put("/nine", b"123456789").status == OK
-        assert two.put("/ten", b"1234567890").fails(FORBIDDEN)
+        assert v2.put("/nine", b"123456789").status == OK
+        assert v2.put("/ten", b"1234567890").fails(FORBIDDEN)
     stored = sorted(path.name for path in (tmp_path / "root").iterdir() if path.is_file())
     assert stored == ["content", "descriptor", "nine"]

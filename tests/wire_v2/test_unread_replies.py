@@ -49,15 +49,15 @@ def serving(objects: Path, tmp_path: Path, model: Concurrency, cache_size: int =
         yield server
 
 
-def served_answers(two: RawClientV2) -> list[Answer]:
+def served_answers(v2: RawClientV2) -> list[Answer]:
     """All answers come; a pool that is short of time may have refused some, or all of one client."""
-    answers = two.answers(REQUESTS).values()
+    answers = v2.answers(REQUESTS).values()
     assert all(answer.fails(UNAVAILABLE) for answer in answers if answer.status != OK)
     return [answer for answer in answers if answer.status == OK]
 
 
-def take_lists(two: RawClientV2) -> int:
-    answers = served_answers(two)
+def take_lists(v2: RawClientV2) -> int:
+    answers = served_answers(v2)
     for answer in answers:
         entries = answer.entries()
         # As far as the page goes: short ones say where the next goes on.
@@ -66,23 +66,23 @@ def take_lists(two: RawClientV2) -> int:
     return len(answers)
 
 
-def take_contents(two: RawClientV2) -> int:
-    answers = served_answers(two)
+def take_contents(v2: RawClientV2) -> int:
+    answers = served_answers(v2)
     assert all(answer.content == CONTENT for answer in answers)
     return len(answers)
 
 
-def take_metadata(two: RawClientV2) -> int:
-    answers = served_answers(two)
+def take_metadata(v2: RawClientV2) -> int:
+    answers = served_answers(v2)
     assert all(answer.metadata.size == len(CONTENT) for answer in answers)
     return len(answers)
 
 
 KINDS: dict[str, tuple[Callable[[RawClientV2], bytes], Callable[[RawClientV2], int]]] = {
-    "lists": (lambda two: two.encode(LIST, "/names/", limit=10_000), take_lists),
-    "copies": (lambda two: two.encode(COPY, "/content"), take_contents),
-    "splices": (lambda two: two.encode(SPLICE, "/content"), take_contents),
-    "metadata": (lambda two: two.encode(STAT, "/content"), take_metadata),
+    "lists": (lambda v2: v2.encode(LIST, "/names/", limit=10_000), take_lists),
+    "copies": (lambda v2: v2.encode(COPY, "/content"), take_contents),
+    "splices": (lambda v2: v2.encode(SPLICE, "/content"), take_contents),
+    "metadata": (lambda v2: v2.encode(STAT, "/content"), take_metadata),
 }
 
 
@@ -96,8 +96,8 @@ def test_answers_wait_in_bounds_and_come_whole(
         address = server.addresses[transport]
         twos = [clients.enter_context(RawClientV2(address, timeout=60)) for _ in range(CLIENTS)]
         most = 0
-        for two in twos:
-            two.send(b"".join(ask(two) for _ in range(REQUESTS)))
+        for v2 in twos:
+            v2.send(b"".join(ask(v2) for _ in range(REQUESTS)))
             most = max(most, server.statistics().output_bytes)
         with RawClientV2(address, timeout=60) as honest:
             for _ in range(10):
@@ -107,7 +107,7 @@ def test_answers_wait_in_bounds_and_come_whole(
         assert most <= TOTAL + (CLIENTS + 1) * LEAST
         if kind == "lists":
             assert most > LEAST
-        assert sum(take(two) for two in twos) > 0
+        assert sum(take(v2) for v2 in twos) > 0
         assert eventually(lambda: server.statistics().output_bytes == 0)
 
 
@@ -115,16 +115,16 @@ def test_version_1_too(objects: Path, tmp_path: Path, model: Concurrency) -> Non
     with serving(objects, tmp_path, model, 1 << 20) as server, contextlib.ExitStack() as clients:
         address = server.addresses["tcp"]
         wires = [clients.enter_context(RawClient(address, timeout=60)) for _ in range(CLIENTS)]
-        for wire in wires:
-            wire.send(request(COPY_ONE, "/content") * REQUESTS)
+        for v1 in wires:
+            v1.send(request(COPY_ONE, "/content") * REQUESTS)
         with RawClient(address, timeout=60) as honest:
             for _ in range(20):
                 while (reply := honest.ask(COPY_ONE, "/content")).status == UNAVAILABLE:
                     pass
                 assert reply.read() == CONTENT
                 assert server.statistics().output_bytes <= TOTAL + (CLIENTS + 1) * LEAST
-        for wire in wires:
-            replies = [wire.reply(COPY_ONE) for _ in range(REQUESTS)]
+        for v1 in wires:
+            replies = [v1.reply(COPY_ONE) for _ in range(REQUESTS)]
             assert all(reply.status == UNAVAILABLE or reply.read() == CONTENT for reply in replies)
         assert eventually(lambda: server.statistics().output_bytes == 0)
 
@@ -133,8 +133,8 @@ def test_nothing_of_it_is_left_when_they_leave(objects: Path, tmp_path: Path, mo
     with serving(objects, tmp_path, model) as server:
         with contextlib.ExitStack() as clients:
             for _ in range(CLIENTS):
-                two = clients.enter_context(RawClientV2(server.addresses["unix"]))
-                two.send(b"".join(KINDS["lists"][0](two) for _ in range(REQUESTS)))
+                v2 = clients.enter_context(RawClientV2(server.addresses["unix"]))
+                v2.send(b"".join(KINDS["lists"][0](v2) for _ in range(REQUESTS)))
             assert eventually(lambda: server.statistics().output_bytes > LEAST)
         assert eventually(lambda: server.statistics().output_bytes == 0)
         assert eventually(lambda: server.statistics().connections == 0)
@@ -150,12 +150,12 @@ def test_idle_connections_keep_no_buffers(objects: Path, tmp_path: Path, model: 
 
         def mix(step: int) -> None:
             """Small questions by all between large answers to one, and a few of those to each."""
-            for wire in wires[::step]:
+            for v1 in wires[::step]:
                 heavy.send(request(COPY_ONE, "/content") * 8)
-                wire.send(request(COPY_ONE, "/content") * 3 + request(COPY_ONE, "/missing"))
+                v1.send(request(COPY_ONE, "/content") * 3 + request(COPY_ONE, "/missing"))
                 assert all(heavy.reply(COPY_ONE).status in {OK, UNAVAILABLE} for _ in range(8))
-                assert all(wire.reply(COPY_ONE).status in {OK, UNAVAILABLE} for _ in range(3))
-                wire.reply(COPY_ONE)
+                assert all(v1.reply(COPY_ONE).status in {OK, UNAVAILABLE} for _ in range(3))
+                v1.reply(COPY_ONE)
 
         mix(30)
         before = ProcessResources.of(server.pid).resident

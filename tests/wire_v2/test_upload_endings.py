@@ -49,10 +49,10 @@ def descriptors() -> int:
 @pytest.mark.parametrize("transport", ["unix", "tcp"])
 def test_announced_bytes_are_in_the_statistics_until_the_client_leaves(short: Server, transport: str) -> None:
     address = short.addresses[transport]
-    with RawClientV2(address) as two:
-        two.call(STAT, "/huge")
+    with RawClientV2(address) as v2:
+        v2.call(STAT, "/huge")
         before = descriptors()
-        two.send(two.encode(PUT, "/abandoned", content_len=8 << 20), bytes(1 << 20))
+        v2.send(v2.encode(PUT, "/abandoned", content_len=8 << 20), bytes(1 << 20))
         assert eventually(
             lambda: (short.statistics().uploads_in_flight, short.statistics().reserved_bytes) == (1, 7 << 20)
         )
@@ -62,27 +62,27 @@ def test_announced_bytes_are_in_the_statistics_until_the_client_leaves(short: Se
 
 @pytest.mark.parametrize("transport", ["unix", "tcp"])
 def test_a_put_that_was_refused_and_stops_has_no_second_answer(short: Server, transport: str) -> None:
-    with RawClientV2(short.addresses[transport]) as two:
+    with RawClientV2(short.addresses[transport]) as v2:
         # The disk has no room for it, which the one who writes finds out.
-        two.send(two.encode(PUT, "/huger", content_len=1 << 60))
-        assert two.answer().fails(STORAGE_ERROR)
-        two.send(b"x")
+        v2.send(v2.encode(PUT, "/huger", content_len=1 << 60))
+        assert v2.answer().fails(STORAGE_ERROR)
+        v2.send(b"x")
         rest = b""
         with contextlib.suppress(ConnectionResetError):
-            rest = two.socket.recv(4096)
+            rest = v2.socket.recv(4096)
         assert rest == b""
     assert eventually(lambda: is_idle(short))
 
 
 def test_a_content_has_upload_timeout_while_its_client_hardly_reads_its_answers(short: Server) -> None:
-    with RawClientV2(short.addresses["unix"], timeout=1) as two:
-        two.send(two.encode(COPY, "/huge"), two.encode(PUT, "/held", content_len=8 << 20), b"x")
+    with RawClientV2(short.addresses["unix"], timeout=1) as v2:
+        v2.send(v2.encode(COPY, "/huge"), v2.encode(PUT, "/held", content_len=8 << 20), b"x")
         began = time.monotonic()
         seen = False
         # Its answer moves on: by what is too little for the rest of it in an hour.
         while time.monotonic() - began < 60:
             try:
-                if not two.socket.recv(4096):
+                if not v2.socket.recv(4096):
                     break
             except ConnectionResetError:
                 break
@@ -102,9 +102,9 @@ def test_a_file_that_was_opened_for_whole_blocks_is_stored_to_its_last_byte(shor
     except OSError:
         pytest.skip("this file system has no O_DIRECT")
     try:
-        with RawClientV2(short.addresses["unix"]) as two:
-            assert two.put_descriptor("/direct", source).status == OK
-            assert two.call(COPY, "/direct").read() == content
+        with RawClientV2(short.addresses["unix"]) as v2:
+            assert v2.put_descriptor("/direct", source).status == OK
+            assert v2.call(COPY, "/direct").read() == content
     finally:
         os.close(source)
 

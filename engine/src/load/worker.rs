@@ -215,6 +215,8 @@ impl<'a> Worker<'a> {
             if over.is_none() && self.is_over(now) {
                 over = Some(now);
                 self.until = self.until.min(now);
+                // Where this thread had no processor, what was due meanwhile is late, not lost.
+                self.send_due(self.until, &poller)?;
             }
             let pause = match over {
                 // The server may still answer requests under way.
