@@ -293,7 +293,7 @@ LAYERS: dict[str, set[str]] = {
     "net/transport": {"errors"},
     "access/rules": {"net"},
     "access/denials": {"net"},
-    "access/accounts": {"denials", "errors", "net", "rules", "service", "session"},
+    "access/accounts": {"denials", "errors", "net", "rules", "service", "session", "sync"},
     "session": {
         "access",
         "errors",

@@ -4,8 +4,11 @@ use loom::sync::Arc;
 use loom::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use loom::thread;
 
+mod accounts;
 mod mailbox;
 mod roster;
+mod stealing_queue;
+mod thread_waker;
 
 use crate::bounded_queue::BoundedQueue;
 use crate::concurrency::session_ownership::RunState;

@@ -1,13 +1,42 @@
 //! The primitives of the protocols between threads that loom checks (`make models`): std's, or loom's in that build.
 
 #[cfg(not(model_check))]
-pub use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+pub use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 #[cfg(not(model_check))]
-pub use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+pub use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+#[cfg(not(model_check))]
+pub use std::thread::{self, Thread};
 
 #[cfg(model_check)]
-pub use loom::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+pub use loom::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 #[cfg(model_check)]
 pub use loom::sync::{Condvar, Mutex, MutexGuard};
 #[cfg(model_check)]
+pub use loom::thread::{self, Thread};
+#[cfg(model_check)]
 pub use std::sync::PoisonError;
+
+/// loom has no `OnceLock`. This one sets the value and then publishes it with the ordering of std's.
+#[cfg(model_check)]
+#[derive(Debug)]
+pub struct OnceLock<T> {
+    value: std::sync::OnceLock<T>,
+    is_set: AtomicBool,
+}
+
+#[cfg(model_check)]
+impl<T> OnceLock<T> {
+    pub fn new() -> Self {
+        OnceLock { value: std::sync::OnceLock::new(), is_set: AtomicBool::new(false) }
+    }
+
+    pub fn set(&self, value: T) -> Result<(), T> {
+        self.value.set(value)?;
+        self.is_set.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    pub fn get(&self) -> Option<&T> {
+        if self.is_set.load(Ordering::Acquire) { self.value.get() } else { None }
+    }
+}

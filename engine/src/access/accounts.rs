@@ -10,8 +10,7 @@
 use crate::net::credentials;
 use rustix::fd::OwnedFd;
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use crate::access::denials::{Denials, Reason};
@@ -21,6 +20,7 @@ use crate::net::credentials::Credentials;
 use crate::net::transport::Transport;
 use crate::service::Service;
 use crate::session::Connection;
+use crate::sync::{AtomicU32, AtomicU64, Mutex, MutexGuard, Ordering, PoisonError};
 
 /// How long to wait before asking again what a user at the cap has received, after a check that found nothing.
 const SETTLE_INTERVAL: Duration = Duration::from_millis(2);
@@ -59,7 +59,7 @@ impl UserAccount {
         members.connections.push(Arc::downgrade(connection));
     }
 
-    fn descriptors(&self) -> u32 {
+    pub fn descriptors(&self) -> u32 {
         self.descriptors.load(Ordering::Relaxed)
     }
 
@@ -78,7 +78,8 @@ impl UserAccount {
         members.empty_scan_at = (self.descriptors() >= before).then_some(now);
     }
 
-    fn connections(&self) -> u32 {
+    /// The counted connections of the user.
+    pub fn connections(&self) -> u32 {
         self.connections.load(Ordering::Relaxed)
     }
 }

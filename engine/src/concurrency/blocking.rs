@@ -1,10 +1,11 @@
 //! Runs a session on a thread that sleeps in the session's socket.
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::concurrency::control::{Command, Control};
+use crate::concurrency::mailbox::Ring;
 use crate::concurrency::{SPIN_TIME, run};
 use crate::model::TICK;
 use crate::net::eventfd::EventFd;
@@ -12,28 +13,49 @@ use crate::net::transport::IoMode;
 use crate::service::Service;
 use crate::session::{Next, RunOptions, Session, ThreadBuffers, Wake};
 use crate::settings::OptimizeFor;
+use crate::sync::{Mutex, MutexGuard, PoisonError};
 
 /// How often a thread checks its session for results when no descriptor is left for an eventfd to wake it.
 const FALLBACK_POLL: Duration = Duration::from_millis(5);
 
 /// How the storage pool wakes a thread. The eventfd exists only while the thread waits: keeping one per connection
 /// would cost a descriptor for each connection that has ever waited.
-#[derive(Debug, Default)]
-struct ThreadWaker(Mutex<WakeState>);
+#[derive(Debug)]
+pub struct ThreadWaker<B = EventFd>(Mutex<WakeState<B>>);
 
-#[derive(Debug, Default)]
-struct WakeState {
+#[derive(Debug)]
+struct WakeState<B> {
     is_called: bool,
-    event_fd: Option<Arc<EventFd>>,
+    event_fd: Option<Arc<B>>,
 }
 
-impl ThreadWaker {
-    fn wake_state(&self) -> MutexGuard<'_, WakeState> {
+impl<B: Ring> ThreadWaker<B> {
+    pub fn new() -> Self {
+        ThreadWaker(Mutex::new(WakeState { is_called: false, event_fd: None }))
+    }
+
+    fn wake_state(&self) -> MutexGuard<'_, WakeState<B>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sleeps in `sleep`, which gets the eventfd that ends the sleep, if `open` made one. Returns at once if the
+    /// thread was called since its last sleep.
+    pub fn sleep(&self, open: impl FnOnce() -> Option<B>, sleep: impl FnOnce(Option<&B>)) {
+        let event_fd = {
+            let mut wake_state = self.wake_state();
+            if std::mem::take(&mut wake_state.is_called) {
+                return;
+            }
+            wake_state.event_fd = open().map(Arc::new);
+            wake_state.event_fd.clone()
+        };
+        sleep(event_fd.as_deref());
+        // The caller checks for results next, whether or not storage woke it.
+        *self.wake_state() = WakeState { is_called: false, event_fd: None };
     }
 }
 
-impl Wake for ThreadWaker {
+impl<B: Ring> Wake for ThreadWaker<B> {
     fn wake(&self, _: u64) {
         let mut wake_state = self.wake_state();
         wake_state.is_called = true;
@@ -56,7 +78,7 @@ pub fn run_session_blocking(
     }
     // One waker per session, so that its descriptor closes with the session: idle threads would otherwise keep
     // theirs.
-    let waker = Arc::new(ThreadWaker::default());
+    let waker = Arc::new(ThreadWaker::new());
     let wake: Arc<dyn Wake> = Arc::<ThreadWaker>::clone(&waker);
     session.connection().set_wake(&wake, 0);
     let spin = match service.settings.optimize_for {
@@ -102,25 +124,17 @@ fn wait_for_wake(session: &Session, service: &Service, waker: &ThreadWaker, next
         Next::Writable => PollFlags::OUT,
         _ => PollFlags::empty(),
     };
-    let event_fd = {
-        let mut wake_state = waker.wake_state();
-        if std::mem::take(&mut wake_state.is_called) {
-            return;
+    let open = || EventFd::new().ok().filter(|event_fd| service.has_fd_headroom(event_fd));
+    waker.sleep(open, |event_fd| {
+        let mut sources = Vec::with_capacity(2);
+        if let Some(event_fd) = event_fd {
+            sources.push(PollFd::new(event_fd, PollFlags::IN));
         }
-        wake_state.event_fd =
-            EventFd::new().ok().filter(|event_fd| service.has_fd_headroom(event_fd)).map(Arc::new);
-        wake_state.event_fd.clone()
-    };
-    let mut sources = Vec::with_capacity(2);
-    if let Some(event_fd) = &event_fd {
-        sources.push(PollFd::new(&**event_fd, PollFlags::IN));
-    }
-    if !wanted.is_empty() {
-        sources.push(PollFd::new(session.socket(), wanted));
-    }
-    let timeout = Timespec::try_from(if event_fd.is_some() { TICK } else { FALLBACK_POLL }).ok();
-    // EINTR and ENOMEM: the caller's loop tries again.
-    let _ = poll(&mut sources, timeout.as_ref());
-    // The caller checks for results next, whether or not storage woke it.
-    *waker.wake_state() = WakeState::default();
+        if !wanted.is_empty() {
+            sources.push(PollFd::new(session.socket(), wanted));
+        }
+        let timeout = Timespec::try_from(if event_fd.is_some() { TICK } else { FALLBACK_POLL }).ok();
+        // EINTR and ENOMEM: the caller's loop tries again.
+        let _ = poll(&mut sources, timeout.as_ref());
+    });
 }

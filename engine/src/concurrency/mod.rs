@@ -1,7 +1,7 @@
 //! Decides which thread runs a session and when, and nothing else. Every model is one file with one `serve` of the
 //! same shape.
 
-mod blocking;
+pub(crate) mod blocking;
 pub(crate) mod control;
 mod dedicated_threads;
 mod epoll;

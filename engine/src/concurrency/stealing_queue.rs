@@ -6,12 +6,23 @@
 //! The deques are Chase and Lev's, "Dynamic Circular Work-Stealing Deque", 2005, from `crossbeam-deque`.
 
 use crossbeam_deque::{Injector, Steal, Stealer, Worker};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, Ordering::Relaxed};
-use std::sync::{Arc, OnceLock};
-use std::thread::Thread;
+use std::sync::Arc;
 
 use crate::concurrency::poller::SpinWait;
 use crate::statistics::Gauges;
+use crate::sync::{AtomicBool, AtomicUsize, OnceLock, Ordering, Ordering::Relaxed, Thread, fence, thread};
+
+/// How a worker spins before it sleeps.
+pub trait Spin {
+    /// Tries for a while; whether an attempt succeeded.
+    fn until_true(&mut self, attempt: impl FnMut() -> bool) -> bool;
+}
+
+impl Spin for SpinWait {
+    fn until_true(&mut self, attempt: impl FnMut() -> bool) -> bool {
+        SpinWait::until_true(self, attempt)
+    }
+}
 
 /// The stealing queues of all workers.
 #[derive(Debug)]
@@ -88,15 +99,18 @@ impl<T> StealingQueues<T> {
     /// No further work arrives: workers finish what is queued and end.
     pub fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
+        // Orders the flag before the look at the threads; pairs with a worker that names its thread before its last
+        // look at the flag.
+        fence(Ordering::SeqCst);
         for thread in self.queues.iter().filter_map(|queue| queue.thread.get()) {
             thread.unpark();
         }
     }
 
     /// The next work for this worker; sleeps until there is some. None once the queues are closed and empty.
-    pub fn pop(&self, local: &mut LocalQueue<T>, spin: &mut SpinWait, gauges: &Gauges) -> Option<T> {
+    pub fn pop(&self, local: &mut LocalQueue<T>, spin: &mut impl Spin, gauges: &Gauges) -> Option<T> {
         let queue = self.queues.get(local.number)?;
-        let _ = queue.thread.set(std::thread::current());
+        let _ = queue.thread.set(thread::current());
         loop {
             let mut next = self.try_pop(local, gauges);
             if next.is_none() {
@@ -109,7 +123,7 @@ impl<T> StealingQueues<T> {
                 return next;
             }
             queue.parked.store(true, Ordering::SeqCst);
-            std::sync::atomic::fence(Ordering::SeqCst);
+            fence(Ordering::SeqCst);
             if let Some(work) = self.try_pop(local, gauges) {
                 queue.parked.store(false, Relaxed);
                 return Some(work);
@@ -119,7 +133,7 @@ impl<T> StealingQueues<T> {
             }
             self.count_depth(gauges);
             gauges.parks_total.fetch_add(1, Relaxed);
-            std::thread::park();
+            thread::park();
             queue.parked.store(false, Relaxed);
         }
     }
@@ -159,7 +173,7 @@ impl<T> SharedQueue<T> {
     fn wake(&self) -> bool {
         // Orders the push before the check of the flag; pairs with a worker that sets the flag before its last look
         // at the queues.
-        std::sync::atomic::fence(Ordering::SeqCst);
+        fence(Ordering::SeqCst);
         if self.parked.load(Relaxed) && self.parked.swap(false, Ordering::AcqRel) {
             if let Some(thread) = self.thread.get() {
                 thread.unpark();

@@ -6,7 +6,7 @@
 //! thresholds for shared-memory packet switches", 1998 — and a connection whose client has read everything may always
 //! have one.
 
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use crate::sync::{AtomicU32, Ordering::Relaxed};
 
 /// One connection may take this fraction of the free budget.
 const SHARE: u32 = 8;
