@@ -62,7 +62,7 @@ bench-recording: .venv/.tools ## what the statistics cost a request, in nanoseco
 
 models: .venv/.tools ## the protocols between the engine's threads, in every order of their steps (loom)
 	$(rust_env); cd engine && CARGO_TARGET_DIR=target/models RUSTFLAGS="--cfg model_check" \
-		cargo test --release --lib --no-default-features models_tests
+		cargo test --release --lib --no-default-features loom_tests
 
 verify: setup ## fetches every file under ROOT in every way and compares (ROOT=/usr/share; default: the standard library)
 	$(bin)/python benchmarks/verify_tree.py $(ROOT)

@@ -34,7 +34,7 @@ mod udp;
 mod uploads;
 
 #[cfg(all(test, model_check))]
-mod models_tests;
+mod loom_tests;
 #[cfg(feature = "python")]
 mod python;
 

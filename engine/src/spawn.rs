@@ -1,6 +1,5 @@
 //! Starts the engine's threads.
 
-
 /// Starts a thread on which no signal handler runs: signals belong to the interpreter's main thread, and a SIGPIPE
 /// that sendfile raises stays blocked.
 pub fn spawn<T: Send + 'static>(

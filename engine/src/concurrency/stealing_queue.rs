@@ -129,7 +129,8 @@ impl<T> StealingQueues<T> {
                 return Some(work);
             }
             if self.closed.load(Ordering::SeqCst) {
-                return None;
+                // Work may have arrived after the look above and before the queues closed.
+                return self.try_pop(local, gauges);
             }
             self.count_depth(gauges);
             gauges.parks_total.fetch_add(1, Relaxed);

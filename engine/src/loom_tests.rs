@@ -6,7 +6,7 @@ use loom::thread;
 
 mod accounts;
 mod mailbox;
-mod roster;
+mod on_demand_threads;
 mod stealing_queue;
 mod thread_waker;
 
