@@ -313,7 +313,7 @@ LAYERS: dict[str, set[str]] = {
     },
     "model": {"net"},
     "spawn": set(),
-    "fd": {"net"},
+    "fd": {"net", "sync"},
     "statistics": {"model", "net", "protocol", "settings"},
     "settings": {"access", "model", "net", "python", "udp"},
     "request_log": {"net", "protocol", "statistics"},
