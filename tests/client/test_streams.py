@@ -237,7 +237,8 @@ def test_a_client_that_is_dropped_without_a_close_is_closed_and_says_so(unix: st
                 del client
                 gc.collect()
             await asyncio.sleep(0)
-            assert descriptors() == before
+            # The server, in this process too, closes its end in a thread of its own.
+            assert eventually(lambda: descriptors() <= before)
         else:
             kept.append(client)
         return gone
