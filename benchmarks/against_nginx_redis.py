@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from benchmarks.against_baseline import free_port, in_turn, wait_for
 from objmapper_cli.commands.bench.own_server import start_server
-from objmapper_server.load import Dialect, LoadPlan, LoadResult, run_load
+from objmapper_server.load import LoadPlan, LoadProtocol, LoadResult, run_load
 
 SIZES = {"o4k": 4096, "big": 100 << 20}
 MOST_CLIENTS = 5000
@@ -49,7 +49,7 @@ class Peer:
     """A server and how it is asked."""
 
     address: str
-    dialect: Dialect
+    dialect: LoadProtocol
 
 
 @dataclass(frozen=True)

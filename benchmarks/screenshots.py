@@ -19,7 +19,7 @@ import httpx
 from playwright.sync_api import sync_playwright
 
 from objmapper_cli.commands.bench.own_server import own_server
-from objmapper_server.load import Dialect, LoadPlan, run_load
+from objmapper_server.load import LoadPlan, LoadProtocol, run_load
 
 TOKEN = "only for these pictures"
 SIZES = {"small": 4096, "page": 65536, "big": 2_000_000}
@@ -74,7 +74,7 @@ def loaded(unix: str, tcp: str) -> Iterator[None]:
     """Several loads at once, each at a rate that changes every few seconds."""
     ended = threading.Event()
 
-    def go(address: str, dialect: Dialect, uris: tuple[str, ...], rate: float, clients: int) -> None:
+    def go(address: str, dialect: LoadProtocol, uris: tuple[str, ...], rate: float, clients: int) -> None:
         random_ = random.Random(clients)
         while not ended.is_set():
             part, duration = random_.uniform(0.6, 1.3), random_.uniform(3, 8)
@@ -83,7 +83,7 @@ def loaded(unix: str, tcp: str) -> Iterator[None]:
             )
             run_load(plan)
 
-    loads: tuple[tuple[str, Dialect, tuple[str, ...], float, int], ...] = (
+    loads: tuple[tuple[str, LoadProtocol, tuple[str, ...], float, int], ...] = (
         (unix, "fdpass", ("/small", "/page", "/big"), 9000, 8),
         (tcp, "copy", ("/small", "/page", "/small", "/none"), 5000, 24),
         (tcp, "splice", ("/big",), 40, 3),

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 
 from objmapper_cli.commands.bench.own_server import own_server
 from objmapper_client import Client
-from objmapper_server.load import Dialect, LoadPlan, run_load
+from objmapper_server.load import LoadPlan, LoadProtocol, run_load
 
 KEY, SIZE, LARGE = "object", 1024, 64 << 20
 Contender = Callable[[], float]
@@ -37,7 +37,7 @@ def main() -> None:
     ):
         udp, tcp = server.addresses["udp"], server.addresses["tcp"]
 
-        def small(address: str, dialect: Dialect, clients: int, uri: str = f"/{KEY}") -> Contender:
+        def small(address: str, dialect: LoadProtocol, clients: int, uri: str = f"/{KEY}") -> Contender:
             plan = LoadPlan(address=address, dialect=dialect, uris=(uri,), clients=clients, duration=options.seconds)
 
             def measure() -> float:
@@ -58,7 +58,7 @@ def main() -> None:
                 contenders["memcached, UDP get"] = small(peer, "memcached", clients, KEY)
             table(f"{SIZE} B objects, {clients} clients: requests/s", rounds(contenders, options.rounds), "TCP, copy")
 
-        def volume(address: str, dialect: Dialect) -> Contender:
+        def volume(address: str, dialect: LoadProtocol) -> Contender:
             plan = LoadPlan(address=address, dialect=dialect, uris=("/large",), duration=options.seconds)
             return lambda: run_load(plan).bytes_per_sec / 1e6
 

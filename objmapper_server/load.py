@@ -10,7 +10,7 @@ from objmapper_client.address import TcpAddress, UnixAddress, parse
 from objmapper_server import _engine
 
 #: The protocol and mode of the requests; names that end in 2 use version 2 with its extension.
-Dialect = Literal["fdpass", "copy", "splice", "fdpass2", "copy2", "splice2", "http", "redis", "pull", "memcached"]
+LoadProtocol = Literal["fdpass", "copy", "splice", "fdpass2", "copy2", "splice2", "http", "redis", "pull", "memcached"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,7 +18,7 @@ class LoadPlan:
     """A load: the server and the requests. Without a `rate` a client sends its next request after the last answer."""
 
     address: str  #: ``unix:/path``, ``tcp://host:port`` or ``udp://host:port``
-    dialect: Dialect  #: over UDP: copy, pull (ranges, as the SDK requests them) or memcached
+    dialect: LoadProtocol  #: over UDP: copy, pull (ranges, as the SDK requests them) or memcached
     uris: tuple[str, ...]
     clients: int = 1
     threads: int = 1

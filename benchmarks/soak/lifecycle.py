@@ -32,11 +32,11 @@ from benchmarks.soak.slow_writers import MODELS
 from objmapper_client import Client
 from objmapper_server import Concurrency, Config, ConfigError, Server
 from objmapper_server._engine import Load
-from objmapper_server.load import Dialect, LoadPlan, _native
+from objmapper_server.load import LoadPlan, LoadProtocol, _native
 
 #: Clients of the load for each transport, half of them with requests ahead.
 CLIENTS = 8
-DIALECTS: dict[str, Dialect] = {"unix": "fdpass2", "tcp": "copy2", "udp": "pull"}
+LOAD_PROTOCOLS: dict[str, LoadProtocol] = {"unix": "fdpass2", "tcp": "copy2", "udp": "pull"}
 #: Actions of one life.
 ACTIONS = 8
 #: Seconds in which what ended must be gone, and seconds in which the processor time at rest is read.
@@ -137,7 +137,7 @@ class Soak:
         self.start_in_want(config)
         with Server(config) as server:
             clients = Clients(server.addresses)
-            loads = [self.load(server, transport) for transport in DIALECTS]
+            loads = [self.load(server, transport) for transport in LOAD_PROTOCOLS]
             for _ in range(ACTIONS):
                 act = self.random.choice([self.switch, self.switch, self.reload, self.fork, self.exhaust, self.exhaust])
                 act(server, clients)
@@ -173,7 +173,7 @@ class Soak:
 
     def write_settings(self) -> None:
         """Writes other settings into the file."""
-        models = ",".join(f"{transport}={self.model(transport).value}" for transport in DIALECTS)
+        models = ",".join(f"{transport}={self.model(transport).value}" for transport in LOAD_PROTOCOLS)
         self.file.write_text(
             f'tcp = "127.0.0.1:0"\nudp = "127.0.0.1:0"\nwritable = true\nconcurrency_model = "{models}"\n'
             f"max_connections = {self.random.randrange(200, 400)}\n",
@@ -205,7 +205,7 @@ class Soak:
         """Begin a load on a transport."""
         plan = LoadPlan(
             address=server.addresses[transport],
-            dialect=DIALECTS[transport],
+            dialect=LOAD_PROTOCOLS[transport],
             uris=tuple(CONTENTS),
             clients=CLIENTS,
             pipeline=self.random.choice([1, 16]) if transport != "udp" else 1,
@@ -215,7 +215,7 @@ class Soak:
 
     def switch(self, server: Server, _: Clients) -> None:
         """Change the model of a transport."""
-        transport = self.random.choice(list(DIALECTS))
+        transport = self.random.choice(list(LOAD_PROTOCOLS))
         server.set_concurrency(**{transport: self.model(transport)})
         self.counts["switches"] += 1
 

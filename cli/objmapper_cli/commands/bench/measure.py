@@ -1,12 +1,20 @@
-"""Runs loads one after the other, with a progress bar on stderr."""
+"""Runs loads one after the other, against the bench's own server or another one, with a progress bar on stderr."""
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
+from objmapper_cli.commands.bench.options import protocol_for
+from objmapper_cli.commands.bench.own_server import OBJECT, OwnServer, own_server
+from objmapper_cli.commands.bench.report import Row, median
+from objmapper_cli.errors import CommandError, ExitCode
+from objmapper_cli.options import open_client
 from objmapper_cli.output_file import exiting_on_signals
+from objmapper_client.errors import UnsupportedOperation
+from objmapper_server.concurrency import TRANSPORTS
 from objmapper_server.load import LoadPlan, LoadResult, run_load
 
 # Between them these use up the generator's half of the machine; more would take from the server.
@@ -32,9 +40,84 @@ def progress(total: float, *, quiet: bool) -> Iterator[Any]:
         yield bar
 
 
-def run(plan: LoadPlan, bar: Any, what: str) -> LoadResult:
+def run(plan: LoadPlan, bar: Any, label: str) -> LoadResult:
     """Runs one load and moves the bar by its time."""
-    bar.set_postfix_str(what)
-    result = run_load(plan, lambda answered: bar.set_postfix_str(f"{what}: {answered:,}"))
+    bar.set_postfix_str(label)
+    result = run_load(plan, lambda answered: bar.set_postfix_str(f"{label}: {answered:,}"))
     bar.update(result.elapsed)
     return result
+
+
+@dataclass(frozen=True, slots=True)
+class BenchOptions:
+    """The flags of a bench that `measure` needs."""
+
+    server: str | None
+    uri: str | None
+    transport: str
+    mode: str | None
+    flags: Sequence[str]
+    size: int
+    rounds: int
+
+    def check(self) -> None:
+        """Raises CommandError for flags that exclude or need one another."""
+        if self.transport not in TRANSPORTS:
+            raise CommandError(f"--transport {self.transport}: there are {', '.join(TRANSPORTS)}", ExitCode.USAGE)
+        if self.server is None and self.uri is not None:
+            raise CommandError("--uri needs --server: the bench's own server has one object", ExitCode.USAGE)
+        if self.server is not None and self.uri is None:
+            raise CommandError("--server needs --uri: which object is to be asked for", ExitCode.USAGE)
+
+
+def measure(
+    options: BenchOptions, title: str, plan: LoadPlan, points: Sequence[dict[str, Any]], *, quiet: bool
+) -> list[Row]:
+    """Measures the plan with each point's changes, the points in turn, so that a noisy moment hits all."""
+    options.check()
+    with ExitStack() as stack:
+        bench_server: OwnServer | None = None
+        if options.server is None:
+            datagrams = ("--udp", "127.0.0.1:0") if options.transport == "udp" else ()
+            bench_server = stack.enter_context(own_server({OBJECT: options.size}, *options.flags, *datagrams))
+            plan = replace(plan, address=bench_server.addresses[options.transport], uris=(f"/{OBJECT}",))
+            transport = options.transport
+        else:
+            _check_object(options.server, options.uri or "")
+            plan = replace(plan, address=options.server, uris=(options.uri or "",))
+            scheme = options.server.partition(":")[0]
+            transport = scheme if scheme in TRANSPORTS else "unix"
+        if plan.dialect not in ("http", "redis"):
+            plan = replace(plan, dialect=protocol_for(options.mode, transport))
+        if transport == "udp" and (plan.pipeline > 1 or plan.rate is not None or plan.reconnect):
+            raise CommandError(
+                "over udp each client asks once at a time: no --pipeline, --rate or --reconnect", ExitCode.USAGE
+            )
+        bar = stack.enter_context(progress(plan.duration * len(points) * options.rounds, quiet=quiet))
+        rounds: list[list[Any]] = [[] for _ in points]
+        memory: list[int | None] = [None for _ in points]
+        for _ in range(options.rounds):
+            for number, point in enumerate(points):
+                rounds[number].append(run(replace(plan, **point), bar, f"{title} {' '.join(map(str, point.values()))}"))
+                if bench_server is not None:
+                    memory[number] = max(memory[number] or 0, bench_server.memory())
+        rows = []
+        for point, results, max_memory in zip(points, rounds, memory, strict=True):
+            labels = {"transport": transport, "mode": plan.dialect, "clients": plan.clients, **point}
+            rows.append(Row(labels, median(results), max_memory))
+    raise_failures(rows)
+    return rows
+
+
+def _check_object(server: str, uri: str) -> None:
+    """Raises what the server has against this object, before anything is measured; refusals are quick, too."""
+    with open_client(server, 30.0) as client, suppress(UnsupportedOperation):  # a server of version 1 has no stat
+        client.stat(uri)
+
+
+def raise_failures(rows: Sequence[Row]) -> None:
+    """Raises CommandError if no request of any row was answered."""
+    if all(row.result.requests + row.result.refused == 0 for row in rows):
+        raise CommandError(
+            "not one request was answered: is the server there, and does it have the object?", ExitCode.NOT_REACHED
+        )

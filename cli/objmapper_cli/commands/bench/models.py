@@ -4,13 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from objmapper_cli.commands.bench.measure import THREADS, progress, run
-from objmapper_cli.commands.bench.own_server import own_server
+from objmapper_cli.commands.bench.own_server import OBJECT, own_server
 from objmapper_cli.commands.bench.report import Row, median
-from objmapper_server.load import Dialect, LoadPlan, LoadResult
+from objmapper_server.load import LoadPlan, LoadProtocol, LoadResult
 
 MODELS = ("thread-per-connection", "thread-pool", "work-stealing", "epoll", "auto")
-TRANSPORTS: dict[str, Dialect] = {"unix": "fdpass", "tcp": "copy"}
-OBJECT = "object"
+TRANSPORTS: dict[str, LoadProtocol] = {"unix": "fdpass", "tcp": "copy"}
 SIZE = 4096
 
 
@@ -40,13 +39,13 @@ def measure_models(
                             measured[model].append(run(plan, bar, f"{model} {transport} × {clients}"))
                             memory[model] = max(memory.get(model, 0), server.memory())
                 for model in MODELS:
-                    what: dict[str, str | int | float] = {
+                    labels: dict[str, str | int | float] = {
                         "model": model,
                         "transport": transport,
                         "mode": mode,
                         "clients": clients,
                     }
-                    rows.append(Row(what, median(measured[model]), memory[model]))
+                    rows.append(Row(labels, median(measured[model]), memory[model]))
     return rows
 
 
@@ -55,7 +54,7 @@ class Criterion:
     """An expectation, what was measured, and whether it holds."""
 
     metric: str
-    wanted: str
+    expected: str
     measured: str
     holds: bool
 
@@ -64,35 +63,36 @@ def criteria(rows: Sequence[Row]) -> list[Criterion]:
     """The success criteria for a thread pool beside thread-per-connection, as far as the rows cover them."""
 
     def find(model: str, transport: str, clients: int) -> Row | None:
-        wanted = {"model": model, "transport": transport, "clients": clients}
-        return next((row for row in rows if wanted.items() <= row.what.items()), None)
+        expected = {"model": model, "transport": transport, "clients": clients}
+        return next((row for row in rows if expected.items() <= row.labels.items()), None)
 
     found = []
-    each, pool = find("thread-per-connection", "unix", 1), find("thread-pool", "unix", 1)
-    if each and pool:
-        for name, value, base, most, growth in (
-            ("p50", pool.result.p50_us, each.result.p50_us, 20, 33),
-            ("p99", pool.result.p99_us, each.result.p99_us, 50, 100),
+    thread_per_connection, pool = find("thread-per-connection", "unix", 1), find("thread-pool", "unix", 1)
+    if thread_per_connection and pool:
+        for name, value, base, limit, max_increase in (
+            ("p50", pool.result.p50_us, thread_per_connection.result.p50_us, 20, 33),
+            ("p99", pool.result.p99_us, thread_per_connection.result.p99_us, 50, 100),
         ):
-            more = 100 * (value / base - 1) if base else 0.0
+            increase = 100 * (value / base - 1) if base else 0.0
             found.append(
                 Criterion(
                     f"descriptor latency ({name}), 1 client, pool",
-                    f"< {most} µs, < {growth} % over thread-per-connection",
-                    f"{value:.1f} µs, {more:+.0f} %",
-                    value < most and more < growth,
+                    f"< {limit} µs, < {max_increase} % over thread-per-connection",
+                    f"{value:.1f} µs, {increase:+.0f} %",
+                    value < limit and increase < max_increase,
                 )
             )
-    most_clients = max((int(row.what["clients"]) for row in rows if int(row.what["clients"]) <= 100), default=0)
-    each, pool = (find(model, "tcp", most_clients) for model in ("thread-per-connection", "thread-pool"))
-    if each and pool:
-        more = 100 * (pool.result.requests_per_sec / each.result.requests_per_sec - 1)
+    max_clients = max((int(row.labels["clients"]) for row in rows if int(row.labels["clients"]) <= 100), default=0)
+    thread_per_connection = find("thread-per-connection", "tcp", max_clients)
+    pool = find("thread-pool", "tcp", max_clients)
+    if thread_per_connection and pool:
+        increase = 100 * (pool.result.requests_per_sec / thread_per_connection.result.requests_per_sec - 1)
         found.append(
             Criterion(
-                f"TCP throughput, {most_clients} clients, pool",
+                f"TCP throughput, {max_clients} clients, pool",
                 "> 70 K requests/s, > 40 % over thread-per-connection",
-                f"{pool.result.requests_per_sec / 1000:.0f} K requests/s, {more:+.0f} %",
-                pool.result.requests_per_sec > 70_000 and more > 40,
+                f"{pool.result.requests_per_sec / 1000:.0f} K requests/s, {increase:+.0f} %",
+                pool.result.requests_per_sec > 70_000 and increase > 40,
             )
         )
     for model in MODELS[1:4]:
@@ -112,5 +112,10 @@ def show_criteria(found: Sequence[Criterion]) -> None:
     for name in ("metric", "expected", "measured", "holds"):
         table.add_column(name)
     for each in found:
-        table.add_row(each.metric, each.wanted, each.measured, "yes" if each.holds else "no")
+        table.add_row(
+            each.metric,
+            each.expected,
+            each.measured,
+            "yes" if each.holds else "no",
+        )
     Console(width=140).print(table)

@@ -16,6 +16,8 @@ from objmapper_cli.formatting import format_bytes
 from objmapper_cli.output_file import exiting_on_signals
 
 MIB = 1 << 20
+#: The name of the one object of most benches.
+OBJECT = "object"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +42,10 @@ def own_server(sizes: dict[str, int], *flags: str) -> Iterator[OwnServer]:
     with exiting_on_signals(), tempfile.TemporaryDirectory(prefix="objmapper-bench-") as scratch:
         root = Path(scratch, "root")
         root.mkdir()
-        wanted, there = sum(sizes.values()), shutil.disk_usage(root).free
-        if wanted > there:
+        needed, available = sum(sizes.values()), shutil.disk_usage(root).free
+        if needed > available:
             raise CommandError(
-                f"the objects have {format_bytes(wanted)}, and {scratch} has room for {format_bytes(there)}: "
+                f"the objects have {format_bytes(needed)}, and {scratch} has room for {format_bytes(available)}: "
                 "choose a smaller --file-size, or another place ($TMPDIR)"
             )
         for name, size in sizes.items():
@@ -74,16 +76,16 @@ def start_server(root: Path, socket: Path, *flags: str) -> Iterator[OwnServer]:
     with ExitStack() as stack:
         process = stack.enter_context(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))  # noqa: S603 - our own command
         stack.callback(_stop, process)
-        said = []
+        output = []
         assert process.stderr is not None
         for line in process.stderr:
-            said.append(line.strip())
+            output.append(line.strip())
             if "objmapper: ready " in line:
                 words = line.partition("ready ")[2].split()
                 yield OwnServer({word.partition(":")[0]: word for word in words}, process.pid, root)
                 return
         code = ExitCode.USAGE if process.wait() == ExitCode.USAGE else ExitCode.FAILED
-        raise CommandError(f"the bench's server did not start: {' '.join(said).removeprefix('objmapper: ')}", code)
+        raise CommandError(f"the bench's server did not start: {' '.join(output).removeprefix('objmapper: ')}", code)
 
 
 def _stop(process: subprocess.Popen[str]) -> None:

@@ -27,14 +27,14 @@ PICTURES = (".png", ".svg", ".pdf")
 class Row:
     """One measured point: what was measured, and what came of it (the median of the rounds)."""
 
-    what: dict[str, str | int | float]
+    labels: dict[str, str | int | float]
     result: LoadResult
     memory: int | None = None  #: bytes, of a server of the bench's own
 
     def as_json(self) -> dict[str, Any]:
         """The row as plain values, without the curve."""
         figures = {name: value for name, value in asdict(self.result).items() if name != "curve"}
-        return {**self.what, **figures, "memory": self.memory}
+        return {**self.labels, **figures, "memory": self.memory}
 
 
 def median(results: Sequence[LoadResult]) -> LoadResult:
@@ -52,26 +52,26 @@ def show(rows: Sequence[Row], *, as_json: bool, title: str) -> None:
     from rich.table import Table
 
     table = Table(title=title)
-    for name in rows[0].what:
+    for name in rows[0].labels:
         table.add_column(name)
     with_memory = any(row.memory is not None for row in rows)
     refused = any(row.result.refused for row in rows)
     for name in ("requests/s", "MB/s", "p50 µs", "p99 µs", "p99.9 µs", "errors", "lost"):
         table.add_column(name, justify="right")
-    for name, wanted in (("refused", refused), ("MiB", with_memory)):
-        if wanted:
+    for name, is_shown in (("refused", refused), ("MiB", with_memory)):
+        if is_shown:
             table.add_column(name, justify="right")
     for row in rows:
         result = row.result
-        cells = [str(value) for value in row.what.values()]
+        cells = [str(value) for value in row.labels.values()]
         cells += [f"{result.requests_per_sec:,.0f}", f"{result.bytes_per_sec / 1e6:,.1f}"]
         cells += [f"{value:,.1f}" for value in (result.p50_us, result.p99_us, result.p999_us)]
         cells += [str(result.errors), f"{result.lost:,}"]
         cells += [f"{result.refused:,}"] * refused
         cells += [f"{row.memory / (1 << 20):,.1f}" if row.memory is not None else ""] * with_memory
         table.add_row(*cells)
-    wide = None if sys.stdout.isatty() else 160
-    Console(width=wide).print(table)
+    width = None if sys.stdout.isatty() else 160
+    Console(width=width).print(table)
 
 
 def check_picture(path: Path | None) -> Path | None:
@@ -87,25 +87,25 @@ def check_picture(path: Path | None) -> Path | None:
     return path
 
 
-def plot(rows: Sequence[Row], path: Path, *, title: str, line: str, along: str) -> None:
+def plot_rows(rows: Sequence[Row], path: Path, *, title: str, line: str, along: str) -> None:
     """Draws throughput and p99 against `along`, a line for each value of `line`, a column for each transport."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    columns = list(dict.fromkeys(str(row.what.get("transport", "")) for row in rows))
+    columns = list(dict.fromkeys(str(row.labels.get("transport", "")) for row in rows))
     figure, axes = plt.subplots(2, len(columns), figsize=(6 * len(columns), 8), squeeze=False, layout="constrained")
     figure.suptitle(title)
     for number, column in enumerate(columns):
-        here = [row for row in rows if str(row.what.get("transport", "")) == column]
-        for name in dict.fromkeys(str(row.what.get(line, "")) for row in here):
-            mine = [row for row in here if str(row.what.get(line, "")) == name]
-            x = [float(row.what[along]) for row in mine]
+        column_rows = [row for row in rows if str(row.labels.get("transport", "")) == column]
+        for name in dict.fromkeys(str(row.labels.get(line, "")) for row in column_rows):
+            line_rows = [row for row in column_rows if str(row.labels.get(line, "")) == name]
+            x = [float(row.labels[along]) for row in line_rows]
             style = {"marker": "o", "label": name, "color": COLORS.get(name)}
-            axes[0][number].plot(x, [row.result.requests_per_sec / 1000 for row in mine], **style)
-            axes[1][number].plot(x, [row.result.p99_us for row in mine], **style)
-        mode = str(here[0].what.get("mode", ""))
+            axes[0][number].plot(x, [row.result.requests_per_sec / 1000 for row in line_rows], **style)
+            axes[1][number].plot(x, [row.result.p99_us for row in line_rows], **style)
+        mode = str(column_rows[0].labels.get("mode", ""))
         axes[0][number].set_title(f"{column} {mode}".strip())
         axes[0][number].set_ylabel("thousand requests/s")
         axes[0][number].set_ylim(bottom=0)
@@ -113,7 +113,7 @@ def plot(rows: Sequence[Row], path: Path, *, title: str, line: str, along: str) 
         axes[1][number].set_yscale("log")
         for axis in (axes[0][number], axes[1][number]):
             axis.set_xlabel(along)
-            if len({row.what[along] for row in here}) > 2:
+            if len({row.labels[along] for row in column_rows}) > 2:
                 axis.set_xscale("log")
             axis.grid(visible=True, alpha=0.3)
             axis.legend()
@@ -131,7 +131,7 @@ def plot_curves(rows: Sequence[Row], path: Path, *, title: str) -> None:
     figure, axis = plt.subplots(figsize=(8, 5), layout="constrained")
     for row in rows:
         tail = [(1 / max(1 - quantile, 1e-7), value) for quantile, value in row.result.curve]
-        axis.plot(*zip(*tail, strict=True), label=" ".join(map(str, row.what.values())))
+        axis.plot(*zip(*tail, strict=True), label=" ".join(map(str, row.labels.values())))
     axis.set_xscale("log")
     axis.set_yscale("log")
     ticks = {1: "0", 2: "50 %", 10: "90 %", 100: "99 %", 1000: "99.9 %", 10_000: "99.99 %", 100_000: "99.999 %"}
