@@ -7,7 +7,6 @@ server. A directory exists while objects are below it; for the process that made
 import errno
 import os
 import weakref
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import UTC, datetime
@@ -23,33 +22,22 @@ from fsspec.utils import isfilelike, other_paths
 
 from objmapper_client._files.atomic import open_output
 from objmapper_client._files.copy import write_pieces
-from objmapper_client._files.fsspec_directories import (
-    Info,
-    MadeDirectories,
-    Trees,
-    already_there,
-    as_file,
-    facts_of_directory,
-    facts_of_file,
-    is_pattern,
-    not_found,
-)
-from objmapper_client._files.fsspec_files import CompressedWriter, ObjectReader, ObjectWriter, TextWriter
+from objmapper_client._files.fsspec_directories import MadeDirectories
+from objmapper_client._files.fsspec_info import already_exists, is_pattern, not_found, raising_is_a_directory
+from objmapper_client._files.fsspec_reader import ObjectReader
+from objmapper_client._files.fsspec_trees import TreeOperations
+from objmapper_client._files.fsspec_writer import CompressedWriter, ObjectWriter, TextWriter
 from objmapper_client.address import TcpAddress, parse
 from objmapper_client.client import Client
 from objmapper_client.errors import (
     AddressError,
     Conflict,
-    InvalidRequest,
-    LocalProtocolError,
-    ObjectNotFound,
-    PermissionDenied,
 )
 from objmapper_client.object import Object
 from objmapper_client.protocol.v1 import Mode
 
 #: Parallel requests of `cat_ranges` in modes other than fdpass.
-_AT_ONCE = 8
+_MAX_PARALLEL_READS = 8
 #: The options that fsspec itself handles.
 _FSSPEC_OPTIONS = {
     "asynchronous",
@@ -63,7 +51,7 @@ _FSSPEC_OPTIONS = {
 }
 
 
-class ObjmapperFileSystem(Trees, AbstractFileSystem):  # type: ignore[misc] # fsspec has no types
+class ObjmapperFileSystem(TreeOperations, AbstractFileSystem):  # type: ignore[misc] # fsspec has no types
     """The objects of one server as files.
 
     `server` is an address (``unix:/path``, ``tcp://host:port``), by default this user's server; the other options are
@@ -90,7 +78,7 @@ class ObjmapperFileSystem(Trees, AbstractFileSystem):  # type: ignore[misc] # fs
         if unknown := options.keys() - _FSSPEC_OPTIONS:
             raise TypeError(f"unknown options of the file system: {', '.join(sorted(unknown))}")
         super().__init__(**options)
-        self._made = MadeDirectories()
+        self._made_directories = MadeDirectories()
         self.client: Client = Client(
             server,
             timeout=timeout,
@@ -111,15 +99,15 @@ class ObjmapperFileSystem(Trees, AbstractFileSystem):  # type: ignore[misc] # fs
     def _strip_protocol(cls, path: Any) -> Any:
         if isinstance(path, list):
             return [cls._strip_protocol(each) for each in path]
-        text = os.fspath(path)
+        text_options = os.fspath(path)
         prefix = f"{cls.protocol}://"
-        if text.startswith(prefix):
-            _, slash, text = text.removeprefix(prefix).partition("/")
-            text = slash + text
+        if text_options.startswith(prefix):
+            _, slash, text_options = text_options.removeprefix(prefix).partition("/")
+            text_options = slash + text_options
         else:
-            text = text.removeprefix(f"{cls.protocol}::")
-        text = text.rstrip("/")
-        return "/" + text.lstrip("/")
+            text_options = text_options.removeprefix(f"{cls.protocol}::")
+        text_options = text_options.rstrip("/")
+        return "/" + text_options.lstrip("/")
 
     def unstrip_protocol(self, name: str) -> str:
         """The URL of a path, with the host for a TCP server."""
@@ -146,100 +134,6 @@ class ObjmapperFileSystem(Trees, AbstractFileSystem):  # type: ignore[misc] # fs
             )
         return {"server": str(server)}
 
-    def info(self, path: str, **_: Any) -> Info:
-        """Returns name, size, type; of an object also mtime (seconds since 1970) and etag. Raises FileNotFoundError."""
-        path = self._strip_protocol(path)
-        if path != self.root_marker:
-            try:
-                found = self.client.stat(path)
-                return facts_of_file(found.uri, found.size, found.mtime, found.etag)
-            except (ObjectNotFound, PermissionDenied, InvalidRequest, LocalProtocolError) as error:
-                # As in lists: empty directories, links, unreadable files and invalid URIs do not exist.
-                if path not in self._made and not self._has_objects(path):
-                    raise not_found(path) from error
-        return facts_of_directory(path)
-
-    def exists(self, path: str, **_: Any) -> bool:
-        """Whether the path is an object or has objects below it."""
-        try:
-            self.info(path)
-        except (FileNotFoundError, InvalidRequest, LocalProtocolError):
-            return False
-        return True
-
-    def isdir(self, path: str) -> bool:
-        """Whether the path is a directory."""
-        return bool(self._type(path) == "directory")
-
-    def isfile(self, path: str) -> bool:
-        """Whether the path is an object."""
-        return bool(self._type(path) == "file")
-
-    def _type(self, path: str) -> str | None:
-        try:
-            return str(self.info(path)["type"])
-        except (FileNotFoundError, InvalidRequest, LocalProtocolError, PermissionDenied):
-            return None
-
-    def _has_objects(self, path: str) -> bool:
-        return next(self._below(path, page_size=1), None) is not None
-
-    def _below(self, path: str, page_size: int = 1000) -> Iterator[Info]:
-        try:
-            for entry in self.client.list(path.rstrip("/") + "/", page_size=page_size):
-                yield facts_of_file(entry.uri, entry.size, entry.mtime)
-        except (InvalidRequest, LocalProtocolError):
-            # No URI has this prefix.
-            return
-
-    def ls(self, path: str, detail: bool = True, **_: Any) -> list[Any]:
-        """Lists a directory's entries in order. This lists all objects below it on the server.
-
-        Raises FileNotFoundError.
-        """
-        path = self._strip_protocol(path)
-        found: dict[str, Info] = {}
-        start = len(path.rstrip("/")) + 1
-        for each in self._below(path):
-            child, slash, _rest = each["name"][start:].partition("/")
-            name = each["name"][:start] + child
-            found.setdefault(name, facts_of_directory(name) if slash else each)
-        for name in self._made.below(path):
-            child = name[:start] + name[start:].partition("/")[0]
-            found.setdefault(child, facts_of_directory(child))
-        if path in self._made:
-            return [found[name] for name in sorted(found)] if detail else sorted(found)
-        if not found and path != self.root_marker:
-            each = self.info(path)
-            found[path] = each
-        return [found[name] for name in sorted(found)] if detail else sorted(found)
-
-    def find(
-        self, path: str, maxdepth: int | None = None, withdirs: bool = False, detail: bool = False, **_: Any
-    ) -> Any:
-        """Lists all objects below a path: names in order, or with `detail` the `info` of each."""
-        if maxdepth is not None and maxdepth < 1:
-            raise ValueError("maxdepth must be at least 1")
-        path = self._strip_protocol(path)
-        start = len(path.rstrip("/")) + 1
-        found: dict[str, Info] = {}
-        for each in self._below(path):
-            parts = each["name"][start:].split("/")
-            if withdirs:
-                found.setdefault(path, facts_of_directory(path))
-                for depth in range(1, min(len(parts), maxdepth + 1 if maxdepth else len(parts))):
-                    name = each["name"][:start] + "/".join(parts[:depth])
-                    found.setdefault(name, facts_of_directory(name))
-            if maxdepth is None or len(parts) <= maxdepth:
-                found[each["name"]] = each
-        if withdirs:
-            made = [name for name in self._made.below(path) if not maxdepth or name[start:].count("/") < maxdepth]
-            for name in (*made, *([path] if made or path in self._made else [])):
-                found.setdefault(name, facts_of_directory(name))
-        if not found and self.isfile(path):
-            found[path] = self.info(path)
-        return {name: found[name] for name in sorted(found)} if detail else sorted(found)
-
     def created(self, path: str) -> datetime:
         """Returns the time of modification: a put makes a new file."""
         return self.modified(path)
@@ -264,7 +158,7 @@ class ObjmapperFileSystem(Trees, AbstractFileSystem):  # type: ignore[misc] # fs
 
     def _stat(self, path: str) -> Any:
         path = self._strip_protocol(path)
-        with as_file(path, self):
+        with raising_is_a_directory(path, self):
             return self.client.stat(path)
 
     def open(
@@ -280,12 +174,12 @@ class ObjmapperFileSystem(Trees, AbstractFileSystem):  # type: ignore[misc] # fs
         if "r" in mode:
             return super().open(path, mode, block_size, cache_options, compression, **options)
         path = self._strip_protocol(path)
-        text = {name: options.pop(name) for name in ("encoding", "errors", "newline") if name in options}
+        text_options = {name: options.pop(name) for name in ("encoding", "errors", "newline") if name in options}
         binary = mode.replace("t", "").replace("b", "") + "b"
         file: Any = super().open(path, binary, block_size, cache_options, **options)
         if compression is not None and (name := get_compression(path, compression)) is not None:
             file = CompressedWriter(file, compr[name](file, mode=binary[0]))
-        return file if "b" in mode else TextWriter(file, **text)
+        return file if "b" in mode else TextWriter(file, **text_options)
 
     def _open(
         self,
@@ -299,29 +193,29 @@ class ObjmapperFileSystem(Trees, AbstractFileSystem):  # type: ignore[misc] # fs
         if mode == "rb":
             if self.client.mode is Mode.FDPASS:
                 reopen: Any = self.open
-                return ObjectReader(self, self._object(path), block_size or self.blocksize, reopen, path)
+                return ObjectReader(self, self._open_object(path), block_size or self.blocksize, reopen, path)
             return RemoteFile(self, path, block_size=block_size, cache_options=cache_options, **options)
         if mode == "wb":
             return ObjectWriter(self, path, lambda data: self._put(path, data), autocommit=autocommit)
         if mode == "xb":
             if self.exists(path):
-                raise already_there(path)
+                raise already_exists(path)
             return ObjectWriter(
                 self, path, lambda data: self._put(path, data, if_none_match="*"), autocommit=autocommit
             )
         if mode == "ab":
             try:
-                with self._object(path) as found:
-                    begin, condition = found.read(), {"if_match": found.etag}
+                with self._open_object(path) as found:
+                    initial, condition = found.read(), {"if_match": found.etag}
             except FileNotFoundError:
-                begin, condition = b"", {"if_none_match": "*"}
+                initial, condition = b"", {"if_none_match": "*"}
             return ObjectWriter(
-                self, path, lambda data: self._put(path, data, **condition), autocommit=autocommit, begin=begin
+                self, path, lambda data: self._put(path, data, **condition), autocommit=autocommit, initial=initial
             )
         raise ValueError(f"mode {mode!r}: an object is opened to be read (rb) or to be stored (wb, xb, ab)")
 
-    def _object(self, path: str) -> Object:
-        with as_file(path, self):
+    def _open_object(self, path: str) -> Object:
+        with raising_is_a_directory(path, self):
             return self.client.open(path)
 
     def _put(self, path: str, data: Any, **options: Any) -> None:
@@ -329,13 +223,13 @@ class ObjmapperFileSystem(Trees, AbstractFileSystem):  # type: ignore[misc] # fs
             self.client.put(path, data, make_parents=True, **options)
         except Conflict as error:
             if options.get("if_none_match"):
-                raise already_there(path) from error
+                raise already_exists(path) from error
             raise
 
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **_: Any) -> bytes:
         """Reads an object's bytes, or those from `start` up to `end`; negative ones count from its end."""
         path = self._strip_protocol(path)
-        with as_file(path, self):
+        with raising_is_a_directory(path, self):
             if (start or 0) < 0 or (end or 0) < 0:
                 size = self.client.stat(path).size
                 start, end, _step = slice(start, end).indices(size)
@@ -374,7 +268,7 @@ class ObjmapperFileSystem(Trees, AbstractFileSystem):  # type: ignore[misc] # fs
         if len(starts) != count or len(ends) != count:
             raise ValueError("paths, starts and ends are of one length")
 
-        def one(path: str, start: int | None, end: int | None) -> bytes | Exception:
+        def read_range(path: str, start: int | None, end: int | None) -> bytes | Exception:
             try:
                 return self.cat_file(path, start, end)
             except Exception as error:
@@ -383,9 +277,9 @@ class ObjmapperFileSystem(Trees, AbstractFileSystem):  # type: ignore[misc] # fs
                 return error
 
         if self.client.mode is Mode.FDPASS:
-            return list(map(one, paths, starts, ends))
-        with ThreadPoolExecutor(_AT_ONCE) as threads:
-            return list(threads.map(one, paths, starts, ends))
+            return list(map(read_range, paths, starts, ends))
+        with ThreadPoolExecutor(_MAX_PARALLEL_READS) as executor:
+            return list(executor.map(read_range, paths, starts, ends))
 
     def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **options: Any) -> None:
         """Stores bytes as an object. `mode` "create": raises FileExistsError if it exists."""
@@ -410,17 +304,17 @@ class ObjmapperFileSystem(Trees, AbstractFileSystem):  # type: ignore[misc] # fs
         if self.isdir(rpath):
             os.makedirs(lpath, exist_ok=True)
             return
-        folder = os.path.dirname(os.path.abspath(lpath))
+        directory = os.path.dirname(os.path.abspath(lpath))
         if self.client.mode is Mode.FDPASS:
-            with self._object(rpath) as found:
-                os.makedirs(folder, exist_ok=True)
+            with self._open_object(rpath) as found:
+                os.makedirs(directory, exist_ok=True)
                 callback.set_size(found.size)
                 found.save(lpath, callback.relative_update)
             return
         with closing(self.client.stream(rpath, announce=callback.set_size)) as stream:
             # Read first, so that a missing object makes no directory.
             first = next(stream, b"")
-            os.makedirs(folder, exist_ok=True)
+            os.makedirs(directory, exist_ok=True)
             with open_output(lpath) as target:
                 write_pieces(target, chain((first,), stream), callback.relative_update)
 
@@ -463,7 +357,7 @@ class ObjmapperFileSystem(Trees, AbstractFileSystem):  # type: ignore[misc] # fs
             self._put(path, b"")
             return
         try:
-            with self._object(path) as found:
+            with self._open_object(path) as found:
                 self._put(path, found.read(), if_match=found.etag)
         except FileNotFoundError:
             self._put(path, b"", if_none_match="*")
@@ -471,7 +365,7 @@ class ObjmapperFileSystem(Trees, AbstractFileSystem):  # type: ignore[misc] # fs
     def rm_file(self, path: str) -> None:
         """Deletes an object. Raises FileNotFoundError, IsADirectoryError."""
         path = self._strip_protocol(path)
-        with as_file(path, self):
+        with raising_is_a_directory(path, self):
             self.client.delete(path)
 
 

@@ -235,7 +235,7 @@ class DownloadPool:
             obstacle = _obstacle(task.path)
             if obstacle:
                 raise CommandError(f"{task.path}: {obstacle} is in the way of {task.uri}")
-            with atomic_file(task.path, under_way=self._partial_files, sync=self._sync) as target:
+            with atomic_file(task.path, partial_files=self._partial_files, sync=self._sync) as target:
                 size = download.write(target, self._advance)
                 if download.object is not None:
                     # Also where it has changed since it was listed, these are the bytes of this moment.

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 #: Errors of file systems and kernels without O_TMPFILE.
-_NO_NAMELESS = {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL}
-_NAMELESS = getattr(os, "O_TMPFILE", 0)
+_NO_TMPFILE_ERRNOS = {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL}
+_TMPFILE = getattr(os, "O_TMPFILE", 0)
 _CLOEXEC = getattr(os, "O_CLOEXEC", 0)
 _WRITE = os.O_WRONLY | _CLOEXEC
 # An O_TMPFILE file gets its name through its link in this directory.
-_OPEN_FILES = "/proc/self/fd"
+_PROCESS_DESCRIPTORS = "/proc/self/fd"
 
 
 @contextmanager
@@ -23,23 +23,23 @@ def open_output(path: str | os.PathLike[str], *, sync: bool = False) -> Iterator
     descriptors of a process (/dev/stdout, /proc/self/fd/N) are written to directly: at their position, or appended.
     `sync` is that of `atomic_file`. Raises OSError.
     """
-    held = _held(path)
-    if held >= 0:
+    process_descriptor = _open_process_descriptor(path)
+    if process_descriptor >= 0:
         try:
-            yield held
+            yield process_descriptor
         finally:
-            os.close(held)
+            os.close(process_descriptor)
         return
     name = os.fspath(path)
     if not name or (os.path.basename(name) == name[:0] and not os.path.isdir(name)):
         # The path ends in a slash, which realpath would drop.
         raise FileNotFoundError(errno.ENOENT, "No such directory" if name else "A file without a name", name)
     try:
-        kept = os.stat(path)
+        existing = os.stat(path)
     except FileNotFoundError:
-        kept = None
-    if kept is None or stat.S_ISREG(kept.st_mode):
-        permissions = None if kept is None else stat.S_IMODE(kept.st_mode)
+        existing = None
+    if existing is None or stat.S_ISREG(existing.st_mode):
+        permissions = None if existing is None else stat.S_IMODE(existing.st_mode)
         with atomic_file(os.path.realpath(path), permissions, sync=sync) as descriptor:
             yield descriptor
         return
@@ -50,27 +50,27 @@ def open_output(path: str | os.PathLike[str], *, sync: bool = False) -> Iterator
         os.close(descriptor)
 
 
-def _held(path: str | os.PathLike[str]) -> int:
+def _open_process_descriptor(path: str | os.PathLike[str]) -> int:
     """Opens the file of a path below /proc/PID/fd. Returns a new descriptor; -1 for any other path."""
     name = os.fspath(path)
     # The kernel follows at most 40 links, too.
     for _ in range(40):
-        folder, last = os.path.split(name)
+        directory, last = os.path.split(name)
         if not last:
             return -1
-        folder = os.path.realpath(folder or ".")
-        parts = folder.split("/")
+        directory = os.path.realpath(directory or ".")
+        parts = directory.split("/")
         if last.isdigit() and parts[1:2] == ["proc"] and parts[-1] == "fd" and len(parts) in (4, 6):
-            return _reopened(path, int(last)) if os.getpid() == int(parts[2]) else os.open(path, _WRITE)
+            return _duplicate_writable(path, int(last)) if os.getpid() == int(parts[2]) else os.open(path, _WRITE)
         try:
-            target = os.readlink(os.path.join(folder, last))
+            target = os.readlink(os.path.join(directory, last))
         except OSError:
             return -1
-        name = os.path.join(folder, target)
+        name = os.path.join(directory, target)
     return -1
 
 
-def _reopened(path: str | os.PathLike[str], number: int) -> int:
+def _duplicate_writable(path: str | os.PathLike[str], number: int) -> int:
     import fcntl
 
     try:
@@ -86,27 +86,27 @@ def _reopened(path: str | os.PathLike[str], number: int) -> int:
 def atomic_file(
     path: str | os.PathLike[str],
     permissions: int | None = None,
-    under_way: set[str] | None = None,
+    partial_files: set[str] | None = None,
     *,
     sync: bool = False,
 ) -> Iterator[int]:
     """Yields a descriptor of a new file, which gets its name when the block ends. If the block fails, it is removed.
 
     Until then the file has no name (O_TMPFILE of open(2)), so that even SIGKILL leaves nothing behind. Where the file
-    system lacks O_TMPFILE it has a name that ends in ``.part``. `under_way` holds that name meanwhile, so that a signal
-    handler can remove the file.
+    system lacks O_TMPFILE it has a name that ends in ``.part``. `partial_files` holds that name meanwhile, so that a
+    signal handler can remove the file.
 
     With `sync` the content is on the disk before the name is, and the name before the block ends: a power failure
     leaves the old file or the new one. Without it the result depends on the file system. Raises OSError.
     """
     target = os.fspath(path)
-    folder, name = os.path.split(target)
+    directory, name = os.path.split(target)
     # 40 characters are at most 160 bytes: the whole name must fit the file system's 255.
-    beside = os.path.join(folder, f".{name[:40]}.{os.urandom(6).hex()}.part")
-    names = set[str]() if under_way is None else under_way
-    names.add(beside)
+    temporary_path = os.path.join(directory, f".{name[:40]}.{os.urandom(6).hex()}.part")
+    registry = set[str]() if partial_files is None else partial_files
+    registry.add(temporary_path)
     try:
-        descriptor, has_name = _made(beside, target)
+        descriptor, has_name = _create_file(temporary_path, target)
         try:
             try:
                 if permissions is not None:
@@ -114,47 +114,47 @@ def atomic_file(
                 yield descriptor
                 if sync:
                     os.fsync(descriptor)
-                is_there = not has_name and _named(descriptor, target, beside)
+                is_linked = not has_name and _link_file(descriptor, target, temporary_path)
             finally:
                 os.close(descriptor)
-            if not is_there:
-                os.replace(beside, target)
+            if not is_linked:
+                os.replace(temporary_path, target)
         except BaseException:
             with suppress(FileNotFoundError):
-                os.unlink(beside)
+                os.unlink(temporary_path)
             raise
     finally:
-        names.discard(beside)
+        registry.discard(temporary_path)
     if sync:
-        sync_directory(folder)
+        sync_directory(directory)
 
 
-def _made(beside: str, target: str) -> tuple[int, bool]:
-    """Creates a file. Returns its descriptor, and whether it has the temporary name `beside`."""
+def _create_file(temporary_path: str, target: str) -> tuple[int, bool]:
+    """Creates a file. Returns its descriptor, and whether it has the temporary name `temporary_path`."""
     try:
-        if _NAMELESS and os.path.exists(_OPEN_FILES):
+        if _TMPFILE and os.path.exists(_PROCESS_DESCRIPTORS):
             try:
-                return os.open(os.path.dirname(target) or ".", _WRITE | _NAMELESS, 0o666), False
+                return os.open(os.path.dirname(target) or ".", _WRITE | _TMPFILE, 0o666), False
             except OSError as error:
-                if error.errno not in _NO_NAMELESS:
+                if error.errno not in _NO_TMPFILE_ERRNOS:
                     raise
-        return os.open(beside, _WRITE | os.O_CREAT | os.O_EXCL, 0o666), True
+        return os.open(temporary_path, _WRITE | os.O_CREAT | os.O_EXCL, 0o666), True
     except OSError as error:
         error.filename = target
         raise
 
 
-def _named(descriptor: int, target: str, beside: str) -> bool:
-    """Links an unnamed file to `target`, or to `beside` if `target` exists: linkat(2) does not replace files.
+def _link_file(descriptor: int, target: str, temporary_path: str) -> bool:
+    """Links an unnamed file to `target`, or to `temporary_path` if `target` exists: linkat(2) does not replace files.
 
     Returns whether it got the name `target`.
     """
-    for name in (target, beside):
+    for name in (target, temporary_path):
         with suppress(FileExistsError):
             # `src_dir_fd` makes Python call linkat(2), which follows the link in /proc to the file.
-            os.link(f"{_OPEN_FILES}/{descriptor}", name, src_dir_fd=descriptor, follow_symlinks=True)
+            os.link(f"{_PROCESS_DESCRIPTORS}/{descriptor}", name, src_dir_fd=descriptor, follow_symlinks=True)
             return name is target
-    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), beside)
+    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), temporary_path)
 
 
 def sync_directory(path: str | os.PathLike[str]) -> None:

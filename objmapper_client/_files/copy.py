@@ -12,7 +12,7 @@ _CHUNK = 1 << 20
 # As stat.S_ISREG, without the call.
 _TYPE, _REGULAR = 0o170000, stat.S_IFREG
 # Maximum bytes of one copy_file_range or sendfile call.
-_MAX_AT_ONCE = 1 << 30
+_MAX_CALL_LENGTH = 1 << 30
 
 
 def copy_to(
@@ -34,7 +34,7 @@ def copy_memory_to(source: int, output: int, length: int, progress: Callable[[in
         return _copy_all(source, output, length, 0, progress)
     with mmap.mmap(source, length, prot=mmap.PROT_READ) as memory:
         at = 0
-        for start, end in _runs_of_data(memory, length):
+        for start, end in _data_ranges(memory, length):
             if progress is not None and start > at:
                 progress(start - at)
             os.lseek(output, start, os.SEEK_SET)
@@ -47,7 +47,7 @@ def copy_memory_to(source: int, output: int, length: int, progress: Callable[[in
     return length
 
 
-def _runs_of_data(memory: mmap.mmap, length: int) -> Iterator[tuple[int, int]]:
+def _data_ranges(memory: mmap.mmap, length: int) -> Iterator[tuple[int, int]]:
     """Yields start and end of each run of blocks that are not all zeros."""
     start = -1
     for at in range(0, length, len(ZEROS)):
@@ -82,9 +82,9 @@ def write_pieces(target: int, pieces: Iterable[bytes], progress: Callable[[int],
 
 def _write_all(target: int, piece: bytes | memoryview) -> None:
     """Writes the whole piece."""
-    rest = memoryview(piece)
-    while rest:
-        rest = rest[os.write(target, rest) :]
+    remaining = memoryview(piece)
+    while remaining:
+        remaining = remaining[os.write(target, remaining) :]
 
 
 def _write_sparsely(target: int, piece: bytes) -> None:
@@ -150,17 +150,17 @@ def _next_data(source: int, at: int, end: int) -> int:
 
 
 def _copy_all(source: int, output: int, length: int, offset: int, progress: Callable[[int], None] | None) -> int:
-    ways = [_copy_file_range, _sendfile, _read_and_write]
+    methods = [_copy_file_range, _sendfile, _read_and_write]
     at, end = offset, offset + length
     # Short enough to show progress, long enough to cost little.
-    step = _MAX_AT_ONCE if progress is None else 8 * _CHUNK
+    step = _MAX_CALL_LENGTH if progress is None else 8 * _CHUNK
     while at < end:
         try:
-            moved = ways[0](source, output, at, min(end - at, step))
+            moved = methods[0](source, output, at, min(end - at, step))
         except (OSError, AttributeError):
-            if len(ways) == 1 or not _may_fall_back():
+            if len(methods) == 1 or not _may_fall_back():
                 raise
-            ways.pop(0)
+            methods.pop(0)
             continue
         if moved == 0:
             break

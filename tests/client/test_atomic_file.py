@@ -58,7 +58,7 @@ def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     """Kernels and file systems that have files without a name, and those that do not."""
     kind = str(request.param)
     if kind == "no /proc":
-        monkeypatch.setattr("objmapper_client._files.atomic._OPEN_FILES", "/nonexistent")
+        monkeypatch.setattr("objmapper_client._files.atomic._PROCESS_DESCRIPTORS", "/nonexistent")
     elif kind != "O_TMPFILE":
         monkeypatch.setattr(os, "open", refusing(getattr(errno, kind)))
     return kind
@@ -140,11 +140,11 @@ def test_a_bare_name_is_in_the_working_directory(kernel: str, folder: Path, monk
 
 
 def test_closed_connections_know_the_names(kernel: str, folder: Path) -> None:
-    under_way: set[str] = set()
-    with atomic_file(folder / "target", under_way=under_way):
-        assert [Path(name).parent for name in under_way] == [folder]
-        assert {path for path in folder.iterdir() if path.suffix == ".part"} <= {Path(name) for name in under_way}
-    assert under_way == set()
+    partial_files: set[str] = set()
+    with atomic_file(folder / "target", partial_files=partial_files):
+        assert [Path(name).parent for name in partial_files] == [folder]
+        assert {path for path in folder.iterdir() if path.suffix == ".part"} <= {Path(name) for name in partial_files}
+    assert partial_files == set()
 
 
 def test_an_error_names_the_file_that_was_wanted(kernel: str, folder: Path) -> None:

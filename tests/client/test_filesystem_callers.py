@@ -21,7 +21,7 @@ import pyarrow.dataset as ds
 import pytest
 
 from objmapper_client import AddressError, Conflict
-from objmapper_client._files.fsspec_files import ObjectReader
+from objmapper_client._files.fsspec_reader import ObjectReader
 from objmapper_client.filesystem import ObjmapperFileSystem
 from objmapper_server import Config, Server
 
@@ -124,14 +124,14 @@ def test_a_move_deletes_what_it_has_copied_and_no_more(system: ObjmapperFileSyst
 
 
 def test_a_move_keeps_what_was_written_meanwhile(system: ObjmapperFileSystem, tree: dict[str, bytes]) -> None:
-    copied = system._copied
+    copied = system._copy_object
 
     def and_then(source: str, target: str) -> str | None:
         etag = copied(source, target)
         system.pipe(source, b"newer")
         return etag
 
-    system._copied = and_then  # type: ignore[method-assign,assignment] # another writer comes at this moment
+    system._copy_object = and_then  # type: ignore[method-assign,assignment] # another writer comes at this moment
     with pytest.raises(Conflict):
         system.mv("/e", "/g")
     assert (system.cat("/e"), system.cat("/g")) == (b"newer", b"/e")
