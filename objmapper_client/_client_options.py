@@ -3,7 +3,7 @@
 import os
 
 from objmapper_client._connection.pool import Pool, Runtime
-from objmapper_client._operations.registry import operations_for
+from objmapper_client._operations.transport_operations import operations_for
 from objmapper_client._runtime import fork
 from objmapper_client.address import Address, default_address, parse
 from objmapper_client.errors import LocalProtocolError, ObjmapperError

@@ -1,4 +1,4 @@
-"""The client for threads. `_operations/registry.py` chooses the operations of an address."""
+"""The client for threads. `_operations/transport_operations.py` chooses the operations of an address."""
 
 import os
 from collections.abc import Callable, Generator, Iterable

@@ -20,7 +20,7 @@ from fsspec.core import get_compression
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 from fsspec.utils import isfilelike, other_paths
 
-from objmapper_client._files.atomic import open_output
+from objmapper_client._files.atomic_file import open_output
 from objmapper_client._files.copy import write_pieces
 from objmapper_client._files.fsspec_directories import MadeDirectories
 from objmapper_client._files.fsspec_info import already_exists, is_pattern, not_found, raising_is_a_directory

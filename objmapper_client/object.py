@@ -8,7 +8,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from objmapper_client._files.atomic import open_output
+from objmapper_client._files.atomic_file import open_output
 from objmapper_client._files.copy import copy_memory_to, copy_to
 from objmapper_client._runtime.descriptors import close_descriptor
 from objmapper_client.errors import RemoteProtocolError, ServerReply, error_for

@@ -107,10 +107,13 @@ def test_no_native_name_is_handed_on() -> None:
 
 
 @pytest.mark.parametrize("path", under(CLIENT), ids=name_of)
-def test_two_modules_know_how_to_wait(path: Path) -> None:
-    allowed = {"_runtime.threads": {"selectors", "select"}, "_runtime.aio": {"asyncio", "select"}}.get(
-        below_client(path), set()
-    )
+def test_only_the_runtimes_know_how_to_wait(path: Path) -> None:
+    allowed = {
+        "_runtime.threads": {"select"},
+        "_runtime.thread_multiplexer": {"select"},
+        "_runtime.aio": {"asyncio", "select"},
+        "_runtime.asyncio_multiplexer": {"asyncio"},
+    }.get(below_client(path), set())
     waiting = {target for target in imports(path) if within(target, "selectors", "select", "asyncio")}
     assert {target.partition(".")[0] for target in waiting} <= allowed
 

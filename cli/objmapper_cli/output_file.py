@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from objmapper_client._files.atomic import open_output, sync_directory
+from objmapper_client._files.atomic_file import open_output, sync_directory
 
 STDOUT = 1
 

@@ -18,10 +18,10 @@ from typing import NamedTuple
 from objmapper_cli.download import Download
 from objmapper_cli.errors import CommandError, ExitCode, explain, print_error
 from objmapper_cli.formatting import NANOSECONDS
-from objmapper_cli.names import local_name
+from objmapper_cli.name_encoding import local_name
 from objmapper_cli.output_file import exiting_on_signals, make_directories, naming_file
 from objmapper_cli.progress import Progress
-from objmapper_client._files.atomic import atomic_file
+from objmapper_client._files.atomic_file import atomic_file
 from objmapper_client.client import Client
 from objmapper_client.errors import ObjmapperError, RemoteProtocolError, ServerReply
 from objmapper_client.protocol.v2_responses import LeftOut

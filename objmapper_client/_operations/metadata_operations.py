@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from objmapper_client._connection.dispatch import require_version_2
 from objmapper_client._connection.pending_request import PendingRequest, Runnable, SimpleRequest, details
 from objmapper_client._connection.pool import Pool
+from objmapper_client._connection.request_runner import require_version_2
 from objmapper_client._runtime.effects import Effects
 from objmapper_client.errors import LocalProtocolError, RemoteProtocolError
 from objmapper_client.protocol.v2_requests import Operation

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from objmapper_client._connection.pending_request import NO_DETAILS, PendingRequest, Runnable, SimpleRequest, details
 from objmapper_client._connection.pool import Pool
-from objmapper_client._files.memory import MemoryFile
+from objmapper_client._files.memory_file import MemoryFile
 from objmapper_client._operations.metadata_operations import check_range, protocol_violation
 from objmapper_client._operations.receive_content import Download, abort, begin, fill, finish, range_length
 from objmapper_client._runtime.descriptors import move_last

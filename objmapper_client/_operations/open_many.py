@@ -3,13 +3,13 @@
 from collections import deque
 from collections.abc import Sequence
 
-from objmapper_client._connection.dispatch import backoff, pause_after, response_error, shared_connection
 from objmapper_client._connection.handshake import ClosedInHandshake
 from objmapper_client._connection.multiplexer import PipelineFull
 from objmapper_client._connection.pending_request import PendingRequest, details
 from objmapper_client._connection.pool import Pool
+from objmapper_client._connection.request_runner import backoff, pause_after, response_error, shared_connection
 from objmapper_client._connection.retry import RetryState
-from objmapper_client._files.memory import MemoryFile
+from objmapper_client._files.memory_file import MemoryFile
 from objmapper_client._operations.open_and_read import (
     MAX_SHARED,
     OpenRequest,

@@ -2,9 +2,9 @@
 
 from objmapper_client._connection import socket_io
 from objmapper_client._connection.connection import CHUNK, Connection
-from objmapper_client._connection.dispatch import with_exclusive
 from objmapper_client._connection.pending_request import NO_DETAILS, Details, encode
 from objmapper_client._connection.pool import Pool
+from objmapper_client._connection.request_runner import with_exclusive
 from objmapper_client._runtime.effects import TIME_LEFT, Effects
 from objmapper_client.errors import ConnectionFailed, RemoteProtocolError, RequestTimeout, error_for
 from objmapper_client.protocol.v1 import ContentReply, DescriptorReply, ErrorReply, Mode, encode_request

@@ -4,10 +4,10 @@ import os
 
 from objmapper_client._connection import socket_io
 from objmapper_client._connection.connection import Connection
-from objmapper_client._connection.dispatch import require_version_2, unsupported, with_exclusive
 from objmapper_client._connection.handshake import ClosedInHandshake
 from objmapper_client._connection.pending_request import details, encode
 from objmapper_client._connection.pool import Pool
+from objmapper_client._connection.request_runner import require_version_2, unsupported, with_exclusive
 from objmapper_client._connection.socket_io import DescriptorRefused
 from objmapper_client._operations.metadata_operations import PutArguments, Stat, StatRequest, to_stat
 from objmapper_client._operations.receive_content import expect_end, next_head, receive_head

@@ -1,8 +1,4 @@
-"""The runtime for asyncio: performs effects with futures that the event loop's callbacks resolve.
-
-A shared connection has one reader callback and one writer callback. All requests of one loop iteration are sent in one
-system call.
-"""
+"""The runtime for asyncio: performs effects with futures that the event loop's callbacks resolve."""
 
 import asyncio
 import contextlib
@@ -13,12 +9,12 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 from objmapper_client._connection.connection import Connection
-from objmapper_client._connection.dispatch import send_request, with_server_error
-from objmapper_client._connection.multiplexer import Multiplexer, PipelineFull
+from objmapper_client._connection.multiplexer import PipelineFull
 from objmapper_client._connection.pending_request import PendingRequest, Runnable, SimpleRequest
 from objmapper_client._connection.pool import Pool
+from objmapper_client._connection.request_runner import send_request, with_server_error
 from objmapper_client._connection.resolver import look_up
-from objmapper_client._connection.socket_io import interrupted_error, timeout_error
+from objmapper_client._runtime.asyncio_multiplexer import AsyncioMultiplexer, resolve_future
 from objmapper_client._runtime.effects import (
     Effects,
     NextChunk,
@@ -32,8 +28,6 @@ from objmapper_client._runtime.effects import (
 )
 from objmapper_client.errors import ConnectionFailed, LocalProtocolError, ObjmapperError, RequestTimeout
 
-# Seconds that a server has to respond before a connection full of cancelled requests counts as stuck.
-_HANG_TIMEOUT = 1.0
 running_loop = asyncio.get_running_loop
 
 
@@ -51,14 +45,14 @@ class AsyncioWaiter:
         """Wakes the waiting task. May be called twice."""
         self._is_woken = True
         if self._future is not None:
-            _resolve(self._future, True)
+            resolve_future(self._future, True)
 
     async def wait(self, loop: asyncio.AbstractEventLoop, seconds: float) -> bool:
         """Waits for `wake`. Returns False after `seconds`."""
         if self._is_woken:
             return True
         self._future = loop.create_future()
-        timer = loop.call_later(seconds, _resolve, self._future, False)
+        timer = loop.call_later(seconds, resolve_future, self._future, False)
         try:
             return await self._future
         finally:
@@ -180,7 +174,7 @@ async def _wait_readable(loop: asyncio.AbstractEventLoop, descriptor: int) -> bo
         # The process is at its descriptor limit.
         return False
     try:
-        loop.add_reader(own, _resolve, ready, True)
+        loop.add_reader(own, resolve_future, ready, True)
         try:
             return await ready
         finally:
@@ -260,9 +254,9 @@ async def _wait(loop: asyncio.AbstractEventLoop, wait: Wait, deadline: float) ->
     if wait.host is not None:
         return await _look_up(loop, wait.host, wait.port, left)
     ready: asyncio.Future[bool] = loop.create_future()
-    timer = loop.call_later(left, _resolve, ready, False)
+    timer = loop.call_later(left, resolve_future, ready, False)
     add, remove = (loop.add_writer, loop.remove_writer) if wait.writable else (loop.add_reader, loop.remove_reader)
-    add(wait.descriptor, _resolve, ready, True)
+    add(wait.descriptor, resolve_future, ready, True)
     try:
         return await ready
     finally:
@@ -277,19 +271,14 @@ async def _look_up(loop: asyncio.AbstractEventLoop, host: str, port: int, second
     def notify() -> None:
         # The loop may have been closed meanwhile.
         with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(_resolve, resolved, True)
+            loop.call_soon_threadsafe(resolve_future, resolved, True)
 
-    timer = loop.call_later(seconds, _resolve, resolved, False)
+    timer = loop.call_later(seconds, resolve_future, resolved, False)
     lookup.when_done(notify)
     try:
         return lookup.result(0) if await resolved else False
     finally:
         timer.cancel()
-
-
-def _resolve(future: "asyncio.Future[bool]", value: bool) -> None:
-    if not future.done():
-        future.set_result(value)
 
 
 class AsyncioRuntime:
@@ -318,128 +307,3 @@ class AsyncioRuntime:
         poll = select.poll()
         poll.register(connection.socket, select.POLLIN)
         return bool(poll.poll(0))
-
-
-class AsyncioMultiplexer(Multiplexer):
-    """A connection that tasks of one event loop share."""
-
-    def __init__(self, connection: Connection, timeout: float, notify_capacity: Callable[[], None]) -> None:
-        super().__init__(connection, contextlib.nullcontext(), timeout)
-        self._notify_capacity = notify_capacity
-        self._loop = asyncio.get_running_loop()
-        self._descriptor = connection.socket.fileno()
-        self._is_unix = connection.is_unix
-        self._is_send_scheduled = False
-        self._is_writer_registered = False
-        self._timer: asyncio.TimerHandle | None = None
-        self._loop.add_reader(self._descriptor, self._read)
-
-    def start(self, pending: PendingRequest, seconds: float, deadline: float) -> None:
-        """Queues a request, to be sent at the end of this loop iteration. Raises PipelineFull, LocalProtocolError."""
-        loop = self._loop
-        if not pending.idempotent:
-            self.read_available()
-        self.queue(pending, seconds)
-        pending.deadline = deadline
-        pending.waiter = loop.create_future()
-        if not self._is_send_scheduled:
-            self._is_send_scheduled = True
-            loop.call_soon(self._send)
-        timer = self._timer
-        if timer is None or deadline < timer.when():
-            if timer is not None:
-                timer.cancel()
-            self._timer = loop.call_at(deadline, self._expire)
-
-    async def wait(self, pending: PendingRequest) -> None:
-        """Waits for the response to a request that `start` has queued."""
-        try:
-            await pending.waiter
-        except BaseException:
-            pending.discard()
-            raise
-        if pending.failure is not None:
-            raise pending.failure
-
-    def _send(self) -> None:
-        self._is_send_scheduled = False
-        try:
-            is_blocked = not self.flush()
-        except ConnectionFailed as error:
-            self.on_finished(self.fail(error))
-            return
-        if is_blocked != self._is_writer_registered and not self.is_closed:
-            self._is_writer_registered = is_blocked
-            if is_blocked:
-                self._loop.add_writer(self._descriptor, self._send)
-            else:
-                self._loop.remove_writer(self._descriptor)
-
-    def _read(self) -> None:
-        before = len(self.pending)
-        try:
-            self.read_available()
-        except BaseException:
-            # A signal handler has raised.
-            self.on_finished(self.fail(interrupted_error(self.connection.address)))
-            raise
-        if len(self.pending) < before:
-            self._notify_capacity()
-
-    def on_finished(self, finished: list[PendingRequest]) -> None:
-        """Wakes the tasks that wait for these requests."""
-        for pending in finished:
-            if not pending.waiter.done():
-                pending.waiter.set_result(None)
-            else:
-                pending.discard()
-
-    def _expire(self) -> None:
-        """Fails the requests whose deadline has passed. Discards their responses. One timer serves all requests."""
-        self._timer = None
-        now = self._loop.time() + 1e-3
-        next_deadline: float | None = None
-        expired: PendingRequest | None = None
-        for pending in self.unanswered():
-            if pending.is_abandoned:
-                continue
-            if pending.deadline <= now:
-                pending.is_abandoned = pending.is_late = True
-                pending.failure = timeout_error(self.connection.address)
-                _resolve(pending.waiter, True)
-                expired = pending
-            elif next_deadline is None or pending.deadline < next_deadline:
-                next_deadline = pending.deadline
-        if expired is not None:
-            self.close_if_unresponsive(expired)
-        if next_deadline is not None and not self.is_closed:
-            self._timer = self._loop.call_at(next_deadline, self._expire)
-
-    def is_stuck(self) -> bool:
-        """Whether no bytes have come since the oldest request was sent, at least `_HANG_TIMEOUT` ago."""
-        if not super().is_stuck():
-            return False
-        started = self.unanswered()[0].deadline - self._timeout
-        return self._loop.time() > started + min(_HANG_TIMEOUT, self._timeout / 2)
-
-    def detach_if_idle(self) -> Connection | None:
-        """Removes and returns the connection if no request waits for a response. See the base class."""
-        connection = super().detach_if_idle()
-        if connection is not None and not self.is_closed:
-            self._remove_callbacks()
-        return connection
-
-    def close(self, keep: frozenset[int] = frozenset()) -> None:
-        """Closes the connection with its pending requests."""
-        if not self.is_closed:
-            self._remove_callbacks()
-        super().close(keep)
-
-    def _remove_callbacks(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if not self._loop.is_closed():
-            self._loop.remove_reader(self._descriptor)
-            if self._is_writer_registered:
-                self._loop.remove_writer(self._descriptor)

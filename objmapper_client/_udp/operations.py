@@ -5,10 +5,10 @@ from time import monotonic
 from typing import NoReturn
 
 from objmapper_client._connection.connection import Connection
-from objmapper_client._connection.dispatch import with_exclusive
 from objmapper_client._connection.pool import Pool
+from objmapper_client._connection.request_runner import with_exclusive
 from objmapper_client._connection.socket_io import timeout_error
-from objmapper_client._files.memory import MemoryFile
+from objmapper_client._files.memory_file import MemoryFile
 from objmapper_client._operations.metadata_operations import PutArguments, Stat, check_range
 from objmapper_client._runtime.effects import PROGRESS_STRIDE, Effects, ResetDeadline, T, Wait
 from objmapper_client._udp.connection import UdpConnection, UdpPool

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from objmapper_client._files.atomic import atomic_file, open_output
+from objmapper_client._files.atomic_file import atomic_file, open_output
 from objmapper_client.object import Object
 from objmapper_client.protocol import Mode
 
@@ -58,7 +58,7 @@ def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     """Kernels and file systems that have files without a name, and those that do not."""
     kind = str(request.param)
     if kind == "no /proc":
-        monkeypatch.setattr("objmapper_client._files.atomic._PROCESS_DESCRIPTORS", "/nonexistent")
+        monkeypatch.setattr("objmapper_client._files.atomic_file._PROCESS_DESCRIPTORS", "/nonexistent")
     elif kind != "O_TMPFILE":
         monkeypatch.setattr(os, "open", refusing(getattr(errno, kind)))
     return kind

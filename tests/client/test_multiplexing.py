@@ -15,7 +15,7 @@ import uvloop
 
 from objmapper_client import AsyncClient, Client, ConnectionFailed, Mode, Object, ObjectNotFound
 from objmapper_client._runtime import threads
-from objmapper_client._runtime.threads import ThreadMultiplexer
+from objmapper_client._runtime.thread_multiplexer import ThreadMultiplexer
 from tests.support.eventually import eventually
 from tests.support.misbehaving_server import Held, Peer, answers_all, fake_server_v2
 

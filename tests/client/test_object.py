@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from objmapper_client._files.memory import MemoryFile
+from objmapper_client._files.memory_file import MemoryFile
 from objmapper_client.errors import RemoteProtocolError
 from objmapper_client.object import Object
 from objmapper_client.protocol import Mode

@@ -8,7 +8,7 @@ import typer
 from objmapper_cli.download import Download
 from objmapper_cli.errors import CommandError, ExitCode
 from objmapper_cli.formatting import print_fetched
-from objmapper_cli.names import local_name, uri_of
+from objmapper_cli.name_encoding import local_name, uri_of
 from objmapper_cli.options import JsonOption, ServerOption, TimeoutOption, WaitOption, complete_with, open_client
 from objmapper_cli.output_file import make_directories, open_output_file
 from objmapper_cli.progress import Progress

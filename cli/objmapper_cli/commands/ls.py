@@ -24,7 +24,7 @@ def ls(
     import json
 
     from objmapper_cli.formatting import for_terminal, format_seconds, format_time, print_line
-    from objmapper_cli.names import uri_of
+    from objmapper_cli.name_encoding import uri_of
     from objmapper_cli.skipped_files import SkippedFiles
 
     with open_client(server, timeout, wait=wait) as client:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from objmapper_cli.errors import CommandError, ExitCode
-from objmapper_cli.names import uri_of
+from objmapper_cli.name_encoding import uri_of
 from objmapper_cli.options import JsonOption, ServerOption, TimeoutOption, WaitOption, open_client
 
 #: Where the object is to be found, in the arguments of a command.

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from objmapper_cli.errors import CommandError, ExitCode
-from objmapper_cli.names import uri_of
+from objmapper_cli.name_encoding import uri_of
 from objmapper_cli.options import JsonOption, ServerOption, TimeoutOption, WaitOption, open_client
 from objmapper_cli.output_file import exiting_on_signals
 from objmapper_cli.progress import Progress

@@ -22,7 +22,7 @@ def rm(
     With --json each object that was deleted is a line: {"uri": …}.
     """
     from objmapper_cli.batch import run_each
-    from objmapper_cli.names import uri_of
+    from objmapper_cli.name_encoding import uri_of
 
     with open_client(server, timeout, wait=wait) as client:
 

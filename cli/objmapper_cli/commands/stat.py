@@ -17,7 +17,7 @@ def stat(
     """Show size, modification time and etag of objects."""
     from objmapper_cli.batch import run_each
     from objmapper_cli.formatting import for_terminal, format_time, print_line, print_stat
-    from objmapper_cli.names import uri_of
+    from objmapper_cli.name_encoding import uri_of
     from objmapper_client.address import UdpAddress
 
     with open_client(server, timeout, wait=wait) as client:
