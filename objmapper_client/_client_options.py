@@ -55,8 +55,8 @@ class ClientOptions:
         self.max_connections = max_connections
         self.attempts = attempts
         self.wait = wait
-        self._api = operations_for(self.address)
-        self.mode: Mode = self._api.best_mode(self.address) if mode is None else Mode.from_name(mode)
+        self._operations = operations_for(self.address)
+        self.mode: Mode = self._operations.best_mode(self.address) if mode is None else Mode.from_name(mode)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.address)!r}, timeout={self.timeout}, mode={self.mode.name.lower()!r})"
@@ -72,12 +72,12 @@ class ClientOptions:
         return self.mode if mode is None else Mode.from_name(mode)
 
     @staticmethod
-    def _check_piece(chunk_size: int) -> None:
+    def _check_chunk_size(chunk_size: int) -> None:
         if chunk_size < 1:
             raise LocalProtocolError(f"chunk_size must be >= 1, got {chunk_size}")
 
     def _make_pool(self, runtime: Runtime) -> Pool:
-        pool = self._api.make_pool(
+        pool = self._operations.make_pool(
             self.address,
             runtime,
             max_connections=self.max_connections,

@@ -19,20 +19,20 @@ class _Value:
 
     __slots__: tuple[str, ...] = ()
 
-    def _facts(self) -> tuple[str | int, ...]:
+    def _field_values(self) -> tuple[str | int, ...]:
         return tuple(getattr(self, name) for name in self.__slots__)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, type(self)) and other._facts() == self._facts()
+        return isinstance(other, type(self)) and other._field_values() == self._field_values()
 
     def __hash__(self) -> int:
-        return hash((type(self), *self._facts()))
+        return hash((type(self), *self._field_values()))
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(map(repr, self._facts()))})"
+        return f"{type(self).__name__}({', '.join(map(repr, self._field_values()))})"
 
     def __reduce__(self) -> tuple[type["_Value"], tuple[str | int, ...]]:
-        return type(self), self._facts()
+        return type(self), self._field_values()
 
 
 class UnixAddress(_Value):
@@ -131,16 +131,16 @@ def _unix(path: str, given: str) -> UnixAddress:
 def _host_and_port(given: str, rest: str, default_port: int) -> tuple[str, int]:
     if rest.startswith("["):
         host, bracket, tail = rest[1:].partition("]")
-        wrong = not bracket or (tail and not tail.startswith(":"))
+        is_invalid = not bracket or (tail and not tail.startswith(":"))
         port = tail[1:]
     else:
         host, _, port = rest.partition(":")
-        wrong = ":" in port or "/" in rest
+        is_invalid = ":" in port or "/" in rest
     number = default_port
-    if port and not wrong:
-        wrong = not (port.isascii() and port.isdigit() and int(port) <= 65535)
-        number = 0 if wrong else int(port)
-    if wrong or not host:
+    if port and not is_invalid:
+        is_invalid = not (port.isascii() and port.isdigit() and int(port) <= 65535)
+        number = 0 if is_invalid else int(port)
+    if is_invalid or not host:
         raise AddressError(f"invalid address {given!r}: expected HOST:PORT, a port from 0 to 65535, IPv6 in brackets")
     return host, number
 

@@ -11,9 +11,9 @@ from objmapper_client._connection.pending_request import Runnable
 from objmapper_client._connection.pool import Pool
 from objmapper_client._operations.metadata_operations import PageProgress, PutArguments, Stat
 from objmapper_client._operations.receive_content import range_length
-from objmapper_client._operations.stream import next_piece
+from objmapper_client._operations.stream import read_piece
 from objmapper_client._runtime.effects import T
-from objmapper_client._runtime.fork import forked, forks
+from objmapper_client._runtime.fork import forked_error, forks
 from objmapper_client.address import Address
 from objmapper_client.object import Object, writable_bytes
 from objmapper_client.protocol.v1 import Mode
@@ -79,9 +79,9 @@ class AsyncClient(ClientOptions):
 
     async def close(self) -> None:
         """Closes the idle connections at once, others when their requests are done. A later request reconnects."""
-        self._leave()
+        self._close_pool()
 
-    def _leave(self) -> None:
+    def _close_pool(self) -> None:
         pool, self._pool = self._pool, None
         if pool is not None:
             if self._forks == forks.generation:
@@ -98,7 +98,7 @@ class AsyncClient(ClientOptions):
 
         pool = self._pool
         if pool is None or self._forks != forks.generation or pool.runtime.loop is not running_loop():
-            self._leave()
+            self._close_pool()
             self._pool = pool = self._make_pool(AsyncioRuntime())
         return pool
 
@@ -110,7 +110,7 @@ class AsyncClient(ClientOptions):
     async def open(self, uri: str, *, mode: Mode | str | None = None) -> Object:
         """Opens an object. It owns a descriptor: close it, or use it in a ``with`` statement."""
         pool = self._current_pool
-        return await self._run(pool, self._api.open_object(pool, uri, self._mode(mode)))
+        return await self._run(pool, self._operations.open_object(pool, uri, self._mode(mode)))
 
     async def open_many(self, uris: Iterable[str], *, mode: Mode | str | None = None) -> Results:
         """Opens many objects with few round trips. Returns an object or an error for each URI, in their order.
@@ -118,14 +118,14 @@ class AsyncClient(ClientOptions):
         The caller owns the objects and must close them. If this raises, it has closed all of them.
         """
         pool = self._current_pool
-        return await self._run(pool, self._api.open_many(pool, [*uris], self._mode(mode)))
+        return await self._run(pool, self._operations.open_many(pool, [*uris], self._mode(mode)))
 
     async def read(
         self, uri: str, *, offset: int = 0, length: int | None = None, mode: Mode | str | None = None
     ) -> bytes:
         """Reads an object's bytes, or `length` bytes at `offset` (fewer at its end)."""
         pool = self._current_pool
-        return await self._run(pool, self._api.read(pool, uri, self._mode(mode), offset, length))
+        return await self._run(pool, self._operations.read(pool, uri, self._mode(mode), offset, length))
 
     async def readinto(
         self, uri: str, buffer: "WriteableBuffer", *, offset: int = 0, mode: Mode | str | None = None
@@ -136,7 +136,7 @@ class AsyncClient(ClientOptions):
         """
         view = writable_bytes(buffer)
         pool = self._current_pool
-        return await self._run(pool, self._api.readinto(pool, uri, self._mode(mode), view, offset))
+        return await self._run(pool, self._operations.readinto(pool, uri, self._mode(mode), view, offset))
 
     async def stream(
         self,
@@ -153,16 +153,16 @@ class AsyncClient(ClientOptions):
         Calls `announce` once, before the first chunk, with the number of bytes to come. `timeout` applies to each
         chunk. Leaving the loop early may close the connection.
         """
-        self._check_piece(chunk_size)
+        self._check_chunk_size(chunk_size)
         pool = self._current_pool
-        download = await self._run(pool, self._api.begin_stream(pool, uri, self._mode(mode), offset, length))
+        download = await self._run(pool, self._operations.begin_stream(pool, uri, self._mode(mode), offset, length))
         if isinstance(download, Object):
             with download:
                 if announce is not None:
                     announce(range_length(download.size, offset, length))
                 end = offset + range_length(download.size, offset, length)
                 while offset < end:
-                    chunk = await self._run(pool, next_piece(download, chunk_size, offset, end))
+                    chunk = await self._run(pool, read_piece(download, chunk_size, offset, end))
                     offset += len(chunk)
                     yield chunk
             return
@@ -170,29 +170,29 @@ class AsyncClient(ClientOptions):
         try:
             if announce is not None:
                 announce(download.left)
-            while chunk := await self._run(pool, self._api.next_chunk(pool, download, chunk_size)):
+            while chunk := await self._run(pool, self._operations.next_chunk(pool, download, chunk_size)):
                 yield chunk
                 if forks.generation != generation:
-                    raise forked(uri)
+                    raise forked_error(uri)
         except GeneratorExit:
             if forks.generation != generation:
                 download.connection.close()
             else:
-                self._api.leave(pool, download)
+                self._operations.end_stream(pool, download)
             raise
         except BaseException:
             if forks.generation != generation:
                 # Closes the child's copy of the connection; the parent keeps its own.
                 download.connection.close()
                 raise
-            self._api.abort(pool, download)
+            self._operations.abort(pool, download)
             raise
-        self._api.leave(pool, download)
+        self._operations.end_stream(pool, download)
 
     async def stat(self, uri: str) -> Stat:
         """Gets an object's size, modification time and version."""
         pool = self._current_pool
-        return await self._run(pool, self._api.stat(pool, uri))
+        return await self._run(pool, self._operations.stat(pool, uri))
 
     async def list(
         self, prefix: str = "/", *, page_size: int = PAGE, left_out: Callable[[LeftOut], object] | None = None
@@ -205,7 +205,7 @@ class AsyncClient(ClientOptions):
         pages = PageProgress(prefix)
         while True:
             pool = self._current_pool
-            page = await self._run(pool, self._api.list_page(pool, prefix, page_size, pages.cursor))
+            page = await self._run(pool, self._operations.list_page(pool, prefix, page_size, pages.cursor))
             for entry in pages.add_page(page):
                 yield entry
             if left_out is not None:
@@ -236,9 +236,9 @@ class AsyncClient(ClientOptions):
         """
         pool = self._current_pool
         arguments = PutArguments(data, length, if_match, if_none_match, make_parents, progress)
-        return await self._run(pool, self._api.put(pool, uri, arguments))
+        return await self._run(pool, self._operations.put(pool, uri, arguments))
 
     async def delete(self, uri: str, *, if_match: str | None = None) -> None:
         """Removes an object. With `if_match` (an etag) raises Conflict if it is another version."""
         pool = self._current_pool
-        return await self._run(pool, self._api.delete(pool, uri, if_match))
+        return await self._run(pool, self._operations.delete(pool, uri, if_match))

@@ -9,8 +9,8 @@ from objmapper_client._client_options import CHUNK, PAGE, ClientOptions, Results
 from objmapper_client._connection.pool import Pool
 from objmapper_client._operations.metadata_operations import PageProgress, PutArguments, Stat
 from objmapper_client._operations.receive_content import range_length
-from objmapper_client._operations.stream import piece_at
-from objmapper_client._runtime.fork import forked, forks
+from objmapper_client._operations.stream import read_piece_blocking
+from objmapper_client._runtime.fork import forked_error, forks
 from objmapper_client._runtime.threads import ThreadRuntime, run
 from objmapper_client.address import Address
 from objmapper_client.object import Object, writable_bytes
@@ -94,7 +94,7 @@ class Client(ClientOptions):
         """Opens an object. It owns a descriptor: close it, or use it in a ``with`` statement."""
         # `_current_pool` and `_mode` inlined: this is the hot path.
         pool = self._pool if self._forks == forks.generation else self._renew_pool()
-        return run(pool, self._api.open_object(pool, uri, self.mode if mode is None else Mode.from_name(mode)))
+        return run(pool, self._operations.open_object(pool, uri, self.mode if mode is None else Mode.from_name(mode)))
 
     def open_many(self, uris: Iterable[str], *, mode: Mode | str | None = None) -> Results:
         """Opens many objects with few round trips. Returns an object or an error for each URI, in their order.
@@ -102,12 +102,12 @@ class Client(ClientOptions):
         The caller owns the objects and must close them. If this raises, it has closed all of them.
         """
         pool = self._current_pool
-        return run(pool, self._api.open_many(pool, [*uris], self._mode(mode)))
+        return run(pool, self._operations.open_many(pool, [*uris], self._mode(mode)))
 
     def read(self, uri: str, *, offset: int = 0, length: int | None = None, mode: Mode | str | None = None) -> bytes:
         """Reads an object's bytes, or `length` bytes at `offset` (fewer at its end)."""
         pool = self._current_pool
-        return run(pool, self._api.read(pool, uri, self._mode(mode), offset, length))
+        return run(pool, self._operations.read(pool, uri, self._mode(mode), offset, length))
 
     def readinto(self, uri: str, buffer: "WriteableBuffer", *, offset: int = 0, mode: Mode | str | None = None) -> int:
         """Reads an object's bytes at `offset` into `buffer`, until it is full or the object ends.
@@ -116,7 +116,7 @@ class Client(ClientOptions):
         """
         view = writable_bytes(buffer)
         pool = self._current_pool
-        return run(pool, self._api.readinto(pool, uri, self._mode(mode), view, offset))
+        return run(pool, self._operations.readinto(pool, uri, self._mode(mode), view, offset))
 
     def stream(
         self,
@@ -133,16 +133,16 @@ class Client(ClientOptions):
         Calls `announce` once, before the first chunk, with the number of bytes to come. `timeout` applies to each
         chunk. Leaving the loop early may close the connection.
         """
-        self._check_piece(chunk_size)
+        self._check_chunk_size(chunk_size)
         pool = self._current_pool
-        download = run(pool, self._api.begin_stream(pool, uri, self._mode(mode), offset, length))
+        download = run(pool, self._operations.begin_stream(pool, uri, self._mode(mode), offset, length))
         if isinstance(download, Object):
             with download:
                 if announce is not None:
                     announce(range_length(download.size, offset, length))
                 end = offset + range_length(download.size, offset, length)
                 while offset < end:
-                    chunk = piece_at(download, chunk_size, offset, end)
+                    chunk = read_piece_blocking(download, chunk_size, offset, end)
                     offset += len(chunk)
                     yield chunk
             return
@@ -151,29 +151,29 @@ class Client(ClientOptions):
         try:
             if announce is not None:
                 announce(download.left)
-            while chunk := run(pool, self._api.next_chunk(pool, download, chunk_size)):
+            while chunk := run(pool, self._operations.next_chunk(pool, download, chunk_size)):
                 yield chunk
                 if forks.generation != generation:
-                    raise forked(uri)
+                    raise forked_error(uri)
         except GeneratorExit:
             if forks.generation != generation:
                 download.connection.close()
             else:
-                self._api.leave(pool, download)
+                self._operations.end_stream(pool, download)
             raise
         except BaseException:
             if forks.generation != generation:
                 # Closes the child's copy of the connection; the parent keeps its own.
                 download.connection.close()
                 raise
-            self._api.abort(pool, download)
+            self._operations.abort(pool, download)
             raise
-        self._api.leave(pool, download)
+        self._operations.end_stream(pool, download)
 
     def stat(self, uri: str) -> Stat:
         """Gets an object's size, modification time and version."""
         pool = self._current_pool
-        return run(pool, self._api.stat(pool, uri))
+        return run(pool, self._operations.stat(pool, uri))
 
     def list(
         self, prefix: str = "/", *, page_size: int = PAGE, left_out: Callable[[LeftOut], object] | None = None
@@ -186,7 +186,7 @@ class Client(ClientOptions):
         pages = PageProgress(prefix)
         while True:
             pool = self._current_pool
-            page = run(pool, self._api.list_page(pool, prefix, page_size, pages.cursor))
+            page = run(pool, self._operations.list_page(pool, prefix, page_size, pages.cursor))
             yield from pages.add_page(page)
             if left_out is not None:
                 for omitted in page[2]:
@@ -216,9 +216,9 @@ class Client(ClientOptions):
         """
         pool = self._current_pool
         arguments = PutArguments(data, length, if_match, if_none_match, make_parents, progress)
-        return run(pool, self._api.put(pool, uri, arguments))
+        return run(pool, self._operations.put(pool, uri, arguments))
 
     def delete(self, uri: str, *, if_match: str | None = None) -> None:
         """Removes an object. With `if_match` (an etag) raises Conflict if it is another version."""
         pool = self._current_pool
-        return run(pool, self._api.delete(pool, uri, if_match))
+        return run(pool, self._operations.delete(pool, uri, if_match))

@@ -156,7 +156,7 @@ def error_for(status: int, message: str, uri: str) -> ServerReply:
     return _BY_STATUS.get(status, ServerFailed)(status, text, uri)
 
 
-def at_limit(error: BaseException) -> DescriptorLimit | None:
+def descriptor_limit_error(error: BaseException) -> DescriptorLimit | None:
     """Returns a DescriptorLimit for EMFILE and ENFILE; None for other errors."""
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
         return DescriptorLimit(
@@ -165,7 +165,7 @@ def at_limit(error: BaseException) -> DescriptorLimit | None:
     return None
 
 
-def unanswered(operation: str, uri: str, error: ConnectionFailed | RequestTimeout) -> OutcomeUnknown:
+def outcome_unknown(operation: str, uri: str, error: ConnectionFailed | RequestTimeout) -> OutcomeUnknown:
     """The error for a put or a delete that the server may have executed."""
     kind = UnansweredTimeout if isinstance(error, RequestTimeout) else UnansweredBreak
     return kind(operation, uri, str(error))

@@ -59,11 +59,11 @@ class Object:
         self.mtime = mtime
         self._descriptor = descriptor
         if mode is _FDPASS or size is None:
-            self._examine()
+            self._read_size()
         else:
             self.size = size
 
-    def _examine(self) -> None:
+    def _read_size(self) -> None:
         """Gets the size from the kernel. Closes the object and raises RemoteProtocolError if it is no regular file."""
         found = os.fstat(self._descriptor)
         self.size = found.st_size
@@ -172,7 +172,7 @@ class Object:
             copy = copy_to if self.mode is _FDPASS else copy_memory_to
             copied = copy(descriptor, output, self.size, progress=progress)
             if copied < self.size:
-                raise truncated(self.uri, copied, self.size)
+                raise truncated_error(self.uri, copied, self.size)
             return copied
 
 
@@ -187,7 +187,7 @@ def writable_bytes(buffer: "WriteableBuffer") -> memoryview:
     return view.cast("B") if view.nbytes else memoryview(bytearray())
 
 
-def truncated(uri: str, received: int, size: int) -> ServerReply:
+def truncated_error(uri: str, received: int, size: int) -> ServerReply:
     """The error for an object whose file became shorter during a read. A put never shortens a file."""
     message = f"the object was truncated while it was read: {received} of {size} bytes came; read it again"
     return error_for(Status.CONFLICT, message, uri)
@@ -205,6 +205,6 @@ def _read_all(read_some: Callable[[int], bytes], length: int) -> bytes:
     return b"".join(pieces)
 
 
-def too_large(size: int) -> RemoteProtocolError:
+def too_large_error(size: int) -> RemoteProtocolError:
     """The error for a content that does not fit into this process's memory."""
     return RemoteProtocolError(f"no room in memory for the promised content of {size} bytes; stream() needs none")

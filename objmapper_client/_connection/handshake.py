@@ -5,7 +5,7 @@ import os
 import socket
 
 from objmapper_client._connection.connection import Connection
-from objmapper_client._connection.open_socket import new_socket, resolve, unreachable
+from objmapper_client._connection.open_socket import new_socket, resolve, unreachable_error
 from objmapper_client._connection.socket_io import receive, send
 from objmapper_client._runtime.effects import Effects, Wait
 from objmapper_client.address import Address, TcpAddress, UnixAddress
@@ -96,7 +96,7 @@ def _connect_unix(address: UnixAddress) -> Effects[Connection]:
                 if not (yield Wait(seconds=_BACKLOG_RETRY_INTERVAL)):
                     raise RequestTimeout(f"{address}: no connection in time; the server's backlog is full") from None
             except OSError as error:
-                raise unreachable(address, error) from error
+                raise unreachable_error(address, error) from error
     except BaseException:
         sock.close()
         raise
@@ -111,7 +111,7 @@ def _connect_tcp(address: TcpAddress) -> Effects[Connection]:
             raise
         except OSError as error:
             # This kernel lacks the address family.
-            last_error = unreachable(address, error)
+            last_error = unreachable_error(address, error)
             continue
         try:
             sock.setblocking(False)
@@ -126,13 +126,13 @@ def _connect_tcp(address: TcpAddress) -> Effects[Connection]:
             code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if code == 0:
                 return Connection(sock, address)
-            last_error = unreachable(address, OSError(code, os.strerror(code)))
+            last_error = unreachable_error(address, OSError(code, os.strerror(code)))
             sock.close()
         except OSError as error:
             sock.close()
             if isinstance(error, RequestTimeout):
                 raise
-            last_error = unreachable(address, error)
+            last_error = unreachable_error(address, error)
         except BaseException:
             sock.close()
             raise

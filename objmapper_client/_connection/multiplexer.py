@@ -8,8 +8,8 @@ from contextlib import AbstractContextManager
 from typing import Any, NoReturn
 
 from objmapper_client._connection.connection import CHUNK, NO_ANCILLARY, NONBLOCKING, TRUNCATED, Ancillary, Connection
-from objmapper_client._connection.pending_request import NO_DETAILS, PendingRequest, encode, encoded_tail
-from objmapper_client._connection.socket_io import closed_error, io_error, only_descriptor, truncated_error
+from objmapper_client._connection.pending_request import NO_PARAMETER_VALUES, PendingRequest, encode, encoded_tail
+from objmapper_client._connection.socket_io import closed_error, io_error, lost_descriptor_error, only_descriptor
 from objmapper_client._runtime.descriptors import close_descriptor
 from objmapper_client.errors import ConnectionFailed, ObjmapperError, RemoteProtocolError
 from objmapper_client.protocol.v2_requests import CloseFrame, Operation, encode_with_tail
@@ -85,10 +85,10 @@ class Multiplexer:
         if request_id in operations or request_id > _MAX_ID:
             request_id = self._next_free_id(request_id)
         operation = pending.operation
-        if pending.details is NO_DETAILS and seconds == self._timeout:
+        if pending.parameters is NO_PARAMETER_VALUES and seconds == self._timeout:
             frame = encode_with_tail(request_id, operation, pending.uri, self._tail)
         else:
-            frame = encode(request_id, operation, pending.uri, pending.details, seconds)
+            frame = encode(request_id, operation, pending.uri, pending.parameters, seconds)
             if pending.payload is not None:
                 frame += pending.payload
         connection.last_id = pending.request_id = request_id
@@ -228,7 +228,7 @@ class Multiplexer:
                             pending._descriptor = descriptors[0]
                             descriptors.popleft()
                         elif is_lost:
-                            pending.failure = truncated_error()
+                            pending.failure = lost_descriptor_error()
                         else:
                             self._descriptor_mismatch(finished, pending)
                 elif content_len:
@@ -247,7 +247,7 @@ class Multiplexer:
         if is_lost and self._fds_expected:
             # It is unknown which of the coming responses has lost its descriptor.
             finished += self._fail_with(
-                truncated_error(), [pending for pending in self.pending.values() if pending.operation is _FDPASS]
+                lost_descriptor_error(), [pending for pending in self.pending.values() if pending.operation is _FDPASS]
             )
         for pending in finished:
             if pending.is_abandoned:

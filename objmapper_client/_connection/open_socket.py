@@ -8,7 +8,7 @@ from objmapper_client.address import Address, TcpAddress, UdpAddress
 from objmapper_client.errors import (
     ConnectionFailed,
     RequestTimeout,
-    at_limit,
+    descriptor_limit_error,
 )
 
 
@@ -17,16 +17,16 @@ def new_socket(family: int, kind: int, number: int = 0) -> socket.socket:
     try:
         return socket.socket(family, kind, number)
     except OSError as error:
-        raise at_limit(error) or error from error
+        raise descriptor_limit_error(error) or error from error
 
 
-def unknown_host(address: Address, error: Exception) -> ConnectionFailed:
+def unknown_host_error(address: Address, error: Exception) -> ConnectionFailed:
     """The error for a host name that cannot be resolved."""
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return ConnectionFailed(f"{address}: unknown host ({reason})")
 
 
-def unreachable(address: Address, error: OSError) -> ConnectionFailed:
+def unreachable_error(address: Address, error: OSError) -> ConnectionFailed:
     """The error for an address at which no server answers."""
     failed = ConnectionFailed(f"{address}: server not reached ({error.strerror}); is it running?")
     # `may_become_reachable` in retry.py reads the cause. TCP raises this after the host's last address, without `from`.
@@ -43,7 +43,7 @@ def resolve(address: TcpAddress | UdpAddress) -> Effects[list[Any]]:
     if found is False:
         raise RequestTimeout(f"{address}: the host's address was not found in time")
     if isinstance(found, Exception):
-        raise unknown_host(address, found) from found
+        raise unknown_host_error(address, found) from found
     if not found:
         raise ConnectionFailed(f"{address}: the host has no address")
     addresses: list[Any] = found

@@ -11,11 +11,11 @@ from objmapper_client.protocol.v2_responses import NO_METADATA, Metadata
 _MAX_DEADLINE = 0xFFFFFFFF
 # The length of a request without parameters.
 _NO_PARAMETERS = encode_request(0, Operation.STAT, "/")
-Details = tuple[Any, ...]
-NO_DETAILS: Details = ()
+ParameterValues = tuple[Any, ...]
+NO_PARAMETER_VALUES: ParameterValues = ()
 
 
-def details(
+def parameter_values(
     *,
     offset: int | None = None,
     length: int | None = None,
@@ -26,19 +26,19 @@ def details(
     if_match: str | None = None,
     make_parents: bool = False,
     form: int | None = None,
-) -> Details:
+) -> ParameterValues:
     """The parameters of a request except its deadline, in the order of the fields of `Parameters`."""
     return (offset, length, content_len, if_none_match, limit, cursor, if_match, make_parents, form)
 
 
 @lru_cache(maxsize=64)
-def encoded_tail(seconds: float, parameters: Details = NO_DETAILS) -> bytes:
+def encoded_tail(seconds: float, parameters: ParameterValues = NO_PARAMETER_VALUES) -> bytes:
     """The bytes after the URI. Cached: most requests of a client have equal ones, and encoding them is expensive."""
     operation = Operation.STAT if not parameters or parameters[2] is None else Operation.PUT
     return encode_request(0, operation, "/", parameters=_parameters(seconds, parameters))[len(_NO_PARAMETERS) :]
 
 
-def _parameters(seconds: float, parameters: Details) -> Parameters:
+def _parameters(seconds: float, parameters: ParameterValues) -> Parameters:
     milliseconds = max(1, min(int(seconds * 1000), _MAX_DEADLINE))
     if not parameters:
         return Parameters(deadline_ms=milliseconds)
@@ -46,7 +46,7 @@ def _parameters(seconds: float, parameters: Details) -> Parameters:
     return Parameters(offset, length, milliseconds, *others)
 
 
-def encode(request_id: int, operation: Operation, uri: str, parameters: Details, seconds: float) -> bytes:
+def encode(request_id: int, operation: Operation, uri: str, parameters: ParameterValues, seconds: float) -> bytes:
     """Encodes a request whose deadline is in `seconds`. Raises LocalProtocolError."""
     if operation is Operation.PUT:
         return encode_request(request_id, operation, uri, parameters=_parameters(seconds, parameters))
@@ -60,7 +60,7 @@ class PendingRequest:
     """A request and its response. It owns the received descriptor until `SimpleRequest.result` moves it."""
 
     # Defaults as class attributes: most requests change few of them, so that the constructor stays cheap.
-    details: Details = NO_DETAILS
+    parameters: ParameterValues = NO_PARAMETER_VALUES
     #: Bytes of content that the response may have; more is a protocol violation.
     max_content = 0
     payload: bytes | None = None
@@ -94,9 +94,9 @@ class PendingRequest:
         self.operation = operation
         self.uri = uri
 
-    def with_parameters(self, parameters: Details, *, max_content: int = 0) -> Self:
+    def with_parameters(self, parameters: ParameterValues, *, max_content: int = 0) -> Self:
         """Sets the parameters, and the bytes of content that the response may have. Returns the request."""
-        self.details = parameters
+        self.parameters = parameters
         self.max_content = max_content
         return self
 

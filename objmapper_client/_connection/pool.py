@@ -125,8 +125,8 @@ class Pool:
 
     def __len__(self) -> int:
         """The number of connections."""
-        made = sum(1 for connection in self._in_use.values() if connection is not None)
-        return (self.shared is not None) + len(self._idle) + made
+        established = sum(1 for connection in self._in_use.values() if connection is not None)
+        return (self.shared is not None) + len(self._idle) + established
 
     def acquire_shared(self, claim: Claim, *, has_waited: bool = False) -> Multiplexer | Waiter | None:
         """Returns the shared connection, a waiter after which the caller tries again, or None: the caller makes one.
@@ -145,7 +145,7 @@ class Pool:
                 if shared.close_if_stuck():
                     shared = self.shared = None
             if shared is not None or self._connecting is not None or (self.max_connections == 1 and self._in_use):
-                return self._queue(self._shared_waiters, is_first=has_waited)
+                return self._enqueue_waiter(self._shared_waiters, is_first=has_waited)
             connection = self._pop_idle() if self.max_connections == 1 else None
             if connection is not None and connection.version == 2:
                 self.shared = self._share(connection)
@@ -188,26 +188,26 @@ class Pool:
             if connection is None and self.max_connections == 1 and self.shared is not None:
                 connection = self.shared.detach_if_idle()
                 if connection is None:
-                    return self._queue(self._exclusive_waiters, is_first=has_waited)
+                    return self._enqueue_waiter(self._exclusive_waiters, is_first=has_waited)
                 self.shared = None
                 if connection.is_closed:
                     connection = None
             if connection is not None:
-                self._record(claim, connection)
+                self._record_in_use(claim, connection)
                 return connection
             max_exclusive = self.max_connections - (1 if self.version != 1 and self.max_connections > 1 else 0)
             is_connecting = self.max_connections == 1 and self._connecting is not None
             if is_connecting or len(self._in_use) >= max_exclusive:
-                return self._queue(self._exclusive_waiters, is_first=has_waited)
+                return self._enqueue_waiter(self._exclusive_waiters, is_first=has_waited)
             self._in_use[id(claim)] = None
             return None
 
     def publish_exclusive(self, claim: Claim, connection: Connection) -> None:
         """Adds the connection that the caller of `acquire_exclusive` made."""
         with self._lock:
-            self._record(claim, connection)
+            self._record_in_use(claim, connection)
 
-    def _record(self, claim: Claim, connection: Connection) -> None:
+    def _record_in_use(self, claim: Claim, connection: Connection) -> None:
         self._in_use[id(claim)] = weakref.ref(connection)
         connection.claim = claim
 
@@ -368,7 +368,7 @@ class Pool:
         """Forgets the negotiated version: another server may run now."""
         self.version = self.fixed_version
 
-    def _queue(self, waiters: deque["weakref.ref[Waiter]"], *, is_first: bool = False) -> Waiter:
+    def _enqueue_waiter(self, waiters: deque["weakref.ref[Waiter]"], *, is_first: bool = False) -> Waiter:
         waiter = self.runtime.new_waiter()
         reference = weakref.ref(waiter)
         if is_first:

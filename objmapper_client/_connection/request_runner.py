@@ -20,7 +20,7 @@ from objmapper_client.errors import (
     ServerReply,
     UnsupportedOperation,
     error_for,
-    unanswered,
+    outcome_unknown,
 )
 from objmapper_client.protocol.v1 import Status
 from objmapper_client.protocol.v2_requests import Operation
@@ -36,11 +36,11 @@ def send_request(pool: Pool, pending: PendingRequest, first_error: Exception | N
     response and connection errors. Retries only before the first byte of a response.
     """
     pool.requests += 1
-    tries = RetryState(pool)
+    retries = RetryState(pool)
     has_waited = False
     try:
         while True:
-            pause = 0.0
+            delay = 0.0
             try:
                 if first_error is not None:
                     raise first_error
@@ -60,15 +60,15 @@ def send_request(pool: Pool, pending: PendingRequest, first_error: Exception | N
             except ClosedInHandshake as error:
                 if pending.operation in _IN_VERSION_1:
                     return False
-                pause = pause_after(pending, error, tries)
+                delay = retry_delay(pending, error, retries)
             except (ConnectionFailed, ServerBusy) as error:
-                pause = pause_after(pending, error, tries)
+                delay = retry_delay(pending, error, retries)
             first_error = None
-            yield from backoff(pool, pause)
+            yield from backoff(pool, delay)
             pending.reset()
     except RequestTimeout as error:
         pending.discard()
-        raise with_server_error(pending, error) from error
+        raise to_outcome_error(pending, error) from error
     except BaseException:
         pending.discard()
         raise
@@ -83,30 +83,30 @@ def response_error(pending: PendingRequest) -> ServerReply:
     return error_for(pending.status, pending.metadata.message or "", pending.uri)
 
 
-def with_server_error(pending: PendingRequest, error: ConnectionFailed | RequestTimeout) -> ObjmapperError:
+def to_outcome_error(pending: PendingRequest, error: ConnectionFailed | RequestTimeout) -> ObjmapperError:
     """The error, or OutcomeUnknown if the server may have executed a request that is not idempotent."""
     may_be_executed = not pending.idempotent and pending.request_id > 0 and not pending.is_unsent
     if may_be_executed and not isinstance(error, ServerReply | OutcomeUnknown):
-        return unanswered(pending.operation.name.lower(), pending.uri, error)
+        return outcome_unknown(pending.operation.name.lower(), pending.uri, error)
     return error
 
 
-def pause_after(pending: PendingRequest, error: ConnectionFailed | ServerBusy, tries: RetryState) -> float:
+def retry_delay(pending: PendingRequest, error: ConnectionFailed | ServerBusy, retries: RetryState) -> float:
     """The seconds until a request's next attempt. Raises the error if there is none."""
     if isinstance(error, ServerBusy):
-        return tries.pause_after(error, may_repeat=True)
-    found = with_server_error(pending, error)
+        return retries.retry_delay(error, may_repeat=True)
+    found = to_outcome_error(pending, error)
     if found is not error:
         raise found from error
-    return tries.pause_after(error, may_repeat=not pending.is_response_started, is_stale=pending.found_idle)
+    return retries.retry_delay(error, may_repeat=not pending.is_response_started, is_stale=pending.found_idle)
 
 
-def backoff(pool: Pool, pause: float) -> Effects[None]:
+def backoff(pool: Pool, delay: float) -> Effects[None]:
     """Waits between two attempts. Raises RequestTimeout."""
     if pool.wait:
         # The time in which the server starts does not count against the request's time limit.
         yield ResetDeadline()
-    if pause and not (yield Wait(seconds=pause)):
+    if delay and not (yield Wait(seconds=delay)):
         raise RequestTimeout(f"{pool.address}: no time left for another try")
 
 
@@ -130,7 +130,7 @@ def shared_connection(pool: Pool, *, has_waited: bool = False) -> Effects[Multip
     return None
 
 
-def exclusive(pool: Pool) -> Effects[Connection]:
+def exclusive_connection(pool: Pool) -> Effects[Connection]:
     """Returns an exclusive connection. The caller returns it with `Pool.release` or `Pool.discard`."""
     claim = Claim(pool)
     has_waited = False
@@ -226,11 +226,11 @@ def with_exclusive(
     the exchange can start again.
     """
     pool.requests += 1
-    tries = RetryState(pool)
+    retries = RetryState(pool)
     while True:
         connection: Connection | None = None
         try:
-            connection = yield from exclusive(pool)
+            connection = yield from exclusive_connection(pool)
             connection.has_response = connection.is_request_started = connection.is_sent = False
             connection.bytes_since_reset = 0
             return (yield from exchange(connection))
@@ -243,7 +243,7 @@ def with_exclusive(
                     pool.release(connection)
             if not isinstance(error, ServerBusy):
                 raise
-            pause = tries.pause_after(error, may_repeat=may_retry())
+            delay = retries.retry_delay(error, may_repeat=may_retry())
         except LocalProtocolError:
             if connection is not None:
                 if connection.is_request_started:
@@ -258,21 +258,21 @@ def with_exclusive(
                 if connection.version == 1:
                     pool.forget_version()
                 if put_uri is not None and connection.is_sent:
-                    raise unanswered("put", put_uri, error) from error
+                    raise outcome_unknown("put", put_uri, error) from error
                 may_repeat = may_repeat and not connection.has_response
                 is_stale = connection.is_reused
-            pause = tries.pause_after(error, may_repeat=may_repeat, is_stale=is_stale)
+            delay = retries.retry_delay(error, may_repeat=may_repeat, is_stale=is_stale)
         except RequestTimeout as error:
             if connection is not None:
                 pool.discard(connection)
                 if put_uri is not None and connection.is_sent:
-                    raise unanswered("put", put_uri, error) from error
+                    raise outcome_unknown("put", put_uri, error) from error
             raise
         except BaseException:
             if connection is not None:
                 pool.discard(connection)
             raise
-        yield from backoff(pool, pause)
+        yield from backoff(pool, delay)
 
 
 def require_version_2(pool: Pool, pending: PendingRequest, operation: str) -> Effects[None]:
@@ -281,10 +281,10 @@ def require_version_2(pool: Pool, pending: PendingRequest, operation: str) -> Ef
         pending.reset()
         if (yield pending):
             return
-    raise unsupported(pool, operation)
+    raise unsupported_error(pool, operation)
 
 
-def unsupported(pool: Pool, operation: str) -> UnsupportedOperation:
+def unsupported_error(pool: Pool, operation: str) -> UnsupportedOperation:
     """The error for an operation that version 1 lacks."""
     return UnsupportedOperation(
         f"{pool.address}: no {operation}: the server speaks version 1 of the protocol,"

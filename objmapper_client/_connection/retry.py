@@ -9,8 +9,8 @@ from objmapper_client.errors import ConnectionFailed, ServerBusy
 if TYPE_CHECKING:
     from objmapper_client._connection.pool import Pool
 
-_BASE_PAUSE = 0.01
-_MAX_PAUSE = 1.0
+_BASE_DELAY = 0.01
+_MAX_DELAY = 1.0
 _TOKENS_PER_REQUEST = 0.1
 #: Seconds between two connection attempts while a client waits for a server to start (`wait=`).
 _WAIT_POLL_INTERVAL = 0.05
@@ -53,7 +53,7 @@ class RetryState:
         self._has_retried_stale = False
         self._wait_until = time.monotonic() + pool.wait if pool.wait else 0.0
 
-    def pause_after(self, error: ConnectionFailed | ServerBusy, *, may_repeat: bool, is_stale: bool = False) -> float:
+    def retry_delay(self, error: ConnectionFailed | ServerBusy, *, may_repeat: bool, is_stale: bool = False) -> float:
         """Returns the seconds until the next attempt. Raises the error if there is none.
 
         `is_stale`: the connection was idle and the server closed it, which is not a failure. The pause is random, from
@@ -71,7 +71,7 @@ class RetryState:
         # Imported here: the import takes 2 ms, and few programs retry.
         import random
 
-        return random.uniform(0, min(_MAX_PAUSE, _BASE_PAUSE * 2**self._attempts))  # noqa: S311 - jitter
+        return random.uniform(0, min(_MAX_DELAY, _BASE_DELAY * 2**self._attempts))  # noqa: S311 - jitter
 
 
 def may_become_reachable(error: ConnectionFailed | ServerBusy) -> bool:

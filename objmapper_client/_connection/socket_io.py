@@ -30,7 +30,7 @@ class DescriptorRefused(Exception):
     """The server's socket accepts no descriptors. Nothing was sent."""
 
 
-def truncated_error() -> DescriptorLimit:
+def lost_descriptor_error() -> DescriptorLimit:
     """The error for a passed descriptor that the kernel dropped because this process is at its limit."""
     return DescriptorLimit(
         "a passed descriptor did not fit into this process: raise its limit (ulimit -n) or close descriptors"
@@ -173,7 +173,7 @@ def _unpack(connection: Connection) -> Any:
     """Empties the inbox: returns the message's bytes; its descriptors go to the connection. Raises DescriptorLimit."""
     received, is_lost = connection.unpack_inbox()
     if is_lost:
-        raise truncated_error()
+        raise lost_descriptor_error()
     return received
 
 

@@ -4,8 +4,8 @@ import mmap
 import os
 
 from objmapper_client._runtime.descriptors import call_into, close_and_clear, move_last
-from objmapper_client.errors import RemoteProtocolError, at_limit
-from objmapper_client.object import Object, too_large
+from objmapper_client.errors import RemoteProtocolError, descriptor_limit_error
+from objmapper_client.object import Object, too_large_error
 from objmapper_client.protocol.v1 import MAX_CONTENT, Mode
 
 _CHUNK = 1 << 20
@@ -36,7 +36,7 @@ class MemoryFile:
             # Never closed explicitly: the traceback of an error may still refer to the view.
             return memoryview(mmap.mmap(self._descriptors[0], size))
         except (OSError, OverflowError, ValueError) as error:
-            raise at_limit(error) or too_large(size) from error
+            raise descriptor_limit_error(error) or too_large_error(size) from error
 
     def write(self, content: bytes) -> None:
         """Creates a file with this content. A second call replaces the file. Raises DescriptorLimit."""
@@ -52,7 +52,7 @@ class MemoryFile:
         found = Object(-1, uri, mode, size or 0, etag, mtime)
         move_last(self._descriptors, found)
         if size is None:
-            found._examine()
+            found._read_size()
         return found
 
     def close(self) -> None:
@@ -64,7 +64,7 @@ class MemoryFile:
         try:
             _make_memory_file(self._descriptors)
         except OSError as error:
-            raise at_limit(error) or error from error
+            raise descriptor_limit_error(error) or error from error
 
 
 def _make_memory_file(descriptors: list[int]) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from objmapper_client._connection.pending_request import PendingRequest, Runnable, SimpleRequest, details
+from objmapper_client._connection.pending_request import PendingRequest, Runnable, SimpleRequest, parameter_values
 from objmapper_client._connection.pool import Pool
 from objmapper_client._connection.request_runner import require_version_2
 from objmapper_client._runtime.effects import Effects
@@ -88,7 +88,7 @@ class DeleteRequest(SimpleRequest[None]):
 def delete(_: Pool, uri: str, if_match: str | None) -> Runnable[None]:
     """Removes an object."""
     pending = DeleteRequest(Operation.DELETE, uri)
-    return pending if if_match is None else pending.with_parameters(details(if_match=if_match))
+    return pending if if_match is None else pending.with_parameters(parameter_values(if_match=if_match))
 
 
 class PutArguments(NamedTuple):
@@ -179,7 +179,7 @@ def list_page(_: Pool, prefix: str, page_size: int, cursor: bytes | None) -> Run
     """Gets a page of a list. Raises LocalProtocolError if `page_size` is less than 1."""
     if page_size < 1:
         raise LocalProtocolError(f"page_size must be >= 1, got {page_size}")
-    parameters = details(limit=min(page_size, 0xFFFFFFFF), cursor=cursor, form=_DETAILED_FORM)
+    parameters = parameter_values(limit=min(page_size, 0xFFFFFFFF), cursor=cursor, form=_DETAILED_FORM)
     return ListRequest(Operation.LIST, prefix).with_parameters(parameters, max_content=_MAX_PAGE)
 
 

@@ -4,15 +4,28 @@ import io
 from collections.abc import Callable
 from typing import NamedTuple
 
-from objmapper_client._connection.pending_request import NO_DETAILS, PendingRequest, Runnable, SimpleRequest, details
+from objmapper_client._connection.pending_request import (
+    NO_PARAMETER_VALUES,
+    PendingRequest,
+    Runnable,
+    SimpleRequest,
+    parameter_values,
+)
 from objmapper_client._connection.pool import Pool
 from objmapper_client._files.memory_file import MemoryFile
 from objmapper_client._operations.metadata_operations import check_range, protocol_violation
-from objmapper_client._operations.receive_content import Download, abort, begin, fill, finish, range_length
+from objmapper_client._operations.receive_content import (
+    Download,
+    abort,
+    begin_download,
+    fill_buffer,
+    finish_download,
+    range_length,
+)
 from objmapper_client._runtime.descriptors import move_last
 from objmapper_client._runtime.effects import Effects, RunBlocking
 from objmapper_client.errors import Conflict, ObjmapperError
-from objmapper_client.object import Object, too_large, truncated
+from objmapper_client.object import Object, too_large_error, truncated_error
 from objmapper_client.protocol.v1 import Mode
 from objmapper_client.protocol.v2_requests import Operation
 
@@ -21,7 +34,7 @@ MAX_SHARED = 1 << 18
 
 
 #: Bytes of a file that an event loop reads itself; a thread reads more than this.
-_INLINE_LIMIT = 1 << 18
+INLINE_LIMIT = 1 << 18
 
 
 #: Bytes that another thread reads into a buffer in one call.
@@ -32,10 +45,10 @@ _PIECE = 8 << 20
 _FDPASS, _BY_DESCRIPTOR = Operation.FDPASS, Mode.FDPASS
 
 
-_OPERATIONS = {mode: Operation.of(mode) for mode in Mode}
+OPERATION_OF_MODE = {mode: Operation.of(mode) for mode in Mode}
 
 
-Result = Object | ObjmapperError
+OpenResult = Object | ObjmapperError
 
 
 class OpenRequest(SimpleRequest[Object]):
@@ -52,7 +65,7 @@ class OpenRequest(SimpleRequest[Object]):
         # Both own it for a moment: see `discard_locked`.
         found._descriptor = self._descriptor
         self._descriptor = -1
-        found._examine()
+        found._read_size()
         return found
 
     def discard_locked(self) -> None:
@@ -63,7 +76,7 @@ class OpenRequest(SimpleRequest[Object]):
 
     def fallback_v1(self, pool: Pool) -> Effects[Object]:
         """Opens the object on an exclusive connection, in version 1 or what the server speaks by then."""
-        download = yield from begin(pool, Operation.FDPASS, self.uri)
+        download = yield from begin_download(pool, Operation.FDPASS, self.uri)
         connection, metadata = download.connection, download.metadata
         try:
             found = Object(-1, self.uri, Mode.COPY, 0, metadata.etag, metadata.mtime)
@@ -73,7 +86,7 @@ class OpenRequest(SimpleRequest[Object]):
         except BaseException:
             pool.discard(connection)
             raise
-        found._examine()
+        found._read_size()
         return found
 
 
@@ -112,12 +125,12 @@ def read(pool: Pool, uri: str, mode: Mode, offset: int, length: int | None) -> E
     if mode is Mode.FDPASS:
         with (yield from run_open(pool, uri, mode)) as found:
             wanted = range_length(found.size, offset, length)
-            if wanted <= _INLINE_LIMIT:
+            if wanted <= INLINE_LIMIT:
                 data = found.pread(wanted, offset)
             else:
                 data = yield RunBlocking(lambda: found.pread(wanted, offset))
             if len(data) < wanted:
-                raise truncated(uri, len(data), wanted)
+                raise truncated_error(uri, len(data), wanted)
             return data
     target = _BytesBuffer()
     fetched = yield from _copy(pool, uri, mode, offset, length, target.make)
@@ -130,7 +143,7 @@ def readinto(pool: Pool, uri: str, mode: Mode, buffer: memoryview, offset: int) 
     if mode is Mode.FDPASS:
         with (yield from run_open(pool, uri, mode)) as found:
             wanted = range_length(found.size, offset, len(buffer))
-            if len(buffer) <= _INLINE_LIMIT:
+            if len(buffer) <= INLINE_LIMIT:
                 count = found.readinto(buffer, offset)
             else:
                 count, count_read = 0, -1
@@ -140,7 +153,7 @@ def readinto(pool: Pool, uri: str, mode: Mode, buffer: memoryview, offset: int) 
                     count_read = yield RunBlocking(lambda piece=piece, at=at: found.readinto(piece, at))  # type: ignore[misc]
                     count += count_read
             if count < wanted:
-                raise truncated(uri, count, wanted)
+                raise truncated_error(uri, count, wanted)
             return count
     fetched = yield from _copy(pool, uri, mode, offset, len(buffer), lambda length: buffer[:length])
     if fetched.content is not None:
@@ -165,9 +178,9 @@ def _copy(
     Requests the first part on the shared connection. If the content is longer, an exclusive connection fetches the rest
     if the object's version is unchanged, and else the whole content.
     """
-    operation = _OPERATIONS[mode]
+    operation = OPERATION_OF_MODE[mode]
     if length is None or length <= MAX_SHARED:
-        parameters = _range(offset, MAX_SHARED if length is None else length)
+        parameters = range_parameters(offset, MAX_SHARED if length is None else length)
         first = PendingRequest(operation, uri).with_parameters(parameters, max_content=MAX_SHARED)
         if (yield first):
             _, mtime, etag = first.metadata[:3]
@@ -176,7 +189,7 @@ def _copy(
             fetched = yield from fetch_remainder(pool, first, offset, allocate)
             if fetched is not None:
                 return fetched
-    download = yield from begin(pool, operation, uri, _range(offset, length))
+    download = yield from begin_download(pool, operation, uri, range_parameters(offset, length))
     yield from _receive(pool, download, allocate, b"")
     return FetchResult(download.length, download.metadata.etag, download.metadata.mtime)
 
@@ -201,9 +214,9 @@ def fetch_remainder(
     if size is None or etag is None:
         return None
     start, prefix = offset + len(first.content), first.content
-    requested = details(offset=start, length=size - start, if_match=etag)
+    requested = parameter_values(offset=start, length=size - start, if_match=etag)
     try:
-        download = yield from begin(pool, first.operation, first.uri, requested)
+        download = yield from begin_download(pool, first.operation, first.uri, requested)
     except Conflict:
         return None
     if download.metadata.etag not in (None, etag) or download.length != size - start:
@@ -217,11 +230,11 @@ def _receive(pool: Pool, download: Download, allocate: Callable[[int], memoryvie
     try:
         target = allocate(len(prefix) + download.length)
         target[: len(prefix)] = prefix
-        yield from fill(download, target[len(prefix) :])
+        yield from fill_buffer(download, target[len(prefix) :])
     except BaseException:
         abort(pool, download)
         raise
-    yield from finish(pool, download)
+    yield from finish_download(pool, download)
 
 
 class _BytesBuffer:
@@ -236,7 +249,7 @@ class _BytesBuffer:
             # The file has the only reference to these bytes: it makes them writable, and returns them without a copy.
             self._file = io.BytesIO(bytes(length))
         except (MemoryError, OverflowError):
-            raise too_large(length) from None
+            raise too_large_error(length) from None
         self._view = self._file.getbuffer()
         return self._view
 
@@ -246,7 +259,7 @@ class _BytesBuffer:
         return self._file.getvalue()
 
 
-def _range(offset: int, length: int | None) -> tuple[object, ...]:
+def range_parameters(offset: int, length: int | None) -> tuple[object, ...]:
     if offset == 0 and length is None:
-        return NO_DETAILS
-    return details(offset=offset or None, length=length)
+        return NO_PARAMETER_VALUES
+    return parameter_values(offset=offset or None, length=length)

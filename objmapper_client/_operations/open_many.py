@@ -5,15 +5,15 @@ from collections.abc import Sequence
 
 from objmapper_client._connection.handshake import ClosedInHandshake
 from objmapper_client._connection.multiplexer import PipelineFull
-from objmapper_client._connection.pending_request import PendingRequest, details
+from objmapper_client._connection.pending_request import PendingRequest, parameter_values
 from objmapper_client._connection.pool import Pool
-from objmapper_client._connection.request_runner import backoff, pause_after, response_error, shared_connection
+from objmapper_client._connection.request_runner import backoff, response_error, retry_delay, shared_connection
 from objmapper_client._connection.retry import RetryState
 from objmapper_client._files.memory_file import MemoryFile
 from objmapper_client._operations.open_and_read import (
     MAX_SHARED,
     OpenRequest,
-    Result,
+    OpenResult,
     fetch_remainder,
     is_complete,
     run_open,
@@ -28,16 +28,16 @@ from objmapper_client.protocol.v2_requests import Operation
 _CONTENTS_AHEAD = 16
 
 
-def open_many(pool: Pool, uris: Sequence[str], mode: Mode) -> Effects[list[Result]]:
+def open_many(pool: Pool, uris: Sequence[str], mode: Mode) -> Effects[list[OpenResult]]:
     """Opens many objects. Returns an object or an error for each URI, in their order. Closes all if it raises."""
     if mode is Mode.FDPASS:
         pendings: list[PendingRequest] = [OpenRequest(Operation.FDPASS, uri) for uri in uris]
     else:
-        parameters = details(length=MAX_SHARED)
+        parameters = parameter_values(length=MAX_SHARED)
         pendings = [
             PendingRequest(Operation.of(mode), uri).with_parameters(parameters, max_content=MAX_SHARED) for uri in uris
         ]
-    results: list[Result | None] = [None] * len(pendings)
+    results: list[OpenResult | None] = [None] * len(pendings)
     try:
         yield from _request_all(pool, pendings, mode, results)
         for index, pending in enumerate(pendings):
@@ -59,29 +59,31 @@ def open_many(pool: Pool, uris: Sequence[str], mode: Mode) -> Effects[list[Resul
             pool.on_request_done()
 
 
-def _open_one(pool: Pool, uri: str, mode: Mode) -> Effects[Result]:
+def _open_one(pool: Pool, uri: str, mode: Mode) -> Effects[OpenResult]:
     try:
         return (yield from run_open(pool, uri, mode))
     except ObjmapperError as error:
         return error
 
 
-def _request_all(pool: Pool, pendings: list[PendingRequest], mode: Mode, results: list[Result | None]) -> Effects[None]:
+def _request_all(
+    pool: Pool, pendings: list[PendingRequest], mode: Mode, results: list[OpenResult | None]
+) -> Effects[None]:
     """Runs all requests. If the server speaks version 1 only, the rest stays undone.
 
     The version may change with a new connection; requests with a response keep their descriptors.
     """
     queue = deque(enumerate(pendings))
-    tries: dict[int, RetryState] = {}
+    retries: dict[int, RetryState] = {}
     while queue:
         try:
             shared = yield from shared_connection(pool)
         except ClosedInHandshake as error:
             index, pending = queue[0]
-            if not tries:
+            if not retries:
                 # A server of version 1 may close the connection. One request in version 1 shows whether it does.
                 queue.popleft()
-                tries[index] = RetryState(pool)
+                retries[index] = RetryState(pool)
                 results[index] = yield from _open_one(pool, pending.uri, mode)
                 continue
             for index, _ in queue:
@@ -93,12 +95,12 @@ def _request_all(pool: Pool, pendings: list[PendingRequest], mode: Mode, results
             return
         except (ConnectionFailed, ServerBusy) as error:
             index, pending = queue[0]
-            pause = _pause(pending, error, tries.setdefault(index, RetryState(pool)))
-            if pause is None:
+            delay = _retry_delay_or_none(pending, error, retries.setdefault(index, RetryState(pool)))
+            if delay is None:
                 for index, _ in queue:
                     results[index] = type(error)(*error.args)
                 return
-            yield from backoff(pool, pause)
+            yield from backoff(pool, delay)
             continue
         if shared is None:
             return
@@ -115,7 +117,7 @@ def _request_all(pool: Pool, pendings: list[PendingRequest], mode: Mode, results
             pool.release_shared(shared)
         if pool.has_waiters:
             pool.on_request_done()
-        max_pause = 0.0
+        max_delay = 0.0
         for index, pending in batch:
             error_found = pending.failure
             if error_found is None and pending.status:
@@ -130,24 +132,26 @@ def _request_all(pool: Pool, pendings: list[PendingRequest], mode: Mode, results
                 continue
             assert isinstance(error_found, ObjmapperError)
             if isinstance(error_found, ConnectionFailed | ServerBusy):
-                pause = _pause(pending, error_found, tries.setdefault(index, RetryState(pool)))
-                if pause is not None:
-                    max_pause = max(max_pause, pause)
+                delay = _retry_delay_or_none(pending, error_found, retries.setdefault(index, RetryState(pool)))
+                if delay is not None:
+                    max_delay = max(max_delay, delay)
                     pending.reset()
                     queue.append((index, pending))
                     continue
             results[index] = error_found
-        yield from backoff(pool, max_pause)
+        yield from backoff(pool, max_delay)
 
 
-def _pause(pending: PendingRequest, error: ConnectionFailed | ServerBusy, tries: RetryState) -> float | None:
+def _retry_delay_or_none(
+    pending: PendingRequest, error: ConnectionFailed | ServerBusy, retries: RetryState
+) -> float | None:
     try:
-        return pause_after(pending, error, tries)
+        return retry_delay(pending, error, retries)
     except (ConnectionFailed, ServerBusy):
         return None
 
 
-def _to_result(pool: Pool, pending: PendingRequest, mode: Mode) -> Effects[Result]:
+def _to_result(pool: Pool, pending: PendingRequest, mode: Mode) -> Effects[OpenResult]:
     """Makes an object of a response; fetches the rest of its content if the response has only the first part."""
     try:
         if isinstance(pending, OpenRequest):

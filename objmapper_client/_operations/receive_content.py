@@ -2,7 +2,7 @@
 
 from objmapper_client._connection import socket_io
 from objmapper_client._connection.connection import CHUNK, Connection
-from objmapper_client._connection.pending_request import NO_DETAILS, Details, encode
+from objmapper_client._connection.pending_request import NO_PARAMETER_VALUES, ParameterValues, encode
 from objmapper_client._connection.pool import Pool
 from objmapper_client._connection.request_runner import with_exclusive
 from objmapper_client._runtime.effects import TIME_LEFT, Effects
@@ -24,7 +24,9 @@ class Download:
 
     __slots__ = ("connection", "left", "length", "metadata", "size", "skip", "surplus")
 
-    def __init__(self, connection: Connection, content_len: int, metadata: Metadata, requested: Details) -> None:
+    def __init__(
+        self, connection: Connection, content_len: int, metadata: Metadata, requested: ParameterValues
+    ) -> None:
         self.connection = connection
         self.metadata = metadata
         self.skip = self.surplus = 0
@@ -43,15 +45,20 @@ class Download:
         self.surplus = rest - self.length
 
 
-def begin(pool: Pool, operation: Operation, uri: str, requested: Details = NO_DETAILS) -> Effects[Download]:
+def begin_download(
+    pool: Pool, operation: Operation, uri: str, requested: ParameterValues = NO_PARAMETER_VALUES
+) -> Effects[Download]:
     """Requests an object on an exclusive connection, and waits for the head of the response.
 
-    Raises the server's error response. The download owns the connection until `finish`, `leave` or `abort`.
+    Raises the server's error response. The download owns the connection until `finish_download`, `end_stream` or
+    `abort`.
     """
     return (yield from with_exclusive(pool, lambda connection: _begin(pool, connection, operation, uri, requested)))
 
 
-def _begin(pool: Pool, connection: Connection, operation: Operation, uri: str, requested: Details) -> Effects[Download]:
+def _begin(
+    pool: Pool, connection: Connection, operation: Operation, uri: str, requested: ParameterValues
+) -> Effects[Download]:
     if connection.version == 1:
         return (yield from _begin_v1(pool, connection, operation, uri, requested))
     left: float = yield TIME_LEFT
@@ -106,7 +113,7 @@ def next_head(
 
 
 def _begin_v1(
-    pool: Pool, connection: Connection, operation: Operation, uri: str, requested: Details
+    pool: Pool, connection: Connection, operation: Operation, uri: str, requested: ParameterValues
 ) -> Effects[Download]:
     mode = Mode(operation.value)
     yield from socket_io.send(connection, encode_request(mode, uri))
@@ -121,7 +128,7 @@ def _begin_v1(
             if not decoder.is_empty:
                 raise RemoteProtocolError(f"{connection.address}: the server sent more than requested")
             socket_io.check_descriptor(connection)
-            return Download(connection, 0, NO_METADATA, NO_DETAILS)
+            return Download(connection, 0, NO_METADATA, NO_PARAMETER_VALUES)
         case ContentReply(length):
             socket_io.refuse_descriptors(connection)
             return Download(connection, length, NO_METADATA, requested)
@@ -154,7 +161,7 @@ def _receive_some(connection: Connection, max_bytes: int) -> Effects[bytes]:
     return chunk
 
 
-def fill(download: Download, buffer: memoryview) -> Effects[None]:
+def fill_buffer(download: Download, buffer: memoryview) -> Effects[None]:
     """Receives the whole content into `buffer`, which must have its length."""
     connection, at = download.connection, 0
     decoder = connection.replies if connection.version == 1 else connection.responses
@@ -170,7 +177,7 @@ def fill(download: Download, buffer: memoryview) -> Effects[None]:
             download.left -= length
 
 
-def finish(pool: Pool, download: Download) -> Effects[None]:
+def finish_download(pool: Pool, download: Download) -> Effects[None]:
     """Returns the connection to the pool. Discards a short rest of the content; closes the connection if it is long."""
     remaining = download.skip + download.left + download.surplus
     if remaining > _MAX_DISCARD:
@@ -194,7 +201,7 @@ def finish(pool: Pool, download: Download) -> Effects[None]:
     pool.release(download.connection)
 
 
-def leave(pool: Pool, download: Download) -> None:
+def end_stream(pool: Pool, download: Download) -> None:
     """Returns the connection to the pool if the rest of the content has come, else closes it. Never waits."""
     connection = download.connection
     remaining = download.skip + download.left + download.surplus

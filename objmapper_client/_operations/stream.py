@@ -2,10 +2,10 @@
 
 from objmapper_client._connection.pool import Pool
 from objmapper_client._operations.metadata_operations import check_range
-from objmapper_client._operations.open_and_read import _INLINE_LIMIT, _OPERATIONS, _range, run_open
-from objmapper_client._operations.receive_content import Download, begin
+from objmapper_client._operations.open_and_read import INLINE_LIMIT, OPERATION_OF_MODE, range_parameters, run_open
+from objmapper_client._operations.receive_content import Download, begin_download
 from objmapper_client._runtime.effects import Effects, RunBlocking, Wait
-from objmapper_client.object import Object, truncated
+from objmapper_client.object import Object, truncated_error
 from objmapper_client.protocol.v1 import Mode
 
 
@@ -14,25 +14,25 @@ def begin_stream(pool: Pool, uri: str, mode: Mode, offset: int, length: int | No
     check_range(offset, length)
     if mode is Mode.FDPASS:
         return (yield from run_open(pool, uri, mode))
-    return (yield from begin(pool, _OPERATIONS[mode], uri, _range(offset, length)))
+    return (yield from begin_download(pool, OPERATION_OF_MODE[mode], uri, range_parameters(offset, length)))
 
 
-def next_piece(found: Object, chunk_size: int, offset: int, end: int) -> Effects[bytes]:
+def read_piece(found: Object, chunk_size: int, offset: int, end: int) -> Effects[bytes]:
     """Reads up to `chunk_size` bytes of an object from `offset`. Raises Conflict if the object was truncated."""
-    if min(chunk_size, end - offset) > _INLINE_LIMIT:
-        chunk: bytes = yield RunBlocking(lambda: piece_at(found, chunk_size, offset, end))
+    if min(chunk_size, end - offset) > INLINE_LIMIT:
+        chunk: bytes = yield RunBlocking(lambda: read_piece_blocking(found, chunk_size, offset, end))
         return chunk
-    chunk = piece_at(found, chunk_size, offset, end)
-    if offset // _INLINE_LIMIT < (offset + len(chunk)) // _INLINE_LIMIT:
+    chunk = read_piece_blocking(found, chunk_size, offset, end)
+    if offset // INLINE_LIMIT < (offset + len(chunk)) // INLINE_LIMIT:
         # Lets an event loop run other tasks.
         yield Wait(seconds=0)
     return chunk
 
 
-def piece_at(found: Object, chunk_size: int, offset: int, end: int) -> bytes:
-    """`next_piece` in this thread."""
+def read_piece_blocking(found: Object, chunk_size: int, offset: int, end: int) -> bytes:
+    """`read_piece` in this thread."""
     wanted = min(chunk_size, end - offset)
     chunk = found.pread(wanted, offset)
     if len(chunk) < wanted:
-        raise truncated(found.uri, offset + len(chunk), found.size)
+        raise truncated_error(found.uri, offset + len(chunk), found.size)
     return chunk

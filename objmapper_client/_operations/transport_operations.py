@@ -7,7 +7,7 @@ from objmapper_client._connection.pending_request import Runnable
 from objmapper_client._connection.pool import Pool
 from objmapper_client._operations import socket_operations
 from objmapper_client._operations.metadata_operations import PutArguments, Stat
-from objmapper_client._operations.open_and_read import Result
+from objmapper_client._operations.open_and_read import OpenResult
 from objmapper_client._runtime.effects import Effects
 from objmapper_client.address import Address, UdpAddress
 from objmapper_client.object import Object
@@ -18,7 +18,7 @@ from objmapper_client.protocol.v2_responses import Entry, LeftOut
 class Operations(Protocol):
     """The functions of a transport's module. None blocks: they return generators that yield effects.
 
-    `next_chunk`, `leave` and `abort` take what `begin_stream` returned.
+    `next_chunk`, `end_stream` and `abort` take what `begin_stream` returned.
     """
 
     @property
@@ -34,7 +34,7 @@ class Operations(Protocol):
         """Opens an object."""
         raise NotImplementedError
 
-    def open_many(self, pool: Pool, uris: Sequence[str], mode: Mode, /) -> Effects[list[Result]]:
+    def open_many(self, pool: Pool, uris: Sequence[str], mode: Mode, /) -> Effects[list[OpenResult]]:
         """Opens many objects. Returns an object or an error for each URI, in their order."""
         raise NotImplementedError
 
@@ -54,7 +54,7 @@ class Operations(Protocol):
         """Reads the next 1 to `max_bytes` bytes of a stream; b"" at its end."""
         raise NotImplementedError
 
-    def leave(self, pool: Pool, download: Any, /) -> None:
+    def end_stream(self, pool: Pool, download: Any, /) -> None:
         """Ends a stream. Keeps the connection if that needs no waiting, else closes it."""
         raise NotImplementedError
 

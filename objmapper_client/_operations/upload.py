@@ -5,9 +5,9 @@ import os
 from objmapper_client._connection import socket_io
 from objmapper_client._connection.connection import Connection
 from objmapper_client._connection.handshake import ClosedInHandshake
-from objmapper_client._connection.pending_request import details, encode
+from objmapper_client._connection.pending_request import encode, parameter_values
 from objmapper_client._connection.pool import Pool
-from objmapper_client._connection.request_runner import require_version_2, unsupported, with_exclusive
+from objmapper_client._connection.request_runner import require_version_2, unsupported_error, with_exclusive
 from objmapper_client._connection.socket_io import DescriptorRefused
 from objmapper_client._operations.metadata_operations import PutArguments, Stat, StatRequest, to_stat
 from objmapper_client._operations.receive_content import expect_end, next_head, receive_head
@@ -49,8 +49,8 @@ class _Upload:
         self._pool = pool
         self._uri = uri
         self._source = source
-        self._parameters = details(if_match=if_match, if_none_match=if_none_match, make_parents=make_parents)
-        self._content_parameters = details(
+        self._parameters = parameter_values(if_match=if_match, if_none_match=if_none_match, make_parents=make_parents)
+        self._content_parameters = parameter_values(
             content_len=source.length, if_match=if_match, if_none_match=if_none_match, make_parents=make_parents
         )
         self._progress = progress
@@ -78,7 +78,7 @@ class _Upload:
         """Sends a large content on an exclusive connection. Returns the stored object's metadata."""
         if connection.version == 1:
             if self._pool.version == 1:
-                raise unsupported(self._pool, "put")
+                raise unsupported_error(self._pool, "put")
             raise ClosedInHandshake(f"{self._pool.address}: the server closed the connection during the handshake")
         connection.last_id = request_id = connection.last_id + 1 & 0xFFFFFFFF
         operation = Operation.PUT

@@ -88,7 +88,7 @@ def open_source(data: object, length: int | None) -> Effects[Source]:
         else:
             file.close()
         return source
-    memory = _memory_of(data)
+    memory = _buffer_view_of(data)
     if memory is not None:
         return Source(_check_length(len(memory), length), memory=memory)
     if hasattr(data, "read"):
@@ -97,14 +97,14 @@ def open_source(data: object, length: int | None) -> Effects[Source]:
     if isinstance(data, AsyncIterable):
         pieces = _convert_async(data)
     elif isinstance(data, Iterable):
-        pieces = map(piece_of, data)
+        pieces = map(to_bytes_view, data)
     else:
         raise TypeError(f"data must be bytes, a path, a binary file or an iterable of bytes, got {_type_name(data)}")
     chunks = NextChunk(pieces)
     return Source(length, chunks=chunks) if length is not None else (yield from _spool(chunks))
 
 
-def _memory_of(data: object) -> memoryview | None:
+def _buffer_view_of(data: object) -> memoryview | None:
     """The bytes of an object with the buffer protocol (bytes, array.array, mmap, numpy arrays), else None."""
     try:
         view = memoryview(data)  # type: ignore[arg-type] # this is the test
@@ -122,11 +122,11 @@ def _memory_of(data: object) -> memoryview | None:
     return view.cast("B") if view.nbytes else memoryview(b"")
 
 
-def piece_of(data: object) -> bytes | memoryview:
+def to_bytes_view(data: object) -> bytes | memoryview:
     """The bytes of one piece of an iterable. Raises TypeError."""
     if isinstance(data, bytes):
         return data
-    memory = None if isinstance(data, str) else _memory_of(data)
+    memory = None if isinstance(data, str) else _buffer_view_of(data)
     if memory is None:
         raise TypeError(f"data: each piece must be bytes, got {_type_name(data)}")
     return memory
@@ -217,12 +217,12 @@ def _read_pieces(file: Any) -> Iterator[bytes | memoryview]:
     while (piece := read(_PIECE)) is None or len(piece):
         if piece is None:
             raise LocalProtocolError("the file does not block and has no data yet: read it yourself, or have it block")
-        yield piece_of(piece)
+        yield to_bytes_view(piece)
 
 
 async def _convert_async(pieces: AsyncIterable[object]) -> AsyncIterator[bytes | memoryview]:
     async for piece in pieces:
-        yield piece_of(piece)
+        yield to_bytes_view(piece)
 
 
 def _spool(chunks: NextChunk) -> Effects[Source]:

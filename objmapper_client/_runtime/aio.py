@@ -12,7 +12,7 @@ from objmapper_client._connection.connection import Connection
 from objmapper_client._connection.multiplexer import PipelineFull
 from objmapper_client._connection.pending_request import PendingRequest, Runnable, SimpleRequest
 from objmapper_client._connection.pool import Pool
-from objmapper_client._connection.request_runner import send_request, with_server_error
+from objmapper_client._connection.request_runner import send_request, to_outcome_error
 from objmapper_client._connection.resolver import look_up
 from objmapper_client._runtime.asyncio_multiplexer import AsyncioMultiplexer, resolve_future
 from objmapper_client._runtime.effects import (
@@ -129,7 +129,7 @@ async def _await_response(
         except (PipelineFull, ConnectionFailed) as error:
             first_error = error
         except RequestTimeout as error:
-            raise with_server_error(pending, error) from error
+            raise to_outcome_error(pending, error) from error
         finally:
             if pool.has_waiters:
                 pool.on_request_done()

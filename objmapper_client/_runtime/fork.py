@@ -26,6 +26,6 @@ def _increment() -> None:
 forks = _Generation
 
 
-def forked(uri: str) -> LocalProtocolError:
+def forked_error(uri: str) -> LocalProtocolError:
     """The error for a stream of the parent process: both processes would read from one connection."""
     return LocalProtocolError(f"{uri}: the stream was begun before a fork; begin another one in this process")

@@ -4,13 +4,13 @@ import socket
 from typing import Any
 
 from objmapper_client._connection.connection import Connection
-from objmapper_client._connection.open_socket import new_socket, resolve, unreachable
+from objmapper_client._connection.open_socket import new_socket, resolve, unreachable_error
 from objmapper_client._connection.pool import Pool
 from objmapper_client._runtime.effects import Effects, Wait
 from objmapper_client._udp.path_state import PathState
 from objmapper_client.address import UdpAddress
 from objmapper_client.errors import ConnectionFailed, DescriptorLimit
-from objmapper_client.protocol.udp import DATA_HEAD, FAR_CHUNK
+from objmapper_client.protocol.udp import DATA_HEAD_SIZE, MAX_REMOTE_CHUNK
 
 #: Bytes of content in a piece on loopback. Large pieces cost less a byte; a lost one costs more.
 _LOOPBACK_CHUNK = 32 << 10
@@ -43,9 +43,9 @@ class UdpConnection(Connection):
         self.has_changed_address = False
         self.buffer = bytearray(_MAX_DATAGRAM)
         is_local = _is_loopback(host)
-        chunk = _LOOPBACK_CHUNK if is_local else FAR_CHUNK
+        chunk = _LOOPBACK_CHUNK if is_local else MAX_REMOTE_CHUNK
         buffer_size = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
-        max_pieces = buffer_size // (2 * (chunk + DATA_HEAD) + _OVERHEAD)
+        max_pieces = buffer_size // (2 * (chunk + DATA_HEAD_SIZE) + _OVERHEAD)
         self.path = PathState(chunk, _LOOPBACK_TIMEOUT if is_local else _REMOTE_TIMEOUT, max_pieces)
 
     def send(self, datagram: bytes) -> None:
@@ -76,7 +76,7 @@ class UdpConnection(Connection):
         if self.has_response:
             raise ConnectionFailed(f"{self.address}: the server is gone ({error.strerror})") from error
         if not self.targets:
-            raise unreachable(self.address, error) from error
+            raise unreachable_error(self.address, error) from error
         self.socket.close()
         self.has_changed_address = True
         self.socket, _ = _next_socket(self.address, self.targets)
@@ -103,7 +103,7 @@ def _next_socket(address: UdpAddress, targets: list[Target]) -> tuple[socket.soc
             raise
         except OSError as error:
             if not targets:
-                raise unreachable(address, error) from error
+                raise unreachable_error(address, error) from error
 
 
 def _socket_to(family: int, target: Any) -> socket.socket:

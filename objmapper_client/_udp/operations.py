@@ -15,15 +15,15 @@ from objmapper_client._udp.connection import UdpConnection, UdpPool
 from objmapper_client._udp.transfer import ObjectChanged, Transfer
 from objmapper_client.address import Address
 from objmapper_client.errors import UnsupportedMode, UnsupportedOperation, error_for
-from objmapper_client.object import Object, too_large
+from objmapper_client.object import Object, too_large_error
 from objmapper_client.protocol.v1 import Mode, Status
 
 #: Datagrams to receive before the transfer sends again.
-_BATCH = 16
+_MAX_BATCH = 16
 #: Restarts of a transfer because the object changed.
 _MAX_CHANGES = 2
 #: Bytes of a stream that one transfer fetches.
-_SEGMENT = 1 << 20
+_SEGMENT_SIZE = 1 << 20
 make_pool = UdpPool
 
 
@@ -48,7 +48,7 @@ def _drive(connection: UdpConnection, transfer: Transfer, is_finished: Callable[
         # Either the transfer's timer or the deadline of the request has passed.
         if not is_ready and not (yield Wait(seconds=0)):
             raise timeout_error(connection.address)
-        for _ in range(_BATCH if is_ready else 0):
+        for _ in range(_MAX_BATCH if is_ready else 0):
             length = connection.receive()
             if length is None:
                 break
@@ -88,7 +88,7 @@ def _fetch(
     try:
         buffer = bytearray(transfer.size)
     except (MemoryError, OverflowError):
-        raise too_large(transfer.size) from None
+        raise too_large_error(transfer.size) from None
     yield from _fill(connection, transfer, memoryview(buffer))
     return transfer, buffer
 
@@ -116,7 +116,7 @@ def _retry_on_change(
     return (yield from with_exclusive(pool, attempt))
 
 
-def _check(uri: str, mode: Mode, offset: int = 0, length: int | None = None) -> None:
+def _check_arguments(uri: str, mode: Mode, offset: int = 0, length: int | None = None) -> None:
     if mode is not Mode.COPY:
         message = f"over UDP objects come by copy, not by {mode.name.lower()}, which needs a stream"
         raise UnsupportedMode(Status.INVALID_MODE, message, uri)
@@ -130,16 +130,16 @@ def _etag(transfer: Transfer) -> str:
 
 def open_object(pool: Pool, uri: str, mode: Mode) -> Effects[Object]:
     """Opens an object: a memory file with its bytes."""
-    _check(uri, mode)
+    _check_arguments(uri, mode)
     memory = MemoryFile()
 
-    def once(connection: UdpConnection) -> Effects[Transfer]:
+    def exchange_once(connection: UdpConnection) -> Effects[Transfer]:
         transfer = yield from _begin(connection, uri)
         yield from _fill(connection, transfer, memory.allocate(transfer.size))
         return transfer
 
     try:
-        transfer = yield from _retry_on_change(pool, uri, once)
+        transfer = yield from _retry_on_change(pool, uri, exchange_once)
         return memory.to_object(uri, mode, transfer.size, etag=_etag(transfer))
     except BaseException:
         memory.close()
@@ -148,21 +148,21 @@ def open_object(pool: Pool, uri: str, mode: Mode) -> Effects[Object]:
 
 def read(pool: Pool, uri: str, mode: Mode, offset: int, length: int | None) -> Effects[bytes]:
     """Reads an object's bytes, or a range of them."""
-    _check(uri, mode, offset, length)
+    _check_arguments(uri, mode, offset, length)
     _, content = yield from _retry_on_change(pool, uri, lambda connection: _fetch(connection, uri, offset, length))
     return bytes(content)
 
 
 def readinto(pool: Pool, uri: str, mode: Mode, buffer: memoryview, offset: int) -> Effects[int]:
     """Reads an object's bytes from `offset` into `buffer`. Returns their number."""
-    _check(uri, mode, offset)
+    _check_arguments(uri, mode, offset)
 
-    def once(connection: UdpConnection) -> Effects[int]:
+    def exchange_once(connection: UdpConnection) -> Effects[int]:
         transfer = yield from _begin(connection, uri, offset, len(buffer))
         yield from _fill(connection, transfer, buffer[: transfer.size])
         return transfer.size
 
-    return (yield from _retry_on_change(pool, uri, once))
+    return (yield from _retry_on_change(pool, uri, exchange_once))
 
 
 class UdpDownload:
@@ -183,15 +183,15 @@ class UdpDownload:
 
 
 def begin_stream(pool: Pool, uri: str, mode: Mode, offset: int, length: int | None) -> Effects[UdpDownload]:
-    """Opens a stream and fetches its first segment. The stream owns the socket until `leave` or `abort`."""
-    _check(uri, mode, offset, length)
+    """Opens a stream and fetches its first segment. The stream owns the socket until `end_stream` or `abort`."""
+    _check_arguments(uri, mode, offset, length)
 
-    def once(connection: UdpConnection) -> Effects[UdpDownload]:
-        max_bytes = _SEGMENT if length is None else min(length, _SEGMENT)
+    def exchange_once(connection: UdpConnection) -> Effects[UdpDownload]:
+        max_bytes = _SEGMENT_SIZE if length is None else min(length, _SEGMENT_SIZE)
         transfer, segment = yield from _fetch(connection, uri, offset, max_bytes)
         return UdpDownload(connection, transfer, length, segment)
 
-    return (yield from _retry_on_change(pool, uri, once, keep_connection=True))
+    return (yield from _retry_on_change(pool, uri, exchange_once, keep_connection=True))
 
 
 def next_chunk(pool: Pool, download: UdpDownload, max_bytes: int) -> Effects[bytes]:  # noqa: ARG001 - other transports need it
@@ -200,7 +200,7 @@ def next_chunk(pool: Pool, download: UdpDownload, max_bytes: int) -> Effects[byt
     Raises Conflict if the object changed, because the caller already has bytes of the old version.
     """
     if download.left and not download.segment:
-        length = min(download.left, _SEGMENT)
+        length = min(download.left, _SEGMENT_SIZE)
         try:
             _, segment = yield from _fetch(download.connection, download.uri, download.offset, length, download.version)
         except ObjectChanged:
@@ -214,7 +214,7 @@ def next_chunk(pool: Pool, download: UdpDownload, max_bytes: int) -> Effects[byt
     return chunk
 
 
-def leave(pool: Pool, download: UdpDownload) -> None:
+def end_stream(pool: Pool, download: UdpDownload) -> None:
     """Ends a stream and returns the socket to the pool."""
     pool.release(download.connection)
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from objmapper_client.errors import RemoteProtocolError
 from objmapper_client.protocol.v1 import ErrorReply, Status
-from objmapper_client.protocol.v2_requests import _ERROR_HEAD, Fatal, packed
+from objmapper_client.protocol.v2_requests import _ERROR_HEAD, Fatal, pack_numbers
 
 MAGIC = b"OBJM"
 
@@ -51,12 +51,12 @@ class HelloAck(NamedTuple):
 
 def encode_hello(capabilities: Capability, max_pipeline: int) -> bytes:
     """Encodes a hello. Raises LocalProtocolError for a number that does not fit."""
-    return packed(_HELLO, MAGIC, VERSION, capabilities, max_pipeline)
+    return pack_numbers(_HELLO, MAGIC, VERSION, capabilities, max_pipeline)
 
 
 def encode_hello_ack(capabilities: Capability, max_pipeline: int, backend_parallelism: int) -> bytes:
     """Encodes an acknowledgement."""
-    return packed(_HELLO_ACK, MAGIC, VERSION, capabilities, max_pipeline, backend_parallelism)
+    return pack_numbers(_HELLO_ACK, MAGIC, VERSION, capabilities, max_pipeline, backend_parallelism)
 
 
 def decode_hello(data: bytes) -> "Hello | Fatal | None":

@@ -25,13 +25,13 @@ _DATA_HEAD = struct.Struct(">2sBBIQQQI")
 _ERROR_HEAD = struct.Struct(">2sBBIH")
 _PLAIN_HEAD = struct.Struct(">BH")
 _CHECKSUM = slice(32, 36)
-COOKIE = 16
+COOKIE_SIZE = 16
 #: Bytes before the content in a DATA.
-DATA_HEAD = _DATA_HEAD.size
+DATA_HEAD_SIZE = _DATA_HEAD.size
 #: Maximum pieces that the server sends for one PULL.
 MAX_PIECES = 32
 #: Maximum bytes of content in a piece, except on loopback.
-FAR_CHUNK = 1152
+MAX_REMOTE_CHUNK = 1152
 
 
 class Pull(NamedTuple):
@@ -115,7 +115,7 @@ def decode_request(datagram: bytes) -> Pull | Request | Refused | None:
         return None
     magic, kind, cookie_length, request_id, offset, length, chunk, uri_length = _PULL_HEAD.unpack_from(datagram)
     start = _PULL_HEAD.size + cookie_length
-    if magic != _MAGIC or kind != _PULL or cookie_length not in (0, COOKIE) or len(datagram) < start:
+    if magic != _MAGIC or kind != _PULL or cookie_length not in (0, COOKIE_SIZE) or len(datagram) < start:
         return None
     if uri_length > MAX_URI:
         return Refused(Status.INVALID_REQUEST if chunk == 0 else Status.URI_TOO_LONG)
@@ -158,11 +158,11 @@ def decode_reply(datagram: bytes | memoryview, seed: int) -> Retry | Data | Erro
     if len(datagram) < _ERROR_HEAD.size or datagram[:2] != _MAGIC:
         return None
     kind, status = datagram[2], datagram[3]
-    if kind == _DATA and status == Status.OK and len(datagram) >= DATA_HEAD:
+    if kind == _DATA and status == Status.OK and len(datagram) >= DATA_HEAD_SIZE:
         _, _, _, request_id, version, total, offset, checksum = _DATA_HEAD.unpack_from(datagram)
         covered = bytearray(datagram)
         covered[_CHECKSUM] = bytes(4)
-        payload = memoryview(covered)[DATA_HEAD:]
+        payload = memoryview(covered)[DATA_HEAD_SIZE:]
         if crc32c(covered, seed) != checksum or (payload and offset + len(payload) > total):
             return None
         return Data(request_id, version, total, offset, payload)

@@ -114,36 +114,36 @@ class RequestDecoder:
     """Decodes requests from a byte stream: `feed` bytes, then call `next` until it returns None."""
 
     def __init__(self) -> None:
-        self._kept = bytearray()
-        self._to_skip = 0
-        self._broken = False
+        self._buffer = bytearray()
+        self._bytes_to_skip = 0
+        self._is_broken = False
 
     def feed(self, data: bytes) -> None:
         """Take in what has come."""
-        self._kept += data
+        self._buffer += data
 
     def next(self) -> Request | Refused | None:
         """Returns the next request; None if the bytes end inside one, and always after a fatal one."""
-        if self._to_skip:
+        if self._bytes_to_skip:
             return self._skip()
-        if not self._kept or self._broken:
+        if not self._buffer or self._is_broken:
             return None
         try:
-            mode = Mode(self._kept[0])
+            mode = Mode(self._buffer[0])
         except ValueError:
-            self._broken = True
+            self._is_broken = True
             return Refused(Status.PROTOCOL_ERROR, fatal=True)
-        if len(self._kept) < _REQUEST_HEAD.size:
+        if len(self._buffer) < _REQUEST_HEAD.size:
             return None
-        _, length = _REQUEST_HEAD.unpack_from(self._kept)
+        _, length = _REQUEST_HEAD.unpack_from(self._buffer)
         if length > MAX_URI:
-            self._to_skip = _REQUEST_HEAD.size + length
+            self._bytes_to_skip = _REQUEST_HEAD.size + length
             return self._skip()
         end = _REQUEST_HEAD.size + length
-        if len(self._kept) < end:
+        if len(self._buffer) < end:
             return None
-        raw = bytes(self._kept[_REQUEST_HEAD.size : end])
-        del self._kept[:end]
+        raw = bytes(self._buffer[_REQUEST_HEAD.size : end])
+        del self._buffer[:end]
         if not raw or 0 in raw:
             return Refused(Status.INVALID_REQUEST)
         try:
@@ -152,10 +152,10 @@ class RequestDecoder:
             return Refused(Status.INVALID_REQUEST)
 
     def _skip(self) -> Refused | None:
-        here = min(self._to_skip, len(self._kept))
-        del self._kept[:here]
-        self._to_skip -= here
-        return None if self._to_skip else Refused(Status.URI_TOO_LONG)
+        skipped = min(self._bytes_to_skip, len(self._buffer))
+        del self._buffer[:skipped]
+        self._bytes_to_skip -= skipped
+        return None if self._bytes_to_skip else Refused(Status.URI_TOO_LONG)
 
 
 class DescriptorReply(NamedTuple):
@@ -183,49 +183,49 @@ class ReplyDecoder:
     """
 
     def __init__(self) -> None:
-        self._kept = bytearray()
+        self._buffer = bytearray()
 
     def feed(self, data: bytes) -> None:
         """Take in what has come."""
-        self._kept += data
+        self._buffer += data
 
     @property
     def is_empty(self) -> bool:
         """Whether all fed bytes have been consumed."""
-        return not self._kept
+        return not self._buffer
 
     def next(self, requested: Mode | None) -> DescriptorReply | ContentReply | ErrorReply | None:
         """Returns the next reply; None if the bytes end inside one. Raises RemoteProtocolError."""
-        if not self._kept:
+        if not self._buffer:
             return None
         if requested is None:
             raise RemoteProtocolError("the server sent a reply without a request")
-        if self._kept[0] != Status.OK:
+        if self._buffer[0] != Status.OK:
             return self._error()
         if requested is Mode.FDPASS:
-            del self._kept[:1]
+            del self._buffer[:1]
             return DescriptorReply()
-        if len(self._kept) < _CONTENT_HEAD.size:
+        if len(self._buffer) < _CONTENT_HEAD.size:
             return None
-        _, length = _CONTENT_HEAD.unpack_from(self._kept)
+        _, length = _CONTENT_HEAD.unpack_from(self._buffer)
         if length > MAX_CONTENT:
             raise RemoteProtocolError(f"the server promised a content of {length} bytes, more than any file can have")
-        del self._kept[: _CONTENT_HEAD.size]
+        del self._buffer[: _CONTENT_HEAD.size]
         return ContentReply(length)
 
     def _error(self) -> ErrorReply | None:
-        if len(self._kept) < _ERROR_HEAD.size:
+        if len(self._buffer) < _ERROR_HEAD.size:
             return None
-        status, length = _ERROR_HEAD.unpack_from(self._kept)
+        status, length = _ERROR_HEAD.unpack_from(self._buffer)
         end = _ERROR_HEAD.size + length
-        if len(self._kept) < end:
+        if len(self._buffer) < end:
             return None
-        message = bytes(self._kept[_ERROR_HEAD.size : end]).decode(errors="replace")
-        del self._kept[:end]
+        message = bytes(self._buffer[_ERROR_HEAD.size : end]).decode(errors="replace")
+        del self._buffer[:end]
         return ErrorReply(status, message)
 
     def take_content(self, limit: int) -> bytes:
         """Returns up to `limit` fed bytes of the content."""
-        taken = bytes(self._kept[:limit])
-        del self._kept[:limit]
+        taken = bytes(self._buffer[:limit])
+        del self._buffer[:limit]
         return taken

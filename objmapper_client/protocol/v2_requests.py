@@ -54,7 +54,7 @@ _MODES = {mode.value for mode in Mode}
 _OPERATIONS = {operation.value for operation in Operation}
 
 
-def packed(form: struct.Struct, *values: object) -> bytes:
+def pack_numbers(form: struct.Struct, *values: object) -> bytes:
     """Packs numbers into bytes. Raises LocalProtocolError for a number that does not fit."""
     try:
         return form.pack(*values)
@@ -92,7 +92,7 @@ _NUMBERS = {
     0x86: ("limit", U32),
     0x8A: ("form", U8),
 }
-_WORDS = {0x85: "if_none_match", _CURSOR: "cursor", 0x88: "if_match"}
+_STRINGS = {0x85: "if_none_match", _CURSOR: "cursor", 0x88: "if_match"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +131,8 @@ def encode_request(
     # Compare the identity first: comparing all fields is slow, and most requests have no parameters.
     has_any = parameters is not NO_PARAMETERS and parameters != NO_PARAMETERS
     if not has_any and not flags & HAS_PARAMETERS:
-        return packed(_REQUEST_HEAD, _REQUEST, request_id, flags, mode, len(raw)) + raw
-    head = packed(_REQUEST_HEAD, _REQUEST, request_id, flags | HAS_PARAMETERS, mode, len(raw))
+        return pack_numbers(_REQUEST_HEAD, _REQUEST, request_id, flags, mode, len(raw)) + raw
+    head = pack_numbers(_REQUEST_HEAD, _REQUEST, request_id, flags | HAS_PARAMETERS, mode, len(raw))
     tail = _encode_parameters(parameters)
     if len(tail) > MAX_PARAMETERS:
         raise LocalProtocolError(f"parameters have at most {MAX_PARAMETERS} bytes, these {len(tail)}")
@@ -160,28 +160,28 @@ def _encode_parameters(parameters: Parameters) -> bytes:
     for kind, (name, form) in _NUMBERS.items():
         number = getattr(parameters, name)
         if number is not None:
-            out += entry(kind, packed(form, number))
-    for kind, name in _WORDS.items():
-        word = getattr(parameters, name)
-        if word is not None:
+            out += encode_tlv(kind, pack_numbers(form, number))
+    for kind, name in _STRINGS.items():
+        text = getattr(parameters, name)
+        if text is not None:
             try:
-                raw = word.encode("latin-1") if isinstance(word, str) else word
+                raw = text.encode("latin-1") if isinstance(text, str) else text
             except UnicodeEncodeError:
-                raise LocalProtocolError(f"{word!r} is no etag") from None
+                raise LocalProtocolError(f"{text!r} is no etag") from None
             if len(raw) > MAX_PARAMETERS:
                 raise LocalProtocolError(f"an etag has 16 hex digits, this one {len(raw)} characters")
-            out += entry(kind, raw)
+            out += encode_tlv(kind, raw)
     if parameters.make_parents:
-        out += entry(_MAKE_PARENTS, b"")
+        out += encode_tlv(_MAKE_PARENTS, b"")
     return bytes(out)
 
 
-def entry(kind: int, data: bytes) -> bytes:
+def encode_tlv(kind: int, data: bytes) -> bytes:
     """Encodes an entry of parameters or metadata. Raises LocalProtocolError for more than 65,535 bytes of data."""
-    return packed(_ENTRY_HEAD, kind, len(data)) + data
+    return pack_numbers(_ENTRY_HEAD, kind, len(data)) + data
 
 
-def entries(data: bytes) -> Iterator[tuple[int, bytes] | None]:
+def decode_tlvs(data: bytes) -> Iterator[tuple[int, bytes] | None]:
     """Yields the entries of parameters or metadata; None, as the last one, for an entry that is truncated."""
     at, end = 0, len(data)
     while at < end:
@@ -230,7 +230,7 @@ def encode_close(reason: int) -> bytes:
 
 def encode_close_ack(outstanding: int) -> bytes:
     """Encodes the acknowledgement of a close."""
-    return packed(CLOSE_ACK_FRAME, CLOSE_ACK, 0, outstanding)
+    return pack_numbers(CLOSE_ACK_FRAME, CLOSE_ACK, 0, outstanding)
 
 
 class RequestDecoder:
@@ -241,68 +241,70 @@ class RequestDecoder:
 
     def __init__(self, *, extended: bool) -> None:
         self._extended = extended
-        self._kept = bytearray()
-        self._broken = False
+        self._buffer = bytearray()
+        self._is_broken = False
 
     def feed(self, data: bytes) -> None:
         """Take in what has come."""
-        self._kept += data
+        self._buffer += data
 
     def take_content(self, limit: int) -> bytes:
         """Returns up to `limit` fed bytes of a content."""
-        taken = bytes(self._kept[:limit])
-        del self._kept[:limit]
+        taken = bytes(self._buffer[:limit])
+        del self._buffer[:limit]
         return taken
 
     def next(self) -> Request | Refused | CloseFrame | Fatal | None:
         """Returns the next frame; None if the bytes end inside one, and always after a `Fatal`."""
-        if not self._kept or self._broken:
+        if not self._buffer or self._is_broken:
             return None
         found = self._frame()
-        self._broken = isinstance(found, Fatal)
+        self._is_broken = isinstance(found, Fatal)
         return found
 
     def _frame(self) -> Request | Refused | CloseFrame | Fatal | None:
-        kept = self._kept
-        if kept[0] == CLOSE:
-            if len(kept) < 2:
+        buffer = self._buffer
+        if buffer[0] == CLOSE:
+            if len(buffer) < 2:
                 return None
             return CloseFrame(self.take_content(2)[1])
-        if kept[0] != _REQUEST:
+        if buffer[0] != _REQUEST:
             return Fatal(Status.PROTOCOL_ERROR)
-        if len(kept) < _REQUEST_HEAD.size:
+        if len(buffer) < _REQUEST_HEAD.size:
             return None
-        _, request_id, flags, mode, uri_len = _REQUEST_HEAD.unpack_from(kept)
+        _, request_id, flags, mode, uri_len = _REQUEST_HEAD.unpack_from(buffer)
         uri_end = end = _REQUEST_HEAD.size + uri_len
         if flags & HAS_PARAMETERS:
             if not self._extended:
                 return Fatal(Status.PROTOCOL_ERROR)
-            if len(kept) < uri_end + _U16.size:
+            if len(buffer) < uri_end + _U16.size:
                 return None
-            (length,) = _U16.unpack_from(kept, uri_end)
+            (length,) = _U16.unpack_from(buffer, uri_end)
             if length > MAX_PARAMETERS:
                 return Fatal(Status.PROTOCOL_ERROR)
             end += _U16.size + length
-        if len(kept) < end:
+        if len(buffer) < end:
             return None
         frame = self.take_content(end)
-        raw, entries = frame[_REQUEST_HEAD.size : uri_end], frame[uri_end + _U16.size :]
-        return self._judge(request_id, flags, mode, raw, entries)
+        raw, parameters = frame[_REQUEST_HEAD.size : uri_end], frame[uri_end + _U16.size :]
+        return self._validate(request_id, flags, mode, raw, parameters)
 
-    def _judge(self, request_id: int, flags: int, mode: int, raw: bytes, entries: bytes) -> Request | Refused | Fatal:
+    def _validate(
+        self, request_id: int, flags: int, mode: int, raw: bytes, encoded: bytes
+    ) -> Request | Refused | Fatal:
         is_known = mode in (_OPERATIONS if self._extended else _MODES)
         operation = Operation(mode) if is_known else None
-        parameters, is_sound = _decode_parameters(entries) if entries else (NO_PARAMETERS, True)
+        parameters, is_valid = _decode_parameters(encoded) if encoded else (NO_PARAMETERS, True)
         content_len = parameters.content_len
-        if operation is Operation.PUT and not is_sound and content_len is None:
+        if operation is Operation.PUT and not is_valid and content_len is None:
             # The length of the content is unknown, so the start of the next frame is too.
             return Fatal(Status.PROTOCOL_ERROR)
         if operation is None:
             return Refused(request_id, Status.INVALID_MODE, content_len or 0)
         if len(raw) > MAX_URI:
             return Refused(request_id, Status.URI_TOO_LONG, content_len or 0)
-        has_its_content = (operation is Operation.PUT) == (content_len is not None)
-        if is_sound and has_its_content and raw and 0 not in raw:
+        has_expected_content = (operation is Operation.PUT) == (content_len is not None)
+        if is_valid and has_expected_content and raw and 0 not in raw:
             try:
                 return Request(request_id, operation, raw.decode(), flags, parameters)
             except UnicodeDecodeError:
@@ -313,29 +315,29 @@ class RequestDecoder:
 def _decode_parameters(data: bytes) -> tuple[Parameters, bool]:
     """Decodes parameters. Returns also whether they are valid. An invalid content length becomes None."""
     found: dict[str, int | str | bytes | bool] = {}
-    is_sound, content_in_doubt = True, False
-    for each in entries(data):
-        if each is None:
-            is_sound = False
+    is_valid, has_invalid_content_len = True, False
+    for tlv in decode_tlvs(data):
+        if tlv is None:
+            is_valid = False
             break
-        kind, raw = each
+        kind, raw = tlv
         value: int | str | bytes | bool
         if kind in _NUMBERS:
             name, form = _NUMBERS[kind]
             value = number = int(form.unpack(raw)[0]) if len(raw) == form.size else -1
-            is_good = number >= 0 and name not in found and (kind != _CONTENT_LEN or number <= MAX_CONTENT)
-            content_in_doubt |= kind == _CONTENT_LEN and not is_good
-        elif kind in _WORDS:
-            name = _WORDS[kind]
+            is_valid_entry = number >= 0 and name not in found and (kind != _CONTENT_LEN or number <= MAX_CONTENT)
+            has_invalid_content_len |= kind == _CONTENT_LEN and not is_valid_entry
+        elif kind in _STRINGS:
+            name = _STRINGS[kind]
             value = raw if kind == _CURSOR else raw.decode("latin-1")
-            is_good = name not in found
+            is_valid_entry = name not in found
         elif kind == _MAKE_PARENTS:
             name, value = "make_parents", True
-            is_good = not raw and name not in found
+            is_valid_entry = not raw and name not in found
         else:
             continue  # of a later version, whose clients do not require it
         found[name] = value
-        is_sound &= is_good
-    if content_in_doubt:
+        is_valid &= is_valid_entry
+    if has_invalid_content_len:
         del found["content_len"]
-    return Parameters(**found), is_sound  # type: ignore[arg-type]  # each name has got a value of its own type
+    return Parameters(**found), is_valid  # type: ignore[arg-type]  # each name has got a value of its own type

@@ -22,9 +22,9 @@ from objmapper_client.protocol.v2_requests import (
     CloseAck,
     CloseFrame,
     Operation,
-    entries,
-    entry,
-    packed,
+    decode_tlvs,
+    encode_tlv,
+    pack_numbers,
 )
 
 _RESPONSE, _MARKER = 0x02, 0x58
@@ -44,7 +44,7 @@ _NUMBERS = {
     0x8A: ("form", U8),
     0x8B: ("nanoseconds", U32),
 }
-_WORDS = {0x03: ("etag", "latin-1"), 0x04: ("mime", "latin-1"), 0xFF: ("message", "utf-8")}
+_STRINGS = {0x03: ("etag", "latin-1"), 0x04: ("mime", "latin-1"), 0xFF: ("message", "utf-8")}
 #: Size, modification time and an etag of 16 digits, each after its type and length: the metadata that objmapper's
 #: server sends. Decoded in one step.
 _COMMON = struct.Struct(">3sQ3sq3s16s")
@@ -101,17 +101,17 @@ def encode_response(request_id: int, status: int, content_len: int = 0, metadata
     for kind, (name, form) in _NUMBERS.items():
         number = getattr(metadata, name)
         if number is not None:
-            out += entry(kind, packed(form, number))
-    for kind, (name, encoding) in _WORDS.items():
-        word = getattr(metadata, name)
-        if word is not None:
+            out += encode_tlv(kind, pack_numbers(form, number))
+    for kind, (name, encoding) in _STRINGS.items():
+        text = getattr(metadata, name)
+        if text is not None:
             try:
-                out += entry(kind, word.encode(encoding))
+                out += encode_tlv(kind, text.encode(encoding))
             except UnicodeEncodeError:
-                raise LocalProtocolError(f"{word!r} is no {name} that the wire can carry") from None
+                raise LocalProtocolError(f"{text!r} is no {name} that the wire can carry") from None
     if metadata.cursor is not None:
-        out += entry(_CURSOR, metadata.cursor)
-    return packed(_RESPONSE_HEAD, _RESPONSE, request_id, status, content_len, len(out)) + bytes(out)
+        out += encode_tlv(_CURSOR, metadata.cursor)
+    return pack_numbers(_RESPONSE_HEAD, _RESPONSE, request_id, status, content_len, len(out)) + bytes(out)
 
 
 def decode_common(data: bytes, request_id: int) -> tuple[int, Metadata, int] | None:
@@ -129,16 +129,16 @@ def decode_common(data: bytes, request_id: int) -> tuple[int, Metadata, int] | N
         return None
     if size_head != _SIZE_HEAD or mtime_head != _MTIME_HEAD or etag_head != _ETAG_HEAD:
         return None
-    words = etag.decode("latin-1")
+    etag_text = etag.decode("latin-1")
     if metadata_len == _COMMON_SIZE:
-        metadata = _new(Metadata, (size, mtime, words, None, None, None, None, None, None, None))
+        metadata = _new(Metadata, (size, mtime, etag_text, None, None, None, None, None, None, None))
         return content_len, metadata, _COMMON_RESPONSE_SIZE
     if metadata_len != _EXACT_SIZE or len(data) < _EXACT_RESPONSE_SIZE:
         return None
     head, nanoseconds = _NANOSECONDS.unpack_from(data, _COMMON_RESPONSE_SIZE)
     if head != _NANOSECONDS_HEAD:
         return None
-    metadata = _new(Metadata, (size, mtime, words, None, None, None, None, None, None, nanoseconds))
+    metadata = _new(Metadata, (size, mtime, etag_text, None, None, None, None, None, None, nanoseconds))
     return content_len, metadata, _EXACT_RESPONSE_SIZE
 
 
@@ -150,30 +150,30 @@ class ResponseDecoder:
     socket.
     """
 
-    __slots__ = ("_at", "_extended", "_kept")
+    __slots__ = ("_at", "_buffer", "_extended")
 
     def __init__(self, *, extended: bool) -> None:
         self._extended = extended
         # Usually the bytes of one `recv` are consumed completely. Copied only if they are not.
-        self._kept: bytes | bytearray = b""
+        self._buffer: bytes | bytearray = b""
         self._at = 0
 
     def feed(self, data: bytes) -> None:
         """Take in what has come."""
-        kept = self._kept
-        if self._at == len(kept):
-            self._kept = data
-        elif isinstance(kept, bytearray):
-            del kept[: self._at]
-            kept += data
+        buffer = self._buffer
+        if self._at == len(buffer):
+            self._buffer = data
+        elif isinstance(buffer, bytearray):
+            del buffer[: self._at]
+            buffer += data
         else:
-            self._kept = bytearray(kept[self._at :]) + data
+            self._buffer = bytearray(buffer[self._at :]) + data
         self._at = 0
 
     @property
     def is_empty(self) -> bool:
         """Whether all fed bytes have been consumed."""
-        return self._at == len(self._kept)
+        return self._at == len(self._buffer)
 
     def next(self, requested: Callable[[int], Operation | None]) -> ResponseHead | CloseFrame | CloseAck | None:
         """Returns the next head or close; None if the bytes end inside one.
@@ -181,15 +181,15 @@ class ResponseDecoder:
         `requested` returns the operation of the pending request with an id, or None: for example a `dict.get`. Raises
         RemoteProtocolError.
         """
-        kept, at = self._kept, self._at
+        buffer, at = self._buffer, self._at
         start = at + _HEAD_SIZE
-        if len(kept) < start or kept[at] != _RESPONSE:
-            return self._short(kept, at)
-        _, request_id, status, content_len, metadata_len = _RESPONSE_HEAD.unpack_from(kept, at)
+        if len(buffer) < start or buffer[at] != _RESPONSE:
+            return self._next_close(buffer, at)
+        _, request_id, status, content_len, metadata_len = _RESPONSE_HEAD.unpack_from(buffer, at)
         if content_len > MAX_CONTENT:
             raise RemoteProtocolError(f"the server promised {content_len} bytes, more than any file can have")
         end = start + metadata_len
-        if len(kept) < end:
+        if len(buffer) < end:
             return None
         operation = requested(request_id)
         if operation is None:
@@ -198,33 +198,33 @@ class ResponseDecoder:
             raise RemoteProtocolError(f"the server promised {content_len} bytes where none can follow")
         metadata = NO_METADATA
         if metadata_len == _COMMON_SIZE:
-            size_head, size, mtime_head, mtime, etag_head, etag = _COMMON.unpack_from(kept, start)
+            size_head, size, mtime_head, mtime, etag_head, etag = _COMMON.unpack_from(buffer, start)
             if size_head == _SIZE_HEAD and mtime_head == _MTIME_HEAD and etag_head == _ETAG_HEAD:
-                words = etag.decode("latin-1")
-                metadata = _new(Metadata, (size, mtime, words, None, None, None, None, None, None, None))
+                etag_text = etag.decode("latin-1")
+                metadata = _new(Metadata, (size, mtime, etag_text, None, None, None, None, None, None, None))
             else:
-                metadata = _decode_metadata(bytes(kept[start:end]))
+                metadata = _decode_metadata(bytes(buffer[start:end]))
         elif metadata_len:
-            metadata = _decode_metadata(bytes(kept[start:end]))
+            metadata = _decode_metadata(bytes(buffer[start:end]))
         self._at = end
         return _new(ResponseHead, (request_id, status, content_len, metadata))
 
-    def _short(self, kept: bytes | bytearray, at: int) -> CloseFrame | CloseAck | None:
+    def _next_close(self, buffer: bytes | bytearray, at: int) -> CloseFrame | CloseAck | None:
         """Returns a close; None if the frame is incomplete."""
-        left = len(kept) - at
-        if not left or kept[at] == _RESPONSE:
+        left = len(buffer) - at
+        if not left or buffer[at] == _RESPONSE:
             return None
-        if kept[at] == CLOSE:
+        if buffer[at] == CLOSE:
             if left < 2:
                 return None
             self._at = at + 2
-            return CloseFrame(kept[at + 1])
-        if kept[at] == CLOSE_ACK:
+            return CloseFrame(buffer[at + 1])
+        if buffer[at] == CLOSE_ACK:
             if left < CLOSE_ACK_FRAME.size:
                 return None
             self._at = at + CLOSE_ACK_FRAME.size
-            return CloseAck(CLOSE_ACK_FRAME.unpack_from(kept, at)[2])
-        raise RemoteProtocolError(f"the server sent a frame of the unknown type {kept[at]:02x}")
+            return CloseAck(CLOSE_ACK_FRAME.unpack_from(buffer, at)[2])
+        raise RemoteProtocolError(f"the server sent a frame of the unknown type {buffer[at]:02x}")
 
     def take_marker(self) -> bool | None:
         """Consumes the byte with the descriptor after a successful FDPASS response of plain version 2.
@@ -234,16 +234,16 @@ class ResponseDecoder:
         """
         if self._extended:
             return False
-        if self._at == len(self._kept):
+        if self._at == len(self._buffer):
             return None
-        if self._kept[self._at] != _MARKER:
-            raise RemoteProtocolError(f"the server sent {self._kept[self._at]:02x} where a descriptor's byte belongs")
+        if self._buffer[self._at] != _MARKER:
+            raise RemoteProtocolError(f"the server sent {self._buffer[self._at]:02x} where a descriptor's byte belongs")
         self._at += 1
         return True
 
     def take_content(self, limit: int) -> bytes:
         """Returns up to `limit` fed bytes of the content."""
-        taken = bytes(self._kept[self._at : self._at + limit])
+        taken = bytes(self._buffer[self._at : self._at + limit])
         self._at += len(taken)
         return taken
 
@@ -251,17 +251,17 @@ class ResponseDecoder:
 def _decode_metadata(data: bytes) -> Metadata:
     """Decodes metadata. Of two entries of a kind the later one counts. Ignores unknown ones, of later versions."""
     found: dict[str, int | str | bytes] = {}
-    for each in entries(data):
-        if each is None:
+    for tlv in decode_tlvs(data):
+        if tlv is None:
             raise RemoteProtocolError("the server sent metadata that do not fit their length")
-        kind, raw = each
+        kind, raw = tlv
         if kind in _NUMBERS:
             name, form = _NUMBERS[kind]
             if len(raw) != form.size:
                 raise RemoteProtocolError(f"the server sent a {name} of {len(raw)} bytes: it has {form.size}")
             found[name] = form.unpack(raw)[0]
-        elif kind in _WORDS:
-            name, encoding = _WORDS[kind]
+        elif kind in _STRINGS:
+            name, encoding = _STRINGS[kind]
             found[name] = raw.decode(encoding, errors="replace")
         elif kind == _CURSOR:
             found["cursor"] = raw
@@ -281,14 +281,14 @@ def check_size(size: int) -> None:
         raise RemoteProtocolError(f"the server sent an object size of {size} bytes, more than any file can have")
 
 
-class _Listed(NamedTuple):
+class _EntryFields(NamedTuple):
     uri: str
     size: int
     #: Seconds since 1970, negative before that.
     mtime: int
 
 
-class Entry(_Listed):
+class Entry(_EntryFields):
     """An object in a list: a tuple of its URI, its size in bytes, its modification time in seconds since 1970.
 
     As in `os.stat_result` there is also `mtime_ns`, the time in nanoseconds; None if the server does not send it.
@@ -323,7 +323,7 @@ def _reason(kind: int, path: bytes) -> str | None:
 def encode_entry(found: Entry) -> bytes:
     """Encodes an entry of a list. Raises LocalProtocolError for invalid values."""
     raw = encode_uri(found.uri)
-    return packed(_U16, len(raw)) + raw + packed(_SIZE_AND_MTIME, found.size, found.mtime)
+    return pack_numbers(_U16, len(raw)) + raw + pack_numbers(_SIZE_AND_MTIME, found.size, found.mtime)
 
 
 def decode_entries(content: bytes) -> Iterator[Entry]:
@@ -339,7 +339,7 @@ def decode_entries(content: bytes) -> Iterator[Entry]:
         if at > end:
             raise RemoteProtocolError("the server sent a list that ends inside an entry")
         raw = content[start:uri_end]
-        uri = _listed_uri(raw)
+        uri = _decode_listed_uri(raw)
         size, mtime = _SIZE_AND_MTIME.unpack_from(content, uri_end)
         yield Entry(uri, size, mtime)
 
@@ -370,13 +370,13 @@ def decode_details(content: bytes) -> tuple[list[Entry], list[LeftOut]]:
             continue
         size, mtime, nanoseconds = _DETAILS.unpack_from(content, at)
         at += _DETAILS.size
-        found = Entry(_listed_uri(path), size, mtime)
+        found = Entry(_decode_listed_uri(path), size, mtime)
         found.mtime_ns = in_nanoseconds(mtime, nanoseconds)
         listed.append(found)
     return listed, left_out
 
 
-def _listed_uri(raw: bytes) -> str:
+def _decode_listed_uri(raw: bytes) -> str:
     if not 0 < len(raw) <= MAX_URI or 0 in raw:
         raise RemoteProtocolError(f"the server listed what no object can be called: {raw[:80]!r}")
     try:

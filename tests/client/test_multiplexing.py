@@ -295,7 +295,7 @@ def test_a_reader_whose_connection_another_thread_gives_up_raises_what_broke_it(
             sys.settrace(interrupt)
             try:
                 # With less than the client's time limit left, a thread looks before it sleeps in the socket.
-                threads.run(client._pool, client._api.stat(client._pool, "/b"), time.monotonic() + 10)
+                threads.run(client._pool, client._operations.stat(client._pool, "/b"), time.monotonic() + 10)
             except BaseException as error:
                 raised.append(error)
             finally:

@@ -72,14 +72,14 @@ def test_a_file_that_is_truncated_between_open_and_read_is_an_error(
     call: Caller, unix: str, file: Path, monkeypatch: pytest.MonkeyPatch, left: int, offset: int, length: int
 ) -> None:
     content = file.read_bytes()
-    examine = Object._examine
+    examine = Object._read_size
 
     def then_it_is_truncated(found: Object) -> None:
         examine(found)
         os.truncate(file, left)
 
     # The client has asked the kernel for the size, and has read nothing yet.
-    monkeypatch.setattr(Object, "_examine", then_it_is_truncated)
+    monkeypatch.setattr(Object, "_read_size", then_it_is_truncated)
     buffer = bytearray(length)
     verbs = [("read", "/o", {"offset": offset, "length": length}), ("readinto", "/o", buffer, {"offset": offset})]
     if length == SIZE - offset:

@@ -16,8 +16,8 @@ from objmapper_client.errors import (
     UnsupportedMode,
 )
 from objmapper_client.protocol.udp import (
-    FAR_CHUNK,
     MAX_PIECES,
+    MAX_REMOTE_CHUNK,
     Data,
     Error,
     Pull,
@@ -40,13 +40,16 @@ def serving(content: bytes = CONTENT, **how: int | bool) -> Server:
     return Server({URI: content}, **how)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("size", [0, 1, FAR_CHUNK - 1, FAR_CHUNK, FAR_CHUNK + 1, 10 * FAR_CHUNK, 100_000, 1 << 20])
+@pytest.mark.parametrize(
+    "size",
+    [0, 1, MAX_REMOTE_CHUNK - 1, MAX_REMOTE_CHUNK, MAX_REMOTE_CHUNK + 1, 10 * MAX_REMOTE_CHUNK, 100_000, 1 << 20],
+)
 def test_an_object_arrives_whole_and_nothing_is_sent_twice(size: int) -> None:
     server = serving(CONTENT[:size])
     outcome = transfer(server, URI, FAIR, 0)
     assert outcome.content == CONTENT[:size]
     # 36 bytes of head for each piece.
-    assert server.sent == size + 36 * max(1, -(-size // FAR_CHUNK))
+    assert server.sent == size + 36 * max(1, -(-size // MAX_REMOTE_CHUNK))
 
 
 @pytest.mark.parametrize(
@@ -56,7 +59,7 @@ def test_a_range_is_all_that_travels(offset: int, length: int) -> None:
     server = serving(CONTENT[:100_000])
     outcome = transfer(server, URI, FAIR, 0, offset=offset, length=length)
     assert outcome.content == CONTENT[:100_000][offset : offset + length]
-    assert server.sent <= len(outcome.content) + 36 * (len(outcome.content) // FAR_CHUNK + 2)
+    assert server.sent <= len(outcome.content) + 36 * (len(outcome.content) // MAX_REMOTE_CHUNK + 2)
 
 
 @pytest.mark.parametrize("loss", [0.0, 0.01, 0.1, 0.3])
@@ -110,12 +113,12 @@ def test_whatever_the_weather_the_bytes_are_right_or_there_are_none(
 def test_a_far_server_makes_smaller_pieces_and_the_path_remembers() -> None:
     path = new_path(32_768)
     for _ in range(2):
-        server = serving(most_chunk=FAR_CHUNK)
+        server = serving(most_chunk=MAX_REMOTE_CHUNK)
         assert transfer(server, URI, FAIR, 0, path=path).content == CONTENT
-        assert path.chunk == FAR_CHUNK
+        assert path.chunk == MAX_REMOTE_CHUNK
     for seed in range(20):
         weather = NetworkFaults(loss=0.3, reordering=0.3, delay=0.001)
-        server = serving(CONTENT[:50_000], most_chunk=FAR_CHUNK)
+        server = serving(CONTENT[:50_000], most_chunk=MAX_REMOTE_CHUNK)
         assert transfer(server, URI, weather, seed, path=new_path(32_768)).content == CONTENT[:50_000]
 
 
@@ -188,7 +191,12 @@ class Clock:
 
 def test_the_first_question_is_for_a_window() -> None:
     (pull,) = Clock().asked
-    assert (pull.offset, pull.length, pull.chunk, pull.cookie) == (0, FIRST_WINDOW * FAR_CHUNK, FAR_CHUNK, b"")
+    assert (pull.offset, pull.length, pull.chunk, pull.cookie) == (
+        0,
+        FIRST_WINDOW * MAX_REMOTE_CHUNK,
+        MAX_REMOTE_CHUNK,
+        b"",
+    )
     (pull,) = Clock(offset=7, length=100).asked
     assert (pull.offset, pull.length) == (7, 100)
 
@@ -202,7 +210,7 @@ def test_five_silences_end_it_each_twice_as_long() -> None:
     assert times == pytest.approx([0.333, 0.999, 2.331, 4.995])
     assert clock.now == pytest.approx(0.333 * 31)
     # One more of each question after every silence, and never a window under two.
-    assert [pull.length // FAR_CHUNK for pull in clock.asked] == [10, *[5] * 2, *[2] * 12]
+    assert [pull.length // MAX_REMOTE_CHUNK for pull in clock.asked] == [10, *[5] * 2, *[2] * 12]
     assert len({pull.request_id for pull in clock.asked}) == 15
 
 
@@ -239,15 +247,15 @@ def test_what_comes_twice_late_or_unasked_changes_nothing() -> None:
     clock.answer(clock.asked[0])
     stranger = clock.asked[0]._replace(request_id=clock.asked[0].request_id + 1000 & 0xFFFFFFFF)
     clock.answer(stranger, content=b"x" * len(CONTENT))
-    clock.answer(clock.asked[0]._replace(offset=FAR_CHUNK + 1))
-    assert bytes(room) == CONTENT[:FAR_CHUNK] + bytes(len(CONTENT) - FAR_CHUNK)
+    clock.answer(clock.asked[0]._replace(offset=MAX_REMOTE_CHUNK + 1))
+    assert bytes(room) == CONTENT[:MAX_REMOTE_CHUNK] + bytes(len(CONTENT) - MAX_REMOTE_CHUNK)
 
 
 def test_another_version_is_reported() -> None:
     clock = Clock()
     clock.answer(clock.asked[0], version=1)
     with pytest.raises(ObjectChanged):
-        clock.answer(clock.asked[0]._replace(offset=FAR_CHUNK), version=2)
+        clock.answer(clock.asked[0]._replace(offset=MAX_REMOTE_CHUNK), version=2)
     clock = Clock(version=5)
     with pytest.raises(ObjectChanged):
         clock.answer(clock.asked[0], version=1)
@@ -257,20 +265,20 @@ def test_two_sizes_of_one_version_are_a_lie() -> None:
     clock = Clock()
     clock.answer(clock.asked[0])
     with pytest.raises(RemoteProtocolError, match="two sizes"):
-        clock.answer(clock.asked[0]._replace(offset=FAR_CHUNK), total=len(CONTENT) + 1)
+        clock.answer(clock.asked[0]._replace(offset=MAX_REMOTE_CHUNK), total=len(CONTENT) + 1)
 
 
-@pytest.mark.parametrize("length", [0, 1, FAR_CHUNK - 1])
+@pytest.mark.parametrize("length", [0, 1, MAX_REMOTE_CHUNK - 1])
 def test_a_piece_that_is_shorter_than_the_size_promised_is_a_lie(length: int) -> None:
     """Not at once: a question that was damaged asks for less."""
     clock = Clock()
     clock.answer(clock.asked[0])
     pull, answers = clock.asked[0], 0
-    with pytest.raises(RemoteProtocolError, match=f"sent {length} bytes of a piece that has {FAR_CHUNK}"):
+    with pytest.raises(RemoteProtocolError, match=f"sent {length} bytes of a piece that has {MAX_REMOTE_CHUNK}"):
         while True:
             answers += 1
-            clock.answer(pull._replace(offset=FAR_CHUNK, length=length))
-            pull = next((found for found in clock.look() if found.offset == FAR_CHUNK), pull)
+            clock.answer(pull._replace(offset=MAX_REMOTE_CHUNK, length=length))
+            pull = next((found for found in clock.look() if found.offset == MAX_REMOTE_CHUNK), pull)
     assert answers == 3
 
 
@@ -283,14 +291,14 @@ def test_an_empty_first_piece_of_an_object_that_has_bytes_is_a_lie() -> None:
 
 
 def test_a_server_that_sends_a_little_less_each_time_does_not_go_on_for_ever() -> None:
-    clock, length = Clock(), FAR_CHUNK
+    clock, length = Clock(), MAX_REMOTE_CHUNK
     with pytest.raises(RemoteProtocolError, match="bytes of a piece that has"):
         while True:
             length -= 1
             for _ in range(2):
                 clock.answer(clock.asked[-1]._replace(length=length))
                 clock.look() or clock.wait()
-    assert length > FAR_CHUNK - 10
+    assert length > MAX_REMOTE_CHUNK - 10
 
 
 def test_an_object_that_is_too_large_is_refused_with_advice() -> None:
@@ -363,7 +371,7 @@ def test_pieces_that_follow_each_other_are_asked_for_together_and_at_most_thirty
     machine = Transfer(path, URI)
     pulls = [decode_request(datagram) for datagram in machine.poll_outgoing(0.0)]
     assert [pull.length // pull.chunk for pull in pulls if isinstance(pull, Pull)] == [32, 32, 32, 4]
-    assert all(isinstance(pull, Pull) and pull.length <= MAX_PIECES * FAR_CHUNK for pull in pulls)
+    assert all(isinstance(pull, Pull) and pull.length <= MAX_PIECES * MAX_REMOTE_CHUNK for pull in pulls)
 
 
 @given(st.lists(st.binary(max_size=80), max_size=20), st.integers(0, 2**32 - 1))

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from objmapper_client._udp.path_state import PathState
 from objmapper_client._udp.transfer import Transfer
 from objmapper_client.protocol.udp import (
-    FAR_CHUNK,
     MAX_PIECES,
+    MAX_REMOTE_CHUNK,
     Data,
     Error,
     Pull,
@@ -81,7 +81,7 @@ class Outcome:
     datagrams: int
 
 
-def new_path(chunk: int = FAR_CHUNK, first_timeout: float = 0.333, most: int = 128) -> PathState:
+def new_path(chunk: int = MAX_REMOTE_CHUNK, first_timeout: float = 0.333, most: int = 128) -> PathState:
     return PathState(chunk, first_timeout, most)
 
 

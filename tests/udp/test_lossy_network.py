@@ -6,7 +6,7 @@ import pytest
 
 from objmapper_client import Client
 from objmapper_client._udp import connection
-from objmapper_client.protocol.udp import FAR_CHUNK
+from objmapper_client.protocol.udp import MAX_REMOTE_CHUNK
 from tests.support.lossy_relay import lossy_relay
 from tests.support.network_faults import FAIR, NetworkFaults
 from tests.udp.conftest import SIZES, Read
@@ -36,6 +36,6 @@ def test_it_arrives_however_much_is_lost(address: str, root: Path, loss: float) 
 def test_pieces_for_networks_arrive_as_well(
     address: str, root: Path, read: Read, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "_LOOPBACK_CHUNK", FAR_CHUNK)
+    monkeypatch.setattr(connection, "_LOOPBACK_CHUNK", MAX_REMOTE_CHUNK)
     with lossy_relay(address, ROUGH, seed=3) as relay:
         assert read(relay.address, "/medium") == (root / "medium").read_bytes()

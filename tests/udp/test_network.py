@@ -17,7 +17,7 @@ import pytest
 
 from objmapper_client import Client, RequestTimeout
 from objmapper_client._udp.connection import UdpConnection
-from objmapper_client.protocol.udp import FAR_CHUNK, Error, Pull, Retry, decode_reply, encode_pull
+from objmapper_client.protocol.udp import MAX_REMOTE_CHUNK, Error, Pull, Retry, decode_reply, encode_pull
 from objmapper_server import Config, Server
 from objmapper_server.statistics import Datagrams
 from tests.support.malformed_datagrams import junk
@@ -92,7 +92,7 @@ def far(hosts: tuple[Host, Host], root: Path) -> Iterator[Far]:
 
 
 def asking(cookie: bytes = b"", *, uri: str = "/large", number: int = 7) -> bytes:
-    return encode_pull(Pull(number, 0, 32 * FAR_CHUNK, FAR_CHUNK, cookie, uri))
+    return encode_pull(Pull(number, 0, 32 * MAX_REMOTE_CHUNK, MAX_REMOTE_CHUNK, cookie, uri))
 
 
 def received(source: socket.socket, seconds: float = 0.3) -> list[bytes]:
@@ -170,7 +170,7 @@ def test_the_client_shows_its_cookie_by_itself(far: Far) -> None:
         assert far.client.run(client.read, "/large", offset=5, length=9) == CONTENT[5:14]
     counts = far.datagrams
     assert counts.retry_sent_total == 1
-    assert counts.data_sent_total >= len(CONTENT) // FAR_CHUNK
+    assert counts.data_sent_total >= len(CONTENT) // MAX_REMOTE_CHUNK
 
 
 def test_it_is_the_same_over_ipv6(hosts: tuple[Host, Host], root: Path) -> None:
@@ -268,11 +268,11 @@ def test_answers_that_wait_for_the_disk_count_towards_the_rate(hosts: tuple[Host
         start = time.monotonic()
         far = Far(server, there)
         with far.socket() as source:
-            source.send(encode_pull(Pull(1, 0, 1, FAR_CHUNK, b"", "/0")))
+            source.send(encode_pull(Pull(1, 0, 1, MAX_REMOTE_CHUNK, b"", "/0")))
             retry = decode_reply(source.recv(2048), 0)
             assert isinstance(retry, Retry)
             for number in range(200):
-                source.send(encode_pull(Pull(number, 0, 30_000, FAR_CHUNK, retry.cookie, f"/{number}")))
+                source.send(encode_pull(Pull(number, 0, 30_000, MAX_REMOTE_CHUNK, retry.cookie, f"/{number}")))
             counts = far.settled(201)
         # The first second's bytes are there at once, the last answer goes out whole, and the RETRY.
         allowed = rate * (time.monotonic() - start + 1) + 36_000
@@ -350,4 +350,4 @@ def test_no_datagram_is_divided_or_may_be(hosts: tuple[Host, Host], root: Path, 
             if packet[6] == socket.IPPROTO_UDP:
                 lengths.append(struct.unpack_from(">H", packet, 44)[0] - 8)
     assert len(lengths) > 1500
-    assert max(lengths) == FAR_CHUNK + 36
+    assert max(lengths) == MAX_REMOTE_CHUNK + 36
