@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from objmapper_client._connection.pool import Pool
 from objmapper_client._operations.metadata_operations import PutArguments, Stat, delete, list_page, stat
 from objmapper_client._operations.open_and_read import OpenResult, open_object, read, readinto
-from objmapper_client._operations.receive_content import abort, next_chunk
+from objmapper_client._operations.receive_content import abort, end_stream, next_chunk
 from objmapper_client._operations.stream import begin_stream
 from objmapper_client._runtime.effects import Effects
 from objmapper_client.address import Address, UnixAddress
