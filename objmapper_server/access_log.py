@@ -18,7 +18,7 @@ from typing import Any, Final
 from pydantic_core import to_json
 
 from objmapper_server.errors import NotRunning
-from objmapper_server.escaped_json import as_plain_json
+from objmapper_server.escaped_json import escape_control_characters
 from objmapper_server.start_thread import start_thread
 
 LOG: Final = logging.getLogger(__name__)
@@ -29,19 +29,19 @@ WRITE_INTERVAL: Final = 0.1
 class AccessLog:
     """Appends to `path` until it is stopped. Raises OSError if it cannot open the file or start a thread.
 
-    `recorded` returns the records after a number, oldest first.
+    `records_after` returns the records after a number, oldest first.
     """
 
-    def __init__(self, path: Path, recorded: Callable[[int], Sequence[Mapping[str, Any]]]) -> None:
+    def __init__(self, path: Path, records_after: Callable[[int], Sequence[Mapping[str, Any]]]) -> None:
         self._path = path
-        self._recorded = recorded
-        self._file = _appending(path)
+        self._records_after = records_after
+        self._file = _open_for_append(path)
         #: Held while the file is written or replaced.
-        self._writing = threading.Lock()
-        self._ended = threading.Event()
+        self._file_lock = threading.Lock()
+        self._stop_requested = threading.Event()
         #: The numbers of the last read and of the last written record.
         self._read = self._written = 0
-        self._fails = False
+        self._is_failing = False
         self._thread = threading.Thread(target=self._run, name="objmapper-access-log", daemon=True)
         try:
             start_thread(self._thread)
@@ -55,31 +55,31 @@ class AccessLog:
         If the path cannot be opened, log the error and keep writing to the old file.
         """
         try:
-            fresh = _appending(self._path)
+            new_file = _open_for_append(self._path)
         except OSError as error:
             LOG.error(
                 "the access log %s cannot be opened anew, the old file is written on: %s", self._path, error.strerror
             )
             return
-        with self._writing:
+        with self._file_lock:
             # Already stopped: close the new file.
-            unused = fresh
+            closed_file = new_file
             if not self._file.closed:
-                unused, self._file = self._file, fresh
-            unused.close()
+                closed_file, self._file = self._file, new_file
+            closed_file.close()
 
     def stop(self) -> None:
         """Write the remaining records and close the file."""
-        self._ended.set()
+        self._stop_requested.set()
         self._thread.join()
-        with self._writing:
+        with self._file_lock:
             self._file.close()
 
     def _run(self) -> None:
-        ended = False
-        while not ended:
+        is_stopping = False
+        while not is_stopping:
             # One more write after `stop`, for the records before it.
-            ended = self._ended.wait(WRITE_INTERVAL)
+            is_stopping = self._stop_requested.wait(WRITE_INTERVAL)
             try:
                 self._write()
             except NotRunning:
@@ -88,26 +88,26 @@ class AccessLog:
     def _write(self) -> None:
         lines = []
         numbers = [self._written]
-        for record in self._recorded(self._read):
+        for record in self._records_after(self._read):
             line = to_json(record, exclude={"number"})
             if lost := record["number"] - numbers[-1] - 1:
                 line = b'%b,"lost":%d}' % (line[:-1], lost)
-            lines.append(as_plain_json(line) + b"\n")
+            lines.append(escape_control_characters(line) + b"\n")
             numbers.append(record["number"])
         if not lines:
             return
         self._read = numbers[-1]
-        with self._writing:
+        with self._file_lock:
             whole, error = _append(self._file, lines)
         self._written = numbers[whole]
-        if error is not None and not self._fails:
+        if error is not None and not self._is_failing:
             LOG.error("the access log %s cannot be written, requests go unrecorded: %s", self._path, error.strerror)
-        if error is None and self._fails:
+        if error is None and self._is_failing:
             LOG.info("the access log %s is written again", self._path)
-        self._fails = error is not None
+        self._is_failing = error is not None
 
 
-def _appending(path: Path) -> FileIO:
+def _open_for_append(path: Path) -> FileIO:
     # Only the owner may read a new file, which contains users and URIs. An existing file keeps its permissions.
     # Non-blocking, because a pipe without a reader must not delay the server's start or stop.
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
@@ -125,12 +125,12 @@ def _append(file: FileIO, lines: Sequence[bytes]) -> tuple[int, OSError | None]:
     if stat.S_ISFIFO(os.fstat(file.fileno()).st_mode):
         # A partial line cannot be removed from a pipe, but writes of up to PIPE_BUF bytes are atomic.
         for whole, line in enumerate(lines):
-            _, error = _written(file, line)
+            _, error = _write_all(file, line)
             if error is not None:
                 return whole, error
         return len(lines), None
     content = b"".join(lines)
-    done, error = _written(file, content)
+    done, error = _write_all(file, content)
     if error is not None:
         partial = done - (content.rfind(b"\n", 0, done) + 1)
         # A device cannot be truncated.
@@ -139,7 +139,7 @@ def _append(file: FileIO, lines: Sequence[bytes]) -> tuple[int, OSError | None]:
     return content.count(b"\n", 0, done), error
 
 
-def _written(file: FileIO, content: bytes) -> tuple[int, OSError | None]:
+def _write_all(file: FileIO, content: bytes) -> tuple[int, OSError | None]:
     """Write the content. Return the number of bytes written, and the error, if any."""
     done = 0
     try:

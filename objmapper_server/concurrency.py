@@ -22,12 +22,12 @@ class Concurrency(StrEnum):
     EPOLL = "epoll"
 
 
-Table = Mapping[Transport, Concurrency]
+ModelsByTransport = Mapping[Transport, Concurrency]
 
 #: The models of each transport for the two names that are not models themselves. ``by-transport``: the lowest latency
 #: for descriptors, a pool for bytes, event loops for datagrams. ``auto``: the model that measures best
 #: (docs/performance.md), event loops, which never reject clients because of a thread limit.
-CHOICES: Final[Mapping[Concurrency, Table]] = MappingProxyType(
+MODEL_ALIASES: Final[Mapping[Concurrency, ModelsByTransport]] = MappingProxyType(
     {
         Concurrency.BY_TRANSPORT: {
             "unix": Concurrency.THREAD_PER_CONNECTION,
@@ -50,14 +50,14 @@ MODELS_BY_TRANSPORT: Final = (
 )
 
 
-def choose(model: Concurrency, transport: Transport) -> Concurrency:
+def resolve_model(model: Concurrency, transport: Transport) -> Concurrency:
     """Return the model of `transport` if the settings ask for `model`: never ``auto`` or ``by-transport``.
 
     Raises ValueError if the transport does not support the model.
     """
     if transport == "udp" and model is Concurrency.THREAD_PER_CONNECTION:
         raise ValueError("udp has no connections to give threads to: choose epoll, thread-pool or work-stealing for it")
-    table = CHOICES.get(model)
+    table = MODEL_ALIASES.get(model)
     return model if table is None else table[transport]
 
 
@@ -66,7 +66,7 @@ def parse_models(pairs: Iterable[tuple[str, str]]) -> Concurrency | dict[Transpo
 
     A pair without a transport is for all transports that have none of their own.
     """
-    for_all = Concurrency.AUTO
+    default = Concurrency.AUTO
     chosen: dict[Transport, Concurrency] = {}
     for name, text in pairs:
         model = _model(text.strip())
@@ -76,8 +76,8 @@ def parse_models(pairs: Iterable[tuple[str, str]]) -> Concurrency | dict[Transpo
         elif name:
             raise ValueError(f"{name!r} is no transport of {', '.join(TRANSPORTS)}{did_you_mean(name, TRANSPORTS)}")
         else:
-            for_all = model
-    return {transport: chosen.get(transport, for_all) for transport in TRANSPORTS} if chosen else for_all
+            default = model
+    return {transport: chosen.get(transport, default) for transport in TRANSPORTS} if chosen else default
 
 
 def _model(text: str) -> Concurrency:

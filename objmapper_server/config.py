@@ -18,13 +18,20 @@ from pydantic import (
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from objmapper_client import address
-from objmapper_server.concurrency import MODELS_BY_TRANSPORT, TRANSPORTS, Concurrency, Transport, choose, parse_models
+from objmapper_server.concurrency import (
+    MODELS_BY_TRANSPORT,
+    TRANSPORTS,
+    Concurrency,
+    Transport,
+    parse_models,
+    resolve_model,
+)
 from objmapper_server.errors import ConfigError, did_you_mean, warn_renamed
-from objmapper_server.settings.access_rules import groups, prefixes, users
-from objmapper_server.settings.config_arguments import Given, StrPath
-from objmapper_server.settings.listen_address import ListeningPoint, parse_host_names, parse_networks
+from objmapper_server.settings.access_rules import parse_groups, parse_prefixes, parse_users
+from objmapper_server.settings.config_arguments import ConfigArguments, StrPath
+from objmapper_server.settings.listen_address import ListenAddress, parse_host_names, parse_networks
 from objmapper_server.settings.setting_info import Prefixes, Seconds, SecondsOrZero, SettingInfo, count, size
-from objmapper_server.settings.sources import DEFAULT_ADMIN, ENVIRONMENT_PREFIX, absolute_path, layered
+from objmapper_server.settings.sources import DEFAULT_ADMIN, ENVIRONMENT_PREFIX, absolute_path, load_layers
 
 DEFAULT_ADMIN_PORT: Final = 9997
 
@@ -37,7 +44,7 @@ def _default_socket() -> Path:
     return Path(named.path)
 
 
-def _switched_off(value: object) -> object:
+def _none_if_off(value: object) -> object:
     return None if isinstance(value, str) and value.strip().lower() in {"none", "off"} else value
 
 
@@ -214,14 +221,14 @@ class Config(BaseSettings):
     #: What `load` was given; None where a program made the value itself.
     _sources: tuple[StrPath | None, Mapping[str, Any]] | None = PrivateAttr(None)
 
-    def __init__(self, **given: Unpack[Given]) -> None:
+    def __init__(self, **given: Unpack[ConfigArguments]) -> None:
         values: dict[str, Any] = dict(given)
         if all(values.get(name) is None for name in TRANSPORTS):
             values["unix"] = _default_socket()
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise _explained(error, type(self)) from None
+            raise _to_config_error(error, type(self)) from None
         self._origins = MappingProxyType(
             {name: "the program" if name in given else "default" for name in type(self).model_fields}
         )
@@ -233,7 +240,7 @@ class Config(BaseSettings):
     @classmethod
     def load(cls, file: StrPath | None = None, *, environment: bool = True, **flags: object) -> Self:
         """Read flags, environment (unless `environment` is False) and `file`; a flag of None was not given."""
-        values, origins = layered(cls, file, flags, environment=environment)
+        values, origins = load_layers(cls, file, flags, environment=environment)
         try:
             config = cls(**values)
         except ConfigError as error:
@@ -298,8 +305,11 @@ class Config(BaseSettings):
 
     def model_of(self, transport: Transport) -> Concurrency:
         """Return the concrete model that a transport gets, served or not."""
-        asked = self.concurrency_model
-        return choose(asked if isinstance(asked, Concurrency) else asked.get(transport, Concurrency.AUTO), transport)
+        model_setting = self.concurrency_model
+        return resolve_model(
+            model_setting if isinstance(model_setting, Concurrency) else model_setting.get(transport, Concurrency.AUTO),
+            transport,
+        )
 
     @classmethod
     def settings_customise_sources(
@@ -317,7 +327,7 @@ class Config(BaseSettings):
     @classmethod
     def _path(cls, value: object, info: ValidationInfo) -> object:
         if info.field_name == "unix":
-            value = _switched_off(value)
+            value = _none_if_off(value)
         if not isinstance(value, str | os.PathLike):
             return value
         text = os.fspath(value)
@@ -330,16 +340,16 @@ class Config(BaseSettings):
     @field_validator("tcp", "udp", mode="before")
     @classmethod
     def _network(cls, value: object, info: ValidationInfo) -> object:
-        value = _switched_off(value)
+        value = _none_if_off(value)
         if not isinstance(value, str):
             return value
         default = address.DEFAULT_TCP_PORT if info.field_name == "tcp" else address.DEFAULT_UDP_PORT
-        return str(ListeningPoint.parse(value.removeprefix(f"{info.field_name}://"), default))
+        return str(ListenAddress.parse(value.removeprefix(f"{info.field_name}://"), default))
 
     @field_validator("udp_trusted", mode="before")
     @classmethod
     def _networks(cls, value: object) -> object:
-        if _switched_off(value) is None:
+        if _none_if_off(value) is None:
             return ()
         if not isinstance(value, Iterable):
             return value
@@ -353,7 +363,7 @@ class Config(BaseSettings):
     @field_validator("admin", mode="before")
     @classmethod
     def _admin(cls, value: object) -> object:
-        value = _switched_off(value)
+        value = _none_if_off(value)
         if not isinstance(value, str):
             return value
         if value.startswith(("/", "unix:")):
@@ -361,12 +371,12 @@ class Config(BaseSettings):
             if not path:
                 raise ValueError("a path is needed after unix:")
             return f"unix:{absolute_path(path)}"
-        return str(ListeningPoint.parse(value.removeprefix("http://").rstrip("/"), DEFAULT_ADMIN_PORT))
+        return str(ListenAddress.parse(value.removeprefix("http://").rstrip("/"), DEFAULT_ADMIN_PORT))
 
     @field_validator("admin_host", mode="before")
     @classmethod
     def _admin_host(cls, value: object) -> object:
-        if _switched_off(value) is None:
+        if _none_if_off(value) is None:
             return ()
         return parse_host_names([value] if isinstance(value, str) else value) if isinstance(value, Iterable) else value
 
@@ -395,17 +405,17 @@ class Config(BaseSettings):
     @field_validator("allow_uid", mode="before")
     @classmethod
     def _allow_uid(cls, value: object) -> tuple[int, ...]:
-        return users(value)
+        return parse_users(value)
 
     @field_validator("allow_gid", mode="before")
     @classmethod
     def _allow_gid(cls, value: object) -> tuple[int, ...]:
-        return groups(value)
+        return parse_groups(value)
 
     @field_validator("allow_prefix", mode="before")
     @classmethod
     def _allow_prefix(cls, value: object) -> dict[str, tuple[str, ...]]:
-        return prefixes(value)
+        return parse_prefixes(value)
 
     @field_validator("optimize_for", mode="before")
     @classmethod
@@ -416,7 +426,7 @@ class Config(BaseSettings):
         return value
 
 
-def _explained(error: ValidationError, config: type[Config]) -> ConfigError:
+def _to_config_error(error: ValidationError, config: type[Config]) -> ConfigError:
     """Return the first thing that is wrong in our own words: pydantic's take several lines and name no remedy."""
     first = error.errors(include_url=False)[0]
     field = str(first["loc"][0])

@@ -6,7 +6,7 @@ from pathlib import Path
 from objmapper_server.concurrency import Transport
 from objmapper_server.config import Config
 from objmapper_server.process.socket_activation import ADMIN, Sockets, address_of
-from objmapper_server.settings.listen_address import ListeningPoint
+from objmapper_server.settings.listen_address import ListenAddress
 
 
 def engine_settings(config: Config, sockets: Sockets) -> tuple[Config, Mapping[Transport, str], Sequence[int]]:
@@ -14,22 +14,22 @@ def engine_settings(config: Config, sockets: Sockets) -> tuple[Config, Mapping[T
 
     A transport that has such a socket has no address in the settings. Raises OSError for an unknown host.
     """
-    inherited = {name: given.fileno() for name, given in sockets.items() if name != ADMIN}
+    descriptors = {name: sock.fileno() for name, sock in sockets.items() if name != ADMIN}
     values = {
-        "unix": None if "unix" in inherited else config.unix,
-        "tcp": None if "tcp" in inherited else _numeric(config.tcp),
-        "udp": None if "udp" in inherited else _numeric(config.udp),
+        "unix": None if "unix" in descriptors else config.unix,
+        "tcp": None if "tcp" in descriptors else _numeric(config.tcp),
+        "udp": None if "udp" in descriptors else _numeric(config.udp),
     }
-    return config.replace("the machine", **values), config.models, tuple(inherited.values())
+    return config.replace("the machine", **values), config.models, tuple(descriptors.values())
 
 
 def _numeric(listen: str | None) -> str | None:
-    return None if listen is None else str(ListeningPoint.parse(listen, 0).resolved())
+    return None if listen is None else str(ListenAddress.parse(listen, 0).resolve())
 
 
 def settings_of_sockets(sockets: Sockets, config: Config) -> dict[str, object]:
     """Return the settings whose places the sockets take; raises OSError where one is for UDP, which is off."""
-    values: dict[str, object] = {name: address_of(given) for name, given in sockets.items()}
+    values: dict[str, object] = {name: address_of(sock) for name, sock in sockets.items()}
     if "udp" in values and config.udp is None:
         # Every host that reaches it may have every object: one setting more than a line in a unit asks for that.
         raise OSError(

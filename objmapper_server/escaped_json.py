@@ -3,7 +3,7 @@
 import json
 
 
-def as_plain_json(document: bytes) -> bytes:
+def escape_control_characters(document: bytes) -> bytes:
     """Return the same JSON document with all control characters escaped."""
     text = document.decode()
     if text.isprintable():

@@ -24,7 +24,7 @@ REASONS: Final = {
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Refusal:
+class Denial:
     """The first denial to a user since the last call, and the number of further ones."""
 
     reason: str  #: ``user``, ``prefix``, ``connections`` or ``descriptors``
@@ -39,7 +39,7 @@ class Refusal:
         return f"{line}; and {self.suppressed} more" if self.suppressed else line
 
 
-class RefusalLog:
+class EventLog:
     """Logs denials, storage failures, and a root that disappears or returns, until it is stopped.
 
     Raises OSError if it cannot start a thread.
@@ -48,34 +48,34 @@ class RefusalLog:
     def __init__(self, server: "Server") -> None:
         self._server = server
         self._root_problem: str | None = None
-        self._ended = threading.Event()
+        self._stop_requested = threading.Event()
         self._thread = threading.Thread(target=self._run, name="objmapper-refusals", daemon=True)
         start_thread(self._thread)
 
     def stop(self) -> None:
         """Log the remaining events and stop."""
-        self._ended.set()
+        self._stop_requested.set()
         self._thread.join()
 
     def _run(self) -> None:
-        ended = False
-        while not ended:
+        is_stopping = False
+        while not is_stopping:
             # One more report after `stop`, for the events before it.
-            ended = self._ended.wait(REPORT_INTERVAL)
+            is_stopping = self._stop_requested.wait(REPORT_INTERVAL)
             try:
-                refusal, failure = self._server.take_denial(), self._server.take_storage_failure()
+                denial, failure = self._server.take_denial(), self._server.take_storage_failure()
                 root_problem = self._server.root_problem
             except NotRunning:
                 return
-            if refusal is not None:
-                LOG.warning("refused: %s", refusal, extra={"facts": {"event": "refused", **asdict(refusal)}})
+            if denial is not None:
+                LOG.warning("refused: %s", denial, extra={"facts": {"event": "refused", **asdict(denial)}})
             if failure is not None:
                 facts = {"event": "storage-failed", **asdict(failure)}
                 LOG.error("storage failed: %s", failure, extra={"facts": facts})
             if root_problem != self._root_problem:
-                change = {"facts": {"event": "root", "problem": root_problem}}
+                extra = {"facts": {"event": "root", "problem": root_problem}}
                 if root_problem is None:
-                    LOG.warning("the root is back: %s", self._server.config.root, extra=change)
+                    LOG.warning("the root is back: %s", self._server.config.root, extra=extra)
                 else:
-                    LOG.error("the root is gone: %s", root_problem, extra=change)
+                    LOG.error("the root is gone: %s", root_problem, extra=extra)
                 self._root_problem = root_problem

@@ -75,7 +75,7 @@ def run_load(plan: LoadPlan, on_progress: Callable[[int], None] | None = None) -
     Raises OSError if no thread can be started, and ValueError for an invalid plan. An unreachable server counts as
     errors.
     """
-    load = _engine.Load(_native(plan))
+    load = _engine.Load(native_plan(plan))
     try:
         # Poll instead of waiting in `finish`, so that Python handles signals.
         while load.running:
@@ -86,30 +86,31 @@ def run_load(plan: LoadPlan, on_progress: Callable[[int], None] | None = None) -
         load.stop()
         load.finish()
         raise
-    outcome = load.finish()
+    native_result = load.finish()
     if on_progress is not None:
-        on_progress(outcome["requests"] + outcome["refused"])
-    elapsed = max(outcome["elapsed"], 1e-9)
-    latency = outcome["latency"]
+        on_progress(native_result["requests"] + native_result["refused"])
+    elapsed = max(native_result["elapsed"], 1e-9)
+    latency = native_result["latency"]
     return LoadResult(
-        requests=outcome["requests"],
-        bytes=outcome["bytes"],
-        refused=outcome["refused"],
-        errors=outcome["errors"],
-        lost=outcome["lost"],
+        requests=native_result["requests"],
+        bytes=native_result["bytes"],
+        refused=native_result["refused"],
+        errors=native_result["errors"],
+        lost=native_result["lost"],
         elapsed=elapsed,
-        requests_per_sec=outcome["requests"] / elapsed,
-        bytes_per_sec=outcome["bytes"] / elapsed,
+        requests_per_sec=native_result["requests"] / elapsed,
+        bytes_per_sec=native_result["bytes"] / elapsed,
         p50_us=latency["p50_us"],
         p99_us=latency["p99_us"],
         p999_us=latency["p999_us"],
         max_us=latency["max_us"],
-        refusal_p50_us=outcome["refusals"]["p50_us"],
-        curve=tuple(outcome["curve"]),
+        refusal_p50_us=native_result["refusals"]["p50_us"],
+        curve=tuple(native_result["curve"]),
     )
 
 
-def _native(plan: LoadPlan) -> _NativePlan:
+def native_plan(plan: LoadPlan) -> _NativePlan:
+    """Return the plan in the engine's form, its host resolved. Raises OSError, AddressError."""
     address = parse(plan.address)
     unix = tcp = udp = None
     if isinstance(address, UnixAddress):

@@ -26,7 +26,7 @@ class RecordedRequest(BaseModel):
     send_us: float  #: sending the answer, with the wait for the client to read
 
     @classmethod
-    def read(cls, native: Mapping[str, Any]) -> Self:
+    def from_native(cls, native: Mapping[str, Any]) -> Self:
         """Return an engine's record as a value."""
         return cls(**native)
 

@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from objmapper_server._engine import Engine
 from objmapper_server._engine import __version__ as engine_version
 from objmapper_server.access_log import AccessLog
-from objmapper_server.concurrency import TRANSPORTS, Concurrency, Transport, choose
+from objmapper_server.concurrency import TRANSPORTS, Concurrency, Transport, resolve_model
 from objmapper_server.config import Config
 from objmapper_server.engine_settings import engine_settings, settings_of_sockets
 from objmapper_server.errors import NotRunning, warn_renamed
-from objmapper_server.event_log import Refusal, RefusalLog
-from objmapper_server.process.signals import serve_until_told
+from objmapper_server.event_log import Denial, EventLog
+from objmapper_server.process.signals import serve_until_signal
 from objmapper_server.process.socket_activation import ADMIN, NO_SOCKETS, Sockets
 from objmapper_server.request_records import Recorded, RecordedRequest
-from objmapper_server.settings.access_rules import PeerRules
+from objmapper_server.settings.access_rules import AccessRules
 from objmapper_server.settings.reload import Reloaded
-from objmapper_server.statistics import Statistics, Times
+from objmapper_server.statistics import LatencyCounts, Statistics
 from objmapper_server.storage_failures import StorageFailure
 
 if TYPE_CHECKING:
@@ -35,22 +35,22 @@ LOG: Final = logging.getLogger(__name__)
 class Server:
     """Serves one root as its `Config` says; in a ``with`` block from start to stop.
 
-    `sockets` are sockets that are open already (`activation.handed_over`): they take the places of those that the
+    `sockets` are sockets that are open already (`activation.inherited_sockets`): they take the places of those that the
     settings name, and stay the caller's to close. OSError where one is for UDP and the settings have no `udp`.
     """
 
     def __init__(self, config: Config, sockets: Sockets = NO_SOCKETS) -> None:
         self._sockets = sockets
-        self._given = settings_of_sockets(sockets, config)
-        self.config = config.replace("the service manager", **self._given)
+        self._socket_settings = settings_of_sockets(sockets, config)
+        self.config = config.replace("the service manager", **self._socket_settings)
         #: The process that started it.
         self._process: int | None = None
         self._engine: Engine | None = None
         self._admin: Admin | None = None
         self._access_log: AccessLog | None = None
-        self._refusal_log: RefusalLog | None = None
+        self._event_log: EventLog | None = None
         self._draining = False
-        self._changing = threading.RLock()
+        self._change_lock = threading.RLock()
 
     def __repr__(self) -> str:
         if self._process not in {None, os.getpid()}:
@@ -77,7 +77,7 @@ class Server:
         engine = Engine(*engine_settings(self.config, self._sockets))
         self._process = os.getpid()
         self._draining = False
-        engine.set_rules(PeerRules.of(self.config))
+        engine.set_rules(AccessRules.from_config(self.config))
         try:
             engine.start()
             self._engine = engine
@@ -88,8 +88,8 @@ class Server:
                 self._admin.start()
             if self.config.access_log is not None:
                 engine.sample_requests(self.config.access_log_sample)
-                self._access_log = AccessLog(self.config.access_log, self._recorded)
-            self._refusal_log = RefusalLog(self)
+                self._access_log = AccessLog(self.config.access_log, self._records_after)
+            self._event_log = EventLog(self)
         except BaseException:
             self._engine = engine
             # The error's traceback keeps this frame, which would keep the engine and its descriptor of the root.
@@ -102,9 +102,9 @@ class Server:
 
         Returns False where that took longer. The admin endpoint stays, and says that the server is not ready.
         """
-        with self._changing:
+        with self._change_lock:
             # A reload that is under way finishes first; a later one finds the server draining.
-            engine = self._started()
+            engine = self._running_engine()
             self._draining = True
         return engine.drain(self.config.shutdown_grace if timeout is None else timeout)
 
@@ -115,9 +115,9 @@ class Server:
         """
         if self._process not in {None, os.getpid()}:
             return
-        with self._changing:
+        with self._change_lock:
             # A change that is under way finishes first; a later one finds no logs to reopen and a server that ends.
-            logs, self._access_log, self._refusal_log = (self._access_log, self._refusal_log), None, None
+            logs, self._access_log, self._event_log = (self._access_log, self._event_log), None, None
             engine, admin = self._engine, self._admin
             self._draining = True
         with ExitStack() as stack:
@@ -142,7 +142,7 @@ class Server:
         Only for the main thread, before there are more: signals are taken by waiting for them, so that no handler runs
         anywhere.
         """
-        return serve_until_told(self, ready)
+        return serve_until_signal(self, ready)
 
     @property
     def addresses(self) -> Mapping[str, str]:
@@ -158,48 +158,48 @@ class Server:
     @property
     def notices(self) -> tuple[str, ...]:
         """What was fitted to the machine, or found, at start: one line each."""
-        return tuple(self._started().notices())
+        return tuple(self._running_engine().notices())
 
     def statistics(self) -> Statistics:
         """Return the figures of this moment."""
-        return Statistics.from_snapshot(self._started().statistics())
+        return Statistics.from_snapshot(self._running_engine().statistics())
 
-    def latency_counts(self, bounds_us: Sequence[float]) -> tuple[Times, ...]:
+    def latency_counts(self, bounds_us: Sequence[float]) -> tuple[LatencyCounts, ...]:
         """Return how many requests since start took at most so long, for each bound (microseconds, ascending)."""
-        return tuple(Times.read(each) for each in self._started().counted_up_to(bounds_us))
+        return tuple(LatencyCounts.from_native(each) for each in self._running_engine().counted_up_to(bounds_us))
 
     def slow_requests(self) -> tuple[RecordedRequest, ...]:
         """Return the slowest requests of the last minute, slowest first; 32 at most."""
-        return tuple(RecordedRequest.read(each) for each in self._started().slow_requests())
+        return tuple(RecordedRequest.from_native(each) for each in self._running_engine().slow_requests())
 
     def watch_requests(self, slower_than: float, for_seconds: float = 5.0) -> None:
         """Record requests slower than this, in seconds, for a while; of several watchers the least time counts."""
-        self._started().watch_requests(slower_than, for_seconds)
+        self._running_engine().watch_requests(slower_than, for_seconds)
 
     def recorded_requests(self, after: int = 0) -> Recorded:
         """Return what was recorded behind the number `after`: for watchers, and the sample of the access log."""
-        last, native = self._started().recorded_requests(after)
-        return Recorded(last=last, requests=tuple(RecordedRequest.read(each) for each in native))
+        last, native = self._running_engine().recorded_requests(after)
+        return Recorded(last=last, requests=tuple(RecordedRequest.from_native(each) for each in native))
 
-    def _recorded(self, after: int) -> Sequence[Mapping[str, Any]]:
-        return self._started().recorded_requests(after)[1]
+    def _records_after(self, after: int) -> Sequence[Mapping[str, Any]]:
+        return self._running_engine().recorded_requests(after)[1]
 
-    def take_denial(self) -> Refusal | None:
+    def take_denial(self) -> Denial | None:
         """Return the first refusal to a user since this was asked before, None where there was none; for the log."""
-        native = self._started().take_refusal()
-        return None if native is None else Refusal(**native)
+        native = self._running_engine().take_refusal()
+        return None if native is None else Denial(**native)
 
     def take_storage_failure(self) -> StorageFailure | None:
         """Return the first failure of the storage since this was asked before; None where there was none."""
-        native = self._started().take_failure()
+        native = self._running_engine().take_failure()
         return None if native is None else StorageFailure(**native)
 
-    def times(self, bounds_us: Sequence[float]) -> tuple[Times, ...]:
+    def times(self, bounds_us: Sequence[float]) -> tuple[LatencyCounts, ...]:
         """Return `latency_counts(bounds_us)`. Deprecated: use that name."""
         warn_renamed("Server.times", "Server.latency_counts")
         return self.latency_counts(bounds_us)
 
-    def take_refusal(self) -> Refusal | None:
+    def take_refusal(self) -> Denial | None:
         """Return `take_denial()`. Deprecated: use that name."""
         warn_renamed("Server.take_refusal", "Server.take_denial")
         return self.take_denial()
@@ -212,7 +212,7 @@ class Server:
     @property
     def root_problem(self) -> str | None:
         """Why nothing can be served because the root is gone; None where it is there."""
-        return self._started().root_problem()
+        return self._running_engine().root_problem()
 
     @property
     def draining(self) -> bool:
@@ -230,8 +230,8 @@ class Server:
         Raises ValueError for a transport that is not served or a model that there is not, and while the server drains;
         then nothing has changed.
         """
-        with self._changing:
-            served = self._started().addresses
+        with self._change_lock:
+            served = self._running_engine().addresses
             if self._draining:
                 raise ValueError("the server drains: its models stay as they are")
             wanted = {}
@@ -239,24 +239,24 @@ class Server:
                 transport = next((known for known in TRANSPORTS if known == name and known in served), None)
                 if transport is None:
                     raise ValueError(f"{name!r} is not served here: {', '.join(served)} can be changed")
-                wanted[transport] = choose(Concurrency(model), transport)
+                wanted[transport] = resolve_model(Concurrency(model), transport)
             self._switch_models(wanted)
             self.config = self.config.replace("set while it runs", concurrency_model={**self.config.models, **wanted})
 
     def _switch_models(self, wanted: Mapping[Transport, Concurrency]) -> None:
         """Give each transport its model, or none of them: where one cannot change, those before it change back."""
-        with ExitStack() as back:
+        with ExitStack() as rollback:
             for transport, model in wanted.items():
                 before = self.config.models[transport]
-                self._started().set_concurrency(transport, model)
-                back.callback(self._switch_back, transport, before)
-            back.pop_all()
+                self._running_engine().set_concurrency(transport, model)
+                rollback.callback(self._switch_back, transport, before)
+            rollback.pop_all()
         for transport, model in wanted.items():
             LOG.info("%s is served by %s now", transport, model)
 
     def _switch_back(self, transport: Transport, model: Concurrency) -> None:
         try:
-            self._started().set_concurrency(transport, model)
+            self._running_engine().set_concurrency(transport, model)
         except Exception as error:
             LOG.error("%s could not go back to %s: %s", transport, model, error)
 
@@ -268,17 +268,17 @@ class Server:
         OSError where the machine has no room for another model; then nothing has changed. The access log is opened anew
         in any case, so that its file can be renamed before.
         """
-        with self._changing:
+        with self._change_lock:
             try:
-                self._started()
+                self._running_engine()
                 if self._access_log is not None:
                     self._access_log.reopen()
                 if self._draining:
                     raise ValueError("the server drains: its settings stay as they are")
                 # What a service manager has opened stays as it is.
-                fresh = self.config.reloaded().with_settings_from(self.config, self._given)
-                found = Reloaded.compare(self.config, fresh)
-                self._apply(self.config.with_settings_from(fresh, found.changed))
+                new_config = self.config.reloaded().with_settings_from(self.config, self._socket_settings)
+                found = Reloaded.compare(self.config, new_config)
+                self._apply(self.config.with_settings_from(new_config, found.changed))
             except Exception as error:
                 LOG.error("the settings stay as they were: %s", error)
                 raise
@@ -286,25 +286,25 @@ class Server:
             return found
 
     # These take the engine from `self` at each step: a frame that an error's traceback keeps would keep it alive.
-    def _apply(self, fresh: Config) -> None:
+    def _apply(self, new_config: Config) -> None:
         """Put settings that differ only in what a reload may change in force: all of them, or none."""
         before = self.config
         # Transports that are new need a restart.
         served = self.addresses
-        models = {name: new for name, new in fresh.models.items() if name in served and new != before.models[name]}
-        with ExitStack() as back:
-            self._set_limits(fresh)
-            back.callback(self._set_limits, before)
+        models = {name: new for name, new in new_config.models.items() if name in served and new != before.models[name]}
+        with ExitStack() as rollback:
+            self._set_limits(new_config)
+            rollback.callback(self._set_limits, before)
             # Last, since it alone can fail for want of threads or descriptors.
             self._switch_models(models)
-            self.config = fresh
-            back.pop_all()
+            self.config = new_config
+            rollback.pop_all()
 
     def _set_limits(self, config: Config) -> None:
-        self._started().set_limits(config)
-        self._started().set_rules(PeerRules.of(config))
+        self._running_engine().set_limits(config)
+        self._running_engine().set_rules(AccessRules.from_config(config))
 
-    def _started(self) -> Engine:
+    def _running_engine(self) -> Engine:
         if self._engine is None:
             raise NotRunning
         return self._engine

@@ -22,7 +22,7 @@ class SocketPath:
         self._path = path
         self._lock_path = f"{path}.lock"
         self._lock: int | None = lock
-        self._ours: Identity | None = None
+        self._bound_identity: Identity | None = None
 
     @classmethod
     def claim(cls, path: str) -> Self:
@@ -30,7 +30,7 @@ class SocketPath:
 
         Raises OSError (EADDRINUSE) if another server holds the lock. bind(2) reports any other file at the path.
         """
-        claim = cls(path, _locked(f"{path}.lock"))
+        claim = cls(path, _lock_file(f"{path}.lock"))
         try:
             _remove_stale(path)
         except BaseException:
@@ -38,16 +38,16 @@ class SocketPath:
             raise
         return claim
 
-    def bound(self) -> None:
+    def record_identity(self) -> None:
         """Record the identity of the bound socket."""
-        self._ours = _identity(os.lstat(self._path))
+        self._bound_identity = _identity(os.lstat(self._path))
 
     def release(self) -> None:
         """Remove the socket and the lock file, if they are still this server's. May be called twice."""
         if self._lock is None:
             return
         with contextlib.suppress(FileNotFoundError):
-            if self._ours is not None and _identity(os.lstat(self._path)) == self._ours:
+            if self._bound_identity is not None and _identity(os.lstat(self._path)) == self._bound_identity:
                 Path(self._path).unlink()
         with contextlib.suppress(FileNotFoundError):
             # After the socket, so that the path is free for the next holder of the lock.
@@ -57,7 +57,7 @@ class SocketPath:
         self._lock = None
 
 
-def _locked(path: str) -> int:
+def _lock_file(path: str) -> int:
     """Open and lock the file. Try again if its previous holder removed it meanwhile."""
     while True:
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)

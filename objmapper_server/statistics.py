@@ -28,7 +28,7 @@ class Latency:
     max_queue_wait_us: float
 
     @classmethod
-    def of(cls, service: "_engine.Percentiles", wait: "_engine.Percentiles") -> Self:
+    def from_percentiles(cls, service: "_engine.Percentiles", wait: "_engine.Percentiles") -> Self:
         """Return latencies and waits, rounded to a tenth of a microsecond."""
         return cls(
             count=service["count"],
@@ -141,16 +141,16 @@ class Statistics(Load):
     def from_snapshot(cls, snapshot: "_engine.Snapshot") -> Self:
         """Return the engine's snapshot as a value."""
         figures = {(each["transport"], each["model"], each["mode"]): _figures(each) for each in snapshot["figures"]}
-        looked_up = snapshot["cache_hits_total"] + snapshot["cache_misses_total"]
+        lookups = snapshot["cache_hits_total"] + snapshot["cache_misses_total"]
         shared: dict[str, Any] = {
-            "cache_hit_rate": snapshot["cache_hits_total"] / looked_up if looked_up else 0.0,
+            "cache_hit_rate": snapshot["cache_hits_total"] / lookups if lookups else 0.0,
             "disk_io_pending": snapshot["disk_io_pending"],
         }
         states = {state["transport"]: state for state in snapshot["transports"]}
         return cls(
             **figures[None, None, None],
             **shared,
-            **_together(list(states.values())),
+            **_sum_states(list(states.values())),
             uptime=round(snapshot["uptime"], 3),
             draining=snapshot["draining"],
             concurrency_model={name: state["model"] for name, state in states.items()},
@@ -169,7 +169,7 @@ class Statistics(Load):
                 name: TransportLoad(
                     **figures[name, None, None],
                     **shared,
-                    **_together([state]),
+                    **_sum_states([state]),
                     address=state["address"],
                     concurrency_model=state["model"],
                 )
@@ -199,10 +199,10 @@ class Statistics(Load):
         return asdict(self)
 
 
-def bounds_us(steps: Sequence[float], least: float) -> tuple[float, ...]:
-    """Return bounds in microseconds from `least` to 10 s: each of `steps` (1 to 10) times each power of ten."""
+def bounds_us(steps: Sequence[float], minimum: float) -> tuple[float, ...]:
+    """Return bounds in microseconds from `minimum` to 10 s: each of `steps` (1 to 10) times each power of ten."""
     bounds = (round(step * 10.0**decade, 3) for decade in range(7) for step in steps)
-    return (*(bound for bound in bounds if bound >= least), 1e7)
+    return (*(bound for bound in bounds if bound >= minimum), 1e7)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -213,13 +213,13 @@ class Cumulative:
     sum_us: float
 
     @classmethod
-    def read(cls, native: "_engine.Cumulative") -> Self:
+    def from_native(cls, native: "_engine.Cumulative") -> Self:
         """Return the engine's counts as a value."""
         return cls(counts=tuple(native["counts"]), sum_us=native["sum_us"])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Times:
+class LatencyCounts:
     """The latencies since start of the requests with one transport, model, mode and status."""
 
     transport: str
@@ -231,7 +231,7 @@ class Times:
     queue_wait: Cumulative
 
     @classmethod
-    def read(cls, native: "_engine.CountedUpTo") -> Self:
+    def from_native(cls, native: "_engine.CountedUpTo") -> Self:
         """Return the engine's histogram as a value."""
         return cls(
             transport=native["transport"],
@@ -239,8 +239,8 @@ class Times:
             mode=native["mode"],
             status=status_name(native["status"]),
             bytes_total=native["bytes"],
-            latency=Cumulative.read(native["latency"]),
-            queue_wait=Cumulative.read(native["queue_wait"]),
+            latency=Cumulative.from_native(native["latency"]),
+            queue_wait=Cumulative.from_native(native["queue_wait"]),
         )
 
 
@@ -258,10 +258,10 @@ def errno_name(number: int) -> str:
 
 
 def _figures(native: "_engine.Figures") -> dict[str, Any]:
-    latency = Latency.of(native["latency"], native["queue_wait"])
+    latency = Latency.from_percentiles(native["latency"], native["queue_wait"])
     return {
         **{field.name: getattr(latency, field.name) for field in fields(Latency)},
-        "since_start": Latency.of(native["latency_since_start"], native["queue_wait_since_start"]),
+        "since_start": Latency.from_percentiles(native["latency_since_start"], native["queue_wait_since_start"]),
         "requests_total": native["requests_total"],
         "bytes_total": native["bytes_total"],
         "errors_total": {status_name(status): count for status, count in sorted(native["errors_total"].items())},
@@ -270,7 +270,7 @@ def _figures(native: "_engine.Figures") -> dict[str, Any]:
     }
 
 
-def _together(states: "list[_engine.TransportState]") -> dict[str, Any]:
+def _sum_states(states: "list[_engine.TransportState]") -> dict[str, Any]:
     return {
         "active_threads": sum(state["active_threads"] for state in states),
         "queue_depth": sum(state["queue_depth"] for state in states),

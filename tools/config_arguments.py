@@ -10,7 +10,7 @@ from pydantic import ByteSize
 from pydantic.fields import FieldInfo
 
 from objmapper_server import Concurrency, Config
-from objmapper_server.settings.setting_info import Prefixes, documented
+from objmapper_server.settings.setting_info import Prefixes, setting_infos
 
 MODULE = Path(__file__).parent.parent / "objmapper_server" / "settings" / "config_arguments.py"
 HEAD = '''\
@@ -28,7 +28,7 @@ Models = Concurrency | str | Iterable[str] | Mapping[str, Concurrency | str]
 Prefixes = str | Iterable[str] | Mapping[str, IDs]
 
 
-class Given(TypedDict, total=False):
+class ConfigArguments(TypedDict, total=False):
     """The arguments of `Config`."""
 
 '''
@@ -46,7 +46,7 @@ TAKES: Mapping[Any, str] = {
 
 def module() -> str:
     """The whole module."""
-    infos = documented(Config)
+    infos = setting_infos(Config)
     lines = [f"    {name}: {taken(field, infos[name].metavar)}\n" for name, field in Config.model_fields.items()]
     return HEAD + "".join(lines)
 

@@ -14,7 +14,7 @@ import griffe
 from griffe2md import ConfigDict, render_object_docs
 
 from objmapper_server import Config
-from objmapper_server.settings.setting_info import documented, shown_default
+from objmapper_server.settings.setting_info import setting_infos, shown_default
 
 HOME = Path(__file__).parent.parent
 PAGE = HOME / "docs" / "reference.md"
@@ -123,7 +123,7 @@ def attributes(found: griffe.Class) -> str:
 
 def settings() -> str:
     """The table of all settings."""
-    infos = documented(Config)
+    infos = setting_infos(Config)
     rows = ["| setting | what it does | takes | default | reload |", "|---|---|---|---|---|"]
     for name, info in infos.items():
         takes = Config.model_fields[name].description or ""

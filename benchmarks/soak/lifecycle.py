@@ -32,7 +32,7 @@ from benchmarks.soak.slow_writers import MODELS
 from objmapper_client import Client
 from objmapper_server import Concurrency, Config, ConfigError, Server
 from objmapper_server._engine import Load
-from objmapper_server.load import LoadPlan, LoadProtocol, _native
+from objmapper_server.load import LoadPlan, LoadProtocol, native_plan
 
 #: Clients of the load for each transport, half of them with requests ahead.
 CLIENTS = 8
@@ -211,7 +211,7 @@ class Soak:
             pipeline=self.random.choice([1, 16]) if transport != "udp" else 1,
             duration=3600,
         )
-        return Load(_native(plan))
+        return Load(native_plan(plan))
 
     def switch(self, server: Server, _: Clients) -> None:
         """Change the model of a transport."""

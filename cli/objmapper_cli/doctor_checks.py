@@ -256,11 +256,11 @@ def _running_listeners(admin: str | None) -> frozenset[str]:
 
 
 def _check_port(setting: str, listen: str, running: frozenset[str]) -> Finding:
-    from objmapper_server.settings.listen_address import ListeningPoint
+    from objmapper_server.settings.listen_address import ListenAddress
 
     kind = socket.SOCK_DGRAM if setting == "udp" else socket.SOCK_STREAM
     try:
-        point = ListeningPoint.parse(listen, 0).resolved()
+        point = ListenAddress.parse(listen, 0).resolve()
         family = socket.AF_INET6 if ":" in point.host else socket.AF_INET
         with socket.socket(family, kind) as probe:
             if kind == socket.SOCK_STREAM:
@@ -286,11 +286,11 @@ def check_udp(config: "Config") -> Iterator[Finding]:
     if config.udp is None:
         return
     yield _check_udp_buffers()
-    from objmapper_server.settings.listen_address import ListeningPoint
+    from objmapper_server.settings.listen_address import ListenAddress
 
-    point = ListeningPoint.parse(config.udp, 0)
+    point = ListenAddress.parse(config.udp, 0)
     try:
-        host = point.resolved().host
+        host = point.resolve().host
     except OSError:
         # The port's own finding says so.
         return

@@ -9,7 +9,7 @@ import typer
 
 from objmapper_cli.options import complete_with
 from objmapper_server.config import Config
-from objmapper_server.settings.setting_info import completions, documented, is_switch, shown_default
+from objmapper_server.settings.setting_info import completions, is_switch, setting_infos, shown_default
 
 
 def with_flags(function: Callable[..., int], config: type[Config]) -> Callable[..., int]:
@@ -18,7 +18,7 @@ def with_flags(function: Callable[..., int], config: type[Config]) -> Callable[.
     The settings themselves say what is wrong with a text. Its own arguments stay behind them, but ``no_admin``: that
     is behind the settings of the admin endpoint.
     """
-    settings = [_argument(config, name) for name, info in documented(config).items() if info.has_flag]
+    settings = [_argument(config, name) for name, info in setting_infos(config).items() if info.has_flag]
     own = [
         each.replace(kind=inspect.Parameter.POSITIONAL_OR_KEYWORD)
         for each in inspect.signature(function).parameters.values()
@@ -44,7 +44,7 @@ def with_flags(function: Callable[..., int], config: type[Config]) -> Callable[.
 
 
 def _argument(config: type[Config], name: str) -> inspect.Parameter:
-    info = documented(config)[name]
+    info = setting_infos(config)[name]
     text = info.help.removesuffix(".") + (" (repeatable)" if info.repeatable else "") + "." * info.help.endswith(".")
     if default := shown_default(config, name):
         text += f" [default: {default}]"

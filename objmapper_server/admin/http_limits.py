@@ -21,13 +21,13 @@ MAX_CONNECTIONS: Final = 16
 #: Connections that one loop iteration may accept before it checks the maximum.
 BACKLOG: Final = 8
 #: Seconds from a request's first byte to the last byte of its answer; a new connection's first request starts at once.
-REQUEST_TIME: Final = 10.0
+REQUEST_TIMEOUT: Final = 10.0
 #: Seconds between two requests.
-IDLE_TIME: Final = 15
+IDLE_TIMEOUT: Final = 15
 #: Seconds that pending requests have to finish when the endpoint stops.
-GRACE: Final = 1.0
+STOP_TIMEOUT: Final = 1.0
 #: Maximum bytes of a request's line and headers.
-HEADERS: Final = 16 << 10
+MAX_HEADER_SIZE: Final = 16 << 10
 
 
 class LimitedHttp(H11Protocol):
@@ -48,7 +48,7 @@ class LimitedHttp(H11Protocol):
         self._start_deadline()
         others = [other for other in self.connections if isinstance(other, LimitedHttp) and other is not self]
         if len(others) >= MAX_CONNECTIONS:
-            oldest = min(others, key=LimitedHttp.precedence)
+            oldest = min(others, key=LimitedHttp.closing_order)
             # `connection_lost` comes later; do not choose it again until then.
             self.connections.discard(oldest)
             oldest.transport.abort()
@@ -74,9 +74,9 @@ class LimitedHttp(H11Protocol):
             self._start_deadline()
 
     def shutdown(self) -> None:
-        """Finish the pending request within `GRACE` seconds."""
+        """Finish the pending request within `STOP_TIMEOUT` seconds."""
         super().shutdown()
-        self.loop.call_later(GRACE, self.transport.abort)
+        self.loop.call_later(STOP_TIMEOUT, self.transport.abort)
 
     @property
     def _is_busy(self) -> bool:
@@ -88,12 +88,12 @@ class LimitedHttp(H11Protocol):
         has_request = cast("RequestResponseCycle | None", self.cycle) is not None
         return has_request and self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]
 
-    def precedence(self) -> tuple[bool, float]:
+    def closing_order(self) -> tuple[bool, float]:
         """Order of closing: connections without a pending request first, then the longest idle one."""
         return self._is_busy, self._active_at
 
     def _start_deadline(self) -> None:
-        self._deadline = self.loop.call_later(REQUEST_TIME, self._on_deadline)
+        self._deadline = self.loop.call_later(REQUEST_TIMEOUT, self._on_deadline)
 
     def _stop_deadline(self) -> None:
         if self._deadline is not None:

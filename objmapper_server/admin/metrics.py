@@ -8,7 +8,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from objmapper_server.statistics import Cumulative, Datagrams, Statistics, Times, TransportLoad, bounds_us
+from objmapper_server.statistics import Cumulative, Datagrams, LatencyCounts, Statistics, TransportLoad, bounds_us
 
 if TYPE_CHECKING:
     from prometheus_client import Metric
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from objmapper_server.server import Server
 
 #: Bucket bounds in microseconds, six a decade: neighbours differ by up to 50 %, the largest error of a percentile.
-BOUNDS_US: Final = bounds_us((1.0, 1.5, 2.0, 3.0, 5.0, 7.0), least=5.0)
+BOUNDS_US: Final = bounds_us((1.0, 1.5, 2.0, 3.0, 5.0, 7.0), minimum=5.0)
 LABELS: Final = ("transport", "model", "mode", "status")
 
 #: Field of a transport's statistics → help.
@@ -60,12 +60,12 @@ class EngineCollector(Collector):
     def collect(self) -> "Iterator[Metric]":
         """Yield all metric families."""
         statistics, times = self._server.statistics(), self._server.latency_counts(BOUNDS_US)
-        yield from _of_requests(times)
-        yield from _of_transports(list(statistics.transports.items()))
+        yield from _request_metrics(times)
+        yield from _transport_metrics(list(statistics.transports.items()))
         if statistics.datagrams is not None:
-            yield from _of_datagrams(statistics.datagrams)
-        yield from _of_the_whole(statistics)
-        yield _one("build_info", "The version that runs.", 1, version=self._server.version)
+            yield from _datagram_metrics(statistics.datagrams)
+        yield from _server_metrics(statistics)
+        yield _gauge("build_info", "The version that runs.", 1, version=self._server.version)
 
 
 class Exposition:
@@ -82,9 +82,9 @@ class Exposition:
         return encode(self._registry), content_type
 
 
-def _of_requests(times: Sequence[Times]) -> "Iterator[Metric]":
-    answered = CounterMetricFamily("objmapper_requests", "Requests that were answered.", labels=LABELS)
-    content = CounterMetricFamily(
+def _request_metrics(times: Sequence[LatencyCounts]) -> "Iterator[Metric]":
+    requests = CounterMetricFamily("objmapper_requests", "Requests that were answered.", labels=LABELS)
+    content_bytes = CounterMetricFamily(
         "objmapper_content_bytes", "Bytes of content that were sent; a descriptor counts as none.", labels=LABELS
     )
     latency = HistogramMetricFamily(
@@ -92,17 +92,17 @@ def _of_requests(times: Sequence[Times]) -> "Iterator[Metric]":
         "Time from a request's complete arrival to the last byte of its answer, the wait in a queue included.",
         labels=LABELS,
     )
-    waits = HistogramMetricFamily(
+    queue_waits = HistogramMetricFamily(
         "objmapper_queue_wait_seconds", "Time that requests waited in a queue.", labels=LABELS
     )
     for each in times:
         labels = [each.transport, each.model, each.mode, each.status]
-        answered.add_metric(labels, each.latency.counts[-1])
-        content.add_metric(labels, each.bytes_total)
+        requests.add_metric(labels, each.latency.counts[-1])
+        content_bytes.add_metric(labels, each.bytes_total)
         latency.add_metric(labels, _buckets(each.latency), each.latency.sum_us / 1e6)
         if each.queue_wait.counts[-1]:
-            waits.add_metric(labels, _buckets(each.queue_wait), each.queue_wait.sum_us / 1e6)
-    yield from (answered, content, latency, waits)
+            queue_waits.add_metric(labels, _buckets(each.queue_wait), each.queue_wait.sum_us / 1e6)
+    yield from (requests, content_bytes, latency, queue_waits)
 
 
 def _buckets(counted: Cumulative) -> list[tuple[str, float]]:
@@ -110,7 +110,7 @@ def _buckets(counted: Cumulative) -> list[tuple[str, float]]:
     return [(name, float(count)) for name, count in zip(names, counted.counts, strict=True)]
 
 
-def _of_transports(transports: Sequence[tuple[str, TransportLoad]]) -> "Iterator[Metric]":
+def _transport_metrics(transports: Sequence[tuple[str, TransportLoad]]) -> "Iterator[Metric]":
     for field, text in GAUGES.items():
         gauge = GaugeMetricFamily(f"objmapper_{field}", text, labels=("transport",))
         for name, load in transports:
@@ -129,57 +129,57 @@ def _of_transports(transports: Sequence[tuple[str, TransportLoad]]) -> "Iterator
     yield model
 
 
-def _of_datagrams(datagrams: Datagrams) -> "Iterator[Metric]":
+def _datagram_metrics(datagrams: Datagrams) -> "Iterator[Metric]":
     for name, (label, values, text) in DATAGRAMS.items():
         counter = CounterMetricFamily(f"objmapper_datagrams_{name}", text, labels=(label,))
         for value in values:
             counter.add_metric([value], getattr(datagrams, f"{value}_{name}_total"))
         yield counter
-    volume = CounterMetricFamily(
+    datagram_bytes = CounterMetricFamily(
         "objmapper_datagrams_bytes", "Bytes of datagrams, by direction.", labels=("direction",)
     )
     for direction in ("received", "sent"):
-        volume.add_metric([direction], getattr(datagrams, f"bytes_{direction}_total"))
-    yield volume
+        datagram_bytes.add_metric([direction], getattr(datagrams, f"bytes_{direction}_total"))
+    yield datagram_bytes
 
 
-def _of_the_whole(statistics: Statistics) -> "Iterator[Metric]":
-    yield _one("connections_limit", "Connections that there may be.", statistics.max_connections)
-    yield _one(
+def _server_metrics(statistics: Statistics) -> "Iterator[Metric]":
+    yield _gauge("connections_limit", "Connections that there may be.", statistics.max_connections)
+    yield _gauge(
         "descriptors_in_flight",
         "Descriptors that were passed and, as far as is known, not yet received.",
         statistics.descriptors_in_flight,
     )
-    yield _one(
+    yield _gauge(
         "output_bytes",
         "Bytes of answers in memory: set aside for what storage reads, or not yet taken by clients.",
         statistics.output_bytes,
     )
-    yield _one(
+    yield _gauge(
         "uploads_in_flight",
         "Contents of puts that come in pieces, until they are stored or dropped.",
         statistics.uploads_in_flight,
     )
-    yield _one(
+    yield _gauge(
         "reserved_bytes",
         "Bytes of the disk that are reserved for what clients have announced and not sent.",
         statistics.reserved_bytes,
     )
-    yield _one("cache_bytes", "Bytes of objects that are kept in memory.", statistics.cache_bytes)
-    yield _one("disk_io_pending", "Requests that wait for the disk.", statistics.disk_io_pending)
-    yield _one("draining", "1 while nothing more is accepted.", int(statistics.draining))
-    yield _one("uptime_seconds", "Time since start.", statistics.uptime)
-    yield _one(
+    yield _gauge("cache_bytes", "Bytes of objects that are kept in memory.", statistics.cache_bytes)
+    yield _gauge("disk_io_pending", "Requests that wait for the disk.", statistics.disk_io_pending)
+    yield _gauge("draining", "1 while nothing more is accepted.", int(statistics.draining))
+    yield _gauge("uptime_seconds", "Time since start.", statistics.uptime)
+    yield _gauge(
         "root_available", "1 while the root is there; 0 while every request fails.", int(not statistics.root_problem)
     )
-    failed = CounterMetricFamily(
+    storage_errors = CounterMetricFamily(
         "objmapper_storage_errors",
         "Requests that failed in the storage, by errno; EOF where a file ended before the length that was promised.",
         labels=("errno",),
     )
     for name, count in statistics.storage_errors_total.items():
-        failed.add_metric([name], count)
-    yield failed
+        storage_errors.add_metric([name], count)
+    yield storage_errors
     denied = CounterMetricFamily(
         "objmapper_denied",
         "Connections and requests that were refused because of the user they came from, by what stood against it.",
@@ -196,7 +196,7 @@ def _of_the_whole(statistics: Statistics) -> "Iterator[Metric]":
         )
 
 
-def _one(name: str, text: str, value: float, **labels: str) -> GaugeMetricFamily:
+def _gauge(name: str, text: str, value: float, **labels: str) -> GaugeMetricFamily:
     gauge = GaugeMetricFamily(f"objmapper_{name}", text, labels=list(labels))
     gauge.add_metric(list(labels.values()), value)
     return gauge

@@ -18,8 +18,8 @@ from objmapper_server.admin.pages import Page
 from objmapper_server.concurrency import TRANSPORTS, Concurrency
 from objmapper_server.errors import ConfigError, NotRunning
 from objmapper_server.request_records import Recorded, RecordedRequest
-from objmapper_server.settings.effective import Setting, settings_in_force
-from objmapper_server.settings.listen_address import ListeningPoint
+from objmapper_server.settings.effective import Setting, effective_settings
+from objmapper_server.settings.listen_address import ListenAddress
 from objmapper_server.statistics import Statistics, bounds_us
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ LOG: Final = logging.getLogger(__name__)
 #: Seconds for which one `POST /watch` records requests.
 WATCH_TIME: Final = 5.0
 #: Bounds of the dashboard's histograms in microseconds: twelve a decade, from 1 µs to 10 s.
-PICTURE_BOUNDS_US: Final = bounds_us((1.0, 1.2, 1.5, 1.8, 2.2, 2.7, 3.3, 3.9, 4.7, 5.6, 6.8, 8.2), least=1.0)
+DASHBOARD_BOUNDS_US: Final = bounds_us((1.0, 1.2, 1.5, 1.8, 2.2, 2.7, 3.3, 3.9, 4.7, 5.6, 6.8, 8.2), minimum=1.0)
 
 
 class Problem(BaseModel):
@@ -104,18 +104,18 @@ Change: Final = create_model(
     **cast("dict[str, Any]", dict.fromkeys(TRANSPORTS, (Concurrency | None, None))),
 )
 
-REFUSED: Final[dict[int | str, dict[str, Any]]] = {
+COMMON_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
     403: {"model": Problem, "description": "Host or Origin is not this server"},
     503: {"model": Problem, "description": "The server is ending, or the machine has no threads or descriptors left"},
 }
-NOT_ALLOWED: Final[dict[int | str, dict[str, Any]]] = {
+WRITE_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
     401: {"model": Problem, "description": "The token is missing or wrong"},
     413: {"model": Problem, "description": "More content than a request here can have"},
 }
 BEARER: Final = [Depends(HTTPBearer(auto_error=False, description="`admin_token`; not needed over the Unix socket."))]
 
 
-def application(server: "Server", listen: str = "") -> FastAPI:
+def create_application(server: "Server", listen: str = "") -> FastAPI:
     """Return the endpoint's application for `server`, which listens on `listen`."""
     app = FastAPI(
         title="objmapper",
@@ -123,9 +123,9 @@ def application(server: "Server", listen: str = "") -> FastAPI:
         description="The statistics and the state of one objmapper server, and changes while it runs.",
         docs_url=None,
         redoc_url=None,
-        responses=REFUSED,
+        responses=COMMON_RESPONSES,
     )
-    bound_host = None if listen.startswith("unix:") or not listen else ListeningPoint.parse(listen, 0).host
+    bound_host = None if listen.startswith("unix:") or not listen else ListenAddress.parse(listen, 0).host
     app.add_middleware(
         AccessControl,
         bound_host=bound_host,
@@ -135,7 +135,7 @@ def application(server: "Server", listen: str = "") -> FastAPI:
     _add_reads(app, server)
     _add_writes(app, server)
     _add_pages(app)
-    _add_failures(app)
+    _add_error_handlers(app)
     return app
 
 
@@ -186,7 +186,7 @@ def _add_reads(app: FastAPI, server: "Server") -> None:
     @app.get("/config")
     async def config() -> dict[str, Setting]:
         """Return the effective settings with their origins; secrets are masked."""
-        return settings_in_force(server.config)
+        return effective_settings(server.config)
 
     @app.get("/healthz")
     async def healthz() -> Health:
@@ -210,15 +210,15 @@ def _add_reads(app: FastAPI, server: "Server") -> None:
 
 
 def _latencies(server: "Server") -> Latencies:
-    times = server.latency_counts(PICTURE_BOUNDS_US)
-    transports = {name: [0] * (len(PICTURE_BOUNDS_US) + 1) for name in server.addresses}
+    times = server.latency_counts(DASHBOARD_BOUNDS_US)
+    transports = {name: [0] * (len(DASHBOARD_BOUNDS_US) + 1) for name in server.addresses}
     for each in times:
         # A transport that is no longer served has counts, but no address.
-        sums = transports.setdefault(each.transport, [0] * (len(PICTURE_BOUNDS_US) + 1))
+        sums = transports.setdefault(each.transport, [0] * (len(DASHBOARD_BOUNDS_US) + 1))
         for at, count in enumerate(each.latency.counts):
             sums[at] += count
     total = [sum(column) for column in zip(*transports.values(), strict=True)]
-    return Latencies(bounds_us=list(PICTURE_BOUNDS_US), total=total, transports=transports)
+    return Latencies(bounds_us=list(DASHBOARD_BOUNDS_US), total=total, transports=transports)
 
 
 def _add_writes(app: FastAPI, server: "Server") -> None:
@@ -226,7 +226,7 @@ def _add_writes(app: FastAPI, server: "Server") -> None:
         "/concurrency",
         dependencies=BEARER,
         responses={
-            **NOT_ALLOWED,
+            **WRITE_RESPONSES,
             400: {"model": Problem, "description": "The content is no JSON"},
             409: {"model": Problem, "description": "That transport is not served, or the server drains"},
             422: {"model": Problem, "description": "No such transport or model"},
@@ -246,7 +246,7 @@ def _add_writes(app: FastAPI, server: "Server") -> None:
     @app.post(
         "/watch",
         responses={
-            **NOT_ALLOWED,
+            **WRITE_RESPONSES,
             400: {"model": Problem, "description": "The content is no JSON"},
             422: {"model": Problem, "description": "No time"},
         },
@@ -260,7 +260,7 @@ def _add_writes(app: FastAPI, server: "Server") -> None:
         server.watch_requests(wanted.slower_than_ms / 1000, WATCH_TIME)
         return Watching(seconds=WATCH_TIME, last=last)
 
-    @app.post("/drain", dependencies=BEARER, responses=NOT_ALLOWED)
+    @app.post("/drain", dependencies=BEARER, responses=WRITE_RESPONSES)
     async def drain() -> Draining:
         """Accept no more connections and finish pending requests. The process stays alive and reports not ready."""
         return Draining(finished=server.drain(timeout=0))
@@ -269,7 +269,7 @@ def _add_writes(app: FastAPI, server: "Server") -> None:
         "/reload",
         dependencies=BEARER,
         responses={
-            **NOT_ALLOWED,
+            **WRITE_RESPONSES,
             409: {"model": Problem, "description": "There is no file, or the server drains"},
             422: {"model": Problem, "description": "What is written is wrong; everything stays as it was"},
         },
@@ -302,20 +302,20 @@ def _add_pages(app: FastAPI) -> None:
         return HTMLResponse(reference.content, headers=reference.headers)
 
 
-def _add_failures(app: FastAPI) -> None:
+def _add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
-    async def misunderstood(_: Request, error: RequestValidationError) -> JSONResponse:
+    async def on_invalid_request(_: Request, error: RequestValidationError) -> JSONResponse:
         # The framework's own answer repeats the input, and fails if that is not valid JSON (NaN).
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"][1:])
         return JSONResponse({"detail": f"{place}: {first['msg']}" if place else first["msg"]}, 422)
 
     @app.exception_handler(NotRunning)
-    async def ending(_: Request, error: NotRunning) -> JSONResponse:
+    async def on_not_running(_: Request, error: NotRunning) -> JSONResponse:
         return JSONResponse({"detail": str(error)}, HTTPStatus.SERVICE_UNAVAILABLE)
 
     @app.exception_handler(Exception)
-    async def failed(request: Request, error: Exception) -> JSONResponse:
+    async def on_error(request: Request, error: Exception) -> JSONResponse:
         if isinstance(error, LocalProtocolError):
             # The client violated HTTP during its answer: it gets 400, without a log line.
             return JSONResponse({"detail": "this is not HTTP"}, HTTPStatus.BAD_REQUEST)

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import uvicorn
 
-from objmapper_server.admin.http_limits import BACKLOG, HEADERS, IDLE_TIME, LimitedHttp
-from objmapper_server.admin.routes import application
-from objmapper_server.settings.listen_address import ListeningPoint
+from objmapper_server.admin.http_limits import BACKLOG, IDLE_TIMEOUT, MAX_HEADER_SIZE, LimitedHttp
+from objmapper_server.admin.routes import create_application
+from objmapper_server.settings.listen_address import ListenAddress
 from objmapper_server.socket_path import SocketPath
 from objmapper_server.start_thread import start_thread
 
@@ -28,22 +28,22 @@ LOG: Final = logging.getLogger(__name__)
 SOCKET_PERMISSIONS: Final = 0o600
 #: The nice value of its thread (setpriority(2), 0 to 19), below the data plane's priority.
 NICE: Final = 10
-#: Maximum seconds of a stop; its connections have less (`http_limits.GRACE`).
-GRACE: Final = 2
+#: Maximum seconds of a stop; its connections have less (`http_limits.STOP_TIMEOUT`).
+STOP_TIMEOUT: Final = 2
 
 
 class Admin:
     """The admin endpoint of one server, in a thread of its own."""
 
-    def __init__(self, server: "Server", listen: str, passed: socket.socket | None = None) -> None:
+    def __init__(self, server: "Server", listen: str, inherited_socket: socket.socket | None = None) -> None:
         self._listen = listen
-        self._passed = passed
+        self._inherited_socket = inherited_socket
         self._socket: socket.socket | None = None
         self._own_socket: socket.socket | None = None
         self._claim: SocketPath | None = None
         self._http = uvicorn.Server(
             uvicorn.Config(
-                application(server, listen),
+                create_application(server, listen),
                 http=LimitedHttp,
                 ws="none",
                 log_config=None,
@@ -51,9 +51,9 @@ class Admin:
                 lifespan="off",
                 server_header=False,
                 backlog=BACKLOG,
-                h11_max_incomplete_event_size=HEADERS,
-                timeout_keep_alive=IDLE_TIME,
-                timeout_graceful_shutdown=GRACE,
+                h11_max_incomplete_event_size=MAX_HEADER_SIZE,
+                timeout_keep_alive=IDLE_TIMEOUT,
+                timeout_graceful_shutdown=STOP_TIMEOUT,
             )
         )
         self._thread = threading.Thread(target=self._serve, name="admin", daemon=True)
@@ -62,12 +62,12 @@ class Admin:
 
     def start(self) -> None:
         """Listen and serve. Raises OSError with the address; it has released everything then."""
-        if self._passed is None:
+        if self._inherited_socket is None:
             # uvicorn closes the socket that it serves, so it gets a duplicate. This one stays open until `release`.
             self._own_socket, self.address, self._claim = listen_on(self._listen)
         else:
             # A duplicate for uvicorn to close.
-            self._socket = self._passed.dup()
+            self._socket = self._inherited_socket.dup()
             self.address = self._listen if self._listen.startswith("unix:") else f"http://{self._listen}"
         try:
             if self._own_socket is not None:
@@ -99,13 +99,13 @@ class Admin:
         with contextlib.suppress(PermissionError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
         try:
-            asyncio.run(self._serve_here())
+            asyncio.run(self._serve_until_exit())
         except BaseException as error:
             if self._serving.done():
                 raise
             self._serving.set_exception(error)
 
-    async def _serve_here(self) -> None:
+    async def _serve_until_exit(self) -> None:
         assert self._socket is not None
         asyncio.get_running_loop().set_exception_handler(_log_failure)
         self._serving.set_result(None)
@@ -126,7 +126,7 @@ def listen_on(listen: str) -> tuple[socket.socket, str, SocketPath | None]:
     if listen.startswith("unix:"):
         listener, claim = _listen_unix(listen.removeprefix("unix:"))
         return listener, listen, claim
-    point = ListeningPoint.parse(listen, 0).resolved()
+    point = ListenAddress.parse(listen, 0).resolve()
     family = socket.AF_INET6 if ":" in point.host else socket.AF_INET
     # With IPPROTO_TCP asyncio disables Nagle's algorithm, which would delay each answer by 40 ms.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
@@ -137,7 +137,7 @@ def listen_on(listen: str) -> tuple[socket.socket, str, SocketPath | None]:
     except OSError as error:
         listener.close()
         raise OSError(error.errno, "the admin endpoint cannot listen", f"http://{point}") from None
-    return listener, f"http://{ListeningPoint(point.host, listener.getsockname()[1])}", None
+    return listener, f"http://{ListenAddress(point.host, listener.getsockname()[1])}", None
 
 
 def _listen_unix(path: str) -> tuple[socket.socket, SocketPath]:
@@ -147,7 +147,7 @@ def _listen_unix(path: str) -> tuple[socket.socket, SocketPath]:
         # bind(2) gives the file the permissions of the socket's own inode, so no other user can connect in between.
         os.fchmod(listener.fileno(), SOCKET_PERMISSIONS)
         listener.bind(path)
-        claim.bound()
+        claim.record_identity()
         Path(path).chmod(SOCKET_PERMISSIONS)
         listener.listen(BACKLOG)
     except OSError as error:

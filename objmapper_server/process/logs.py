@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Final, Literal
 
 from objmapper_client.errors import printable
-from objmapper_server.escaped_json import as_plain_json
+from objmapper_server.escaped_json import escape_control_characters
 
 #: The parent of the loggers of all modules of the server.
 LOG: Final = logging.getLogger("objmapper_server")
@@ -50,4 +50,4 @@ class JsonLines(logging.Formatter):
         if record.exc_info:
             document["traceback"] = self.formatException(record.exc_info)
         text = json.dumps(document, ensure_ascii=False, default=str)
-        return as_plain_json(text.encode(errors="backslashreplace")).decode()
+        return escape_control_characters(text.encode(errors="backslashreplace")).decode()

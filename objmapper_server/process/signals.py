@@ -20,51 +20,51 @@ RELOAD_SIGNAL: Final = signal.SIGHUP
 SIGNAL_POLL_INTERVAL: Final = 0.05
 
 
-def serve_until_told(server: "Server", ready: Callable[[], None]) -> bool:
+def serve_until_signal(server: "Server", ready: Callable[[], None]) -> bool:
     """Start, call `ready`, serve, drain, stop; see `Server.serve_forever`."""
-    manager = Notifier(os.environ)
-    with _blocked(STOP_SIGNALS | {RELOAD_SIGNAL}), server:
+    notifier = Notifier(os.environ)
+    with _blocked_signals(STOP_SIGNALS | {RELOAD_SIGNAL}), server:
         ready()
         status = f"serving {' '.join(server.addresses.values())}"
-        manager.ready(status)
-        while _next_signal(server, manager) == RELOAD_SIGNAL:
-            manager.reloading()
+        notifier.ready(status)
+        while _next_signal(server, notifier) == RELOAD_SIGNAL:
+            notifier.reloading()
             # The server has logged the error; a failed reload does not stop it.
             with contextlib.suppress(Exception):
                 server.reload()
-            manager.ready(status)
-        manager.stopping()
+            notifier.ready(status)
+        notifier.stopping()
         return _drain(server)
 
 
-def _next_signal(server: "Server", manager: Notifier) -> int:
+def _next_signal(server: "Server", notifier: Notifier) -> int:
     """Wait for a signal. Meanwhile send watchdog messages, which stop if the engine is deadlocked."""
     wanted = STOP_SIGNALS | {RELOAD_SIGNAL}
-    if manager.watchdog_interval is None:
+    if notifier.watchdog_interval is None:
         return signal.sigwait(wanted)
     while True:
         server.statistics()
-        manager.alive()
-        if (taken := signal.sigtimedwait(wanted, manager.watchdog_interval)) is not None:
-            return taken.si_signo
+        notifier.alive()
+        if (signal_info := signal.sigtimedwait(wanted, notifier.watchdog_interval)) is not None:
+            return signal_info.si_signo
 
 
 def _drain(server: "Server") -> bool:
     finished: list[bool] = []
-    draining = threading.Thread(target=lambda: finished.append(server.drain()), name="drain", daemon=True)
+    drain_thread = threading.Thread(target=lambda: finished.append(server.drain()), name="drain", daemon=True)
     try:
-        start_thread(draining)
+        start_thread(drain_thread)
     except OSError:
         # At a thread limit: drain here, where a second signal cannot end the drain early.
         return server.drain()
-    while draining.is_alive():
+    while drain_thread.is_alive():
         if signal.sigtimedwait(STOP_SIGNALS, SIGNAL_POLL_INTERVAL) is not None:
             return False
     return finished == [True]
 
 
 @contextmanager
-def _blocked(signals: frozenset[signal.Signals]) -> Iterator[None]:
+def _blocked_signals(signals: frozenset[signal.Signals]) -> Iterator[None]:
     """Block signals in this thread and those that it starts, so that they stay pending until it waits for them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:

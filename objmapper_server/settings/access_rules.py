@@ -15,17 +15,17 @@ MAX_ID: Final = 2**32 - 2
 KINDS: Final = ("uid", "gid")
 
 
-def users(value: object) -> tuple[int, ...]:
+def parse_users(value: object) -> tuple[int, ...]:
     """Return the numbers of users given by number or name, in a list or a text with commas."""
-    return tuple(dict.fromkeys(_uid(name) for name in _listed(value)))
+    return tuple(dict.fromkeys(_uid(name) for name in _items(value)))
 
 
-def groups(value: object) -> tuple[int, ...]:
+def parse_groups(value: object) -> tuple[int, ...]:
     """Return the numbers of groups given by number or name, in a list or a text with commas."""
-    return tuple(dict.fromkeys(_gid(name) for name in _listed(value)))
+    return tuple(dict.fromkeys(_gid(name) for name in _items(value)))
 
 
-def prefixes(value: object) -> dict[str, tuple[str, ...]]:
+def parse_prefixes(value: object) -> dict[str, tuple[str, ...]]:
     """Return URI prefix → the users and groups that may use the objects below it, as ``uid:NUMBER``, ``gid:NUMBER``.
 
     Accepts a mapping with values ``uid:…`` or ``gid:…`` (number or name), or texts ``PREFIX=uid:…,gid:…`` in a list or
@@ -33,14 +33,14 @@ def prefixes(value: object) -> dict[str, tuple[str, ...]]:
     """
     found: dict[str, tuple[str, ...]] = {}
     for uri, allowed in _pairs(value):
-        prefix = _prefix(uri)
+        prefix = _parse_prefix(uri)
         if prefix in found:
             raise ValueError(f"{prefix!r} is there twice: write all who may use it in one list")
-        found[prefix] = tuple(dict.fromkeys(_allowed(name, prefix) for name in _listed(allowed)))
+        found[prefix] = tuple(dict.fromkeys(_parse_member(name, prefix) for name in _items(allowed)))
     return found
 
 
-def _listed(value: object) -> Iterator[int | str]:
+def _items(value: object) -> Iterator[int | str]:
     items: Iterable[object]
     if isinstance(value, str):
         items = value.split(",") if value.strip() else ()
@@ -68,7 +68,7 @@ def _pairs(value: object) -> Iterator[tuple[str, object]]:
         yield uri, allowed
 
 
-def _prefix(uri: str) -> str:
+def _parse_prefix(uri: str) -> str:
     """Return a prefix with a leading slash and without a trailing one; ``/`` for all objects."""
     path = uri.removeprefix("/").removesuffix("/")
     if path and any(not name or name in {".", ".."} or "\0" in name for name in path.split("/")):
@@ -76,7 +76,7 @@ def _prefix(uri: str) -> str:
     return f"/{path}"
 
 
-def _allowed(text: int | str, prefix: str) -> str:
+def _parse_member(text: int | str, prefix: str) -> str:
     kind, colon, name = str(text).partition(":")
     if not colon or kind not in KINDS:
         raise ValueError(f"{text!r} may not be listed for {prefix!r}: it takes uid:… or gid:…, with a number or a name")
@@ -84,14 +84,14 @@ def _allowed(text: int | str, prefix: str) -> str:
 
 
 def _uid(name: int | str) -> int:
-    return _number(name, "user", lambda text: pwd.getpwnam(text).pw_uid)
+    return _parse_id(name, "user", lambda text: pwd.getpwnam(text).pw_uid)
 
 
 def _gid(name: int | str) -> int:
-    return _number(name, "group", lambda text: grp.getgrnam(text).gr_gid)
+    return _parse_id(name, "group", lambda text: grp.getgrnam(text).gr_gid)
 
 
-def _number(name: int | str, kind: str, look_up: Callable[[str], int]) -> int:
+def _parse_id(name: int | str, kind: str, look_up: Callable[[str], int]) -> int:
     if isinstance(name, str) and not re.fullmatch(r"[0-9]{1,10}", name):
         try:
             return look_up(name)
@@ -103,7 +103,7 @@ def _number(name: int | str, kind: str, look_up: Callable[[str], int]) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class PeerRules:
+class AccessRules:
     """The access rules in the engine's form."""
 
     allow_uid: tuple[int, ...]
@@ -113,13 +113,13 @@ class PeerRules:
     max_descriptors_per_uid: int
 
     @classmethod
-    def of(cls, config: "Config") -> Self:
+    def from_config(cls, config: "Config") -> Self:
         """Return the rules of the settings."""
         return cls(
             allow_uid=config.allow_uid,
             allow_gid=config.allow_gid,
             allow_prefix=tuple(
-                (prefix, _numbers(allowed, "uid"), _numbers(allowed, "gid"))
+                (prefix, _ids_of_kind(allowed, "uid"), _ids_of_kind(allowed, "gid"))
                 for prefix, allowed in config.allow_prefix.items()
             ),
             max_connections_per_uid=config.max_connections_per_uid,
@@ -127,5 +127,5 @@ class PeerRules:
         )
 
 
-def _numbers(allowed: Iterable[str], kind: str) -> tuple[int, ...]:
+def _ids_of_kind(allowed: Iterable[str], kind: str) -> tuple[int, ...]:
     return tuple(int(each.removeprefix(f"{kind}:")) for each in allowed if each.startswith(f"{kind}:"))

@@ -12,7 +12,7 @@ Models = Concurrency | str | Iterable[str] | Mapping[str, Concurrency | str]
 Prefixes = str | Iterable[str] | Mapping[str, IDs]
 
 
-class Given(TypedDict, total=False):
+class ConfigArguments(TypedDict, total=False):
     """The arguments of `Config`."""
 
     root: StrPath

@@ -6,7 +6,7 @@ from pydantic import BaseModel
 
 from objmapper_server.config import Config
 from objmapper_server.errors import ConfigError
-from objmapper_server.settings.reload import CHANGEABLE
+from objmapper_server.settings.reload import RELOADABLE
 
 MASK: Final = "********"
 
@@ -30,7 +30,7 @@ def settings_without_root(file: str | None, *, environment: bool = True, **flags
     return Config.load(file, environment=environment, **(flags | {"root": "/"})), False
 
 
-def settings_in_force(config: Config, *, has_root: bool = True) -> dict[str, Setting]:
+def effective_settings(config: Config, *, has_root: bool = True) -> dict[str, Setting]:
     """Return all settings by name; secret values are masked."""
     values = config.model_dump(mode="json")
     values["unix_mode"] = f"{config.unix_mode:04o}"
@@ -39,7 +39,7 @@ def settings_in_force(config: Config, *, has_root: bool = True) -> dict[str, Set
             # The configuration excludes secrets from its `repr`.
             value=values[name] if field.repr or values[name] is None else MASK,
             origin=config.origins[name],
-            changeable=name in CHANGEABLE,
+            changeable=name in RELOADABLE,
         )
         for name, field in Config.model_fields.items()
     }

@@ -9,7 +9,7 @@ from typing import Self
 
 
 @dataclass(frozen=True, slots=True)
-class ListeningPoint:
+class ListenAddress:
     """A host and a port. Port 0: a free one; an empty host: all addresses of the machine."""
 
     host: str
@@ -36,7 +36,7 @@ class ListeningPoint:
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
-    def resolved(self) -> Self:
+    def resolve(self) -> Self:
         """Return the address with a numeric host, IPv4 if the name has both; raises OSError that names the host."""
         if not self.host:
             return type(self)("0.0.0.0", self.port)  # noqa: S104 - asked for, by leaving the host out

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from typing import Final, Self
 
 from objmapper_server.config import Config
-from objmapper_server.settings.setting_info import documented
+from objmapper_server.settings.setting_info import setting_infos
 
 #: The settings that a reload applies. All others need a restart.
-CHANGEABLE: Final = frozenset(name for name, info in documented(Config).items() if info.reloadable)
+RELOADABLE: Final = frozenset(name for name, info in setting_infos(Config).items() if info.reloadable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +22,8 @@ class Reloaded:
         """Return the differences between two configurations."""
         differ = [name for name in Config.model_fields if getattr(before, name) != getattr(now, name)]
         return cls(
-            tuple(name for name in differ if name in CHANGEABLE),
-            tuple(name for name in differ if name not in CHANGEABLE),
+            tuple(name for name in differ if name in RELOADABLE),
+            tuple(name for name in differ if name not in RELOADABLE),
         )
 
     def __str__(self) -> str:

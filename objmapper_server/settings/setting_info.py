@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ByteSize, Field
 
-A_YEAR: Final = 366 * 86400.0
+YEAR: Final = 366 * 86400.0
 UNITS: Final = ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
 
 
@@ -23,7 +23,7 @@ class SettingInfo:
     has_flag: bool = True  #: a secret has none: other users see the arguments of a process
 
 
-def documented(config: type[BaseModel]) -> dict[str, SettingInfo]:
+def setting_infos(config: type[BaseModel]) -> dict[str, SettingInfo]:
     """Return the documentation of every setting, by name; raises TypeError for a field without one."""
     found = {}
     for name, field in config.model_fields.items():
@@ -36,7 +36,7 @@ def documented(config: type[BaseModel]) -> dict[str, SettingInfo]:
 
 def shown_default(config: type[BaseModel], name: str) -> str:
     """Return the default as it is written in a file of settings; empty where there is none to show."""
-    info = documented(config)[name]
+    info = setting_infos(config)[name]
     if info.default is not None:
         return info.default
     value = config.model_fields[name].get_default()
@@ -52,7 +52,7 @@ def shown_default(config: type[BaseModel], name: str) -> str:
 def completions(config: type[BaseModel], name: str) -> Sequence[str]:
     """Return the values that a shell can offer."""
     annotation = config.model_fields[name].annotation
-    return get_args(annotation) if get_origin(annotation) is Literal else documented(config)[name].values
+    return get_args(annotation) if get_origin(annotation) is Literal else setting_infos(config)[name].values
 
 
 def is_switch(config: type[BaseModel], name: str) -> bool:
@@ -60,20 +60,20 @@ def is_switch(config: type[BaseModel], name: str) -> bool:
     return config.model_fields[name].annotation is bool
 
 
-def count(least: int, most: int = 1_000_000, also: str = "") -> Any:
+def count(minimum: int, maximum: int = 1_000_000, also: str = "") -> Any:
     """Return the bounds of a whole number."""
-    return Field(ge=least, le=most, description=f"a whole number from {least} to {most}{also}")
+    return Field(ge=minimum, le=maximum, description=f"a whole number from {minimum} to {maximum}{also}")
 
 
 def size(
-    least: int = 0, shown: str = "", *, zero: str = "", unit: str = "bytes", example: str = "512MB or 1GiB"
+    minimum: int = 0, minimum_text: str = "", *, zero: str = "", unit: str = "bytes", example: str = "512MB or 1GiB"
 ) -> Any:
     """Return the bounds of a number of bytes."""
-    description = f"{unit}, at least {shown}" if shown else unit
+    description = f"{unit}, at least {minimum_text}" if minimum_text else unit
     description += f": a number, or with a unit as in {example}" + (f"; {zero}" if zero else "")
-    return Field(ge=least, le=1 << 62, description=description)
+    return Field(ge=minimum, le=1 << 62, description=description)
 
 
-Seconds = Annotated[float, Field(gt=0, le=A_YEAR, allow_inf_nan=False, description="seconds, more than 0")]
-SecondsOrZero = Annotated[float, Field(ge=0, le=A_YEAR, allow_inf_nan=False, description="seconds, 0 or more")]
+Seconds = Annotated[float, Field(gt=0, le=YEAR, allow_inf_nan=False, description="seconds, more than 0")]
+SecondsOrZero = Annotated[float, Field(ge=0, le=YEAR, allow_inf_nan=False, description="seconds, 0 or more")]
 Prefixes = Mapping[str, tuple[str, ...]]

@@ -17,10 +17,10 @@ DEFAULT_ADMIN: Final = "127.0.0.1:9997"
 #: Maximum bytes of a settings file. One with all settings has a few thousand.
 MAX_FILE_SIZE: Final = 1 << 20
 #: Variables of the client, which are not settings.
-NOT_OURS = frozenset({"SERVER"})
+CLIENT_VARIABLES = frozenset({"SERVER"})
 
 
-def layered(
+def load_layers(
     cls: type[BaseSettings],
     file: str | os.PathLike[str] | None,
     flags: Mapping[str, object],
@@ -46,7 +46,7 @@ def layered(
 
 def _from_file(cls: type[BaseSettings], file: Path) -> dict[str, Any]:
     try:
-        with open(file, "rb", opener=_without_waiting) as opened:
+        with open(file, "rb", opener=_open_nonblocking) as opened:
             # A reload reads the file again, which is impossible for a pipe.
             if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode) and str(file) != os.devnull:
                 raise ConfigError("--config", f"{str(file)!r} is no regular file, which a reload could read again")
@@ -80,7 +80,7 @@ def absolute_path(text: str) -> Path:
         raise ValueError(f"{text!r} is not a path that can be found: {error}") from None
 
 
-def _without_waiting(path: str, flags: int) -> int:
+def _open_nonblocking(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)
 
 
@@ -88,7 +88,7 @@ def _from_environment(cls: type[BaseSettings]) -> dict[str, Any]:
     known = [name.upper() for name in cls.model_fields]
     for variable in os.environ:
         name = variable.removeprefix(ENVIRONMENT_PREFIX)
-        if name == variable or name in NOT_OURS or name in known:
+        if name == variable or name in CLIENT_VARIABLES or name in known:
             continue
         # Other programs may use the prefix too. A name that resembles a setting is a typing error.
         if hint := did_you_mean(name, known, likeness=0.8):

@@ -11,7 +11,7 @@ from objmapper_cli.commands.trace import line
 from objmapper_client import Client, LeftOut
 from objmapper_client.errors import printable
 from objmapper_server import Config, Server
-from objmapper_server.escaped_json import as_plain_json
+from objmapper_server.escaped_json import escape_control_characters
 from objmapper_server.process.logs import JsonLines, TextLines
 from tests.cli.conftest import Run, one_line
 
@@ -46,7 +46,9 @@ def test_logs_escape_control_characters() -> None:
     text = JsonLines().format(record)
     assert text.isprintable()
     assert json.loads(text)["message"] == f"about /{EVIL}"
-    assert json.loads(as_plain_json(json.dumps({"uri": EVIL}, ensure_ascii=False).encode())) == {"uri": EVIL}
+    assert json.loads(escape_control_characters(json.dumps({"uri": EVIL}, ensure_ascii=False).encode())) == {
+        "uri": EVIL
+    }
 
 
 def test_an_access_log_is_its_owners_alone(root: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import pytest
 from objmapper_client import Client
 from objmapper_server import Concurrency, Config, Server
 from objmapper_server.process.sd_notify import Notifier
-from objmapper_server.process.socket_activation import NO_SOCKETS, handed_over, kind_of
+from objmapper_server.process.socket_activation import NO_SOCKETS, inherited_sockets, transport_of
 from tests.support.raw_client import COPY, OK, RawClient, request
 
 HOME = Path(__file__).parent.parent.parent
@@ -203,7 +203,7 @@ def test_a_reload_leaves_them_alone(root: Path, tmp_path: Path, tcp: socket.sock
 def test_only_sockets_for_this_process_are_taken() -> None:
     for theirs in ({}, {"LISTEN_PID": "1", "LISTEN_FDS": "5"}, {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "x"}):
         environment = {"PATH": "/", **theirs}
-        assert handed_over(environment) is NO_SOCKETS
+        assert inherited_sockets(environment) is NO_SOCKETS
         assert environment == {"PATH": "/"}
 
 
@@ -224,7 +224,7 @@ def test_a_descriptor_that_is_no_socket_is_named(root: Path, tmp_path: Path, pla
 
 
 def test_a_socket_is_recognized_by_its_kind(unix: socket.socket, tcp: socket.socket, udp: socket.socket) -> None:
-    assert (kind_of(unix), kind_of(tcp), kind_of(udp)) == ("unix", "tcp", "udp")
+    assert (transport_of(unix), transport_of(tcp), transport_of(udp)) == ("unix", "tcp", "udp")
 
 
 @pytest.mark.parametrize(
@@ -239,7 +239,7 @@ def test_a_socket_is_recognized_by_its_kind(unix: socket.socket, tcp: socket.soc
 )
 def test_an_unknown_transport_is_named(family: socket.AddressFamily, kind: socket.SocketKind, says: str) -> None:
     with socket.socket(family, kind) as wrong, pytest.raises(OSError, match=says):
-        kind_of(wrong)
+        transport_of(wrong)
 
 
 def test_an_abstract_socket_is_refused_by_the_engine(root: Path) -> None:

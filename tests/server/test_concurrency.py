@@ -2,7 +2,7 @@
 
 import pytest
 
-from objmapper_server.concurrency import CHOICES, TRANSPORTS, Concurrency, Transport, choose
+from objmapper_server.concurrency import MODEL_ALIASES, TRANSPORTS, Concurrency, Transport, resolve_model
 
 
 def test_the_names_are_the_documented_ones() -> None:
@@ -17,14 +17,14 @@ def test_the_names_are_the_documented_ones() -> None:
 
 
 def test_by_transport_gives_descriptors_a_thread_each_and_bytes_a_pool() -> None:
-    assert choose(Concurrency.BY_TRANSPORT, "unix") is Concurrency.THREAD_PER_CONNECTION
-    assert choose(Concurrency.BY_TRANSPORT, "tcp") is Concurrency.THREAD_POOL
-    assert choose(Concurrency.BY_TRANSPORT, "udp") is Concurrency.EPOLL
+    assert resolve_model(Concurrency.BY_TRANSPORT, "unix") is Concurrency.THREAD_PER_CONNECTION
+    assert resolve_model(Concurrency.BY_TRANSPORT, "tcp") is Concurrency.THREAD_POOL
+    assert resolve_model(Concurrency.BY_TRANSPORT, "udp") is Concurrency.EPOLL
 
 
 def test_without_connections_there_is_no_thread_for_each() -> None:
     with pytest.raises(ValueError, match="udp has no connections"):
-        choose(Concurrency.THREAD_PER_CONNECTION, "udp")
+        resolve_model(Concurrency.THREAD_PER_CONNECTION, "udp")
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
@@ -32,6 +32,6 @@ def test_without_connections_there_is_no_thread_for_each() -> None:
 def test_the_chosen_model_is_concrete(model: Concurrency, transport: Transport) -> None:
     if (model, transport) == (Concurrency.THREAD_PER_CONNECTION, "udp"):
         pytest.skip("refused")
-    chosen = choose(model, transport)
-    assert chosen not in CHOICES
-    assert model in CHOICES or chosen is model
+    chosen = resolve_model(model, transport)
+    assert chosen not in MODEL_ALIASES
+    assert model in MODEL_ALIASES or chosen is model

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from objmapper_server import Concurrency, Config, ConfigError
-from objmapper_server.settings.listen_address import ListeningPoint
+from objmapper_server.settings.listen_address import ListenAddress
 
 
 def test_the_defaults_are_the_documented_ones(tmp_path: Path) -> None:
@@ -264,16 +264,16 @@ def test_the_file_and_the_environment_give_models_too(tmp_path: Path, monkeypatc
     ],
 )
 def test_listening_points(text: str, host: str, port: int) -> None:
-    assert ListeningPoint.parse(text, 9999) == ListeningPoint(host, port)
+    assert ListenAddress.parse(text, 9999) == ListenAddress(host, port)
 
 
 @given(st.text(max_size=30))
 def test_any_text_is_a_listening_point_that_reads_back_or_is_refused(text: str) -> None:
     try:
-        point = ListeningPoint.parse(text, 9999)
+        point = ListenAddress.parse(text, 9999)
     except ValueError:
         return
-    assert ListeningPoint.parse(str(point), 1) == point
+    assert ListenAddress.parse(str(point), 1) == point
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ TOKEN = "a token of sixteen characters"
 @pytest.fixture(autouse=True)
 def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same limits, reached sooner."""
-    monkeypatch.setattr(http_limits, "REQUEST_TIME", 0.5)
+    monkeypatch.setattr(http_limits, "REQUEST_TIMEOUT", 0.5)
 
 
 @pytest.fixture

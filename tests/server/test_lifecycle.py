@@ -140,10 +140,10 @@ def test_a_start_without_threads_fails_and_says_what_to_do(model: Concurrency) -
         )
         become = ["setpriv", "--reuid", str(uid), "--regid", str(uid), "--clear-groups"]
         command = ["prlimit", "--nproc=20", *become, sys.executable, "-c", program]
-        ended = subprocess.run(command, cwd=HOME, capture_output=True, text=True, timeout=60, check=False)
-    assert "cannot start a thread" in ended.stdout, ended
-    assert "ulimit -u" in ended.stdout
-    assert ended.returncode == 0
+        result = subprocess.run(command, cwd=HOME, capture_output=True, text=True, timeout=60, check=False)
+    assert "cannot start a thread" in result.stdout, result
+    assert "ulimit -u" in result.stdout
+    assert result.returncode == 0
 
 
 @pytest.mark.skipif(users.why_no_command() != "", reason=users.why_no_command() or "commands run as another user")
@@ -276,7 +276,7 @@ def test_other_threads_run_while_an_engine_that_was_not_stopped_is_dropped(root:
     thread = threading.Thread(target=run)
     thread.start()
     # What holds it besides the engine goes first, without a stop.
-    logs = [server._refusal_log]
+    logs = [server._event_log]
     for log in logs:
         assert log is not None
         log.stop()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from objmapper_server import Config, Server, _engine
-from objmapper_server.load import LoadPlan, _native, run_load
+from objmapper_server.load import LoadPlan, native_plan, run_load
 from tests.support.eventually import eventually
 
 #: What version 1 answers to a copy of "a".
@@ -195,7 +195,7 @@ def test_a_late_answer_over_udp_does_not_count_for_the_next_question() -> None:
 
 
 def plan_of(address: str, **changes: object) -> _engine.Load:
-    return _engine.Load(_native(LoadPlan(address=address, dialect="copy", uris=("/a",), **changes)))  # type: ignore[arg-type]
+    return _engine.Load(native_plan(LoadPlan(address=address, dialect="copy", uris=("/a",), **changes)))  # type: ignore[arg-type]
 
 
 def test_a_load_can_be_stopped_while_a_thread_waits_for_its_end() -> None:
@@ -234,7 +234,7 @@ def test_a_load_that_is_dropped_ends() -> None:
 def test_a_load_is_stopped_whose_server_accepts_and_says_nothing(dialect: str) -> None:
     with serving(until_hung_up) as address:
         plan = LoadPlan(address=address, dialect=dialect, uris=("/a",), clients=3, duration=600)  # type: ignore[arg-type]
-        load = _engine.Load(_native(plan))
+        load = _engine.Load(native_plan(plan))
         load.stop()
         began = time.monotonic()
         load.finish()

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from objmapper_client import Client
 from objmapper_server import Concurrency, Config, ConfigError, Server
 from objmapper_server.errors import NotRunning
-from objmapper_server.settings.access_rules import PeerRules
-from objmapper_server.settings.reload import CHANGEABLE, Reloaded
+from objmapper_server.settings.access_rules import AccessRules
+from objmapper_server.settings.reload import RELOADABLE, Reloaded
 from tests.support.raw_client import COPY, OK, UNAVAILABLE, RawClient
 from tests.support.server_process import ServerProcess
 
@@ -168,7 +168,7 @@ def test_a_server_that_drains_changes_nothing_any_more(server: Server, file: Pat
 
 
 def test_what_can_change_is_a_setting() -> None:
-    assert set(Config.model_fields) >= CHANGEABLE
+    assert set(Config.model_fields) >= RELOADABLE
 
 
 def test_the_settings_in_force_say_where_they_came_from(server: Server, file: Path, root: Path) -> None:
@@ -249,7 +249,7 @@ def test_any_file_is_taken_or_refused_in_one_line(file: Path, root: Path, writte
     file.write_text("".join(f"{name} = {value}\n" for name, value in written.items()), errors="surrogatepass")
     wrong = None
     try:
-        PeerRules.of(Config.load(file=file, environment=False, root=root))
+        AccessRules.from_config(Config.load(file=file, environment=False, root=root))
     except ConfigError as error:
         wrong = str(error)
     assert wrong is None or "\n" not in wrong

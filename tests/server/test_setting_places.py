@@ -15,11 +15,11 @@ import typer
 from objmapper_cli.commands.serve import serve_settings
 from objmapper_cli.setting_flags import with_flags
 from objmapper_server import Config
-from objmapper_server.settings.access_rules import PeerRules
-from objmapper_server.settings.config_arguments import Given
-from objmapper_server.settings.effective import settings_in_force
-from objmapper_server.settings.reload import CHANGEABLE
-from objmapper_server.settings.setting_info import SettingInfo, count, documented, shown_default
+from objmapper_server.settings.access_rules import AccessRules
+from objmapper_server.settings.config_arguments import ConfigArguments
+from objmapper_server.settings.effective import effective_settings
+from objmapper_server.settings.reload import RELOADABLE
+from objmapper_server.settings.setting_info import SettingInfo, count, setting_infos, shown_default
 from objmapper_server.settings.sources import DEFAULT_ADMIN
 
 HOME = Path(__file__).parent.parent.parent
@@ -55,7 +55,7 @@ def flags(config: type[Config]) -> dict[str, Any]:
 
 def lacks(config: type[Config]) -> Iterator[str]:
     """What each place lacks, a line each."""
-    infos = documented(config)
+    infos = setting_infos(config)
     given, shown = flags(config), (HOME / "docs" / "reference.md").read_text(encoding="utf-8")
     engine, limits, rules = (
         native("settings.rs", "Settings"),
@@ -64,7 +64,7 @@ def lacks(config: type[Config]) -> Iterator[str]:
     )
     used = {DERIVED.get(name, name) for name in engine - BESIDE | used_by_python() | rules}
     for name, info in infos.items():
-        if name not in Given.__annotations__:
+        if name not in ConfigArguments.__annotations__:
             yield f"objmapper_server/settings/config_arguments.py lacks {name}: run `make reference`"
         if info.has_flag != (name in given):
             yield f"objmapper serve has {'a' if name in given else 'no'} flag for {name}"
@@ -72,14 +72,14 @@ def lacks(config: type[Config]) -> Iterator[str]:
             yield f"docs/reference.md lacks {name}: run `make reference`"
         if name not in used:
             yield f"{name} is used by neither server, command nor engine (engine/src/settings.rs)"
-    for name in Given.__annotations__.keys() - infos.keys():
+    for name in ConfigArguments.__annotations__.keys() - infos.keys():
         yield f"Config lacks {name}, which objmapper_server/settings/config_arguments.py has: run `make reference`"
     for name in engine - BESIDE - infos.keys():
         yield f"Config lacks {name}, which the engine reads (engine/src/settings.rs)"
     for name in limits - {name for name, info in infos.items() if info.reloadable}:
         yield f"Config.{name} is not reloadable, and the engine's Limits read it at a reload"
-    for name in rules ^ {each.name for each in fields(PeerRules)}:
-        yield f"PyRules (engine/src/python.rs) and PeerRules (settings/access_rules.py) differ in {name}"
+    for name in rules ^ {each.name for each in fields(AccessRules)}:
+        yield f"PyRules (engine/src/python.rs) and AccessRules (settings/access_rules.py) differ in {name}"
 
 
 def test_no_place_lacks_a_setting() -> None:
@@ -122,12 +122,12 @@ def test_a_field_without_documentation_is_refused() -> None:
         silent: int = 1
 
     with pytest.raises(TypeError, match=r"Silent\.silent needs one SettingInfo"):
-        documented(Silent)
+        setting_infos(Silent)
 
 
 @pytest.mark.parametrize("name", Config.model_fields)
 def test_each_setting_has_one_line_of_help_and_the_default_that_it_says(name: str, tmp_path: Path) -> None:
-    info = documented(Config)[name]
+    info = setting_infos(Config)[name]
     assert info.help
     assert "\n" not in info.help
     assert bool(info.metavar) != (Config.model_fields[name].annotation is bool)
@@ -141,11 +141,11 @@ def test_each_setting_has_one_line_of_help_and_the_default_that_it_says(name: st
 
 
 def test_what_a_reload_changes_is_what_the_fields_say(tmp_path: Path) -> None:
-    assert {name for name, info in documented(Config).items() if info.reloadable} == CHANGEABLE
-    shown = settings_in_force(Config(root=tmp_path))
-    assert {name for name, each in shown.items() if each.changeable} == CHANGEABLE
-    assert {"idle_timeout", "admin_token"} <= CHANGEABLE
-    assert not {"root", "unix", "cache_size"} & CHANGEABLE
+    assert {name for name, info in setting_infos(Config).items() if info.reloadable} == RELOADABLE
+    shown = effective_settings(Config(root=tmp_path))
+    assert {name for name, each in shown.items() if each.changeable} == RELOADABLE
+    assert {"idle_timeout", "admin_token"} <= RELOADABLE
+    assert not {"root", "unix", "cache_size"} & RELOADABLE
 
 
 def test_a_shell_completes_the_values_of_settings_that_have_some() -> None:

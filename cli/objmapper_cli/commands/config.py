@@ -48,10 +48,10 @@ def config(
 
 def _load(file: str | None, *, environment: bool) -> Document:
     """Return what they come to. A file is looked at by itself: the environment could hide what is wrong with it."""
-    from objmapper_server.settings.effective import settings_in_force, settings_without_root
+    from objmapper_server.settings.effective import effective_settings, settings_without_root
 
     loaded, has_root = settings_without_root(file, environment=environment)
-    return {name: setting.model_dump() for name, setting in settings_in_force(loaded, has_root=has_root).items()}
+    return {name: setting.model_dump() for name, setting in effective_settings(loaded, has_root=has_root).items()}
 
 
 def _running_server_settings(admin: str | None, wait: float) -> Document:

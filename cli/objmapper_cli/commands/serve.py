@@ -49,7 +49,7 @@ def serve_settings(
 
     from objmapper_server import Config, Server
     from objmapper_server.process.logs import LOG, log_to_stderr
-    from objmapper_server.process.socket_activation import handed_over
+    from objmapper_server.process.socket_activation import inherited_sockets
 
     # While it serves, SIGHUP is a reload; before and after, one that comes a moment too early or late ends nothing.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -57,7 +57,7 @@ def serve_settings(
     log_to_stderr(settings.log_format)
     try:
         with ExitStack() as stack:
-            sockets = handed_over(os.environ)
+            sockets = inherited_sockets(os.environ)
             for each in sockets.values():
                 stack.enter_context(each)
             server = Server(settings, sockets)
