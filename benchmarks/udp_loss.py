@@ -66,8 +66,8 @@ def main() -> None:
 def run(address: str, chunk: int, loss: float, seed: int) -> tuple[bool, int, float]:
     """One transfer: whether it arrived as it is, the bytes that the server sent for it, and how long it took."""
     connection._LOOPBACK_CHUNK = chunk
-    weather = NetworkFaults(loss=loss, duplicates=0.05, reordering=0.2)
-    with lossy_relay(address, weather, seed) as relay, Client(relay.address, timeout=300) as client:
+    faults = NetworkFaults(loss=loss, duplicates=0.05, reordering=0.2)
+    with lossy_relay(address, faults, seed) as relay, Client(relay.address, timeout=300) as client:
         start = time.monotonic()
         try:
             is_right = client.read("/object") == CONTENT

@@ -35,7 +35,7 @@ LOG: Final = logging.getLogger(__name__)
 class Server:
     """Serves one root as its `Config` says; in a ``with`` block from start to stop.
 
-    `sockets` are sockets that are open already (`activation.inherited_sockets`): they take the places of those that the
+    `sockets` are sockets that are open already (`inherited_sockets`): they take the places of those that the
     settings name, and stay the caller's to close. OSError where one is for UDP and the settings have no `udp`.
     """
 

@@ -23,24 +23,24 @@ from pathlib import Path
 from tqdm import tqdm
 
 from objmapper_server import Concurrency
-from tests.support.crash_harness import WRITES, CrashRun, CrashScene
+from tests.support.crash_harness import WRITES, CrashRun, CrashSetup
 from tests.support.fork_server import ForkServer
 from tests.support.strace import why_not
 
 MODELS = [Concurrency.THREAD_PER_CONNECTION, Concurrency.THREAD_POOL, Concurrency.WORK_STEALING, Concurrency.EPOLL]
 
 
-def at_every_call(scene: CrashScene, model: Concurrency) -> list[str]:
+def at_every_call(setup: CrashSetup, model: Concurrency) -> list[str]:
     """Kills at every call of every write, prints a line for each kind of write. Returns what was wrong."""
     wrong = []
     for write in WRITES:
-        calls = scene.calls(write)
+        calls = setup.calls(write)
         counts: Counter[str] = Counter()
         for call in tqdm(calls, desc=f"{model}: {write.name}", unit="kill", leave=False, disable=None):
-            verdict = scene.kill_at(write, call)
-            counts["in the call"] += verdict.has_fired
-            counts["after the answer"] += verdict.is_answered
-            wrong += [f"{model}: {verdict}"] if verdict.wrong else []
+            report = setup.kill_at(write, call)
+            counts["in the call"] += report.has_fired
+            counts["after the answer"] += report.is_answered
+            wrong += [f"{model}: {report}"] if report.wrong else []
         print(
             f"{model:<23}{write.name:<23}{len(calls):>6} calls{counts['in the call']:>6} killed in them"
             f"{counts['after the answer']:>6} after the answer"
@@ -48,15 +48,15 @@ def at_every_call(scene: CrashScene, model: Concurrency) -> list[str]:
     return wrong
 
 
-def at_random(scene: CrashScene, model: Concurrency, kills: int, seed: int) -> list[str]:
+def at_random(setup: CrashSetup, model: Concurrency, kills: int, seed: int) -> list[str]:
     """Kills the server this number of times during writes, prints a line. Returns what was wrong."""
-    rampage = CrashRun.begin(scene, seed=seed)
+    crash_run = CrashRun.begin(setup, seed=seed)
     for _ in tqdm(range(kills), desc=f"{model}: at random", unit="kill", leave=False, disable=None):
-        rampage.kill()
-    rampage.end()
-    print(f"{model:<23}{'at random':<23}{rampage.kills:>6} kills{rampage.writes:>9,} writes answered")
-    return [f"{model}: {line}" for line in rampage.torn_or_lost] + [
-        f"{model}: stray {name}" for name in rampage.leftover_files
+        crash_run.kill()
+    crash_run.end()
+    print(f"{model:<23}{'at random':<23}{crash_run.kills:>6} kills{crash_run.writes:>9,} writes answered")
+    return [f"{model}: {line}" for line in crash_run.torn_or_lost] + [
+        f"{model}: stray {name}" for name in crash_run.leftover_files
     ]
 
 
@@ -73,13 +73,13 @@ def main() -> int:
     began = time.monotonic()
     wrong: list[str] = []
     print(f"seed {given.seed}")
-    with tempfile.TemporaryDirectory(prefix="objmapper-crashes-") as folder, ForkServer() as nursery:
+    with tempfile.TemporaryDirectory(prefix="objmapper-crashes-") as folder, ForkServer() as fork_server:
         for at, model in enumerate(models):
-            one_each = CrashScene(nursery, Path(folder), {"storage_pool_size": 1, "concurrency_model": model})
+            one_each = CrashSetup(fork_server, Path(folder), {"storage_pool_size": 1, "concurrency_model": model})
             wrong += at_every_call(one_each, model)
             kills = given.kills // len(models) + (at < given.kills % len(models))
             wrong += at_random(
-                CrashScene(nursery, Path(folder), {"concurrency_model": model}), model, kills, given.seed
+                CrashSetup(fork_server, Path(folder), {"concurrency_model": model}), model, kills, given.seed
             )
     for line in wrong[:20]:
         print(f"  {line}")

@@ -204,14 +204,14 @@ def test_wrong_usage_has_its_own_exit_code(server: Server, objmapper: Run, argum
 
 
 def test_a_server_without_room_refuses(objmapper: Run) -> None:
-    with fixed_reply_server(b"\x14\0\4busy", hold=True) as address:
+    with fixed_reply_server(b"\x14\0\4busy", keep_open=True) as address:
         got = objmapper("get", "/a", "--server", address)
     assert got.returncode == 6
     assert "busy" in one_line(got.stderr)
 
 
 def test_a_server_that_says_nothing_is_waited_for_as_long_as_was_said(objmapper: Run) -> None:
-    with fixed_reply_server(b"", hold=True) as address:
+    with fixed_reply_server(b"", keep_open=True) as address:
         got = objmapper("get", "/a", "--server", address, "--timeout", "0.2")
     assert got.returncode == 5
     assert "no answer" in one_line(got.stderr)
@@ -219,7 +219,7 @@ def test_a_server_that_says_nothing_is_waited_for_as_long_as_was_said(objmapper:
 
 @pytest.mark.parametrize("answer", [b"\xff\xff", b"\0\0\0\0\0\0\0\0\2half", b"HTTP/1.0 400 Bad Request\r\n\r\n"])
 def test_a_server_that_breaks_the_rules_leaves_no_file(objmapper: Run, tmp_path: Path, answer: bytes) -> None:
-    with fixed_reply_server(answer, hold=False) as address:
+    with fixed_reply_server(answer, keep_open=False) as address:
         got = objmapper("get", "/a", "--server", address, "-o", "out")
     assert got.returncode in (1, 4)
     one_line(got.stderr)
@@ -241,7 +241,7 @@ def test_an_interrupted_download_leaves_no_partial_file(
     uris: list[str],
     left: list[str],
 ) -> None:
-    with fixed_reply_server(HALF, hold=True) as address:
+    with fixed_reply_server(HALF, keep_open=True) as address:
         process = started("get", *uris, "--server", address, "-o", "out")
         deadline = time.monotonic() + 30
         while not (has_begun_a_file(process.pid, tmp_path) and is_asleep(process.pid)):
@@ -254,7 +254,7 @@ def test_an_interrupted_download_leaves_no_partial_file(
 
 
 def test_an_interrupt_between_two_pieces_does_not_wait_for_the_rest() -> None:
-    with fixed_reply_server(HALF, hold=True) as address, Client(address, timeout=20) as client:
+    with fixed_reply_server(HALF, keep_open=True) as address, Client(address, timeout=20) as client:
         start = time.monotonic()
         with pytest.raises(KeyboardInterrupt), Download(client, "/a") as fetch:
             assert fetch.size == 1000
@@ -280,7 +280,7 @@ def test_only_a_terminal_gets_a_progress_bar(server: Server, objmapper: Run, roo
 
 
 def test_not_even_a_kill_leaves_anything(started: Callable[..., subprocess.Popen[bytes]], tmp_path: Path) -> None:
-    with fixed_reply_server(HALF, hold=True) as address:
+    with fixed_reply_server(HALF, keep_open=True) as address:
         process = started("get", "/a", "--server", address, "-o", "out")
         deadline = time.monotonic() + 30
         while not has_begun_a_file(process.pid, tmp_path):

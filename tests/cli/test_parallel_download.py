@@ -16,7 +16,7 @@ from objmapper_client.protocol.v2_requests import Operation
 from objmapper_client.protocol.v2_responses import Entry, Metadata, encode_entry
 from objmapper_server import Server
 from tests.cli.conftest import HOME, Run, one_line
-from tests.support.misbehaving_server import Peer, fake_server_v2
+from tests.support.fake_server_v2 import Peer, fake_server_v2
 
 TRANSPORTS = ("unix", "tcp")
 

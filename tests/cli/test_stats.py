@@ -231,7 +231,7 @@ COMMANDS = [("stats",), ("stats", "--json"), ("config",), ("trace", "--count", "
     ids=["text", "list", "deep", "empty", "garbled"],
 )
 def test_a_program_that_is_no_objmapper_is_named(objmapper: Run, command: tuple[str, ...], answer: bytes) -> None:
-    with fixed_reply_server(b"HTTP/1.1 200 OK\r\nConnection: close" + answer, hold=False) as server:
+    with fixed_reply_server(b"HTTP/1.1 200 OK\r\nConnection: close" + answer, keep_open=False) as server:
         address = server.replace("tcp", "http")
         got = objmapper(*command, "--admin", address)
     assert (got.returncode, got.stdout) == (4 if b"gzip" in answer else 1, b"")
@@ -241,7 +241,7 @@ def test_a_program_that_is_no_objmapper_is_named(objmapper: Run, command: tuple[
 
 def test_a_server_of_another_version_is_named(objmapper: Run) -> None:
     document = b'{"requests_total": 1, "transports": {}, "uptime": 5, "draining": false}'
-    with fixed_reply_server(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + document, hold=False) as server:
+    with fixed_reply_server(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + document, keep_open=False) as server:
         got = objmapper("stats", "--admin", server.replace("tcp", "http"))
     assert got.returncode == 1
     assert "another version" in one_line(got.stderr)

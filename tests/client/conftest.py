@@ -5,7 +5,7 @@ import asyncio
 import pytest
 import uvloop
 
-from tests.support.callers import Caller, in_task, in_task_of_uvloop, in_thread
+from tests.support.both_clients import Caller, call_in_task, call_in_thread, call_in_uvloop_task
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -14,6 +14,6 @@ def _uvloop_has_its_pipe() -> None:
     uvloop.run(asyncio.sleep(0))
 
 
-@pytest.fixture(params=[in_thread, in_task, in_task_of_uvloop], ids=["thread", "task", "uvloop"])
+@pytest.fixture(params=[call_in_thread, call_in_task, call_in_uvloop_task], ids=["thread", "task", "uvloop"])
 def call(request: pytest.FixtureRequest) -> Caller:
     return request.param  # type: ignore[no-any-return]

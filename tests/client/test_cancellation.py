@@ -16,11 +16,11 @@ import uvloop
 
 from objmapper_client import AsyncClient, Client, ConnectionFailed, RequestTimeout
 from tests.support.eventually import eventually
-from tests.support.misbehaving_server import FakeServerV2, Held, Peer, answers_all, fake_server_v2
+from tests.support.fake_server_v2 import FakeServerV2, HeldReplies, Peer, answer_all, fake_server_v2
 
 
 def test_a_reader_whose_time_is_up_leaves_the_reading_to_another(tmp_path: Path) -> None:
-    held = Held()
+    held = HeldReplies()
     with fake_server_v2(tmp_path, held) as server, Client(server.address, mode="copy", timeout=1.5) as client:
         with ThreadPoolExecutor(2) as threads:
             first = threads.submit(client.read, "/slow/1")
@@ -29,7 +29,7 @@ def test_a_reader_whose_time_is_up_leaves_the_reading_to_another(tmp_path: Path)
             second = threads.submit(client.read, "/slow/2")
             with pytest.raises(RequestTimeout):
                 first.result(10)
-            held.go.set()
+            held.release.set()
             assert second.result(10) == b"slow"
         assert client.read("/x") == b"/x"
         # Nothing had been answered while the first one waited: its connection got no further requests.
@@ -38,7 +38,7 @@ def test_a_reader_whose_time_is_up_leaves_the_reading_to_another(tmp_path: Path)
 
 @pytest.mark.parametrize("mode", ["copy", "fdpass"])
 def test_a_late_answer_is_thrown_away_and_the_connection_stays(tmp_path: Path, mode: str) -> None:
-    held = Held()
+    held = HeldReplies()
     with (
         fake_server_v2(tmp_path, held) as server,
         Client(server.address, mode=mode, timeout=1.5) as client,
@@ -49,7 +49,7 @@ def test_a_late_answer_is_thrown_away_and_the_connection_stays(tmp_path: Path, m
         client.open("/x").close()
         with pytest.raises(RequestTimeout):
             slow.result(10)
-        held.go.set()
+        held.release.set()
         assert held.is_answered.wait(10)
         for _ in range(3):
             client.open("/x").close()
@@ -59,7 +59,7 @@ def test_a_late_answer_is_thrown_away_and_the_connection_stays(tmp_path: Path, m
 @pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
 @pytest.mark.parametrize("mode", ["copy", "fdpass"])
 def test_a_late_answer_to_a_task_is_thrown_away(tmp_path: Path, mode: str, run: Callable[[Any], None]) -> None:
-    held = Held()
+    held = HeldReplies()
 
     async def use(address: str) -> None:
         async with AsyncClient(address, mode=mode, timeout=1.5) as client:
@@ -69,7 +69,7 @@ def test_a_late_answer_to_a_task_is_thrown_away(tmp_path: Path, mode: str, run: 
             (await client.open("/x")).close()
             with pytest.raises(RequestTimeout):
                 await slow
-            held.go.set()
+            held.release.set()
             while not held.is_answered.is_set():  # noqa: ASYNC110 - another thread sets it
                 await asyncio.sleep(0.01)
             for _ in range(3):
@@ -82,7 +82,7 @@ def test_a_late_answer_to_a_task_is_thrown_away(tmp_path: Path, mode: str, run: 
 
 def test_a_server_that_hangs_costs_one_timeout(tmp_path: Path) -> None:
     """Where nothing was answered since the request was sent, the next one has another connection."""
-    held = Held()
+    held = HeldReplies()
     with (
         fake_server_v2(tmp_path, held) as server,
         Client(server.address, mode="copy", timeout=0.6) as client,
@@ -92,11 +92,11 @@ def test_a_server_that_hangs_costs_one_timeout(tmp_path: Path) -> None:
                 client.read("/slow")
             assert server.connections == number
         assert client.read("/x") == b"/x"
-        held.go.set()
+        held.release.set()
 
 
 def test_a_slow_answer_on_a_living_connection_costs_no_connection(tmp_path: Path) -> None:
-    held = Held()
+    held = HeldReplies()
     with (
         fake_server_v2(tmp_path, held) as server,
         Client(server.address, mode="copy", timeout=1.5) as client,
@@ -107,7 +107,7 @@ def test_a_slow_answer_on_a_living_connection_costs_no_connection(tmp_path: Path
         assert client.read("/x") == b"/x"
         with pytest.raises(RequestTimeout):
             slow.result(10)
-        held.go.set()
+        held.release.set()
         assert client.read("/x") == b"/x"
         assert server.connections == 1
 
@@ -117,7 +117,7 @@ def kill_after(count: int) -> Callable[[Peer], None]:
 
     def script(peer: Peer) -> None:
         if peer.number:
-            answers_all(peer)
+            answer_all(peer)
         for _ in range(count):
             request = peer.request()
             peer.answer(request, request.uri.encode())
@@ -185,7 +185,7 @@ def test_a_storm_of_cancellations_leaves_nothing(tmp_path: Path, mode: str, run:
         assert server.connections == 1
 
     threads = threading.active_count()
-    with fake_server_v2(tmp_path, answers_all) as server:
+    with fake_server_v2(tmp_path, answer_all) as server:
         run(use(server))
     assert threading.active_count() == threads
 
@@ -194,7 +194,7 @@ def test_a_storm_of_cancellations_leaves_nothing(tmp_path: Path, mode: str, run:
 def test_cancelled_requests_that_fill_a_hung_connection_do_not_stop_the_next(
     tmp_path: Path, run: Callable[[Any], None]
 ) -> None:
-    held = Held()
+    held = HeldReplies()
 
     async def use(server: FakeServerV2) -> None:
         async with AsyncClient(server.address, mode="copy", timeout=30) as client:
@@ -211,12 +211,12 @@ def test_cancelled_requests_that_fill_a_hung_connection_do_not_stop_the_next(
 
     with fake_server_v2(tmp_path, held, max_pipeline=4) as server:
         run(use(server))
-        held.go.set()
+        held.release.set()
 
 
 @pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
 def test_open_many_that_is_cancelled_leaves_nothing_open(tmp_path: Path, run: Callable[[Any], None]) -> None:
-    held = Held()
+    held = HeldReplies()
 
     async def use(address: str) -> None:
         async with AsyncClient(address) as client:
@@ -226,7 +226,7 @@ def test_open_many_that_is_cancelled_leaves_nothing_open(tmp_path: Path, run: Ca
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-            held.go.set()
+            held.release.set()
             while not held.is_answered.is_set():  # noqa: ASYNC110 - another thread sets it
                 await asyncio.sleep(0.01)
             (await client.open("/d")).close()
@@ -247,7 +247,7 @@ def stays_where_it_is(thread: int) -> bool:
 
 def test_an_interrupted_thread_leaves_nothing_open(tmp_path: Path) -> None:
     """Ctrl-C while an answer is waited for: the others on the connection are tried again."""
-    held = Held()
+    held = HeldReplies()
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -268,7 +268,7 @@ def test_an_interrupted_thread_leaves_nothing_open(tmp_path: Path) -> None:
             with pytest.raises(KeyboardInterrupt):
                 client.open_many(["/a", "/b", "/slow"])
             sender.join()
-            held.go.set()
+            held.release.set()
             client.open("/x").close()
     finally:
         signal.signal(signal.SIGUSR1, before)

@@ -19,7 +19,7 @@ from objmapper_client import (
     UnsupportedMode,
 )
 from objmapper_server import Config, Server
-from tests.support.callers import Caller
+from tests.support.both_clients import Caller
 
 SIZES = {"empty": 0, "small": 1000, "large": 3_000_000}
 

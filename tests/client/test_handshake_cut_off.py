@@ -13,8 +13,8 @@ from objmapper_client import AsyncClient, Client, ConnectionFailed
 from objmapper_client.protocol.hello import Capability, encode_hello_ack
 from objmapper_client.protocol.v2_requests import encode_close
 from objmapper_server import Config, Server
-from tests.support.callers import in_task, in_thread
-from tests.support.misbehaving_server import serving
+from tests.support.both_clients import call_in_task, call_in_thread
+from tests.support.unix_listener import serve_connections
 
 CLOSING = encode_hello_ack(Capability(0x103), 1000, 1) + encode_close(3)
 
@@ -23,27 +23,23 @@ CLOSING = encode_hello_ack(Capability(0x103), 1000, 1) + encode_close(3)
 def front(directory: Path, answers: list[bytes], behind: Path) -> Iterator[str]:
     """Answers the first connections with these bytes, and closes them; then the server `behind` has the address."""
     path = directory / "front.sock"
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.bind(str(path))
-    listener.listen()
+    left = list(answers)
 
-    def serve() -> None:
-        for at, answer in enumerate(answers):
-            try:
-                connection, _ = listener.accept()
-            except OSError:
+    def serve(connection: socket.socket) -> None:
+        with connection:
+            if not left:
                 return
-            with connection:
-                connection.settimeout(20)
-                connection.recv(5000)
-                if at == len(answers) - 1:
-                    # Before the client sees the end, so that its next connection goes there.
-                    os.symlink(behind, directory / "next")
-                    os.replace(directory / "next", path)
-                connection.sendall(answer)
+            connection.settimeout(20)
+            connection.recv(5000)
+            answer = left.pop(0)
+            if not left:
+                # Before the client sees the end, so that its next connection goes there.
+                os.symlink(behind, directory / "next")
+                os.replace(directory / "next", path)
+            connection.sendall(answer)
 
-    with serving(listener, serve):
-        yield f"unix:{path}"
+    with serve_connections(path, serve) as address:
+        yield address
 
 
 @pytest.fixture
@@ -112,7 +108,7 @@ def test_a_server_that_agrees_and_closes_at_once_is_tried_again(
     tmp_path: Path, socket_of_server: Path, first: str, kind: str
 ) -> None:
     with front(tmp_path, [CLOSING] * 2, socket_of_server) as address:
-        call = in_thread if kind == "thread" else in_task
+        call = call_in_thread if kind == "thread" else call_in_task
         found = call(address, (first, "/x"))[0]
         if first == "open":
             found.close()

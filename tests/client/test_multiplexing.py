@@ -17,7 +17,7 @@ from objmapper_client import AsyncClient, Client, ConnectionFailed, Mode, Object
 from objmapper_client._runtime import threads
 from objmapper_client._runtime.thread_multiplexer import ThreadMultiplexer
 from tests.support.eventually import eventually
-from tests.support.misbehaving_server import Held, Peer, answers_all, fake_server_v2
+from tests.support.fake_server_v2 import HeldReplies, Peer, answer_all, fake_server_v2
 
 if TYPE_CHECKING:
     from objmapper_client.protocol.v2_requests import Request
@@ -26,7 +26,7 @@ THREADS = 32
 
 
 def test_threads_share_one_connection(tmp_path: Path) -> None:
-    with fake_server_v2(tmp_path, answers_all) as server, Client(server.address, mode="copy") as client:
+    with fake_server_v2(tmp_path, answer_all) as server, Client(server.address, mode="copy") as client:
 
         def work(thread: int) -> bool:
             uris = [f"/{thread}/{number}" for number in range(50)]
@@ -44,7 +44,7 @@ def test_tasks_share_one_connection(tmp_path: Path) -> None:
             assert await asyncio.gather(*(client.read(uri) for uri in uris)) == [uri.encode() for uri in uris]
 
     for run in (asyncio.run, uvloop.run):
-        with fake_server_v2(tmp_path, answers_all) as server:
+        with fake_server_v2(tmp_path, answer_all) as server:
             run(use(server.address))
             assert server.connections == 1
 
@@ -70,7 +70,7 @@ def test_answers_in_any_order_find_their_threads(tmp_path: Path) -> None:
 
 
 def test_a_slow_answer_holds_up_no_thread_but_its_own(tmp_path: Path) -> None:
-    held = Held()
+    held = HeldReplies()
     with fake_server_v2(tmp_path, held) as server, Client(server.address, mode="copy") as client:
         with ThreadPoolExecutor(5) as threads:
             slow = threads.submit(client.read, "/slow")
@@ -78,7 +78,7 @@ def test_a_slow_answer_holds_up_no_thread_but_its_own(tmp_path: Path) -> None:
             # The slow one is the reader: it hands the others theirs.
             assert list(threads.map(client.read, ["/a", "/b", "/c", "/d"] * 25)) == [b"/a", b"/b", b"/c", b"/d"] * 25
             assert not slow.done()
-            held.go.set()
+            held.release.set()
             assert slow.result(10) == b"slow"
         assert server.connections == 1
 
@@ -233,7 +233,7 @@ def test_a_thousand_are_opened_on_one_connection_with_errors_among_them(tmp_path
 
 
 def test_a_child_begins_anew_whatever_its_parents_threads_hold(tmp_path: Path) -> None:
-    held = Held()
+    held = HeldReplies()
     with fake_server_v2(tmp_path, held) as server, Client(server.address, mode="copy") as client:
         with ThreadPoolExecutor(3) as threads:
             waiting = [threads.submit(client.read, "/slow") for _ in range(3)]
@@ -251,14 +251,14 @@ def test_a_child_begins_anew_whatever_its_parents_threads_hold(tmp_path: Path) -
                     finally:
                         os._exit(code)
             assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-            held.go.set()
+            held.release.set()
             assert [each.result(10) for each in waiting] == [b"slow"] * 3
         assert client.read("/x") == b"/x"
         assert server.connections == 2
 
 
 def test_a_client_serves_one_event_loop_after_the_other(tmp_path: Path) -> None:
-    with fake_server_v2(tmp_path, answers_all) as server:
+    with fake_server_v2(tmp_path, answer_all) as server:
         client = AsyncClient(server.address, mode="copy")
 
         async def use() -> None:

@@ -11,7 +11,7 @@ import pytest
 from objmapper_client import AsyncClient, Client, Object
 from objmapper_client._operations import upload_source as sources
 from objmapper_server import Config, Server
-from tests.support.callers import Caller, Verb, in_task, in_task_of_uvloop, in_thread
+from tests.support.both_clients import Call, Caller, call_in_task, call_in_thread, call_in_uvloop_task
 
 TYPES_OF_CHECKERS = {"WriteableBuffer": memoryview, "Data": sources.Data, "AsyncData": sources.AsyncData}
 VERBS = [name for name, _ in inspect.getmembers(Client, inspect.isfunction) if not name.startswith("_")]
@@ -66,7 +66,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 #: Calls that leave a server as they found it: every verb, and what is wrong with one.
-CALLS: list[tuple[Verb, ...]] = [
+CALLS: list[tuple[Call, ...]] = [
     (("open", "/small"),),
     (("open", "/large", {"mode": "copy"}),),
     (("open", "/none"),),
@@ -101,10 +101,10 @@ CALLS: list[tuple[Verb, ...]] = [
 ]
 
 
-def outcome(call: Caller, address: str, verbs: tuple[Verb, ...]) -> list[object]:
+def outcome(call: Caller, address: str, calls: tuple[Call, ...]) -> list[object]:
     """What the verbs give, or the error, in a form that can be compared."""
     # A caller takes arguments apart.
-    fresh = [tuple(each.copy() if isinstance(each, dict | bytearray) else each for each in verb) for verb in verbs]
+    fresh = [tuple(each.copy() if isinstance(each, dict | bytearray) else each for each in verb) for verb in calls]
     try:
         return [comparable(each) for each in call(address, *fresh)]
     except Exception as error:
@@ -126,12 +126,12 @@ def comparable(result: Any) -> object:
 
 
 @pytest.mark.parametrize("transport", ["unix", "tcp"])
-@pytest.mark.parametrize("verbs", CALLS, ids=lambda verbs: " ".join(str(each)[:30] for each in verbs[0]))
-def test_the_same_call_has_the_same_result_or_error(server: Server, transport: str, verbs: tuple[Verb, ...]) -> None:
+@pytest.mark.parametrize("calls", CALLS, ids=lambda calls: " ".join(str(each)[:30] for each in calls[0]))
+def test_the_same_call_has_the_same_result_or_error(server: Server, transport: str, calls: tuple[Call, ...]) -> None:
     address = server.addresses[transport]
-    expected = outcome(in_thread, address, verbs)
-    assert outcome(in_task, address, verbs) == expected
-    assert outcome(in_task_of_uvloop, address, verbs) == expected
+    expected = outcome(call_in_thread, address, calls)
+    assert outcome(call_in_task, address, calls) == expected
+    assert outcome(call_in_uvloop_task, address, calls) == expected
 
 
 @pytest.mark.parametrize(

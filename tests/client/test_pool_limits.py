@@ -11,7 +11,7 @@ import pytest
 
 from objmapper_client import AsyncClient, Client, RequestTimeout
 from objmapper_client.protocol.v2_requests import Operation
-from tests.support.misbehaving_server import Peer, fake_server_v2
+from tests.support.fake_server_v2 import Peer, fake_server_v2
 
 
 def large_ones(peer: Peer) -> None:

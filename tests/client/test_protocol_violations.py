@@ -18,23 +18,15 @@ from objmapper_client import (
     ServerFailed,
     UnsupportedOperation,
 )
-from tests.support.callers import Caller, Verb, in_task, in_thread
-from tests.support.misbehaving_server import (
-    Script,
-    answers_all,
-    fake_server_v2,
-    hang_up,
-    misbehaving_server,
-    passes,
-    say,
-    wait_for_end,
-)
+from tests.support.both_clients import Call, Caller, call_in_task, call_in_thread
+from tests.support.fake_server_v2 import answer_all, fake_server_v2, wait_for_end
+from tests.support.misbehaving_server import Script, hang_up, misbehaving_server, passes, say
 
 FILE = __file__
 Read = Callable[..., bytes]
 
 
-@pytest.fixture(params=[in_thread, in_task], ids=["thread", "task"])
+@pytest.fixture(params=[call_in_thread, call_in_task], ids=["thread", "task"])
 def call(request: pytest.FixtureRequest) -> Caller:
     return request.param  # type: ignore[no-any-return]
 
@@ -138,9 +130,9 @@ def test_an_old_server_hands_out_objects_and_says_what_it_lacks(call: Caller, tm
         say(found)(connection)
 
     with misbehaving_server(tmp_path, two) as address:
-        verbs: list[Verb] = [("read", "/x", {"offset": 1, "length": 2}), ("stream", "/x", {"chunk_size": 3})]
-        assert call(address, *verbs, mode="copy") == [b"bc", [b"abc", b"d"]]
-    lacking: list[Verb] = [
+        calls: list[Call] = [("read", "/x", {"offset": 1, "length": 2}), ("stream", "/x", {"chunk_size": 3})]
+        assert call(address, *calls, mode="copy") == [b"bc", [b"abc", b"d"]]
+    lacking: list[Call] = [
         ("stat", "/x"),
         ("list",),
         ("delete", "/x"),
@@ -175,6 +167,6 @@ def test_a_server_that_was_replaced_by_a_newer_one_is_noticed(tmp_path: Path) ->
     with Client(f"unix:{tmp_path}/liar.sock", mode="copy") as client:
         with misbehaving_server(tmp_path, hang_up(b"\0" + bytes(7) + b"\1a")):
             assert client.read("/x") == b"a"
-        with fake_server_v2(tmp_path, answers_all, name="liar.sock"):
+        with fake_server_v2(tmp_path, answer_all, name="liar.sock"):
             assert client.read("/later") == b"/later"
             assert client.stat("/later").size == 6

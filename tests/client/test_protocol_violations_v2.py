@@ -25,17 +25,16 @@ from objmapper_client import (
 )
 from objmapper_client.protocol.v2_requests import CLOSE_ACK_FRAME, encode_close
 from objmapper_client.protocol.v2_responses import Entry, Metadata, encode_entry, encode_response
-from tests.support.callers import Caller, Verb, in_thread
-from tests.support.misbehaving_server import (
+from tests.support.both_clients import Call, Caller, call_in_thread
+from tests.support.fake_server_v2 import (
     Peer,
     PeerScript,
-    answers_all,
+    answer_all,
     fake_server_v2,
-    misbehaving_server,
-    raw_server,
-    send_with,
+    send_with_descriptors,
     wait_for_end,
 )
+from tests.support.misbehaving_server import misbehaving_server, raw_server
 
 USUAL = Metadata(size=1, mtime=7, etag="00000000000000ee")
 
@@ -46,7 +45,7 @@ def saying(make: Callable[[int], bytes], *, descriptors: int = 0, path: str = __
     def script(peer: Peer) -> None:
         data = make(peer.request().id)
         if descriptors:
-            send_with(peer.connection, data, descriptors, path)
+            send_with_descriptors(peer.connection, data, descriptors, path)
         else:
             peer.send(data)
         peer.wait_for_end()
@@ -58,10 +57,10 @@ def good(number: int, content_len: int = 1) -> bytes:
     return encode_response(number, 0, content_len, USUAL._replace(size=content_len))
 
 
-OPEN: Verb = ("open", "/x", {"mode": "fdpass"})
-READ: Verb = ("read", "/x", {"mode": "copy"})
-LARGE: Verb = ("read", "/x", {"mode": "copy", "length": 1 << 20})
-STAT: Verb = ("stat", "/x")
+OPEN: Call = ("open", "/x", {"mode": "fdpass"})
+READ: Call = ("read", "/x", {"mode": "copy"})
+LARGE: Call = ("read", "/x", {"mode": "copy", "length": 1 << 20})
+STAT: Call = ("stat", "/x")
 
 
 @pytest.mark.parametrize(
@@ -95,7 +94,7 @@ STAT: Verb = ("stat", "/x")
         (("list",), saying(lambda n: good(n, 1 << 25)), "more than requested"),
     ],
 )
-def test_a_broken_rule_is_named(call: Caller, tmp_path: Path, verb: Verb, script: PeerScript, words: str) -> None:
+def test_a_broken_rule_is_named(call: Caller, tmp_path: Path, verb: Call, script: PeerScript, words: str) -> None:
     with fake_server_v2(tmp_path, script) as server, pytest.raises(RemoteProtocolError, match=words):
         call(server.address, verb)
     assert server.connections <= 2
@@ -119,9 +118,9 @@ def test_others_on_a_connection_that_was_given_up_are_tried_again(call: Caller, 
 
     def script(peer: Peer) -> None:
         if peer.number:
-            answers_all(peer)
+            answer_all(peer)
         requests = [peer.request() for _ in range(4)]
-        send_with(peer.connection, good(requests[1].id), 5, __file__)
+        send_with_descriptors(peer.connection, good(requests[1].id), 5, __file__)
         peer.wait_for_end()
 
     with fake_server_v2(tmp_path, script) as server:
@@ -146,12 +145,12 @@ def test_what_a_server_that_speaks_version_1_from_now_on_has_answered_before_is_
 
     def version_1(connection: socket.socket) -> None:
         # Only those that have no answer are asked for again, one after the other.
-        send_with(connection, b"\0", 1, __file__)
+        send_with_descriptors(connection, b"\0", 1, __file__)
         assert connection.recv(5000) == b"1\0\2/d"
-        send_with(connection, b"\0", 1, __file__)
+        send_with_descriptors(connection, b"\0", 1, __file__)
         wait_for_end(connection)
 
-    with misbehaving_server(tmp_path, version_1, before=version_2) as address:
+    with misbehaving_server(tmp_path, version_1, first_v2=version_2) as address:
         results = call(address, ("open_many", ["/a", "/b", "/c", "/d"]))[0]
         for result in results:
             assert isinstance(result, Object)
@@ -175,7 +174,7 @@ def test_what_a_server_that_speaks_version_1_from_now_on_has_answered_before_is_
     ],
 )
 @pytest.mark.parametrize("verb", [OPEN, READ, LARGE, STAT, ("delete", "/x"), ("put", "/x", b"1"), ("list",)])
-def test_a_status_is_its_error(tmp_path: Path, status: int, kind: type[Exception], verb: Verb) -> None:
+def test_a_status_is_its_error(tmp_path: Path, status: int, kind: type[Exception], verb: Call) -> None:
     def script(peer: Peer) -> None:
         while True:
             request = peer.request()
@@ -183,11 +182,11 @@ def test_a_status_is_its_error(tmp_path: Path, status: int, kind: type[Exception
             peer.refuse(request, status, "word")
 
     with fake_server_v2(tmp_path, script) as server, pytest.raises(kind, match="word"):
-        in_thread(server.address, verb)
+        call_in_thread(server.address, verb)
 
 
 def test_what_the_server_says_of_an_object_comes_with_it(call: Caller, tmp_path: Path) -> None:
-    with fake_server_v2(tmp_path, answers_all) as server:
+    with fake_server_v2(tmp_path, answer_all) as server:
         for mode in ("fdpass", "copy"):
             with call(server.address, ("open", "/x", {"mode": mode}))[0] as found:
                 assert (found.etag, found.mtime) == ("00000000000000ee", 7)
@@ -204,9 +203,9 @@ def test_deadlines_are_sent_along(call: Caller, tmp_path: Path) -> None:
             peer.content(request)
             peer.answer(request, b"x" if request.operation.name == "COPY" else b"")
 
-    verbs = [STAT, READ, LARGE, ("delete", "/x"), ("put", "/x", b"1"), ("put", "/x", bytes(100_000)), ("list",)]
+    calls = [STAT, READ, LARGE, ("delete", "/x"), ("put", "/x", b"1"), ("put", "/x", bytes(100_000)), ("list",)]
     with fake_server_v2(tmp_path, script) as server:
-        call(server.address, *verbs, timeout=12.5)
+        call(server.address, *calls, timeout=12.5)
     assert [name for name, _ in seen] == ["STAT", "COPY", "COPY", "DELETE", "PUT", "PUT", "LIST"]
     assert all(12_000 <= left <= 12_500 for _, left in seen)
 
@@ -226,7 +225,7 @@ def test_a_descriptor_comes_with_the_first_byte_of_its_answer(call: Caller, tmp_
     def script(peer: Peer) -> None:
         for _ in range(2):
             data = good(peer.request().id)
-            send_with(peer.connection, data[:1], 1, __file__)
+            send_with_descriptors(peer.connection, data[:1], 1, __file__)
             peer.send(data[1:])
         peer.wait_for_end()
 

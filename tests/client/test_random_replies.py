@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from objmapper_client import AsyncClient, Client, Object, ObjmapperError
 from tests.support.eventually import eventually
-from tests.support.random_server import CONTENTS, HELLOS, REPLIES, RandomServer, Reply, Script
+from tests.support.random_server import CONTENTS, HELLO_KINDS, REPLY_KINDS, RandomServer, Reply, Script
 
 TIMEOUT = 0.3
 #: A machine that stalls is no finding; a call that waits for an answer that never comes is.
@@ -41,11 +41,11 @@ CALLS: list[Call] = [
 scripts = st.lists(
     st.builds(
         Script,
-        st.sampled_from(HELLOS),
+        st.sampled_from(HELLO_KINDS),
         st.lists(
             st.builds(
                 Reply,
-                st.sampled_from(REPLIES),
+                st.sampled_from(REPLY_KINDS),
                 st.one_of(st.integers(0, 60), st.integers(0, 400_000)),
                 st.sampled_from([0.0, 0.0, 0.0, 0.02]),
             ),
@@ -98,7 +98,7 @@ def arguments(call: Call) -> tuple[list[Any], dict[str, Any], bytearray]:
     return given, named, buffer
 
 
-def in_thread(address: str, calls: list[Call]) -> None:
+def call_in_thread(address: str, calls: list[Call]) -> None:
     with Client(address, timeout=TIMEOUT, connect_timeout=TIMEOUT, attempts=2) as client:
         for call in calls:
             given, named, buffer = arguments(call)
@@ -111,7 +111,7 @@ def in_thread(address: str, calls: list[Call]) -> None:
             assert time.monotonic() - began < LIMIT, call
 
 
-async def in_task(address: str, calls: list[Call]) -> None:
+async def call_in_task(address: str, calls: list[Call]) -> None:
     async with AsyncClient(address, timeout=TIMEOUT, connect_timeout=TIMEOUT, attempts=2) as client:
 
         async def one(call: Call) -> None:
@@ -139,7 +139,7 @@ def test_a_hostile_server_costs_no_more_than_an_error(
     before = descriptors()
     with server.playing(scripts) as address:
         if kind == "thread":
-            in_thread(address, calls)
+            call_in_thread(address, calls)
         else:
-            asyncio.run(in_task(address, calls))
+            asyncio.run(call_in_task(address, calls))
     assert eventually(lambda: descriptors() <= before or (gc.collect() >= 0 and descriptors() <= before))

@@ -15,9 +15,9 @@ from objmapper_client import AsyncClient, Client, Conflict, RequestTimeout
 from objmapper_client.object import Object
 from objmapper_client.protocol.v2_responses import Metadata, encode_response
 from objmapper_server import Config, Server
-from tests.support.callers import Caller
+from tests.support.both_clients import Caller
 from tests.support.eventually import eventually
-from tests.support.misbehaving_server import Peer, fake_server_v2
+from tests.support.fake_server_v2 import Peer, fake_server_v2
 
 SIZE = 5_000_000
 
@@ -81,10 +81,10 @@ def test_a_file_that_is_truncated_between_open_and_read_is_an_error(
     # The client has asked the kernel for the size, and has read nothing yet.
     monkeypatch.setattr(Object, "_read_size", then_it_is_truncated)
     buffer = bytearray(length)
-    verbs = [("read", "/o", {"offset": offset, "length": length}), ("readinto", "/o", buffer, {"offset": offset})]
+    calls = [("read", "/o", {"offset": offset, "length": length}), ("readinto", "/o", buffer, {"offset": offset})]
     if length == SIZE - offset:
-        verbs.append(("read", "/o", {"offset": offset}))
-    for verb in verbs:
+        calls.append(("read", "/o", {"offset": offset}))
+    for verb in calls:
         file.write_bytes(content)
         if left >= offset + length:
             assert call(unix, verb) == [length if verb[0] == "readinto" else content[offset : offset + length]]

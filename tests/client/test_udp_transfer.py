@@ -29,11 +29,11 @@ from objmapper_client.protocol.udp import (
     encode_retry,
 )
 from tests.support.network_faults import NetworkFaults
-from tests.support.udp_simulation import COOKIE, Server, new_path, transfer
+from tests.support.udp_simulation import COOKIE, Server, new_path, run_transfer
 
 URI = "/object"
 CONTENT = random.Random(1).randbytes(1 << 20)
-FAIR = NetworkFaults(delay=0.001)
+NO_FAULTS = NetworkFaults(delay=0.001)
 
 
 def serving(content: bytes = CONTENT, **how: int | bool) -> Server:
@@ -46,7 +46,7 @@ def serving(content: bytes = CONTENT, **how: int | bool) -> Server:
 )
 def test_an_object_arrives_whole_and_nothing_is_sent_twice(size: int) -> None:
     server = serving(CONTENT[:size])
-    outcome = transfer(server, URI, FAIR, 0)
+    outcome = run_transfer(server, URI, NO_FAULTS, 0)
     assert outcome.content == CONTENT[:size]
     # 36 bytes of head for each piece.
     assert server.sent == size + 36 * max(1, -(-size // MAX_REMOTE_CHUNK))
@@ -57,17 +57,17 @@ def test_an_object_arrives_whole_and_nothing_is_sent_twice(size: int) -> None:
 )
 def test_a_range_is_all_that_travels(offset: int, length: int) -> None:
     server = serving(CONTENT[:100_000])
-    outcome = transfer(server, URI, FAIR, 0, offset=offset, length=length)
+    outcome = run_transfer(server, URI, NO_FAULTS, 0, offset=offset, length=length)
     assert outcome.content == CONTENT[:100_000][offset : offset + length]
     assert server.sent <= len(outcome.content) + 36 * (len(outcome.content) // MAX_REMOTE_CHUNK + 2)
 
 
 @pytest.mark.parametrize("loss", [0.0, 0.01, 0.1, 0.3])
 def test_it_arrives_through_loss_duplicates_and_reordering(loss: float) -> None:
-    weather = NetworkFaults(loss=loss, duplicates=0.05, reordering=0.2, delay=0.001)
+    faults = NetworkFaults(loss=loss, duplicates=0.05, reordering=0.2, delay=0.001)
     for seed in range(4):
-        server = serving(wants_cookie=True)
-        outcome = transfer(server, URI, weather, seed)
+        server = serving(requires_cookie=True)
+        outcome = run_transfer(server, URI, faults, seed)
         assert outcome.content == CONTENT
         # What is lost on its way back must be sent again, and some of what is only late.
         assert server.sent < len(CONTENT) * {0.0: 1.2, 0.01: 1.25, 0.1: 1.5, 0.3: 2.5}[loss]
@@ -75,12 +75,12 @@ def test_it_arrives_through_loss_duplicates_and_reordering(loss: float) -> None:
 
 def test_it_arrives_through_damage() -> None:
     """A wrong byte in a PULL asks for something else, one in an answer makes it noise: nothing wrong ever arrives."""
-    weather = NetworkFaults(loss=0.02, duplicates=0.05, reordering=0.1, corruption=0.1, delay=0.001)
+    faults = NetworkFaults(loss=0.02, duplicates=0.05, reordering=0.1, corruption=0.1, delay=0.001)
     for seed in range(6):
         # Neighbours that a damaged URI may name, one letter away.
         objects = {f"/objec{letter}": bytes([letter]) * 300_000 for letter in range(ord("a"), ord("z"))}
         server = Server({**objects, "/object": CONTENT[:300_000]})
-        assert transfer(server, "/object", weather, seed).content == CONTENT[:300_000]
+        assert run_transfer(server, "/object", faults, seed).content == CONTENT[:300_000]
 
 
 @settings(max_examples=60, deadline=None)
@@ -92,18 +92,18 @@ def test_it_arrives_through_damage() -> None:
         reordering=st.floats(0, 0.9),
         corruption=st.floats(0, 0.05),
         delay=st.floats(0, 0.2),
-        detour=st.floats(0.0001, 0.3),
+        reorder_delay=st.floats(0.0001, 0.3),
     ),
     st.integers(0, 100_000),
     st.integers(1, 2000),
     st.integers(0, 2**32),
 )
 def test_whatever_the_weather_the_bytes_are_right_or_there_are_none(
-    weather: NetworkFaults, size: int, chunk: int, seed: int
+    faults: NetworkFaults, size: int, chunk: int, seed: int
 ) -> None:
     size = min(size, 200 * chunk)
     try:
-        found = transfer(serving(CONTENT[:size]), URI, weather, seed, path=new_path(chunk)).content
+        found = run_transfer(serving(CONTENT[:size]), URI, faults, seed, path=new_path(chunk)).content
     except (RequestTimeout, ObjectNotFound):
         # Five silences, or two damaged questions in a row, may happen.
         return
@@ -113,42 +113,42 @@ def test_whatever_the_weather_the_bytes_are_right_or_there_are_none(
 def test_a_far_server_makes_smaller_pieces_and_the_path_remembers() -> None:
     path = new_path(32_768)
     for _ in range(2):
-        server = serving(most_chunk=MAX_REMOTE_CHUNK)
-        assert transfer(server, URI, FAIR, 0, path=path).content == CONTENT
+        server = serving(max_chunk=MAX_REMOTE_CHUNK)
+        assert run_transfer(server, URI, NO_FAULTS, 0, path=path).content == CONTENT
         assert path.chunk == MAX_REMOTE_CHUNK
     for seed in range(20):
-        weather = NetworkFaults(loss=0.3, reordering=0.3, delay=0.001)
-        server = serving(CONTENT[:50_000], most_chunk=MAX_REMOTE_CHUNK)
-        assert transfer(server, URI, weather, seed, path=new_path(32_768)).content == CONTENT[:50_000]
+        faults = NetworkFaults(loss=0.3, reordering=0.3, delay=0.001)
+        server = serving(CONTENT[:50_000], max_chunk=MAX_REMOTE_CHUNK)
+        assert run_transfer(server, URI, faults, seed, path=new_path(32_768)).content == CONTENT[:50_000]
 
 
 def test_a_cookie_is_shown_and_kept() -> None:
-    path, server = new_path(), serving(wants_cookie=True)
-    transfer(server, URI, FAIR, 0, path=path)
+    path, server = new_path(), serving(requires_cookie=True)
+    run_transfer(server, URI, NO_FAULTS, 0, path=path)
     assert path.cookie == COOKIE
     pulls = server.pulls
-    transfer(server, URI, FAIR, 0, path=path, length=1)
+    run_transfer(server, URI, NO_FAULTS, 0, path=path, length=1)
     assert server.pulls == pulls + 1
 
 
 def test_the_window_opens_by_one_a_round_trip_and_closes_by_half() -> None:
     path = new_path()
-    transfer(serving(), URI, FAIR, 0, path=path)
+    run_transfer(serving(), URI, NO_FAULTS, 0, path=path)
     # 911 pieces: 10 + 11 + 12 + … of them in each round trip.
     assert path.window == 44
-    transfer(serving(), URI, NetworkFaults(loss=0.3, delay=0.001), 1, path=path)
+    run_transfer(serving(), URI, NetworkFaults(loss=0.3, delay=0.001), 1, path=path)
     assert path.window < 10
     narrow = new_path(most=3)
-    transfer(serving(), URI, FAIR, 0, path=narrow)
+    run_transfer(serving(), URI, NO_FAULTS, 0, path=narrow)
     assert narrow.window == 3
 
 
 def test_round_trips_are_measured() -> None:
     path = new_path()
-    transfer(serving(), URI, NetworkFaults(delay=0.05), 0, path=path)
+    run_transfer(serving(), URI, NetworkFaults(delay=0.05), 0, path=path)
     assert path.round_trip == pytest.approx(0.1)
     assert path.idle_timeout == 0.2
-    transfer(serving(), URI, NetworkFaults(delay=0.2), 0, path=path)
+    run_transfer(serving(), URI, NetworkFaults(delay=0.2), 0, path=path)
     assert path.idle_timeout == pytest.approx(0.4, abs=0.05)
 
 

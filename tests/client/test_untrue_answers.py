@@ -10,8 +10,8 @@ from objmapper_client import RemoteProtocolError
 from objmapper_client.filesystem import ObjmapperFileSystem
 from objmapper_client.protocol.v2_requests import Operation
 from objmapper_client.protocol.v2_responses import Entry, Metadata, encode_entry
-from tests.support.callers import Caller, Verb
-from tests.support.misbehaving_server import Peer, fake_server_v2
+from tests.support.both_clients import Call, Caller
+from tests.support.fake_server_v2 import Peer, fake_server_v2
 
 
 def entries(*names: str, size: int = 1) -> bytes:
@@ -56,8 +56,8 @@ def test_a_content_longer_than_its_size_is_refused(
 
     ranged = {"mode": mode, "offset": offset, "length": length}
     with fake_server_v2(tmp_path, script) as server:
-        verbs: list[Verb] = [("read", "/x", ranged), ("stream", "/x", ranged), ("open", "/x", {"mode": mode})]
-        for verb in [*verbs, ("readinto", "/x", bytearray(size + more), {"mode": mode})]:
+        calls: list[Call] = [("read", "/x", ranged), ("stream", "/x", ranged), ("open", "/x", {"mode": mode})]
+        for verb in [*calls, ("readinto", "/x", bytearray(size + more), {"mode": mode})]:
             with pytest.raises(RemoteProtocolError, match=r"/x: the server sen(t|ds) \d+ bytes, more than the"):
                 call(server.address, verb)
         ((found,),) = call(server.address, ("open_many", ["/x"], {"mode": mode}))

@@ -23,7 +23,7 @@ from objmapper_client import AsyncClient, Client, LocalProtocolError
 from objmapper_client._operations.upload_source import Source, open_source
 from objmapper_client._runtime.effects import Effects, RunBlocking
 from objmapper_server import Config, Server
-from tests.support.callers import Caller
+from tests.support.both_clients import Caller
 
 LARGE = os.urandom(3_000_000)
 

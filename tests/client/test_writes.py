@@ -25,9 +25,9 @@ from objmapper_client import (
 )
 from objmapper_client.protocol.v2_requests import encode_close
 from objmapper_server import Config, Server
-from tests.support.callers import Caller, Verb
+from tests.support.both_clients import Call, Caller
 from tests.support.eventually import eventually
-from tests.support.misbehaving_server import Peer, answers_all, fake_server_v2
+from tests.support.fake_server_v2 import Peer, answer_all, fake_server_v2
 
 LARGE = os.urandom(3_000_000)
 
@@ -233,7 +233,7 @@ def test_a_put_is_not_repeated_where_it_may_have_been_executed(call: Caller, tmp
         peer.content(peer.request())
 
     (tmp_path / "file").write_bytes(LARGE)
-    verbs: list[Verb] = [
+    calls: list[Call] = [
         ("put", "/x", b"1"),
         ("put", "/x", LARGE),
         ("put", "/x", tmp_path / "file"),
@@ -243,7 +243,7 @@ def test_a_put_is_not_repeated_where_it_may_have_been_executed(call: Caller, tmp
         ("put", "/x", LARGE, {"if_none_match": "*"}),
         ("delete", "/x", {"if_match": "e"}),
     ]
-    for verb in verbs:
+    for verb in calls:
         with fake_server_v2(tmp_path, script) as server, pytest.raises(OutcomeUnknown, match="unknown") as caught:
             call(server.address, verb)
         assert isinstance(caught.value, ConnectionFailed)
@@ -282,7 +282,7 @@ def test_a_server_that_died_while_a_connection_was_idle_costs_no_write(tmp_path:
         peer.content(request)
         peer.answer(request)
 
-    verbs: list[Verb] = [("put", "/x", b"1"), ("delete", "/x"), ("put", "/x", LARGE), ("put", "/x", b"2")]
+    calls: list[Call] = [("put", "/x", b"1"), ("delete", "/x"), ("put", "/x", LARGE), ("put", "/x", b"2")]
     with fake_server_v2(tmp_path, script) as server:
 
         def has_died() -> None:
@@ -290,7 +290,7 @@ def test_a_server_that_died_while_a_connection_was_idle_costs_no_write(tmp_path:
 
         async def use() -> None:
             async with AsyncClient(server.address) as client:
-                for name, *given in verbs:
+                for name, *given in calls:
                     await client.stat("/x")
                     # The loop is not run meanwhile, and does not hear of it.
                     has_died()
@@ -298,7 +298,7 @@ def test_a_server_that_died_while_a_connection_was_idle_costs_no_write(tmp_path:
                     has_died()
 
         with Client(server.address) as client:
-            for name, *given in verbs:
+            for name, *given in calls:
                 client.stat("/x")
                 has_died()
                 getattr(client, name)(*given)
@@ -323,7 +323,7 @@ def test_time_in_the_callers_data_is_not_the_servers(call: Caller, tmp_path: Pat
             time.sleep(0.3)
             yield piece
 
-    with fake_server_v2(tmp_path, answers_all) as server:
+    with fake_server_v2(tmp_path, answer_all) as server:
         call(server.address, ("put", "/x", slowly([b"a", b"b", b"c"])), timeout=0.5)
         pieces = [bytes(40_000)] * 3
         call(server.address, ("put", "/x", slowly(pieces), {"length": 120_000}), timeout=0.5)

@@ -22,10 +22,10 @@ from tests.support.strace import Call, Strace, await_death, threads_of
 
 OLD, NEW = b"old" * 20_000, b"new!" * 30_000
 #: Waits for others, and memory: how often they are called is chance, so not every kill comes that is planned.
-BY_CHANCE = {"epoll_pwait", "epoll_wait", "futex", "poll", "ppoll", "restart_syscall", "recvfrom", "recvmsg", "read"}
+VARYING_CALLS = {"epoll_pwait", "epoll_wait", "futex", "poll", "ppoll", "restart_syscall", "recvfrom", "recvmsg"}
 # A content is written in pieces as it comes, and each wakes a thread by way of an eventfd: how many is chance.
-BY_CHANCE |= {"pwrite64", "write"}
-BY_CHANCE |= {"brk", "madvise", "mmap", "mprotect", "munmap", "sched_yield"}
+VARYING_CALLS |= {"pwrite64", "read", "write"}
+VARYING_CALLS |= {"brk", "madvise", "mmap", "mprotect", "munmap", "sched_yield"}
 #: No version of an object.
 TORN = -1
 
@@ -75,17 +75,17 @@ def read(path: Path) -> bytes | None:
 
 def leftover_files(root: Path) -> list[str]:
     """What a server that has just started finds beside objects, but for the directory that is its own."""
-    own = root / ".objmapper"
-    inside = sorted(own.iterdir())
-    files = [path for path in own.rglob("*") if not path.is_dir()]
-    return [str(path.relative_to(root)) for path in [*files, *inside[1:]]]
+    server_directory = root / ".objmapper"
+    entries = sorted(server_directory.iterdir())
+    files = [path for path in server_directory.rglob("*") if not path.is_dir()]
+    return [str(path.relative_to(root)) for path in [*files, *entries[1:]]]
 
 
 @dataclass
-class CrashScene:
+class CrashSetup:
     """A root, and servers on it one after the other."""
 
-    nursery: ForkServer
+    fork_server: ForkServer
     folder: Path
     settings: dict[str, object]
 
@@ -103,10 +103,10 @@ class CrashScene:
 
     def start(self) -> int:
         """Starts a server on what is there."""
-        return self.nursery.start(self.root, self.socket, **self.settings)
+        return self.fork_server.start(self.root, self.socket, **self.settings)
 
     @contextmanager
-    def before(self, write: Write) -> Iterator[tuple[int, RawClientV2]]:
+    def prepared(self, write: Write) -> Iterator[tuple[int, RawClientV2]]:
         """A fresh root, a server on it, and a client that has written once: each has all that it will need."""
         shutil.rmtree(self.root, ignore_errors=True)
         self.root.mkdir()
@@ -123,7 +123,7 @@ class CrashScene:
 
     def calls(self, write: Write) -> list[Call]:
         """The system calls of this write."""
-        with self.before(write) as (pid, v2):
+        with self.prepared(write) as (pid, v2):
             threads = threads_of(pid)
             with Strace(threads, self.folder / "calls") as strace:
                 write.send(v2, self.folder / "source")
@@ -131,12 +131,12 @@ class CrashScene:
                 # Once that has been answered, the server is done with the write.
                 assert v2.call(COPY, "/bystander").status == OK
             found = strace.calls(threads)
-        assert self.nursery.stop() == 0
+        assert self.fork_server.stop() == 0
         return found
 
     def kill_at(self, write: Write, call: Call) -> "CrashReport":
         """Has the server killed when it enters this call, and looks at what is left."""
-        with self.before(write) as (pid, v2):
+        with self.prepared(write) as (pid, v2):
             threads = [thread for thread, name in threads_of(pid).items() if name == call.thread]
             inject = f"{call.name}:signal=KILL:when={call.ordinal}"
             is_answered = False
@@ -151,17 +151,17 @@ class CrashScene:
                 has_fired = await_death(pid, 0.05 if is_answered else 5.0)
                 if not has_fired:
                     os.kill(pid, 9)
-            self.nursery.await_end()
-        verdict = CrashReport(write, call, has_fired, is_answered)
-        for what, content in (("after the kill", read(self.root / "object")), ("after a restart", self._restart())):
+            self.fork_server.await_end()
+        report = CrashReport(write, call, has_fired, is_answered)
+        for moment, content in (("after the kill", read(self.root / "object")), ("after a restart", self._restart())):
             if content not in (write.old, write.new):
-                verdict.wrong.append(f"torn {what}")
+                report.wrong.append(f"torn {moment}")
             elif is_answered and content != write.new:
-                verdict.wrong.append(f"lost {what}")
-        verdict.wrong += [f"stray {name}" for name in self.left]
+                report.wrong.append(f"lost {moment}")
+        report.wrong += [f"stray {name}" for name in self.left]
         if read(self.root / "bystander") != OLD:
-            verdict.wrong.append("the bystander has changed")
-        return verdict
+            report.wrong.append("the bystander has changed")
+        return report
 
     def _restart(self) -> bytes | None:
         """Has another server sweep, asks it for the object, and stops it."""
@@ -170,7 +170,7 @@ class CrashScene:
         with RawClientV2(self.address) as v2:
             answer = v2.call(COPY, "/object")
             content = None if answer.status == NOT_FOUND else answer.read()
-        assert self.nursery.stop() == 0
+        assert self.fork_server.stop() == 0
         names = {path.name for path in self.root.iterdir()}
         self.left += sorted(names - {"object", "bystander"})
         return content
@@ -215,18 +215,18 @@ class Writer(threading.Thread):
         self.random = random.Random(number)
         #: The version that was answered for, None for nothing; and what may have become of it since.
         self.acknowledged: dict[str, int | None] = dict.fromkeys(self.uris)
-        self.doubtful: tuple[str, int | None] | None = None
+        self.pending_write: tuple[str, int | None] | None = None
         self.version = 0
         self.writes = 0
         self.address = ""
         self.error: BaseException | None = None
 
-    def again(self, address: str) -> "Writer":
+    def reconnected(self, address: str) -> "Writer":
         """The same writer on a new connection, with what it knows: a thread runs once."""
-        other = Writer(0)
-        other.uris, other.random, other.acknowledged = self.uris, self.random, self.acknowledged
-        other.version, other.writes, other.address = self.version, self.writes, address
-        return other
+        writer = Writer(0)
+        writer.uris, writer.random, writer.acknowledged = self.uris, self.random, self.acknowledged
+        writer.version, writer.writes, writer.address = self.version, self.writes, address
+        return writer
 
     def run(self) -> None:
         try:
@@ -243,7 +243,7 @@ class Writer(threading.Thread):
         kind = self.random.choice([PUT, PUT, PUT_DESCRIPTOR, DELETE])
         self.version += 1
         new = None if kind is DELETE else self.version
-        self.doubtful = (uri, new)
+        self.pending_write = (uri, new)
         if kind is DELETE:
             answer = v2.call(DELETE, uri)
         elif kind is PUT:
@@ -256,7 +256,7 @@ class Writer(threading.Thread):
         expected = NOT_FOUND if kind is DELETE and self.acknowledged[uri] is None else OK
         assert answer.status == expected, answer
         self.acknowledged[uri] = new
-        self.doubtful = None
+        self.pending_write = None
         self.writes += 1
 
     def check(self, root: Path) -> list[str]:
@@ -265,13 +265,13 @@ class Writer(threading.Thread):
         for uri in self.uris:
             content = read(root / uri[1:])
             versions = [self.acknowledged[uri]]
-            if self.doubtful is not None and self.doubtful[0] == uri:
-                versions.append(self.doubtful[1])
+            if self.pending_write is not None and self.pending_write[0] == uri:
+                versions.append(self.pending_write[1])
             found = version_of(uri, content)
             if found not in versions:
                 wrong.append(f"{'torn' if found == TORN else 'lost'} {uri}")
             self.acknowledged[uri] = found
-        self.doubtful = None
+        self.pending_write = None
         return wrong
 
 
@@ -279,7 +279,7 @@ class Writer(threading.Thread):
 class CrashRun:
     """Writers at work on a server that is killed again and again."""
 
-    scene: CrashScene
+    setup: CrashSetup
     writers: list[Writer]
     random: random.Random
     kills: int = 0
@@ -287,11 +287,11 @@ class CrashRun:
     leftover_files: list[str] = field(default_factory=list)
 
     @classmethod
-    def begin(cls, scene: CrashScene, writers: int = 8, seed: int = 1) -> "CrashRun":
+    def begin(cls, setup: CrashSetup, writers: int = 8, seed: int = 1) -> "CrashRun":
         """On a fresh root."""
-        shutil.rmtree(scene.root, ignore_errors=True)
-        scene.root.mkdir()
-        return cls(scene, [Writer(number) for number in range(writers)], random.Random(seed))
+        shutil.rmtree(setup.root, ignore_errors=True)
+        setup.root.mkdir()
+        return cls(setup, [Writer(number) for number in range(writers)], random.Random(seed))
 
     @property
     def writes(self) -> int:
@@ -300,25 +300,25 @@ class CrashRun:
 
     def kill(self) -> None:
         """Starts the server and the writers, kills the server at a random moment, and checks the root."""
-        pid = self.scene.start()
-        self.leftover_files += leftover_files(self.scene.root)
-        self.writers = [writer.again(self.scene.address) for writer in self.writers]
+        pid = self.setup.start()
+        self.leftover_files += leftover_files(self.setup.root)
+        self.writers = [writer.reconnected(self.setup.address) for writer in self.writers]
         for writer in self.writers:
             writer.start()
         time.sleep(self.random.uniform(0.0, 0.1))
         os.kill(pid, 9)
-        self.scene.nursery.await_end()
+        self.setup.fork_server.await_end()
         for writer in self.writers:
             writer.join()
             if writer.error is not None:
                 raise writer.error
-            self.torn_or_lost += writer.check(self.scene.root)
+            self.torn_or_lost += writer.check(self.setup.root)
         self.kills += 1
 
     def end(self) -> None:
         """One start and one stop more: then there is nothing but objects."""
-        self.scene.start()
-        self.leftover_files += leftover_files(self.scene.root)
-        assert self.scene.nursery.stop() == 0
+        self.setup.start()
+        self.leftover_files += leftover_files(self.setup.root)
+        assert self.setup.fork_server.stop() == 0
         objects = {uri[1:] for writer in self.writers for uri in writer.uris}
-        self.leftover_files += sorted({path.name for path in self.scene.root.iterdir()} - objects)
+        self.leftover_files += sorted({path.name for path in self.setup.root.iterdir()} - objects)

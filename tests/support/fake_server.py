@@ -7,14 +7,14 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def fixed_reply_server(answer: bytes, *, hold: bool) -> Iterator[str]:
+def fixed_reply_server(answer: bytes, *, keep_open: bool) -> Iterator[str]:
     """Yield the address of a server that gives `answer` to each request; then it holds the connection, or closes it.
 
     Each receive is one request: those of these tests fit one packet.
     """
     with socket.create_server(("127.0.0.1", 0)) as listener:
         connections: list[socket.socket] = []
-        thread = threading.Thread(target=_serve, args=(listener, answer, hold, connections))
+        thread = threading.Thread(target=_serve, args=(listener, answer, keep_open, connections))
         thread.start()
         try:
             yield f"tcp://127.0.0.1:{listener.getsockname()[1]}"
@@ -29,7 +29,7 @@ def fixed_reply_server(answer: bytes, *, hold: bool) -> Iterator[str]:
             thread.join()
 
 
-def _serve(listener: socket.socket, answer: bytes, hold: bool, connections: list[socket.socket]) -> None:
+def _serve(listener: socket.socket, answer: bytes, keep_open: bool, connections: list[socket.socket]) -> None:
     while True:
         try:
             connection, _ = listener.accept()
@@ -38,13 +38,13 @@ def _serve(listener: socket.socket, answer: bytes, hold: bool, connections: list
         connections.append(connection)
         with connection:
             try:
-                while asked := connection.recv(8192):
-                    if asked.startswith(b"OBJM"):
+                while request := connection.recv(8192):
+                    if request.startswith(b"OBJM"):
                         # As a server does that knows version 1 only: the client comes back with that.
                         connection.sendall(b"\x20\0\x09version 1")
                         break
                     connection.sendall(answer)
-                    if not hold:
+                    if not keep_open:
                         break
                 # Closing with bytes unread resets the connection, and the answer may be lost.
                 connection.shutdown(socket.SHUT_WR)

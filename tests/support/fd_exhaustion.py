@@ -24,19 +24,19 @@ from tests.support.raw_client import FDPASS as FDPASS_ONE
 from tests.support.raw_client import RawClient, request
 from tests.support.raw_client_v2 import COPY, EXTENDED, FDPASS, PLAIN, PUT, PUT_DESCRIPTOR, SPLICE, STAT, RawClientV2
 
-LIMIT = 1024
-TRIES = 300
-NOBODY = 65534
-PASSED = 250
+DESCRIPTOR_LIMIT = 1024
+REQUESTS = 300
+NOBODY_UID = 65534
+FDS_PER_MESSAGE = 250
 
 
 def drop_privileges() -> None:
     """Gives up root, for good, and the right to many descriptors."""
-    resource.setrlimit(resource.RLIMIT_NOFILE, (LIMIT, LIMIT))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (DESCRIPTOR_LIMIT, DESCRIPTOR_LIMIT))
     if os.geteuid() == 0:
         os.setgroups([])
-        os.setresgid(NOBODY, NOBODY, NOBODY)
-        os.setresuid(NOBODY, NOBODY, NOBODY)
+        os.setresgid(NOBODY_UID, NOBODY_UID, NOBODY_UID)
+        os.setresuid(NOBODY_UID, NOBODY_UID, NOBODY_UID)
 
 
 def send_without_blocking(v1: RawClient, *messages: bytes, descriptors: list[int] | None = None) -> None:
@@ -56,7 +56,7 @@ def send_without_blocking(v1: RawClient, *messages: bytes, descriptors: list[int
             raise
 
 
-def version_1(address: str, root: Path) -> RawClient:
+def unread_v1_replies(address: str, root: Path) -> RawClient:
     """Asks for descriptors and never reads them."""
     v1 = RawClient(address)
     send_without_blocking(v1, request(FDPASS_ONE, "/a") * 500)
@@ -75,21 +75,21 @@ def _connect(address: str, capabilities: Capability) -> RawClientV2:
             time.sleep(0.01)
 
 
-def _asks(operation: object, uri: str, capabilities: Capability = EXTENDED) -> Callable[[str, Path], RawClient]:
-    def hoard(address: str, root: Path) -> RawClient:
+def _asks_for(operation: object, uri: str, capabilities: Capability = EXTENDED) -> Callable[[str, Path], RawClient]:
+    def connect_and_ask(address: str, root: Path) -> RawClient:
         v2 = _connect(address, capabilities)
         send_without_blocking(v2, b"".join(v2.encode(operation, uri) for _ in range(500)))  # type: ignore[arg-type]
         return v2
 
-    return hoard
+    return connect_and_ask
 
 
 def stalled_puts(address: str, root: Path) -> RawClient:
     """Writes that are complete, as many as go, and one whose content never comes to an end."""
     v2 = RawClientV2(address)
     uri = f"/stopped-{v2.socket.fileno()}"
-    whole = b"".join(v2.encode(PUT, uri, content_len=100) + bytes(100) for _ in range(100))
-    send_without_blocking(v2, whole, v2.encode(PUT, uri, content_len=1 << 20) + bytes(1000))
+    complete_puts = b"".join(v2.encode(PUT, uri, content_len=100) + bytes(100) for _ in range(100))
+    send_without_blocking(v2, complete_puts, v2.encode(PUT, uri, content_len=1 << 20) + bytes(1000))
     return v2
 
 
@@ -117,19 +117,21 @@ def passes_unused_descriptors(address: str, root: Path) -> RawClient:
     v2 = RawClientV2(address)
     with (root / "a").open("rb") as file:
         for _ in range(10):
-            send_without_blocking(v2, v2.encode(STAT, "/a"), descriptors=[file.fileno()] * PASSED)
-        begun = v2.encode(PUT_DESCRIPTOR, "/target")[:-1]
-        send_without_blocking(v2, *(bytes([byte]) for byte in begun), descriptors=[file.fileno()] * PASSED)
+            send_without_blocking(v2, v2.encode(STAT, "/a"), descriptors=[file.fileno()] * FDS_PER_MESSAGE)
+        incomplete_request = v2.encode(PUT_DESCRIPTOR, "/target")[:-1]
+        send_without_blocking(
+            v2, *(bytes([byte]) for byte in incomplete_request), descriptors=[file.fileno()] * FDS_PER_MESSAGE
+        )
     return v2
 
 
 #: What those who take can be. In "mixed" there are some of each.
 KINDS: dict[str, Callable[[str, Path], RawClient]] = {
-    "version-1": version_1,
-    "extended": _asks(FDPASS, "/a"),
-    "plain": _asks(FDPASS, "/a", PLAIN),
-    "copies": _asks(COPY, "/large"),
-    "splices": _asks(SPLICE, "/large"),
+    "version-1": unread_v1_replies,
+    "extended": _asks_for(FDPASS, "/a"),
+    "plain": _asks_for(FDPASS, "/a", PLAIN),
+    "copies": _asks_for(COPY, "/large"),
+    "splices": _asks_for(SPLICE, "/large"),
     "puts-that-stop": stalled_puts,
     "puts-that-begin": incomplete_puts,
     "puts-by-descriptor": puts_by_descriptor,
@@ -155,15 +157,15 @@ def serve(config: Config, ready: int, end: int) -> Never:
 def served(config: Config) -> Iterator[str]:
     """A server in a process of its own. Its address."""
     (is_ready, ready), (end, hold) = os.pipe(), os.pipe()
-    child = os.fork()
-    if child == 0:
+    server_process = os.fork()
+    if server_process == 0:
         os.close(hold)
         serve(config, ready, end)
     os.close(ready)
     assert os.read(is_ready, 1), "the server did not start"
     yield f"unix:{config.unix}"
     os.close(hold)
-    _, status = os.waitpid(child, 0)
+    _, status = os.waitpid(server_process, 0)
     assert status == 0, "the server did not end in order"
 
 
@@ -179,22 +181,22 @@ def main(model: str, directory: Path, kind: str, count: int) -> None:
     config = Config(root=root, unix=directory / "o.sock", concurrency_model=Concurrency(model), writable=True)
     kinds = list(KINDS.values()) if kind == "mixed" else [KINDS[kind]]
     with served(config) as address:
-        hoarders = [kinds[number % len(kinds)](address, root) for number in range(count)]
+        greedy_clients = [kinds[number % len(kinds)](address, root) for number in range(count)]
         succeeded = 0
         # A client as programs use it: it asks a server that is busy for a moment again, three times in all.
         with Client(address, timeout=5) as honest:
-            for number in range(TRIES):
+            for number in range(REQUESTS):
                 if number % 10 == 0:
                     honest.put("/honest", b"%d" % number)
                 mode: Literal["fdpass", "copy"] = "fdpass" if number % 2 else "copy"
                 if number % 4 < 2:
                     succeeded += honest.read("/a", mode=mode) == b"a"
                     continue
-                with Client(address, timeout=5) as new:
-                    succeeded += new.read("/a", mode=mode) == b"a"
-        for hoarder in hoarders:
-            hoarder.close()
-    print(f"{succeeded} of {TRIES}")
+                with Client(address, timeout=5) as other:
+                    succeeded += other.read("/a", mode=mode) == b"a"
+        for greedy_client in greedy_clients:
+            greedy_client.close()
+    print(f"{succeeded} of {REQUESTS}")
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ class ForkServer:
         settings |= {"root": str(root), "unix": str(socket)}
         self._process.stdin.write(json.dumps({"admin": None, "writable": True} | settings) + "\n")
         self._process.stdin.flush()
-        self._running = int(self._said("ready"))
+        self._running = int(self._read_status("ready"))
         return self._running
 
     def kill(self) -> None:
@@ -67,12 +67,12 @@ class ForkServer:
         self._process.stdin.write("\n")
         self._process.stdin.flush()
         self._running = 0
-        return int(self._said("ended"))
+        return int(self._read_status("ended"))
 
-    def _said(self, word: str) -> str:
+    def _read_status(self, expected: str) -> str:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
-        assert line.startswith(word + " "), f"the server failed: {line!r}"
+        assert line.startswith(expected + " "), f"the server failed: {line!r}"
         return line.split()[1]
 
 

@@ -11,68 +11,68 @@ from contextlib import contextmanager
 
 from tests.support.network_faults import FaultSequence, NetworkFaults
 
-_ROOM = 4 << 20
+_BUFFER_SIZE = 4 << 20
 
 
 class Relay:
     """Receives datagrams at `address` and forwards them in both directions, with the faults."""
 
-    def __init__(self, server: str, sky: FaultSequence) -> None:
+    def __init__(self, server: str, fault_sequence: FaultSequence) -> None:
         host, _, port = server.removeprefix("udp://").rpartition(":")
         self._server = (host.strip("[]"), int(port))
-        self._sky = sky
-        self._front = _socket()
-        self._front.bind(("127.0.0.1", 0))
-        self.address = f"udp://127.0.0.1:{self._front.getsockname()[1]}"
+        self._fault_sequence = fault_sequence
+        self._client_socket = _socket()
+        self._client_socket.bind(("127.0.0.1", 0))
+        self.address = f"udp://127.0.0.1:{self._client_socket.getsockname()[1]}"
         #: A socket towards the server for each client, so that answers find their way back.
-        self._backs: dict[tuple[str, int], socket.socket] = {}
+        self._server_sockets: dict[tuple[str, int], socket.socket] = {}
         #: Bytes that the server sent, before anything was done to them.
         self.bytes_from_server = 0
         self.datagrams_from_server = 0
         #: Called with the number of each datagram from the server, before it is handed on.
-        self.on_answer: Callable[[int], None] = lambda number: None
-        self._under_way: list[tuple[float, int, socket.socket, tuple[str, int] | None, bytes]] = []
+        self.on_answer: Callable[[int], None] = lambda descriptor: None
+        self._delayed: list[tuple[float, int, socket.socket, tuple[str, int] | None, bytes]] = []
         self._order = itertools.count()
-        self._bell, self._ringer = socket.socketpair()
+        self._stop_receiver, self._stop_sender = socket.socketpair()
         self._thread = threading.Thread(target=self._run, name="relay")
 
     def start(self) -> None:
         self._thread.start()
 
     def stop(self) -> None:
-        self._ringer.close()
+        self._stop_sender.close()
         self._thread.join(30)
         assert not self._thread.is_alive()
-        for each in (self._front, self._bell, *self._backs.values()):
+        for each in (self._client_socket, self._stop_receiver, *self._server_sockets.values()):
             each.close()
 
     def _run(self) -> None:
         poll = select.poll()
-        sockets = {self._front.fileno(): self._front}
-        poll.register(self._front, select.POLLIN)
-        poll.register(self._bell, select.POLLIN)
+        sockets = {self._client_socket.fileno(): self._client_socket}
+        poll.register(self._client_socket, select.POLLIN)
+        poll.register(self._stop_receiver, select.POLLIN)
         clients: dict[int, tuple[str, int]] = {}
         while True:
-            wait = None if not self._under_way else max(0.0, self._under_way[0][0] - time.monotonic()) * 1000
-            for number, _ in poll.poll(wait):
-                if number == self._bell.fileno():
+            wait = None if not self._delayed else max(0.0, self._delayed[0][0] - time.monotonic()) * 1000
+            for descriptor, _ in poll.poll(wait):
+                if descriptor == self._stop_receiver.fileno():
                     return
-                for datagram, client in _arrived(sockets[number]):
-                    if number != self._front.fileno():
-                        self._from_server(datagram, clients[number])
+                for datagram, client in _received_datagrams(sockets[descriptor]):
+                    if descriptor != self._client_socket.fileno():
+                        self._from_server(datagram, clients[descriptor])
                         continue
-                    back = self._backs.get(client)
-                    if back is None:
-                        back = self._backs[client] = _socket()
-                        back.connect(self._server)
-                        sockets[back.fileno()], clients[back.fileno()] = back, client
-                        poll.register(back, select.POLLIN)
-                    self._hand_on(datagram, back, None)
+                    server_socket = self._server_sockets.get(client)
+                    if server_socket is None:
+                        server_socket = self._server_sockets[client] = _socket()
+                        server_socket.connect(self._server)
+                        sockets[server_socket.fileno()], clients[server_socket.fileno()] = server_socket, client
+                        poll.register(server_socket, select.POLLIN)
+                    self._forward(datagram, server_socket, None)
             now = time.monotonic()
-            while self._under_way and self._under_way[0][0] <= now:
-                _, _, out, target, datagram = heapq.heappop(self._under_way)
+            while self._delayed and self._delayed[0][0] <= now:
+                _, _, sender, target, datagram = heapq.heappop(self._delayed)
                 try:
-                    out.sendto(datagram, target) if target else out.send(datagram)
+                    sender.sendto(datagram, target) if target else sender.send(datagram)
                 except (BlockingIOError, ConnectionError):
                     continue  # one more that is lost
 
@@ -80,23 +80,23 @@ class Relay:
         self.datagrams_from_server += 1
         self.bytes_from_server += len(datagram)
         self.on_answer(self.datagrams_from_server)
-        self._hand_on(datagram, self._front, client)
+        self._forward(datagram, self._client_socket, client)
 
-    def _hand_on(self, datagram: bytes, out: socket.socket, target: tuple[str, int] | None) -> None:
+    def _forward(self, datagram: bytes, sender: socket.socket, target: tuple[str, int] | None) -> None:
         now = time.monotonic()
-        for delay, arrives in self._sky.fate(datagram):
-            heapq.heappush(self._under_way, (now + delay, next(self._order), out, target, arrives))
+        for delay, arrives in self._fault_sequence.apply(datagram):
+            heapq.heappush(self._delayed, (now + delay, next(self._order), sender, target, arrives))
 
 
 def _socket() -> socket.socket:
-    made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    made.setblocking(False)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _ROOM)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _ROOM)
-    return made
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.setblocking(False)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER_SIZE)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_SIZE)
+    return sock
 
 
-def _arrived(source: socket.socket) -> Iterator[tuple[bytes, tuple[str, int]]]:
+def _received_datagrams(source: socket.socket) -> Iterator[tuple[bytes, tuple[str, int]]]:
     for _ in range(64):
         try:
             yield source.recvfrom(65536)
@@ -107,9 +107,9 @@ def _arrived(source: socket.socket) -> Iterator[tuple[bytes, tuple[str, int]]]:
 
 
 @contextmanager
-def lossy_relay(server: str, weather: NetworkFaults, seed: int) -> Iterator[Relay]:
+def lossy_relay(server: str, faults: NetworkFaults, seed: int) -> Iterator[Relay]:
     """A relay in front of this server, in a thread, until the end of the block."""
-    relay = Relay(server, weather.sequence(seed))
+    relay = Relay(server, faults.sequence(seed))
     relay.start()
     try:
         yield relay

@@ -14,7 +14,7 @@ class NetworkFaults:
     corruption: float = 0.0
     delay: float = 0.0
     #: How much later a datagram comes that others are to overtake.
-    detour: float = 0.002
+    reorder_delay: float = 0.002
 
     def sequence(self, seed: int) -> "FaultSequence":
         """These faults for one datagram after the other."""
@@ -22,26 +22,26 @@ class NetworkFaults:
 
 
 #: Nothing is lost, and nothing late.
-FAIR = NetworkFaults()
+NO_FAULTS = NetworkFaults()
 
 
 class FaultSequence:
     """Decides over one datagram after the other."""
 
-    def __init__(self, weather: NetworkFaults, generator: random.Random) -> None:
-        self._weather = weather
+    def __init__(self, faults: NetworkFaults, generator: random.Random) -> None:
+        self._faults = faults
         self._random = generator
 
-    def fate(self, datagram: bytes) -> list[tuple[float, bytes]]:
+    def apply(self, datagram: bytes) -> list[tuple[float, bytes]]:
         """When it arrives, counted from now, and what arrives then; nothing where it is lost."""
-        weather, chance = self._weather, self._random.random
-        if chance() < weather.loss:
+        faults, draw = self._faults, self._random.random
+        if draw() < faults.loss:
             return []
         arrivals = []
-        for _ in range(2 if chance() < weather.duplicates else 1):
-            late = weather.detour * (0.5 + chance()) if chance() < weather.reordering else 0.0
-            arrives = self._damage(datagram) if chance() < weather.corruption else datagram
-            arrivals.append((weather.delay + late, arrives))
+        for _ in range(2 if draw() < faults.duplicates else 1):
+            reordering_delay = faults.reorder_delay * (0.5 + draw()) if draw() < faults.reordering else 0.0
+            received = self._damage(datagram) if draw() < faults.corruption else datagram
+            arrivals.append((faults.delay + reordering_delay, received))
         return arrivals
 
     def _damage(self, datagram: bytes) -> bytes:

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,15 +13,15 @@ from objmapper_client.protocol import encode_error
 from objmapper_client.protocol.hello import Capability, encode_hello_ack
 from objmapper_client.protocol.v2_requests import Operation, Request, encode_close
 from objmapper_client.protocol.v2_responses import Metadata, encode_response
-from tests.support.misbehaving_server import Peer, serving
+from tests.support.fake_server_v2 import Peer, serve_peers
 
 #: No two stretches of a content are alike, so that a shift shows.
 CONTENTS = {
     "/small": b"".join(b"%05d " % number for number in range(50)),
     "/large": b"".join(b"%05d " % number for number in range(60_000)),
 }
-HEAD = 18
-LAST_OF_ID = 4
+HEAD_SIZE = 18
+LAST_ID_BYTE = 4
 _ACK = encode_hello_ack(Capability(0x103), 1000, 1)
 
 
@@ -44,8 +43,8 @@ class Script:
     replies: list[Reply] = field(default_factory=list)
 
 
-HELLOS = ("right", "right", "right", "right", "hang up", "garbage", "silent", "cut", "closing", "version 1")
-REPLIES = ("right", "cut", "silent", "altered", "refused", "closing", "twice", "garbage", "split", "bare")
+HELLO_KINDS = ("right", "right", "right", "right", "hang up", "garbage", "silent", "cut", "closing", "version 1")
+REPLY_KINDS = ("right", "cut", "silent", "altered", "refused", "closing", "twice", "garbage", "split", "bare")
 
 
 class RandomServer:
@@ -54,63 +53,29 @@ class RandomServer:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self.address = ""
-        self._scripts: list[Script] = []
-        self._lock = threading.Lock()
         for uri, content in CONTENTS.items():
             (directory / uri[1:]).write_bytes(content)
-
-    def _next(self) -> Script:
-        with self._lock:
-            return self._scripts.pop(0) if self._scripts else Script()
 
     @contextmanager
     def playing(self, scripts: list[Script]) -> Iterator[str]:
         """Serves with these scripts until the end of the block. The address."""
-        self._scripts = [*scripts]
-        path = self._directory / "hostile.sock"
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        listener.bind(str(path))
-        listener.listen(64)
-        peers: list[Peer] = []
-        threads: list[threading.Thread] = []
 
-        def accept() -> None:
+        def serve(peer: Peer) -> None:
+            self._serve_peer(peer, scripts[peer.number] if peer.number < len(scripts) else Script())
+
+        with serve_peers(self._directory / "random.sock", serve, []) as address:
+            yield address
+
+    def _serve_peer(self, peer: Peer, script: Script) -> None:
+        if peer.connection.recv(1, socket.MSG_PEEK)[:1] in b"123":
+            self._serve_v1(peer)
+        elif self._handshake(peer, script.hello):
+            for reply in script.replies:
+                self._answer(peer, peer.request(), reply)
             while True:
-                try:
-                    connection, _ = listener.accept()
-                except OSError:
-                    return
-                connection.settimeout(20)
-                peers.append(Peer(connection, len(peers)))
-                threads.append(threading.Thread(target=self._play, args=(peers[-1], self._next())))
-                threads[-1].start()
+                self._answer(peer, peer.request(), Reply())
 
-        try:
-            with serving(listener, accept):
-                yield f"unix:{path}"
-        finally:
-            path.unlink()
-            for peer in peers:
-                peer.hang_up()
-            for thread in threads:
-                thread.join(30)
-        assert not any(thread.is_alive() for thread in threads)
-
-    def _play(self, peer: Peer, script: Script) -> None:
-        try:
-            if peer.connection.recv(1, socket.MSG_PEEK)[:1] in b"123":
-                self._play_version_1(peer)
-            elif self._says_hello(peer, script.hello):
-                for reply in script.replies:
-                    self._answer(peer, peer.request(), reply)
-                while True:
-                    self._answer(peer, peer.request(), Reply())
-        except (EOFError, OSError):
-            pass
-        finally:
-            peer.close()
-
-    def _says_hello(self, peer: Peer, kind: str) -> bool:
+    def _handshake(self, peer: Peer, kind: str) -> bool:
         """Whether the connection goes on."""
         peer.connection.recv(9, socket.MSG_WAITALL)
         match kind:
@@ -129,7 +94,7 @@ class RandomServer:
                 peer.send(encode_error(0x20, "what came is no request"))
         return False
 
-    def _play_version_1(self, peer: Peer) -> None:
+    def _serve_v1(self, peer: Peer) -> None:
         while True:
             head = peer.connection.recv(3, socket.MSG_WAITALL)
             if len(head) < 3:
@@ -151,22 +116,22 @@ class RandomServer:
             for descriptor in descriptors:
                 os.close(descriptor)
 
-    def _right(self, request: Request) -> tuple[bytes, int]:
+    def _correct_reply(self, request: Request) -> tuple[bytes, int]:
         """The bytes of a right answer, and how many descriptors come with it."""
-        whole = CONTENTS.get(request.uri, b"")
-        metadata = Metadata(size=len(whole), mtime=7, etag="00000000000000ee")
+        object_content = CONTENTS.get(request.uri, b"")
+        metadata = Metadata(size=len(object_content), mtime=7, etag="00000000000000ee")
         if request.operation is Operation.FDPASS:
-            return encode_response(request.id, 0, len(whole), metadata), 1
+            return encode_response(request.id, 0, len(object_content), metadata), 1
         content = b""
         if request.operation in (Operation.COPY, Operation.SPLICE):
             start = request.parameters.offset or 0
-            most = len(whole) if request.parameters.length is None else request.parameters.length
-            content = whole[start : start + most]
+            length = len(object_content) if request.parameters.length is None else request.parameters.length
+            content = object_content[start : start + length]
         return encode_response(request.id, 0, len(content), metadata) + content, 0
 
     def _answer(self, peer: Peer, request: Request, reply: Reply) -> None:
         peer.content(request)
-        data, count = self._right(request)
+        data, count = self._correct_reply(request)
         uri = request.uri if count else "/small"
         if reply.delay:
             time.sleep(reply.delay)
@@ -179,8 +144,8 @@ class RandomServer:
             case "silent":
                 pass
             case "altered":
-                bit = reply.at % (HEAD * 8)
-                if bit // 8 == LAST_OF_ID:
+                bit = reply.at % (HEAD_SIZE * 8)
+                if bit // 8 == LAST_ID_BYTE:
                     # It may be another request's then, and no client can tell.
                     bit += 8
                 altered = bytearray(data)

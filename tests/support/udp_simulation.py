@@ -32,30 +32,30 @@ class Server:
 
     objects: dict[str, bytes]
     versions: dict[str, int] = field(default_factory=dict)
-    most_chunk: int = 65471
-    wants_cookie: bool = False
+    max_chunk: int = 65471
+    requires_cookie: bool = False
     pulls: int = 0
     #: Bytes of all answers.
     sent: int = 0
 
     def answers(self, datagram: bytes) -> list[bytes]:
         """The datagrams that a datagram is answered with."""
-        question = decode_request(datagram)
-        if not isinstance(question, Pull):
+        pull = decode_request(datagram)
+        if not isinstance(pull, Pull):
             return []
         self.pulls += 1
-        answers = list(self._answers(question))
+        answers = list(self._answers(pull))
         self.sent += sum(map(len, answers))
         return answers
 
     def _answers(self, pull: Pull) -> "list[bytes]":
-        if self.wants_cookie and pull.cookie != COOKIE:
+        if self.requires_cookie and pull.cookie != COOKIE:
             return [encode_retry(Retry(pull.request_id, COOKIE))]
         content = self.objects.get(pull.uri)
         if content is None:
             return [encode_error(Error(pull.request_id, 0x01, "no such object"))]
         version, total = self.versions.get(pull.uri, 1), len(content)
-        chunk = min(pull.chunk, self.most_chunk)
+        chunk = min(pull.chunk, self.max_chunk)
         length = max(0, min(pull.length, chunk * MAX_PIECES, total - pull.offset))
         return [
             encode_data(
@@ -81,14 +81,14 @@ class Outcome:
     datagrams: int
 
 
-def new_path(chunk: int = MAX_REMOTE_CHUNK, first_timeout: float = 0.333, most: int = 128) -> PathState:
-    return PathState(chunk, first_timeout, most)
+def new_path(chunk: int = MAX_REMOTE_CHUNK, first_timeout: float = 0.333, max_window: int = 128) -> PathState:
+    return PathState(chunk, first_timeout, max_window)
 
 
-def transfer(
+def run_transfer(
     server: Server,
     uri: str,
-    weather: NetworkFaults,
+    faults: NetworkFaults,
     seed: int,
     *,
     path: PathState | None = None,
@@ -96,31 +96,31 @@ def transfer(
     length: int | None = None,
 ) -> Outcome:
     """Runs a transfer to its end. Raises what the machine raises."""
-    machine = Transfer(path or new_path(), uri, offset, length)
-    sky, order = weather.sequence(seed), itertools.count()
+    transfer = Transfer(path or new_path(), uri, offset, length)
+    fault_sequence, order = faults.sequence(seed), itertools.count()
     # Time, order of making, whether it goes to the server, the datagram.
-    under_way: list[tuple[float, int, bool, bytes]] = []
-    now, sent, room = 0.0, 0, bytearray()
+    in_flight: list[tuple[float, int, bool, bytes]] = []
+    now, sent, buffer = 0.0, 0, bytearray()
 
     def send(datagrams: list[bytes], to_server: bool) -> None:
         for datagram in datagrams:
-            for delay, arrives in sky.fate(datagram):
-                heapq.heappush(under_way, (now + delay, next(order), to_server, arrives))
+            for delay, received in fault_sequence.apply(datagram):
+                heapq.heappush(in_flight, (now + delay, next(order), to_server, received))
 
-    while not machine.is_done:
-        asked = machine.poll_outgoing(now)
-        sent += len(asked)
-        send(asked, to_server=True)
-        if under_way and under_way[0][0] <= machine.next_timeout():
-            now, _, to_server, datagram = heapq.heappop(under_way)
+    while not transfer.is_done:
+        requests = transfer.poll_outgoing(now)
+        sent += len(requests)
+        send(requests, to_server=True)
+        if in_flight and in_flight[0][0] <= transfer.next_timeout():
+            now, _, to_server, datagram = heapq.heappop(in_flight)
             if to_server:
                 send(server.answers(datagram), to_server=False)
             else:
-                machine.feed(datagram, now)
-                if machine.total is not None and not room:
-                    room = bytearray(machine.size)
-                    machine.attach(memoryview(room))
+                transfer.feed(datagram, now)
+                if transfer.total is not None and not buffer:
+                    buffer = bytearray(transfer.size)
+                    transfer.attach(memoryview(buffer))
         else:
-            assert machine.next_timeout() > now, "it would look again at once, for ever"
-            now = machine.next_timeout()
-    return Outcome(bytes(room), now, sent)
+            assert transfer.next_timeout() > now, "it would look again at once, for ever"
+            now = transfer.next_timeout()
+    return Outcome(bytes(buffer), now, sent)

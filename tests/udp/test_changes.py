@@ -10,7 +10,7 @@ import pytest
 from objmapper_client import Client, Conflict, ObjectNotFound, ServerBusy
 from objmapper_server import Config, Server
 from tests.support.lossy_relay import lossy_relay
-from tests.support.network_faults import FAIR
+from tests.support.network_faults import NO_FAULTS
 from tests.udp.conftest import Read
 
 
@@ -25,7 +25,7 @@ def test_an_object_that_changes_midway_arrives_as_it_is_then(tmp_path: Path, rea
     with Server(Config(root=tmp_path, udp="127.0.0.1:0")) as server:
         for number in (2, 10):
             replace(path, old)
-            with lossy_relay(server.addresses["udp"], FAIR, 0) as relay:
+            with lossy_relay(server.addresses["udp"], NO_FAULTS, 0) as relay:
                 relay.on_answer = lambda at, wanted=number: replace(path, new) if at == wanted else None  # type: ignore[misc]
                 assert read(relay.address, "/object") == new
 
@@ -35,7 +35,7 @@ def test_an_object_that_never_stops_changing_is_given_up(tmp_path: Path, read: R
     replace(path, bytes(1 << 20))
     with (
         Server(Config(root=tmp_path, udp="127.0.0.1:0")) as server,
-        lossy_relay(server.addresses["udp"], FAIR, 0) as relay,
+        lossy_relay(server.addresses["udp"], NO_FAULTS, 0) as relay,
     ):
         relay.on_answer = lambda at: replace(path, bytes([at % 256]) * (1 << 20))
         with pytest.raises(Conflict, match="changed 3 times"):
@@ -49,7 +49,7 @@ def test_an_object_that_is_deleted_midway_is_not_there(tmp_path: Path, read: Rea
     replace(path, bytes(1 << 20))
     with (
         Server(Config(root=tmp_path, udp="127.0.0.1:0")) as server,
-        lossy_relay(server.addresses["udp"], FAIR, 0) as relay,
+        lossy_relay(server.addresses["udp"], NO_FAULTS, 0) as relay,
     ):
         relay.on_answer = lambda at: path.unlink(missing_ok=True) if at == 3 else None
         with pytest.raises(ObjectNotFound):

@@ -8,18 +8,18 @@ from objmapper_client import Client
 from objmapper_client._udp import connection
 from objmapper_client.protocol.udp import MAX_REMOTE_CHUNK
 from tests.support.lossy_relay import lossy_relay
-from tests.support.network_faults import FAIR, NetworkFaults
+from tests.support.network_faults import NO_FAULTS, NetworkFaults
 from tests.udp.conftest import SIZES, Read
 
-ROUGH = NetworkFaults(loss=0.05, duplicates=0.05, reordering=0.2, corruption=0.01, delay=0.0005)
+MANY_FAULTS = NetworkFaults(loss=0.05, duplicates=0.05, reordering=0.2, corruption=0.01, delay=0.0005)
 
 
-@pytest.mark.parametrize("weather", [FAIR, ROUGH], ids=["fair", "rough"])
+@pytest.mark.parametrize("faults", [NO_FAULTS, MANY_FAULTS], ids=["fair", "rough"])
 @pytest.mark.parametrize("name", SIZES)
 def test_it_arrives_whole_whatever_the_weather(
-    address: str, root: Path, read: Read, weather: NetworkFaults, name: str
+    address: str, root: Path, read: Read, faults: NetworkFaults, name: str
 ) -> None:
-    with lossy_relay(address, weather, seed=len(name)) as relay:
+    with lossy_relay(address, faults, seed=len(name)) as relay:
         assert read(relay.address, f"/{name}", timeout=60) == (root / name).read_bytes()
 
 
@@ -27,9 +27,9 @@ def test_it_arrives_whole_whatever_the_weather(
 def test_it_arrives_however_much_is_lost(address: str, root: Path, loss: float) -> None:
     """`benchmarks/udp_loss.py` does it two hundred times each, and says what it costs."""
     content = (root / "large").read_bytes()
-    weather = NetworkFaults(loss=loss, duplicates=0.05, reordering=0.2)
+    faults = NetworkFaults(loss=loss, duplicates=0.05, reordering=0.2)
     for seed in range(3):
-        with lossy_relay(address, weather, seed) as relay, Client(relay.address) as client:
+        with lossy_relay(address, faults, seed) as relay, Client(relay.address) as client:
             assert client.read("/large") == content
 
 
@@ -37,5 +37,5 @@ def test_pieces_for_networks_arrive_as_well(
     address: str, root: Path, read: Read, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection, "_LOOPBACK_CHUNK", MAX_REMOTE_CHUNK)
-    with lossy_relay(address, ROUGH, seed=3) as relay:
+    with lossy_relay(address, MANY_FAULTS, seed=3) as relay:
         assert read(relay.address, "/medium") == (root / "medium").read_bytes()

@@ -11,7 +11,7 @@ from objmapper_client._udp import connection, path_state
 from objmapper_server import Config, Server
 from tests.support.fake_udp_server import fake_udp_server
 from tests.support.lossy_relay import lossy_relay
-from tests.support.network_faults import FAIR
+from tests.support.network_faults import NO_FAULTS
 from tests.udp.conftest import Read
 
 
@@ -76,13 +76,13 @@ def test_a_server_that_falls_silent_midway_is_an_error_in_bounded_time(
     address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(path_state, "_MIN_IDLE_TIMEOUT", 0.05)
-    with lossy_relay(address, FAIR, 0) as relay, Client(relay.address, timeout=60) as client:
-        weather = relay._sky.fate
+    with lossy_relay(address, NO_FAULTS, 0) as relay, Client(relay.address, timeout=60) as client:
+        faults = relay._fault_sequence.apply
 
         def until_the_thirtieth(datagram: bytes) -> list[tuple[float, bytes]]:
-            return weather(datagram) if relay.datagrams_from_server < 30 else []
+            return faults(datagram) if relay.datagrams_from_server < 30 else []
 
-        relay._sky.fate = until_the_thirtieth  # type: ignore[method-assign]
+        relay._fault_sequence.apply = until_the_thirtieth  # type: ignore[method-assign]
         start = time.monotonic()
         with pytest.raises(RequestTimeout, match="after 5 tries"):
             client.read("/huge")

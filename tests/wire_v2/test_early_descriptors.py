@@ -20,7 +20,7 @@ class Early(RawClientV2):
         self.asked = {}
         self.next_id = 1
 
-    def send_with(self, data: bytes, *files: int) -> None:
+    def send_with_descriptors(self, data: bytes, *files: int) -> None:
         socket.send_fds(self.socket, [data], list(files))
 
     def begin(self) -> None:
@@ -61,12 +61,12 @@ def test_a_descriptor_passed_before_the_hello_ack_is_stored(
         first, second = (v2.encode(PUT_DESCRIPTOR, f"/{path.name}") for path in places[:2])
         greeting = hello()
         if split == 0:
-            v2.send_with(greeting + first, files[0])
+            v2.send_with_descriptors(greeting + first, files[0])
         else:
             v2.send(greeting[:split])
             v2.send(greeting[split:])
-            v2.send_with(first, files[0])
-        v2.send_with(second, files[1])
+            v2.send_with_descriptors(first, files[0])
+        v2.send_with_descriptors(second, files[1])
         v2.begin()
         assert [answer.status for answer in v2.answers(2).values()] == [OK, OK]
     assert [path.exists() for path in places] == [True, True, False]
