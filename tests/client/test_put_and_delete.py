@@ -32,27 +32,6 @@ from tests.support.fake_server_v2 import Peer, answer_all, fake_server_v2
 LARGE = os.urandom(3_000_000)
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    root = tmp_path / "root"
-    root.mkdir()
-    return root
-
-
-@pytest.fixture
-def server(root: Path, tmp_path: Path) -> Iterator[Server]:
-    with Server(Config(root=root, unix=tmp_path / "o.sock", tcp="127.0.0.1:0", writable=True)) as server:
-        for address in server.addresses.values():
-            with Client(address) as client:
-                list(client.list())
-        yield server
-
-
-@pytest.fixture(params=["unix", "tcp"])
-def address(server: Server, request: pytest.FixtureRequest) -> str:
-    return server.addresses[request.param]
-
-
 class Unseekable(io.RawIOBase):
     """A file without a descriptor, a position or a size, as a decompressor is."""
 

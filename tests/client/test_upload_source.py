@@ -11,7 +11,6 @@ import os
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,29 +21,9 @@ import pytest
 from objmapper_client import AsyncClient, Client, LocalProtocolError
 from objmapper_client._operations.upload_source import Source, open_source
 from objmapper_client._runtime.effects import Effects, RunBlocking
-from objmapper_server import Config, Server
 from tests.support.both_clients import Caller
 
 LARGE = os.urandom(3_000_000)
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    root = tmp_path / "root"
-    root.mkdir()
-    return root
-
-
-@pytest.fixture
-def server(root: Path, tmp_path: Path) -> Iterator[Server]:
-    config = Config(root=root, unix=tmp_path / "o.sock", tcp="127.0.0.1:0", admin=None, writable=True)
-    with Server(config) as server:
-        yield server
-
-
-@pytest.fixture(params=["unix", "tcp"])
-def address(server: Server, request: pytest.FixtureRequest) -> str:
-    return server.addresses[request.param]
 
 
 @pytest.mark.parametrize("length", [2, 4, 6])

@@ -1,11 +1,16 @@
 """A root with a few objects, and a server on it."""
 
-from collections.abc import Iterator
+import os
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from objmapper_server import Config, Server
+
+HOME = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture(autouse=True)
@@ -33,3 +38,29 @@ def config(root: Path, tmp_path: Path) -> Config:
 def server(config: Config) -> Iterator[Server]:
     with Server(config) as server:
         yield server
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("OBJMAPPER_", "LISTEN_"))}
+    return kept | {"PYTHONPATH": f"{HOME / 'cli'}{os.pathsep}{HOME}", "XDG_RUNTIME_DIR": str(tmp_path)}
+
+
+@pytest.fixture
+def start(environment: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    with ExitStack() as stack:
+
+        def run(*command: object, pass_fds: Sequence[int] = ()) -> subprocess.Popen[str]:
+            process = subprocess.Popen(
+                [str(word) for word in command],
+                env=environment,
+                cwd=tmp_path,
+                stderr=subprocess.PIPE,
+                text=True,
+                pass_fds=pass_fds,
+            )
+            stack.enter_context(process)
+            stack.callback(process.kill)
+            return process
+
+        yield run

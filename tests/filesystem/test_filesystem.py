@@ -24,27 +24,6 @@ TRANSPORTS = ("unix", "tcp")
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
-    root = tmp_path / "root"
-    root.mkdir()
-    return root
-
-
-@pytest.fixture
-def server(root: Path, tmp_path: Path) -> Iterator[Server]:
-    unix = tmp_path / "socket"
-    with Server(Config(root=root, unix=unix, tcp="127.0.0.1:0", admin=None, writable=True)) as server:
-        yield server
-
-
-@pytest.fixture(params=TRANSPORTS)
-def system(request: pytest.FixtureRequest, server: Server) -> Iterator[ObjmapperFileSystem]:
-    with_own_connections = ObjmapperFileSystem(server.addresses[request.param], skip_instance_cache=True)
-    with with_own_connections.client:
-        yield with_own_connections
-
-
-@pytest.fixture
 def unix(server: Server) -> Iterator[ObjmapperFileSystem]:
     system = ObjmapperFileSystem(server.addresses["unix"], skip_instance_cache=True)
     with system.client:
