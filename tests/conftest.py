@@ -18,9 +18,9 @@ settings.load_profile("objmapper")
 @pytest.fixture(autouse=True, scope="session")
 def no_signal_is_ignored() -> None:
     """Processes that tests start inherit what a shell, or nohup, had this one ignore."""
-    for number, usual in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+    for number, default_handler in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
         if signal.getsignal(number) is signal.SIG_IGN:
-            signal.signal(number, usual)
+            signal.signal(number, default_handler)
 
 
 def open_descriptors() -> dict[int, str]:
@@ -40,9 +40,9 @@ def no_descriptor_leaks() -> Iterator[None]:
     before = open_descriptors()
     yield
     deadline = time.monotonic() + 5
-    while left := {number: target for number, target in open_descriptors().items() if number not in before}:
+    while leaked := {number: target for number, target in open_descriptors().items() if number not in before}:
         if time.monotonic() > deadline:
-            pytest.fail(f"descriptors left open: {left}")
+            pytest.fail(f"descriptors left open: {leaked}")
         time.sleep(0.002)
         # Not before the first look: it takes longer than most tests.
         gc.collect()

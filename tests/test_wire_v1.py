@@ -295,9 +295,9 @@ def test_a_hot_object_comes_from_memory_and_is_still_validated(server: Server, r
 
 
 def test_a_client_that_never_reads_does_not_hold_others_up(server: Server) -> None:
-    with RawClient(server.addresses["unix"]) as hoarder, RawClient(server.addresses["tcp"]) as deaf:
-        hoarder.send(request(FDPASS, "/a") * 2000)
-        deaf.send(request(SPLICE, "/huge") * 20)
+    with RawClient(server.addresses["unix"]) as non_reading_unix, RawClient(server.addresses["tcp"]) as non_reading_tcp:
+        non_reading_unix.send(request(FDPASS, "/a") * 2000)
+        non_reading_tcp.send(request(SPLICE, "/huge") * 20)
         for transport in TRANSPORTS:
             with RawClient(server.addresses[transport], timeout=5) as honest:
                 for _ in range(50):
@@ -347,13 +347,13 @@ def test_draining_answers_what_has_come_and_refuses_what_comes(root: Path, model
     config = Config(root=root, unix=tmp_path / "s", tcp="127.0.0.1:0", concurrency_model=model, admin=None)
     with Server(config) as server:
         addresses = server.addresses
-        wires = [RawClient(addresses[transport]) for transport in TRANSPORTS for _ in range(8)]
-        for v1 in wires:
+        connections = [RawClient(addresses[transport]) for transport in TRANSPORTS for _ in range(8)]
+        for v1 in connections:
             assert v1.ask(COPY, "/a").status == OK
             v1.send(request(SPLICE, "/large") * 4)
         with ThreadPoolExecutor(1) as thread:
             drained = thread.submit(server.drain, timeout=30)
-            for v1 in wires:
+            for v1 in connections:
                 for _ in range(4):
                     assert v1.reply(SPLICE).read() == (root / "large").read_bytes()
                 assert v1.at_end()
@@ -369,10 +369,10 @@ def test_a_stopped_server_leaves_nothing(root: Path, model: Concurrency, tmp_pat
     threads = len(list(Path("/proc/self/task").iterdir()))
     config = Config(root=root, unix=tmp_path / "s", tcp="127.0.0.1:0", concurrency_model=model, admin=None)
     with Server(config) as server:
-        wires = [RawClient(address) for address in server.addresses.values()]
-        for v1 in wires:
+        connections = [RawClient(address) for address in server.addresses.values()]
+        for v1 in connections:
             assert v1.ask(COPY, "/a").status == OK
-    for v1 in wires:
+    for v1 in connections:
         assert v1.at_end()
         v1.close()
     assert list(tmp_path.iterdir()) == []

@@ -118,11 +118,11 @@ class ReadingClients(ClientThreads):
             while not self._ended.is_set():
                 asked = dict(self._ask(v2, generator, operations))
                 while asked:
-                    waiting = len(v2.asked)
+                    waiting = len(v2.pending)
                     try:
                         answer = v2.answer()
                     except (EOFError, ConnectionResetError) as error:
-                        if len(v2.asked) == waiting:
+                        if len(v2.pending) == waiting:
                             self.wrong.append(f"closed before a head: {error!r}")
                         self.counts["broken"] += 1
                         return

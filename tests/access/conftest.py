@@ -17,13 +17,13 @@ from tests.wire_v2.conftest import MODELS
 ALICE, BOB, MALLORY, FRIENDS = 40001, 40002, 40003, 50001
 OBJECTS = ("open/a", "shut/x", "shut/sub/y", "shut/hole/z", "shutter")
 
-NUMBERS = itertools.count()
+SOCKET_NUMBERS = itertools.count()
 
-needs_others = pytest.mark.skipif(users.why_no_users() != "", reason=users.why_no_users())
+needs_other_users = pytest.mark.skipif(users.why_no_users() != "", reason=users.why_no_users())
 
 
 @pytest.fixture(scope="module")
-def place() -> Iterator[Path]:
+def shared_directory() -> Iterator[Path]:
     """A directory that every user may enter."""
     with tempfile.TemporaryDirectory(prefix="objmapper-peers-") as name:
         Path(name).chmod(0o755)
@@ -31,8 +31,8 @@ def place() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def root(place: Path) -> Path:
-    root = place / "root"
+def root(shared_directory: Path) -> Path:
+    root = shared_directory / "root"
     for name in OBJECTS:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(name.encode())
@@ -40,9 +40,9 @@ def root(place: Path) -> Path:
 
 
 @pytest.fixture
-def written(place: Path) -> Iterator[Path]:
+def writable_root(shared_directory: Path) -> Iterator[Path]:
     """A root that may be written to."""
-    with tempfile.TemporaryDirectory(dir=place) as name:
+    with tempfile.TemporaryDirectory(dir=shared_directory) as name:
         (Path(name) / "open").mkdir()
         (Path(name) / "open" / "a").write_bytes(b"open/a")
         yield Path(name)
@@ -72,9 +72,14 @@ def model(request: pytest.FixtureRequest) -> Concurrency:
 
 
 @contextlib.contextmanager
-def serving(place: Path, model: Concurrency = Concurrency.EPOLL, **settings: object) -> Iterator[Server]:
+def serving(shared_directory: Path, model: Concurrency = Concurrency.EPOLL, **settings: object) -> Iterator[Server]:
     """A server whose socket every user may connect to."""
-    given = {"root": place / "root", "unix": place / f"s{next(NUMBERS)}", "unix_mode": 0o666, "admin": None} | settings
+    given = {
+        "root": shared_directory / "root",
+        "unix": shared_directory / f"s{next(SOCKET_NUMBERS)}",
+        "unix_mode": 0o666,
+        "admin": None,
+    } | settings
     with Server(Config(**given, concurrency_model=model)) as server:  # type: ignore[arg-type]
         yield server
 

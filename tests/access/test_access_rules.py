@@ -13,7 +13,7 @@ import pytest
 
 from objmapper_client import Client, PermissionDenied, ServerBusy
 from objmapper_server import Concurrency, Config, Server
-from tests.access.conftest import ALICE, BOB, FRIENDS, OBJECTS, needs_others, serving, unix
+from tests.access.conftest import ALICE, BOB, FRIENDS, OBJECTS, needs_other_users, serving, unix
 from tests.support import users
 from tests.support.eventually import eventually
 from tests.support.raw_client import COPY, FDPASS, FORBIDDEN, OK, SPLICE, UNAVAILABLE, RawClient, request
@@ -25,9 +25,9 @@ RULES = {"/shut": [f"uid:{ALICE}"], "/shut/hole": [f"uid:{ALICE}", f"gid:{FRIEND
 
 
 @pytest.fixture(scope="module")
-def server(root: Path, place: Path, model: Concurrency, alice: OtherUser) -> Iterator[Server]:
+def server(root: Path, shared_directory: Path, model: Concurrency, alice: OtherUser) -> Iterator[Server]:
     with serving(
-        place,
+        shared_directory,
         model,
         tcp="127.0.0.1:0",
         writable=True,
@@ -41,7 +41,7 @@ def server(root: Path, place: Path, model: Concurrency, alice: OtherUser) -> Ite
         yield server
 
 
-@needs_others
+@needs_other_users
 def test_an_unlisted_user_gets_an_error_and_is_closed(server: Server, mallory: OtherUser) -> None:
     before = server.statistics().denied_total["user"]
     for ahead in (b"", request(COPY, "/open/a") * 100):
@@ -59,13 +59,13 @@ def test_an_unlisted_user_gets_an_error_and_is_closed(server: Server, mallory: O
     assert server.statistics().rejected_total == 0
 
 
-@needs_others
+@needs_other_users
 def test_root_is_no_exception(server: Server) -> None:
     with pytest.raises(PermissionDenied, match="this user may not connect"), Client(unix(server)) as client:
         client.read("/open/a")
 
 
-@needs_others
+@needs_other_users
 def test_users_and_members_of_groups_are_let_in(server: Server, alice: OtherUser, bob: OtherUser) -> None:
     for known in (alice, bob):
         with RawClient(known.connect(unix(server))) as v1:
@@ -74,7 +74,7 @@ def test_users_and_members_of_groups_are_let_in(server: Server, alice: OtherUser
             assert v2.call(FDPASS_TWO, "/open/a").read() == b"open/a"
 
 
-@needs_others
+@needs_other_users
 @pytest.mark.parametrize("uri", ["/shut/x", "shut/x", "/shut/sub/y", "/shut/is-not-there", "/shut"])
 def test_closed_prefixes_are_forbidden_in_version_1(server: Server, alice: OtherUser, bob: OtherUser, uri: str) -> None:
     with RawClient(bob.connect(unix(server))) as v1:
@@ -89,7 +89,7 @@ def test_closed_prefixes_are_forbidden_in_version_1(server: Server, alice: Other
         assert v1.ask(COPY, "/shut/x").read() == b"shut/x"
 
 
-@needs_others
+@needs_other_users
 @pytest.mark.parametrize("capabilities", [PLAIN, EXTENDED])
 def test_closed_prefixes_are_forbidden_in_version_2(server: Server, bob: OtherUser, capabilities: int) -> None:
     with RawClientV2(bob.connect(unix(server)), capabilities) as v2:
@@ -98,7 +98,7 @@ def test_closed_prefixes_are_forbidden_in_version_2(server: Server, bob: OtherUs
         assert v2.call(FDPASS_TWO, "/shut/hole/z").read() == b"shut/hole/z"
 
 
-@needs_others
+@needs_other_users
 def test_closed_prefixes_cannot_be_written(server: Server, root: Path, bob: OtherUser, alice: OtherUser) -> None:
     with RawClientV2(bob.connect(unix(server))) as v2, (root / "open" / "a").open("rb") as source:
         assert v2.put("/shut/new", b"content" * 100_000).fails(FORBIDDEN)
@@ -112,7 +112,7 @@ def test_closed_prefixes_cannot_be_written(server: Server, root: Path, bob: Othe
     assert sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()) == sorted(OBJECTS)
 
 
-@needs_others
+@needs_other_users
 def test_a_listing_has_what_one_may_use(server: Server, alice: OtherUser, bob: OtherUser) -> None:
     def listed(v2: RawClientV2, prefix: str, limit: int) -> list[str]:
         found: list[str] = []
@@ -135,7 +135,7 @@ def test_a_listing_has_what_one_may_use(server: Server, alice: OtherUser, bob: O
         assert v2.call(LIST, "/shut/x").fails(FORBIDDEN)
 
 
-@needs_others
+@needs_other_users
 def test_closed_prefixes_stay_closed_without_user_ids(server: Server) -> None:
     with RawClient(server.addresses["tcp"]) as v1:
         assert v1.ask(COPY, "/shut/hole/z").status == FORBIDDEN
@@ -146,9 +146,9 @@ def test_closed_prefixes_stay_closed_without_user_ids(server: Server) -> None:
 
 
 @pytest.mark.parametrize("model", [Concurrency.EPOLL, Concurrency.THREAD_POOL, Concurrency.WORK_STEALING], ids=str)
-def test_nor_does_udp_have_users(root: Path, place: Path, model: Concurrency) -> None:
+def test_nor_does_udp_have_users(root: Path, shared_directory: Path, model: Concurrency) -> None:
     with (
-        serving(place, Concurrency.EPOLL, udp="127.0.0.1:0", allow_prefix=RULES) as server,
+        serving(shared_directory, Concurrency.EPOLL, udp="127.0.0.1:0", allow_prefix=RULES) as server,
         Client(server.addresses["udp"]) as client,
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as plain,
     ):
@@ -164,14 +164,16 @@ def test_nor_does_udp_have_users(root: Path, place: Path, model: Concurrency) ->
         assert plain.recv(65536)[0] == FORBIDDEN
 
 
-@needs_others
-def test_new_rules_hold_for_open_connections(root: Path, place: Path, model: Concurrency, alice: OtherUser) -> None:
-    file = place / "o.toml"
+@needs_other_users
+def test_new_rules_hold_for_open_connections(
+    root: Path, shared_directory: Path, model: Concurrency, alice: OtherUser
+) -> None:
+    file = shared_directory / "o.toml"
 
     file.write_text("")
     flags = {
         "root": root,
-        "unix": place / "reloaded",
+        "unix": shared_directory / "reloaded",
         "unix_mode": 0o666,
         "admin": "none",
         "concurrency_model": str(model),
@@ -202,27 +204,32 @@ def test_new_rules_hold_for_open_connections(root: Path, place: Path, model: Con
             assert v1.ask(COPY, "/shut/x").status == second.ask(COPY, "/shut/x").status == OK
 
 
-def test_the_sdk_says_what_it_is(root: Path, place: Path) -> None:
+def test_the_sdk_says_what_it_is(root: Path, shared_directory: Path) -> None:
     me = os.geteuid()
-    with serving(place, allow_uid=[me + 1]) as server, Client(unix(server)) as client:
+    with serving(shared_directory, allow_uid=[me + 1]) as server, Client(unix(server)) as client:
         for act in (lambda: client.read("/open/a"), lambda: client.stat("/open/a"), lambda: list(client.list("/"))):
             with pytest.raises(PermissionDenied, match="allow_uid"):
                 act()
-    with serving(place, allow_uid=[me], allow_prefix={"/shut": []}) as server, Client(unix(server)) as client:
+    with (
+        serving(shared_directory, allow_uid=[me], allow_prefix={"/shut": []}) as server,
+        Client(unix(server)) as client,
+    ):
         assert client.read("/open/a") == b"open/a"
         with pytest.raises(PermissionDenied, match=r"/shut/x: .*allow_prefix"):
             client.read("/shut/x")
         assert [entry.uri for entry in client.list("/")] == ["/open/a", "/shutter"]
-    with serving(place, max_connections_per_uid=1) as server, RawClient(unix(server)) as v1:
+    with serving(shared_directory, max_connections_per_uid=1) as server, RawClient(unix(server)) as v1:
         assert v1.ask(COPY, "/open/a").status == OK
         with Client(unix(server), timeout=5) as client, pytest.raises(ServerBusy, match="as many connections"):
             client.read("/open/a")
 
 
-def test_one_line_tells_of_all_refusals_of_a_second(root: Path, place: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_one_line_tells_of_all_refusals_of_a_second(
+    root: Path, shared_directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.WARNING, "objmapper_server")
     me = os.geteuid()
-    with serving(place, allow_prefix={"/shut": [f"uid:{me + 1}"]}) as server, RawClient(unix(server)) as v1:
+    with serving(shared_directory, allow_prefix={"/shut": [f"uid:{me + 1}"]}) as server, RawClient(unix(server)) as v1:
         for _ in range(50):
             assert v1.ask(COPY, "/shut/a\nb").status == FORBIDDEN
         assert server.statistics().denied_total["prefix"] == 50
@@ -244,8 +251,8 @@ def test_one_line_tells_of_all_refusals_of_a_second(root: Path, place: Path, cap
     assert line.startswith(rf"refused: uid {me} (pid {os.getpid()}) may not use '/shut/a\nb' (allow_prefix)")
 
 
-def test_a_refused_client_that_only_waits_is_not_kept_waiting(root: Path, place: Path) -> None:
-    with serving(place, allow_gid=[(1 << 32) - 2]) as server, socket.socket(socket.AF_UNIX) as silent:
+def test_a_refused_client_that_only_waits_is_not_kept_waiting(root: Path, shared_directory: Path) -> None:
+    with serving(shared_directory, allow_gid=[(1 << 32) - 2]) as server, socket.socket(socket.AF_UNIX) as silent:
         silent.settimeout(10)
         silent.connect(unix(server).removeprefix("unix:"))
         assert silent.recv(1)[0] == FORBIDDEN
@@ -255,8 +262,8 @@ def test_a_refused_client_that_only_waits_is_not_kept_waiting(root: Path, place:
 
 
 @pytest.mark.skipif(users.why_no_command() != "", reason=users.why_no_command())
-def test_the_command_of_a_denied_user_prints_one_line(root: Path, place: Path) -> None:
-    with serving(place, allow_uid=[os.geteuid()]) as server:
+def test_the_command_of_a_denied_user_prints_one_line(root: Path, shared_directory: Path) -> None:
+    with serving(shared_directory, allow_uid=[os.geteuid()]) as server:
         command = [*users.COMMAND, sys.executable, "-m", "objmapper_cli", "get", "/open/a", "--server", unix(server)]
         refused = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd="/")
         assert refused.returncode == 6

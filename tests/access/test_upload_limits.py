@@ -10,23 +10,23 @@ from typing import Any
 import pytest
 
 from objmapper_server import Concurrency, Server
-from tests.access.conftest import needs_others, serving, unix
+from tests.access.conftest import needs_other_users, serving, unix
 from tests.support import file_systems
 from tests.support.eventually import eventually
 from tests.support.raw_client import INVALID_REQUEST, NOT_FOUND, OK, TIMEOUT, UNAVAILABLE
 from tests.support.raw_client_v2 import CONFLICT, PUT, STORAGE_ERROR, RawClientV2
 from tests.support.users import OtherUser
 
-MOST, RESERVED = 2, 2 << 20
+MAX_UPLOADS, RESERVED = 2, 2 << 20
 SIZE = 32 << 20
 #: What a file system adds to a file that has been written to.
 SLACK = 128 << 10
 
 
 @contextlib.contextmanager
-def uploading(place: Path, written: Path, model: Concurrency, **settings: object) -> Iterator[Server]:
-    settings = {"max_uploads_per_uid": MOST, "max_reserved_per_uid": RESERVED} | settings
-    with serving(place, model, root=written, writable=True, **settings) as server:
+def uploading(shared_directory: Path, writable_root: Path, model: Concurrency, **settings: object) -> Iterator[Server]:
+    settings = {"max_uploads_per_uid": MAX_UPLOADS, "max_reserved_per_uid": RESERVED} | settings
+    with serving(shared_directory, model, root=writable_root, writable=True, **settings) as server:
         yield server
 
 
@@ -59,15 +59,15 @@ def reserved() -> int:
     return total
 
 
-@needs_others
+@needs_other_users
 def test_one_user_has_as_many_uploads_as_one_may_have_and_another_its_own(
-    place: Path, written: Path, model: Concurrency, alice: OtherUser, bob: OtherUser
+    shared_directory: Path, writable_root: Path, model: Concurrency, alice: OtherUser, bob: OtherUser
 ) -> None:
-    with uploading(place, written, model) as server, contextlib.ExitStack() as stack:
-        for number in range(MOST):
+    with uploading(shared_directory, writable_root, model) as server, contextlib.ExitStack() as stack:
+        for number in range(MAX_UPLOADS):
             begin(stack.enter_context(RawClientV2(alice.connect(unix(server)))), f"/alice-{number}")
         # Another connection's request may overtake them until then.
-        assert eventually(lambda: server.statistics().uploads_in_flight == MOST)
+        assert eventually(lambda: server.statistics().uploads_in_flight == MAX_UPLOADS)
         with RawClientV2(alice.connect(unix(server))) as more:
             begin(more, "/alice-more", 2)
             refusal = more.answer()
@@ -78,29 +78,30 @@ def test_one_user_has_as_many_uploads_as_one_may_have_and_another_its_own(
             assert more.put("/alice-small", b"small").status == OK
         assert may_begin(bob.connect(unix(server)))
         assert not may_begin(alice.connect(unix(server)))
-    assert not (written / "alice-more").exists()
+    assert not (writable_root / "alice-more").exists()
 
 
-@needs_others
+@needs_other_users
 def test_one_users_reservations_leave_another_its_own(
-    place: Path, written: Path, model: Concurrency, alice: OtherUser, bob: OtherUser
+    shared_directory: Path, writable_root: Path, model: Concurrency, alice: OtherUser, bob: OtherUser
 ) -> None:
     before = reserved()
-    with uploading(place, written, model) as server, contextlib.ExitStack() as stack:
-        hers = [
-            begin(stack.enter_context(RawClientV2(alice.connect(unix(server)))), f"/alice-{n}") for n in range(MOST)
+    with uploading(shared_directory, writable_root, model) as server, contextlib.ExitStack() as stack:
+        uploads = [
+            begin(stack.enter_context(RawClientV2(alice.connect(unix(server)))), f"/alice-{n}")
+            for n in range(MAX_UPLOADS)
         ]
         assert eventually(lambda: reserved() - before >= RESERVED)
-        assert reserved() - before <= RESERVED + MOST * SLACK
+        assert reserved() - before <= RESERVED + MAX_UPLOADS * SLACK
         begin(stack.enter_context(RawClientV2(bob.connect(unix(server)))), "/bob")
         assert eventually(lambda: reserved() - before >= 2 * RESERVED)
         assert reserved() - before <= 2 * RESERVED + 3 * SLACK
         # What has come is no longer reserved: all of it is stored, though it is more than may be reserved at once.
-        for v2 in hers:
+        for v2 in uploads:
             v2.send(bytes(SIZE - 1))
-        for number, v2 in enumerate(hers):
+        for number, v2 in enumerate(uploads):
             assert v2.answer().status == OK
-            assert (written / f"alice-{number}").stat().st_size == SIZE
+            assert (writable_root / f"alice-{number}").stat().st_size == SIZE
     assert eventually(lambda: reserved() <= before)
 
 
@@ -133,39 +134,43 @@ def be_refused(v2: RawClientV2) -> None:
     v2.send(bytes(99))
 
 
-def vanish(v2: RawClientV2) -> None:
+def disconnect(v2: RawClientV2) -> None:
     begin(v2, "/vanished").close()
 
 
-def vanish_in_a_reset(v2: RawClientV2) -> None:
+def reset_connection(v2: RawClientV2) -> None:
     """Closed while the answer to another request lies unread."""
     begin(v2, "/vanished").send(bytes(300_000))
     v2.close()
 
 
-def drip(v2: RawClientV2) -> None:
+def send_slowly(v2: RawClientV2) -> None:
     begin(v2, "/late")
     assert v2.answer().fails(TIMEOUT)
 
 
-ENDS = [succeed, lose, fail_at_once, fail_unfinished, be_refused, vanish, vanish_in_a_reset, drip]
+ENDS = [succeed, lose, fail_at_once, fail_unfinished, be_refused, disconnect, reset_connection, send_slowly]
 
 
-@needs_others
+@needs_other_users
 @pytest.mark.parametrize("end", ENDS, ids=lambda end: end.__name__)
 def test_a_share_is_given_back_however_a_put_ends(
-    place: Path, written: Path, model: Concurrency, alice: OtherUser, end: Callable[[RawClientV2], None]
+    shared_directory: Path,
+    writable_root: Path,
+    model: Concurrency,
+    alice: OtherUser,
+    end: Callable[[RawClientV2], None],
 ) -> None:
-    settings = {"request_timeout": 1} if end is drip else {}
+    settings = {"request_timeout": 1} if end is send_slowly else {}
     before = reserved()
     with (
-        uploading(place, written, model, max_uploads_per_uid=1, **settings) as server,
+        uploading(shared_directory, writable_root, model, max_uploads_per_uid=1, **settings) as server,
         contextlib.ExitStack() as stack,
     ):
         for _ in range(3):
             v2 = stack.enter_context(RawClientV2(alice.connect(unix(server))))
             end(v2)
-            if end in {vanish, vanish_in_a_reset, drip}:
+            if end in {disconnect, reset_connection, send_slowly}:
                 # A client that has gone hears of nothing.
                 assert eventually(lambda: may_begin(alice.connect(unix(server))))
             else:
@@ -173,10 +178,13 @@ def test_a_share_is_given_back_however_a_put_ends(
         assert eventually(lambda: reserved() <= before)
 
 
-@needs_others
+@needs_other_users
 @pytest.mark.skipif(file_systems.why_not() != "", reason=file_systems.why_not() or "file systems can be mounted")
-def test_a_share_is_given_back_where_the_disk_is_full(place: Path, alice: OtherUser, bob: OtherUser) -> None:
-    with file_systems.tmpfs() as full, uploading(place, full, Concurrency.EPOLL, max_uploads_per_uid=1) as server:
+def test_a_share_is_given_back_where_the_disk_is_full(shared_directory: Path, alice: OtherUser, bob: OtherUser) -> None:
+    with (
+        file_systems.tmpfs() as full,
+        uploading(shared_directory, full, Concurrency.EPOLL, max_uploads_per_uid=1) as server,
+    ):
         for _ in range(3):
             with RawClientV2(alice.connect(unix(server))) as v2:
                 begin(v2, "/too-large", 1 << 30)

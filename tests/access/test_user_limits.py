@@ -5,7 +5,7 @@ import socket
 from pathlib import Path
 
 from objmapper_server import Concurrency, Config, Server
-from tests.access.conftest import needs_others, serving, unix
+from tests.access.conftest import needs_other_users, serving, unix
 from tests.support.eventually import eventually
 from tests.support.raw_client import COPY, FDPASS, OK, UNAVAILABLE, RawClient, request
 from tests.support.raw_client_v2 import COPY as COPY_TWO
@@ -14,11 +14,11 @@ from tests.support.raw_client_v2 import PUT, STAT, RawClientV2
 from tests.support.users import OtherUser
 
 
-@needs_others
+@needs_other_users
 def test_one_user_has_as_many_connections_as_one_may_have(
-    root: Path, place: Path, model: Concurrency, alice: OtherUser, bob: OtherUser
+    root: Path, shared_directory: Path, model: Concurrency, alice: OtherUser, bob: OtherUser
 ) -> None:
-    with serving(place, model, max_connections_per_uid=2) as server:
+    with serving(shared_directory, model, max_connections_per_uid=2) as server:
         with RawClient(alice.connect(unix(server))) as first, RawClient(alice.connect(unix(server))) as second:
             assert first.ask(COPY, "/open/a").status == second.ask(COPY, "/open/a").status == OK
             with RawClient(alice.connect(unix(server))) as third:
@@ -35,11 +35,11 @@ def test_one_user_has_as_many_connections_as_one_may_have(
         assert statistics.rejected_total == 1
 
 
-@needs_others
+@needs_other_users
 def test_what_a_user_has_left_unread_counts_as_its_connection(
-    root: Path, place: Path, model: Concurrency, alice: OtherUser, bob: OtherUser
+    root: Path, shared_directory: Path, model: Concurrency, alice: OtherUser, bob: OtherUser
 ) -> None:
-    with serving(place, model, max_connections_per_uid=2) as server:
+    with serving(shared_directory, model, max_connections_per_uid=2) as server:
         with RawClient(alice.connect(unix(server))) as first, RawClient(alice.connect(unix(server))) as second:
             for v1 in (first, second):
                 v1.send(request(FDPASS, "/open/a"))
@@ -54,11 +54,11 @@ def test_what_a_user_has_left_unread_counts_as_its_connection(
             assert again.ask(COPY, "/open/a").status == OK
 
 
-@needs_others
+@needs_other_users
 def test_one_user_has_as_many_unread_descriptors_as_one_may_have(
-    root: Path, place: Path, model: Concurrency, alice: OtherUser, bob: OtherUser
+    root: Path, shared_directory: Path, model: Concurrency, alice: OtherUser, bob: OtherUser
 ) -> None:
-    with serving(place, model, max_descriptors_per_uid=3) as server:
+    with serving(shared_directory, model, max_descriptors_per_uid=3) as server:
         one, v2 = RawClient(alice.connect(unix(server))), RawClientV2(alice.connect(unix(server)))
         with one, v2:
             one.send(request(FDPASS, "/open/a") * 2)
@@ -79,8 +79,8 @@ def test_one_user_has_as_many_unread_descriptors_as_one_may_have(
         assert eventually(lambda: server.statistics().descriptors_in_flight == 0)
 
 
-def test_the_limit_holds_for_clients_that_do_not_read(root: Path, place: Path, model: Concurrency) -> None:
-    with serving(place, model, max_descriptors_per_uid=20) as server, RawClient(unix(server)) as v1:
+def test_the_limit_holds_for_clients_that_do_not_read(root: Path, shared_directory: Path, model: Concurrency) -> None:
+    with serving(shared_directory, model, max_descriptors_per_uid=20) as server, RawClient(unix(server)) as v1:
         v1.send(request(FDPASS, "/open/a") * 10)
         for _ in range(500):
             # There is always something on its way, but never as much as one may have.
@@ -89,12 +89,12 @@ def test_the_limit_holds_for_clients_that_do_not_read(root: Path, place: Path, m
         assert server.statistics().denied_total["descriptors"] == 0
 
 
-@needs_others
+@needs_other_users
 def test_the_cap_counts_what_writes_have_open(
-    written: Path, place: Path, model: Concurrency, alice: OtherUser, bob: OtherUser
+    writable_root: Path, shared_directory: Path, model: Concurrency, alice: OtherUser, bob: OtherUser
 ) -> None:
     """Two for a content that comes in: the new file, and the directory that it is for."""
-    with serving(place, model, root=written, max_descriptors_per_uid=5, writable=True) as server:
+    with serving(shared_directory, model, root=writable_root, max_descriptors_per_uid=5, writable=True) as server:
 
         def open_now() -> int:
             return server.statistics().descriptors_in_flight
@@ -114,7 +114,7 @@ def test_the_cap_counts_what_writes_have_open(
             assert eventually(lambda: open_now() == 5)
             with RawClientV2(alice.connect(unix(server))) as fourth:
                 assert fourth.call(FDPASS_TWO, "/open/a").fails(UNAVAILABLE)
-                assert put_descriptor(fourth, "/open/passed", written / "open" / "a") == UNAVAILABLE
+                assert put_descriptor(fourth, "/open/passed", writable_root / "open" / "a") == UNAVAILABLE
                 assert fourth.call(COPY_TWO, "/open/a").read() == b"open/a"
             with RawClientV2(bob.connect(unix(server))) as other:
                 assert other.call(FDPASS_TWO, "/open/a").read() == b"open/a"
@@ -126,20 +126,22 @@ def test_the_cap_counts_what_writes_have_open(
             assert stalled[0].answer().status == OK
             third.send(third.encode(PUT, "/open/new", content_len=1), b"a")
             assert third.answer().status == OK
-            assert put_descriptor(third, "/open/passed", written / "open" / "a") == OK
+            assert put_descriptor(third, "/open/passed", writable_root / "open" / "a") == OK
         assert eventually(lambda: open_now() == 0)
         assert server.statistics().denied_total["descriptors"] >= 4
 
 
-@needs_others
-def test_no_cap_forbids_a_write_altogether(written: Path, place: Path, model: Concurrency, alice: OtherUser) -> None:
-    with serving(place, model, root=written, max_descriptors_per_uid=1, writable=True) as server:
+@needs_other_users
+def test_no_cap_forbids_a_write_altogether(
+    writable_root: Path, shared_directory: Path, model: Concurrency, alice: OtherUser
+) -> None:
+    with serving(shared_directory, model, root=writable_root, max_descriptors_per_uid=1, writable=True) as server:
         for number in range(20):
             with RawClientV2(alice.connect(unix(server))) as v2:
                 v2.send(v2.encode(PUT, f"/open/{number}", content_len=3))
                 v2.send(b"abc")
                 assert v2.answer().status == OK
-                assert put_descriptor(v2, f"/open/{number}", written / "open" / "a") == OK
+                assert put_descriptor(v2, f"/open/{number}", writable_root / "open" / "a") == OK
         assert eventually(lambda: server.statistics().descriptors_in_flight == 0)
 
 
@@ -148,17 +150,17 @@ def put_descriptor(v2: RawClientV2, uri: str, source: Path) -> int:
         return v2.put_descriptor(uri, file.fileno()).status
 
 
-@needs_others
+@needs_other_users
 def test_a_client_that_reads_is_not_slowed_by_the_limit(
-    root: Path, place: Path, model: Concurrency, alice: OtherUser
+    root: Path, shared_directory: Path, model: Concurrency, alice: OtherUser
 ) -> None:
-    with serving(place, model, max_descriptors_per_uid=4) as server:
-        wires = [RawClient(alice.connect(unix(server))) for _ in range(8)]
+    with serving(shared_directory, model, max_descriptors_per_uid=4) as server:
+        connections = [RawClient(alice.connect(unix(server))) for _ in range(8)]
         with contextlib.ExitStack() as stack:
-            for v1 in wires:
+            for v1 in connections:
                 stack.enter_context(v1)
             for _ in range(100):
-                for v1 in wires:
+                for v1 in connections:
                     # What was read last may not have been noticed, for the blink of an eye.
                     assert eventually(lambda v1=v1: read_one(v1))  # type: ignore[misc]
 
@@ -169,10 +171,10 @@ def read_one(client: RawClient | RawClientV2) -> bool:
     return reply.status != UNAVAILABLE and reply.read() == b"open/a"
 
 
-def test_a_later_descriptor_limit_counts_open_descriptors(root: Path, place: Path) -> None:
-    file = place / "later.toml"
+def test_a_later_descriptor_limit_counts_open_descriptors(root: Path, shared_directory: Path) -> None:
+    file = shared_directory / "later.toml"
     file.write_text("")
-    flags = {"root": root, "unix": place / "later", "admin": "none"}
+    flags = {"root": root, "unix": shared_directory / "later", "admin": "none"}
     with Server(Config.load(file, environment=False, **flags)) as server, RawClient(unix(server)) as v1:
         v1.send(request(FDPASS, "/open/a") * 5)
         assert eventually(lambda: server.statistics().requests_total == 5)
@@ -185,14 +187,14 @@ def test_a_later_descriptor_limit_counts_open_descriptors(root: Path, place: Pat
         file.write_text("")
         server.reload()
         assert v1.ask(FDPASS, "/open/a").read() == b"open/a"
-    with serving(place) as server:
+    with serving(shared_directory) as server:
         assert server.statistics().descriptors_in_flight == 0
 
 
-def test_a_cap_that_comes_later_counts_writes_that_are_under_way(written: Path, place: Path) -> None:
-    file = place / "later.toml"
+def test_a_cap_that_comes_later_counts_writes_that_are_under_way(writable_root: Path, shared_directory: Path) -> None:
+    file = shared_directory / "later.toml"
     file.write_text("")
-    flags = {"root": written, "unix": place / "later", "admin": "none", "writable": True}
+    flags = {"root": writable_root, "unix": shared_directory / "later", "admin": "none", "writable": True}
     with Server(Config.load(file, environment=False, **flags)) as server, RawClientV2(unix(server)) as v2:
         v2.send(v2.encode(PUT, "/open/stalled", content_len=10))
         assert eventually(lambda: server.statistics().descriptors_in_flight == 2)

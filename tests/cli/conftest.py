@@ -46,7 +46,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
     return kept | {"PYTHONPATH": path, "OBJMAPPER_SERVER": socket, "XDG_RUNTIME_DIR": str(tmp_path), "TERM": "xterm"}
 
 
-def usual(environment: dict[str, str], folder: Path) -> dict[str, Any]:
+def default_options(environment: dict[str, str], folder: Path) -> dict[str, Any]:
     return {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": environment, "cwd": folder}
 
 
@@ -55,7 +55,7 @@ def objmapper(environment: dict[str, str], tmp_path: Path) -> Run:
     """Runs the command to its end."""
 
     def run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[bytes]:
-        options = {**usual(environment, tmp_path), **options}
+        options = {**default_options(environment, tmp_path), **options}
         command = [*COMMAND, *map(str, arguments)]
         ended: subprocess.CompletedProcess[bytes] = subprocess.run(command, timeout=60, check=False, **options)
         return ended
@@ -69,7 +69,7 @@ def started(environment: dict[str, str], tmp_path: Path) -> Iterator[Callable[..
     processes: list[subprocess.Popen[bytes]] = []
 
     def start(*arguments: object, **options: Any) -> subprocess.Popen[bytes]:
-        options = {**usual(environment, tmp_path), **options}
+        options = {**default_options(environment, tmp_path), **options}
         processes.append(subprocess.Popen([*COMMAND, *map(str, arguments)], **options))
         return processes[-1]
 
@@ -79,20 +79,20 @@ def started(environment: dict[str, str], tmp_path: Path) -> Iterator[Callable[..
             process.kill()
 
 
-class Served:
+class ServeProcess:
     """A server that ``objmapper serve`` runs, once it has said that it is ready."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stderr is not None
         self.process = process
-        self.said = []
+        self.output_lines = []
         for line in iter(process.stderr.readline, b""):
-            self.said.append(line.decode())
+            self.output_lines.append(line.decode())
             if line.startswith(b"objmapper: ready "):
                 break
         else:
-            pytest.fail(f"it ended: {self.said}")
-        self.ready = self.said[-1]
+            pytest.fail(f"it ended: {self.output_lines}")
+        self.ready = self.output_lines[-1]
 
     def address(self, transport: str) -> str:
         found = re.search(rf"(?<!admin )\b{transport}:\S+", self.ready)
@@ -105,8 +105,8 @@ class Served:
 
 
 @pytest.fixture
-def serve(started: Callable[..., subprocess.Popen[bytes]]) -> Callable[..., Served]:
-    return lambda *arguments, **options: Served(started("serve", *arguments, **options))
+def serve(started: Callable[..., subprocess.Popen[bytes]]) -> Callable[..., ServeProcess]:
+    return lambda *arguments, **options: ServeProcess(started("serve", *arguments, **options))
 
 
 def one_line(stderr: bytes) -> str:
@@ -127,18 +127,20 @@ def closing(*descriptors: int) -> Iterator[None]:
             os.close(descriptor)
 
 
-def seen_while_reading(command: list[str], environment: dict[str, str], *, until: bytes, piece: int = 1 << 17) -> bytes:
+def terminal_output_while_reading(
+    command: list[str], environment: dict[str, str], *, until: bytes, chunk_size: int = 1 << 17
+) -> bytes:
     """What a terminal sees as standard error of a command whose output is read slowly, until it has seen `until`."""
-    terminal, theirs = os.openpty()
-    termios.tcsetwinsize(theirs, (24, 80))
+    terminal, tty = os.openpty()
+    termios.tcsetwinsize(tty, (24, 80))
     seen = b""
     with closing(terminal):
-        with closing(theirs):
-            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, env=environment)
+        with closing(tty):
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=tty, env=environment)
         with process:
             assert process.stdout is not None
             # A piece at a time, with a look at the terminal after each.
-            while until not in seen and process.stdout.read(piece):
+            while until not in seen and process.stdout.read(chunk_size):
                 if select.select([terminal], [], [], 0.02)[0]:
                     seen += os.read(terminal, 4096)
             process.kill()
@@ -146,7 +148,7 @@ def seen_while_reading(command: list[str], environment: dict[str, str], *, until
     return seen
 
 
-def has_begun_a_file(pid: int, folder: Path) -> bool:
+def has_nameless_file(pid: int, folder: Path) -> bool:
     """Whether a process writes to a file below a folder that has no name yet."""
     found = []
     for entry in Path(f"/proc/{pid}/fd").iterdir():

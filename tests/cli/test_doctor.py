@@ -101,8 +101,8 @@ def test_a_slip_in_the_settings_is_a_problem(objmapper: Run, environment: dict[s
 
 
 def test_a_stale_socket_and_a_live_one(objmapper: Run, well: list[object], root: Path, tmp_path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as dead:
-        dead.bind(str(tmp_path / "s"))
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(tmp_path / "s"))
     got = objmapper("doctor", "--json", *well)
     assert got.returncode == 1
     assert "stale" in findings(got.stdout)["socket"]["finding"]
@@ -124,12 +124,12 @@ def test_a_directory_that_others_may_write_to(objmapper: Run, root: Path, tmp_pa
 
 
 def test_few_descriptors(objmapper: Run, well: list[object]) -> None:
-    def cripple() -> None:
+    def restrict() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
 
-    got = objmapper("doctor", "--json", *well, preexec_fn=cripple)
+    got = objmapper("doctor", "--json", *well, preexec_fn=restrict)
     assert findings(got.stdout)["RLIMIT_NOFILE"]["level"] == "ok"
-    got = objmapper("doctor", "--json", *well, "--max-connections", "1000", preexec_fn=cripple)
+    got = objmapper("doctor", "--json", *well, "--max-connections", "1000", preexec_fn=restrict)
     assert got.returncode == 1
     found = findings(got.stdout)["RLIMIT_NOFILE"]
     assert found["finding"] == "64 descriptors are room for 16 of 1000 connections"
@@ -163,11 +163,11 @@ def test_a_crippled_environment(environment: dict[str, str]) -> None:
             path.mkdir()
         os.chown(foreign, 12345, 12345)
         root.chmod(0o700)
-        with socket.socket(socket.AF_UNIX) as dead:
-            dead.bind(str(foreign / "s"))
+        with socket.socket(socket.AF_UNIX) as stale:
+            stale.bind(str(foreign / "s"))
         (foreign / "s").chmod(0o666)
 
-        def cripple() -> None:
+        def restrict() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
 
         def run(*form: str) -> subprocess.CompletedProcess[bytes]:
@@ -178,7 +178,7 @@ def test_a_crippled_environment(environment: dict[str, str]) -> None:
                 cwd="/",
                 capture_output=True,
                 timeout=60,
-                preexec_fn=cripple,
+                preexec_fn=restrict,
             )
 
         got, as_lines = run("--json"), run()

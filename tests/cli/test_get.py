@@ -16,7 +16,15 @@ import pytest
 from objmapper_cli.download import Download
 from objmapper_client import Client
 from objmapper_server import Server
-from tests.cli.conftest import COMMAND, Run, closing, has_begun_a_file, is_asleep, one_line, seen_while_reading
+from tests.cli.conftest import (
+    COMMAND,
+    Run,
+    closing,
+    has_nameless_file,
+    is_asleep,
+    one_line,
+    terminal_output_while_reading,
+)
 from tests.support.fake_server import fixed_reply_server
 from tests.support.strace import come_back
 
@@ -244,7 +252,7 @@ def test_an_interrupted_download_leaves_no_partial_file(
     with fixed_reply_server(HALF, keep_open=True) as address:
         process = started("get", *uris, "--server", address, "-o", "out")
         deadline = time.monotonic() + 30
-        while not (has_begun_a_file(process.pid, tmp_path) and is_asleep(process.pid)):
+        while not (has_nameless_file(process.pid, tmp_path) and is_asleep(process.pid)):
             assert time.monotonic() < deadline
         process.send_signal(number)
         assert process.wait(30) == code
@@ -272,7 +280,7 @@ def test_a_terminal_sees_how_much_of_what_takes_long_is_done(
     with (root / "long").open("wb") as long:
         long.truncate(1 << 30)
     command = [*COMMAND, "get", "/long", "--mode", mode, "--server", server.addresses[transport]]
-    assert b"%|" in seen_while_reading(command, environment, until=b"/long", piece=1 << 20)
+    assert b"%|" in terminal_output_while_reading(command, environment, until=b"/long", piece=1 << 20)
 
 
 def test_only_a_terminal_gets_a_progress_bar(server: Server, objmapper: Run, root: Path) -> None:
@@ -283,7 +291,7 @@ def test_not_even_a_kill_leaves_anything(started: Callable[..., subprocess.Popen
     with fixed_reply_server(HALF, keep_open=True) as address:
         process = started("get", "/a", "--server", address, "-o", "out")
         deadline = time.monotonic() + 30
-        while not has_begun_a_file(process.pid, tmp_path):
+        while not has_nameless_file(process.pid, tmp_path):
             assert time.monotonic() < deadline
         process.kill()
         assert process.wait(30) == -signal.SIGKILL

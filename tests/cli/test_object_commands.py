@@ -215,11 +215,11 @@ def test_a_listing_comes_as_it_is_made(
 
 def test_no_control_characters_reach_a_terminal(server: Server, root: Path, environment: dict[str, str]) -> None:
     (root / "\033[31mred").touch()
-    terminal, theirs = os.openpty()
-    termios.tcsetwinsize(theirs, (24, 200))
+    terminal, tty = os.openpty()
+    termios.tcsetwinsize(tty, (24, 200))
     with closing(terminal):
-        with closing(theirs):
-            subprocess.run([*COMMAND, "ls", "/\033"], stdout=theirs, env=environment, check=True, timeout=60)
+        with closing(tty):
+            subprocess.run([*COMMAND, "ls", "/\033"], stdout=tty, env=environment, check=True, timeout=60)
         assert os.read(terminal, 1000) == b"/\\x1b[31mred\r\n"
 
 

@@ -40,10 +40,10 @@ def test_json_reports_each_file(server: Server, objmapper: Run, tree: Path, tmp_
     for fetched in (True, False):
         got = objmapper("get", "-r", "/tree/", "-o", "out", "--json")
         assert (got.returncode, got.stderr) == (0, b"")
-        said = [json.loads(line) for line in got.stdout.splitlines()]
-        assert {each["uri"] for each in said} == {f"/tree/{at % 3}/{at}.bin" for at in range(60)}
-        assert {each["fetched"] for each in said} == {fetched}
-        assert all((tmp_path / each["file"]).stat().st_size == each["size"] for each in said)
+        documents = [json.loads(line) for line in got.stdout.splitlines()]
+        assert {each["uri"] for each in documents} == {f"/tree/{at % 3}/{at}.bin" for at in range(60)}
+        assert {each["fetched"] for each in documents} == {fetched}
+        assert all((tmp_path / each["file"]).stat().st_size == each["size"] for each in documents)
     got = objmapper("get", "/a", "-o", "a", "--json")
     assert json.loads(got.stdout) == {"uri": "/a", "file": "a", "size": 5, "fetched": True}
     got = objmapper("get", "/a", "--json")
@@ -162,7 +162,7 @@ def test_a_directory_is_not_replaced(server: Server, objmapper: Run, tree: Path,
     assert list((tmp_path / "out").rglob("*.part")) == []
 
 
-class Liar(Client):
+class EscapingListClient(Client):
     """A client of a server that lists what no server should."""
 
     def list(self, prefix: str = "/", *, page_size: int = 1000, left_out=None):  # type: ignore[no-untyped-def]
@@ -170,7 +170,7 @@ class Liar(Client):
 
 
 def test_a_server_cannot_lead_out_of_the_directory(tmp_path: Path) -> None:
-    with Liar("unix:/nowhere") as client, pytest.raises(RemoteProtocolError, match="no path below"):
+    with EscapingListClient("unix:/nowhere") as client, pytest.raises(RemoteProtocolError, match="no path below"):
         list(tasks_below(client, "/tree/", tmp_path))
 
 

@@ -13,17 +13,17 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.cli.conftest import Run, Served, one_line
+from tests.cli.conftest import Run, ServeProcess, one_line
 from tests.support.raw_client import COPY, OK, RawClient, request
 
-Serve = Callable[..., Served]
+Serve = Callable[..., ServeProcess]
 
 
 def test_it_says_in_one_line_where_it_listens(serve: Serve, root: Path, tmp_path: Path) -> None:
     served = serve(root, "--unix", "socket", "--tcp", "127.0.0.1:0", "--admin", "127.0.0.1:0")
     line = rf"objmapper: ready unix:{tmp_path}/socket tcp://127\.0\.0\.1:\d+ admin http://127\.0\.0\.1:\d+\n"
     assert re.fullmatch(line, served.ready)
-    assert served.said == [served.ready]
+    assert served.output_lines == [served.ready]
     for transport in ("unix", "tcp"):
         with RawClient(served.address(transport)) as v1:
             assert v1.ask(COPY, "/a").content == b"hello"
@@ -60,15 +60,15 @@ def test_requests_in_progress_are_finished(serve: Serve, root: Path) -> None:
     assert served.process.wait(30) == 0
 
 
-@pytest.mark.parametrize("hurry", ["second signal", "grace over"])
-def test_it_does_not_wait_for_ever(serve: Serve, root: Path, hurry: str) -> None:
-    grace = "60" if hurry == "second signal" else "0.2"
+@pytest.mark.parametrize("cut_short", ["second signal", "grace over"])
+def test_it_does_not_wait_for_ever(serve: Serve, root: Path, cut_short: str) -> None:
+    grace = "60" if cut_short == "second signal" else "0.2"
     served = serve(root, "--unix", "socket", "--admin", "127.0.0.1:0", "--shutdown-grace", grace)
     with RawClient(served.address("unix")) as v1:
         v1.send(request(COPY, "/big"))
         v1.take(9)
         served.process.send_signal(signal.SIGTERM)
-        if hurry == "second signal":
+        if cut_short == "second signal":
             wait_until_draining(served.admin)
             served.process.send_signal(signal.SIGTERM)
         _, errors = served.process.communicate(timeout=20)
@@ -108,7 +108,7 @@ def test_settings_come_from_file_environment_and_flags(
 
 def test_what_was_fitted_is_said_before(serve: Serve, root: Path) -> None:
     served = serve(root, "--unix", "socket", "--no-admin", "--max-connections", "1000000")
-    assert any("max_connections lowered" in line for line in served.said[:-1])
+    assert any("max_connections lowered" in line for line in served.output_lines[:-1])
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_a_taken_port_is_said_in_one_line(objmapper: Run, root: Path, tmp_path: 
     assert not (tmp_path / "s").exists()
 
 
-def said_next(served: Served) -> str:
+def said_next(served: ServeProcess) -> str:
     assert served.process.stderr is not None
     return served.process.stderr.readline().decode()
 

@@ -65,12 +65,12 @@ def test_the_cursor_is_shown_again(
 
 def _on_terminal(command: list[str], environment: dict[str, str], until: bytes, number: signal.Signals) -> bytes:
     """What a terminal sees of a command that gets a signal once it has written `until`."""
-    terminal, theirs = os.openpty()
-    termios.tcsetwinsize(theirs, (40, 200))
-    before = termios.tcgetattr(theirs)
+    terminal, tty = os.openpty()
+    termios.tcsetwinsize(tty, (40, 200))
+    before = termios.tcgetattr(tty)
     seen = b""
-    with closing(terminal, theirs):
-        options: dict[str, Any] = {"stdin": theirs, "stdout": theirs, "stderr": theirs, "env": environment}
+    with closing(terminal, tty):
+        options: dict[str, Any] = {"stdin": tty, "stdout": tty, "stderr": tty, "env": environment}
         with subprocess.Popen(command, **options) as process:
             os.set_blocking(terminal, False)
             sent = False
@@ -88,7 +88,7 @@ def _on_terminal(command: list[str], environment: dict[str, str], until: bytes, 
                 seen += os.read(terminal, 65536)
         except BlockingIOError:
             pass
-        assert termios.tcgetattr(theirs) == before
+        assert termios.tcgetattr(tty) == before
     return seen
 
 

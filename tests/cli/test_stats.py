@@ -81,10 +81,10 @@ def test_on_a_terminal_it_is_drawn_and_without_colour_where_none_is_wanted(
 ) -> None:
     for no_color in ("", "1"):
         environment |= {"NO_COLOR": no_color, "COLUMNS": "120"}
-        terminal, theirs = os.openpty()
+        terminal, tty = os.openpty()
         with closing(terminal):
-            with closing(theirs):
-                assert objmapper("stats", stdout=theirs).returncode == 0
+            with closing(tty):
+                assert objmapper("stats", stdout=tty).returncode == 0
             drawn = b""
             try:
                 while piece := os.read(terminal, 65536):
@@ -112,10 +112,10 @@ def drawn_on_a_terminal(
     started: Callable[..., subprocess.Popen[bytes]], until: Callable[[str], bool], *arguments: str
 ) -> tuple[str, int]:
     """What the command draws on a terminal of its own until that is enough, and how it ends when it is interrupted."""
-    terminal, theirs = os.openpty()
+    terminal, tty = os.openpty()
     with closing(terminal):
-        with closing(theirs):
-            process = started(*arguments, stdout=theirs)
+        with closing(tty):
+            process = started(*arguments, stdout=tty)
         drawn = b""
         while not until(drawn.decode(errors="ignore")):
             drawn += os.read(terminal, 65536)

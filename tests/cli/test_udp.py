@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from objmapper_server import Config, Server
-from tests.cli.conftest import COMMAND, Run, Served, one_line, seen_while_reading
+from tests.cli.conftest import COMMAND, Run, ServeProcess, one_line, terminal_output_while_reading
 from tests.support.fake_udp_server import fake_udp_server
 
 
@@ -64,7 +64,7 @@ def test_a_server_that_says_nothing_is_waited_for_as_long_as_was_said(objmapper:
 
 
 def test_a_terminal_sees_a_bar_of_what_takes_long(address: str, environment: dict[str, str]) -> None:
-    seen = seen_while_reading([*COMMAND, "get", "/big", "--server", address], environment, until=b"/big")
+    seen = terminal_output_while_reading([*COMMAND, "get", "/big", "--server", address], environment, until=b"/big")
     assert b"B/s" in seen or b"%|" in seen
 
 
@@ -89,19 +89,19 @@ def test_what_needs_a_stream_is_refused_with_advice(
     assert not (root / "new").exists()
 
 
-def test_the_ready_line_says_where(serve: Callable[..., Served], root: Path, objmapper: Run) -> None:
+def test_the_ready_line_says_where(serve: Callable[..., ServeProcess], root: Path, objmapper: Run) -> None:
     served = serve(root, "--udp", "127.0.0.1:0", "--no-admin")
     assert re.fullmatch(r"objmapper: ready udp://127\.0\.0\.1:\d+\n", served.ready)
-    assert served.said == [served.ready]
+    assert served.output_lines == [served.ready]
     assert objmapper("get", "/a", "--server", served.address("udp")).stdout == b"hello"
     served.process.terminate()
     assert served.process.wait(30) == 0
 
 
-def test_a_bind_to_more_than_loopback_is_remarked_on(serve: Callable[..., Served], root: Path) -> None:
+def test_a_bind_to_more_than_loopback_is_remarked_on(serve: Callable[..., ServeProcess], root: Path) -> None:
     flags = ["--udp-trusted", "10.0.0.0/8", "--udp-trusted", "2001:db8::/32", "--udp-rate-limit", "50MB"]
     served = serve(root, "--udp", "0.0.0.0:0", "--no-admin", *flags)
-    assert "not loopback" in served.said[0]
+    assert "not loopback" in served.output_lines[0]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 
 from objmapper_client import Client, ConnectionFailed
 from objmapper_server import Config, Server
-from tests.cli.conftest import Run, Served, one_line
+from tests.cli.conftest import Run, ServeProcess, one_line
 
 
 def test_a_client_waits_for_a_server_that_starts(
@@ -71,7 +71,7 @@ def test_what_asks_the_admin_endpoint_waits_for_it(
 
 
 def test_serve_takes_no_address_from_the_clients_variable(
-    serve: Callable[..., Served], environment: dict[str, str], root: Path, tmp_path: Path
+    serve: Callable[..., ServeProcess], environment: dict[str, str], root: Path, tmp_path: Path
 ) -> None:
     for named in ("tcp://127.0.0.1:1", "unix:/tmp/elsewhere.sock"):
         environment["OBJMAPPER_SERVER"] = named
@@ -82,7 +82,7 @@ def test_serve_takes_no_address_from_the_clients_variable(
 
 
 def test_doctor_gives_no_advice_that_weakens_and_knows_its_own_server(
-    serve: Callable[..., Served], objmapper: Run, environment: dict[str, str], root: Path, tmp_path: Path
+    serve: Callable[..., ServeProcess], objmapper: Run, environment: dict[str, str], root: Path, tmp_path: Path
 ) -> None:
     environment["OBJMAPPER_SERVER"] = "unix:/tmp/o.sock"
     served = serve(root, "--unix", tmp_path / "o", "--admin", "127.0.0.1:0", "--tcp", "127.0.0.1:0")

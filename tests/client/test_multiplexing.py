@@ -138,13 +138,13 @@ def test_no_more_is_sent_ahead_than_was_agreed(tmp_path: Path) -> None:
     assert most == 5
 
 
-def held_back(count: int, is_read: threading.Event, go: threading.Event) -> Callable[[Peer], None]:
+def delayed_replies(count: int, is_read: threading.Event, release: threading.Event) -> Callable[[Peer], None]:
     """Reads one request, and no more until it may go on; then it reads all of them before it answers any."""
 
     def script(peer: Peer) -> None:
         first = peer.request()
         is_read.set()
-        assert go.wait(60)
+        assert release.wait(60)
         for request in [peer.request() for _ in range(count)]:
             peer.answer(request, request.uri[:6].encode())
         peer.answer(first, b"first")
@@ -163,8 +163,8 @@ def test_queued_frames_are_sent_while_the_reader_sleeps(tmp_path: Path) -> None:
     """The reader waits for an answer that comes last; what the others could not send goes out as soon as it can."""
     count = 200
     uris = [f"/{number:05}{'n' * 3900}" for number in range(count)]
-    is_read, go = threading.Event(), threading.Event()
-    with fake_server_v2(tmp_path, held_back(count, is_read, go)) as server:
+    is_read, release = threading.Event(), threading.Event()
+    with fake_server_v2(tmp_path, delayed_replies(count, is_read, release)) as server:
         with (
             Client(server.address, mode="copy", timeout=30, attempts=1) as client,
             ThreadPoolExecutor(count + 1) as threads,
@@ -173,7 +173,7 @@ def test_queued_frames_are_sent_while_the_reader_sleeps(tmp_path: Path) -> None:
             assert is_read.wait(30)
             others = [threads.submit(client.read, uri) for uri in uris]
             assert eventually(lambda: has_queued(client, count + 1))
-            go.set()
+            release.set()
             assert [other.result() for other in others] == [uri[:6].encode() for uri in uris]
             assert first.result() == b"first"
         assert server.connections == 1
@@ -183,20 +183,20 @@ def test_what_tasks_have_queued_is_sent_as_soon_as_it_can_be(tmp_path: Path) -> 
     count = 200
     uris = [f"/{number:05}{'n' * 3900}" for number in range(count)]
 
-    async def use(address: str, is_read: threading.Event, go: threading.Event) -> None:
+    async def use(address: str, is_read: threading.Event, release: threading.Event) -> None:
         async with AsyncClient(address, mode="copy", timeout=30, attempts=1) as client:
             first = asyncio.ensure_future(client.read("/first"))
             assert await asyncio.to_thread(is_read.wait, 30)
             others = [asyncio.ensure_future(client.read(uri)) for uri in uris]
             assert await asyncio.to_thread(eventually, lambda: has_queued(client, count + 1))
-            go.set()
+            release.set()
             assert await asyncio.gather(*others) == [uri[:6].encode() for uri in uris]
             assert await first == b"first"
 
     for run in (asyncio.run, uvloop.run):
-        is_read, go = threading.Event(), threading.Event()
-        with fake_server_v2(tmp_path, held_back(count, is_read, go)) as server:
-            run(use(server.address, is_read, go))
+        is_read, release = threading.Event(), threading.Event()
+        with fake_server_v2(tmp_path, delayed_replies(count, is_read, release)) as server:
+            run(use(server.address, is_read, release))
             assert server.connections == 1
 
 
@@ -211,7 +211,7 @@ def test_a_thousand_are_opened_on_one_connection_with_errors_among_them(tmp_path
 
     uris = [f"/{number}" for number in range(1000)]
 
-    def judge(results: list[Any]) -> None:
+    def check_results(results: list[Any]) -> None:
         assert len(results) == 1000
         for uri, result in zip(uris, results, strict=True):
             if uri.endswith("7"):
@@ -223,11 +223,11 @@ def test_a_thousand_are_opened_on_one_connection_with_errors_among_them(tmp_path
 
     async def use(address: str) -> None:
         async with AsyncClient(address) as client:
-            judge(await client.open_many(uris))
+            check_results(await client.open_many(uris))
 
     with fake_server_v2(tmp_path, script) as server:
         with Client(server.address) as client:
-            judge(client.open_many(uris))
+            check_results(client.open_many(uris))
         asyncio.run(use(server.address))
         assert server.connections == 2
 

@@ -22,14 +22,14 @@ def large_ones(peer: Peer) -> None:
 
 def test_a_large_content_has_a_connection_of_its_own(tmp_path: Path) -> None:
     """While it comes, everything else goes on; a further one waits for the place."""
-    begun, go = threading.Event(), threading.Event()
+    begun, release = threading.Event(), threading.Event()
 
     def script(peer: Peer) -> None:
         while True:
             request = peer.request()
             if request.uri == "/large" and request.operation is Operation.COPY:
                 begun.set()
-                go.wait(20)
+                release.wait(20)
                 peer.answer(request, bytes(1 << 20))
             else:
                 peer.answer(request, request.uri.encode())
@@ -45,7 +45,7 @@ def test_a_large_content_has_a_connection_of_its_own(tmp_path: Path) -> None:
         assert patient.read("/small") == b"/small"
         with contextlib.closing(client.stream("/large")) as chunks, pytest.raises(RequestTimeout, match="no answer"):
             next(chunks)
-        go.set()
+        release.set()
         assert large.result(10) == 1 << 20
         assert len(patient._pool) == 2
         patient.close()

@@ -98,7 +98,7 @@ def test_requests_decode_as_the_vectors_say_however_they_are_cut(
         assert decode(extended, [data + NEXT]) == [*expected, "request 0000002a 00 2 2f6e657874"]
 
 
-def greet(reader: str, data: bytes) -> str:
+def decode_handshake(reader: str, data: bytes) -> str:
     """What a side finds at the beginning, in the words of the vectors."""
     try:
         found = decode_hello(data) if reader == "server" else decode_hello_ack(data)
@@ -119,12 +119,12 @@ def greet(reader: str, data: bytes) -> str:
 @pytest.mark.parametrize(("name", "reader", "raw", "outcome"), HELLOS, ids=[row[0] for row in HELLOS])
 def test_a_connection_begins_as_the_vectors_say(name: str, reader: str, raw: str, outcome: str) -> None:
     data = unhex(raw)
-    assert greet(reader, data) == outcome
+    assert decode_handshake(reader, data) == outcome
     # What is wrong may be seen before all of it is there.
     early = {"more", outcome} if outcome in {"broken", "wrong-version"} else {"more"}
-    assert {greet(reader, data[:end]) for end in range(len(data))} <= early
+    assert {decode_handshake(reader, data[:end]) for end in range(len(data))} <= early
     if outcome != "more":
-        assert greet(reader, data + NEXT) == outcome
+        assert decode_handshake(reader, data + NEXT) == outcome
 
 
 def test_both_sides_of_a_beginning_understand_each_other() -> None:
@@ -207,8 +207,8 @@ def test_pieces_of_whatever_comes_do_not_matter(data: bytes, extended: bool, ste
 
 @given(st.binary(max_size=20))
 def test_no_bytes_break_a_beginning(data: bytes) -> None:
-    greet("server", data)
-    greet("client", data)
+    decode_handshake("server", data)
+    decode_handshake("client", data)
 
 
 @pytest.mark.parametrize("uri", ["", "a\0b", "n" * (MAX_URI + 1), "\ud800"])

@@ -39,7 +39,7 @@ from tests.support.misbehaving_server import misbehaving_server, raw_server
 USUAL = Metadata(size=1, mtime=7, etag="00000000000000ee")
 
 
-def saying(make: Callable[[int], bytes], *, descriptors: int = 0, path: str = __file__) -> PeerScript:
+def reply_with(make: Callable[[int], bytes], *, descriptors: int = 0, path: str = __file__) -> PeerScript:
     """Answers the first request with what is made of its id, then waits until the client has closed."""
 
     def script(peer: Peer) -> None:
@@ -66,32 +66,36 @@ STAT: Call = ("stat", "/x")
 @pytest.mark.parametrize(
     ("verb", "script", "words"),
     [
-        (OPEN, saying(good), "passed 0 descriptors where one was expected"),
-        (OPEN, saying(good, descriptors=2), "passed 2 descriptors where one was expected"),
-        (OPEN, saying(good, descriptors=253), "passed 253 descriptors where one was expected"),
-        (OPEN, saying(good, descriptors=1, path="/"), "no regular file"),
-        (OPEN, saying(lambda n: encode_response(n, 1), descriptors=1), "passed 1 descriptors where 0 were expected"),
-        (READ, saying(lambda n: good(n) + b"x", descriptors=1), "passed 1 descriptors where 0 were expected"),
-        (STAT, saying(lambda n: good(n, 0), descriptors=1), "passed 1 descriptors where 0 were expected"),
-        (STAT, saying(lambda n: good(n + 1, 0)), "request 2, which is not pending"),
-        (STAT, saying(lambda n: good(n, 0) * 2), "request 1, which is not pending"),
-        (STAT, saying(lambda n: good(n, 0) + good(n + 7, 0)), "request 8, which is not pending"),
-        (STAT, saying(lambda _: encode_response(0, 0x20)), "request 0, which is not pending"),
-        (STAT, saying(good), "1 bytes, more than requested"),
-        (READ, saying(lambda n: good(n, (1 << 18) + 1)), "262145 bytes, more than requested"),
-        (READ, saying(lambda n: good(n, 1 << 63)), "more than any file can have"),
-        (READ, saying(lambda n: encode_response(n, 1, 5)), "5 bytes where none can follow"),
-        (READ, saying(lambda n: good(n, 1) + b"xy"), "unknown type 79"),
-        (READ, saying(lambda _: b"\x99"), "unknown type 99"),
-        (READ, saying(lambda _: CLOSE_ACK_FRAME.pack(4, 0, 0)), "confirmed a close that was not"),
-        (READ, saying(lambda n: encode_response(n, 0)[:-2] + b"\0\1\5"), "do not fit their length"),
-        (LARGE, saying(lambda n: good(n, (1 << 20) + 1)), "1048577 bytes, more than requested"),
-        (LARGE, saying(lambda n: good(n, 2) + b"xyz"), "unknown type 7a"),
-        (LARGE, saying(lambda n: good(n, 2) + b"xy" + good(n)), "request 1, which is not pending"),
-        (LARGE, saying(lambda n: good(n, 2) + b"xy", descriptors=1), "descriptor that was not requested"),
-        (LARGE, saying(lambda _: CLOSE_ACK_FRAME.pack(4, 0, 0)), "confirmed a close that was not"),
-        (("list",), saying(lambda n: good(n, 5) + b"\0\3/ab"), "ends inside an entry"),
-        (("list",), saying(lambda n: good(n, 1 << 25)), "more than requested"),
+        (OPEN, reply_with(good), "passed 0 descriptors where one was expected"),
+        (OPEN, reply_with(good, descriptors=2), "passed 2 descriptors where one was expected"),
+        (OPEN, reply_with(good, descriptors=253), "passed 253 descriptors where one was expected"),
+        (OPEN, reply_with(good, descriptors=1, path="/"), "no regular file"),
+        (
+            OPEN,
+            reply_with(lambda n: encode_response(n, 1), descriptors=1),
+            "passed 1 descriptors where 0 were expected",
+        ),
+        (READ, reply_with(lambda n: good(n) + b"x", descriptors=1), "passed 1 descriptors where 0 were expected"),
+        (STAT, reply_with(lambda n: good(n, 0), descriptors=1), "passed 1 descriptors where 0 were expected"),
+        (STAT, reply_with(lambda n: good(n + 1, 0)), "request 2, which is not pending"),
+        (STAT, reply_with(lambda n: good(n, 0) * 2), "request 1, which is not pending"),
+        (STAT, reply_with(lambda n: good(n, 0) + good(n + 7, 0)), "request 8, which is not pending"),
+        (STAT, reply_with(lambda _: encode_response(0, 0x20)), "request 0, which is not pending"),
+        (STAT, reply_with(good), "1 bytes, more than requested"),
+        (READ, reply_with(lambda n: good(n, (1 << 18) + 1)), "262145 bytes, more than requested"),
+        (READ, reply_with(lambda n: good(n, 1 << 63)), "more than any file can have"),
+        (READ, reply_with(lambda n: encode_response(n, 1, 5)), "5 bytes where none can follow"),
+        (READ, reply_with(lambda n: good(n, 1) + b"xy"), "unknown type 79"),
+        (READ, reply_with(lambda _: b"\x99"), "unknown type 99"),
+        (READ, reply_with(lambda _: CLOSE_ACK_FRAME.pack(4, 0, 0)), "confirmed a close that was not"),
+        (READ, reply_with(lambda n: encode_response(n, 0)[:-2] + b"\0\1\5"), "do not fit their length"),
+        (LARGE, reply_with(lambda n: good(n, (1 << 20) + 1)), "1048577 bytes, more than requested"),
+        (LARGE, reply_with(lambda n: good(n, 2) + b"xyz"), "unknown type 7a"),
+        (LARGE, reply_with(lambda n: good(n, 2) + b"xy" + good(n)), "request 1, which is not pending"),
+        (LARGE, reply_with(lambda n: good(n, 2) + b"xy", descriptors=1), "descriptor that was not requested"),
+        (LARGE, reply_with(lambda _: CLOSE_ACK_FRAME.pack(4, 0, 0)), "confirmed a close that was not"),
+        (("list",), reply_with(lambda n: good(n, 5) + b"\0\3/ab"), "ends inside an entry"),
+        (("list",), reply_with(lambda n: good(n, 1 << 25)), "more than requested"),
     ],
 )
 def test_a_broken_rule_is_named(call: Caller, tmp_path: Path, verb: Call, script: PeerScript, words: str) -> None:
@@ -291,13 +295,13 @@ def test_an_object_that_changes_between_its_parts_is_read_anew(call: Caller, tmp
     def script(peer: Peer) -> None:
         while True:
             request = peer.request()
-            asked = request.parameters
-            seen.append((asked.offset, asked.length, asked.if_match))
-            if asked.if_match:
+            parameters = request.parameters
+            seen.append((parameters.offset, parameters.length, parameters.if_match))
+            if parameters.if_match:
                 peer.refuse(request, 0x07)
-            elif asked.length:
+            elif parameters.length:
                 size = Metadata(size=300_000, mtime=7, etag="00000000000000aa")
-                peer.answer(request, b"o" * asked.length, metadata=size)
+                peer.answer(request, b"o" * parameters.length, metadata=size)
             else:
                 peer.answer(request, b"n" * 280_000)
 

@@ -264,7 +264,7 @@ def test_a_server_that_died_while_a_connection_was_idle_costs_no_write(tmp_path:
     calls: list[Call] = [("put", "/x", b"1"), ("delete", "/x"), ("put", "/x", LARGE), ("put", "/x", b"2")]
     with fake_server_v2(tmp_path, script) as server:
 
-        def has_died() -> None:
+        def wait_until_closed() -> None:
             assert eventually(lambda: all(peer.connection.fileno() < 0 for peer in server.peers))
 
         async def use() -> None:
@@ -272,16 +272,16 @@ def test_a_server_that_died_while_a_connection_was_idle_costs_no_write(tmp_path:
                 for name, *given in calls:
                     await client.stat("/x")
                     # The loop is not run meanwhile, and does not hear of it.
-                    has_died()
+                    wait_until_closed()
                     await getattr(client, name)(*given)
-                    has_died()
+                    wait_until_closed()
 
         with Client(server.address) as client:
             for name, *given in calls:
                 client.stat("/x")
-                has_died()
+                wait_until_closed()
                 getattr(client, name)(*given)
-                has_died()
+                wait_until_closed()
         asyncio.run(use())
 
 

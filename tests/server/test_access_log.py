@@ -71,20 +71,20 @@ def server(root: Path, tmp_path: Path, log: Path) -> Iterator[Server]:
 
 def test_no_line_is_lost_or_torn_where_it_is_renamed_under_load(root: Path, tmp_path: Path, log: Path) -> None:
     ended = threading.Event()
-    asked: list[list[str]] = [[] for _ in range(4)]
+    requested: list[list[str]] = [[] for _ in range(4)]
 
-    def load(address: str, mine: list[str], which: int) -> None:
+    def load(address: str, uris: list[str], index: int) -> None:
         with RawClient(address) as v1:
             # Not faster than a single core can write.
             while not ended.wait(0.001):
-                uri = f"/none-{which}-{len(mine)}"
+                uri = f"/none-{index}-{len(uris)}"
                 assert v1.ask(COPY, uri).status == NOT_FOUND
-                mine.append(uri)
+                uris.append(uri)
 
     with ServerProcess(root, tmp_path / "s", "--access-log", str(log), "--access-log-sample", "1") as server:
         clients = [
-            threading.Thread(target=load, args=(server.addresses["unix"], mine, which))
-            for which, mine in enumerate(asked)
+            threading.Thread(target=load, args=(server.addresses["unix"], uris, index))
+            for index, uris in enumerate(requested)
         ]
         for client in clients:
             client.start()
@@ -101,7 +101,7 @@ def test_no_line_is_lost_or_torn_where_it_is_renamed_under_load(root: Path, tmp_
                 client.join()
         server.process.terminate()
         assert server.process.wait(30) == 0
-    expected = sorted(uri for mine in asked for uri in mine)
+    expected = sorted(uri for uris in requested for uri in uris)
     assert sorted(uris_in(*renamed, log)) == expected
     assert len(expected) > 200
 
@@ -185,11 +185,11 @@ def test_without_permission_the_old_file_is_written_on(root: Path) -> None:
             logs.chmod(0o755)
             os.kill(server.pid, signal.SIGHUP)
             assert server.process.stderr is not None
-            said = server.process.stderr.readline()
-            assert said.startswith(
+            messages = server.process.stderr.readline()
+            assert messages.startswith(
                 f"objmapper: the access log {log} cannot be opened anew, the old file is written on: "
             )
-            assert said.endswith(": Permission denied\n")
+            assert messages.endswith(": Permission denied\n")
             ask(server, "/a")
             server.process.terminate()
             assert server.process.wait(30) == 0
@@ -214,8 +214,8 @@ def test_a_full_disk_does_not_end_it(server: Server, log: Path, caplog: pytest.L
     lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     assert lines[-1]["uri"] == "/a"
     assert sum(line.get("lost", 0) for line in lines) + len(lines) == 3
-    said = [record.getMessage() for record in caplog.records if "access log" in record.getMessage()]
-    assert said == [
+    messages = [record.getMessage() for record in caplog.records if "access log" in record.getMessage()]
+    assert messages == [
         f"the access log {log} cannot be written, requests go unrecorded: No space left on device",
         f"the access log {log} is written again",
     ]
@@ -285,7 +285,7 @@ def test_a_reader_that_does_not_read_holds_up_nothing(root: Path, tmp_path: Path
 
 
 @pytest.mark.skipif(
-    shutil.which("logrotate", path=f"{os.environ['PATH']}:/usr/sbin") is None, reason="no logrotate here"
+    shutil.index("logrotate", path=f"{os.environ['PATH']}:/usr/sbin") is None, reason="no logrotate here"
 )
 def test_logrotate_rotates_it_as_it_is_shipped(root: Path, tmp_path: Path, log: Path) -> None:
     with ServerProcess(root, tmp_path / "s", "--access-log", str(log), "--access-log-sample", "1") as server:

@@ -31,7 +31,7 @@ def test_it_serves_a_client_or_does_not_start(tmp_path: Path, limit: int, admin:
         assert f"RLIMIT_NOFILE is {limit}" in said or limit < 40, said
         return
     with server:
-        if "max_connections lowered" not in "".join(server.said):
+        if "max_connections lowered" not in "".join(server.output_lines):
             pytest.fail("it does not say what fits")
         for address in server.addresses.values():
             with Client(address) as client:

@@ -35,13 +35,13 @@ def test_connections_that_come_at_once_are_shared(root: Path, tmp_path: Path) ->
         assert len(before) == 2
         # They wait in the backlog: the loop that wakes first accepts all of them.
         with server.stopped():
-            wires = [RawClient(server.addresses["unix"]) for _ in range(60)]
-        for v1 in wires:
+            connections = [RawClient(server.addresses["unix"]) for _ in range(60)]
+        for v1 in connections:
             assert v1.ask(COPY, "/a").status == OK
-        assert eventually(lambda: sum(sessions(server.pid)) == sum(before) + len(wires))
+        assert eventually(lambda: sum(sessions(server.pid)) == sum(before) + len(connections))
         shares = [now - then for now, then in zip(sessions(server.pid), before, strict=True)]
         # Both loops may be accepting, and count what is on its way to the other a moment apart.
         assert min(shares) >= 25, shares
-        for v1 in wires:
+        for v1 in connections:
             v1.close()
         assert eventually(lambda: sessions(server.pid) == before)

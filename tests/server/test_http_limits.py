@@ -19,7 +19,7 @@ TOKEN = "a token of sixteen characters"
 
 
 @pytest.fixture(autouse=True)
-def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_request_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same limits, reached sooner."""
     monkeypatch.setattr(http_limits, "REQUEST_TIMEOUT", 0.5)
 
@@ -87,11 +87,11 @@ def test_a_header_without_end_is_refused(server: Server) -> None:
 
 
 def test_a_client_that_does_not_read_is_dropped(server: Server) -> None:
-    with connection(server) as deaf:
-        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    with connection(server) as non_reading:
+        non_reading.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         with pytest.raises(ConnectionError):
             while True:
-                deaf.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 100)
+                non_reading.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 100)
     assert healthy(server)
 
 

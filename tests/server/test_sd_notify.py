@@ -15,7 +15,7 @@ from objmapper_server.process.sd_notify import Notifier
 from tests.support.raw_client import COPY, OK, RawClient
 
 
-class Manager:
+class FakeServiceManager:
     """The side of a service manager that is notified."""
 
     def __init__(self, path: Path) -> None:
@@ -24,18 +24,18 @@ class Manager:
         self.socket.settimeout(30)
         self.socket.bind(str(path))
 
-    def word(self) -> dict[str, str]:
+    def message(self) -> dict[str, str]:
         return dict(line.split("=", 1) for line in self.socket.recv(4096).decode().splitlines())
 
-    def next_but(self, boring: str) -> dict[str, str]:
-        while boring in (word := self.word()):
+    def next_without(self, ignored_key: str) -> dict[str, str]:
+        while ignored_key in (message := self.message()):
             pass
-        return word
+        return message
 
 
 @pytest.fixture
-def manager(tmp_path: Path) -> Iterator[Manager]:
-    manager = Manager(tmp_path / "notify")
+def manager(tmp_path: Path) -> Iterator[FakeServiceManager]:
+    manager = FakeServiceManager(tmp_path / "notify")
     with manager.socket:
         yield manager
 
@@ -43,24 +43,24 @@ def manager(tmp_path: Path) -> Iterator[Manager]:
 def test_the_service_manager_is_notified_of_each_state(
     root: Path,
     tmp_path: Path,
-    manager: Manager,
+    manager: FakeServiceManager,
     environment: dict[str, str],
     start: Callable[..., subprocess.Popen[str]],
 ) -> None:
     environment |= {"NOTIFY_SOCKET": str(manager.path), "WATCHDOG_USEC": "200000"}
     process = start(sys.executable, "-m", "objmapper_cli", "serve", root, "--unix", "s", "--no-admin")
-    assert manager.word() == {"READY": "1", "STATUS": f"serving unix:{tmp_path}/s"}
+    assert manager.message() == {"READY": "1", "STATUS": f"serving unix:{tmp_path}/s"}
     with RawClient(f"unix:{tmp_path}/s") as v1:
         assert v1.ask(COPY, "/a").status == OK
     for _ in range(3):
-        assert manager.word() == {"WATCHDOG": "1"}
+        assert manager.message() == {"WATCHDOG": "1"}
     process.send_signal(signal.SIGHUP)
-    reloading = manager.next_but("WATCHDOG")
+    reloading = manager.next_without("WATCHDOG")
     assert reloading["RELOADING"] == "1"
     assert 0 <= time.monotonic_ns() // 1000 - int(reloading["MONOTONIC_USEC"]) < 60_000_000
-    assert manager.word()["READY"] == "1"
+    assert manager.message()["READY"] == "1"
     process.send_signal(signal.SIGTERM)
-    assert manager.next_but("WATCHDOG") == {"STOPPING": "1", "STATUS": "draining"}
+    assert manager.next_without("WATCHDOG") == {"STOPPING": "1", "STATUS": "draining"}
     assert process.wait(30) == 0
 
 

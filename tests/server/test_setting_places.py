@@ -53,7 +53,7 @@ def flags(config: type[Config]) -> dict[str, Any]:
     return {each.name: each for each in typer.main.get_command(app).params}
 
 
-def lacks(config: type[Config]) -> Iterator[str]:
+def missing_places(config: type[Config]) -> Iterator[str]:
     """What each place lacks, a line each."""
     infos = setting_infos(config)
     given, shown = flags(config), (HOME / "docs" / "reference.md").read_text(encoding="utf-8")
@@ -83,7 +83,7 @@ def lacks(config: type[Config]) -> Iterator[str]:
 
 
 def test_no_place_lacks_a_setting() -> None:
-    assert list(lacks(Config)) == []
+    assert list(missing_places(Config)) == []
 
 
 class OneMore(Config):
@@ -93,7 +93,7 @@ class OneMore(Config):
 
 
 def test_each_place_that_does_not_follow_from_the_field_is_named() -> None:
-    assert list(lacks(OneMore)) == [
+    assert list(missing_places(OneMore)) == [
         "objmapper_server/settings/config_arguments.py lacks new_limit: run `make reference`",
         "docs/reference.md lacks new_limit: run `make reference`",
         "new_limit is used by neither server, command nor engine (engine/src/settings.rs)",
@@ -131,13 +131,13 @@ def test_each_setting_has_one_line_of_help_and_the_default_that_it_says(name: st
     assert info.help
     assert "\n" not in info.help
     assert bool(info.metavar) != (Config.model_fields[name].annotation is bool)
-    said = shown_default(Config, name).partition(",")[0]
-    if not said or said in {"any size", "no cap"}:
-        assert not said or Config.model_fields[name].get_default() == 0
+    shown = shown_default(Config, name).partition(",")[0]
+    if not shown or shown in {"any size", "no cap"}:
+        assert not shown or Config.model_fields[name].get_default() == 0
         return
     loaded = Config.load(root=tmp_path, environment=False)
-    assert getattr(Config.load(root=tmp_path, environment=False, **{name: said}), name) == getattr(loaded, name)
-    assert name != "admin" or said == DEFAULT_ADMIN
+    assert getattr(Config.load(root=tmp_path, environment=False, **{name: shown}), name) == getattr(loaded, name)
+    assert name != "admin" or shown == DEFAULT_ADMIN
 
 
 def test_what_a_reload_changes_is_what_the_fields_say(tmp_path: Path) -> None:

@@ -138,8 +138,8 @@ def test_a_start_without_threads_fails_and_says_what_to_do(model: Concurrency) -
             f"concurrency_model=Concurrency({str(model)!r}))\n"
             "try:\n    Server(config).start()\nexcept OSError as error:\n    print(error)\n"
         )
-        become = ["setpriv", "--reuid", str(uid), "--regid", str(uid), "--clear-groups"]
-        command = ["prlimit", "--nproc=20", *become, sys.executable, "-c", program]
+        drop_privileges = ["setpriv", "--reuid", str(uid), "--regid", str(uid), "--clear-groups"]
+        command = ["prlimit", "--nproc=20", *drop_privileges, sys.executable, "-c", program]
         result = subprocess.run(command, cwd=HOME, capture_output=True, text=True, timeout=60, check=False)
     assert "cannot start a thread" in result.stdout, result
     assert "ulimit -u" in result.stdout
@@ -149,11 +149,11 @@ def test_a_start_without_threads_fails_and_says_what_to_do(model: Concurrency) -
 @pytest.mark.skipif(users.why_no_command() != "", reason=users.why_no_command() or "commands run as another user")
 def test_a_server_that_can_have_no_further_thread_drains_and_ends(root: Path) -> None:
     uid = 400_000 + os.getpid() % 100_000
-    become = ["setpriv", "--reuid", str(uid), "--regid", str(uid), "--clear-groups"]
+    drop_privileges = ["setpriv", "--reuid", str(uid), "--regid", str(uid), "--clear-groups"]
     with tempfile.TemporaryDirectory(dir="/tmp", prefix="objmapper-no-thread-") as place:
         os.chown(place, uid, uid)
-        with ServerProcess(Path(place), Path(place, "s"), by=become) as server:
-            subprocess.run([*become, "prlimit", "--pid", str(server.pid), "--nproc=1"], check=True, timeout=60)
+        with ServerProcess(Path(place), Path(place, "s"), by=drop_privileges) as server:
+            subprocess.run([*drop_privileges, "prlimit", "--pid", str(server.pid), "--nproc=1"], check=True, timeout=60)
             server.process.terminate()
             assert server.process.stderr is not None
             assert server.process.wait(30) == 0

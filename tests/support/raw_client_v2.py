@@ -84,19 +84,19 @@ class RawClientV2(RawClient):
         super().__init__(address, timeout)
         try:
             self.send(hello(capabilities, max_pipeline))
-            self.greeted()
+            self.read_hello_ack()
         except BaseException:
             self.close()
             raise
 
-    def greeted(self) -> None:
+    def read_hello_ack(self) -> None:
         """Takes the server's answer to a hello in."""
         ack = decode_hello_ack(self.take(HELLO_ACK_SIZE))
         assert isinstance(ack, HelloAck), ack
         self.ack = ack
         self.is_extended = Capability.EXTENDED in ack.capabilities
         self.decoder = ResponseDecoder(extended=self.is_extended)
-        self.asked: dict[int, Operation] = {}
+        self.pending: dict[int, Operation] = {}
         self.arrived: deque[int] = deque()
         self.next_id = 1
         #: How many descriptors each message brought that brought any.
@@ -113,12 +113,12 @@ class RawClientV2(RawClient):
         """A request with the next id, whose answer is expected from now on."""
         number = self.next_id
         self.next_id += 1
-        self.asked[number] = operation
+        self.pending[number] = operation
         return encode_request(number, operation, uri, flags=flags, parameters=Parameters(**parameters))
 
     def expect(self, number: int, operation: Operation = COPY) -> None:
         """An answer to what was sent by hand."""
-        self.asked[number] = operation
+        self.pending[number] = operation
 
     def ask(  # type: ignore[override]  # a request of version 2 is not answered in turn
         self, operation: Operation, uri: str, flags: int = 0, **parameters: Any
@@ -161,16 +161,16 @@ class RawClientV2(RawClient):
             self.batches.append(len(came))
         assert not flags & socket.MSG_CTRUNC
         if not chunk:
-            raise EOFError(f"closed with {len(self.asked)} requests unanswered")
+            raise EOFError(f"closed with {len(self.pending)} requests unanswered")
         return chunk
 
     def next(self) -> Answer | CloseFrame | CloseAck:
         """The next frame of the server."""
-        while (head := self.decoder.next(self.asked.get)) is None:
+        while (head := self.decoder.next(self.pending.get)) is None:
             self.decoder.feed(self.receive())
         if isinstance(head, CloseFrame | CloseAck):
             return head
-        operation = self.asked.pop(head.id)
+        operation = self.pending.pop(head.id)
         answer = Answer(*head)
         if head.status != OK:
             return answer

@@ -34,16 +34,16 @@ class ServerProcess:
             text=True,
         )
         assert self.process.stderr is not None
-        self.said = []
+        self.output_lines = []
         for line in iter(self.process.stderr.readline, ""):
-            self.said.append(line)
+            self.output_lines.append(line)
             if line.startswith("objmapper: ready "):
                 break
         else:
             self.close()
-            raise AssertionError(f"it ended: {self.said}")
+            raise AssertionError(f"it ended: {self.output_lines}")
         # An admin socket comes last.
-        found = re.findall(r"\b((unix|tcp|udp):\S+)", self.said[-1])
+        found = re.findall(r"\b((unix|tcp|udp):\S+)", self.output_lines[-1])
         self.addresses: dict[str, str] = {transport: address for address, transport in reversed(found)}
 
     @property

@@ -44,7 +44,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-class Far:
+class RemoteClient:
     """A server on the one host; this is used on the other."""
 
     def __init__(self, server: Server, client: Host) -> None:
@@ -82,11 +82,11 @@ class Far:
 
 
 @pytest.fixture
-def far(hosts: tuple[Host, Host], root: Path) -> Iterator[Far]:
-    here, there = hosts
-    server = here.run(Server(Config(root=root, udp=f"{here.address}:0")).__enter__)
+def remote_client(hosts: tuple[Host, Host], root: Path) -> Iterator[RemoteClient]:
+    server_host, client_host = hosts
+    server = server_host.run(Server(Config(root=root, udp=f"{server_host.address}:0")).__enter__)
     try:
-        yield Far(server, there)
+        yield RemoteClient(server, client_host)
     finally:
         server.stop()
 
@@ -106,11 +106,11 @@ def received(source: socket.socket, seconds: float = 0.3) -> list[bytes]:
         return datagrams
 
 
-def test_a_reply_without_a_cookie_is_smaller_than_its_request(far: Far) -> None:
-    with far.socket() as source:
+def test_a_reply_without_a_cookie_is_smaller_than_its_request(remote_client: RemoteClient) -> None:
+    with remote_client.socket() as source:
         for number in range(1000):
             source.send(asking(random.randbytes(random.choice([0, 16])), number=number))
-        counts = far.settled(1000)
+        counts = remote_client.settled(1000)
         answers = [decode_reply(answer, 0) for answer in received(source)]
     assert len(answers) > 200
     assert all(isinstance(answer, Retry) for answer in answers)
@@ -121,11 +121,11 @@ def test_a_reply_without_a_cookie_is_smaller_than_its_request(far: Far) -> None:
     assert factor < 1.0
 
 
-def test_no_junk_is_answered_with_more_than_it_was(far: Far) -> None:
+def test_no_junk_is_answered_with_more_than_it_was(remote_client: RemoteClient) -> None:
     """One at a time: each answer is known by its question."""
     generator = random.Random(3)
     answered = 0
-    with far.socket() as source:
+    with remote_client.socket() as source:
         for number in range(1000):
             datagram = junk(generator)
             source.send(datagram)
@@ -140,12 +140,12 @@ def test_no_junk_is_answered_with_more_than_it_was(far: Far) -> None:
             assert size <= len(datagram), datagram
             answered += size > 0
     assert answered > 100
-    counts = far.datagrams
+    counts = remote_client.datagrams
     assert counts.data_sent_total == counts.reply_sent_total == counts.error_sent_total == 0
 
 
-def test_a_client_with_a_cookie_gets_the_object(far: Far) -> None:
-    with far.socket() as source:
+def test_a_client_with_a_cookie_gets_the_object(remote_client: RemoteClient) -> None:
+    with remote_client.socket() as source:
         source.send(asking())
         (retry,) = received(source)
         answer = decode_reply(retry, 0)
@@ -157,39 +157,39 @@ def test_a_client_with_a_cookie_gets_the_object(far: Far) -> None:
         assert isinstance(decode_reply(error, 0), Error)
         source.send(request(COPY, "/a"))
         assert received(source) == []
-    with far.socket() as another:
+    with remote_client.socket() as another:
         # Another port: what the first one was given is not good for it.
         another.send(asking(answer.cookie))
         assert [len(answer) for answer in received(another)] == [24]
-    assert far.datagrams.untrusted_dropped_total == 1
+    assert remote_client.datagrams.untrusted_dropped_total == 1
 
 
-def test_the_client_shows_its_cookie_by_itself(far: Far) -> None:
-    with Client(far.address) as client:
-        assert far.client.run(client.read, "/large") == CONTENT
-        assert far.client.run(client.read, "/large", offset=5, length=9) == CONTENT[5:14]
-    counts = far.datagrams
+def test_the_client_shows_its_cookie_by_itself(remote_client: RemoteClient) -> None:
+    with Client(remote_client.address) as client:
+        assert remote_client.client.run(client.read, "/large") == CONTENT
+        assert remote_client.client.run(client.read, "/large", offset=5, length=9) == CONTENT[5:14]
+    counts = remote_client.datagrams
     assert counts.retry_sent_total == 1
     assert counts.data_sent_total >= len(CONTENT) // MAX_REMOTE_CHUNK
 
 
 def test_it_is_the_same_over_ipv6(hosts: tuple[Host, Host], root: Path) -> None:
-    here, there = hosts
-    server = here.run(Server(Config(root=root, udp=f"[{here.address6}]:0")).__enter__)
+    server_host, client_host = hosts
+    server = server_host.run(Server(Config(root=root, udp=f"[{server_host.address6}]:0")).__enter__)
     try:
         with Client(server.addresses["udp"]) as client:
-            assert there.run(client.read, "/large") == CONTENT
+            assert client_host.run(client.read, "/large") == CONTENT
     finally:
         server.stop()
 
 
 def test_plain_requests_are_answered_to_networks_that_are_trusted(hosts: tuple[Host, Host], root: Path) -> None:
-    here, there = hosts
-    config = Config(root=root, udp=f"{here.address}:0", udp_trusted="198.18.0.0/24")
-    server = here.run(Server(config).__enter__)
+    server_host, client_host = hosts
+    config = Config(root=root, udp=f"{server_host.address}:0", udp_trusted="198.18.0.0/24")
+    server = server_host.run(Server(config).__enter__)
     try:
-        far = Far(server, there)
-        with far.socket() as source:
+        remote_client = RemoteClient(server, client_host)
+        with remote_client.socket() as source:
             source.send(request(COPY, "/a"))
             assert received(source) == [b"\0" + bytes(7) + b"\1a"]
             source.send(request(COPY, "/large"))
@@ -203,26 +203,29 @@ def test_plain_requests_are_answered_to_networks_that_are_trusted(hosts: tuple[H
 
 
 def test_a_server_on_every_address_answers_from_the_one_that_was_asked(hosts: tuple[Host, Host], root: Path) -> None:
-    here, there = hosts
-    for listen, asked in (("0.0.0.0:0", [here.address, here.second_address]), ("[::]:0", [f"[{here.address6}]"])):
-        server = here.run(Server(Config(root=root, udp=listen)).__enter__)
+    server_host, client_host = hosts
+    for listen, addresses in (
+        ("0.0.0.0:0", [server_host.address, server_host.second_address]),
+        ("[::]:0", [f"[{server_host.address6}]"]),
+    ):
+        server = server_host.run(Server(Config(root=root, udp=listen)).__enter__)
         try:
             port = server.addresses["udp"].rpartition(":")[2]
-            for address in asked:
+            for address in addresses:
                 with Client(f"udp://{address}:{port}") as client:
-                    assert there.run(client.read, "/large") == CONTENT
+                    assert client_host.run(client.read, "/large") == CONTENT
         finally:
             server.stop()
 
 
 def test_an_address_gets_its_bytes_a_second_and_no_more(hosts: tuple[Host, Host], root: Path) -> None:
-    here, there = hosts
-    config = Config(root=root, udp=f"{here.address}:0", udp_rate_limit=400_000)
-    server = here.run(Server(config).__enter__)
+    server_host, client_host = hosts
+    config = Config(root=root, udp=f"{server_host.address}:0", udp_rate_limit=400_000)
+    server = server_host.run(Server(config).__enter__)
     try:
         start = time.monotonic()
         with Client(server.addresses["udp"]) as client:
-            assert there.run(client.read, "/large") == CONTENT
+            assert client_host.run(client.read, "/large") == CONTENT
         # The first second's bytes are there at once.
         assert time.monotonic() - start > (len(CONTENT) - 400_000) / 400_000 * 0.8
         counts = server.statistics().datagrams
@@ -250,30 +253,30 @@ def evicted(root: Path, count: int, size: int) -> bool:
 
 
 def test_answers_that_wait_for_the_disk_count_towards_the_rate(hosts: tuple[Host, Host], tmp_path: Path) -> None:
-    here, there = hosts
+    server_host, client_host = hosts
     if not evicted(tmp_path, 200, 30_000):
         pytest.skip("this file system keeps in memory what it is asked to forget")
     rate = 40_000
     config = Config(
         root=tmp_path,
-        udp=f"{here.address}:0",
+        udp=f"{server_host.address}:0",
         udp_rate_limit=rate,
         cache_size=0,
         async_storage=True,
         # The server refuses questions that it has no room for; here it is to drop them.
         max_queue_depth=1000,
     )
-    server = here.run(Server(config).__enter__)
+    server = server_host.run(Server(config).__enter__)
     try:
         start = time.monotonic()
-        far = Far(server, there)
-        with far.socket() as source:
+        remote_client = RemoteClient(server, client_host)
+        with remote_client.socket() as source:
             source.send(encode_pull(Pull(1, 0, 1, MAX_REMOTE_CHUNK, b"", "/0")))
             retry = decode_reply(source.recv(2048), 0)
             assert isinstance(retry, Retry)
             for number in range(200):
                 source.send(encode_pull(Pull(number, 0, 30_000, MAX_REMOTE_CHUNK, retry.cookie, f"/{number}")))
-            counts = far.settled(201)
+            counts = remote_client.settled(201)
         # The first second's bytes are there at once, the last answer goes out whole, and the RETRY.
         allowed = rate * (time.monotonic() - start + 1) + 36_000
         assert 30_000 <= counts.bytes_sent_total <= allowed
@@ -283,12 +286,15 @@ def test_answers_that_wait_for_the_disk_count_towards_the_rate(hosts: tuple[Host
 
 
 def test_a_port_without_a_server_times_out_or_refuses(hosts: tuple[Host, Host]) -> None:
-    here, there = hosts
-    with Client(f"udp://{here.address}:9", timeout=1) as client, pytest.raises((ConnectionError, RequestTimeout)):
-        there.run(client.read, "/a")
+    server_host, client_host = hosts
+    with (
+        Client(f"udp://{server_host.address}:9", timeout=1) as client,
+        pytest.raises((ConnectionError, RequestTimeout)),
+    ):
+        client_host.run(client.read, "/a")
 
 
-class Tap:
+class PacketCapture:
     """Every packet that the client's host receives, from the link on."""
 
     def __init__(self, host: Host) -> None:
@@ -301,7 +307,7 @@ class Tap:
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run)
 
-    def __enter__(self) -> "Tap":
+    def __enter__(self) -> "PacketCapture":
         self._thread.start()
         return self
 
@@ -324,21 +330,21 @@ class Tap:
 
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6], ids=["ipv4", "ipv6"])
 def test_no_datagram_is_divided_or_may_be(hosts: tuple[Host, Host], root: Path, family: socket.AddressFamily) -> None:
-    here, there = hosts
-    listen = f"{here.address}:0" if family == socket.AF_INET else f"[{here.address6}]:0"
-    server = here.run(Server(Config(root=root, udp=listen)).__enter__)
+    server_host, client_host = hosts
+    listen = f"{server_host.address}:0" if family == socket.AF_INET else f"[{server_host.address6}]:0"
+    server = server_host.run(Server(Config(root=root, udp=listen)).__enter__)
     try:
-        with Tap(there) as tap, Client(server.addresses["udp"]) as client:
+        with PacketCapture(client_host) as capture, Client(server.addresses["udp"]) as client:
             # It asks for pieces as large as they go; the server knows better.
-            assert there.run(client.read, "/large") == CONTENT
+            assert client_host.run(client.read, "/large") == CONTENT
             (connection,) = client._pool._idle
             assert isinstance(connection, UdpConnection)
             connection.path.chunk = 60_000
-            assert there.run(client.read, "/large") == CONTENT
+            assert client_host.run(client.read, "/large") == CONTENT
     finally:
         server.stop()
     lengths = []
-    for protocol, packet in tap.packets:
+    for protocol, packet in capture.packets:
         if protocol == 0x0800:
             flags, kind = struct.unpack_from(">H", packet, 6)[0], packet[9]
             assert flags & 0x3FFF == 0, "a fragment"

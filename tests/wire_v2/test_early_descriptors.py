@@ -12,12 +12,12 @@ from tests.support.raw_client_v2 import PUT, PUT_DESCRIPTOR, STAT, RawClientV2, 
 from tests.support.server_process import ServerProcess
 
 
-class Early(RawClientV2):
+class EarlyDescriptorClient(RawClientV2):
     """A connection on which the greeting is the test's to send."""
 
     def __init__(self, address: str) -> None:
         RawClient.__init__(self, address, 20.0)
-        self.asked = {}
+        self.pending = {}
         self.next_id = 1
 
     def send_with_descriptors(self, data: bytes, *files: int) -> None:
@@ -25,9 +25,9 @@ class Early(RawClientV2):
 
     def begin(self) -> None:
         """Takes the answer to the greeting in; what was asked before is still expected."""
-        asked, following = self.asked, self.next_id
-        self.greeted()
-        self.asked, self.next_id = asked, following
+        asked, following = self.pending, self.next_id
+        self.read_hello_ack()
+        self.pending, self.next_id = asked, following
 
 
 @pytest.fixture
@@ -57,14 +57,14 @@ def mixed(places: list[Path]) -> list[Path]:
 def test_a_descriptor_passed_before_the_hello_ack_is_stored(
     unix: str, files: list[int], places: list[Path], split: int
 ) -> None:
-    with Early(unix) as v2:
+    with EarlyDescriptorClient(unix) as v2:
         first, second = (v2.encode(PUT_DESCRIPTOR, f"/{path.name}") for path in places[:2])
-        greeting = hello()
+        hello_frame = hello()
         if split == 0:
-            v2.send_with_descriptors(greeting + first, files[0])
+            v2.send_with_descriptors(hello_frame + first, files[0])
         else:
-            v2.send(greeting[:split])
-            v2.send(greeting[split:])
+            v2.send(hello_frame[:split])
+            v2.send(hello_frame[split:])
             v2.send_with_descriptors(first, files[0])
         v2.send_with_descriptors(second, files[1])
         v2.begin()

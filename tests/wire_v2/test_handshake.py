@@ -11,7 +11,7 @@ from tests.support.raw_client_v2 import COPY, EXTENDED, FDPASS, PLAIN, STAT, VER
 
 
 @pytest.mark.parametrize(
-    ("ours", "in_force"),
+    ("offered", "agreed"),
     [
         (0, 0),
         (Capability.OUT_OF_ORDER, Capability.OUT_OF_ORDER),
@@ -24,16 +24,16 @@ from tests.support.raw_client_v2 import COPY, EXTENDED, FDPASS, PLAIN, STAT, VER
     ],
     ids=hex,
 )
-def test_in_force_is_what_both_can(address: str, ours: int, in_force: int) -> None:
-    with RawClientV2(address, ours) as v2:
-        assert v2.ack.capabilities == in_force
+def test_in_force_is_what_both_can(address: str, offered: int, agreed: int) -> None:
+    with RawClientV2(address, offered) as v2:
+        assert v2.ack.capabilities == agreed
         assert v2.call(COPY, "/a").status == OK
 
 
-@pytest.mark.parametrize(("ours", "in_force"), [(0, 1), (1, 1), (7, 7), (999, 999), (1000, 1000), (65535, 1000)])
-def test_the_smaller_pipeline_counts(address: str, ours: int, in_force: int) -> None:
-    with RawClientV2(address, EXTENDED, ours) as v2:
-        assert v2.ack.max_pipeline == in_force
+@pytest.mark.parametrize(("offered", "agreed"), [(0, 1), (1, 1), (7, 7), (999, 999), (1000, 1000), (65535, 1000)])
+def test_the_smaller_pipeline_counts(address: str, offered: int, agreed: int) -> None:
+    with RawClientV2(address, EXTENDED, offered) as v2:
+        assert v2.ack.max_pipeline == agreed
         assert v2.ack.backend_parallelism >= 1
 
 
@@ -54,7 +54,7 @@ def test_hello_and_requests_may_come_byte_by_byte(address: str, capabilities: in
         RawClient.__init__(v2, address)
         for byte in hello(capabilities):
             v2.send(bytes([byte]))
-        v2.greeted()
+        v2.read_hello_ack()
         for byte in v2.encode(COPY, "/a") + v2.encode(COPY, "/directory/nested é"):
             v2.send(bytes([byte]))
         assert v2.answer().content_len == 1
@@ -66,7 +66,7 @@ def test_hello_and_requests_may_come_in_one_packet(server: Server, transport: st
         RawClient.__init__(v2, server.addresses[transport])
         requests = b"".join(frame(number, b"2", b"/a") for number in range(100))
         v2.send(hello() + requests + frame(100, b"s", b"/a", parameters=b"") + frame(101, b"1", b"/a"))
-        v2.greeted()
+        v2.read_hello_ack()
         for number in range(100):
             v2.expect(number)
         v2.expect(100, STAT)

@@ -72,7 +72,7 @@ def test_clients_that_exhaust_descriptors_starve_no_other_client(model: Concurre
         shutil.rmtree(directory)
 
 
-def hoard(address: str, operation: Operation) -> RawClientV2:
+def ask_without_reading(address: str, operation: Operation) -> RawClientV2:
     """A client that asks until the server reads no more, and does not read."""
     v2 = RawClientV2(address)
     v2.socket.setblocking(False)
@@ -88,11 +88,11 @@ def hoard(address: str, operation: Operation) -> RawClientV2:
 def test_a_client_that_does_not_read_is_closed_at_last(strict: Server) -> None:
     before = descriptors_of()
     address = strict.addresses["unix"]
-    greedy = [hoard(address, operation) for operation in (FDPASS, COPY, SPLICE, STAT, LIST)]
+    non_reading = [ask_without_reading(address, operation) for operation in (FDPASS, COPY, SPLICE, STAT, LIST)]
     with RawClientV2(address) as honest:
         assert honest.call(COPY, "/huge").read() == b"huge" * 1_000_000
     assert eventually(lambda: strict.statistics().transports["unix"].connections == 0)
-    for v2 in greedy:
+    for v2 in non_reading:
         # What was queued in front of the end can still be read, and nothing need be.
         v2.close()
     assert eventually(lambda: descriptors_of() <= before)
@@ -119,7 +119,7 @@ def test_a_content_that_stops_coming_ends_the_connection_and_leaves_nothing(stri
     assert eventually(lambda: strict.statistics().descriptors_in_flight == 0)
 
 
-def trickle(v1: RawClient, rest: bytes) -> threading.Thread:
+def send_byte_by_byte(v1: RawClient, rest: bytes) -> threading.Thread:
     """Sends byte by byte, each long before any time limit, until the server has had enough."""
 
     def send() -> None:
@@ -138,28 +138,28 @@ def trickle(v1: RawClient, rest: bytes) -> threading.Thread:
 def test_what_drips_is_timed_as_a_whole(strict: Server) -> None:
     """Also a URI that is skipped because it is too long."""
     began = time.monotonic()
-    twos, ones, dripping = [], [], []
+    v2_clients, v1_clients, slow_threads = [], [], []
     for address in strict.addresses.values():
         for length in (4096, 65_535):
-            twos.append(v2 := RawClientV2(address))
-            dripping.append(trickle(v2, frame(1, b"2", b"n" * length)))
+            v2_clients.append(v2 := RawClientV2(address))
+            slow_threads.append(send_byte_by_byte(v2, frame(1, b"2", b"n" * length)))
         for begun in (request_one(b"2", "n" * 65_535), b"OBJM\2"):
-            ones.append(one := RawClient(address))
-            dripping.append(trickle(one, begun))
-    for v2 in twos:
+            v1_clients.append(one := RawClient(address))
+            slow_threads.append(send_byte_by_byte(one, begun))
+    for v2 in v2_clients:
         v2.expect(0)
         assert v2.answer().fails(TIMEOUT)
         assert v2.is_closed()
-    for one in ones:
+    for one in v1_clients:
         assert one.reply(b"2").status == TIMEOUT
         assert one.at_end()
     assert time.monotonic() - began < 10
-    for v1 in (*twos, *ones):
+    for v1 in (*v2_clients, *v1_clients):
         # Wakes the thread that drips.
         v1.socket.shutdown(socket.SHUT_RDWR)
-    for thread in dripping:
+    for thread in slow_threads:
         thread.join()
-    for v1 in (*twos, *ones):
+    for v1 in (*v2_clients, *v1_clients):
         v1.close()
 
 

@@ -19,7 +19,7 @@ WINDOW, CLIENTS = 24, 2
 CONTENTS = {"small": b"small" * 500, "large": b"large" * 60_000}
 
 
-class Talk:
+class Conversation:
     """A client that keeps a window of requests of every kind under way, and knows what each must bring."""
 
     def __init__(self, address: str, number: int) -> None:
@@ -78,7 +78,9 @@ def test_the_model_changes_while_requests_are_under_way(tmp_path: Path) -> None:
     generator = random.Random(6)
     with Server(config) as server, ThreadPoolExecutor(2 * CLIENTS) as threads:
         addresses = [*server.addresses.values()] * CLIENTS
-        talks = [threads.submit(Talk(address, number).run, stop) for number, address in enumerate(addresses)]
+        conversations = [
+            threads.submit(Conversation(address, number).run, stop) for number, address in enumerate(addresses)
+        ]
         seen = 0
         try:
             for _ in range(SWITCHES):
@@ -88,10 +90,10 @@ def test_the_model_changes_while_requests_are_under_way(tmp_path: Path) -> None:
                 wanted = seen + generator.choice([0, 20, 200])
                 assert eventually(lambda wanted=wanted: server.statistics().total.requests_total >= wanted)  # type: ignore[misc]
                 seen = server.statistics().total.requests_total
-                assert not any(talk.done() for talk in talks)
+                assert not any(conversation.done() for conversation in conversations)
         finally:
             stop.set()
-        answered = sum(talk.result() for talk in talks)
+        answered = sum(conversation.result() for conversation in conversations)
         statistics = server.statistics()
         assert statistics.total.requests_total == answered
         assert statistics.total.errors_total == {}

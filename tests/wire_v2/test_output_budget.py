@@ -28,9 +28,9 @@ from tests.support.raw_client_v2 import (
 )
 from tests.support.users import OtherUser, why_no_users
 
-PER_CONNECTION, TOTAL, LEAST = 256 << 10, 1 << 20, 16 << 10
-#: A connection may have an eighth of what is free: this number of them has all of it, down to the `LEAST` of each.
-HOARDERS = 64
+PER_CONNECTION, TOTAL, MIN_SERVED = 256 << 10, 1 << 20, 16 << 10
+#: A connection may have an eighth of what is free: this number of them has all of it, down to the `MIN_SERVED` of each.
+NON_READING_CLIENTS = 64
 NAMES = 3000
 #: Long names, so that no more requests come in one piece than a client may have under way.
 CONTENT_URI, SMALL_URI, NAMES_URI, MISSING_URI = (
@@ -41,7 +41,7 @@ CONTENT_URI, SMALL_URI, NAMES_URI, MISSING_URI = (
 )
 CONTENT = bytes(range(240)) * 250
 #: What a client can send before the server has stopped reading: far more than the buffers of both sockets.
-MOST_SENT = 64 << 20
+MAX_SENT = 64 << 20
 
 
 @pytest.fixture(scope="module")
@@ -59,11 +59,11 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def served(objects: Path, model: Concurrency) -> Iterator[Server]:
     # In a directory that every user may enter.
-    with tempfile.TemporaryDirectory(prefix="objmapper-budget-") as place:
-        Path(place).chmod(0o755)
+    with tempfile.TemporaryDirectory(prefix="objmapper-budget-") as directory:
+        Path(directory).chmod(0o755)
         config = Config(
             root=objects,
-            unix=Path(place) / "socket",
+            unix=Path(directory) / "socket",
             unix_mode=0o666,
             tcp="127.0.0.1:0",
             admin=None,
@@ -101,11 +101,11 @@ def ask_for_all(v2: RawClientV2) -> None:
 def test_others_are_served_while_the_budget_is_used_up(settled: Server, transport: str) -> None:
     address = settled.addresses[transport]
     with contextlib.ExitStack() as clients:
-        for _ in range(HOARDERS):
+        for _ in range(NON_READING_CLIENTS):
             v2 = clients.enter_context(RawClientV2(address, timeout=60))
             v2.send(b"".join(v2.encode(LIST, NAMES_URI, limit=10_000) for _ in range(60)))
         # Then an eighth of what is free is hardly more than each has in any case.
-        assert eventually(lambda: settled.statistics().output_bytes > TOTAL - 10 * LEAST, 60)
+        assert eventually(lambda: settled.statistics().output_bytes > TOTAL - 10 * MIN_SERVED, 60)
         with RawClientV2(address, timeout=60) as same_user:
             ask_for_all(same_user)
         with RawClient(address, timeout=60) as version_1:
@@ -115,7 +115,7 @@ def test_others_are_served_while_the_budget_is_used_up(settled: Server, transpor
         if transport == "unix" and not why_no_users():
             with OtherUser(4001, 4001) as other, RawClientV2(other.connect(address), timeout=60) as other_user:
                 ask_for_all(other_user)
-        assert TOTAL // 2 < settled.statistics().output_bytes <= TOTAL + (HOARDERS + 4) * LEAST
+        assert TOTAL // 2 < settled.statistics().output_bytes <= TOTAL + (NON_READING_CLIENTS + 4) * MIN_SERVED
 
 
 def two_of(*arguments: object) -> Callable[[RawClientV2], bytes]:
@@ -152,7 +152,7 @@ def send_until_it_stops(v1: RawClient, message: bytes) -> int:
     messages = message * max(1, (64 << 10) // len(message))
     sent, begun = 0, 0
     with contextlib.suppress(ConnectionError):
-        while sent <= MOST_SENT:
+        while sent <= MAX_SENT:
             if not select.select([], [v1.socket], [], 1)[1]:
                 break
             with contextlib.suppress(BlockingIOError):
@@ -163,8 +163,8 @@ def send_until_it_stops(v1: RawClient, message: bytes) -> int:
 
 
 def check_bounds(server: Server, v1: RawClient, address: str, message: bytes) -> None:
-    assert send_until_it_stops(v1, message) <= MOST_SENT
-    assert server.statistics().output_bytes <= PER_CONNECTION + LEAST
+    assert send_until_it_stops(v1, message) <= MAX_SENT
+    assert server.statistics().output_bytes <= PER_CONNECTION + MIN_SERVED
     with RawClientV2(address, timeout=60) as honest:
         assert honest.call_until_served(COPY, CONTENT_URI).content == CONTENT
 

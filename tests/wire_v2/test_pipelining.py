@@ -40,7 +40,7 @@ from tests.support.thread_freezer import ThreadFreezer
 
 #: The names of threads, as far as the kernel keeps them, and how many there are of each.
 READERS, WRITERS, COPIERS, STORAGE_THREADS = "objmapper-stora", "objmapper-write", "objmapper-copie", 4
-UNASKED = itertools.count()
+UNCACHED_URIS = itertools.count()
 
 
 @pytest.fixture(scope="module")
@@ -72,9 +72,9 @@ def slow_storage(served: ServerProcess, *, writes: bool = True) -> ThreadFreezer
         pytest.skip(f"ptrace(2) is not to be had here: {error}")
 
 
-def unasked() -> str:
+def uncached_uri() -> str:
     """A URI whose look-up waits for the storage: no request has named it before."""
-    return f"/never-asked-for-{os.getpid()}-{next(UNASKED)}"
+    return f"/never-asked-for-{os.getpid()}-{next(UNCACHED_URIS)}"
 
 
 def is_silent(v1: RawClient) -> bool:
@@ -102,8 +102,8 @@ def test_a_hundred_fast_objects_overtake_a_slow_one(
             case _ if operation is LIST:
                 slow = v2.ask(LIST, "/many/")
             case _:
-                slow = v2.ask(operation, unasked())
-        fast = [v2.ask(*asked) for _ in range(50) for asked in ((COPY, "/small"), (STAT, "/a"))]
+                slow = v2.ask(operation, uncached_uri())
+        fast = [v2.ask(*requests) for _ in range(50) for requests in ((COPY, "/small"), (STAT, "/a"))]
         assert list(v2.answers(100)) == fast
         storage.release()
         answer = v2.answer()
@@ -148,7 +148,7 @@ def test_in_version_1_a_slow_object_holds_up_its_own_connection_only(
     if model is Concurrency.THREAD_PER_CONNECTION:
         pytest.skip("there every connection has a thread of its own to wait for storage")
     with RawClient(address) as slow, RawClient(address) as fast, slow_storage(served) as storage:
-        slow.send(request_one(COPY_ONE, unasked()), request_one(COPY_ONE, "/a"))
+        slow.send(request_one(COPY_ONE, uncached_uri()), request_one(COPY_ONE, "/a"))
         for _ in range(100):
             assert fast.ask(COPY_ONE, "/small").status == OK
         assert is_silent(slow)
@@ -159,7 +159,7 @@ def test_in_version_1_a_slow_object_holds_up_its_own_connection_only(
 
 def test_an_ordered_request_overtakes_nothing(served: ServerProcess, address: str) -> None:
     with RawClientV2(address) as v2, slow_storage(served) as storage:
-        slow = [v2.ask(LIST, "/many/"), v2.ask(STAT, unasked())]
+        slow = [v2.ask(LIST, "/many/"), v2.ask(STAT, uncached_uri())]
         fast = v2.ask(COPY, "/a")
         ordered = v2.ask(COPY, "/a", flags=ORDERED)
         behind = v2.ask(COPY, "/a")
@@ -187,11 +187,16 @@ def test_without_the_capability_everything_comes_in_order(
     served: ServerProcess, address: str, capabilities: int
 ) -> None:
     with RawClientV2(address, capabilities) as v2, slow_storage(served) as storage:
-        asked = []
+        requests = []
         for _ in range(10):
-            asked += [v2.ask(LIST, "/many/"), v2.ask(COPY, "/a"), v2.ask(STAT, unasked()), v2.ask(SPLICE, "/large")]
+            requests += [
+                v2.ask(LIST, "/many/"),
+                v2.ask(COPY, "/a"),
+                v2.ask(STAT, uncached_uri()),
+                v2.ask(SPLICE, "/large"),
+            ]
         storage.release()
-        assert list(v2.answers(40)) == asked
+        assert list(v2.answers(40)) == requests
 
 
 def test_a_request_with_priority_goes_before_those_that_wait(root: Path, model: Concurrency, tmp_path: Path) -> None:
@@ -202,8 +207,8 @@ def test_a_request_with_priority_goes_before_those_that_wait(root: Path, model: 
         ThreadFreezer(served.threads("objmapper-storage"[:15], 1)) as storage,
     ):
         for _ in range(40):
-            v2.ask(STAT, unasked())
-        urgent = v2.ask(STAT, unasked(), flags=PRIORITY)
+            v2.ask(STAT, uncached_uri())
+        urgent = v2.ask(STAT, uncached_uri(), flags=PRIORITY)
         behind = v2.ask(COPY, "/a")
         assert v2.answer().id == behind
         storage.release()
@@ -233,12 +238,12 @@ def test_the_work_of_clients_that_left_is_dropped(root: Path, model: Concurrency
             before = len(list(files.iterdir()))
             for operation in (LIST, STAT):
                 for _ in range(8):
-                    with RawClientV2(served.addresses["unix"]) as gone:
+                    with RawClientV2(served.addresses["unix"]) as disconnected:
                         for _ in range(40):
-                            gone.ask(operation, "/many/" if operation == LIST else unasked())
+                            disconnected.ask(operation, "/many/" if operation == LIST else uncached_uri())
                         if operation == STAT:
-                            fast = gone.ask(COPY, "/a")
-                            assert gone.answer().id == fast
+                            fast = disconnected.ask(COPY, "/a")
+                            assert disconnected.answer().id == fast
             # Work that waits keeps its connection open. The thread may have taken one piece before it was held.
             assert eventually(lambda: len(list(files.iterdir())) <= before + 1)
             storage.release()
@@ -252,7 +257,7 @@ def test_listings_leave_room_for_the_requests_behind_them(
 ) -> None:
     with RawClientV2(address) as v2, slow_storage(served) as storage:
         listings = [v2.ask(LIST, "/many/") for _ in range(4)]
-        slow = [v2.ask(operation, unasked()) for _ in range(count)]
+        slow = [v2.ask(operation, uncached_uri()) for _ in range(count)]
         fast = v2.ask(COPY, "/a")
         assert v2.answer().id == fast
         storage.release()
@@ -262,10 +267,10 @@ def test_listings_leave_room_for_the_requests_behind_them(
 @pytest.mark.parametrize("most", [1, 2, 8, 1000])
 def test_more_ahead_than_agreed_in_one_packet_is_an_error(address: str, most: int) -> None:
     with RawClientV2(address, max_pipeline=most) as v2:
-        asked = [v2.next_id + number for number in range(most)]
+        requests = [v2.next_id + number for number in range(most)]
         v2.send(*(v2.encode(COPY, "/a") for _ in range(most + 1)))
         v2.expect(0)
-        assert [v2.answer().id for _ in range(most)] == asked
+        assert [v2.answer().id for _ in range(most)] == requests
         refused = v2.answer()
         assert refused.id == 0
         assert refused.fails(CAPABILITY_ERROR)
@@ -307,7 +312,7 @@ def test_requests_in_flight_count_against_the_window(served: ServerProcess, addr
         # What was under way is still answered.
         assert set(v2.answers(4)) == set(slow)
         assert v2.is_closed()
-        assert list(v2.asked) == [too_many]
+        assert list(v2.pending) == [too_many]
 
 
 def test_more_requests_than_one_client_may_have_with_storage_all_come(served: ServerProcess, address: str) -> None:
@@ -323,7 +328,7 @@ def test_a_close_says_how_many_are_not_answered_and_they_still_are(
     served: ServerProcess, address: str, reason: int
 ) -> None:
     with RawClientV2(address) as v2, slow_storage(served) as storage:
-        slow = [v2.ask(LIST, "/many/"), v2.ask(STAT, unasked()), v2.ask(COPY, unasked())]
+        slow = [v2.ask(LIST, "/many/"), v2.ask(STAT, uncached_uri()), v2.ask(COPY, uncached_uri())]
         fast = v2.ask(COPY, "/a")
         v2.send(encode_close(reason))
         assert v2.answer().id == fast
@@ -351,7 +356,7 @@ def test_what_follows_a_close_is_not_answered(address: str) -> None:
 
 def test_a_client_that_ends_its_side_is_answered_when_storage_is_ready(served: ServerProcess, address: str) -> None:
     with RawClientV2(address) as v2, slow_storage(served) as storage:
-        slow = {v2.ask(LIST, "/many/"), v2.ask(STAT, unasked())}
+        slow = {v2.ask(LIST, "/many/"), v2.ask(STAT, uncached_uri())}
         fast = v2.ask(COPY, "/a")
         v2.send(b"\1\0\0")
         v2.socket.shutdown(socket.SHUT_WR)
@@ -368,10 +373,10 @@ def test_clients_that_vanish_while_storage_is_slow_cost_nothing(
         assert v2.call(COPY, "/a").status == OK
     before = descriptors_of(served.pid)
     with slow_storage(served) as storage:
-        gone = [RawClientV2(address) for _ in range(20)]
-        for v2 in gone:
+        disconnected = [RawClientV2(address) for _ in range(20)]
+        for v2 in disconnected:
             for number in range(16):
-                v2.ask(FDPASS if transport == "unix" else SPLICE, unasked())
+                v2.ask(FDPASS if transport == "unix" else SPLICE, uncached_uri())
                 if number % 4 == 0:
                     v2.ask(LIST, "/many/")
             fast = v2.ask(COPY, "/a")

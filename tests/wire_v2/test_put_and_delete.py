@@ -254,7 +254,7 @@ def test_a_put_that_ends_early_stores_nothing(v2: RawClientV2, target: Path) -> 
     v2.send(v2.encode(COPY, "/a"), v2.encode(PUT, "/target", content_len=10), b"123456789")
     v2.socket.shutdown(socket.SHUT_WR)
     assert v2.answer().status == OK
-    v2.asked.clear()
+    v2.pending.clear()
     assert v2.is_closed()
     assert not target.exists()
 

@@ -24,7 +24,7 @@ def serving(tmp_path: Path, model: str, *flags: str) -> Iterator[ServerProcess]:
         yield server
 
 
-def drip(v2: RawClientV2, length: int, pause: float) -> tuple[int, float]:
+def send_slowly(v2: RawClientV2, length: int, pause: float) -> tuple[int, float]:
     """Announces this size, and sends a byte at a time until the reply comes. Returns the status and the time."""
     began = time.monotonic()
     v2.send(v2.encode(PUT, "/dripping", content_len=length))
@@ -44,7 +44,7 @@ def drip(v2: RawClientV2, length: int, pause: float) -> tuple[int, float]:
 def test_a_content_that_drips_ends_in_time(tmp_path: Path, model: str) -> None:
     flags = ["--request-timeout", "1", "--min-upload-rate", "1000"]
     with serving(tmp_path, model, *flags) as server, RawClientV2(server.addresses["unix"]) as v2:
-        status, after = drip(v2, 1 << 20, 0.1)
+        status, after = send_slowly(v2, 1 << 20, 0.1)
         assert status == TIMEOUT
         assert after > 1
     assert not (tmp_path / "root/dripping").exists()
@@ -72,7 +72,7 @@ def used(server: ServerProcess) -> float:
 def test_a_content_may_take_upload_timeout_and_no_longer(tmp_path: Path) -> None:
     flags = ["--min-upload-rate", "0", "--upload-timeout", "2"]
     with serving(tmp_path, "epoll", *flags) as server, RawClientV2(server.addresses["unix"]) as v2:
-        status, after = drip(v2, 1 << 20, 0.1)
+        status, after = send_slowly(v2, 1 << 20, 0.1)
         assert status == TIMEOUT
         assert after > 2
 

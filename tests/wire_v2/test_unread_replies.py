@@ -15,7 +15,7 @@ from tests.support.raw_client import OK, UNAVAILABLE, RawClient, request
 from tests.support.raw_client_v2 import COPY, LIST, SPLICE, STAT, Answer, RawClientV2
 from tests.support.server_process import ServerProcess
 
-PER_CONNECTION, TOTAL, LEAST = 256 << 10, 1 << 20, 16 << 10
+PER_CONNECTION, TOTAL, MIN_SERVED = 256 << 10, 1 << 20, 16 << 10
 #: Of each client.
 REQUESTS = 30
 CLIENTS = 12
@@ -94,9 +94,9 @@ def test_answers_wait_in_bounds_and_come_whole(
     ask, take = KINDS[kind]
     with serving(objects, tmp_path, model) as server, contextlib.ExitStack() as clients:
         address = server.addresses[transport]
-        twos = [clients.enter_context(RawClientV2(address, timeout=60)) for _ in range(CLIENTS)]
+        v2_clients = [clients.enter_context(RawClientV2(address, timeout=60)) for _ in range(CLIENTS)]
         most = 0
-        for v2 in twos:
+        for v2 in v2_clients:
             v2.send(b"".join(ask(v2) for _ in range(REQUESTS)))
             most = max(most, server.statistics().output_bytes)
         with RawClientV2(address, timeout=60) as honest:
@@ -104,26 +104,26 @@ def test_answers_wait_in_bounds_and_come_whole(
                 assert honest.call_until_served(COPY, "/content").content == CONTENT
                 assert honest.call_until_served(LIST, "/names/", limit=10).entries()
                 most = max(most, server.statistics().output_bytes)
-        assert most <= TOTAL + (CLIENTS + 1) * LEAST
+        assert most <= TOTAL + (CLIENTS + 1) * MIN_SERVED
         if kind == "lists":
-            assert most > LEAST
-        assert sum(take(v2) for v2 in twos) > 0
+            assert most > MIN_SERVED
+        assert sum(take(v2) for v2 in v2_clients) > 0
         assert eventually(lambda: server.statistics().output_bytes == 0)
 
 
 def test_version_1_too(objects: Path, tmp_path: Path, model: Concurrency) -> None:
     with serving(objects, tmp_path, model, 1 << 20) as server, contextlib.ExitStack() as clients:
         address = server.addresses["tcp"]
-        wires = [clients.enter_context(RawClient(address, timeout=60)) for _ in range(CLIENTS)]
-        for v1 in wires:
+        connections = [clients.enter_context(RawClient(address, timeout=60)) for _ in range(CLIENTS)]
+        for v1 in connections:
             v1.send(request(COPY_ONE, "/content") * REQUESTS)
         with RawClient(address, timeout=60) as honest:
             for _ in range(20):
                 while (reply := honest.ask(COPY_ONE, "/content")).status == UNAVAILABLE:
                     pass
                 assert reply.read() == CONTENT
-                assert server.statistics().output_bytes <= TOTAL + (CLIENTS + 1) * LEAST
-        for v1 in wires:
+                assert server.statistics().output_bytes <= TOTAL + (CLIENTS + 1) * MIN_SERVED
+        for v1 in connections:
             replies = [v1.reply(COPY_ONE) for _ in range(REQUESTS)]
             assert all(reply.status == UNAVAILABLE or reply.read() == CONTENT for reply in replies)
         assert eventually(lambda: server.statistics().output_bytes == 0)
@@ -135,7 +135,7 @@ def test_nothing_of_it_is_left_when_they_leave(objects: Path, tmp_path: Path, mo
             for _ in range(CLIENTS):
                 v2 = clients.enter_context(RawClientV2(server.addresses["unix"]))
                 v2.send(b"".join(KINDS["lists"][0](v2) for _ in range(REQUESTS)))
-            assert eventually(lambda: server.statistics().output_bytes > LEAST)
+            assert eventually(lambda: server.statistics().output_bytes > MIN_SERVED)
         assert eventually(lambda: server.statistics().output_bytes == 0)
         assert eventually(lambda: server.statistics().connections == 0)
 
@@ -145,12 +145,12 @@ def test_idle_connections_keep_no_buffers(objects: Path, tmp_path: Path, model: 
     flags = ["--tcp", "127.0.0.1:0", "--concurrency-model", model, "--max-threads", str(2 * count)]
     with ServerProcess(objects, tmp_path / "socket", *flags) as server, contextlib.ExitStack() as clients:
         address = server.addresses["tcp"]
-        wires = [clients.enter_context(RawClient(address, timeout=60)) for _ in range(count)]
+        connections = [clients.enter_context(RawClient(address, timeout=60)) for _ in range(count)]
         heavy = clients.enter_context(RawClient(address, timeout=60))
 
         def mix(step: int) -> None:
             """Small questions by all between large answers to one, and a few of those to each."""
-            for v1 in wires[::step]:
+            for v1 in connections[::step]:
                 heavy.send(request(COPY_ONE, "/content") * 8)
                 v1.send(request(COPY_ONE, "/content") * 3 + request(COPY_ONE, "/missing"))
                 assert all(heavy.reply(COPY_ONE).status in {OK, UNAVAILABLE} for _ in range(8))

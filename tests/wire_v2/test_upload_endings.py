@@ -109,7 +109,7 @@ def test_a_file_that_was_opened_for_whole_blocks_is_stored_to_its_last_byte(shor
         os.close(source)
 
 
-class HeldUp(StuckFile):
+class DelayedFile(StuckFile):
     """A file system that does not let go of a file: close(2) waits for it."""
 
     def _answer(self, opcode: int, unique: int, node: int, body: bytes) -> None:
@@ -122,8 +122,8 @@ class HeldUp(StuckFile):
 @pytest.mark.skipif(why_not() != "", reason=why_not() or "file systems in user space work")
 def test_files_that_the_server_cannot_close_take_few_of_its_descriptors(short: Server, tmp_path: Path) -> None:
     (tmp_path / "mounted").mkdir()
-    held = HeldUp(tmp_path / "mounted")
-    source = os.open(held.path, os.O_RDONLY)
+    file = DelayedFile(tmp_path / "mounted")
+    source = os.open(file.path, os.O_RDONLY)
     address = short.addresses["unix"]
     try:
         with RawClientV2(address) as hostile:
@@ -140,9 +140,9 @@ def test_files_that_the_server_cannot_close_take_few_of_its_descriptors(short: S
         with RawClientV2(address) as honest:
             assert honest.put("/content", bytes(300_000)).status == OK
     finally:
-        held.release()
+        file.release()
         os.close(source)
-        closing = threading.Thread(target=held.close)
+        closing = threading.Thread(target=file.close)
         closing.start()
         closing.join(30)
     assert eventually(lambda: is_idle(short))
