@@ -59,7 +59,7 @@ print(f"sdk rps={len(times) / seconds:.0f} MBps=0 p50_us={at(0.5)} p99_us={at(0.
 
 
 @dataclass(frozen=True)
-class Work:
+class Workload:
     """Something that all servers are asked to do."""
 
     name: str
@@ -73,15 +73,15 @@ class Work:
     by_epoll: bool = True
 
 
-WORKS = [
-    Work("descriptors, 1 connection", "fd", "unix", "/o4k", 1, figure="p50_us"),
-    Work("descriptors, 8 connections", "fd", "unix", "/o4k", 8),
-    Work("descriptors, 64 connections", "fd", "unix", "/o4k", 64),
-    Work("descriptors, 8 × 16 pipelined", "fd", "unix", "/o4k", 8, pipeline=16),
-    Work("descriptors, a connection each", "connect", "unix", "/o4k", 1),
-    Work("4 KiB over TCP, 8 connections", "copy", "tcp", "/o4k", 8),
-    Work("4 KiB over TCP, 64 connections", "copy", "tcp", "/o4k", 64),
-    Work("100 MiB over TCP, 4 connections", "copy", "tcp", "/big", 4, figure="MBps", by_epoll=False),
+WORKLOADS = [
+    Workload("descriptors, 1 connection", "fd", "unix", "/o4k", 1, figure="p50_us"),
+    Workload("descriptors, 8 connections", "fd", "unix", "/o4k", 8),
+    Workload("descriptors, 64 connections", "fd", "unix", "/o4k", 64),
+    Workload("descriptors, 8 × 16 pipelined", "fd", "unix", "/o4k", 8, pipeline=16),
+    Workload("descriptors, a connection each", "connect", "unix", "/o4k", 1),
+    Workload("4 KiB over TCP, 8 connections", "copy", "tcp", "/o4k", 8),
+    Workload("4 KiB over TCP, 64 connections", "copy", "tcp", "/o4k", 64),
+    Workload("100 MiB over TCP, 4 connections", "copy", "tcp", "/big", 4, figure="MBps", by_epoll=False),
 ]
 
 
@@ -107,7 +107,7 @@ class Result:
 class Row:
     """One piece of work: by server the median of each figure; by model and yardstick the median ratios."""
 
-    work: Work
+    work: Workload
     medians: dict[str, dict[str, float]]
     ratios: dict[str, dict[str, float]]
     p99_ratios: dict[str, dict[str, float]]
@@ -187,7 +187,7 @@ def in_turn(rounds: int, names: Sequence[str]) -> Iterator[str]:
         yield from (*names[at:], *names[:at])
 
 
-def measure(work: Work, where: dict[str, dict[str, str]], floors: Sequence[str], given: argparse.Namespace) -> Row:
+def measure(work: Workload, where: dict[str, dict[str, str]], floors: Sequence[str], given: argparse.Namespace) -> Row:
     """Asks all servers in turn, round by round."""
     names = [name for name in where if work.by_epoll or name != "floor-epoll"]
     runs: dict[str, list[Result]] = {name: [] for name in names}
@@ -285,7 +285,7 @@ def arguments() -> argparse.Namespace:
         if not os.access(program, os.X_OK):
             parser.error(f"{program} cannot be run")
     given.models = list(dict.fromkeys(given.concurrency_model or [Concurrency.AUTO]))
-    given.works = [work for work in WORKS if given.only in work.name]
+    given.works = [work for work in WORKLOADS if given.only in work.name]
     if not given.works:
         parser.error(f"no work has {given.only!r} in its name")
     return given

@@ -29,7 +29,7 @@ from objmapper_cli.commands.bench.own_server import start_server
 from objmapper_server.load import LoadPlan, LoadProtocol, LoadResult, run_load
 
 SIZES = {"o4k": 4096, "big": 100 << 20}
-MOST_CLIENTS = 5000
+MAX_CLIENTS = 5000
 
 NGINX = """
 daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log {folder}/nginx.log crit; worker_rlimit_nofile 20000;
@@ -53,7 +53,7 @@ class Peer:
 
 
 @dataclass(frozen=True)
-class Work:
+class Workload:
     """What all that can do it are asked for."""
 
     name: str
@@ -64,12 +64,12 @@ class Work:
     figure: str = "requests_per_sec"
 
 
-WORKS = (
-    Work("4 KiB, 64 connections", "/o4k", 64, ("objmapper copy", "nginx", "redis")),
-    Work("4 KiB, 512 connections", "/o4k", 512, ("objmapper copy", "nginx", "redis")),
-    Work("4 KiB, 5,000 connections", "/o4k", MOST_CLIENTS, ("objmapper copy", "nginx", "redis")),
-    Work("100 MiB, 4 connections", "/big", 4, ("objmapper splice", "nginx"), figure="bytes_per_sec"),
-    Work("descriptors, 8 × 64 pipelined", "/o4k", 8, ("objmapper batches", "floor"), pipeline=64),
+WORKLOADS = (
+    Workload("4 KiB, 64 connections", "/o4k", 64, ("objmapper copy", "nginx", "redis")),
+    Workload("4 KiB, 512 connections", "/o4k", 512, ("objmapper copy", "nginx", "redis")),
+    Workload("4 KiB, 5,000 connections", "/o4k", MAX_CLIENTS, ("objmapper copy", "nginx", "redis")),
+    Workload("100 MiB, 4 connections", "/big", 4, ("objmapper splice", "nginx"), figure="bytes_per_sec"),
+    Workload("descriptors, 8 × 64 pipelined", "/o4k", 8, ("objmapper batches", "floor"), pipeline=64),
 )
 
 
@@ -116,7 +116,7 @@ def floor(program: Path, folder: Path, root: Path) -> Iterator[Peer]:
         yield Peer(f"unix:{path}", "fdpass")
 
 
-def measure(work: Work, peers: dict[str, Peer], options: argparse.Namespace, bar: "tqdm[Never]") -> None:
+def measure(work: Workload, peers: dict[str, Peer], options: argparse.Namespace, bar: "tqdm[Never]") -> None:
     """Asks everyone in turn, round by round, and prints a line for each."""
     names = [name for name in work.peers if name in peers]
     results: dict[str, list[LoadResult]] = {name: [] for name in names}
@@ -159,7 +159,7 @@ def arguments() -> argparse.Namespace:
     for program in ("nginx", "redis-server"):
         if not shutil.which(program):
             parser.error(f"{program} is missing: apt-get install nginx-light redis-server")
-    options.works = [work for work in WORKS if options.only in work.name]
+    options.works = [work for work in WORKLOADS if options.only in work.name]
     if not options.works:
         parser.error(f"no work has {options.only!r} in its name")
     return options
@@ -178,7 +178,7 @@ def main() -> None:
         root.mkdir()
         for name, size in SIZES.items():
             (root / name).write_bytes(bytes(size))
-        most = ["--max-connections", str(2 * MOST_CLIENTS)]
+        most = ["--max-connections", str(2 * MAX_CLIENTS)]
         own = stack.enter_context(start_server(root, folder / "o.sock", *most))
         peers = {
             "objmapper copy": Peer(own.addresses["tcp"], "copy"),

@@ -25,7 +25,7 @@ COLD_SIZE = 256 << 10
 
 
 @dataclass(frozen=True)
-class Knob:
+class SweptSetting:
     """A setting, the values that are compared, and the load that shows it."""
 
     name: str
@@ -81,51 +81,51 @@ def beside_cold_reads(server: OwnServer, seconds: float) -> Mapping[str, float]:
     return {"hot p50 µs": result.p50_us, "hot p99 µs": result.p99_us, "cold requests/s": slow.requests_per_sec}
 
 
-KNOBS = (
-    Knob(
+SWEPT_SETTINGS = (
+    SweptSetting(
         "pool_size",
         ("1", "2", "4", "16"),
         "thread-pool, descriptors, 64 clients",
         ("--concurrency-model", "thread-pool"),
         rate_and_tail(64),
     ),
-    Knob(
+    SweptSetting(
         "max_queue_depth",
         ("4", "100", "10000"),
         "thread-pool of 2, descriptors, 256 clients",
         ("--concurrency-model", "thread-pool", "--pool-size", "2"),
         rate_and_tail(256),
     ),
-    Knob(
+    SweptSetting(
         "optimize_for",
         ("throughput", "latency"),
         "thread-per-connection, descriptors, 1 client",
         ("--concurrency-model", "thread-per-connection"),
         rate_and_tail(1),
     ),
-    Knob(
+    SweptSetting(
         "optimize_for",
         ("throughput", "latency"),
         "auto, descriptors, 64 clients",
         (),
         rate_and_tail(64),
     ),
-    Knob(
+    SweptSetting(
         "max_threads",
         ("8", "32"),
         "thread-per-connection, descriptors, 32 clients (those beyond the threads wait)",
         ("--concurrency-model", "thread-per-connection"),
         rate_and_tail(32),
     ),
-    Knob("cache_size", ("0", "1GiB"), "auto, 4 KiB copies over TCP, 64 clients", (), rate_and_tail(64, "tcp")),
-    Knob(
+    SweptSetting("cache_size", ("0", "1GiB"), "auto, 4 KiB copies over TCP, 64 clients", (), rate_and_tail(64, "tcp")),
+    SweptSetting(
         "async_storage",
         ("off", "on"),
         f"epoll, 4 clients on a hot object beside 8 that read {COLD_FILES} cold ones of 256 KiB",
         ("--concurrency-model", "epoll"),
         beside_cold_reads,
     ),
-    Knob(
+    SweptSetting(
         "storage_pool_size",
         ("1", "4", "16"),
         f"the same, by cold reads of {COLD_FILES} objects",
@@ -142,24 +142,24 @@ def flags_for(name: str, value: str) -> list[str]:
     return [f"--{name.replace('_', '-')}", value]
 
 
-def show(knob: Knob, rounds: int, seconds: float, scratch: Path) -> None:
+def show(setting: SweptSetting, rounds: int, seconds: float, scratch: Path) -> None:
     """Measures one knob and prints its table."""
     root = scratch / "root"
     with ExitStack() as stack:
         servers = {
             value: stack.enter_context(
-                start_server(root, scratch / f"{value}.sock", *knob.flags, *flags_for(knob.name, value))
+                start_server(root, scratch / f"{value}.sock", *setting.flags, *flags_for(setting.name, value))
             )
-            for value in knob.values
+            for value in setting.values
         }
-        figures: dict[str, list[Mapping[str, float]]] = {value: [] for value in knob.values}
+        figures: dict[str, list[Mapping[str, float]]] = {value: [] for value in setting.values}
         for _ in range(rounds):
             for value, server in servers.items():
-                figures[value].append(knob.measure(server, seconds))
-    columns = list(figures[knob.values[0]][0])
-    print(f"\n{knob.name}: {knob.load}\n\n| {knob.name} | {' | '.join(columns)} |")
+                figures[value].append(setting.measure(server, seconds))
+    columns = list(figures[setting.values[0]][0])
+    print(f"\n{setting.name}: {setting.load}\n\n| {setting.name} | {' | '.join(columns)} |")
     print("|---|" + "--:|" * len(columns))
-    for value in knob.values:
+    for value in setting.values:
         cells = [f"{statistics.median(row[column] for row in figures[value]):,.0f}" for column in columns]
         print(f"| {value} | {' | '.join(cells)} |", flush=True)
 
@@ -169,7 +169,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="what each knob does")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0)
-    parser.add_argument("--knob", action="append", choices=sorted({knob.name for knob in KNOBS}))
+    parser.add_argument("--knob", action="append", choices=sorted({setting.name for setting in SWEPT_SETTINGS}))
     options = parser.parse_args()
     with TemporaryDirectory(prefix="objmapper-knobs-") as name:
         scratch = Path(name)
@@ -179,9 +179,9 @@ def main() -> None:
         for number in range(COLD_FILES):
             (scratch / "root" / "cold" / str(number)).write_bytes(os.urandom(COLD_SIZE))
         os.sync()
-        for knob in KNOBS:
-            if options.knob is None or knob.name in options.knob:
-                show(knob, options.rounds, options.seconds, scratch)
+        for setting in SWEPT_SETTINGS:
+            if options.knob is None or setting.name in options.setting:
+                show(setting, options.rounds, options.seconds, scratch)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from objmapper_client import AsyncClient, Client, Mode, ObjmapperError, Permissi
 from objmapper_server import Concurrency, Config, Server
 
 CHUNK = 1 << 20
-WAYS = [
+METHODS = [
     ("unix", Mode.FDPASS),
     ("unix", Mode.COPY),
     ("unix", Mode.SPLICE),
@@ -60,7 +60,7 @@ class Tree:
 
 
 @dataclass
-class Tally:
+class ReadCounts:
     """What came of one way of fetching."""
 
     files: int = 0
@@ -153,19 +153,19 @@ async def fetch_async(client: AsyncClient, entry: Entry, mode: Mode) -> str | Ob
     return sha.hexdigest()
 
 
-def run_threads(address: str, mode: Mode, entries: Sequence[Entry], workers: int, bar: "tqdm[Never]") -> Tally:
+def run_threads(address: str, mode: Mode, entries: Sequence[Entry], workers: int, bar: "tqdm[Never]") -> ReadCounts:
     """Fetches all entries with `Client`, from several threads."""
-    tally = Tally()
+    counts = ReadCounts()
     with Client(address, max_connections=workers) as client, ThreadPoolExecutor(workers) as pool:
         for entry, answer in zip(entries, pool.map(lambda entry: fetch(client, entry, mode), entries), strict=True):
-            tally.count(entry, answer)
+            counts.count(entry, answer)
             bar.update()
-    return tally
+    return counts
 
 
-async def run_tasks(address: str, mode: Mode, entries: Sequence[Entry], workers: int, bar: "tqdm[Never]") -> Tally:
+async def run_tasks(address: str, mode: Mode, entries: Sequence[Entry], workers: int, bar: "tqdm[Never]") -> ReadCounts:
     """Fetches all entries with `AsyncClient`, from several tasks."""
-    tally = Tally()
+    counts = ReadCounts()
     left = iter(entries)
 
     async def answers(client: AsyncClient) -> AsyncIterator[tuple[Entry, str | ObjmapperError]]:
@@ -174,13 +174,13 @@ async def run_tasks(address: str, mode: Mode, entries: Sequence[Entry], workers:
 
     async def work(client: AsyncClient) -> None:
         async for entry, answer in answers(client):
-            tally.count(entry, answer)
+            counts.count(entry, answer)
             bar.update()
 
     async with AsyncClient(address, max_connections=workers) as client, asyncio.TaskGroup() as tasks:
         for _ in range(workers):
             tasks.create_task(work(client))
-    return tally
+    return counts
 
 
 def human(size: float) -> str:
@@ -192,7 +192,7 @@ def human(size: float) -> str:
     return f"{size:.2f} GiB"
 
 
-def report(tree: Tree, tallies: dict[tuple[str, str, str], Tally]) -> bool:
+def report(tree: Tree, counts_by_method: dict[tuple[str, str, str], ReadCounts]) -> bool:
     """Prints the table. Returns whether everything was as it must be."""
     wanted, refusals = len(tree.files), len(tree.entries) - len(tree.files)
     size = sum(entry.size for entry in tree.files)
@@ -202,18 +202,18 @@ def report(tree: Tree, tallies: dict[tuple[str, str, str], Tally]) -> bool:
     print(
         f"\n{'transport':<10}{'mode':<8}{'client':<13}{'files':>9}{'bytes':>17}{'refused':>9}{'wrong':>7}{'MiB/s':>9}"
     )
-    for (transport, mode, client), tally in tallies.items():
-        rate = tally.content / tally.seconds / (1 << 20) if tally.seconds else 0.0
+    for (transport, mode, client), counts in counts_by_method.items():
+        rate = counts.content / counts.seconds / (1 << 20) if counts.seconds else 0.0
         print(
-            f"{transport:<10}{mode:<8}{client:<13}{tally.files:>9,}{tally.content:>17,}"
-            f"{tally.refused:>9,}{len(tally.differences):>7}{rate:>9.0f}"
+            f"{transport:<10}{mode:<8}{client:<13}{counts.files:>9,}{counts.content:>17,}"
+            f"{counts.refused:>9,}{len(counts.differences):>7}{rate:>9.0f}"
         )
-    wrong = [line for tally in tallies.values() for line in tally.differences]
+    wrong = [line for counts in counts_by_method.values() for line in counts.differences]
     for line in wrong[:20]:
         print(f"  {line}")
     if len(wrong) > 20:
         print(f"  … and {len(wrong) - 20} more")
-    good = all(tally.files == wanted and tally.refused == refusals for tally in tallies.values())
+    good = all(counts.files == wanted and counts.refused == refusals for counts in counts_by_method.values())
     print("\neverything that came is what is on the disk" if good and not wrong else "\nsomething differs")
     return good and not wrong
 
@@ -229,7 +229,7 @@ def main() -> int:
         parser.error(f"{given.root} is no directory")
     root = given.root.resolve()
     tree = read_tree(root)
-    tallies: dict[tuple[str, str, str], Tally] = {}
+    counts_by_method: dict[tuple[str, str, str], ReadCounts] = {}
     with tempfile.TemporaryDirectory(prefix="objmapper-verify-") as folder:
         config = Config(
             root=root,
@@ -240,20 +240,20 @@ def main() -> int:
         )
         with (
             Server(config) as server,
-            tqdm(total=len(tree.entries) * len(WAYS) * 2, desc="fetching", unit="file", disable=None) as bar,
+            tqdm(total=len(tree.entries) * len(METHODS) * 2, desc="fetching", unit="file", disable=None) as bar,
         ):
-            for transport, mode in WAYS:
+            for transport, mode in METHODS:
                 address = server.addresses[transport]
                 for client in ("Client", "AsyncClient"):
                     bar.set_description(f"{transport} {mode.name.lower()} {client}")
                     began = time.perf_counter()
                     if client == "Client":
-                        tally = run_threads(address, mode, tree.entries, given.workers, bar)
+                        counts = run_threads(address, mode, tree.entries, given.workers, bar)
                     else:
-                        tally = asyncio.run(run_tasks(address, mode, tree.entries, given.workers, bar))
-                    tally.seconds = time.perf_counter() - began
-                    tallies[transport, mode.name.lower(), client] = tally
-    return 0 if report(tree, tallies) else 1
+                        counts = asyncio.run(run_tasks(address, mode, tree.entries, given.workers, bar))
+                    counts.seconds = time.perf_counter() - began
+                    counts_by_method[transport, mode.name.lower(), client] = counts
+    return 0 if report(tree, counts_by_method) else 1
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.soak.linearizability import DELETED, NOTHING, PUT, READ, TORN, Done, History
+from benchmarks.soak.linearizability import DELETED, NOTHING, PUT, READ, TORN, CompletedOperation, History
 from benchmarks.soak.process_resources import ProcessResources
 from tests.support.strace import why_not
 
@@ -48,12 +48,12 @@ def test_it_finds_nothing(name: str, flags: list[str]) -> None:
     assert run.stdout
 
 
-def write(version: int, began: int, ended: int, kind: int = PUT) -> Done:
-    return Done(0, kind, version, began, ended)
+def write(version: int, began: int, ended: int, kind: int = PUT) -> CompletedOperation:
+    return CompletedOperation(0, kind, version, began, ended)
 
 
-def read(version: int, began: int, ended: int) -> Done:
-    return Done(0, READ, version, began, ended)
+def read(version: int, began: int, ended: int) -> CompletedOperation:
+    return CompletedOperation(0, READ, version, began, ended)
 
 
 WRITES = [write(1, 10, 20), write(2, 30, 40), write(3, 50, 60, DELETED), write(4, 70, 80)]
@@ -68,7 +68,7 @@ WRITES = [write(1, 10, 20), write(2, 30, 40), write(3, 50, 60, DELETED), write(4
         [read(NOTHING, 11, 19), read(1, 12, 18)],
     ],
 )
-def test_what_can_be_is_no_violation(reads: list[Done]) -> None:
+def test_what_can_be_is_no_violation(reads: list[CompletedOperation]) -> None:
     assert list(History(list(WRITES), reads).violations()) == []
 
 
@@ -84,7 +84,7 @@ def test_what_can_be_is_no_violation(reads: list[Done]) -> None:
         pytest.param([read(3, 51, 59)], id="what a delete left"),
     ],
 )
-def test_what_cannot_be_is_one(reads: list[Done]) -> None:
+def test_what_cannot_be_is_one(reads: list[CompletedOperation]) -> None:
     assert len(list(History(list(WRITES), reads).violations())) == 1
 
 

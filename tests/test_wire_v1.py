@@ -20,6 +20,7 @@ import pytest
 
 from objmapper_server import Concurrency, Config, Server
 from tests.support.eventually import eventually
+from tests.support.models import MODELS
 from tests.support.raw_client import (
     COPY,
     FDPASS,
@@ -38,12 +39,6 @@ from tests.support.raw_client import (
     request,
 )
 
-MODELS = [
-    Concurrency.THREAD_PER_CONNECTION,
-    Concurrency.THREAD_POOL,
-    Concurrency.WORK_STEALING,
-    Concurrency.EPOLL,
-]
 TRANSPORTS = ["unix", "tcp"]
 MODES = {"unix": [FDPASS, COPY, SPLICE], "tcp": [COPY, SPLICE]}
 EITHER_WAY = [(transport, mode) for transport in TRANSPORTS for mode in MODES[transport]]

@@ -25,9 +25,8 @@ from tqdm import tqdm
 from objmapper_server import Concurrency
 from tests.support.crash_harness import WRITES, CrashRun, CrashSetup
 from tests.support.fork_server import ForkServer
+from tests.support.models import MODELS
 from tests.support.strace import why_not
-
-MODELS = [Concurrency.THREAD_PER_CONNECTION, Concurrency.THREAD_POOL, Concurrency.WORK_STEALING, Concurrency.EPOLL]
 
 
 def at_every_call(setup: CrashSetup, model: Concurrency) -> list[str]:

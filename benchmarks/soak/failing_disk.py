@@ -33,11 +33,11 @@ from pathlib import Path
 from benchmarks.soak.client_threads import ClientThreads
 from benchmarks.soak.faults import EVERY, failing
 from benchmarks.soak.process_resources import ProcessResources
-from benchmarks.soak.slow_writers import MODELS
 from objmapper_cli.admin_client import AdminClient
 from objmapper_client import Client, ServerReply
 from objmapper_client.protocol.v2_requests import Operation
 from objmapper_server import Concurrency
+from tests.support.models import MODELS
 from tests.support.raw_client import COPY as COPY_1
 from tests.support.raw_client import FDPASS as FDPASS_1
 from tests.support.raw_client import OK, UNAVAILABLE, RawClient
@@ -67,9 +67,9 @@ DIRECTORY, NAMES = "/directory/", 300
 #: Requests that a client sends at once, at most.
 AHEAD = 4
 #: Seconds between two lines of the log, and by how many lines the two ends of a round may add to it.
-PAUSE, ENDS = 1.0, 2
+POLL_INTERVAL, ENDS = 1.0, 2
 #: Seconds in which the log is complete, and in which a call has failed.
-PATIENCE = 30.0
+TIMEOUT = 30.0
 #: Bytes by which the server may have grown: buffers that its threads keep.
 GROWTH = 32 << 20
 FAILURE = re.compile(r"storage failed: [\w-]+ of '(?P<uri>[^']*)': .* \((?P<errno>\w+)\)(?:; and (?P<more>\d+) more)?$")
@@ -235,7 +235,7 @@ class Trial:
         readers = ReadingClients(self.server.addresses, self.contents, self.seed, memory=ROUNDS.get(calls, True))
         with faults, readers:
             select.select([], [], [], seconds)
-            until = time.monotonic() + PATIENCE
+            until = time.monotonic() + TIMEOUT
             while calls and not self._injected() and time.monotonic() < until:
                 time.sleep(0.05)
         lasted = time.monotonic() - began
@@ -262,13 +262,13 @@ class Trial:
 
     def _wrong_lines(self, before: int, failures: int, lasted: float) -> Iterator[str]:
         """What is wrong with the lines of the log behind the first `before`, which tell of `failures` failures."""
-        until = time.monotonic() + PATIENCE
+        until = time.monotonic() + TIMEOUT
         while (logged := self._logged(before)) < failures and time.monotonic() < until:
             time.sleep(0.05)
         lines = self.log.failures()[before:]
         if logged != failures:
             yield f"the log has {logged} failures, the count is {failures}"
-        if len(lines) > lasted / PAUSE + ENDS:
+        if len(lines) > lasted / POLL_INTERVAL + ENDS:
             yield f"{len(lines)} lines of log in {lasted:.1f} s"
         known = {*SIZES, DIRECTORY}
         for line in lines:
@@ -308,18 +308,18 @@ def serving(folder: Path, model: Concurrency) -> Iterator[ServerProcess]:
         yield server
 
 
-def withstood(folder: Path, contents: dict[str, bytes], model: Concurrency, seconds: float, seed: int) -> bool:
+def run_model(folder: Path, contents: dict[str, bytes], model: Concurrency, seconds: float, seed: int) -> bool:
     """Runs every round on a server of this model and prints a line."""
     with serving(folder, model) as server:
         trial = Trial(server, folder, contents, seed)
         trial.run(seconds)
         if trial.counted():
             trial.wrong.append(f"before any fault the server counted {dict(trial.counted())}")
-        before = ProcessResources.settled(server.pid)
+        before = ProcessResources.after_settling(server.pid)
         for calls in ROUNDS:
             trial.run(seconds, calls)
         # The root is opened anew each second.
-        time.sleep(2 * PAUSE)
+        time.sleep(2 * POLL_INTERVAL)
         trial.run(seconds)
         after, counted = before.now(server.pid), trial.counted()
     if after.descriptors > before.descriptors or after.resident > before.resident + GROWTH:
@@ -351,7 +351,7 @@ def main() -> int:
         folder = Path(name)
         (folder / "root").mkdir()
         contents = fill(folder / "root", given.seed)
-        results = [withstood(folder, contents, model, given.seconds, given.seed) for model in given.model or MODELS]
+        results = [run_model(folder, contents, model, given.seconds, given.seed) for model in given.model or MODELS]
     return 0 if all(results) else 1
 
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Final
 
 from benchmarks.soak.process_resources import ProcessResources
 from objmapper_server import Concurrency
+from tests.support.models import MODELS
 from tests.support.raw_client import OK
 from tests.support.raw_client_v2 import COPY, LIST, RawClientV2
 from tests.support.server_process import ServerProcess
@@ -31,15 +32,14 @@ from tests.support.server_process import ServerProcess
 if TYPE_CHECKING:
     from multiprocessing.sharedctypes import Synchronized
 
-MODELS = [Concurrency.THREAD_PER_CONNECTION, Concurrency.THREAD_POOL, Concurrency.WORK_STEALING, Concurrency.EPOLL]
 COLD: Final = 500
 SIZE: Final = 4096
 SMALL: Final = 20
 #: Seconds that a client waits for an answer.
-PATIENCE: Final = 120.0
+TIMEOUT: Final = 120.0
 
 
-def make(root: Path, names: int) -> None:
+def make_objects(root: Path, names: int) -> None:
     """The directory that is listed, one that is small, and the objects that are read."""
     for folder, count, content in (("many", names, b""), ("small", SMALL, b""), ("cold", COLD, b"c" * SIZE)):
         (root / folder).mkdir()
@@ -48,12 +48,12 @@ def make(root: Path, names: int) -> None:
     os.sync()
 
 
-def be_greedy(address: str, listings: int, pages: "Synchronized[int]", ended: Event) -> None:
+def run_greedy_client(address: str, listings: int, pages: "Synchronized[int]", stop: Event) -> None:
     """Keeps this number of listings pending on one connection."""
-    with RawClientV2(address, timeout=PATIENCE) as v2:
+    with RawClientV2(address, timeout=TIMEOUT) as v2:
         for _ in range(listings):
             v2.ask(LIST, "/many/")
-        while not ended.is_set():
+        while not stop.is_set():
             answer = v2.answer()
             assert answer.status == OK, (answer.status, answer.metadata.message)
             with pages:
@@ -70,45 +70,45 @@ def evict(path: Path) -> None:
         os.close(file)
 
 
-def timed(times: list[float], ask: Callable[[], object]) -> None:
+def record_time(times: list[float], ask: Callable[[], object]) -> None:
     """Notes how long it takes, in milliseconds."""
     began = time.perf_counter()
     ask()
     times.append((time.perf_counter() - began) * 1000)
 
 
-def be_honest(root: Path, address: str, seconds: float) -> tuple[list[float], list[float]]:
+def run_honest_client(root: Path, address: str, seconds: float) -> tuple[list[float], list[float]]:
     """Reads and lists for this time. Returns the times of both, sorted."""
     reads: list[float] = []
     lists: list[float] = []
-    with RawClientV2(address, timeout=PATIENCE) as v2:
+    with RawClientV2(address, timeout=TIMEOUT) as v2:
         until = time.monotonic() + seconds
         number = 0
         while time.monotonic() < until:
             name = f"cold/{number % COLD:08}"
             number += 1
             evict(root / name)
-            timed(reads, lambda name=name: v2.call(COPY, f"/{name}").read())  # type: ignore[misc]
-            timed(lists, lambda: v2.call(LIST, "/small/").entries())
+            record_time(reads, lambda name=name: v2.call(COPY, f"/{name}").read())  # type: ignore[misc]
+            record_time(lists, lambda: v2.call(LIST, "/small/").entries())
             # One that asks without a break would be greedy, too.
             time.sleep(0.002)
     return sorted(reads), sorted(lists)
 
 
-def of_processors(pids: list[int]) -> float:
+def process_cpu_seconds(pids: list[int]) -> float:
     """Return the seconds of processors that processes have had."""
     fields = [Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split() for pid in pids]
     return sum(int(each[11]) + int(each[12]) for each in fields) / os.sysconf("SC_CLK_TCK")
 
 
-def of_machine() -> float:
+def machine_cpu_seconds() -> float:
     """Return the seconds that its processors have worked."""
     times = [int(each) for each in Path("/proc/stat").read_text(encoding="ascii").partition("\n")[0].split()[1:9]]
     return (sum(times) - sum(times[3:5])) / os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True)
-class Shares:
+class CpuShares:
     """What the server, the clients and the whole machine have had of the processors, in seconds."""
 
     server: float
@@ -117,11 +117,11 @@ class Shares:
     at: float
 
     @classmethod
-    def now(cls, server: int, clients: list[int]) -> "Shares":
+    def now(cls, server: int, clients: list[int]) -> "CpuShares":
         """Look at the processes."""
-        return cls(of_processors([server]), of_processors(clients), of_machine(), time.monotonic())
+        return cls(process_cpu_seconds([server]), process_cpu_seconds(clients), machine_cpu_seconds(), time.monotonic())
 
-    def until(self, later: "Shares") -> str:
+    def until(self, later: "CpuShares") -> str:
         """Say what each had meanwhile, in processors."""
         seconds = later.at - self.at
         server, clients = (later.server - self.server) / seconds, (later.clients - self.clients) / seconds
@@ -140,25 +140,25 @@ def is_fair(root: Path, socket: Path, model: Concurrency, given: argparse.Namesp
         address = server.addresses["unix"]
         context = multiprocessing.get_context("spawn")
         pages = context.Value("Q", 0)
-        ended = context.Event()
+        stop = context.Event()
         greedy = [
-            context.Process(target=be_greedy, args=(address, given.listings, pages, ended), daemon=True)
+            context.Process(target=run_greedy_client, args=(address, given.listings, pages, stop), daemon=True)
             for _ in range(given.connections)
         ]
-        before = ProcessResources.settled(server.pid)
-        alone = be_honest(root, address, given.seconds / 4)
+        before = ProcessResources.after_settling(server.pid)
+        alone = run_honest_client(root, address, given.seconds / 4)
         for each in greedy:
             each.start()
         try:
-            deadline = time.monotonic() + PATIENCE
+            deadline = time.monotonic() + TIMEOUT
             while pages.value < given.connections and time.monotonic() < deadline:
                 time.sleep(0.01)
             pids = [os.getpid(), *(each.pid for each in greedy if each.pid)]
-            began = Shares.now(server.pid, pids)
-            reads, lists = be_honest(root, address, given.seconds)
-            shares = began.until(Shares.now(server.pid, pids))
+            began = CpuShares.now(server.pid, pids)
+            reads, lists = run_honest_client(root, address, given.seconds)
+            shares = began.until(CpuShares.now(server.pid, pids))
         finally:
-            ended.set()
+            stop.set()
             for each in greedy:
                 each.kill()
                 each.join()
@@ -188,7 +188,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="objmapper-fair-") as folder:
         root = Path(folder) / "root"
         root.mkdir()
-        make(root, given.names)
+        make_objects(root, given.names)
         fair = [is_fair(root, Path(folder) / f"{model}.sock", model, given) for model in given.model or MODELS]
     return 0 if all(fair) else 1
 

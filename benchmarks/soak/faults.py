@@ -29,9 +29,9 @@ from tqdm import tqdm
 
 from benchmarks.soak.client_threads import ClientThreads
 from benchmarks.soak.process_resources import ProcessResources
-from benchmarks.soak.slow_writers import MODELS
 from objmapper_client import AsyncClient, Client, Object, ObjmapperError
 from objmapper_server import Concurrency
+from tests.support.models import MODELS
 from tests.support.raw_client import FDPASS, RawClient, request
 from tests.support.server_process import HOME, ServerProcess
 from tests.support.strace import why_not
@@ -173,7 +173,7 @@ class Trial:
             # Whatever is kept for good is there then.
             time.sleep(0.5)
         self.wrong += clients.wrong
-        self.before, self.own = ProcessResources.settled(server.pid), ProcessResources.of()
+        self.before, self.own = ProcessResources.after_settling(server.pid), ProcessResources.of()
 
     def round(self, name: str, seconds: float, call: str = "", error: str = "") -> None:
         """Runs the clients for these seconds, with faults where a call is named; then checks what is left."""
@@ -203,7 +203,7 @@ class Trial:
             self.wrong.append(f"{name}: the clients have {own}, and had {self.own}")
 
 
-def withstood(folder: Path, model: Concurrency, replies: int, faults: int) -> bool:
+def run_model(folder: Path, model: Concurrency, replies: int, faults: int) -> bool:
     """Runs every round on a server of this model until both numbers are reached, and prints a line."""
     flags = ("--concurrency-model", model)
     with ServerProcess(folder / "root", folder / f"{model}.sock", *flags) as server:
@@ -247,7 +247,7 @@ def main() -> int:
         (folder / "root").mkdir()
         (folder / "root/a").write_bytes(CONTENT)
         parts = given.replies // len(models), given.faults // len(models)
-        results = [withstood(folder, model, *parts) for model in models]
+        results = [run_model(folder, model, *parts) for model in models]
     return 0 if all(results) else 1
 
 

@@ -18,27 +18,27 @@ from typing import Final
 
 from objmapper_server import Concurrency
 from objmapper_server.load import LoadPlan, LoadResult, run_load
+from tests.support.models import MODELS
 from tests.support.server_process import ServerProcess
 
-MODELS = [Concurrency.THREAD_PER_CONNECTION, Concurrency.THREAD_POOL, Concurrency.WORK_STEALING, Concurrency.EPOLL]
 #: Requests a second of the honest client.
 RATE: Final = 500.0
 #: Seconds that the flooder runs on after the honest client, so that it is there until the end.
 MARGIN: Final = 0.5
 
 
-def be_honest(address: str, seconds: float) -> LoadResult:
+def run_honest_load(address: str, seconds: float) -> LoadResult:
     """Return what the honest client saw."""
     return run_load(LoadPlan(address=address, dialect="copy", uris=("/a",), rate=RATE, duration=seconds))
 
 
-def beside_a_flooder(address: str, seconds: float, pipeline: int) -> tuple[LoadResult, LoadResult]:
+def run_beside_flooder(address: str, seconds: float, pipeline: int) -> tuple[LoadResult, LoadResult]:
     """Return what the honest client saw while the flooder was there, and what the flooder got."""
     plan = LoadPlan(address=address, dialect="copy", uris=("/a",), pipeline=pipeline, duration=seconds + MARGIN)
     flooded: list[LoadResult] = []
     flooder = threading.Thread(target=lambda: flooded.append(run_load(plan)))
     flooder.start()
-    honest = be_honest(address, seconds)
+    honest = run_honest_load(address, seconds)
     flooder.join()
     return honest, flooded[0]
 
@@ -47,9 +47,9 @@ def is_fair(root: Path, socket: Path, model: Concurrency, given: argparse.Namesp
     """Run one model and print a line."""
     with ServerProcess(root, socket, "--concurrency-model", model) as server:
         address = server.addresses["unix"]
-        be_honest(address, min(1.0, given.seconds))
+        run_honest_load(address, min(1.0, given.seconds))
         rounds = [
-            (be_honest(address, given.seconds), *beside_a_flooder(address, given.seconds, given.pipeline))
+            (run_honest_load(address, given.seconds), *run_beside_flooder(address, given.seconds, given.pipeline))
             for _ in range(given.rounds)
         ]
     alone = statistics.median(each.p99_us for each, _, _ in rounds)

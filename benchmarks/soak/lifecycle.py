@@ -28,11 +28,11 @@ from pathlib import Path
 
 from benchmarks.soak.lifecycle_clients import CONTENTS, Clients
 from benchmarks.soak.process_resources import ProcessResources
-from benchmarks.soak.slow_writers import MODELS
 from objmapper_client import Client
 from objmapper_server import Concurrency, Config, ConfigError, Server
 from objmapper_server._engine import Load
 from objmapper_server.load import LoadPlan, LoadProtocol, native_plan
+from tests.support.models import MODELS
 
 #: Clients of the load for each transport, half of them with requests ahead.
 CLIENTS = 8
@@ -40,7 +40,7 @@ LOAD_PROTOCOLS: dict[str, LoadProtocol] = {"unix": "fdpass2", "tcp": "copy2", "u
 #: Actions of one life.
 ACTIONS = 8
 #: Seconds in which what ended must be gone, and seconds in which the processor time at rest is read.
-PATIENCE, REST = 20.0, 0.5
+TIMEOUT, REST = 20.0, 0.5
 #: Processor seconds that a server without clients may use in REST: some ticks of its clocks.
 IDLE = 0.15
 #: Bytes by which the process may have grown over its first life, whatever the number of lives.
@@ -68,9 +68,9 @@ def threads_of_user() -> int:
     return count
 
 
-def within(condition: Callable[[], bool]) -> bool:
+def wait_until(condition: Callable[[], bool]) -> bool:
     """Whether it comes true within the patience."""
-    until = time.monotonic() + PATIENCE
+    until = time.monotonic() + TIMEOUT
     while not condition():
         if time.monotonic() > until:
             return False
@@ -78,7 +78,7 @@ def within(condition: Callable[[], bool]) -> bool:
     return True
 
 
-def uses_processor() -> float:
+def cpu_seconds() -> float:
     """Return the processor seconds of a moment."""
     before = sum(os.times()[:2])
     time.sleep(REST)
@@ -127,14 +127,14 @@ class Soak:
         self.file = root.parent / "objmapper.toml"
         self.first: ProcessResources | None = None
 
-    def live(self) -> None:
+    def run_lifecycle(self) -> None:
         """Runs one server from start to end."""
         before, threads_before = ProcessResources.of(), threads()
         self.write_settings()
         config = Config.load(
             file=self.file, environment=False, root=self.root, unix=self.root.parent / "socket", admin="none"
         )
-        self.start_in_want(config)
+        self.start_without_resources(config)
         with Server(config) as server:
             clients = Clients(server.addresses)
             loads = [self.load(server, transport) for transport in LOAD_PROTOCOLS]
@@ -145,9 +145,9 @@ class Soak:
             if self.random.random() < 0.5:
                 self.counts["drains"] += 1
                 clients.is_ending.set()
-                self.check(server.drain(PATIENCE), "a drain did not end")
+                self.check(server.drain(TIMEOUT), "a drain did not end")
             elif self.random.random() < 0.5:
-                self.rest(server, clients, loads)
+                self.check_idle(server, clients, loads)
             clients.is_ending.set()
             self.counts["lives"] += 1
         clients.end(self.root)
@@ -162,12 +162,14 @@ class Soak:
 
     def check_ended(self, before: ProcessResources, threads_before: list[str]) -> None:
         """Looks at the process, which has no server any more."""
-        self.check(within(lambda: len(threads()) <= len(threads_before)), f"{threads()}, and before {threads_before}")
+        self.check(
+            wait_until(lambda: len(threads()) <= len(threads_before)), f"{threads()}, and before {threads_before}"
+        )
         after = before.now(os.getpid())
         self.check(after.descriptors <= before.descriptors, f"{after}, and before {before}")
         self.first = self.first or after
         self.check(after.resident < self.first.resident + GROWTH, f"{after}, and after the first life {self.first}")
-        self.check(uses_processor() < IDLE, "the process works though nothing serves")
+        self.check(cpu_seconds() < IDLE, "the process works though nothing serves")
         left = sorted(place.name for place in self.root.iterdir() if f"/{place.name}" not in CONTENTS)
         self.check(not [name for name in left if not name.startswith(".")], f"left in the root: {left}")
 
@@ -186,13 +188,13 @@ class Soak:
             [model for model in MODELS if transport != "udp" or model is not Concurrency.THREAD_PER_CONNECTION]
         )
 
-    def in_want(self) -> contextlib.AbstractContextManager[None]:
+    def without_resources(self) -> contextlib.AbstractContextManager[None]:
         """Takes descriptors or threads away, but for some."""
         return self.random.choice([without_descriptors, without_threads])(self.random.randrange(12))
 
-    def start_in_want(self, config: Config) -> None:
+    def start_without_resources(self, config: Config) -> None:
         """Start a server where there is not enough for one, or just enough."""
-        with self.in_want():
+        with self.without_resources():
             try:
                 with Server(config):
                     pass
@@ -257,27 +259,27 @@ class Soak:
         os.waitpid(child, 0)
         self.counts["forks"] += 1
 
-    def rest(self, server: Server, clients: Clients, loads: list[Load]) -> None:
+    def check_idle(self, server: Server, clients: Clients, loads: list[Load]) -> None:
         """Ends the load and looks at the server: it has nothing left, does nothing, and serves."""
         clients.end(self.root)
         for load in loads:
             load.stop()
             load.finish()
-        self.check(within(lambda: server.statistics().connections == 0), "connections at rest")
-        self.check(uses_processor() < IDLE, "the server works though nothing is connected")
+        self.check(wait_until(lambda: server.statistics().connections == 0), "connections at rest")
+        self.check(cpu_seconds() < IDLE, "the server works though nothing is connected")
         for address in server.addresses.values():
-            with Client(address, timeout=PATIENCE) as client:
+            with Client(address, timeout=TIMEOUT) as client:
                 for name, content in CONTENTS.items():
                     self.check(client.read(name) == content, "another content")
         self.counts["rests"] += 1
 
-    def check(self, is_right: bool, otherwise: str) -> None:
+    def check(self, is_right: bool, violation: str) -> None:
         """Take note of what is wrong."""
         if not is_right:
-            self.wrong.append(f"life {self.counts['lives']}: {otherwise}")
+            self.wrong.append(f"life {self.counts['lives']}: {violation}")
 
 
-def go_on_as_another_user() -> None:
+def become_other_user() -> None:
     """Have this process run again as a user who has no other threads and is not exempt from limits.
 
     It may still read a Python that only root may read.
@@ -298,7 +300,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 30))
     given = parser.parse_args()
     if os.geteuid() == 0:
-        go_on_as_another_user()
+        become_other_user()
     with tempfile.TemporaryDirectory(prefix="objmapper-lifecycle-") as name:
         root = Path(name) / "root"
         root.mkdir()
@@ -307,7 +309,7 @@ def main() -> int:
         soak = Soak(root, given.seed)
         until = time.monotonic() + given.seconds
         while time.monotonic() < until and not soak.wrong:
-            soak.live()
+            soak.run_lifecycle()
         figures = ", ".join(f"{count:,} {name}" for name, count in sorted(soak.counts.items()))
         print(f"seed {given.seed}: {figures}\n  {soak.first} after the first life, {ProcessResources.of()} at the end")
     for line in soak.wrong:

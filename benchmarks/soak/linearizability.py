@@ -34,11 +34,11 @@ from tqdm import tqdm
 from benchmarks.soak.process_resources import ProcessResources
 from objmapper_client.protocol.v2_requests import Operation
 from objmapper_server import Concurrency
+from tests.support.models import MODELS
 from tests.support.raw_client import NOT_FOUND, OK
 from tests.support.raw_client_v2 import COPY, DELETE, FDPASS, SPLICE, RawClientV2
 from tests.support.server_process import ServerProcess
 
-MODELS = [Concurrency.THREAD_PER_CONNECTION, Concurrency.THREAD_POOL, Concurrency.WORK_STEALING, Concurrency.EPOLL]
 MODES: Final = (FDPASS, COPY, SPLICE)
 MODES_OF_STREAMS: Final = (COPY, SPLICE)
 OBJECTS: Final = 64
@@ -51,7 +51,7 @@ NOTHING, TORN = -1, -2
 FIELDS: Final = 5
 
 
-class Done(NamedTuple):
+class CompletedOperation(NamedTuple):
     """An operation: the version that it wrote, deleted or read, and when it began and ended (ns, monotonic)."""
 
     object: int
@@ -98,7 +98,7 @@ class Client:
         with log.open("wb") as file:
             done.tofile(file)
 
-    def _write(self, v2: RawClientV2) -> Done:
+    def _write(self, v2: RawClientV2) -> CompletedOperation:
         object_ = self._generator.choice(self._own)
         self._versions[object_] += 1
         version = self._versions[object_]
@@ -110,24 +110,24 @@ class Client:
             assert status in (OK, NOT_FOUND), status
         else:
             assert v2.put(f"/{object_}", content_of(object_, version)).status == OK
-        return Done(object_, DELETED if is_delete else PUT, version, began, time.monotonic_ns())
+        return CompletedOperation(object_, DELETED if is_delete else PUT, version, began, time.monotonic_ns())
 
-    def _read(self, v2: RawClientV2, mode: Operation) -> Done:
+    def _read(self, v2: RawClientV2, mode: Operation) -> CompletedOperation:
         object_ = self._generator.randrange(OBJECTS)
         began = time.monotonic_ns()
         answer = v2.call(mode, f"/{object_}")
         ended = time.monotonic_ns()
         if answer.status == NOT_FOUND:
-            return Done(object_, READ, NOTHING, began, ended)
-        return Done(object_, READ, version_of(object_, answer.read()), began, ended)
+            return CompletedOperation(object_, READ, NOTHING, began, ended)
+        return CompletedOperation(object_, READ, version_of(object_, answer.read()), began, ended)
 
 
 @dataclass
 class History:
     """What was done to one object."""
 
-    writes: list[Done]
-    reads: list[Done]
+    writes: list[CompletedOperation]
+    reads: list[CompletedOperation]
 
     def violations(self) -> Iterator[str]:
         """Yield what cannot be: the reads in the order in which they began, each against what it may bring."""
@@ -165,12 +165,12 @@ def histories(logs: list[Path]) -> list[History]:
         values = array("q")
         values.frombytes(log.read_bytes())
         for at in range(0, len(values), FIELDS):
-            done = Done(*values[at : at + FIELDS])
+            done = CompletedOperation(*values[at : at + FIELDS])
             (found[done.object].reads if done.kind == READ else found[done.object].writes).append(done)
     return found
 
 
-def withstood(folder: Path, model: Concurrency, given: argparse.Namespace, operations: int) -> bool:
+def run_model(folder: Path, model: Concurrency, given: argparse.Namespace, operations: int) -> bool:
     """Has the clients at work on one model, and looks at what they saw; prints a line."""
     (folder / "root").mkdir()
     flags = ("--tcp", "127.0.0.1:0", "--writable", "--concurrency-model", model, "--max-queue-depth", "1000")
@@ -216,7 +216,7 @@ def main() -> int:
     results = []
     for model in models:
         with tempfile.TemporaryDirectory(prefix="objmapper-linear-", dir=memory) as folder:
-            results.append(withstood(Path(folder), model, given, given.operations // len(models)))
+            results.append(run_model(Path(folder), model, given, given.operations // len(models)))
     return 0 if all(results) else 1
 
 

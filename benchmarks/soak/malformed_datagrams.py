@@ -47,11 +47,13 @@ def main() -> None:
         (root / "directory").mkdir()
         with start_server(root, Path(scratch, "o.sock"), "--udp", "127.0.0.1:0") as server:
             address = server.addresses["udp"]
-            with honest(address, content) as fetched:
+            with honest_client(address, content) as fetched:
                 # Each kind once: what a server keeps for good, buffers and the cache, it has then.
-                pelt(socket.socket(socket.AF_INET, socket.SOCK_DGRAM), address, datagrams, DISTINCT)
+                send_datagrams(socket.socket(socket.AF_INET, socket.SOCK_DGRAM), address, datagrams, DISTINCT)
                 before = ProcessResources.of(server.pid)
-                seconds = pelt(socket.socket(socket.AF_INET, socket.SOCK_DGRAM), address, datagrams, options.datagrams)
+                seconds = send_datagrams(
+                    socket.socket(socket.AF_INET, socket.SOCK_DGRAM), address, datagrams, options.datagrams
+                )
                 after = ProcessResources.of(server.pid)
             print(
                 f"loopback: {options.datagrams:,} datagrams in {seconds:.0f} s; meanwhile {len(fetched)} objects were "
@@ -61,18 +63,18 @@ def main() -> None:
             assert after.descriptors <= before.descriptors
             assert after.resident <= before.resident + (1 << 20)
         try:
-            with two_hosts() as (here, there):
-                from_elsewhere(here, there, root, datagrams, options.datagrams)
+            with two_hosts() as (server_host, client_host):
+                send_from_other_host(server_host, client_host, root, datagrams, options.datagrams)
         except NotPermitted as error:
             print(f"another host: not measured: {error}")
 
 
-def from_elsewhere(here: Host, there: Host, root: Path, datagrams: list[bytes], count: int) -> None:
+def send_from_other_host(server_host: Host, client_host: Host, root: Path, datagrams: list[bytes], count: int) -> None:
     """The same from an address that is not loopback."""
-    server = here.run(Server(Config(root=root, udp=f"{here.address}:0")).__enter__)
+    server = server_host.run(Server(Config(root=root, udp=f"{server_host.address}:0")).__enter__)
     try:
-        source = there.run(socket.socket, socket.AF_INET, socket.SOCK_DGRAM)
-        seconds = pelt(source, server.addresses["udp"], datagrams, count)
+        source = client_host.run(socket.socket, socket.AF_INET, socket.SOCK_DGRAM)
+        seconds = send_datagrams(source, server.addresses["udp"], datagrams, count)
         counts = server.statistics().datagrams
         assert counts is not None
         factor = counts.bytes_sent_total / counts.bytes_received_total
@@ -84,12 +86,12 @@ def from_elsewhere(here: Host, there: Host, root: Path, datagrams: list[bytes], 
         assert factor <= 1.0
         assert counts.data_sent_total == counts.error_sent_total == counts.reply_sent_total == 0
         with Client(server.addresses["udp"]) as client:
-            assert there.run(client.read, "/small") == (root / "small").read_bytes()
+            assert client_host.run(client.read, "/small") == (root / "small").read_bytes()
     finally:
         server.stop()
 
 
-def pelt(source: socket.socket, address: str, datagrams: list[bytes], count: int) -> float:
+def send_datagrams(source: socket.socket, address: str, datagrams: list[bytes], count: int) -> float:
     """Sends this number of datagrams, and discards the replies. Returns the seconds that it took."""
     host, _, port = address.removeprefix("udp://").rpartition(":")
     start = time.monotonic()
@@ -113,7 +115,7 @@ def drain(source: socket.socket) -> None:
 
 
 @contextmanager
-def honest(address: str, content: bytes) -> Iterator[list[int]]:
+def honest_client(address: str, content: bytes) -> Iterator[list[int]]:
     """A client that fetches the object all the time; its list grows by one for each that was right."""
     fetched: list[int] = []
     stop = threading.Event()

@@ -28,8 +28,9 @@ from typing import Any
 from tqdm import tqdm
 
 from benchmarks.soak.process_resources import ProcessResources
-from benchmarks.soak.slow_writers import CONTENT, MODELS, OBJECT, WellBehavedClient
+from benchmarks.soak.slow_writers import CONTENT, OBJECT, WellBehavedClient
 from objmapper_server import Concurrency
+from tests.support.models import MODELS
 from tests.support.raw_client import request
 from tests.support.raw_client_v2 import frame, hello, parameter
 from tests.support.server_process import ServerProcess
@@ -42,13 +43,13 @@ KNOWN = [unhex(row[1]) for row in load("v1_requests.txt")] + [
     hello() + unhex(row[2]) for row in load("v2_requests.txt")
 ]
 #: Seconds until a connection whose client has said all must be over.
-PATIENCE = 10.0
+TIMEOUT = 10.0
 MIB = 1 << 20
 #: Seconds that figures are kept for; settled for less, a server's memory says nothing.
 MINUTE = 60
 
 
-def good(generator: random.Random) -> bytes:
+def valid_frame(generator: random.Random) -> bytes:
     """Something that a client may say."""
     uri = generator.choice((b"/a", b"/none", b"/../a", b"/" + b"u" * generator.randrange(4200)))
     number = generator.randrange(1 << 32)
@@ -64,9 +65,9 @@ def good(generator: random.Random) -> bytes:
     return generator.choice((request(generator.choice((b"1", b"2", b"3")), uri), version_two, generator.choice(KNOWN)))
 
 
-def spoiled(generator: random.Random) -> bytes:
+def malformed_frame(generator: random.Random) -> bytes:
     """The same, with something wrong about it."""
-    message = bytearray(good(generator))
+    message = bytearray(valid_frame(generator))
     for _ in range(generator.randrange(4)):
         at = generator.randrange(len(message) + 1)
         match generator.randrange(6):
@@ -79,13 +80,13 @@ def spoiled(generator: random.Random) -> bytes:
             case 3:
                 message[at : at + 2] = generator.choice((b"\xff\xff", b"\x00\x00", b"\x10\x01"))
             case 4:
-                message += bytes(good(generator))
+                message += bytes(valid_frame(generator))
             case _:
                 message[:at] = generator.randbytes(at)
     return bytes(message) or b"\xff"
 
 
-def pelt(
+def send_frames(
     addresses: dict[str, str], frames: list[bytes], count: int, generator: random.Random, name: str
 ) -> Counter[str]:
     """Sends this number of frames, each on a connection of its own. Returns how many connections ended in which way.
@@ -104,7 +105,7 @@ def pelt(
         ):
             family, place = places[number & 1]
             with socket.socket(family, socket.SOCK_STREAM) as connection:
-                connection.settimeout(PATIENCE)
+                connection.settimeout(TIMEOUT)
                 connection.connect(place)
                 message = frames[generator.randrange(len(frames))]
                 try:
@@ -113,7 +114,7 @@ def pelt(
                     else:
                         connection.sendall(message)
                     connection.shutdown(socket.SHUT_WR)
-                    counts[ending(connection)] += 1
+                    counts[read_ending(connection)] += 1
                 except (BrokenPipeError, ConnectionResetError):
                     counts["reset"] += 1
                 except OSError as error:
@@ -121,7 +122,7 @@ def pelt(
     return counts
 
 
-def ending(connection: socket.socket) -> str:
+def read_ending(connection: socket.socket) -> str:
     """Reads to the end; descriptors that come are closed by the kernel, without a buffer for them."""
     taken = 0
     while chunk := connection.recv(1 << 16):
@@ -129,24 +130,24 @@ def ending(connection: socket.socket) -> str:
     return "answered" if taken else "closed"
 
 
-def settle(servers: Iterable[ServerProcess], frames: list[bytes], seconds: float, generator: random.Random) -> None:
+def warm_up(servers: Iterable[ServerProcess], frames: list[bytes], seconds: float, generator: random.Random) -> None:
     """Sends malformed frames to all servers, in turn, for this time."""
     began = time.monotonic()
     with tqdm(total=round(seconds), desc="settling", unit="s", leave=False, disable=None) as bar:
         while (passed := time.monotonic() - began) < seconds:
             bar.update(round(passed) - bar.n)
             for server in servers:
-                pelt(server.addresses, frames, 1000, generator, "")
+                send_frames(server.addresses, frames, 1000, generator, "")
 
 
-def withstood(
+def run_model(
     server: ServerProcess, model: Concurrency, frames: list[bytes], given: argparse.Namespace, generator: random.Random
 ) -> bool:
     """Pelts a server of this model, and prints a line."""
     count = given.frames // len(given.model)
-    before, began = ProcessResources.settled(server.pid), time.monotonic()
+    before, began = ProcessResources.after_settling(server.pid), time.monotonic()
     with WellBehavedClient(server.addresses["unix"]) as honest:
-        counts = pelt(server.addresses, frames, count, generator, model)
+        counts = send_frames(server.addresses, frames, count, generator, model)
         seconds = time.monotonic() - began
     after = before.now(server.pid)
     survived = server.process.poll() is None
@@ -174,7 +175,7 @@ def main() -> int:
     given.model = given.model or MODELS
     print(f"seed {given.seed}")
     generator = random.Random(given.seed)
-    frames = [spoiled(generator) for _ in range(DISTINCT)]
+    frames = [malformed_frame(generator) for _ in range(DISTINCT)]
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="objmapper-malformed-")))
         (folder / "root").mkdir()
@@ -185,8 +186,8 @@ def main() -> int:
             flags = ("--tcp", "127.0.0.1:0", "--concurrency-model", model, "--writable")
             server = ServerProcess(folder / "root", folder / f"{model}.sock", *flags)
             servers[model] = stack.enter_context(server)
-        settle(servers.values(), frames, given.settle, generator)
-        results = [withstood(server, model, frames, given, generator) for model, server in servers.items()]
+        warm_up(servers.values(), frames, given.settle, generator)
+        results = [run_model(server, model, frames, given, generator) for model, server in servers.items()]
     return 0 if all(results) else 1
 
 

@@ -29,11 +29,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from objmapper_server import Concurrency, Config, Server
+from tests.support.models import MODELS
 from tests.support.raw_client import OK, RawClient
 from tests.support.raw_client import request as request_one
 from tests.support.raw_client_v2 import COPY, DELETE, FDPASS, LIST, PUT, SPLICE, STAT, RawClientV2, frame, parameter
 
-MODELS = [Concurrency.THREAD_PER_CONNECTION, Concurrency.THREAD_POOL, Concurrency.WORK_STEALING, Concurrency.EPOLL]
 INSIDE, OUTSIDE, WRITTEN = b"from inside the root", b"SECRET: from outside the root", b"written by a client"
 #: The parameter of a put that says how much follows.
 CONTENT_LEN = 0x84
@@ -52,7 +52,7 @@ while True:
 """
 
 
-class Place:
+class ServedTree:
     """A root, and what lies beside it."""
 
     def __init__(self, folder: Path) -> None:
@@ -95,9 +95,9 @@ class Place:
         return [name for name in now.keys() | self._before.keys() if now.get(name) != self._before.get(name)]
 
 
-def hostile_uris(place: Place, generator: random.Random) -> list[bytes]:
+def hostile_uris(tree: ServedTree, generator: random.Random) -> list[bytes]:
     """Several hundred, each different."""
-    outside = str(place.outside / "object").encode()
+    outside = str(tree.outside / "object").encode()
     climbs = [b"../" * depth for depth in range(1, 12)]
     targets = [b"outside/object", outside[1:], b"etc/passwd", b"proc/self/environ", b"proc/1/root/etc/passwd"]
     ways = [
@@ -149,7 +149,7 @@ def is_from_outside(content: bytes) -> bool:
     return b"SECRET" in content or b"root:" in content or b"PATH=" in content
 
 
-def try_uris(address: str, place: Place, uris: list[bytes], counts: Counter[str]) -> list[str]:
+def try_uris(address: str, tree: ServedTree, uris: list[bytes], counts: Counter[str]) -> list[str]:
     """Asks for each in every way that there is. Returns what came from outside."""
     wrong = []
     for uri in uris:
@@ -171,13 +171,13 @@ def try_uris(address: str, place: Place, uris: list[bytes], counts: Counter[str]
                 counts["served" if reply.status == OK else "refused"] += 1
                 if reply.status == OK and is_from_outside(reply.read()):
                     wrong.append(f"version 1, mode {mode.decode()} {uri!r}")
-    return wrong + [f"changed outside: {name}" for name in place.changes_outside()]
+    return wrong + [f"changed outside: {name}" for name in tree.changes_outside()]
 
 
-def ask_for_what_is_no_file(address: str, place: Place) -> float:
+def request_special_files(address: str, tree: ServedTree) -> float:
     """Seconds that the slowest answer took; each must be a refusal."""
     slowest = 0.0
-    names = [name for name in ("fifo", "socket", "null", "sub") if (place.root / name).exists()]
+    names = [name for name in ("fifo", "socket", "null", "sub") if (tree.root / name).exists()]
     with RawClient(address) as v1:
         for name, mode in itertools.product(names, (b"1", b"2", b"3")):
             began = time.monotonic()
@@ -186,7 +186,7 @@ def ask_for_what_is_no_file(address: str, place: Place) -> float:
     return slowest
 
 
-class Racer(threading.Thread):
+class RacingReader(threading.Thread):
     """A client that reads and writes where the names are exchanged, until a time."""
 
     def __init__(self, address: str, until: float, seed: int) -> None:
@@ -198,13 +198,13 @@ class Racer(threading.Thread):
     def run(self) -> None:
         """Ask."""
         try:
-            with RawClient(self._address) as one, RawClientV2(self._address) as v2:
+            with RawClient(self._address) as v1, RawClientV2(self._address) as v2:
                 while time.monotonic() < self._until:
-                    self._ask(one, v2)
+                    self._ask(v1, v2)
         except (AssertionError, OSError, EOFError) as error:
             self.wrong.append(f"a client failed: {error!r}")
 
-    def _ask(self, one: RawClient, v2: RawClientV2) -> None:
+    def _ask(self, v1: RawClient, v2: RawClientV2) -> None:
         uri = self._generator.choice(("/race/object", "/race/sub/object", "/swapped", "/race/gone", "/race/sub/new"))
         match self._generator.randrange(8):
             case 0:
@@ -216,21 +216,21 @@ class Racer(threading.Thread):
                 what = "deleted"
             case number:
                 mode = b"123"[number % 3 : number % 3 + 1]
-                one.send(request_one(mode, uri))
-                reply = one.reply(mode)
+                v1.send(request_one(mode, uri))
+                reply = v1.reply(mode)
                 status, what = reply.status, "read"
                 if status == OK and (content := reply.read()) not in (INSIDE, WRITTEN):
                     self.wrong.append(f"{uri}: {content!r}")
         self.counts[what if status == OK else "refused"] += 1
 
 
-def race(place: Place, config: Config, seconds: float, seed: int) -> tuple[Counter[str], list[str]]:
+def race(tree: ServedTree, config: Config, seconds: float, seed: int) -> tuple[Counter[str], list[str]]:
     """Exchanges names under clients for this time. Returns their counts, and what was wrong."""
-    root = place.root
+    root = tree.root
     (root / "race" / "sub").mkdir(parents=True, exist_ok=True)
     for name in ("race/object", "race/sub/object", "swapped"):
         (root / name).write_bytes(INSIDE)
-    for name, target in (("race-link", place.outside), ("swapped-link", place.outside / "object")):
+    for name, target in (("race-link", tree.outside), ("swapped-link", tree.outside / "object")):
         (root / name).unlink(missing_ok=True)
         (root / name).symlink_to(target)
     names = [root / name for name in ("race", "race-link", "swapped", "swapped-link")]
@@ -241,28 +241,28 @@ def race(place: Place, config: Config, seconds: float, seed: int) -> tuple[Count
         with exchanger, exchanger.stdout:
             exchanger.stdout.readline()
             until = time.monotonic() + seconds
-            racers = [Racer(server.addresses["unix"], until, seed + number) for number in range(READERS)]
-            for racer in racers:
-                racer.start()
-            for racer in racers:
-                racer.join()
+            racing_readers = [RacingReader(server.addresses["unix"], until, seed + number) for number in range(READERS)]
+            for reader in racing_readers:
+                reader.start()
+            for reader in racing_readers:
+                reader.join()
             assert exchanger.poll() is None, "the exchanging of names failed"
             exchanger.kill()
-    wrong = [line for racer in racers for line in racer.wrong]
-    for racer in racers:
-        counts += racer.counts
-    return counts, wrong + [f"changed outside: {name}" for name in place.changes_outside()]
+    wrong = [line for reader in racing_readers for line in reader.wrong]
+    for reader in racing_readers:
+        counts += reader.counts
+    return counts, wrong + [f"changed outside: {name}" for name in tree.changes_outside()]
 
 
-def cases(folder: Path, models: list[Concurrency]) -> Iterator[tuple[str, Place, Config]]:
+def cases(folder: Path, models: list[Concurrency]) -> Iterator[tuple[str, ServedTree, Config]]:
     """Each model, with links that are refused and with links that are followed."""
     for model, follows in itertools.product(models, (False, True)):
         here = folder / f"{model}-{follows}"
-        place = Place(here)
+        tree = ServedTree(here)
         config = Config(
-            root=place.root, unix=here / "s", concurrency_model=model, follow_symlinks=follows, writable=True
+            root=tree.root, unix=here / "s", concurrency_model=model, follow_symlinks=follows, writable=True
         )
-        yield f"{model}{', follows links' if follows else ''}", place, config
+        yield f"{model}{', follows links' if follows else ''}", tree, config
 
 
 def main() -> int:
@@ -277,12 +277,12 @@ def main() -> int:
     found = 0
     with tempfile.TemporaryDirectory(prefix="objmapper-path-traversal-") as folder:
         rounds = list(cases(Path(folder), models))
-        for name, place, config in tqdm(rounds, unit="case", disable=None):
-            uris, asked = hostile_uris(place, random.Random(given.seed)), Counter[str]()
+        for name, tree, config in tqdm(rounds, unit="case", disable=None):
+            uris, asked = hostile_uris(tree, random.Random(given.seed)), Counter[str]()
             with Server(config) as server:
-                wrong = try_uris(server.addresses["unix"], place, uris, asked)
-                slowest = ask_for_what_is_no_file(server.addresses["unix"], place)
-            raced, more = race(place, config, given.seconds / len(rounds), given.seed)
+                wrong = try_uris(server.addresses["unix"], tree, uris, asked)
+                slowest = request_special_files(server.addresses["unix"], tree)
+            raced, more = race(tree, config, given.seconds / len(rounds), given.seed)
             wrong += more
             found += len(wrong)
             tqdm.write(

@@ -10,9 +10,9 @@ CLOSE_ON_EXEC = 0o2000000
 #: Standard input, output and error.
 OWN = 3
 #: Seconds that a server has to close what it had for clients that have left.
-PATIENCE = 10
+TIMEOUT = 10
 #: Seconds between two looks, and looks alike that make a process settled.
-PAUSE, ALIKE = 0.05, 20
+POLL_INTERVAL, ALIKE = 0.05, 20
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,11 @@ class ProcessResources:
         return cls(len(flags), inheritable, int(status["VmRSS"].split()[0]) << 10)
 
     @classmethod
-    def settled(cls, pid: int) -> Self:
+    def after_settling(cls, pid: int) -> Self:
         """What a server has once nothing is left of its clients: when it has had as many descriptors for a second."""
         seen = [cls.of(pid)]
         while len(seen) < ALIKE or len({each.descriptors for each in seen[-ALIKE:]}) > 1:
-            time.sleep(PAUSE)
+            time.sleep(POLL_INTERVAL)
             seen.append(cls.of(pid))
         return seen[-1]
 
@@ -56,9 +56,9 @@ class ProcessResources:
 
         Waits for the server to close what it had for clients that have left.
         """
-        until = time.monotonic() + PATIENCE
+        until = time.monotonic() + TIMEOUT
         while (now := self.of(pid)).descriptors > self.descriptors and time.monotonic() < until:
-            time.sleep(PAUSE)
+            time.sleep(POLL_INTERVAL)
         return now
 
     def __str__(self) -> str:

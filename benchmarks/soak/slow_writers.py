@@ -21,10 +21,10 @@ from tqdm import tqdm
 
 from benchmarks.soak.process_resources import ProcessResources
 from objmapper_server import Concurrency
+from tests.support.models import MODELS
 from tests.support.raw_client import COPY, FDPASS, RawClient, request
 from tests.support.server_process import ServerProcess
 
-MODELS = [Concurrency.THREAD_PER_CONNECTION, Concurrency.THREAD_POOL, Concurrency.WORK_STEALING, Concurrency.EPOLL]
 #: Seconds that it may take longer.
 GRACE = 2
 #: The object that only honest clients request.
@@ -75,11 +75,11 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="objmapper-slow-") as folder:
         (Path(folder) / "root").mkdir()
         (Path(folder) / "root" / OBJECT.removeprefix("/")).write_bytes(CONTENT)
-        failed = [model for model in given.model or MODELS if not withstood(Path(folder), model, given)]
+        failed = [model for model in given.model or MODELS if not run_model(Path(folder), model, given)]
     return 1 if failed else 0
 
 
-def withstood(folder: Path, model: Concurrency, given: argparse.Namespace) -> bool:
+def run_model(folder: Path, model: Concurrency, given: argparse.Namespace) -> bool:
     """Runs them against one model and prints a line."""
     clients, timeout = given.clients, given.header_timeout
     room = str(clients + 100)
@@ -88,7 +88,7 @@ def withstood(folder: Path, model: Concurrency, given: argparse.Namespace) -> bo
         address = server.addresses["unix"]
         with RawClient(address) as first:
             assert first.ask(COPY, OBJECT).read() == CONTENT
-        before = ProcessResources.settled(server.pid)
+        before = ProcessResources.after_settling(server.pid)
         with WellBehavedClient(address) as honest:
             late, stayed = drip(address, clients, timeout, model)
         after = before.now(server.pid)

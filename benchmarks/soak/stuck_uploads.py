@@ -21,20 +21,20 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from objmapper_server import Concurrency
+from tests.support.models import MODELS
 from tests.support.raw_client import OK
 from tests.support.raw_client_v2 import COPY, PUT, PUT_DESCRIPTOR, RawClientV2
 from tests.support.server_process import ServerProcess
 from tests.support.stuck_files import stuck_disk, stuck_file, why_no_disk
 
-MODELS = [Concurrency.THREAD_PER_CONNECTION, Concurrency.THREAD_POOL, Concurrency.WORK_STEALING, Concurrency.EPOLL]
 #: Of the server: how long a client may send nothing, and what is under way at the end.
-PATIENCE, GRACE = 2, 1
+TIMEOUT, GRACE = 2, 1
 #: What a busy machine takes besides.
 SLACK = 15
 RESERVED = 8 << 20
 
 
-class Hostile(threading.Thread):
+class HostileUploader(threading.Thread):
     """One client that never ends a put; it comes again when it is thrown out."""
 
     def __init__(self, address: str, number: int, stuck: list[int], ended: threading.Event) -> None:
@@ -60,7 +60,7 @@ class Hostile(threading.Thread):
                     continue
                 except (OSError, EOFError):
                     pass
-                self.ended_in_time += time.monotonic() - began < PATIENCE + SLACK
+                self.ended_in_time += time.monotonic() - began < TIMEOUT + SLACK
                 return
             return
         if self._number % 4 <= len(self._stuck):
@@ -85,11 +85,11 @@ def main() -> int:
     given = parser.parse_args()
     if why_no_disk():
         print(f"without files that never answer: {why_no_disk()}")
-    failed = [model for model in given.model or MODELS if not withstood(model, given)]
+    failed = [model for model in given.model or MODELS if not run_model(model, given)]
     return 1 if failed else 0
 
 
-def withstood(model: Concurrency, given: argparse.Namespace) -> bool:
+def run_model(model: Concurrency, given: argparse.Namespace) -> bool:
     """Runs them against one model and prints a line."""
     with tempfile.TemporaryDirectory(prefix="objmapper-stuck-") as name, ExitStack() as stack:
         folder = Path(name)
@@ -101,12 +101,12 @@ def withstood(model: Concurrency, given: argparse.Namespace) -> bool:
             stack.callback(os.close, stuck[0])
             (folder / "disk").mkdir()
             stuck.append(stack.enter_context(stuck_disk(folder / "disk")).source)
-        flags = ["--writable", "--concurrency-model", model, "--request-timeout", f"{PATIENCE}"]
+        flags = ["--writable", "--concurrency-model", model, "--request-timeout", f"{TIMEOUT}"]
         flags += ["--shutdown-grace", f"{GRACE}", "--max-reserved-per-uid", f"{RESERVED}", "--cache-size", "0"]
         server = stack.enter_context(ServerProcess(folder / "root", folder / "o.sock", *flags))
         ended = threading.Event()
         alone = honest(server.addresses["unix"], 1.0)
-        clients = [Hostile(server.addresses["unix"], number, stuck, ended) for number in range(given.clients)]
+        clients = [HostileUploader(server.addresses["unix"], number, stuck, ended) for number in range(given.clients)]
         for client in clients:
             client.start()
         beside = honest(server.addresses["unix"], given.seconds)
@@ -122,7 +122,7 @@ def withstood(model: Concurrency, given: argparse.Namespace) -> bool:
         server.process.wait(60)
     drips = sum(client.ended_in_time for client in clients)
     print(
-        f"{model:<23}honest: {len(beside)} right, p50 {middle(alone):.1f} → {middle(beside):.1f} ms, p99 "
+        f"{model:<23}honest: {len(beside)} right, p50 {median(alone):.1f} → {median(beside):.1f} ms, p99 "
         f"{last(alone):.1f} → {last(beside):.1f} ms; {drips} drips ended; {reserved >> 20} MiB reserved; "
         f"stopped in {stopped:.1f} s"
     )
@@ -143,7 +143,7 @@ def honest(address: str, seconds: float) -> list[float]:
     return times
 
 
-def middle(times: list[float]) -> float:
+def median(times: list[float]) -> float:
     """Return the median."""
     return sorted(times)[len(times) // 2]
 

@@ -20,11 +20,11 @@ from pathlib import Path
 
 from benchmarks.soak.process_resources import ProcessResources
 from objmapper_server import Concurrency
+from tests.support.models import MODELS
 from tests.support.raw_client_v2 import COPY, LIST, RawClientV2
 from tests.support.server_process import ServerProcess
 from tests.support.users import OtherUser, why_no_users
 
-MODELS = [Concurrency.THREAD_PER_CONNECTION, Concurrency.THREAD_POOL, Concurrency.WORK_STEALING, Concurrency.EPOLL]
 REQUESTS = 64
 #: Long, so that a page of 1 MiB costs little work: memory is what is measured here.
 PREFIX = f"/{'/'.join(['names' * 40] * 9)}/"
@@ -57,11 +57,11 @@ def main() -> int:
             (names / f"{number:0120}").touch()
         # Other users must get to the socket.
         Path(folder).chmod(0o755)
-        failed = [run for run in runs if not withstood(Path(folder), *run, given.seconds)]
+        failed = [run for run in runs if not run_model(Path(folder), *run, given.seconds)]
     return 1 if failed else 0
 
 
-def withstood(folder: Path, model: Concurrency, transport: str, count: int, seconds: float) -> bool:
+def run_model(folder: Path, model: Concurrency, transport: str, count: int, seconds: float) -> bool:
     """Runs a number of them against one model and prints a line."""
     flags = ["--tcp", "127.0.0.1:0", "--unix-mode", "0666", "--concurrency-model", model]
     with ServerProcess(folder / "root", folder / "socket", *flags) as server:
@@ -69,7 +69,7 @@ def withstood(folder: Path, model: Concurrency, transport: str, count: int, seco
         with RawClientV2(address) as honest:
             # What listing takes by itself is no answer.
             assert honest.call_until_served(LIST, PREFIX, limit=10_000).entries()
-        before = ProcessResources.settled(server.pid).resident
+        before = ProcessResources.after_settling(server.pid).resident
         most, slowest, requests = before, [0.0, 0.0], 0
         with contextlib.ExitStack() as clients:
             for _ in range(count):

@@ -10,8 +10,8 @@ import pytest
 
 from objmapper_server import Concurrency, Config, Server
 from tests.support import users
+from tests.support.models import MODELS
 from tests.support.users import OtherUser
-from tests.wire_v2.conftest import MODELS
 
 #: The rules name Alice's user and one of Bob's groups; they do not name Mallory.
 ALICE, BOB, MALLORY, FRIENDS = 40001, 40002, 40003, 50001

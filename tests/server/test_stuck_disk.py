@@ -9,15 +9,15 @@ import pytest
 
 from objmapper_server import Concurrency
 from tests.support.eventually import eventually
+from tests.support.models import MODELS
 from tests.support.raw_client_v2 import COPY, LIST, STAT, RawClientV2
 from tests.support.server_process import ServerProcess
 from tests.support.stuck_files import stuck_file, why_not
 
 pytestmark = pytest.mark.skipif(why_not() != "", reason=why_not() or "/dev/fuse works")
 
-MODELS = [Concurrency.THREAD_PER_CONNECTION, Concurrency.THREAD_POOL, Concurrency.WORK_STEALING, Concurrency.EPOLL]
 #: Seconds: the machine may stall.
-PATIENCE = 60.0
+TIMEOUT = 60.0
 
 
 @pytest.fixture
@@ -63,18 +63,18 @@ def test_others_are_served_and_the_server_stops(root: Path, tmp_path: Path, mode
         stuck = ending.enter_context(stuck_file(root / "mounted"))
         address = server.addresses["unix"]
         with ExitStack() as clients:
-            ask_for_it(clients.enter_context(RawClientV2(address, timeout=PATIENCE)))
-            assert stuck.is_read.wait(PATIENCE)
-            honest = clients.enter_context(RawClientV2(address, timeout=PATIENCE))
+            ask_for_it(clients.enter_context(RawClientV2(address, timeout=TIMEOUT)))
+            assert stuck.is_read.wait(TIMEOUT)
+            honest = clients.enter_context(RawClientV2(address, timeout=TIMEOUT))
             assert is_served(honest, root)
             # Another one of the same user takes the second thread: one more begins to work in the place of each.
-            ask_for_it(clients.enter_context(RawClientV2(address, timeout=PATIENCE)))
+            ask_for_it(clients.enter_context(RawClientV2(address, timeout=TIMEOUT)))
             server.threads("objmapper-stora", 4)
             assert is_served(honest, root)
             assert not stuck.is_released.is_set()
             server.process.send_signal(signal.SIGTERM)
-            assert eventually(lambda: has_ended(server.pid), seconds=PATIENCE / 2)
+            assert eventually(lambda: has_ended(server.pid), seconds=TIMEOUT / 2)
             with pytest.raises(OSError, match=r"refused|No such file"):
-                RawClientV2(address, timeout=PATIENCE)
+                RawClientV2(address, timeout=TIMEOUT)
         stuck.release()
-        server.process.wait(PATIENCE)
+        server.process.wait(TIMEOUT)

@@ -14,9 +14,9 @@ import pytest
 
 from objmapper_server import Concurrency, Config, Server
 from tests.support.eventually import eventually
+from tests.support.models import MODELS
 from tests.support.raw_client import FDPASS, UNAVAILABLE, RawClient, request
 from tests.support.server_process import HOME, ServerProcess
-from tests.wire_v2.conftest import MODELS
 
 #: Of a second, by a server that has nothing to do. One that spins takes all of it.
 IDLE = 0.3

@@ -68,7 +68,7 @@ class RemoteClient:
         assert counts is not None
         return counts
 
-    def settled(self, received: int) -> Datagrams:
+    def after_settling(self, received: int) -> Datagrams:
         """The counts once this number of datagrams has been received and answered."""
         deadline = time.monotonic() + 20
         while True:
@@ -110,7 +110,7 @@ def test_a_reply_without_a_cookie_is_smaller_than_its_request(remote_client: Rem
     with remote_client.socket() as source:
         for number in range(1000):
             source.send(asking(random.randbytes(random.choice([0, 16])), number=number))
-        counts = remote_client.settled(1000)
+        counts = remote_client.after_settling(1000)
         answers = [decode_reply(answer, 0) for answer in received(source)]
     assert len(answers) > 200
     assert all(isinstance(answer, Retry) for answer in answers)
@@ -276,7 +276,7 @@ def test_answers_that_wait_for_the_disk_count_towards_the_rate(hosts: tuple[Host
             assert isinstance(retry, Retry)
             for number in range(200):
                 source.send(encode_pull(Pull(number, 0, 30_000, MAX_REMOTE_CHUNK, retry.cookie, f"/{number}")))
-            counts = remote_client.settled(201)
+            counts = remote_client.after_settling(201)
         # The first second's bytes are there at once, the last answer goes out whole, and the RETRY.
         allowed = rate * (time.monotonic() - start + 1) + 36_000
         assert 30_000 <= counts.bytes_sent_total <= allowed

@@ -9,16 +9,11 @@ import pytest
 
 from objmapper_server import Concurrency, Config, Server
 from tests.support.eventually import eventually
+from tests.support.models import MODELS
 from tests.support.raw_client import COPY, OK, RawClient
 from tests.support.raw_client_v2 import RawClientV2
 from tests.support.unfinished_writes import unfinished_writes
 
-MODELS = [
-    Concurrency.THREAD_PER_CONNECTION,
-    Concurrency.THREAD_POOL,
-    Concurrency.WORK_STEALING,
-    Concurrency.EPOLL,
-]
 #: Bytes of the objects that are there from the start.
 SIZES = {"a": 1, "empty": 0, "small": 4096, "large": 300_000, "huge": 9_000_000}
 #: Bytes of what is put: around a page and the server's input buffer.

@@ -10,8 +10,8 @@ from pathlib import Path
 from objmapper_client.protocol.v2_requests import ORDERED, CloseAck, Operation, encode_close
 from objmapper_server import Concurrency, Config, Server
 from tests.support.eventually import eventually
+from tests.support.models import MODELS
 from tests.support.raw_client_v2 import COPY, FDPASS, LIST, PUT, PUT_DESCRIPTOR, SPLICE, STAT, RawClientV2
-from tests.wire_v2.conftest import MODELS
 
 SWITCHES = 60
 #: Requests that a client keeps under way, and clients for each transport.

@@ -76,7 +76,7 @@ def served(objects: Path, model: Concurrency) -> Iterator[Server]:
 
 
 @pytest.fixture
-def settled(served: Server) -> Iterator[Server]:
+def settled_server(served: Server) -> Iterator[Server]:
     yield served
     assert eventually(lambda: served.statistics().output_bytes == 0)
     assert eventually(lambda: served.statistics().connections == 0)
@@ -98,14 +98,14 @@ def ask_for_all(v2: RawClientV2) -> None:
 
 
 @pytest.mark.parametrize("transport", ["unix", "tcp"])
-def test_others_are_served_while_the_budget_is_used_up(settled: Server, transport: str) -> None:
-    address = settled.addresses[transport]
+def test_others_are_served_while_the_budget_is_used_up(settled_server: Server, transport: str) -> None:
+    address = settled_server.addresses[transport]
     with contextlib.ExitStack() as clients:
         for _ in range(NON_READING_CLIENTS):
             v2 = clients.enter_context(RawClientV2(address, timeout=60))
             v2.send(b"".join(v2.encode(LIST, NAMES_URI, limit=10_000) for _ in range(60)))
         # Then an eighth of what is free is hardly more than each has in any case.
-        assert eventually(lambda: settled.statistics().output_bytes > TOTAL - 10 * MIN_SERVED, 60)
+        assert eventually(lambda: settled_server.statistics().output_bytes > TOTAL - 10 * MIN_SERVED, 60)
         with RawClientV2(address, timeout=60) as same_user:
             ask_for_all(same_user)
         with RawClient(address, timeout=60) as version_1:
@@ -115,7 +115,7 @@ def test_others_are_served_while_the_budget_is_used_up(settled: Server, transpor
         if transport == "unix" and not why_no_users():
             with OtherUser(4001, 4001) as other, RawClientV2(other.connect(address), timeout=60) as other_user:
                 ask_for_all(other_user)
-        assert TOTAL // 2 < settled.statistics().output_bytes <= TOTAL + (NON_READING_CLIENTS + 4) * MIN_SERVED
+        assert TOTAL // 2 < settled_server.statistics().output_bytes <= TOTAL + (NON_READING_CLIENTS + 4) * MIN_SERVED
 
 
 def two_of(*arguments: object) -> Callable[[RawClientV2], bytes]:
@@ -171,15 +171,17 @@ def check_bounds(server: Server, v1: RawClient, address: str, message: bytes) ->
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("transport", ["unix", "tcp"])
-def test_the_server_stops_reading_from_a_client_that_does_not_read(settled: Server, transport: str, kind: str) -> None:
-    address = settled.addresses[transport]
+def test_the_server_stops_reading_from_a_client_that_does_not_read(
+    settled_server: Server, transport: str, kind: str
+) -> None:
+    address = settled_server.addresses[transport]
     with RawClientV2(address, timeout=60) as v2:
-        check_bounds(settled, v2, address, KINDS[kind](v2))
+        check_bounds(settled_server, v2, address, KINDS[kind](v2))
 
 
 @pytest.mark.parametrize("kind", KINDS_ONE)
 @pytest.mark.parametrize("transport", ["unix", "tcp"])
-def test_nor_in_version_1(settled: Server, transport: str, kind: str) -> None:
-    address = settled.addresses[transport]
+def test_nor_in_version_1(settled_server: Server, transport: str, kind: str) -> None:
+    address = settled_server.addresses[transport]
     with RawClient(address, timeout=60) as v1:
-        check_bounds(settled, v1, address, KINDS_ONE[kind])
+        check_bounds(settled_server, v1, address, KINDS_ONE[kind])

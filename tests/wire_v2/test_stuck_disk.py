@@ -12,11 +12,11 @@ import pytest
 
 from objmapper_server import Concurrency, Config, Server
 from tests.support.eventually import eventually
+from tests.support.models import MODELS
 from tests.support.raw_client import OK, TIMEOUT
 from tests.support.raw_client_v2 import COPY, LIST, PUT_DESCRIPTOR, STORAGE_ERROR, RawClientV2
 from tests.support.server_process import ServerProcess
 from tests.support.stuck_files import ON_DISK, StuckDisk, stuck_disk, why_no_disk
-from tests.wire_v2.conftest import MODELS
 
 pytestmark = pytest.mark.skipif(why_no_disk() != "", reason=why_no_disk() or "a disk can be stuck")
 

@@ -12,10 +12,10 @@ import pytest
 
 from objmapper_server import Concurrency, Config, Server
 from tests.support.eventually import eventually
+from tests.support.models import MODELS
 from tests.support.raw_client import OK, UNAVAILABLE
 from tests.support.raw_client_v2 import COPY, PUT, PUT_DESCRIPTOR, STAT, STORAGE_ERROR, RawClientV2
 from tests.support.stuck_files import StuckFile, why_not
-from tests.wire_v2.conftest import MODELS
 
 
 @pytest.fixture(params=MODELS, ids=str)
