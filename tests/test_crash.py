@@ -52,7 +52,7 @@ def test_killed_at_any_system_call_a_write_is_done_or_not_begun(setup: CrashSetu
     assert {report.is_answered for report in reports} == {True, False}
 
 
-def is_a_writer(thread: str) -> bool:
+def is_writer_process(thread: str) -> bool:
     return thread.startswith(("objmapper-write", "objmapper-copie"))
 
 
@@ -68,7 +68,7 @@ def test_what_was_written_is_on_the_disk_before_its_name_and_that_before_the_ans
     setup: CrashSetup, write: Write
 ) -> None:
     calls = setup.calls(write)
-    sends = [at for at, call in enumerate(calls) if call.name.startswith("send") and not is_a_writer(call.thread)]
+    sends = [at for at, call in enumerate(calls) if call.name.startswith("send") and not is_writer_process(call.thread)]
     answer = sends[0]
     steps = order(calls[: answer + 1], "pwrite64", "linkat", "fsync", "renameat2", "unlinkat", "sendto", "sendmsg")
     if write.new is None:
@@ -87,7 +87,7 @@ def test_only_write_threads_touch_written_files(setup: CrashSetup, write: Write)
     changing |= {"copy_file_range", "ioctl", "sendfile", "statfs", "fstatfs"}
     found = [call for call in setup.calls(write) if call.name in changing]
     assert found, "nothing was written"
-    assert [call for call in found if not is_a_writer(call.thread)] == []
+    assert [call for call in found if not is_writer_process(call.thread)] == []
 
 
 def test_killed_at_random_with_writers_at_work(setup: CrashSetup) -> None:

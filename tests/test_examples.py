@@ -43,8 +43,8 @@ def test_the_user_program_runs_a_server_of_its_own(tmp_path: Path) -> None:
     assert done.stdout.splitlines()[-1] == "['unix']"
 
 
-@pytest.mark.parametrize("verb", [name for name in vars(Client) if not name.startswith("_") and name != "close"])
-def test_every_verb_of_both_clients_is_in_the_user_program(verb: str) -> None:
+@pytest.mark.parametrize("operation", [name for name in vars(Client) if not name.startswith("_") and name != "close"])
+def test_every_verb_of_both_clients_is_in_the_user_program(operation: str) -> None:
     threads, tasks = PROGRAM.read_text().split("async def with_tasks")
-    assert f"client.{verb}(" in threads
-    assert f"client.{verb}(" in tasks
+    assert f"client.{operation}(" in threads
+    assert f"client.{operation}(" in tasks

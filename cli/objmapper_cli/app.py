@@ -41,9 +41,9 @@ class Subcommands(UserDict[str, Any]):
         function = getattr(import_module(f"objmapper_cli.commands.{name}"), name)
         if isinstance(function, typer.Typer):
             return typer.main.get_command(function)
-        alone = typer.Typer(rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False)
-        alone.command(name)(with_exit_code(function))
-        return typer.main.get_command(alone)
+        single = typer.Typer(rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False)
+        single.command(name)(with_exit_code(function))
+        return typer.main.get_command(single)
 
 
 class Objmapper(TyperGroup):
@@ -104,9 +104,9 @@ def _answer_completion(app: typer.Typer) -> int:
 def _run_app(app: typer.Typer) -> int:
     try:
         code = app(prog_name="objmapper", standalone_mode=False)
-    except SystemExit as leaving:
-        if isinstance(leaving.code, int):
-            return leaving.code
+    except SystemExit as exit_request:
+        if isinstance(exit_request.code, int):
+            return exit_request.code
         raise
     except typer.Abort as error:
         # typer's name for Ctrl-C while it reads the arguments.

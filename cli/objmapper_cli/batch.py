@@ -7,12 +7,12 @@ from objmapper_cli.errors import ExitCode, explain, print_error
 from objmapper_client.errors import ServerReply
 
 
-def run_each(uris: Iterable[str], do: Callable[[str], object]) -> int:
-    """Call `do` for each URI. Returns the exit code of the first refusal. Raises errors that concern all of them."""
+def run_each(uris: Iterable[str], action: Callable[[str], object]) -> int:
+    """Call `action` for each URI. Returns the exit code of the first refusal. Raises errors that concern all."""
     first: int = ExitCode.DONE
     for uri in uris:
         try:
-            do(uri)
+            action(uri)
         except ServerReply as error:
             code, line = explain(error)
             # In the order in which it happened, also where both lead to one place.

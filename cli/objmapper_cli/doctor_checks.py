@@ -72,17 +72,17 @@ def check_kernel() -> Iterator[Finding]:
 
 def _check_openat2() -> Finding:
     # struct open_how: flags, mode, resolve (RESOLVE_BENEATH).
-    how = (ctypes.c_uint64 * 3)(os.O_PATH | os.O_CLOEXEC, 0, 0x08)
+    open_how = (ctypes.c_uint64 * 3)(os.O_PATH | os.O_CLOEXEC, 0, 0x08)
     libc = ctypes.CDLL(None, use_errno=True)
-    got = libc.syscall(SYS_OPENAT2, AT_FDCWD, b".", ctypes.byref(how), ctypes.sizeof(how))
-    if got >= 0:
-        os.close(got)
+    descriptor = libc.syscall(SYS_OPENAT2, AT_FDCWD, b".", ctypes.byref(open_how), ctypes.sizeof(open_how))
+    if descriptor >= 0:
+        os.close(descriptor)
         return ok("openat2", "openat2 works")
-    number = ctypes.get_errno()
-    if number == errno.ENOSYS:
+    errno_value = ctypes.get_errno()
+    if errno_value == errno.ENOSYS:
         return problem("openat2", f"no openat2 in Linux {os.uname().release}", "use Linux 5.6 or newer")
     return problem(
-        "openat2", f"openat2 fails: {os.strerror(number)}", "allow openat2 in the container's seccomp profile"
+        "openat2", f"openat2 fails: {os.strerror(errno_value)}", "allow openat2 in the container's seccomp profile"
     )
 
 
@@ -90,32 +90,32 @@ def check_descriptors(config: "Config") -> Iterator[Finding]:
     """Compare RLIMIT_NOFILE with the connections that are asked for."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     limit = hard if hard != resource.RLIM_INFINITY else 1 << 20
-    room = max(1, limit - RESERVED - limit // IN_FLIGHT_DIVISOR)
+    fits = max(1, limit - RESERVED - limit // IN_FLIGHT_DIVISOR)
     wanted = config.max_connections
-    if room >= wanted:
+    if fits >= wanted:
         raised = f" (the soft limit, {soft}, is raised)" if soft != hard else ""
         yield ok("RLIMIT_NOFILE", f"{limit} descriptors are room for {wanted} connections{raised}")
     else:
         need = -(-(wanted + RESERVED) * IN_FLIGHT_DIVISOR // (IN_FLIGHT_DIVISOR - 1))
         cure = (
-            f"raise it to {need} (LimitNOFILE={need} under systemd, ulimit -Hn {need}), or set max_connections={room}"
+            f"raise it to {need} (LimitNOFILE={need} under systemd, ulimit -Hn {need}), or set max_connections={fits}"
         )
-        yield problem("RLIMIT_NOFILE", f"{limit} descriptors are room for {room} of {wanted} connections", cure)
+        yield problem("RLIMIT_NOFILE", f"{limit} descriptors are room for {fits} of {wanted} connections", cure)
 
 
 def check_backlog() -> Iterator[Finding]:
     """Look at the kernel's cap on connections that wait to be accepted."""
     path = Path("/proc/sys/net/core/somaxconn")
     try:
-        most = int(path.read_text(encoding="ascii"))
+        somaxconn = int(path.read_text(encoding="ascii"))
     except (OSError, ValueError) as error:
         yield note("somaxconn", f"cannot be read: {error}", "nothing to do")
         return
-    if most >= BACKLOG:
-        yield ok("somaxconn", f"{most} connections may wait to be accepted")
+    if somaxconn >= BACKLOG:
+        yield ok("somaxconn", f"{somaxconn} connections may wait to be accepted")
     else:
         cure = f"sysctl net.core.somaxconn={BACKLOG}, where thousands of clients connect at once"
-        yield note("somaxconn", f"only {most} connections may wait to be accepted", cure)
+        yield note("somaxconn", f"only {somaxconn} connections may wait to be accepted", cure)
 
 
 def check_root(root: Path | None) -> Iterator[Finding]:
@@ -271,9 +271,9 @@ def _check_port(setting: str, listen: str, running: frozenset[str]) -> Finding:
     except OSError as error:
         if error.errno == errno.EADDRINUSE and setting in running:
             return ok(f"{setting} port", f"{listen} is an objmapper server's that runs already")
-        who = "ss -lunp" if kind == socket.SOCK_DGRAM else "ss -ltnp"
+        list_command = "ss -lunp" if kind == socket.SOCK_DGRAM else "ss -ltnp"
         cure = {
-            errno.EADDRINUSE: f"end who has it ({who}), or set {setting} to another, or to none",
+            errno.EADDRINUSE: f"end who has it ({list_command}), or set {setting} to another, or to none",
             errno.EADDRNOTAVAIL: "name an address that this machine has (ip address)",
             errno.EACCES: "take a port from 1024 on, or grant CAP_NET_BIND_SERVICE",
         }.get(error.errno or 0, f"set {setting} to an address that this machine has")
@@ -312,11 +312,13 @@ def check_udp(config: "Config") -> Iterator[Finding]:
 def _check_udp_buffers() -> Finding:
     check = "socket buffers"
     try:
-        room = min(int(Path(f"/proc/sys/net/core/{name}").read_text(encoding="ascii")) for name in _LIMITS)
+        limit = min(int(Path(f"/proc/sys/net/core/{name}").read_text(encoding="ascii")) for name in _LIMITS)
     except OSError:
         # Another network namespace than the first one does not show them.
         return ok(check, "the kernel does not say how much a socket may have")
-    if room < UDP_BUFFER:
+    if limit < UDP_BUFFER:
         cure = f"sysctl -w {' '.join(f'net.core.{name}={UDP_BUFFER}' for name in _LIMITS)}"
-        return note(check, f"a socket may have {room} bytes: bursts over UDP lose datagrams, and are asked again", cure)
-    return ok(check, f"a socket may have {room} bytes")
+        return note(
+            check, f"a socket may have {limit} bytes: bursts over UDP lose datagrams, and are asked again", cure
+        )
+    return ok(check, f"a socket may have {limit} bytes")

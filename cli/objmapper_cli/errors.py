@@ -60,12 +60,12 @@ def explain(error: Exception) -> tuple[ExitCode, str]:
 def _os_error_line(error: OSError) -> str:
     """Return one line: the file, the problem, the reason and the remedy."""
     subject = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes | os.PathLike) else ""
-    what = error.strerror or str(error)
-    reason = os.strerror(error.errno) if error.errno else what
+    problem = error.strerror or str(error)
+    reason = os.strerror(error.errno) if error.errno else problem
     advice = f"; {ADVICE[error.errno]}" if error.errno in ADVICE else ""
     if error.errno == errno.EADDRINUSE and not subject.startswith(("unix:", "/")):
         advice += "; port 0 is any free one"
-    return f"{subject}{what}{'' if reason == what else f' ({reason})'}{advice}"
+    return f"{subject}{problem}{'' if reason == problem else f' ({reason})'}{advice}"
 
 
 def _exit_code_of(error: Exception) -> ExitCode | None:
@@ -78,7 +78,7 @@ def _exit_code_of(error: Exception) -> ExitCode | None:
 
     if not isinstance(error, errors.ObjmapperError):
         return None
-    refused_by_the_system = isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM)
+    is_permission_error = isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM)
     for kind, code in (
         (errors.ObjectNotFound, ExitCode.NOT_FOUND),
         (errors.Conflict, ExitCode.CONFLICT),
@@ -90,7 +90,7 @@ def _exit_code_of(error: Exception) -> ExitCode | None:
         (errors.InvalidRequest, ExitCode.USAGE),
         (errors.RemoteProtocolError, ExitCode.FAILED),
         (errors.RequestTimeout, ExitCode.TIMEOUT),
-        (errors.ConnectionFailed, ExitCode.REFUSED if refused_by_the_system else ExitCode.NOT_REACHED),
+        (errors.ConnectionFailed, ExitCode.REFUSED if is_permission_error else ExitCode.NOT_REACHED),
     ):
         if isinstance(error, kind):
             return code
@@ -145,6 +145,6 @@ def discard_output() -> None:
 
 
 def _discard(stream: int) -> None:
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, stream)
-    os.close(nowhere)
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, stream)
+    os.close(devnull)

@@ -7,10 +7,10 @@ import sys
 from typing import Final
 
 #: Of a stream that is closed: what fails at once when it is used, so that it is said, and takes its number.
-UNUSABLE: Final = {0: os.O_WRONLY, 1: os.O_RDONLY, 2: os.O_WRONLY}
+UNUSABLE_FLAGS: Final = {0: os.O_WRONLY, 1: os.O_RDONLY, 2: os.O_WRONLY}
 
 #: How characters of our own texts are spelled in an encoding that has not got them.
-ASCII: Final = {"µ": "u", "…": "...", "×": "x", "–": "-", "·": "."}
+ASCII_REPLACEMENTS: Final = {"µ": "u", "…": "...", "×": "x", "–": "-", "·": "."}
 
 
 def main() -> None:
@@ -34,17 +34,19 @@ def configure_encoding() -> None:
         if stream.encoding.lower() not in ("utf-8", "utf8"):
             import codecs
 
-            codecs.register_error("objmapper", in_ascii)
+            codecs.register_error("objmapper", replace_unencodable)
             stream.reconfigure(errors="objmapper")
         elif stream is sys.stdout:
             stream.reconfigure(errors="surrogateescape")
 
 
-def in_ascii(error: UnicodeError) -> tuple[str, int]:
+def replace_unencodable(error: UnicodeError) -> tuple[str, int]:
     """The replacement for characters outside an encoding. An error handler of `codecs`."""
     assert isinstance(error, UnicodeEncodeError)
     text = error.object[error.start : error.end]
-    return "".join(ASCII.get(each) or each.encode("ascii", "backslashreplace").decode() for each in text), error.end
+    return "".join(
+        ASCII_REPLACEMENTS.get(each) or each.encode("ascii", "backslashreplace").decode() for each in text
+    ), error.end
 
 
 def reserve_standard_streams() -> None:
@@ -52,7 +54,7 @@ def reserve_standard_streams() -> None:
 
     The next socket or file would get the number, and what is meant for people would be written into it.
     """
-    for descriptor, flags in UNUSABLE.items():
+    for descriptor, flags in UNUSABLE_FLAGS.items():
         try:
             os.fstat(descriptor)
         except OSError:

@@ -48,9 +48,9 @@ def model_names() -> list[str]:
 
 
 def open_client(
-    server: str | None, timeout: float, mode: Mode | None = None, wait: str = "0", *, at_once: int = 1
+    server: str | None, timeout: float, mode: Mode | None = None, wait: str = "0", *, parallel: int = 1
 ) -> Client:
-    """The client for these options, to be closed by the caller; `at_once` contents do not wait for one another.
+    """The client for these options, to be closed by the caller; `parallel` contents do not wait for one another.
 
     Raises CommandError, AddressError.
     """
@@ -60,7 +60,7 @@ def open_client(
         parse(server) if server else default_address(),
         timeout=timeout,
         # One more, which requests share.
-        max_connections=max(8, at_once + 1),
+        max_connections=max(8, parallel + 1),
         mode=mode,
         wait=parse_seconds("--wait", wait),
     )

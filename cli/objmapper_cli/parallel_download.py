@@ -239,11 +239,11 @@ class DownloadPool:
                 size = download.write(target, self._advance)
                 if download.object is not None:
                     # Also where it has changed since it was listed, these are the bytes of this moment.
-                    at = os.fstat(download.object.fileno()).st_mtime_ns
-                    os.utime(target, ns=(at, at))
+                    mtime_ns = os.fstat(download.object.fileno()).st_mtime_ns
+                    os.utime(target, ns=(mtime_ns, mtime_ns))
                 elif task.mtime is not None:
-                    at = task.mtime * NANOSECONDS if task.mtime_ns is None else task.mtime_ns
-                    os.utime(target, ns=(at, at))
+                    mtime_ns = task.mtime * NANOSECONDS if task.mtime_ns is None else task.mtime_ns
+                    os.utime(target, ns=(mtime_ns, mtime_ns))
         self.report(task, size, True)
 
     def report(self, task: DownloadTask, size: int | None, fetched: bool) -> None:

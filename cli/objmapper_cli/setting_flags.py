@@ -19,28 +19,28 @@ def with_flags(function: Callable[..., int], config: type[Config]) -> Callable[.
     is behind the settings of the admin endpoint.
     """
     settings = [_argument(config, name) for name, info in setting_infos(config).items() if info.has_flag]
-    own = [
+    own_arguments = [
         each.replace(kind=inspect.Parameter.POSITIONAL_OR_KEYWORD)
         for each in inspect.signature(function).parameters.values()
         if each.kind is not inspect.Parameter.VAR_KEYWORD
     ]
-    behind_admin = 1 + max(at for at, each in enumerate(settings) if each.name.startswith("admin"))
-    (no_admin,) = (each for each in own if each.name == "no_admin")
+    admin_end = 1 + max(at for at, each in enumerate(settings) if each.name.startswith("admin"))
+    (no_admin,) = (each for each in own_arguments if each.name == "no_admin")
     arguments = [
-        *settings[:behind_admin],
+        *settings[:admin_end],
         no_admin,
-        *settings[behind_admin:],
-        *(each for each in own if each != no_admin),
+        *settings[admin_end:],
+        *(each for each in own_arguments if each != no_admin),
     ]
 
     @functools.wraps(function)
-    def called(**given: Any) -> int:
-        return function(**given)
+    def run_with_flags(**values: Any) -> int:
+        return function(**values)
 
-    called.__signature__ = inspect.Signature(arguments, return_annotation=int)  # type: ignore[attr-defined]
-    called.__annotations__ = {each.name: each.annotation for each in arguments} | {"return": int}
-    del called.__wrapped__
-    return called
+    run_with_flags.__signature__ = inspect.Signature(arguments, return_annotation=int)  # type: ignore[attr-defined]
+    run_with_flags.__annotations__ = {each.name: each.annotation for each in arguments} | {"return": int}
+    del run_with_flags.__wrapped__
+    return run_with_flags
 
 
 def _argument(config: type[Config], name: str) -> inspect.Parameter:

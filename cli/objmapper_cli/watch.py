@@ -75,16 +75,18 @@ class History:
             before = now
         seconds = max(now["uptime"] - before["uptime"], 1e-3)
         self.columns = {}
-        for column, one in {"total": now, **now["transports"]}.items():
+        for column, figures in {"total": now, **now["transports"]}.items():
             # One that was not there before has grown by nothing yet.
-            earlier = before if column == "total" else before["transports"].get(column, one)
-            self.columns[column] = {name: read(one, earlier, seconds) for name, _, read in ROWS}
+            previous = before if column == "total" else before["transports"].get(column, figures)
+            self.columns[column] = {name: figure_of(figures, previous, seconds) for name, _, figure_of in ROWS}
         if before is not now:
             for name, value in self.columns["total"].items():
                 self.lines[name].append(value)
 
 
-def watch_statistics(read: Callable[[], Document], title: Callable[[Document], str], interval: float) -> None:
+def watch_statistics(
+    read_statistics: Callable[[], Document], title: Callable[[Document], str], interval: float
+) -> None:
     """Redraw until interrupted. After the first answer, wait for a server that is not reached."""
     from rich.console import Console, Group
     from rich.live import Live
@@ -95,7 +97,7 @@ def watch_statistics(read: Callable[[], Document], title: Callable[[Document], s
     console = Console(highlight=False)
     bars = BARS if (console.encoding or "").lower().startswith("utf") else PLAIN_BARS
     history = History()
-    document = read()
+    document = read_statistics()
     history.add(document)
 
     def draw(error: str = "") -> Group:
@@ -106,9 +108,11 @@ def watch_statistics(read: Callable[[], Document], title: Callable[[Document], s
         for column in history.columns:
             table.add_column(column, justify="right", no_wrap=True)
         table.add_column(f"last {seen} × {interval:g} s", ratio=1, no_wrap=True, overflow="crop")
-        for name, write, _ in ROWS:
+        for name, format_value, _ in ROWS:
             line = sparkline(list(history.lines[name])[-width:], bars)
-            table.add_row(name, *(write(values[name]) for values in history.columns.values()), Text(line, style="cyan"))
+            table.add_row(
+                name, *(format_value(values[name]) for values in history.columns.values()), Text(line, style="cyan")
+            )
         models = ", ".join(f"{name}: {model}" for name, model in document["concurrency_model"].items())
         head = Text(error, style="bold red") if error else Text(title(document), style="bold")
         return Group(head, Text(models), table)
@@ -120,7 +124,7 @@ def watch_statistics(read: Callable[[], Document], title: Callable[[Document], s
         while True:
             time.sleep(interval)
             try:
-                document = read()
+                document = read_statistics()
             except CommandError as failure:
                 if failure.code not in OUTAGES:
                     raise

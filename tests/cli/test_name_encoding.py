@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from objmapper_cli.commands.trace import line
+from objmapper_cli.commands.trace import format_request
 from objmapper_client import Client, LeftOut
 from objmapper_client.errors import printable
 from objmapper_server import Config, Server
@@ -35,7 +35,7 @@ def test_trace_escapes_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     request = {"at": 0.0, "status": 0, "mode": "copy", "uri": f"/{EVIL}", "peer": "pid 1"}
     request |= {f"{part}_us": 1 for part in ("total", "queue", "storage", "send")}
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    assert SHOWN in line(request)
+    assert SHOWN in format_request(request)
 
 
 def test_logs_escape_control_characters() -> None:

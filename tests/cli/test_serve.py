@@ -145,7 +145,7 @@ def test_a_taken_port_is_said_in_one_line(objmapper: Run, root: Path, tmp_path: 
     assert not (tmp_path / "s").exists()
 
 
-def said_next(served: ServeProcess) -> str:
+def next_line(served: ServeProcess) -> str:
     assert served.process.stderr is not None
     return served.process.stderr.readline().decode()
 
@@ -158,13 +158,13 @@ def test_a_hangup_reads_the_settings_again(serve: Serve, root: Path, tmp_path: P
         assert v1.ask(COPY, "/a").status == OK
         file.write_text("idle_timeout = 0.2\ncache_size = 5\n")
         served.process.send_signal(signal.SIGHUP)
-        assert said_next(served) == (
+        assert next_line(served) == (
             "objmapper: settings read again, changed: idle_timeout; needs a restart: cache_size\n"
         )
         assert v1.at_end()
     file.write_text("idle_timeout = soon\n")
     served.process.send_signal(signal.SIGHUP)
-    assert said_next(served).startswith("objmapper: the settings stay as they were: --config: 'o.toml' is not TOML")
+    assert next_line(served).startswith("objmapper: the settings stay as they were: --config: 'o.toml' is not TOML")
     served.process.send_signal(signal.SIGTERM)
     _, errors = served.process.communicate(timeout=30)
     assert (served.process.returncode, errors) == (0, b"")

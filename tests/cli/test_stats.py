@@ -108,7 +108,7 @@ def test_watching_shows_it_again_until_it_is_interrupted(
     assert (process.returncode, errors) == (130, b"")
 
 
-def drawn_on_a_terminal(
+def terminal_output(
     started: Callable[..., subprocess.Popen[bytes]], until: Callable[[str], bool], *arguments: str
 ) -> tuple[str, int]:
     """What the command draws on a terminal of its own until that is enough, and how it ends when it is interrupted."""
@@ -139,7 +139,7 @@ def test_watching_on_a_terminal_draws_what_it_was(
             assert v1.ask(COPY, "/a").content == b"hello"
             return "last 5 ×" in drawn and "█" in drawn
 
-        drawn, code = drawn_on_a_terminal(started, enough, "stats", "--watch", "0.1")
+        drawn, code = terminal_output(started, enough, "stats", "--watch", "0.1")
     assert code == 130
     for name in ("requests/s", "p99 latency", "cache hit rate", "unix", "tcp", "epoll"):
         assert name in drawn
@@ -161,7 +161,7 @@ def test_watching_waits_for_a_server_that_is_away(
         return "last 3 ×" in drawn
 
     try:
-        _, code = drawn_on_a_terminal(started, enough, "stats", "--watch", "0.1", "--admin", f"unix:{tmp_path}/admin")
+        _, code = terminal_output(started, enough, "stats", "--watch", "0.1", "--admin", f"unix:{tmp_path}/admin")
     finally:
         server.stop()
     assert code == 130

@@ -62,7 +62,7 @@ async def puts_and_deletes(client: AsyncClient) -> None:
     await client.delete("/new")
 
 
-VERBS: dict[str, Callable[[AsyncClient], Coroutine[Any, Any, object]]] = {
+OPERATIONS: dict[str, Callable[[AsyncClient], Coroutine[Any, Any, object]]] = {
     "open": opens,
     "open, copied": lambda client: opens(client, mode="copy"),
     "open_many": opens_many,
@@ -135,19 +135,19 @@ def descriptors() -> int:
 
 
 @pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
-@pytest.mark.parametrize("name", VERBS)
+@pytest.mark.parametrize("name", OPERATIONS)
 @pytest.mark.parametrize("state", ["warm", "cold"])
 @pytest.mark.parametrize("transport", ["unix", "tcp"])
 def test_a_cancellation_at_any_await_leaves_nothing(
     server: Server, transport: str, state: str, name: str, run: Run
 ) -> None:
     mode = "copy" if transport == "tcp" else "fdpass"
-    verb = VERBS[name]
+    operation = OPERATIONS[name]
 
     async def one(client: AsyncClient, steps: Steps) -> bool:
         if state == "warm":
             assert await client.read("/small", mode=mode) == SMALL
-        was_cancelled = await is_cancelled(steps, verb(client))
+        was_cancelled = await is_cancelled(steps, operation(client))
         place = (name, steps._at, steps._is_late)
         assert await client.read("/small", mode=mode) == SMALL, place
         pool = client._pool

@@ -21,7 +21,7 @@ from objmapper_server import Config, Server
 from tests.conftest import open_descriptors
 
 #: Where a call has more bytecodes than this, the test takes as many of them, evenly spread, and all where it is 0.
-MOST = int(os.environ.get("OBJMAPPER_INTERRUPTIONS", "16"))
+MAX_INTERRUPTIONS = int(os.environ.get("OBJMAPPER_INTERRUPTIONS", "16"))
 SMALL, LARGE = b"small" * 20, os.urandom(700_000)
 
 
@@ -86,7 +86,7 @@ def put_and_delete(client: Client) -> None:
     client.delete("/new")
 
 
-VERBS: dict[str, Callable[[Client], object]] = {
+OPERATIONS: dict[str, Callable[[Client], object]] = {
     "open": lambda client: open_and_close(client, "/small"),
     "open, copied": lambda client: open_and_close(client, "/small", mode="copy"),
     "open, large": lambda client: open_and_close(client, "/large", mode="copy"),
@@ -137,16 +137,16 @@ def interruptions(call: Callable[[], object]) -> list[int]:
     """At which bytecodes the call is interrupted."""
     counter = Interrupter(0)
     assert counter.run(call)
-    step = max(1, counter.seen // MOST) if MOST else 1
+    step = max(1, counter.seen // MAX_INTERRUPTIONS) if MAX_INTERRUPTIONS else 1
     return list(range(1, counter.seen + 1, step))
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("name", VERBS)
+@pytest.mark.parametrize("name", OPERATIONS)
 @pytest.mark.parametrize("state", ["warm", "cold"])
 @pytest.mark.parametrize("transport", ["unix", "tcp"])
 def test_an_exception_at_any_bytecode_leaks_nothing(server: Server, transport: str, state: str, name: str) -> None:
-    verb = VERBS[name]
+    operation = OPERATIONS[name]
     mode = "copy" if transport == "tcp" else "fdpass"
     warnings.simplefilter("ignore", ResourceWarning)
 
@@ -156,12 +156,12 @@ def test_an_exception_at_any_bytecode_leaks_nothing(server: Server, transport: s
     with make() as client:
         # What is imported on the way is not interrupted.
         assert is_usable(client, mode)
-        verb(client)
-        points = interruptions(lambda: verb(client))
+        operation(client)
+        points = interruptions(lambda: operation(client))
     if state == "cold":
         with make() as client:
-            points = interruptions(lambda: verb(client))
-        points = points[:: max(1, len(points) // 8) if MOST else 1]
+            points = interruptions(lambda: operation(client))
+        points = points[:: max(1, len(points) // 8) if MAX_INTERRUPTIONS else 1]
     gc.collect()
     # What is there already need not be looked at by each collection below.
     gc.freeze()
@@ -173,7 +173,7 @@ def test_an_exception_at_any_bytecode_leaks_nothing(server: Server, transport: s
             else:
                 client.read("/small", mode=mode)
             interrupter = Interrupter(at)
-            interrupter.run(lambda: verb(client))
+            interrupter.run(lambda: operation(client))
             place = interrupter.place
             assert client.read("/small", mode=mode) == SMALL, place
             pool = client._pool
@@ -212,13 +212,13 @@ def test_a_client_is_usable_after_an_alarm_at_any_moment(
             gc.collect()
             gc.freeze()
             for _ in range(300):
-                verb = chance.choice([*VERBS.values()])
+                operation = chance.choice([*OPERATIONS.values()])
                 # What the interrupted call before has left goes now, and not in the midst of another alarm.
                 gc.collect()
                 try:
                     try:
                         signal.setitimer(signal.ITIMER_REAL, chance.uniform(1e-5, 3e-3))
-                        verb(client)
+                        operation(client)
                     finally:
                         signal.setitimer(signal.ITIMER_REAL, 0)
                 except Interrupted:

@@ -14,7 +14,7 @@ from objmapper_server import Config, Server
 from tests.support.both_clients import Call, Caller, call_in_task, call_in_thread, call_in_uvloop_task
 
 TYPES_OF_CHECKERS = {"WriteableBuffer": memoryview, "Data": sources.Data, "AsyncData": sources.AsyncData}
-VERBS = [name for name, _ in inspect.getmembers(Client, inspect.isfunction) if not name.startswith("_")]
+OPERATIONS = [name for name, _ in inspect.getmembers(Client, inspect.isfunction) if not name.startswith("_")]
 
 
 def hints(client: type, name: str) -> dict[str, object]:
@@ -30,12 +30,14 @@ def plain(kind: object) -> object:
 
 
 def test_they_have_the_same_verbs() -> None:
-    assert {"open", "open_many", "read", "readinto", "stream", "stat", "list", "put", "delete", "close"} == set(VERBS)
-    assert [name for name, _ in inspect.getmembers(AsyncClient, inspect.isfunction) if name[0] != "_"] == VERBS
+    assert {"open", "open_many", "read", "readinto", "stream", "stat", "list", "put", "delete", "close"} == set(
+        OPERATIONS
+    )
+    assert [name for name, _ in inspect.getmembers(AsyncClient, inspect.isfunction) if name[0] != "_"] == OPERATIONS
     assert inspect.signature(Client) == inspect.signature(AsyncClient)
 
 
-@pytest.mark.parametrize("name", VERBS)
+@pytest.mark.parametrize("name", OPERATIONS)
 def test_a_verb_has_the_same_arguments_types_and_words(name: str) -> None:
     ours, theirs = getattr(Client, name), getattr(AsyncClient, name)
     for one, other in zip(
@@ -104,7 +106,9 @@ CALLS: list[tuple[Call, ...]] = [
 def outcome(call: Caller, address: str, calls: tuple[Call, ...]) -> list[object]:
     """What the verbs give, or the error, in a form that can be compared."""
     # A caller takes arguments apart.
-    fresh = [tuple(each.copy() if isinstance(each, dict | bytearray) else each for each in verb) for verb in calls]
+    fresh = [
+        tuple(each.copy() if isinstance(each, dict | bytearray) else each for each in operation) for operation in calls
+    ]
     try:
         return [comparable(each) for each in call(address, *fresh)]
     except Exception as error:

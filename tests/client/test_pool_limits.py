@@ -14,7 +14,7 @@ from objmapper_client.protocol.v2_requests import Operation
 from tests.support.fake_server_v2 import Peer, fake_server_v2
 
 
-def large_ones(peer: Peer) -> None:
+def send_large_contents(peer: Peer) -> None:
     while True:
         request = peer.request()
         peer.answer(request, bytes(1 << 20) if request.uri == "/large" else request.uri.encode())
@@ -54,7 +54,7 @@ def test_a_large_content_has_a_connection_of_its_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize("most", [1, 2])
 def test_a_request_waits_for_a_free_connection(tmp_path: Path, most: int) -> None:
     with (
-        fake_server_v2(tmp_path, large_ones) as server,
+        fake_server_v2(tmp_path, send_large_contents) as server,
         Client(server.address, mode="copy", max_connections=most, timeout=0.8) as client,
     ):
         chunks = client.stream("/large", chunk_size=1000)
@@ -74,7 +74,7 @@ def test_a_request_waits_for_a_free_connection(tmp_path: Path, most: int) -> Non
 
 def test_one_connection_alone_carries_both_in_turn(tmp_path: Path) -> None:
     with (
-        fake_server_v2(tmp_path, large_ones) as server,
+        fake_server_v2(tmp_path, send_large_contents) as server,
         Client(server.address, mode="copy", max_connections=1) as client,
         ThreadPoolExecutor(8) as threads,
     ):
@@ -97,6 +97,6 @@ def test_one_connection_alone_carries_both_in_turn(tmp_path: Path) -> None:
 
             assert all(await asyncio.gather(*(both(number) for number in range(40))))
 
-    with fake_server_v2(tmp_path, large_ones) as server:
+    with fake_server_v2(tmp_path, send_large_contents) as server:
         asyncio.run(use(server.address))
         assert server.connections == 1

@@ -31,7 +31,7 @@ GOOD = [
 ]
 
 
-def said_of_question(datagram: bytes) -> str:
+def expected_request(datagram: bytes) -> str:
     match decode_request(datagram):
         case None:
             return "noise"
@@ -43,7 +43,7 @@ def said_of_question(datagram: bytes) -> str:
             return f"pull {request_id} {offset} {length} {chunk} {cookie.hex() or '-'} {uri.encode().hex()}"
 
 
-def said_of_answer(datagram: bytes, uri: str) -> str:
+def expected_reply(datagram: bytes, uri: str) -> str:
     match decode_reply(datagram, checksum_of_uri(uri)):
         case None:
             return "noise"
@@ -67,7 +67,7 @@ def promised(outcome: str) -> str:
 def test_a_datagram_is_what_the_vectors_say(name: str, side: str, raw: str, outcome: str) -> None:
     kind, _, uri = side.partition(" ")
     datagram = unhex(raw)
-    found = said_of_question(datagram) if kind == "question" else said_of_answer(datagram, unhex(uri).decode())
+    found = expected_request(datagram) if kind == "question" else expected_reply(datagram, unhex(uri).decode())
     assert found == promised(outcome)
 
 

@@ -42,7 +42,7 @@ def hex_of(value: str | bytes) -> str:
     return (value.encode("latin-1") if isinstance(value, str) else value).hex()
 
 
-def in_words(request: Request) -> str:
+def describe(request: Request) -> str:
     words = ["request", f"{request.id:08x}", f"{request.flags:02x}", chr(request.operation.value)]
     words.append(request.uri.encode().hex())
     for name in NAMED:
@@ -70,7 +70,7 @@ def decode(extended: bool, pieces: list[bytes]) -> list[str]:
                 case None:
                     break
                 case Request() as request:
-                    out.append(in_words(request))
+                    out.append(describe(request))
                     to_take = request.parameters.content_len or 0
                 case Refused(request_id, status, to_take):
                     out.append(f"refused {request_id:08x} {status:02x}")
@@ -81,7 +81,7 @@ def decode(extended: bool, pieces: list[bytes]) -> list[str]:
     return out
 
 
-def one_by_one(data: bytes) -> list[bytes]:
+def feed_bytewise(data: bytes) -> list[bytes]:
     return [data[at : at + 1] for at in range(len(data))]
 
 
@@ -91,7 +91,7 @@ def test_requests_decode_as_the_vectors_say_however_they_are_cut(
 ) -> None:
     extended, data, expected = version == "extended", unhex(raw), expanded(outcome)
     assert decode(extended, [data]) == expected
-    assert decode(extended, one_by_one(data)) == expected
+    assert decode(extended, feed_bytewise(data)) == expected
     if "fatal" in outcome:
         assert decode(extended, [data + NEXT]) == expected
     elif not data or not outcome.endswith("more"):
@@ -184,7 +184,7 @@ def test_decoding_inverts_encoding(sent: list[Request], step: int) -> None:
         data += encode_request(
             request.id, request.operation, request.uri, flags=request.flags, parameters=request.parameters
         )
-        expected.append(in_words(request))
+        expected.append(describe(request))
         length = request.parameters.content_len
         if length:
             data += b"\1" * length

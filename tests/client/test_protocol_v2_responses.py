@@ -26,7 +26,7 @@ ENTRIES = load("v2_entries.txt")
 NEXT = encode_response(42, Status.NOT_FOUND, metadata=Metadata(message="next"))
 
 
-def in_words(head: ResponseHead) -> str:
+def describe(head: ResponseHead) -> str:
     words = ["head", f"{head.id:08x}", f"{head.status:02x}", f"{head.content_len}"]
     for name, value in head.metadata._asdict().items():
         if value is not None:
@@ -61,7 +61,7 @@ def decode(extended: bool, asked: dict[int, Operation], pieces: list[bytes]) -> 
                     case None:
                         break
                     case ResponseHead() as head:
-                        out.append(in_words(head))
+                        out.append(describe(head))
                         by_descriptor = asked.pop(head.id) is Operation.FDPASS
                         waits_for_marker = by_descriptor and head.status == Status.OK
                         to_take = 0 if by_descriptor else head.content_len
@@ -74,7 +74,7 @@ def decode(extended: bool, asked: dict[int, Operation], pieces: list[bytes]) -> 
     return out
 
 
-def what_was_asked(text: str) -> dict[int, Operation]:
+def requested_operation(text: str) -> dict[int, Operation]:
     """``1=2 2=s``: what was asked under which id."""
     pairs = [word.split("=") for word in text.split()]
     return {int(request_id): Operation(ord(mode)) for request_id, mode in pairs}
@@ -84,7 +84,12 @@ def what_was_asked(text: str) -> dict[int, Operation]:
 def test_responses_decode_as_the_vectors_say_however_they_are_cut(
     name: str, version: str, asked: str, raw: str, outcome: str
 ) -> None:
-    extended, requests, data, expected = version == "extended", what_was_asked(asked), unhex(raw), expanded(outcome)
+    extended, requests, data, expected = (
+        version == "extended",
+        requested_operation(asked),
+        unhex(raw),
+        expanded(outcome),
+    )
     assert decode(extended, requests, [data]) == expected
     assert decode(extended, requests, [data[at : at + 1] for at in range(len(data))]) == expected
     requests[42] = Operation.COPY
@@ -143,7 +148,7 @@ def test_decoding_inverts_encoding(
         by_descriptor, delivers = operation is Operation.FDPASS, status == Status.OK
         content_len = len(content) if delivers and (extended or not by_descriptor) else 0
         data += encode_response(request_id, status, content_len, said)
-        expected.append(in_words(ResponseHead(request_id, status, content_len, said)))
+        expected.append(describe(ResponseHead(request_id, status, content_len, said)))
         if delivers and by_descriptor and not extended:
             data += b"\x58"
             expected.append("marker")

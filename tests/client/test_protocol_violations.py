@@ -139,12 +139,12 @@ def test_an_old_server_hands_out_objects_and_says_what_it_lacks(call: Caller, tm
         ("put", "/x", b"a"),
         ("put", "/x", bytes(1 << 20)),
     ]
-    for verb in lacking:
+    for operation in lacking:
         with (
             misbehaving_server(tmp_path) as address,
-            pytest.raises(UnsupportedOperation, match=f"no {verb[0]}: .*version 1"),
+            pytest.raises(UnsupportedOperation, match=f"no {operation[0]}: .*version 1"),
         ):
-            call(address, verb)
+            call(address, operation)
 
 
 def test_an_old_server_is_asked_for_many_one_by_one(call: Caller, tmp_path: Path) -> None:

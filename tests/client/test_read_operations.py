@@ -91,9 +91,9 @@ def test_a_range_is_what_a_slice_would_be(
 
 @pytest.mark.parametrize("given", [{"offset": -1}, {"offset": -1, "mode": "copy"}])
 def test_no_range_begins_before_the_object(call: Caller, address: str, given: dict[str, object]) -> None:
-    for verb in ("read", "stream"):
+    for operation in ("read", "stream"):
         with pytest.raises(LocalProtocolError, match="must be >= 0"):
-            call(address, (verb, "/small", given | ({"mode": "copy"} if "tcp" in address else {})))
+            call(address, (operation, "/small", given | ({"mode": "copy"} if "tcp" in address else {})))
 
 
 def test_many_are_opened_in_one_round_trip_with_errors_among_them(call: Caller, address: str, root: Path) -> None:

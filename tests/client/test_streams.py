@@ -74,24 +74,26 @@ def test_a_file_that_is_truncated_between_open_and_read_is_an_error(
     content = file.read_bytes()
     examine = Object._read_size
 
-    def then_it_is_truncated(found: Object) -> None:
+    def truncate_after_opening(found: Object) -> None:
         examine(found)
         os.truncate(file, left)
 
     # The client has asked the kernel for the size, and has read nothing yet.
-    monkeypatch.setattr(Object, "_read_size", then_it_is_truncated)
+    monkeypatch.setattr(Object, "_read_size", truncate_after_opening)
     buffer = bytearray(length)
     calls = [("read", "/o", {"offset": offset, "length": length}), ("readinto", "/o", buffer, {"offset": offset})]
     if length == SIZE - offset:
         calls.append(("read", "/o", {"offset": offset}))
-    for verb in calls:
+    for operation in calls:
         file.write_bytes(content)
         if left >= offset + length:
-            assert call(unix, verb) == [length if verb[0] == "readinto" else content[offset : offset + length]]
+            assert call(unix, operation) == [
+                length if operation[0] == "readinto" else content[offset : offset + length]
+            ]
             continue
         came = max(0, left - offset)
         with pytest.raises(Conflict, match=f"^/o: .* truncated while it was read: {came} of {length} bytes came"):
-            call(unix, verb)
+            call(unix, operation)
     assert buffer == content[offset : offset + length] or left < offset + length
 
 
@@ -207,8 +209,8 @@ def test_a_stream_of_a_file_lets_the_loop_go_on(unix: str, file: Path, piece: in
 def test_a_client_that_is_closed_while_it_connects_leaves_nothing(unix: str) -> None:
     async def use() -> None:
         client = AsyncClient(unix)
-        for verb in (client.stat("/o"), client.read("/o", mode="copy"), client.open_many(["/o"])):
-            request = asyncio.create_task(verb)
+        for operation in (client.stat("/o"), client.read("/o", mode="copy"), client.open_many(["/o"])):
+            request = asyncio.create_task(operation)
             await asyncio.sleep(0)
             pool = client._pool
             assert pool is not None

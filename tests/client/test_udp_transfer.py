@@ -155,13 +155,13 @@ def test_round_trips_are_measured() -> None:
 # What the machine does by itself, question by question.
 
 
-class Clock:
+class SteppedTransfer:
     """A machine with its clock, and what it has sent."""
 
     def __init__(self, **given: int) -> None:
         self.machine = Transfer(new_path(), URI, **given)
         self.now = 0.0
-        self.asked: list[Pull] = []
+        self.pulls: list[Pull] = []
         self.look()
 
     def look(self) -> list[Pull]:
@@ -171,7 +171,7 @@ class Clock:
             pull = decode_request(datagram)
             assert isinstance(pull, Pull)
             sent.append(pull)
-        self.asked += sent
+        self.pulls += sent
         return sent
 
     def wait(self) -> list[Pull]:
@@ -190,19 +190,19 @@ class Clock:
 
 
 def test_the_first_question_is_for_a_window() -> None:
-    (pull,) = Clock().asked
+    (pull,) = SteppedTransfer().pulls
     assert (pull.offset, pull.length, pull.chunk, pull.cookie) == (
         0,
         FIRST_WINDOW * MAX_REMOTE_CHUNK,
         MAX_REMOTE_CHUNK,
         b"",
     )
-    (pull,) = Clock(offset=7, length=100).asked
+    (pull,) = SteppedTransfer(offset=7, length=100).pulls
     assert (pull.offset, pull.length) == (7, 100)
 
 
 def test_five_silences_end_it_each_twice_as_long() -> None:
-    clock, times = Clock(), []
+    clock, times = SteppedTransfer(), []
     with pytest.raises(RequestTimeout, match="5 tries"):
         while True:
             clock.wait()
@@ -210,70 +210,70 @@ def test_five_silences_end_it_each_twice_as_long() -> None:
     assert times == pytest.approx([0.333, 0.999, 2.331, 4.995])
     assert clock.now == pytest.approx(0.333 * 31)
     # One more of each question after every silence, and never a window under two.
-    assert [pull.length // MAX_REMOTE_CHUNK for pull in clock.asked] == [10, *[5] * 2, *[2] * 12]
-    assert len({pull.request_id for pull in clock.asked}) == 15
+    assert [pull.length // MAX_REMOTE_CHUNK for pull in clock.pulls] == [10, *[5] * 2, *[2] * 12]
+    assert len({pull.request_id for pull in clock.pulls}) == 15
 
 
 def test_an_answer_ends_the_silence() -> None:
-    clock = Clock()
+    clock = SteppedTransfer()
     for _ in range(3):
         clock.wait()
-    clock.answer(clock.asked[-1])
-    silences = 0
+    clock.answer(clock.pulls[-1])
+    timeouts = 0
     with pytest.raises(RequestTimeout):
         while True:
             clock.wait()
-            silences += 1
-    assert silences >= 4
+            timeouts += 1
+    assert timeouts >= 4
 
 
 def test_a_question_that_is_lost_is_asked_again_before_it_is_a_silence() -> None:
-    clock = Clock()
+    clock = SteppedTransfer()
     clock.now = 0.02
-    clock.answer(clock.asked[0])
+    clock.answer(clock.pulls[0])
     clock.look()
-    before = len(clock.asked)
+    before = len(clock.pulls)
     # The round trip and four deviations of it, not yet 200 ms.
     clock.wait()
     assert clock.now < 0.2
-    assert len(clock.asked) > before
+    assert len(clock.pulls) > before
 
 
 def test_what_comes_twice_late_or_unasked_changes_nothing() -> None:
-    clock = Clock()
-    clock.answer(clock.asked[0])
+    clock = SteppedTransfer()
+    clock.answer(clock.pulls[0])
     room = bytearray(len(CONTENT))
     clock.machine.attach(memoryview(room))
-    clock.answer(clock.asked[0])
-    stranger = clock.asked[0]._replace(request_id=clock.asked[0].request_id + 1000 & 0xFFFFFFFF)
+    clock.answer(clock.pulls[0])
+    stranger = clock.pulls[0]._replace(request_id=clock.pulls[0].request_id + 1000 & 0xFFFFFFFF)
     clock.answer(stranger, content=b"x" * len(CONTENT))
-    clock.answer(clock.asked[0]._replace(offset=MAX_REMOTE_CHUNK + 1))
+    clock.answer(clock.pulls[0]._replace(offset=MAX_REMOTE_CHUNK + 1))
     assert bytes(room) == CONTENT[:MAX_REMOTE_CHUNK] + bytes(len(CONTENT) - MAX_REMOTE_CHUNK)
 
 
 def test_another_version_is_reported() -> None:
-    clock = Clock()
-    clock.answer(clock.asked[0], version=1)
+    clock = SteppedTransfer()
+    clock.answer(clock.pulls[0], version=1)
     with pytest.raises(ObjectChanged):
-        clock.answer(clock.asked[0]._replace(offset=MAX_REMOTE_CHUNK), version=2)
-    clock = Clock(version=5)
+        clock.answer(clock.pulls[0]._replace(offset=MAX_REMOTE_CHUNK), version=2)
+    clock = SteppedTransfer(version=5)
     with pytest.raises(ObjectChanged):
-        clock.answer(clock.asked[0], version=1)
+        clock.answer(clock.pulls[0], version=1)
 
 
 def test_two_sizes_of_one_version_are_a_lie() -> None:
-    clock = Clock()
-    clock.answer(clock.asked[0])
+    clock = SteppedTransfer()
+    clock.answer(clock.pulls[0])
     with pytest.raises(RemoteProtocolError, match="two sizes"):
-        clock.answer(clock.asked[0]._replace(offset=MAX_REMOTE_CHUNK), total=len(CONTENT) + 1)
+        clock.answer(clock.pulls[0]._replace(offset=MAX_REMOTE_CHUNK), total=len(CONTENT) + 1)
 
 
 @pytest.mark.parametrize("length", [0, 1, MAX_REMOTE_CHUNK - 1])
 def test_a_piece_that_is_shorter_than_the_size_promised_is_a_lie(length: int) -> None:
     """Not at once: a question that was damaged asks for less."""
-    clock = Clock()
-    clock.answer(clock.asked[0])
-    pull, answers = clock.asked[0], 0
+    clock = SteppedTransfer()
+    clock.answer(clock.pulls[0])
+    pull, answers = clock.pulls[0], 0
     with pytest.raises(RemoteProtocolError, match=f"sent {length} bytes of a piece that has {MAX_REMOTE_CHUNK}"):
         while True:
             answers += 1
@@ -283,49 +283,49 @@ def test_a_piece_that_is_shorter_than_the_size_promised_is_a_lie(length: int) ->
 
 
 def test_an_empty_first_piece_of_an_object_that_has_bytes_is_a_lie() -> None:
-    clock = Clock()
+    clock = SteppedTransfer()
     with pytest.raises(RemoteProtocolError, match="sent 0 bytes"):
         while True:
-            clock.answer(clock.asked[-1]._replace(length=0))
+            clock.answer(clock.pulls[-1]._replace(length=0))
             clock.look()
 
 
 def test_a_server_that_sends_a_little_less_each_time_does_not_go_on_for_ever() -> None:
-    clock, length = Clock(), MAX_REMOTE_CHUNK
+    clock, length = SteppedTransfer(), MAX_REMOTE_CHUNK
     with pytest.raises(RemoteProtocolError, match="bytes of a piece that has"):
         while True:
             length -= 1
             for _ in range(2):
-                clock.answer(clock.asked[-1]._replace(length=length))
+                clock.answer(clock.pulls[-1]._replace(length=length))
                 clock.look() or clock.wait()
     assert length > MAX_REMOTE_CHUNK - 10
 
 
 def test_an_object_that_is_too_large_is_refused_with_advice() -> None:
-    clock = Clock()
+    clock = SteppedTransfer()
     with pytest.raises(UnsupportedMode, match=r"64 MiB.*tcp://"):
-        clock.answer(clock.asked[0], total=MAX_OBJECT + 1)
-    clock = Clock()
-    clock.answer(clock.asked[0], total=MAX_OBJECT)
+        clock.answer(clock.pulls[0], total=MAX_OBJECT + 1)
+    clock = SteppedTransfer()
+    clock.answer(clock.pulls[0], total=MAX_OBJECT)
     assert clock.machine.size == MAX_OBJECT
 
 
 def test_an_error_is_believed_when_another_answer_says_the_same() -> None:
-    clock = Clock()
-    clock.refuse(clock.asked[0], 0x01)
+    clock = SteppedTransfer()
+    clock.refuse(clock.pulls[0], 0x01)
     # The same datagram once more is no second answer.
-    clock.refuse(clock.asked[0], 0x01)
+    clock.refuse(clock.pulls[0], 0x01)
     (again,) = clock.look()
     with pytest.raises(ObjectNotFound, match="/object: words"):
         clock.refuse(again, 0x01)
 
 
 def test_an_error_that_a_piece_contradicts_is_forgotten() -> None:
-    clock = Clock()
-    clock.refuse(clock.asked[0], 0x01)
+    clock = SteppedTransfer()
+    clock.refuse(clock.pulls[0], 0x01)
     (again,) = clock.look()
     clock.answer(again)
-    clock.refuse(clock.asked[0], 0x01)
+    clock.refuse(clock.pulls[0], 0x01)
     clock.refuse(again, 0x01)
     # Of an object that was there a moment ago it takes a third.
     with pytest.raises(ObjectNotFound):
@@ -334,16 +334,16 @@ def test_an_error_that_a_piece_contradicts_is_forgotten() -> None:
 
 
 def test_a_server_that_is_busy_at_first_is_reported() -> None:
-    clock = Clock()
-    clock.refuse(clock.asked[0], 0x14)
+    clock = SteppedTransfer()
+    clock.refuse(clock.pulls[0], 0x14)
     (again,) = clock.look()
     with pytest.raises(ServerBusy):
         clock.refuse(again, 0x14)
 
 
 def test_a_server_that_is_busy_midway_is_asked_more_slowly_and_reported_in_the_end() -> None:
-    clock = Clock()
-    clock.answer(clock.asked[0])
+    clock = SteppedTransfer()
+    clock.answer(clock.pulls[0])
     clock.look()
     with pytest.raises(ServerBusy, match="no room"):
         while True:
@@ -353,12 +353,12 @@ def test_a_server_that_is_busy_midway_is_asked_more_slowly_and_reported_in_the_e
 
 
 def test_a_cookie_is_shown_at_once_but_not_for_ever() -> None:
-    clock = Clock()
+    clock = SteppedTransfer()
     for turn in range(10):
-        clock.machine.feed(encode_retry(Retry(clock.asked[-1].request_id, bytes([turn] * 16))), clock.now)
+        clock.machine.feed(encode_retry(Retry(clock.pulls[-1].request_id, bytes([turn] * 16))), clock.now)
         clock.look()
     # Three are followed at once; then it is a matter of silences.
-    assert [pull.cookie for pull in clock.asked] == [b"", *(bytes([turn] * 16) for turn in range(3))]
+    assert [pull.cookie for pull in clock.pulls] == [b"", *(bytes([turn] * 16) for turn in range(3))]
     with pytest.raises(RequestTimeout):
         while True:
             for pull in clock.wait():

@@ -61,7 +61,7 @@ def test_a_part_of_a_file_is_put_as_pieces(call: Caller, address: str, root: Pat
     assert (root / "rest").read_bytes() == b"89"
 
 
-class Shouting(io.FileIO):
+class UpperCaseFile(io.FileIO):
     """A file that reads other bytes than those that it has."""
 
     def readall(self) -> bytes:
@@ -71,7 +71,7 @@ class Shouting(io.FileIO):
         return super().read(-1 if size is None else size).upper()
 
 
-class Counting(io.BufferedReader):
+class CountingFile(io.BufferedReader):
     """The same over a buffer."""
 
     def read(self, size: int | None = -1, /) -> bytes:
@@ -100,13 +100,13 @@ def test_a_file_is_put_as_it_reads(call: Caller, address: str, root: Path, tmp_p
         assert member is not None
         call(address, ("put", "/x", member))
     assert (root / "x").read_bytes() == content
-    for kind in (Shouting, lambda path: Counting(io.FileIO(path))):
+    for kind in (UpperCaseFile, lambda path: CountingFile(io.FileIO(path))):
         with kind(tmp_path / "member") as file:
             call(address, ("put", "/x", file))
         assert (root / "x").read_bytes() == content.upper()
 
 
-def made(steps: Effects[Source]) -> Source:
+def open_and_close(steps: Effects[Source]) -> Source:
     """Runs them in this thread."""
     try:
         effect = next(steps)
@@ -133,7 +133,7 @@ def test_a_file_without_a_change_goes_by_descriptor(tmp_path: Path) -> None:
             named.write(LARGE)
             named.seek(0)
             for file in (buffered, raw, both, named, spooled):
-                assert made(open_source(file, None)).is_whole_file, file
+                assert open_and_close(open_source(file, None)).is_whole_file, file
 
 
 def test_whatever_has_a_buffer_is_put(call: Caller, address: str, root: Path, tmp_path: Path) -> None:
@@ -162,9 +162,9 @@ def test_whatever_has_a_buffer_is_put(call: Caller, address: str, root: Path, tm
 def test_a_uri_is_text(call: Caller, address: str, root: Path) -> None:
     (root / "a").write_bytes(b"a")
     for uri in (b"/a", Path("/a"), 5, None):
-        for verb in ("open", "read", "stat", "delete", "list"):
+        for operation in ("open", "read", "stat", "delete", "list"):
             with pytest.raises(LocalProtocolError, match=f"must be a str, got {type(uri).__name__}"):
-                call(address, (verb, uri))
+                call(address, (operation, uri))
         with pytest.raises(LocalProtocolError, match="must be a str"):
             call(address, ("put", uri, b""))
         # Nothing of it is left in the way of others.

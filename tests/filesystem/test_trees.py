@@ -26,35 +26,35 @@ def tree(system: ObjmapperFileSystem) -> dict[str, bytes]:
 
 
 def test_onto_itself_nothing_changes(system: ObjmapperFileSystem, tree: dict[str, bytes]) -> None:
-    for verb in (system.mv, system.copy):
-        verb("/e", "/e")
-        verb("/e", "objmapper:///e")
-        verb("/d", "/d", recursive=True)
-        verb("/d/", "/d/", recursive=True)
-        verb("/d/x", "/d/")
-        verb("/d/sub", "/d/", recursive=True)
-        verb(["/e", "/f"], ["/e", "/f"])
+    for operation in (system.mv, system.copy):
+        operation("/e", "/e")
+        operation("/e", "objmapper:///e")
+        operation("/d", "/d", recursive=True)
+        operation("/d/", "/d/", recursive=True)
+        operation("/d/x", "/d/")
+        operation("/d/sub", "/d/", recursive=True)
+        operation(["/e", "/f"], ["/e", "/f"])
         assert stored(system) == tree
         with pytest.raises(FileNotFoundError):
-            verb("/none", "/none")
+            operation("/none", "/none")
 
 
 def test_a_directory_does_not_go_into_itself(system: ObjmapperFileSystem, tree: dict[str, bytes]) -> None:
-    for verb in (system.mv, system.copy):
+    for operation in (system.mv, system.copy):
         for target in ("/d/sub", "/d/sub/", "/d/new", "/d/sub/deep/z"):
             with pytest.raises(OSError, match="into itself"):
-                verb("/d", target, recursive=True)
+                operation("/d", target, recursive=True)
             assert stored(system) == tree
 
 
 def test_no_move_overwrites_another_source(system: ObjmapperFileSystem, tree: dict[str, bytes]) -> None:
-    for verb in (system.mv, system.copy):
+    for operation in (system.mv, system.copy):
         with pytest.raises(OSError, match="goes there"):
-            verb(["/e", "/f"], ["/f", "/g"])
+            operation(["/e", "/f"], ["/f", "/g"])
         with pytest.raises(OSError, match="goes there"):
-            verb(["/d/x", "/d/sub/x"], "/flat/")
+            operation(["/d/x", "/d/sub/x"], "/flat/")
         with pytest.raises(ValueError, match="2 paths to copy"):
-            verb(["/e", "/f"], ["/g"])
+            operation(["/e", "/f"], ["/g"])
     assert stored(system) == tree
 
 
@@ -71,12 +71,12 @@ def test_a_move_deletes_what_it_has_copied_and_no_more(system: ObjmapperFileSyst
 def test_a_move_keeps_what_was_written_meanwhile(system: ObjmapperFileSystem, tree: dict[str, bytes]) -> None:
     copied = system._copy_object
 
-    def and_then(source: str, target: str) -> str | None:
+    def copy_then_change(source: str, target: str) -> str | None:
         etag = copied(source, target)
         system.pipe(source, b"newer")
         return etag
 
-    system._copy_object = and_then  # type: ignore[method-assign,assignment] # another writer comes at this moment
+    system._copy_object = copy_then_change  # type: ignore[method-assign,assignment] # another writer comes at this moment
     with pytest.raises(Conflict):
         system.mv("/e", "/g")
     assert (system.cat("/e"), system.cat("/g")) == (b"newer", b"/e")

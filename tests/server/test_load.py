@@ -47,34 +47,34 @@ def serving(answer: Callable[[socket.socket], None]) -> Iterator[str]:
             assert not thread.is_alive()
 
 
-def fixed_reply_server(connection: socket.socket, most: int) -> None:
+def answer_requests(connection: socket.socket, limit: int) -> None:
     """Answers this number of requests in order."""
-    came = sent = 0
-    while sent < most and (chunk := connection.recv(1 << 16)):
-        came += len(chunk)
-        ready = min(came // REQUEST, most) - sent
+    received = sent = 0
+    while sent < limit and (chunk := connection.recv(1 << 16)):
+        received += len(chunk)
+        ready = min(received // REQUEST, limit) - sent
         connection.sendall(ANSWER * ready)
         sent += ready
 
 
-def until_hung_up(connection: socket.socket) -> None:
+def read_to_end(connection: socket.socket) -> None:
     with connection:
         while connection.recv(1 << 16):
             pass
 
 
-def silent_after(most: int) -> Callable[[socket.socket], None]:
+def silent_after(limit: int) -> Callable[[socket.socket], None]:
     def answer(connection: socket.socket) -> None:
-        fixed_reply_server(connection, most)
-        until_hung_up(connection)
+        answer_requests(connection, limit)
+        read_to_end(connection)
 
     return answer
 
 
-def breaking_after(most: int) -> Callable[[socket.socket], None]:
+def close_after(limit: int) -> Callable[[socket.socket], None]:
     def answer(connection: socket.socket) -> None:
         with connection:
-            fixed_reply_server(connection, most)
+            answer_requests(connection, limit)
 
     return answer
 
@@ -90,7 +90,7 @@ def test_unanswered_due_requests_count_as_lost_with_their_wait() -> None:
 
 
 def test_what_a_broken_connection_owed_and_what_was_due_later_is_lost() -> None:
-    with serving(breaking_after(200)) as address:
+    with serving(close_after(200)) as address:
         result = run_load(LoadPlan(address=address, dialect="copy", uris=("/a",), rate=1000, duration=1))
     assert (result.requests, result.lost, result.errors) == (200, 800, 1)
     assert result.p50_us >= 250_000
@@ -120,10 +120,10 @@ def malformed_first() -> Callable[[socket.socket], None]:
     def answer(connection: socket.socket) -> None:
         with connection:
             if next(connections) > 0:
-                fixed_reply_server(connection, 50)
+                answer_requests(connection, 50)
             elif connection.recv(1 << 16):
                 connection.sendall(b"\0" + b"\xff" * 100)
-            until_hung_up(connection)
+            read_to_end(connection)
 
     return answer
 
@@ -136,7 +136,7 @@ def test_a_malformed_answer_to_one_client_ends_no_other() -> None:
 
 
 def test_with_a_connection_for_each_request_those_that_break_are_errors_and_lost() -> None:
-    with serving(breaking_after(0)) as address:
+    with serving(close_after(0)) as address:
         result = run_load(LoadPlan(address=address, dialect="copy", uris=("/a",), reconnect=True, duration=0.2))
     assert result.requests == 0
     assert result.lost == result.errors > 1
@@ -216,23 +216,23 @@ def test_a_load_can_be_stopped_while_a_thread_waits_for_its_end() -> None:
 
 
 def test_a_load_that_is_dropped_ends() -> None:
-    came, ended = threading.Event(), threading.Event()
+    received, ended = threading.Event(), threading.Event()
 
     def answer(connection: socket.socket) -> None:
-        came.set()
-        until_hung_up(connection)
+        received.set()
+        read_to_end(connection)
         ended.set()
 
     with serving(answer) as address:
         load = plan_of(address, duration=600)
-        assert came.wait(20)
+        assert received.wait(20)
         del load
         assert ended.wait(20)
 
 
 @pytest.mark.parametrize("dialect", ["copy2", "copy"])
 def test_a_load_is_stopped_whose_server_accepts_and_says_nothing(dialect: str) -> None:
-    with serving(until_hung_up) as address:
+    with serving(read_to_end) as address:
         plan = LoadPlan(address=address, dialect=dialect, uris=("/a",), clients=3, duration=600)  # type: ignore[arg-type]
         load = _engine.Load(native_plan(plan))
         load.stop()

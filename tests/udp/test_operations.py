@@ -71,9 +71,9 @@ def test_a_refusal_is_its_error_and_the_connection_stays(address: str, uri: str,
     with Client(address, max_connections=1) as client:
         client.read("/small")
         connection = client._pool._idle[0]
-        for verb in (client.read, client.open, lambda uri: list(client.stream(uri))):
+        for operation in (client.read, client.open, lambda uri: list(client.stream(uri))):
             with pytest.raises(kind):
-                verb(uri)
+                operation(uri)
         client.read("/small")
         assert client._pool._idle == [connection]
 
@@ -86,9 +86,9 @@ def test_an_object_that_is_too_large_is_refused_with_advice(address: str) -> Non
 @pytest.mark.parametrize("mode", ["fdpass", "splice"])
 def test_only_copies_come_over_udp(address: str, mode: str) -> None:
     with Client(address, mode=mode) as client:
-        for verb in (client.read, client.open, lambda uri: list(client.stream(uri))):
+        for operation in (client.read, client.open, lambda uri: list(client.stream(uri))):
             with pytest.raises(UnsupportedMode, match="by copy"):
-                verb("/a")
+                operation("/a")
 
 
 def test_a_buffer_is_filled_as_far_as_it_goes(address: str, root: Path) -> None:
@@ -141,7 +141,7 @@ def test_metadata_match_those_of_other_transports(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("verb", "use"),
+    ("operation", "use"),
     [
         ("put", lambda client: client.put("/new", b"content")),
         ("delete", lambda client: client.delete("/a")),
@@ -149,8 +149,10 @@ def test_metadata_match_those_of_other_transports(root: Path) -> None:
         ("open_many", lambda client: client.open_many(["/a"])),
     ],
 )
-def test_what_needs_a_stream_is_refused_with_advice(address: str, verb: str, use: Callable[[Client], object]) -> None:
-    with Client(address) as client, pytest.raises(UnsupportedOperation, match=rf"no {verb} over UDP.*tcp://"):
+def test_what_needs_a_stream_is_refused_with_advice(
+    address: str, operation: str, use: Callable[[Client], object]
+) -> None:
+    with Client(address) as client, pytest.raises(UnsupportedOperation, match=rf"no {operation} over UDP.*tcp://"):
         use(client)
 
 

@@ -118,24 +118,24 @@ def test_others_are_served_while_the_budget_is_used_up(settled_server: Server, t
         assert TOTAL // 2 < settled_server.statistics().output_bytes <= TOTAL + (NON_READING_CLIENTS + 4) * MIN_SERVED
 
 
-def two_of(*arguments: object) -> Callable[[RawClientV2], bytes]:
+def two_addresses(*arguments: object) -> Callable[[RawClientV2], bytes]:
     return lambda v2: v2.encode(*arguments)  # type: ignore[arg-type]  # an operation and its URI
 
 
 #: What a client sends again and again.
 KINDS: dict[str, Callable[[RawClientV2], bytes]] = {
-    "metadata": two_of(STAT, CONTENT_URI),
-    "small copies": two_of(COPY, SMALL_URI),
-    "copies": two_of(COPY, CONTENT_URI),
-    "splices": two_of(SPLICE, CONTENT_URI),
-    "descriptors": two_of(FDPASS, CONTENT_URI),
-    "lists": two_of(LIST, NAMES_URI),
-    "not found": two_of(COPY, MISSING_URI),
-    "no directory to list": two_of(LIST, MISSING_URI + "/"),
-    "not writable": two_of(DELETE, CONTENT_URI),
-    "no descriptor": two_of(PUT_DESCRIPTOR, MISSING_URI),
+    "metadata": two_addresses(STAT, CONTENT_URI),
+    "small copies": two_addresses(COPY, SMALL_URI),
+    "copies": two_addresses(COPY, CONTENT_URI),
+    "splices": two_addresses(SPLICE, CONTENT_URI),
+    "descriptors": two_addresses(FDPASS, CONTENT_URI),
+    "lists": two_addresses(LIST, NAMES_URI),
+    "not found": two_addresses(COPY, MISSING_URI),
+    "no directory to list": two_addresses(LIST, MISSING_URI + "/"),
+    "not writable": two_addresses(DELETE, CONTENT_URI),
+    "no descriptor": two_addresses(PUT_DESCRIPTOR, MISSING_URI),
     "contents that are refused": lambda v2: v2.encode(PUT, MISSING_URI, content_len=4) + b"abcd",
-    "bad URIs": two_of(COPY, "/.." + CONTENT_URI),
+    "bad URIs": two_addresses(COPY, "/.." + CONTENT_URI),
     "unknown operations": lambda _: frame(7, b"?", CONTENT_URI.encode()),
     "conditions": lambda v2: v2.encode(COPY, CONTENT_URI, if_match=b"another"),
 }
@@ -147,7 +147,7 @@ KINDS_ONE = {
 }
 
 
-def send_until_it_stops(v1: RawClient, message: bytes) -> int:
+def send_until_blocked(v1: RawClient, message: bytes) -> int:
     """Sends without reading until the server takes nothing more. Returns how many bytes went."""
     messages = message * max(1, (64 << 10) // len(message))
     sent, begun = 0, 0
@@ -163,7 +163,7 @@ def send_until_it_stops(v1: RawClient, message: bytes) -> int:
 
 
 def check_bounds(server: Server, v1: RawClient, address: str, message: bytes) -> None:
-    assert send_until_it_stops(v1, message) <= MAX_SENT
+    assert send_until_blocked(v1, message) <= MAX_SENT
     assert server.statistics().output_bytes <= PER_CONNECTION + MIN_SERVED
     with RawClientV2(address, timeout=60) as honest:
         assert honest.call_until_served(COPY, CONTENT_URI).content == CONTENT

@@ -38,12 +38,14 @@ def completion(
     completion_init()
 
     if shell is None:
-        named = Path(os.environ.get("SHELL", "")).name
+        shell_name = Path(os.environ.get("SHELL", "")).name
         try:
-            shell = Shell(named)
+            shell = Shell(shell_name)
         except ValueError:
             known = ", ".join(Shell)
-            raise CommandError(f"$SHELL names {named or 'no shell'}: say which of {known}", ExitCode.USAGE) from None
+            raise CommandError(
+                f"$SHELL names {shell_name or 'no shell'}: say which of {known}", ExitCode.USAGE
+            ) from None
 
     def print_script() -> int:
         # The machinery prints; it asks the command itself, by this variable, when Tab is pressed.

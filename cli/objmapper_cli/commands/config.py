@@ -59,8 +59,8 @@ def _running_server_settings(admin: str | None, wait: float) -> Document:
     try:
         document = client.read("/config", "root")
     except CommandError as failure:
-        is_meant = admin is not None or bool(os.environ.get("OBJMAPPER_ADMIN")) or wait > 0
-        if failure.code != ExitCode.NOT_REACHED or is_meant:
+        is_server_named = admin is not None or bool(os.environ.get("OBJMAPPER_ADMIN")) or wait > 0
+        if failure.code != ExitCode.NOT_REACHED or is_server_named:
             raise
         print_error(f"no server answers at {client.address}; one that is started here and now would have these")
         return _load(None, environment=True)
@@ -71,7 +71,7 @@ def _running_server_settings(admin: str | None, wait: float) -> Document:
 
 def _print_table(document: Document) -> None:
     rows = [(name, _as_text(setting["value"]), str(setting["origin"])) for name, setting in document.items()]
-    widths = [max(len(row[place]) for row in rows) for place in (0, 1)]
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
     for name, value, origin in rows:
         print(f"{name:{widths[0]}}  {value:{widths[1]}}  {origin}")
 

@@ -81,7 +81,7 @@ def get(
             "--json: standard output has the object's content; write that to -o FILE or DIR", ExitCode.USAGE
         )
     on_downloaded = print_fetched if as_json else None
-    with open_client(server, timeout, _mode(mode), wait, at_once=jobs) as client:
+    with open_client(server, timeout, _mode(mode), wait, parallel=jobs) as client:
         if into_directory:
             assert output is not None
             return _download_into(client, uris, Path(output), recursive, jobs, sync, on_downloaded)

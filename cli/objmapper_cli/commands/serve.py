@@ -77,7 +77,7 @@ serve = typer.Typer(rich_markup_mode=None, add_completion=False, pretty_exceptio
 
 
 @serve.command("serve", cls=ServeCommand, help=serve_settings.__doc__)
-def no_flags() -> None:
+def serve_help() -> None:
     """Stand for the command where its flags do not matter: on the help page."""
 
 
@@ -87,7 +87,7 @@ def print_addresses(server: "Server", *, as_json: bool = False) -> None:
 
     for notice in server.notices:
         LOG.info(notice)
-    admin_at = () if server.admin_address is None else ("admin", server.admin_address)
+    admin_words = () if server.admin_address is None else ("admin", server.admin_address)
     facts = {"event": "ready", "addresses": dict(server.addresses), "admin": server.admin_address}
     if as_json:
         import json
@@ -99,4 +99,4 @@ def print_addresses(server: "Server", *, as_json: bool = False) -> None:
         # Before the message: a server whose starter cannot read this ends, and is never ready.
         with naming_file("standard output"):
             print_text(json.dumps(document))
-    LOG.info(" ".join(("ready", *server.addresses.values(), *admin_at)), extra={"facts": facts})
+    LOG.info(" ".join(("ready", *server.addresses.values(), *admin_words)), extra={"facts": facts})

@@ -44,14 +44,14 @@ def stats(
         if sys.stdout.isatty() and watch is not None:
             from objmapper_cli.watch import watch_statistics
 
-            watch_statistics(lambda: read(client), title, watch)
+            watch_statistics(lambda: read_statistics(client), title, watch)
         elif sys.stdout.isatty():
-            _draw(read(client))
+            _print_tables(read_statistics(client))
         else:
-            _repeat(watch, lambda: print(*_plain(read(client)), sep="\n", flush=True))
+            _repeat(watch, lambda: print(*_plain_lines(read_statistics(client)), sep="\n", flush=True))
 
 
-def read(client: AdminClient) -> Document:
+def read_statistics(client: AdminClient) -> Document:
     """Return the figures; raises `CommandError` where something else answers."""
     return client.read("/stats", *NAMES)
 
@@ -68,7 +68,7 @@ def _model(document: Document) -> str:
     return model if isinstance(model, str) else ""
 
 
-LINES: Final[tuple[tuple[str, Callable[[Document], str]], ...]] = (
+FIGURES: Final[tuple[tuple[str, Callable[[Document], str]], ...]] = (
     ("concurrency model", _model),
     ("requests/s", lambda it: f"{it['requests_per_sec']:.0f}"),
     ("bytes/s", lambda it: format_bytes(it["bytes_per_sec"])),
@@ -89,7 +89,7 @@ LINES: Final[tuple[tuple[str, Callable[[Document], str]], ...]] = (
     ("p99 since start", lambda it: format_micros(it["since_start"]["p99_latency_us"])),
     ("p99.9 since start", lambda it: format_micros(it["since_start"]["p999_latency_us"])),
 )
-KINDS: Final[Row] = ("", "requests total", "requests/s", "bytes/s", "p50", "p99", "p99.9")
+KIND_HEADER: Final[Row] = ("", "requests total", "requests/s", "bytes/s", "p50", "p99", "p99.9")
 
 
 def title(document: Document) -> str:
@@ -100,12 +100,12 @@ def title(document: Document) -> str:
     return f"{where}, up {hours}:{minutes:02}:{seconds:02}{', draining' if document['draining'] else ''}"
 
 
-def by_transport(document: Document) -> list[Row]:
+def transport_rows(document: Document) -> list[Row]:
     """Return the lines of the first table, its head first."""
     columns = [document, *document["transports"].values()]
     return [
         ("", "total", *document["transports"]),
-        *((name, *map(show, columns)) for name, show in LINES),
+        *((name, *map(show, columns)) for name, show in FIGURES),
         *(
             (f"  {status}", *(f"{each['errors_total'].get(status, 0)}" for each in columns))
             for status in document["errors_total"]
@@ -119,9 +119,9 @@ def by_transport(document: Document) -> list[Row]:
     ]
 
 
-def by_kind(document: Document) -> list[Row]:
+def kind_rows(document: Document) -> list[Row]:
     """Return the lines of the second table: the modes and models that were used."""
-    rows = [KINDS]
+    rows = [KIND_HEADER]
     for name, each in (*document["modes"].items(), *document["models"].items()):
         if each["requests_total"]:
             latencies = (format_micros(each[f"{which}_latency_us"]) for which in ("p50", "p99", "p999"))
@@ -130,7 +130,7 @@ def by_kind(document: Document) -> list[Row]:
     return rows
 
 
-def by_datagram(document: Document) -> list[Row]:
+def datagram_rows(document: Document) -> list[Row]:
     """Return the lines of the third table: datagrams by kind, where UDP is served."""
     datagrams = document.get("datagrams") or {}
     totals = [(field.removesuffix("_total").replace("_", " "), total) for field, total in datagrams.items()]
@@ -139,9 +139,9 @@ def by_datagram(document: Document) -> list[Row]:
     return [("datagrams", "since start"), *rows] if rows else []
 
 
-def _plain(document: Document) -> Iterable[str]:
+def _plain_lines(document: Document) -> Iterable[str]:
     yield title(document)
-    for rows in (by_transport(document), by_kind(document), by_datagram(document)):
+    for rows in (transport_rows(document), kind_rows(document), datagram_rows(document)):
         if len(rows) > 1:
             yield ""
             widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -150,17 +150,17 @@ def _plain(document: Document) -> Iterable[str]:
                 yield "  ".join((first.ljust(widths[0]), *cells)).rstrip()
 
 
-def _draw(document: Document) -> None:
+def _print_tables(document: Document) -> None:
     from rich.console import Console, Group
     from rich.table import Table
     from rich.text import Text
 
     parts: list[Table | Text] = [Text(title(document), style="bold")]
-    for rows in (by_transport(document), by_kind(document), by_datagram(document)):
+    for rows in (transport_rows(document), kind_rows(document), datagram_rows(document)):
         if len(rows) > 1:
             table = Table()
-            for place, name in enumerate(rows[0]):
-                table.add_column(name, justify="right" if place else "left", no_wrap=not place)
+            for column, name in enumerate(rows[0]):
+                table.add_column(name, justify="right" if column else "left", no_wrap=not column)
             for row in rows[1:]:
                 table.add_row(*row)
             parts.append(table)

@@ -39,41 +39,41 @@ def trace(
     """
     import json
 
-    floor = milliseconds(slower_than)
+    threshold_ms = parse_milliseconds(slower_than)
     client = AdminClient(admin, parse_seconds("--wait", wait))
-    after, left = client.post("/watch", {"slower_than_ms": floor}, "last")["last"], count
+    after, left = client.post("/watch", {"slower_than_ms": threshold_ms}, "last")["last"], count
     if sys.stdout.isatty() and not as_json:
         print("time          total  =  queue + storage +   send  mode      status  URI  (client)")
     while left is None or left > 0:
         # A watch ends by itself a few seconds after its client does.
-        client.post("/watch", {"slower_than_ms": floor})
-        recorded = client.read(f"/requests?slower_than_ms={floor!r}&after={after}", "last", "requests")
+        client.post("/watch", {"slower_than_ms": threshold_ms})
+        recorded = client.read(f"/requests?slower_than_ms={threshold_ms!r}&after={after}", "last", "requests")
         # A server that has begun again counts from 0.
         after = recorded["last"]
         for request in recorded["requests"]:
             if left == 0:
                 break
             with client.checking_documents():
-                text = json.dumps(request) if as_json else line(request)
+                text = json.dumps(request) if as_json else format_request(request)
             print_text(text)
             left = None if left is None else left - 1
         time.sleep(POLL_INTERVAL)
 
 
-def line(request: dict[str, Any]) -> str:
+def format_request(request: dict[str, Any]) -> str:
     """One request, for people."""
     at = time.strftime("%H:%M:%S", time.localtime(request["at"])) + f"{request['at'] % 1:.3f}"[1:]
     total, queue, storage, send = (
         f"{format_micros(request[f'{part}_us']):>8}" for part in ("total", "queue", "storage", "send")
     )
     status = "ok" if request["status"] == 0 else f"{request['status']:02x}"
-    what = f"{request['mode']:<9} {status:<6}  {for_terminal(request['uri'])}  ({request['peer']})"
-    return f"{at} {total} ={queue} +{storage} +{send}  {what}"
+    outcome = f"{request['mode']:<9} {status:<6}  {for_terminal(request['uri'])}  ({request['peer']})"
+    return f"{at} {total} ={queue} +{storage} +{send}  {outcome}"
 
 
-def milliseconds(text: str) -> float:
+def parse_milliseconds(text: str) -> float:
     """The time that is meant. Raises CommandError."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)(us|µs|ms|s)", text)
-    if found is None or float(found[1]) * UNITS[found[2]] > MAX_MILLISECONDS:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(us|µs|ms|s)", text)
+    if match is None or float(match[1]) * UNITS[match[2]] > MAX_MILLISECONDS:
         raise CommandError(f"--slower-than {text}: a time is a number with us, ms or s, such as 5ms", ExitCode.USAGE)
-    return float(found[1]) * UNITS[found[2]]
+    return float(match[1]) * UNITS[match[2]]
