@@ -80,17 +80,17 @@ def parse(text: "str | os.PathLike[str] | Address") -> Address:
     """Parses an address. A path without a scheme is a Unix address. Raises AddressError."""
     if isinstance(text, UnixAddress | TcpAddress | UdpAddress):
         return text
-    given = os.fspath(text)
-    scheme, colon, rest = given.partition(":")
+    text = os.fspath(text)
+    scheme, colon, rest = text.partition(":")
     if colon and scheme == "unix":
-        return _unix(rest.removeprefix("//") if rest.startswith("///") else rest, given)
-    if given.startswith("tcp://"):
-        return TcpAddress(*_host_and_port(given, rest[2:], DEFAULT_TCP_PORT))
-    if given.startswith("udp://"):
-        return UdpAddress(*_host_and_port(given, rest[2:], DEFAULT_UDP_PORT))
-    if "://" in given or (colon and "/" not in given):
-        raise AddressError(f"invalid address {given!r}: expected unix:/path, tcp://host:port or udp://host:port")
-    return _unix(given, given)
+        return _unix(rest.removeprefix("//") if rest.startswith("///") else rest, text)
+    if text.startswith("tcp://"):
+        return TcpAddress(*_host_and_port(text, rest[2:], DEFAULT_TCP_PORT))
+    if text.startswith("udp://"):
+        return UdpAddress(*_host_and_port(text, rest[2:], DEFAULT_UDP_PORT))
+    if "://" in text or (colon and "/" not in text):
+        raise AddressError(f"invalid address {text!r}: expected unix:/path, tcp://host:port or udp://host:port")
+    return _unix(text, text)
 
 
 def default_address(environment: Mapping[str, str] | None = None) -> Address:
@@ -99,10 +99,10 @@ def default_address(environment: Mapping[str, str] | None = None) -> Address:
     The socket is in ``$XDG_RUNTIME_DIR``, else for root in ``/run``, else in ``/tmp/objmapper-UID``. Raises
     AddressError if the last is not a private directory of this user.
     """
-    given = os.environ if environment is None else environment
-    if named := given.get("OBJMAPPER_SERVER"):
-        return parse(named)
-    if runtime := given.get("XDG_RUNTIME_DIR"):
+    variables = os.environ if environment is None else environment
+    if server_address := variables.get("OBJMAPPER_SERVER"):
+        return parse(server_address)
+    if runtime := variables.get("XDG_RUNTIME_DIR"):
         return UnixAddress(f"{runtime}/objmapper/{SOCKET_NAME}")
     user = os.geteuid() if hasattr(os, "geteuid") else 0
     if user == 0:
@@ -120,15 +120,15 @@ def default_address(environment: Mapping[str, str] | None = None) -> Address:
     return UnixAddress(f"{directory}/{SOCKET_NAME}")
 
 
-def _unix(path: str, given: str) -> UnixAddress:
+def _unix(path: str, text: str) -> UnixAddress:
     if not path or "\0" in path:
-        raise AddressError(f"invalid address {given!r}: expected a path after unix:")
+        raise AddressError(f"invalid address {text!r}: expected a path after unix:")
     if len(os.fsencode(path)) > 107:
         raise AddressError(f"{path!r}: a Unix socket's path has at most 107 bytes")
     return UnixAddress(path)
 
 
-def _host_and_port(given: str, rest: str, default_port: int) -> tuple[str, int]:
+def _host_and_port(text: str, rest: str, default_port: int) -> tuple[str, int]:
     if rest.startswith("["):
         host, bracket, tail = rest[1:].partition("]")
         is_invalid = not bracket or (tail and not tail.startswith(":"))
@@ -141,7 +141,7 @@ def _host_and_port(given: str, rest: str, default_port: int) -> tuple[str, int]:
         is_invalid = not (port.isascii() and port.isdigit() and int(port) <= 65535)
         number = 0 if is_invalid else int(port)
     if is_invalid or not host:
-        raise AddressError(f"invalid address {given!r}: expected HOST:PORT, a port from 0 to 65535, IPv6 in brackets")
+        raise AddressError(f"invalid address {text!r}: expected HOST:PORT, a port from 0 to 65535, IPv6 in brackets")
     return host, number
 
 

@@ -38,10 +38,10 @@ DEFAULT_ADMIN_PORT: Final = 9997
 
 def _default_socket() -> Path:
     # $OBJMAPPER_SERVER says where clients go, which may be another server.
-    own = {name: value for name, value in os.environ.items() if name != "OBJMAPPER_SERVER"}
-    named = address.default_address(own)
-    assert isinstance(named, address.UnixAddress)
-    return Path(named.path)
+    environment = {name: value for name, value in os.environ.items() if name != "OBJMAPPER_SERVER"}
+    default = address.default_address(environment)
+    assert isinstance(default, address.UnixAddress)
+    return Path(default.path)
 
 
 def _none_if_off(value: object) -> object:
@@ -221,8 +221,8 @@ class Config(BaseSettings):
     #: What `load` was given; None where a program made the value itself.
     _sources: tuple[StrPath | None, Mapping[str, Any]] | None = PrivateAttr(None)
 
-    def __init__(self, **given: Unpack[ConfigArguments]) -> None:
-        values: dict[str, Any] = dict(given)
+    def __init__(self, **arguments: Unpack[ConfigArguments]) -> None:
+        values: dict[str, Any] = dict(arguments)
         if all(values.get(name) is None for name in TRANSPORTS):
             values["unix"] = _default_socket()
         try:
@@ -230,7 +230,7 @@ class Config(BaseSettings):
         except ValidationError as error:
             raise _to_config_error(error, type(self)) from None
         self._origins = MappingProxyType(
-            {name: "the program" if name in given else "default" for name in type(self).model_fields}
+            {name: "the program" if name in arguments else "default" for name in type(self).model_fields}
         )
         try:
             _ = self.models

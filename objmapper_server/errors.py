@@ -15,8 +15,8 @@ class ConfigError(ValueError):
         self.origin = origin
 
     def __str__(self) -> str:
-        where = f" (from {self.origin})" if self.origin else ""
-        return f"{self.field}{where}: {self.problem}"
+        origin_text = f" (from {self.origin})" if self.origin else ""
+        return f"{self.field}{origin_text}: {self.problem}"
 
 
 def did_you_mean(word: str, known: Iterable[str], *, likeness: float = 0.6) -> str:

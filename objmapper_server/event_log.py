@@ -34,8 +34,8 @@ class Denial:
     suppressed: int
 
     def __str__(self) -> str:
-        who = "a client without a user" if self.uid is None else f"uid {self.uid} (pid {self.pid})"
-        line = f"{who} {REASONS[self.reason].format(uri=self.uri)}"
+        client = "a client without a user" if self.uid is None else f"uid {self.uid} (pid {self.pid})"
+        line = f"{client} {REASONS[self.reason].format(uri=self.uri)}"
         return f"{line}; and {self.suppressed} more" if self.suppressed else line
 
 

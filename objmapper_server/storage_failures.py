@@ -16,6 +16,6 @@ class StorageFailure:
     suppressed: int
 
     def __str__(self) -> str:
-        what = os.strerror(self.errno) if self.errno else "the file ended before the length that was promised"
-        line = f"{self.operation} of {self.uri!r}: {what} ({errno_name(self.errno)})"
+        cause = os.strerror(self.errno) if self.errno else "the file ended before the length that was promised"
+        line = f"{self.operation} of {self.uri!r}: {cause} ({errno_name(self.errno)})"
         return f"{line}; and {self.suppressed} more" if self.suppressed else line

@@ -74,8 +74,8 @@ class AdminClient:
         try:
             yield
         except (KeyError, TypeError, AttributeError) as error:
-            what = f"has no {error}" if isinstance(error, KeyError) else f"is not as expected ({error})"
-            raise CommandError(f"{self.address}: the answer {what}; is the server of another version?") from error
+            problem = f"has no {error}" if isinstance(error, KeyError) else f"is not as expected ({error})"
+            raise CommandError(f"{self.address}: the answer {problem}; is the server of another version?") from error
 
     def _request(self, method: str, path: str, content: dict[str, Any] | None = None) -> str:
         import httpx

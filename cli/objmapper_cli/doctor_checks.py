@@ -66,8 +66,8 @@ def check_kernel() -> Iterator[Finding]:
             probe.setsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS, 0)
             yield ok("SO_PASSRIGHTS", "the kernel can refuse descriptors that clients send")
         except OSError as error:
-            why = "needs Linux 6.16" if error.errno == errno.ENOPROTOOPT else error.strerror
-            yield note("SO_PASSRIGHTS", f"not there ({why})", "nothing to do: descriptors that come are dropped")
+            reason = "needs Linux 6.16" if error.errno == errno.ENOPROTOOPT else error.strerror
+            yield note("SO_PASSRIGHTS", f"not there ({reason})", "nothing to do: descriptors that come are dropped")
 
 
 def _check_openat2() -> Finding:

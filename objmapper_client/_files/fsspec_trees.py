@@ -87,9 +87,9 @@ class TreeOperations(Listing):
         """Expands patterns: see fsspec. An existing object's or directory's name is not treated as a pattern."""
         if maxdepth is not None and maxdepth < 1:
             raise ValueError("maxdepth must be at least 1")
-        given = [path] if isinstance(path, str | os.PathLike) else path
+        paths = [path] if isinstance(path, str | os.PathLike) else path
         found: set[str] = set()
-        for each in map(self._strip_protocol, given):
+        for each in map(self._strip_protocol, paths):
             if not assume_literal and is_pattern(each) and not self.exists(each):
                 matches = self.glob(each, maxdepth=maxdepth)
                 found.update(matches)

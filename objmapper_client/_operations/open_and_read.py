@@ -201,8 +201,10 @@ def is_complete(first: PendingRequest, offset: int, length: int | None) -> bool:
         return prefix < MAX_SHARED or prefix == length
     wanted = range_length(size, offset, length)
     if prefix != min(wanted, MAX_SHARED):
-        what = "of" if prefix < wanted else "bytes, more than"
-        raise protocol_violation(first, f"{first.uri}: the server sent {prefix} {what} the {wanted} bytes that it has")
+        comparison = "of" if prefix < wanted else "bytes, more than"
+        raise protocol_violation(
+            first, f"{first.uri}: the server sent {prefix} {comparison} the {wanted} bytes that it has"
+        )
     return prefix == wanted
 
 

@@ -75,8 +75,10 @@ def _begin(
             f"{connection.address}: the server sends {head.content_len} bytes, more than requested"
         )
     if size is not None and head.content_len != (expected := range_length(size, offset or 0, max_bytes)):
-        what = "of" if head.content_len < expected else "bytes, more than"
-        raise RemoteProtocolError(f"{uri}: the server sends {head.content_len} {what} the {expected} bytes that it has")
+        comparison = "of" if head.content_len < expected else "bytes, more than"
+        raise RemoteProtocolError(
+            f"{uri}: the server sends {head.content_len} {comparison} the {expected} bytes that it has"
+        )
     return Download(connection, head.content_len, head.metadata, requested)
 
 

@@ -333,8 +333,8 @@ class Transfer:
         """
         is_known = length in self._short_replies.values() and index not in self._short_replies
         self._short_replies[index] = length
-        nothing_came = self._missing == len(self._received)
-        if is_known and length and nothing_came and not self._has_resized_chunk:
+        none_received = self._missing == len(self._received)
+        if is_known and length and none_received and not self._has_resized_chunk:
             self._has_resized_chunk = True
             self._chunk = self._path.chunk = length
             self._next = 0
@@ -370,5 +370,5 @@ class Transfer:
             raise error_for(error.status, error.message, self.uri)
         self._mark_all_lost()
 
-    def _violation(self, what: str) -> RemoteProtocolError:
-        return RemoteProtocolError(f"{self.uri}: the server {what}")
+    def _violation(self, violation: str) -> RemoteProtocolError:
+        return RemoteProtocolError(f"{self.uri}: the server {violation}")

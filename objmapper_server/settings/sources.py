@@ -38,9 +38,9 @@ def load_layers(
     if environment:
         values |= (found := _from_environment(cls))
         origins |= {name: ENVIRONMENT_PREFIX + name.upper() for name in found}
-    given = {name: value for name, value in flags.items() if value is not None}
-    values |= given
-    origins |= {name: f"--{name.replace('_', '-')}" if name != "root" else "ROOT" for name in given}
+    given_flags = {name: value for name, value in flags.items() if value is not None}
+    values |= given_flags
+    origins |= {name: f"--{name.replace('_', '-')}" if name != "root" else "ROOT" for name in given_flags}
     return values, origins
 
 

@@ -21,14 +21,14 @@ def stat(
     from objmapper_client.address import UdpAddress
 
     with open_client(server, timeout, wait=wait) as client:
-        tells_mtime = not isinstance(client.address, UdpAddress)
+        has_mtime = not isinstance(client.address, UdpAddress)
 
         def show(uri: str) -> None:
             found = client.stat(uri)
             if as_json:
-                print_stat(found, has_mtime=tells_mtime)
+                print_stat(found, has_mtime=has_mtime)
             else:
-                mtime = format_time(found.mtime, found.mtime_ns) if tells_mtime else "not sent over UDP"
+                mtime = format_time(found.mtime, found.mtime_ns) if has_mtime else "not sent over UDP"
                 print_line(f"{for_terminal(uri)}\n  size   {found.size}\n  mtime  {mtime}\n  etag   {found.etag}")
 
         return run_each(map(uri_of, uris), show)

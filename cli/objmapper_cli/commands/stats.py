@@ -96,8 +96,8 @@ def title(document: Document) -> str:
     """Return how long it has been up, and where."""
     minutes, seconds = divmod(int(document["uptime"]), 60)
     hours, minutes = divmod(minutes, 60)
-    where = " ".join(each["address"] for each in document["transports"].values())
-    return f"{where}, up {hours}:{minutes:02}:{seconds:02}{', draining' if document['draining'] else ''}"
+    addresses = " ".join(each["address"] for each in document["transports"].values())
+    return f"{addresses}, up {hours}:{minutes:02}:{seconds:02}{', draining' if document['draining'] else ''}"
 
 
 def transport_rows(document: Document) -> list[Row]:
@@ -124,7 +124,7 @@ def kind_rows(document: Document) -> list[Row]:
     rows = [KIND_HEADER]
     for name, each in (*document["modes"].items(), *document["models"].items()):
         if each["requests_total"]:
-            latencies = (format_micros(each[f"{which}_latency_us"]) for which in ("p50", "p99", "p999"))
+            latencies = (format_micros(each[f"{percentile}_latency_us"]) for percentile in ("p50", "p99", "p999"))
             rate, volume = f"{each['requests_per_sec']:.0f}", format_bytes(each["bytes_per_sec"])
             rows.append((name, f"{each['requests_total']}", rate, volume, *latencies))
     return rows
