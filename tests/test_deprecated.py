@@ -36,7 +36,7 @@ def test_old_names_of_server_and_statistics(tmp_path: Path) -> None:
             assert server.take_refusal() is None
         with pytest.warns(DeprecationWarning, match=r"use Server\.take_storage_failure"):
             assert server.take_failure() is None
-        snapshot = server._started().statistics()
+        snapshot = server._running_engine().statistics()
         with pytest.warns(DeprecationWarning, match=r"use Statistics\.from_snapshot"):
             assert Statistics.read(snapshot) == Statistics.from_snapshot(snapshot)
 

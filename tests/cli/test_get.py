@@ -280,7 +280,7 @@ def test_a_terminal_sees_how_much_of_what_takes_long_is_done(
     with (root / "long").open("wb") as long:
         long.truncate(1 << 30)
     command = [*COMMAND, "get", "/long", "--mode", mode, "--server", server.addresses[transport]]
-    assert b"%|" in terminal_output_while_reading(command, environment, until=b"/long", piece=1 << 20)
+    assert b"%|" in terminal_output_while_reading(command, environment, until=b"/long", chunk_size=1 << 20)
 
 
 def test_only_a_terminal_gets_a_progress_bar(server: Server, objmapper: Run, root: Path) -> None:

@@ -138,7 +138,7 @@ def test_the_window_opens_by_one_a_round_trip_and_closes_by_half() -> None:
     assert path.window == 44
     run_transfer(serving(), URI, NetworkFaults(loss=0.3, delay=0.001), 1, path=path)
     assert path.window < 10
-    narrow = new_path(most=3)
+    narrow = new_path(max_window=3)
     run_transfer(serving(), URI, NO_FAULTS, 0, path=narrow)
     assert narrow.window == 3
 

@@ -285,7 +285,7 @@ def test_a_reader_that_does_not_read_holds_up_nothing(root: Path, tmp_path: Path
 
 
 @pytest.mark.skipif(
-    shutil.index("logrotate", path=f"{os.environ['PATH']}:/usr/sbin") is None, reason="no logrotate here"
+    shutil.which("logrotate", path=f"{os.environ['PATH']}:/usr/sbin") is None, reason="no logrotate here"
 )
 def test_logrotate_rotates_it_as_it_is_shipped(root: Path, tmp_path: Path, log: Path) -> None:
     with ServerProcess(root, tmp_path / "s", "--access-log", str(log), "--access-log-sample", "1") as server:
