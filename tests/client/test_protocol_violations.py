@@ -164,9 +164,9 @@ def test_an_old_server_is_asked_for_many_one_by_one(call: Caller, tmp_path: Path
 
 
 def test_a_server_that_was_replaced_by_a_newer_one_is_noticed(tmp_path: Path) -> None:
-    with Client(f"unix:{tmp_path}/liar.sock", mode="copy") as client:
+    with Client(f"unix:{tmp_path}/misbehaving.sock", mode="copy") as client:
         with misbehaving_server(tmp_path, hang_up(b"\0" + bytes(7) + b"\1a")):
             assert client.read("/x") == b"a"
-        with fake_server_v2(tmp_path, answer_all, name="liar.sock"):
+        with fake_server_v2(tmp_path, answer_all, name="misbehaving.sock"):
             assert client.read("/later") == b"/later"
             assert client.stat("/later").size == 6

@@ -126,15 +126,15 @@ def test_files_that_the_server_cannot_close_take_few_of_its_descriptors(short: S
     source = os.open(file.path, os.O_RDONLY)
     address = short.addresses["unix"]
     try:
-        with RawClientV2(address) as hostile:
+        with RawClientV2(address) as attacker:
             before = descriptors()
             for _ in range(40):
                 # No put takes them, so the server closes them all.
-                socket.send_fds(hostile.socket, [hostile.encode(STAT, "/huge")], [source] * 250)
-                assert hostile.answer().status == OK
+                socket.send_fds(attacker.socket, [attacker.encode(STAT, "/huge")], [source] * 250)
+                assert attacker.answer().status == OK
             assert descriptors() - before < 2000
-            socket.send_fds(hostile.socket, [hostile.encode(PUT_DESCRIPTOR, "/refused")], [source])
-            refusal = hostile.answer()
+            socket.send_fds(attacker.socket, [attacker.encode(PUT_DESCRIPTOR, "/refused")], [source])
+            refusal = attacker.answer()
             assert refusal.fails(UNAVAILABLE)
             assert "still being closed" in (refusal.metadata.message or "")
         with RawClientV2(address) as honest:
