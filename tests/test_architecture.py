@@ -274,29 +274,35 @@ def test_a_class_is_named_after_its_job(path: Path) -> None:
 
 #: What a file of the engine may use, from the outside in.
 LAYERS: dict[str, set[str]] = {
-    "protocol": {"errors"},
+    "protocol": set(),
     "errors": {"protocol"},
+    "sync": set(),
+    "spawn": set(),
+    "model": {"net"},
+    "net": {"errors"},
+    "fd": {"net", "sync"},
+    "access": {"errors", "fd", "net", "sync"},
+    "statistics": {"model", "net", "protocol", "settings", "sync"},
+    "storage": {"access", "errors", "net", "protocol", "settings", "spawn", "sync"},
     "storage/remote_file_systems": set(),
     "storage/distinct_versions": {"etag"},
-    "storage/root": set(),
+    "storage/root": {"sync"},
     "storage/mapping": {"etag", "errors", "remote_file_systems", "root", "distinct_versions"},
     "storage/target": {"etag", "errors", "mapping", "distinct_versions"},
     "storage/quota": {"errors"},
     "storage/source_file_system": set(),
     "storage/source_copy": {"errors", "pending_write", "source_file_system"},
-    "storage/copier_threads": {"pool", "spawn"},
+    "storage/copier_threads": {"pool", "spawn", "sync"},
     "storage/pending_write": {"source_copy", "errors", "mapping", "quota", "staging", "target"},
-    "storage/staging": {"errors", "pending_write", "mapping", "target", "distinct_versions"},
+    "storage/staging": {"errors", "pending_write", "mapping", "sync", "target", "distinct_versions"},
     "storage/etag": set(),
     "storage/cursor": {"errors", "etag"},
     "storage/smallest_names": set(),
     "storage/dir_batch": {"mapping", "smallest_names"},
     "storage/walk": {"access", "dir_batch", "errors", "mapping", "protocol"},
-    "storage/listing": {"access", "cursor", "dir_batch", "errors", "mapping", "protocol", "walk"},
-    "net/transport": {"errors"},
+    "storage/listing": {"access", "cursor", "dir_batch", "errors", "mapping", "protocol", "sync", "walk"},
     "access/rules": {"net"},
-    "access/denials": {"net"},
-    "access/accounts": {"denials", "errors", "net", "rules", "service", "session", "sync"},
+    "access/denials": {"net", "sync"},
     "session": {
         "access",
         "errors",
@@ -314,16 +320,28 @@ LAYERS: dict[str, set[str]] = {
         "sync",
         "uploads",
     },
-    "model": {"net"},
-    "spawn": set(),
-    "fd": {"net", "sync"},
-    "statistics": {"model", "net", "protocol", "settings"},
-    "settings": {"access", "model", "net", "python", "udp"},
-    "request_log": {"net", "protocol", "statistics"},
+    "settings": {"model", "net"},
+    "request_log": {"net", "protocol", "statistics", "sync"},
+    "service": {
+        "access",
+        "errors",
+        "fd",
+        "net",
+        "output_budget",
+        "protocol",
+        "request_log",
+        "settings",
+        "statistics",
+        "storage",
+        "storage_failures",
+        "sync",
+        "uploads",
+    },
+    "load": {"net", "protocol", "spawn", "statistics", "sync", "udp"},
     "udp/codec": {"protocol"},
-    "udp/cookie": {"codec"},
-    "udp/address_limits": set(),
-    "udp/admission": {"codec", "cookie", "counts", "address_limits"},
+    "udp/cookie": {"codec", "sync"},
+    "udp/address_limits": {"sync"},
+    "udp/admission": {"codec", "cookie", "counts", "address_limits", "net"},
     "udp/object_reader": {"codec", "errors", "service", "storage"},
 }
 
@@ -336,16 +354,37 @@ def test_the_interpreter_is_known_at_the_engines_edge_only(path: Path) -> None:
         assert "pyo3" not in re.sub(r"//.*", "", behind_the_feature.sub("", source))
 
 
+def rust_code(path: Path) -> str:
+    """A Rust file without comments, and without the attributes that are for Python alone."""
+    source = re.sub(r"//.*", "", path.read_text(encoding="utf-8"))
+    return re.sub(r"#\[cfg_attr\(feature = \"python\".*", "", source)
+
+
 @pytest.mark.parametrize("name", LAYERS)
 def test_the_engines_layers_look_inward_only(name: str) -> None:
     home = HOME / "engine" / "src"
     files = [path for path in RUST if path == home / f"{name}.rs" or path.is_relative_to(home / name)]
     assert files
-    source = "".join(path.read_text(encoding="utf-8") for path in files)
-    source = re.sub(r"//.*", "", source)
+    source = "".join(rust_code(path) for path in files)
     source = source.replace(f"crate::{name.rpartition('/')[0]}::", "crate::")
     used = set(re.findall(r"\bcrate::(\w+)", source))
     assert used - {name, name.rpartition("/")[2]} <= LAYERS[name]
+
+
+def test_the_engines_parts_use_each_other_in_no_circle() -> None:
+    """A part is a folder, or a file beside the folders. `python` uses the others, and tests may use all."""
+    graph: dict[str, set[str]] = {}
+    for path in RUST:
+        inside = path.relative_to(HOME / "engine" / "src").with_suffix("").parts
+        if not any(part.endswith("_tests") for part in inside):
+            tested, _, _ = rust_code(path).partition("#[cfg(test)]\nmod ")
+            graph.setdefault(inside[0], set()).update(re.findall(r"\bcrate::(\w+)", tested))
+    assert {"net", "access", "session", "service", "concurrency"} <= graph.keys()
+    graph = {part: used - {part} for part, used in graph.items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
 
 
 @pytest.mark.parametrize("path", RUST, ids=name_of)

@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 
-use crate::sync::{AtomicUsize, Condvar, Mutex, MutexGuard, Ordering, PoisonError};
+use crate::sync::{AtomicUsize, Condvar, Mutex, MutexGuard, Ordering, unpoisoned};
 
 /// A first-in-first-out queue with at most `most` items.
 #[derive(Debug)]
@@ -76,7 +76,7 @@ impl<T> BoundedQueue<T> {
                 return None;
             }
             state.sleepers += 1;
-            state = self.filled.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = unpoisoned(self.filled.wait(state));
             state.sleepers -= 1;
         }
     }
@@ -92,7 +92,7 @@ impl<T> BoundedQueue<T> {
     }
 
     fn state(&self) -> MutexGuard<'_, State<T>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        unpoisoned(self.state.lock())
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::sync_channel;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -13,6 +13,7 @@ use rustix::process::{Pid, getpid};
 
 use crate::access::denials::Refusal;
 use crate::access::rules::Rules;
+use crate::concurrency::acceptor::Acceptor;
 use crate::concurrency::control::{Command, Control};
 use crate::concurrency::start_gate::{StartReport, start_error};
 use crate::errors::StartError;
@@ -25,6 +26,7 @@ use crate::settings::{Limits, Settings};
 use crate::spawn::spawn;
 use crate::statistics::CountedUpTo;
 use crate::storage_failures::Failure;
+use crate::sync::unpoisoned;
 use crate::udp::{self, DatagramCounts, UdpSocket};
 
 /// The accepting threads and the statistics timer need little stack.
@@ -44,29 +46,29 @@ struct Endpoint {
 /// How clients reach the server: by connections or by datagrams.
 #[derive(Debug, Clone)]
 enum Ingress {
-    Connections(Arc<Listener>),
+    Connections(Arc<Acceptor>),
     Datagrams(Arc<UdpSocket>),
 }
 
 impl Ingress {
     fn transport(&self) -> Transport {
         match self {
-            Ingress::Connections(listener) => listener.transport,
+            Ingress::Connections(acceptor) => acceptor.transport(),
             Ingress::Datagrams(_) => Transport::Udp,
         }
     }
 
     fn address(&self) -> &str {
         match self {
-            Ingress::Connections(listener) => &listener.address,
+            Ingress::Connections(acceptor) => acceptor.address(),
             Ingress::Datagrams(socket) => &socket.address,
         }
     }
 
     fn serve(&self, model: Model, service: &Arc<Service>, control: &Arc<Control>, begun: StartReport) {
         match self {
-            Ingress::Connections(listener) => {
-                crate::concurrency::serve(model, listener, service, control, begun)
+            Ingress::Connections(acceptor) => {
+                crate::concurrency::serve(model, acceptor, service, control, begun)
             }
             Ingress::Datagrams(socket) => udp::serve(model, socket, service, control, begun),
         }
@@ -222,32 +224,36 @@ impl Engine {
     }
 
     pub fn start(&self) -> Result<(), StartError> {
-        let mut endpoints = lock(&self.endpoints);
+        let mut endpoints = unpoisoned(self.endpoints.lock());
         if !endpoints.is_empty() {
             return Err(StartError::new(Errno::ALREADY, "the server was started already", "engine"));
         }
         let settings = &self.service.settings;
-        let mut fronts = Vec::new();
+        let mut ingresses = Vec::new();
         if let Some(path) = &settings.unix {
-            let listener = Listener::unix(path, settings, &mut lock(&self.notices))?;
-            fronts.push(Ingress::Connections(Arc::new(listener)));
+            let notices = &mut unpoisoned(self.notices.lock());
+            let listener = Listener::unix(path, settings.unix_mode, settings.writable, notices)?;
+            ingresses.push(Ingress::Connections(Arc::new(Acceptor::new(listener)?)));
         }
         if let Some(address) = settings.tcp {
-            fronts.push(Ingress::Connections(Arc::new(Listener::tcp(address)?)));
+            ingresses.push(Ingress::Connections(Arc::new(Acceptor::new(Listener::tcp(address)?)?)));
         }
         let limit = settings.udp_rate_limit;
         if let Some(address) = settings.udp {
             let trusted = settings.udp_trusted.clone();
-            let socket = UdpSocket::bind(address, trusted, limit, &mut lock(&self.notices))?;
-            fronts.push(Ingress::Datagrams(Arc::new(socket)));
+            let mut notices = unpoisoned(self.notices.lock());
+            let socket = UdpSocket::bind(address, trusted, limit, &mut notices)?;
+            ingresses.push(Ingress::Datagrams(Arc::new(socket)));
         }
         for given in &settings.inherited {
-            fronts.push(if sockopt::socket_type(given) == Ok(SocketType::DGRAM) {
+            ingresses.push(if sockopt::socket_type(given) == Ok(SocketType::DGRAM) {
                 let trusted = settings.udp_trusted.clone();
-                let socket = UdpSocket::inherited(given, trusted, limit, &mut lock(&self.notices))?;
+                let mut notices = unpoisoned(self.notices.lock());
+                let socket = UdpSocket::inherited(given, trusted, limit, &mut notices)?;
                 Ingress::Datagrams(Arc::new(socket))
             } else {
-                Ingress::Connections(Arc::new(Listener::inherited(given, settings)?))
+                let listener = Listener::inherited(given, settings.writable)?;
+                Ingress::Connections(Arc::new(Acceptor::new(listener)?))
             });
         }
         let (service, clock) = (Arc::clone(&self.service), Arc::clone(&self.clock));
@@ -255,8 +261,8 @@ impl Engine {
             let errno = Errno::from_io_error(&error).unwrap_or(Errno::AGAIN);
             StartError::new(errno, "cannot start a thread", "engine")
         })?;
-        *lock(&self.clock_thread) = Some(ticking);
-        for ingress in fronts {
+        *unpoisoned(self.clock_thread.lock()) = Some(ticking);
+        for ingress in ingresses {
             let model = settings.models.get(&ingress.transport()).copied().unwrap_or(Model::Epoll);
             let mut endpoint = Endpoint { ingress, runs: Vec::new() };
             let begun = endpoint.begin(model, &self.service);
@@ -264,13 +270,13 @@ impl Engine {
             begun?;
         }
         if let Some(notice) = self.service.fit_connections()? {
-            lock(&self.notices).push(notice);
+            unpoisoned(self.notices.lock()).push(notice);
         }
         Ok(())
     }
 
     pub fn addresses(&self) -> Vec<(&'static str, String)> {
-        lock(&self.endpoints)
+        unpoisoned(self.endpoints.lock())
             .iter()
             .map(|endpoint| (endpoint.ingress.transport().name(), endpoint.ingress.address().to_owned()))
             .collect()
@@ -281,11 +287,11 @@ impl Engine {
     }
 
     pub fn notices(&self) -> Vec<String> {
-        lock(&self.notices).clone()
+        unpoisoned(self.notices.lock()).clone()
     }
 
     pub fn snapshot(&self) -> Snapshot {
-        let endpoints = lock(&self.endpoints);
+        let endpoints = unpoisoned(self.endpoints.lock());
         let transports = endpoints
             .iter()
             .map(|endpoint| {
@@ -323,7 +329,7 @@ impl Engine {
             output_bytes: self.service.output.taken(),
             uploads_in_flight,
             reserved_bytes,
-            denied_total: self.service.peers.refusals.counts().collect(),
+            denied_total: self.service.clients.denials.counts().collect(),
             storage_errors_total: self.service.failures.counts(),
             root_problem: self.root_problem(),
             cache_hits_total: cache.hits,
@@ -342,7 +348,7 @@ impl Engine {
     }
 
     pub fn set_rules(&self, rules: Rules) {
-        self.service.peers.set(rules);
+        self.service.clients.set(rules);
     }
 
     /// One storage failure since the last call.
@@ -357,7 +363,7 @@ impl Engine {
 
     /// One refusal since the last call.
     pub fn take_refusal(&self) -> Option<Refusal> {
-        self.service.peers.refusals.take()
+        self.service.clients.denials.take()
     }
 
     pub fn set_limits(&self, limits: &Limits) {
@@ -367,7 +373,7 @@ impl Engine {
     /// Changes the model of a transport; false if the transport is not served. On an error the previous model
     /// continues to serve.
     pub fn set_concurrency(&self, transport: Transport, model: Model) -> Result<bool, StartError> {
-        let mut endpoints = lock(&self.endpoints);
+        let mut endpoints = unpoisoned(self.endpoints.lock());
         if self.draining.load(Relaxed) {
             let why = "the server drains: its models stay as they are";
             return Err(StartError::new(Errno::SHUTDOWN, why, transport.name()));
@@ -403,15 +409,15 @@ impl Engine {
         self.draining.store(true, Relaxed);
         let until = Instant::now() + STOP_GRACE;
         if self.order_all(Command::Stop, STOP_GRACE) {
-            for run in lock(&self.endpoints).drain(..).flat_map(|endpoint| endpoint.runs) {
+            for run in unpoisoned(self.endpoints.lock()).drain(..).flat_map(|endpoint| endpoint.runs) {
                 // The runtime has reported a panic on stderr.
                 let _ = run.thread.join();
             }
         }
         self.service.stop_storage(until.max(Instant::now() + POOL_GRACE));
-        *lock(&self.clock.stopped) = true;
+        *unpoisoned(self.clock.stopped.lock()) = true;
         self.clock.stop.notify_all();
-        if let Some(thread) = lock(&self.clock_thread).take() {
+        if let Some(thread) = unpoisoned(self.clock_thread.lock()).take() {
             let _ = thread.join();
         }
         self.service.drop_unread();
@@ -420,7 +426,7 @@ impl Engine {
     fn order_all(&self, order: Command, timeout: Duration) -> bool {
         let until = Instant::now().checked_add(timeout);
         {
-            let endpoints = lock(&self.endpoints);
+            let endpoints = unpoisoned(self.endpoints.lock());
             // Set under the lock, so that a later change of models sees it.
             self.draining.store(true, Relaxed);
             for endpoint in endpoints.iter() {
@@ -428,7 +434,7 @@ impl Engine {
             }
         }
         loop {
-            if lock(&self.endpoints).iter().all(Endpoint::is_finished) {
+            if unpoisoned(self.endpoints.lock()).iter().all(Endpoint::is_finished) {
                 return true;
             }
             if until.is_some_and(|until| Instant::now() >= until) {
@@ -446,8 +452,8 @@ impl Drop for Engine {
         }
         // A fork has no threads to join, and its parent removes the paths and locks. The fork may have copied mutexes
         // while they were held, so take none here.
-        std::mem::forget(std::mem::take(self.endpoints.get_mut().unwrap_or_else(PoisonError::into_inner)));
-        std::mem::forget(self.clock_thread.get_mut().unwrap_or_else(PoisonError::into_inner).take());
+        std::mem::forget(std::mem::take(unpoisoned(self.endpoints.get_mut())));
+        std::mem::forget(unpoisoned(self.clock_thread.get_mut()).take());
         std::mem::forget(Arc::clone(&self.service));
     }
 }
@@ -458,12 +464,12 @@ impl StatsTimer {
     fn run(&self, service: &Service) {
         let started = Instant::now();
         let mut passed = 0;
-        let mut stopped = lock(&self.stopped);
+        let mut stopped = unpoisoned(self.stopped.lock());
         while !*stopped {
             let next = started + Duration::from_secs(passed + 1);
             while !*stopped && Instant::now() < next {
                 let left = next.saturating_duration_since(Instant::now());
-                stopped = self.stop.wait_timeout(stopped, left).unwrap_or_else(PoisonError::into_inner).0;
+                stopped = unpoisoned(self.stop.wait_timeout(stopped, left)).0;
             }
             let now = started.elapsed().as_secs().max(passed + 1);
             service.statistics.tick(now - passed);
@@ -477,10 +483,6 @@ impl StatsTimer {
             service.journal.tick();
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! objmapper's data plane: sockets, wire, concurrency models, path resolution, statistics.
 //!
-//! `concurrency → session → transport, storage → protocol → errors`. PyO3 lives in `python.rs` and `errors.rs` only,
+//! `engine → concurrency → session → service → net, storage, access, fd, statistics → protocol → errors`. PyO3 lives in `python.rs` and `errors.rs` only,
 //! behind the feature `python`; the interpreter's lock is never taken to serve a request.
 
 // The names of documented items explain them; not every field of a plain value needs prose.
@@ -15,7 +15,6 @@ mod concurrency;
 mod engine;
 mod errors;
 mod fd;
-mod handover;
 mod load;
 mod model;
 mod net;

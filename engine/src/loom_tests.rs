@@ -11,8 +11,8 @@ mod stealing_queue;
 mod thread_waker;
 
 use crate::bounded_queue::BoundedQueue;
+use crate::concurrency::handover::Handover;
 use crate::concurrency::session_ownership::RunState;
-use crate::handover::Handover;
 use std::collections::VecDeque;
 
 /// A worker runs a session while storage wakes it and epoll reports it: a run that begins after storage's write sees

@@ -7,8 +7,10 @@
 //! may always have the few bytes of one small answer; larger contents then go from file to socket, and pages of
 //! listings are short.
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Mutex, PoisonError};
+
+use crate::sync::unpoisoned;
 
 /// One connection may take this fraction of the free budget.
 const SHARE: usize = 8;
@@ -80,7 +82,7 @@ impl Output {
     }
 
     fn is_worth_a_trim(&self, taken: usize) -> bool {
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut seen = unpoisoned(self.seen.lock());
         seen.last.rotate_right(1);
         seen.last[0] = taken;
         let recent = seen.last.into_iter().max().unwrap_or(0);

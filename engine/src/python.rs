@@ -15,13 +15,13 @@ use crate::access::rules::{IdSet, Rules};
 use crate::engine::{Engine as NativeEngine, Snapshot};
 use crate::load::{Load as NativeLoad, LoadProtocol, Outcome, Plan, Target};
 use crate::model::Model;
+use crate::net::network::Network;
 use crate::net::transport::Transport;
 use crate::protocol::Mode;
 use crate::request_log::Record;
 use crate::settings::{Limits, OptimizeFor, Settings, TimeLimit};
 use crate::statistics::CountedUpTo;
 use crate::storage_failures::Failure;
-use crate::udp::Network;
 
 // The engine reads settings from the attributes of a `Config`, which has checked them: see `Settings` and `Limits`.
 

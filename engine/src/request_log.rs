@@ -5,8 +5,8 @@
 
 use crate::net::credentials;
 use std::collections::VecDeque;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use std::net::SocketAddr;
@@ -14,6 +14,7 @@ use std::net::SocketAddr;
 use rustix::fd::OwnedFd;
 
 use crate::net::transport::Transport;
+use crate::sync::unpoisoned;
 
 /// The slowest requests are kept in BUCKETS buckets of SLOWEST each; together they cover a minute.
 const SLOWEST: usize = 32;
@@ -198,7 +199,7 @@ impl RequestLog {
         let is_sampled = sample > 0 && counted.fetch_add(1, Relaxed).is_multiple_of(sample);
         if is_sampled || total >= self.watch_floor.load(Relaxed) {
             let mut record = Record::of(passed);
-            let mut records = lock(&self.records);
+            let mut records = unpoisoned(self.records.lock());
             records.last += 1;
             record.number = records.last;
             if records.kept.len() == MAX_KEPT {
@@ -210,7 +211,7 @@ impl RequestLog {
 
     fn record_slow(&self, passed: &CompletedRequest<'_>, total: u64) {
         let record = Record::of(passed);
-        let mut slowest = lock(&self.slowest);
+        let mut slowest = unpoisoned(self.slowest.lock());
         let Some(bucket) = slowest.buckets.back_mut() else { return };
         let at = bucket.partition_point(|other| other.total_us >= record.total_us);
         bucket.insert(at, record);
@@ -222,7 +223,8 @@ impl RequestLog {
 
     /// The slowest of the last minute, slowest first.
     pub fn slowest(&self) -> Vec<Record> {
-        let mut all: Vec<Record> = lock(&self.slowest).buckets.iter().flatten().cloned().collect();
+        let mut all: Vec<Record> =
+            unpoisoned(self.slowest.lock()).buckets.iter().flatten().cloned().collect();
         all.sort_by(|a, b| b.total_us.total_cmp(&a.total_us));
         all.truncate(SLOWEST);
         all
@@ -231,7 +233,7 @@ impl RequestLog {
     /// Records requests slower than this, for `time`; a lower limit of another watcher stays in force.
     pub fn watch(&self, slower_than: Duration, time: Duration) {
         let floor = u64::try_from(slower_than.as_nanos()).unwrap_or(u64::MAX);
-        let mut until = lock(&self.watched_until);
+        let mut until = unpoisoned(self.watched_until.lock());
         *until = (*until).max(Instant::now() + time);
         self.watch_floor.fetch_min(floor, Relaxed);
     }
@@ -243,7 +245,7 @@ impl RequestLog {
 
     /// The records after this number, and the number of the last one.
     pub fn records(&self, after: u64) -> (u64, Vec<Record>) {
-        let records = lock(&self.records);
+        let records = unpoisoned(self.records.lock());
         let known = records.kept.partition_point(|record| record.number <= after);
         (records.last, records.kept.range(known..).cloned().collect())
     }
@@ -251,10 +253,10 @@ impl RequestLog {
     /// Called once a second.
     pub fn tick(&self) {
         let now = Instant::now();
-        if *lock(&self.watched_until) < now {
+        if *unpoisoned(self.watched_until.lock()) < now {
             self.watch_floor.store(u64::MAX, Relaxed);
         }
-        let mut slowest = lock(&self.slowest);
+        let mut slowest = unpoisoned(self.slowest.lock());
         // Several buckets pass at once if the timer's thread was delayed.
         let passed = now.duration_since(slowest.began).as_secs() / BUCKET.as_secs();
         if passed > 0 {
@@ -267,10 +269,6 @@ impl RequestLog {
             self.slow_floor.store(0, Relaxed);
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

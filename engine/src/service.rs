@@ -6,17 +6,17 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::ffi::CStr;
 use std::fmt::Display;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::access::accounts::Clients;
 use crate::errors::{Error, StartError};
 use crate::fd::budget::FdBudget;
+use crate::fd::counted_connection::CountedConnection;
 use crate::net::transport::Transport;
 use crate::output_budget::Output;
 use crate::protocol::Operation;
 use crate::request_log::RequestLog;
-use crate::session::Connection;
 use crate::settings::{Limits, Settings};
 use crate::statistics::Statistics;
 use crate::storage::cache::Cache;
@@ -27,6 +27,7 @@ use crate::storage::pool::{Client, StoragePool};
 use crate::storage::remote_file_systems;
 use crate::storage::staging::Staging;
 use crate::storage_failures::Failures;
+use crate::sync::unpoisoned;
 use crate::uploads::Uploads;
 
 /// Descriptors that connections never get: reserved for the files that requests open, the listeners, the interpreter.
@@ -58,7 +59,7 @@ pub struct Service {
     pub in_flight: FdBudget,
     pub failures: Failures,
     pub output: Output,
-    pub peers: Clients,
+    pub clients: Clients,
     /// The cap on connections, fitted to RLIMIT_NOFILE.
     max_connections: AtomicUsize,
     /// Connections that RLIMIT_NOFILE has room for.
@@ -81,7 +82,7 @@ pub struct Service {
 
 #[derive(Debug)]
 struct UnreadConnection {
-    connection: Arc<Connection>,
+    connection: Arc<dyn CountedConnection>,
     since: Instant,
 }
 
@@ -134,7 +135,7 @@ impl Service {
             in_flight: FdBudget::new(u32::try_from(in_flight).unwrap_or(u32::MAX)),
             failures: Failures::default(),
             output: Output::new(settings.max_output_buffer, settings.max_output_memory),
-            peers: Clients::default(),
+            clients: Clients::default(),
             max_connections: max_connections.into(),
             room: room.into(),
             limit,
@@ -285,7 +286,7 @@ impl Service {
     }
 
     /// Keeps a connection without a session until its client has received its descriptors.
-    pub fn track_unread(&self, connection: Arc<Connection>) {
+    pub fn track_unread(&self, connection: Arc<dyn CountedConnection>) {
         self.unread().push(UnreadConnection { connection, since: Instant::now() });
     }
 
@@ -294,7 +295,7 @@ impl Service {
     pub fn sweep_unread(&self) {
         let mut over = Vec::new();
         self.unread().retain(|kept| {
-            kept.connection.settle_unread(self);
+            kept.connection.settle_unread();
             let has_unread_fds = kept.connection.has_unread_fds();
             let is_late = kept.since.elapsed() > self.settings.request_timeout.get();
             if has_unread_fds && is_late {
@@ -306,7 +307,7 @@ impl Service {
             has_unread_fds && !is_late
         });
         for connection in over {
-            connection.forget_unread(self);
+            connection.forget_unread();
         }
     }
 
@@ -314,12 +315,12 @@ impl Service {
     pub fn drop_unread(&self) {
         let kept = std::mem::take(&mut *self.unread());
         for kept in kept {
-            kept.connection.forget_unread(self);
+            kept.connection.forget_unread();
         }
     }
 
     fn unread(&self) -> std::sync::MutexGuard<'_, Vec<UnreadConnection>> {
-        self.unread.lock().unwrap_or_else(PoisonError::into_inner)
+        unpoisoned(self.unread.lock())
     }
 }
 

@@ -9,8 +9,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use crate::model::Model;
+use crate::net::network::Network;
 use crate::net::transport::Transport;
-use crate::udp::Network;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OptimizeFor {

@@ -3,11 +3,13 @@
 use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::fmt::Display;
+use std::sync::Mutex;
 use std::sync::atomic::{
     AtomicBool, AtomicU64,
     Ordering::{AcqRel, Relaxed},
 };
-use std::sync::{Mutex, PoisonError};
+
+use crate::sync::unpoisoned;
 
 /// Stands in for an errno: the file ended before the promised length.
 pub const ENDED_EARLY: i32 = 0;
@@ -57,7 +59,7 @@ impl Failures {
         self.counts[place].fetch_add(1, Relaxed);
         if !self.is_kept.swap(true, AcqRel) {
             let failure = Failure { errno, operation, uri: uri.to_string(), suppressed: 0 };
-            self.kept.lock().unwrap_or_else(PoisonError::into_inner).failure = Some(failure);
+            unpoisoned(self.kept.lock()).failure = Some(failure);
         }
     }
 
@@ -69,7 +71,7 @@ impl Failures {
 
     /// The first failure since the last call, if there was one.
     pub fn take(&self) -> Option<Failure> {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = unpoisoned(self.kept.lock());
         let mut failure = kept.failure.take()?;
         // Before the sum: the sum includes a failure that found one kept; the next call takes one that did not.
         self.is_kept.swap(false, AcqRel);

@@ -3,10 +3,11 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::errors::Error;
 use crate::storage::pool::User;
+use crate::sync::unpoisoned;
 
 /// Bytes of contents that may wait for a writer, over all users.
 const MOST_BUFFERED: usize = 64 << 20;
@@ -76,7 +77,7 @@ impl Uploads {
     }
 
     fn users(&self) -> MutexGuard<'_, HashMap<User, Share>> {
-        self.users.lock().unwrap_or_else(PoisonError::into_inner)
+        unpoisoned(self.users.lock())
     }
 }
 

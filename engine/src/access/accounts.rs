@@ -1,13 +1,12 @@
 //! Which users may connect, what they may use, and how much one user may have: lists of users and groups for Unix
 //! sockets and for the URIs below a prefix, and caps for each user.
 //!
-//! The kernel vouches for the other end of a Unix socket (SO_PEERCRED, SO_PEERGROUPS): the user and the groups,
-//! supplementary ones included, as of connect(2). Clients of other transports have no user: paths below a prefix with
+//! The kernel names the user and the groups at the other end of a Unix socket (SO_PEERCRED, SO_PEERGROUPS),
+//! supplementary groups included, as of connect(2). Clients of other transports have no user: paths below a prefix with
 //! a list stay closed to them.
 //!
 //! Without rules the server checks and counts nothing: sessions compare one number per turn.
 
-use crate::net::credentials;
 use rustix::fd::OwnedFd;
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
@@ -16,13 +15,12 @@ use std::time::{Duration, Instant};
 use crate::access::denials::{Denials, Reason};
 use crate::access::rules::{Rules, View};
 use crate::errors::Error;
-use crate::net::credentials::Credentials;
+use crate::fd::counted_connection::CountedConnection;
+use crate::net::credentials::{self, Credentials};
 use crate::net::transport::Transport;
-use crate::service::Service;
-use crate::session::Connection;
-use crate::sync::{AtomicU32, AtomicU64, Mutex, MutexGuard, Ordering, PoisonError};
+use crate::sync::{AtomicU32, AtomicU64, Mutex, Ordering, unpoisoned};
 
-/// How long to wait before asking again what a user at the cap has received, after a check that found nothing.
+/// The pause between checks of what a user at the cap has received, after a check that found nothing.
 const SETTLE_INTERVAL: Duration = Duration::from_millis(2);
 
 /// The connections and descriptors of one user, over all its connections.
@@ -36,7 +34,7 @@ pub struct UserAccount {
 
 #[derive(Debug, Default)]
 struct UserConnections {
-    connections: Vec<Weak<Connection>>,
+    connections: Vec<Weak<dyn CountedConnection>>,
     /// When the last check found that they had received nothing.
     empty_scan_at: Option<Instant>,
 }
@@ -51,12 +49,12 @@ impl UserAccount {
     }
 
     /// Adds the connection to those that the server checks when the user is at the cap.
-    pub fn track(&self, connection: &Arc<Connection>) {
-        let mut members = lock(&self.members);
+    pub fn track(&self, connection: Weak<dyn CountedConnection>) {
+        let mut members = unpoisoned(self.members.lock());
         if members.connections.len() == members.connections.capacity() {
             members.connections.retain(|member| member.strong_count() > 0);
         }
-        members.connections.push(Arc::downgrade(connection));
+        members.connections.push(connection);
     }
 
     pub fn descriptors(&self) -> u32 {
@@ -65,15 +63,15 @@ impl UserAccount {
 
     /// Finds out what the user has received meanwhile. Many connections cost many calls, so a check that finds
     /// nothing pauses the next ones.
-    fn settle(&self, service: &Service) {
-        let mut members = lock(&self.members);
+    fn settle(&self) {
+        let mut members = unpoisoned(self.members.lock());
         let now = Instant::now();
         if members.empty_scan_at.is_some_and(|at| now.duration_since(at) < SETTLE_INTERVAL) {
             return;
         }
         let before = self.descriptors();
         for member in members.connections.iter().filter_map(Weak::upgrade) {
-            member.settle_unread(service);
+            member.settle_unread();
         }
         members.empty_scan_at = (self.descriptors() >= before).then_some(now);
     }
@@ -97,9 +95,10 @@ impl Drop for ConnectionCharge {
 /// Access facts about a client while there are rules.
 #[derive(Debug)]
 pub struct ClientAccess {
-    /// The version of the rules that judged the client.
+    /// The version of the rules that were evaluated for the client.
     pub generation: u64,
-    who: Option<Credentials>,
+    /// None for a client without a user.
+    peer: Option<Credentials>,
     view: View,
     /// None for a client without a user: the server counts users only.
     charge: Option<ConnectionCharge>,
@@ -116,32 +115,37 @@ impl ClientAccess {
     }
 
     /// FORBIDDEN if this client may not use the path; with a slash at its end, anything below the path.
-    pub fn check(&self, path: &[u8], peers: &Clients) -> Result<(), Error> {
+    pub fn check(&self, path: &[u8], clients: &Clients) -> Result<(), Error> {
         if !self.view.excludes(path) {
             return Ok(());
         }
         if self.view.is_admitted() {
-            peers.refusals.note(Reason::Prefix, self.who.as_ref(), path);
+            clients.denials.note(Reason::Prefix, self.peer.as_ref(), path);
             return Err(Error::NotForThisUser);
         }
-        peers.refusals.note(Reason::User, self.who.as_ref(), b"");
+        clients.denials.note(Reason::User, self.peer.as_ref(), b"");
         Err(Error::NotAdmitted)
     }
 
     /// UNAVAILABLE if the client's user may not have `more` further descriptors. A user without any may always have
-    /// one of those available. Two threads that ask at the same moment may both find room.
-    pub fn check_descriptors(&self, own: &Connection, service: &Service, more: u32) -> Result<(), Error> {
-        let most = self.view.rules().max_descriptors;
-        let Some(account) = self.account().filter(|_| most > 0) else { return Ok(()) };
+    /// one of those available. Two threads that check at the same moment may both pass.
+    pub fn check_descriptors(
+        &self,
+        own: &dyn CountedConnection,
+        clients: &Clients,
+        more: u32,
+    ) -> Result<(), Error> {
+        let max = self.view.rules().max_descriptors;
+        let Some(account) = self.account().filter(|_| max > 0) else { return Ok(()) };
         // A write opens several at once; a cap below that must not forbid writes altogether.
-        let room = most - more.min(most);
-        if account.descriptors() > room {
-            own.settle_unread(service);
+        let max_before = max - more.min(max);
+        if account.descriptors() > max_before {
+            own.settle_unread();
         }
-        if account.descriptors() > room {
-            account.settle(service);
-            if account.descriptors() > room {
-                service.peers.refusals.note(Reason::Descriptors, self.who.as_ref(), b"");
+        if account.descriptors() > max_before {
+            account.settle();
+            if account.descriptors() > max_before {
+                clients.denials.note(Reason::Descriptors, self.peer.as_ref(), b"");
                 return Err(Error::Busy("this user has as many file descriptors as one may have, try again"));
             }
         }
@@ -156,13 +160,13 @@ pub struct Clients {
     generation: AtomicU64,
     rules: Mutex<(u64, Arc<Rules>)>,
     accounts: Mutex<HashMap<u32, Weak<UserAccount>>>,
-    pub refusals: Denials,
+    pub denials: Denials,
 }
 
 impl Clients {
     /// Changes the rules. Sessions apply them at their next turn, or within a second.
     pub fn set(&self, rules: Rules) {
-        let mut current = lock(&self.rules);
+        let mut current = unpoisoned(self.rules.lock());
         if *current.1 != rules {
             let is_free = rules == Rules::default();
             *current = (current.0 + 1, Arc::new(rules));
@@ -175,23 +179,23 @@ impl Clients {
         self.generation.load(Ordering::Acquire)
     }
 
-    /// Judges a new connection: None if no rules concern it. A refusal is an error, and is counted.
+    /// Evaluates the rules for a new connection: None if no rules concern it. A denial is an error, and is counted.
     pub fn admit(&self, socket: &OwnedFd, transport: Transport) -> Result<Option<Box<ClientAccess>>, Error> {
         let Some(mut client_access) = self.evaluate(socket, transport) else { return Ok(None) };
-        let Some(who) = &client_access.who else { return Ok(Some(client_access)) };
+        let Some(peer) = &client_access.peer else { return Ok(Some(client_access)) };
         if !client_access.view.is_admitted() {
-            self.refusals.note(Reason::User, Some(who), b"");
+            self.denials.note(Reason::User, Some(peer), b"");
             return Err(Error::NotAdmitted);
         }
-        client_access.charge = self.charge_connection(who.uid, client_access.view.rules().max_connections);
+        client_access.charge = self.charge_connection(peer.uid, client_access.view.rules().max_connections);
         if client_access.charge.is_none() {
-            self.refusals.note(Reason::Connections, Some(who), b"");
+            self.denials.note(Reason::Connections, Some(peer), b"");
             return Err(Error::Busy("this user has as many connections as one may have, try again"));
         }
         Ok(Some(client_access))
     }
 
-    /// Judges a connected client again. It stays connected, but a client that may no longer connect may use nothing.
+    /// Evaluates the rules for a connected client again. It stays connected, but a client that may no longer connect may use nothing.
     pub fn reevaluate(
         &self,
         socket: &OwnedFd,
@@ -199,18 +203,20 @@ impl Clients {
         before: Option<Box<ClientAccess>>,
     ) -> Option<Box<ClientAccess>> {
         let mut client_access = self.evaluate(socket, transport)?;
-        let seat = before.and_then(|before| before.charge);
-        client_access.charge =
-            client_access.who.as_ref().and_then(|who| seat.or_else(|| self.charge_connection(who.uid, 0)));
+        let charge = before.and_then(|before| before.charge);
+        client_access.charge = client_access
+            .peer
+            .as_ref()
+            .and_then(|peer| charge.or_else(|| self.charge_connection(peer.uid, 0)));
         Some(client_access)
     }
 
     /// FORBIDDEN if the path has a list: clients that ask in datagrams are on none.
     pub fn check_without_user(&self, path: &[u8]) -> Result<(), Error> {
-        if self.generation() == 0 || !lock(&self.rules).1.applies_to(path) {
+        if self.generation() == 0 || !unpoisoned(self.rules.lock()).1.applies_to(path) {
             return Ok(());
         }
-        self.refusals.note(Reason::Prefix, None, path);
+        self.denials.note(Reason::Prefix, None, path);
         Err(Error::NotForThisUser)
     }
 
@@ -218,20 +224,20 @@ impl Clients {
         if self.generation() == 0 {
             return None;
         }
-        let (generation, rules) = lock(&self.rules).clone();
-        let who = match transport {
+        let (generation, rules) = unpoisoned(self.rules.lock()).clone();
+        let peer = match transport {
             // No kernel credentials: treat as unknown user.
             Transport::Unix => Some(credentials::credentials(socket).unwrap_or(Credentials::UNKNOWN)),
             _ if !rules.has_prefixes() => return None,
             _ => None,
         };
-        let view = View::new(rules, who.as_ref());
-        Some(Box::new(ClientAccess { generation, who, view, charge: None }))
+        let view = View::new(rules, peer.as_ref());
+        Some(Box::new(ClientAccess { generation, peer, view, charge: None }))
     }
 
     /// Counts a connection; None if the user has reached the cap.
-    fn charge_connection(&self, uid: u32, most: u32) -> Option<ConnectionCharge> {
-        let mut accounts = lock(&self.accounts);
+    fn charge_connection(&self, uid: u32, max_connections: u32) -> Option<ConnectionCharge> {
+        let mut accounts = unpoisoned(self.accounts.lock());
         let account = match accounts.get(&uid).and_then(Weak::upgrade) {
             Some(account) => account,
             None => {
@@ -244,16 +250,12 @@ impl Clients {
             }
         };
         // The count grows only here, under the lock.
-        if most > 0 && account.connections() >= most {
+        if max_connections > 0 && account.connections() >= max_connections {
             return None;
         }
         account.connections.fetch_add(1, Ordering::Relaxed);
         Some(ConnectionCharge(account))
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::access::rules::IdSet;
+use crate::sync::unpoisoned;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
 fn listed(uids: &[u32], gids: &[u32]) -> IdSet {
@@ -16,48 +17,48 @@ fn connected() -> (OwnedFd, OwnedFd) {
 
 #[test]
 fn without_rules_nothing_is_asked() {
-    let peers = Clients::default();
+    let clients = Clients::default();
     let (_, theirs) = connected();
-    assert_eq!(peers.generation(), 0);
-    assert!(peers.admit(&theirs, Transport::Unix).expect("let in").is_none());
+    assert_eq!(clients.generation(), 0);
+    assert!(clients.admit(&theirs, Transport::Unix).expect("let in").is_none());
 }
 
 #[test]
 fn a_user_has_as_many_connections_as_one_may_have() {
-    let peers = Clients::default();
-    peers.set(Rules::new(IdSet::default(), Vec::new(), 2, 0));
+    let clients = Clients::default();
+    clients.set(Rules::new(IdSet::default(), Vec::new(), 2, 0));
     let (_, socket) = connected();
-    let first = peers.admit(&socket, Transport::Unix).expect("the first").expect("counted");
-    let second = peers.admit(&socket, Transport::Unix).expect("the second").expect("counted");
-    assert!(matches!(peers.admit(&socket, Transport::Unix), Err(Error::Busy(_))));
+    let first = clients.admit(&socket, Transport::Unix).expect("the first").expect("counted");
+    let second = clients.admit(&socket, Transport::Unix).expect("the second").expect("counted");
+    assert!(matches!(clients.admit(&socket, Transport::Unix), Err(Error::Busy(_))));
     assert_eq!(first.account().expect("a user").connections(), 2);
     drop(second);
-    let third = peers.admit(&socket, Transport::Unix).expect("room again").expect("counted");
+    let third = clients.admit(&socket, Transport::Unix).expect("room again").expect("counted");
     // Clients of other transports have no user.
-    assert!(peers.admit(&socket, Transport::Tcp).expect("let in").is_none());
-    let counts: Vec<_> = peers.refusals.counts().filter(|(_, count)| *count > 0).collect();
+    assert!(clients.admit(&socket, Transport::Tcp).expect("let in").is_none());
+    let counts: Vec<_> = clients.denials.counts().filter(|(_, count)| *count > 0).collect();
     assert_eq!(counts, [("connections", 1)]);
     drop((first, third));
-    assert!(lock(&peers.accounts).values().all(|account| account.upgrade().is_none()));
+    assert!(unpoisoned(clients.accounts.lock()).values().all(|account| account.upgrade().is_none()));
 }
 
 #[test]
 fn who_is_in_is_judged_by_new_rules_and_counted_once() {
-    let peers = Clients::default();
+    let clients = Clients::default();
     let (_, socket) = connected();
-    peers.set(Rules::new(IdSet::default(), Vec::new(), 1, 0));
-    let client_access = peers.admit(&socket, Transport::Unix).expect("let in");
+    clients.set(Rules::new(IdSet::default(), Vec::new(), 1, 0));
+    let client_access = clients.admit(&socket, Transport::Unix).expect("let in");
     let nobody = Rules::new(listed(&[u32::MAX - 1], &[]), Vec::new(), 1, 0);
-    peers.set(nobody.clone());
-    let before = peers.generation();
-    peers.set(nobody);
-    assert_eq!(peers.generation(), before, "the same rules are no change");
-    let client_access = peers.reevaluate(&socket, Transport::Unix, client_access).expect("there are rules");
-    assert_eq!(client_access.check(b"a", &peers), Err(Error::NotAdmitted));
+    clients.set(nobody.clone());
+    let before = clients.generation();
+    clients.set(nobody);
+    assert_eq!(clients.generation(), before, "the same rules are no change");
+    let client_access = clients.reevaluate(&socket, Transport::Unix, client_access).expect("there are rules");
+    assert_eq!(client_access.check(b"a", &clients), Err(Error::NotAdmitted));
     assert_eq!(client_access.account().expect("a user").connections(), 1);
-    assert_eq!(peers.admit(&socket, Transport::Unix).err(), Some(Error::NotAdmitted));
-    peers.set(Rules::default());
-    assert_eq!(peers.generation(), 0);
-    assert!(peers.reevaluate(&socket, Transport::Unix, Some(client_access)).is_none());
-    assert!(peers.admit(&socket, Transport::Unix).expect("let in").is_none());
+    assert_eq!(clients.admit(&socket, Transport::Unix).err(), Some(Error::NotAdmitted));
+    clients.set(Rules::default());
+    assert_eq!(clients.generation(), 0);
+    assert!(clients.reevaluate(&socket, Transport::Unix, Some(client_access)).is_none());
+    assert!(clients.admit(&socket, Transport::Unix).expect("let in").is_none());
 }

@@ -1,9 +1,10 @@
 //! Refusals by the access rules: counted, and one kept until the log takes it.
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Mutex, PoisonError};
 
 use crate::net::credentials::Credentials;
+use crate::sync::unpoisoned;
 
 /// The kind of refusal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,7 +67,7 @@ impl Denials {
         let uri = if path.is_empty() { String::new() } else { format!("/{}", String::from_utf8_lossy(path)) };
         let (uid, pid) = (who.map(|who| who.uid), who.map(|who| who.pid));
         let refusal = Refusal { reason: reason.name(), uid, pid, uri, suppressed: 0 };
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner).refusal = Some(refusal);
+        unpoisoned(self.kept.lock()).refusal = Some(refusal);
     }
 
     /// Refusals since start, by reason.
@@ -76,7 +77,7 @@ impl Denials {
 
     /// The first refusal since the last call, if there was one.
     pub fn take(&self) -> Option<Refusal> {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = unpoisoned(self.kept.lock());
         let mut refusal = kept.refusal.take()?;
         let all: u64 = self.counts().map(|(_, count)| count).sum();
         let new = all - kept.reported;

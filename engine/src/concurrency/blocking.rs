@@ -13,7 +13,7 @@ use crate::net::transport::IoMode;
 use crate::service::Service;
 use crate::session::{Next, RunOptions, Session, ThreadBuffers, Wake};
 use crate::settings::OptimizeFor;
-use crate::sync::{Mutex, MutexGuard, PoisonError};
+use crate::sync::{Mutex, MutexGuard, unpoisoned};
 
 /// How often a thread checks its session for results when no descriptor is left for an eventfd to wake it.
 const FALLBACK_POLL: Duration = Duration::from_millis(5);
@@ -35,7 +35,7 @@ impl<B: Ring> ThreadWaker<B> {
     }
 
     fn wake_state(&self) -> MutexGuard<'_, WakeState<B>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        unpoisoned(self.0.lock())
     }
 
     /// Sleeps in `sleep`, which gets the eventfd that ends the sleep, if `open` made one. Returns at once if the

@@ -4,17 +4,18 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
 use std::thread::JoinHandle;
 
+use crate::concurrency::acceptor::Acceptor;
 use crate::concurrency::blocking::run_session_blocking;
 use crate::concurrency::control::{Command, Control};
 use crate::model::Model;
-use crate::net::listener::Listener;
 use crate::service::Service;
 use crate::session::{Connection, Session, ThreadBuffers};
 use crate::settings::cores;
 use crate::spawn::spawn;
+use crate::sync::unpoisoned;
 
 const STACK: usize = 128 << 10;
 
@@ -25,7 +26,7 @@ pub trait ReturnToLoop: Send + Sync + std::fmt::Debug {
 
 #[derive(Debug)]
 pub struct DedicatedThreads {
-    listener: Arc<Listener>,
+    acceptor: Arc<Acceptor>,
     service: Arc<Service>,
     control: Arc<Control>,
     /// Connections of this model, on dedicated threads and in the loops.
@@ -45,9 +46,9 @@ struct State {
 }
 
 impl DedicatedThreads {
-    pub fn new(listener: &Arc<Listener>, service: &Arc<Service>, control: &Arc<Control>) -> Self {
+    pub fn new(acceptor: &Arc<Acceptor>, service: &Arc<Service>, control: &Arc<Control>) -> Self {
         DedicatedThreads {
-            listener: Arc::clone(listener),
+            acceptor: Arc::clone(acceptor),
             service: Arc::clone(service),
             control: Arc::clone(control),
             connections: AtomicUsize::new(0),
@@ -58,7 +59,7 @@ impl DedicatedThreads {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        unpoisoned(self.state.lock())
     }
 
     /// Counts one connection more, or one fewer.
@@ -100,7 +101,7 @@ impl DedicatedThreads {
     }
 
     fn worker_loop(&self, origin: &dyn ReturnToLoop) {
-        let gauges = self.service.statistics.gauges(self.listener.transport);
+        let gauges = self.service.statistics.gauges(self.acceptor.transport());
         gauges.active_threads.fetch_add(1, Relaxed);
         let mut buffers = ThreadBuffers::new(&self.service, Model::Epoll);
         buffers.recalled = Some(Arc::clone(&self.crowded));
@@ -116,7 +117,7 @@ impl DedicatedThreads {
             let gone = if self.control.order() == Command::Handover {
                 self.count(false);
                 // A drain overtook the handover: this thread drains the session.
-                self.listener.hand_over(left).inspect_err(|_| self.count(true))
+                self.acceptor.hand_over(left).inspect_err(|_| self.count(true))
             } else {
                 origin.return_session(left)
             };
@@ -140,7 +141,7 @@ impl DedicatedThreads {
                 return None;
             }
             state.idle += 1;
-            state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = unpoisoned(self.work.wait(state));
             state.idle -= 1;
         }
     }

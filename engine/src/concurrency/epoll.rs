@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
+use crate::concurrency::acceptor::{AcceptOutcome, Acceptor, Taker};
 use crate::concurrency::control::{Command, Control};
 use crate::concurrency::dedicated_threads::{DedicatedThreads, ReturnToLoop};
 use crate::concurrency::mailbox::{Mailbox, WakeQueue};
@@ -21,7 +22,6 @@ use crate::concurrency::start_gate::{StartReport, Starting, start_error};
 use crate::concurrency::{TURN, run};
 use crate::model::{Model, TICK};
 use crate::net::eventfd::EventFd;
-use crate::net::listener::{AcceptOutcome, Listener, Taker};
 use crate::net::transport::IoMode;
 use crate::service::Service;
 use crate::session::{Next, RunOptions, Session, ThreadBuffers, Wake};
@@ -35,7 +35,7 @@ const PROMOTE_AFTER: u32 = 16;
 /// What the loops know of each other.
 #[derive(Debug)]
 struct EventLoops {
-    listener: Arc<Listener>,
+    acceptor: Arc<Acceptor>,
     service: Arc<Service>,
     control: Arc<Control>,
     loops: Vec<Mailbox>,
@@ -48,24 +48,24 @@ impl ReturnToLoop for EventLoops {
     }
 }
 
-pub fn serve(listener: &Arc<Listener>, service: &Arc<Service>, control: &Arc<Control>, begun: StartReport) {
+pub fn serve(acceptor: &Arc<Acceptor>, service: &Arc<Service>, control: &Arc<Control>, begun: StartReport) {
     let count = match service.settings.pool_size {
         // The clients run on this machine too, and need cores of their own.
         0 => cores().div_ceil(2),
         size => size.min(cores()),
     };
-    let fail = |(errno, what)| start_error(errno, what, &listener.address);
+    let fail = |(errno, what)| start_error(errno, what, acceptor.address());
     let mailboxes = match (0..count).map(|_| EventFd::new().map(Mailbox::new)).collect::<Result<Vec<_>, _>>()
     {
         Ok(mailboxes) => mailboxes,
         Err(errno) => return begun.report_failure(fail((errno, "make an eventfd"))),
     };
     let loops = Arc::new(EventLoops {
-        listener: Arc::clone(listener),
+        acceptor: Arc::clone(acceptor),
         service: Arc::clone(service),
         control: Arc::clone(control),
         loops: mailboxes,
-        dedicated: Arc::new(DedicatedThreads::new(listener, service, control)),
+        dedicated: Arc::new(DedicatedThreads::new(acceptor, service, control)),
     });
     let mut starting = Starting::default();
     for number in 1..count {
@@ -148,11 +148,11 @@ impl<'a> EventLoop<'a> {
             poller.add(shared.control.event_fd(), Token::Command, EventFlags::IN | EventFlags::ET)?;
             // The kernel wakes one of the loops that wait.
             poller.add(
-                shared.listener.event_fd(),
+                shared.acceptor.event_fd(),
                 Token::HandedOver,
                 EventFlags::IN | EventFlags::EXCLUSIVE,
             )?;
-            poller.add(&*shared.listener, Token::Listener, EventFlags::IN | EventFlags::EXCLUSIVE)
+            poller.add(&*shared.acceptor, Token::Listener, EventFlags::IN | EventFlags::EXCLUSIVE)
         };
         add().map_err(|errno| (errno, "fill an epoll"))?;
         Ok(EventLoop {
@@ -173,14 +173,14 @@ impl<'a> EventLoop<'a> {
             later: BinaryHeap::new(),
             woken,
             accept_at: None,
-            taker: shared.listener.serve(),
+            taker: shared.acceptor.serve(),
             obeyed: Command::Serve,
         })
     }
 
     fn run(&mut self) {
         let service = Arc::clone(&self.shared.service);
-        let gauges = service.statistics.gauges(self.shared.listener.transport);
+        let gauges = service.statistics.gauges(self.shared.acceptor.transport());
         gauges.active_threads.fetch_add(1, Relaxed);
         let mut events = Events::new();
         let mut spin = SpinWait::new(&self.shared.service);
@@ -210,7 +210,7 @@ impl<'a> EventLoop<'a> {
         while self.entries.is_empty() {
             let newcomer = match self.mailbox.close() {
                 true if self.taker.leave() => return true,
-                true => self.shared.listener.take_over().inspect(|_| self.count_registered()),
+                true => self.shared.acceptor.take_over().inspect(|_| self.count_registered()),
                 false => self.mailbox.take(),
             };
             if let Some(session) = newcomer {
@@ -273,7 +273,7 @@ impl<'a> EventLoop<'a> {
             }
             Token::HandedOver => {
                 if self.taker.is_enlisted()
-                    && let Some(session) = self.shared.listener.take_over()
+                    && let Some(session) = self.shared.acceptor.take_over()
                 {
                     self.shared.dedicated.count(true);
                     self.assign(session);
@@ -294,7 +294,7 @@ impl<'a> EventLoop<'a> {
             return;
         }
         for _ in 0..ACCEPTS_PER_TURN {
-            match self.shared.listener.accept(&self.shared.service) {
+            match self.shared.acceptor.accept(&self.shared.service) {
                 AcceptOutcome::Session(session) => {
                     self.shared.dedicated.count(true);
                     self.assign(session);
@@ -303,7 +303,7 @@ impl<'a> EventLoop<'a> {
                 AcceptOutcome::Nothing => return,
                 AcceptOutcome::Exhausted(rest) => {
                     // epoll would report the listener as readable all the time.
-                    let _ = self.poller.delete(&*self.shared.listener);
+                    let _ = self.poller.delete(&*self.shared.acceptor);
                     self.accept_at = Some(Instant::now() + rest);
                     return;
                 }
@@ -338,7 +338,7 @@ impl<'a> EventLoop<'a> {
     /// Registers a session that is counted already.
     fn register(&mut self, mut session: Box<Session>) {
         if self.obeyed == Command::Handover {
-            match self.shared.listener.hand_over(session) {
+            match self.shared.acceptor.hand_over(session) {
                 Ok(()) => return self.count_removed(),
                 // A drain overtook the handover: this loop drains the session.
                 Err(back) => session = back,
@@ -418,7 +418,7 @@ impl<'a> EventLoop<'a> {
         if self.obeyed == Command::Serve {
             let flags = EventFlags::IN | EventFlags::EXCLUSIVE;
             // The listener was registered before; if the kernel has no memory for it now, try again after a tick.
-            if self.poller.add(&*self.shared.listener, Token::Listener, flags).is_err() {
+            if self.poller.add(&*self.shared.acceptor, Token::Listener, flags).is_err() {
                 self.accept_at = Some(Instant::now() + TICK);
             }
         }
@@ -458,15 +458,15 @@ impl<'a> EventLoop<'a> {
         if self.obeyed == Command::Serve {
             if order == Command::Drain {
                 let shared = Arc::clone(self.shared);
-                shared.listener.accept_rest(&shared.service, |session| {
+                shared.acceptor.accept_rest(&shared.service, |session| {
                     shared.dedicated.count(true);
                     self.keep(session);
                 });
             } else {
                 self.taker.withdraw();
-                let _ = self.poller.delete(self.shared.listener.event_fd());
+                let _ = self.poller.delete(self.shared.acceptor.event_fd());
             }
-            let _ = self.poller.delete(&*self.shared.listener);
+            let _ = self.poller.delete(&*self.shared.acceptor);
         }
         self.obeyed = order;
         self.shared.dedicated.apply(order);

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use crate::concurrency::slab::Key;
 use crate::net::eventfd::EventFd;
 use crate::session::{Session, Wake};
-use crate::sync::{AtomicUsize, Mutex, MutexGuard, Ordering::Relaxed, PoisonError};
+use crate::sync::{AtomicUsize, Mutex, MutexGuard, Ordering::Relaxed, unpoisoned};
 
 /// What an event loop sleeps on: the loop wakes while a notification is pending. An eventfd, or a model of one under
 /// loom.
@@ -43,7 +43,7 @@ impl<T, B: Ring> Mailbox<T, B> {
     }
 
     fn arrived(&self) -> MutexGuard<'_, Option<VecDeque<T>>> {
-        self.arrived.lock().unwrap_or_else(PoisonError::into_inner)
+        unpoisoned(self.arrived.lock())
     }
 
     fn is_open(&self) -> bool {
@@ -109,7 +109,7 @@ pub struct WakeQueue<B = EventFd> {
 
 impl<B: Ring> Wake for WakeQueue<B> {
     fn wake(&self, key: u64) {
-        self.keys.lock().unwrap_or_else(PoisonError::into_inner).push(Key::from_number(key));
+        unpoisoned(self.keys.lock()).push(Key::from_number(key));
         self.event_fd.notify();
     }
 }
@@ -122,6 +122,6 @@ impl<B: Ring> WakeQueue<B> {
     /// Takes the sessions woken since the last call.
     pub fn take(&self) -> Vec<Key> {
         while self.event_fd.take() {}
-        std::mem::take(&mut *self.keys.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut *unpoisoned(self.keys.lock()))
     }
 }

@@ -1,10 +1,12 @@
 //! Decides which thread runs a session and when, and nothing else. Every model is one file with one `serve` of the
 //! same shape.
 
+pub(crate) mod acceptor;
 pub(crate) mod blocking;
 pub(crate) mod control;
 mod dedicated_threads;
 mod epoll;
+pub(crate) mod handover;
 pub(crate) mod mailbox;
 pub(crate) mod on_demand_threads;
 pub(crate) mod poller;
@@ -22,9 +24,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::concurrency::acceptor::Acceptor;
 use crate::concurrency::control::Control;
 use crate::model::Model;
-use crate::net::listener::Listener;
 use crate::service::Service;
 use crate::session::{Next, RunOptions, Session, ThreadBuffers};
 
@@ -39,16 +41,16 @@ pub const SPIN_TIME: Duration = Duration::from_micros(100);
 /// left.
 pub fn serve(
     model: Model,
-    listener: &Arc<Listener>,
+    acceptor: &Arc<Acceptor>,
     service: &Arc<Service>,
     control: &Arc<Control>,
     begun: StartReport,
 ) {
     match model {
-        Model::ThreadPerConnection => thread_per_connection::serve(listener, service, control, begun),
-        Model::ThreadPool => thread_pool::serve(listener, service, control, begun),
-        Model::WorkStealing => work_stealing::serve(listener, service, control, begun),
-        Model::Epoll => epoll::serve(listener, service, control, begun),
+        Model::ThreadPerConnection => thread_per_connection::serve(acceptor, service, control, begun),
+        Model::ThreadPool => thread_pool::serve(acceptor, service, control, begun),
+        Model::WorkStealing => work_stealing::serve(acceptor, service, control, begun),
+        Model::Epoll => epoll::serve(acceptor, service, control, begun),
     }
 }
 

@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 use std::time::Instant;
 
-use crate::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use crate::sync::{Condvar, Mutex, MutexGuard, unpoisoned};
 
 #[derive(Debug)]
 pub struct Roster<T> {
@@ -32,7 +32,7 @@ impl<T> Roster<T> {
     }
 
     fn state(&self) -> MutexGuard<'_, State<T>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        unpoisoned(self.state.lock())
     }
 
     /// Adds an item of work; true if the caller must start a thread, which is counted already.
@@ -82,7 +82,7 @@ impl<T> Roster<T> {
             }
             state.idle += 1;
             let wait = if left.is_zero() { idle.max(Duration::from_millis(1)) } else { left };
-            state = self.work.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
+            state = unpoisoned(self.work.wait_timeout(state, wait)).0;
             state.idle -= 1;
         }
     }
@@ -108,7 +108,7 @@ impl<T> Roster<T> {
     pub fn is_over(&self, io_mode: Duration) -> bool {
         let mut state = self.state();
         if state.threads > 0 || !state.waiting.is_empty() {
-            state = self.done.wait_timeout(state, io_mode).unwrap_or_else(PoisonError::into_inner).0;
+            state = unpoisoned(self.done.wait_timeout(state, io_mode)).0;
         }
         state.threads == 0 && state.waiting.is_empty()
     }

@@ -7,10 +7,11 @@
 use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
 
 use crate::codel::CoDel;
+use crate::concurrency::acceptor::{AcceptOutcome, Acceptor, Taker};
 use crate::concurrency::control::{Command, Control};
 use crate::concurrency::poller::{Events, Poller, SpinWait, Token};
 use crate::concurrency::session_ownership::RunState;
@@ -19,10 +20,10 @@ use crate::concurrency::timer_queue::Later;
 use crate::concurrency::{TURN, read_on, run};
 use crate::model::{Model, TICK};
 use crate::net::eventfd::EventFd;
-use crate::net::listener::{AcceptOutcome, Listener, Taker};
 use crate::net::transport::IoMode;
 use crate::service::Service;
 use crate::session::{Next, QueueWait, RunOptions, Session, ThreadBuffers, Wake};
+use crate::sync::unpoisoned;
 
 /// A session with work to do, and since when.
 #[derive(Debug)]
@@ -42,14 +43,14 @@ struct Slot {
 
 impl Slot {
     fn session(&self) -> MutexGuard<'_, Option<Box<Session>>> {
-        self.session.lock().unwrap_or_else(PoisonError::into_inner)
+        unpoisoned(self.session.lock())
     }
 }
 
 /// State that the reactor and the workers share.
 #[derive(Debug)]
 pub struct Reactor {
-    pub listener: Arc<Listener>,
+    pub acceptor: Arc<Acceptor>,
     pub service: Arc<Service>,
     pub control: Arc<Control>,
     model: Model,
@@ -93,7 +94,7 @@ impl<D: Dispatch + Send + Sync + std::fmt::Debug> Wake for Waker<D> {
 impl Reactor {
     pub fn new(
         model: Model,
-        listener: &Arc<Listener>,
+        acceptor: &Arc<Acceptor>,
         service: &Arc<Service>,
         control: &Arc<Control>,
     ) -> Result<Arc<Self>, (Errno, &'static str)> {
@@ -102,12 +103,12 @@ impl Reactor {
         let add = || {
             poller.add(&event_fd, Token::Mailbox, EventFlags::IN)?;
             poller.add(control.event_fd(), Token::Command, EventFlags::IN | EventFlags::ET)?;
-            poller.add(listener.event_fd(), Token::HandedOver, EventFlags::IN)?;
-            poller.add(&**listener, Token::Listener, EventFlags::IN)
+            poller.add(acceptor.event_fd(), Token::HandedOver, EventFlags::IN)?;
+            poller.add(&**acceptor, Token::Listener, EventFlags::IN)
         };
         add().map_err(|errno| (errno, "fill an epoll"))?;
         Ok(Arc::new(Reactor {
-            listener: Arc::clone(listener),
+            acceptor: Arc::clone(acceptor),
             service: Arc::clone(service),
             control: Arc::clone(control),
             model,
@@ -120,7 +121,7 @@ impl Reactor {
     }
 
     fn slots(&self) -> MutexGuard<'_, SessionSlab<Arc<Slot>>> {
-        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+        unpoisoned(self.slots.lock())
     }
 
     /// The options with which workers run sessions.
@@ -199,7 +200,7 @@ impl Reactor {
             && let Some(session) = held.take()
         {
             let _ = self.poller.delete(session.socket());
-            match self.listener.hand_over(session) {
+            match self.acceptor.hand_over(session) {
                 Ok(()) => {
                     drop(held);
                     return self.remove(slot.key);
@@ -301,7 +302,7 @@ impl Reactor {
                             accept_at = self.accept(&wake).map(|rest| now + rest);
                         }
                         Token::HandedOver if taker.is_enlisted() => {
-                            if let Some(session) = self.listener.take_over() {
+                            if let Some(session) = self.acceptor.take_over() {
                                 self.register(session, &wake);
                             }
                         }
@@ -320,7 +321,7 @@ impl Reactor {
             if accept_at.is_some_and(|at| at <= now) && obeyed == Command::Serve {
                 accept_at = self
                     .poller
-                    .add(&*self.listener, Token::Listener, EventFlags::IN)
+                    .add(&*self.acceptor, Token::Listener, EventFlags::IN)
                     .is_err()
                     .then(|| now + TICK);
             }
@@ -369,13 +370,13 @@ impl Reactor {
     /// Accepts waiting connections. Returns how long to pause when the process has no descriptor or memory left.
     fn accept(&self, wake: &Arc<dyn Wake>) -> Option<Duration> {
         for _ in 0..64 {
-            match self.listener.accept(&self.service) {
+            match self.acceptor.accept(&self.service) {
                 AcceptOutcome::Session(session) => self.register(session, wake),
                 AcceptOutcome::Refused => {}
                 AcceptOutcome::Nothing => return None,
                 AcceptOutcome::Exhausted(rest) => {
                     // epoll would report the listener as readable all the time.
-                    let _ = self.poller.delete(&*self.listener);
+                    let _ = self.poller.delete(&*self.acceptor);
                     return Some(rest);
                 }
             }
@@ -427,12 +428,12 @@ impl Reactor {
         let order = self.control.order();
         if obeyed == Command::Serve && order != Command::Serve {
             if order == Command::Drain {
-                self.listener.accept_rest(&self.service, |session| self.register(session, wake));
+                self.acceptor.accept_rest(&self.service, |session| self.register(session, wake));
             } else {
                 taker.withdraw();
-                let _ = self.poller.delete(self.listener.event_fd());
+                let _ = self.poller.delete(self.acceptor.event_fd());
             }
-            let _ = self.poller.delete(&*self.listener);
+            let _ = self.poller.delete(&*self.acceptor);
         }
         if order == Command::Handover {
             self.migrate_all(wake);
@@ -462,7 +463,7 @@ impl Reactor {
             if taker.leave() {
                 return true;
             }
-            if let Some(session) = self.listener.take_over() {
+            if let Some(session) = self.acceptor.take_over() {
                 self.register(session, wake);
             }
         }
@@ -481,7 +482,7 @@ impl Reactor {
         });
         for session in free {
             let _ = self.poller.delete(session.socket());
-            if let Err(back) = self.listener.hand_over(session) {
+            if let Err(back) = self.acceptor.hand_over(session) {
                 // A drain overtook the handover: this reactor drains the session.
                 self.register(back, wake);
             }

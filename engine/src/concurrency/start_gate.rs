@@ -2,11 +2,12 @@
 
 use rustix::io::Errno;
 use std::sync::mpsc::SyncSender;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 
 use crate::errors::StartError;
 use crate::spawn::spawn;
+use crate::sync::unpoisoned;
 
 /// Through this a model reports that it is ready to serve, or why not. Dropping it without a report counts as
 /// failure.
@@ -63,7 +64,7 @@ struct State {
 
 impl StartGate {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        unpoisoned(self.state.lock())
     }
 
     /// Waits for the other threads with what this one made. None if this or another thread has failed.
@@ -74,7 +75,7 @@ impl StartGate {
         self.changed.notify_all();
         loop {
             match state.verdict {
-                None => state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+                None => state = unpoisoned(self.changed.wait(state)),
                 Some(true) => return made,
                 Some(false) => return None,
             }
@@ -107,7 +108,7 @@ impl Starting {
         // Do not wait for a thread that panics before the gate.
         while state.ready < self.threads.len() && !self.threads.iter().all(JoinHandle::is_finished) {
             let tick = crate::model::TICK;
-            state = self.gate.changed.wait_timeout(state, tick).unwrap_or_else(PoisonError::into_inner).0;
+            state = unpoisoned(self.gate.changed.wait_timeout(state, tick)).0;
         }
         let failed = failed.or(self.failed).or(state.failed);
         state.verdict = Some(failed.is_none());

@@ -7,18 +7,19 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
 
+use crate::concurrency::acceptor::{AcceptOutcome, Acceptor, Taker};
 use crate::concurrency::blocking::run_session_blocking;
 use crate::concurrency::control::{Command, Control};
 use crate::concurrency::on_demand_threads::Roster;
 use crate::concurrency::start_gate::{StartReport, start_error};
 use crate::model::Model;
-use crate::net::listener::{AcceptOutcome, Listener, Taker};
 use crate::service::Service;
 use crate::session::{Connection, Session, ThreadBuffers};
 use crate::spawn::spawn;
+use crate::sync::unpoisoned;
 
 const STACK: usize = 128 << 10;
 /// A thread without a connection ends after this time, unless it is the last.
@@ -29,7 +30,7 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 /// The connections and the threads.
 #[derive(Debug)]
 struct ConnectionThreads {
-    listener: Arc<Listener>,
+    acceptor: Arc<Acceptor>,
     service: Arc<Service>,
     control: Arc<Control>,
     roster: Roster<Box<Session>>,
@@ -39,9 +40,9 @@ struct ConnectionThreads {
     is_short_of_threads: AtomicBool,
 }
 
-pub fn serve(listener: &Arc<Listener>, service: &Arc<Service>, control: &Arc<Control>, begun: StartReport) {
+pub fn serve(acceptor: &Arc<Acceptor>, service: &Arc<Service>, control: &Arc<Control>, begun: StartReport) {
     let threads = Arc::new(ConnectionThreads {
-        listener: Arc::clone(listener),
+        acceptor: Arc::clone(acceptor),
         service: Arc::clone(service),
         control: Arc::clone(control),
         roster: Roster::new(service.settings.max_threads),
@@ -54,9 +55,9 @@ pub fn serve(listener: &Arc<Listener>, service: &Arc<Service>, control: &Arc<Con
         && let Err(error) = threads.start_thread()
     {
         let errno = Errno::from_io_error(&error).unwrap_or(Errno::AGAIN);
-        return begun.report_failure(start_error(errno, "start a thread", &listener.address));
+        return begun.report_failure(start_error(errno, "start a thread", acceptor.address()));
     }
-    let mut taker = listener.serve();
+    let mut taker = acceptor.serve();
     begun.report_success();
     let mut obeyed = Command::Serve;
     while obeyed == Command::Serve {
@@ -65,24 +66,24 @@ pub fn serve(listener: &Arc<Listener>, service: &Arc<Service>, control: &Arc<Con
     }
     if obeyed == Command::Drain {
         // Serve clients that the kernel let in before this moment.
-        listener.accept_rest(service, |session| threads.add(session));
+        acceptor.accept_rest(service, |session| threads.add(session));
     }
     threads.shut_down(obeyed, &mut taker);
 }
 
 impl ConnectionThreads {
     fn served(&self) -> MutexGuard<'_, HashMap<usize, Weak<Connection>>> {
-        self.served.lock().unwrap_or_else(PoisonError::into_inner)
+        unpoisoned(self.served.lock())
     }
 
     /// Accepts until no connection waits, then sleeps until one arrives or a command is issued.
     fn accept(self: &Arc<Self>) {
         let mut pause = None;
-        while let Some(session) = self.listener.take_over() {
+        while let Some(session) = self.acceptor.take_over() {
             self.add(session);
         }
         loop {
-            match self.listener.accept(&self.service) {
+            match self.acceptor.accept(&self.service) {
                 AcceptOutcome::Session(session) => self.add(session),
                 AcceptOutcome::Refused => {}
                 AcceptOutcome::Nothing => break,
@@ -98,8 +99,8 @@ impl ConnectionThreads {
         self.start_missing();
         let mut sources = [
             PollFd::new(self.control.event_fd(), PollFlags::IN),
-            PollFd::new(self.listener.event_fd(), PollFlags::IN),
-            PollFd::new(&*self.listener, PollFlags::IN),
+            PollFd::new(self.acceptor.event_fd(), PollFlags::IN),
+            PollFd::new(&*self.acceptor, PollFlags::IN),
         ];
         // An exhausted listener stays readable; only the eventfds may cut its pause short.
         let sources = if pause.is_some() { &mut sources[..2] } else { &mut sources[..] };
@@ -143,7 +144,7 @@ impl ConnectionThreads {
             eprintln!(
                 "objmapper: {}: cannot start a thread for a connection: {error}; it waits: raise the limit on threads \
                  (ulimit -u, TasksMax=) or lower max_threads",
-                self.listener.address
+                self.acceptor.address()
             );
         }
         started.is_ok()
@@ -163,7 +164,7 @@ impl ConnectionThreads {
     }
 
     fn gauges(&self) -> &crate::statistics::Gauges {
-        self.service.statistics.gauges(self.listener.transport)
+        self.service.statistics.gauges(self.acceptor.transport())
     }
 
     /// Serves one connection after the other on a thread.
@@ -181,7 +182,7 @@ impl ConnectionThreads {
         let number = self.next_number.fetch_add(1, Relaxed);
         self.served().insert(number, Arc::downgrade(session.connection()));
         while let Some(left) = run_session_blocking(session, buffers, &self.service, &self.control) {
-            match self.listener.hand_over(left) {
+            match self.acceptor.hand_over(left) {
                 Ok(()) => break,
                 // A drain overtook the handover: this thread drains the session.
                 Err(left) => session = left,
@@ -198,7 +199,7 @@ impl ConnectionThreads {
                 Command::Handover => {
                     taker.withdraw();
                     for session in self.roster.take_waiting() {
-                        if let Err(session) = self.listener.hand_over(session) {
+                        if let Err(session) = self.acceptor.hand_over(session) {
                             self.add(session);
                         }
                     }
@@ -209,7 +210,7 @@ impl ConnectionThreads {
                 }
             }
             while taker.is_enlisted()
-                && let Some(session) = self.listener.take_over()
+                && let Some(session) = self.acceptor.take_over()
             {
                 self.add(session);
             }

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use crate::bounded_queue::BoundedQueue;
+use crate::concurrency::acceptor::Acceptor;
 use crate::concurrency::control::Control;
 use crate::concurrency::reactor::{Dispatch, Reactor, Ready};
 use crate::concurrency::start_gate::{StartReport, Starting, start_error};
 use crate::model::Model;
-use crate::net::listener::Listener;
 use crate::net::transport::Transport;
 use crate::service::Service;
 use crate::session::ThreadBuffers;
@@ -42,16 +42,16 @@ impl Dispatch for Pool {
     }
 }
 
-pub fn serve(listener: &Arc<Listener>, service: &Arc<Service>, control: &Arc<Control>, begun: StartReport) {
-    let fail = |(errno, what)| start_error(errno, what, &listener.address);
-    let reactor = match Reactor::new(Model::ThreadPool, listener, service, control) {
+pub fn serve(acceptor: &Arc<Acceptor>, service: &Arc<Service>, control: &Arc<Control>, begun: StartReport) {
+    let fail = |(errno, what)| start_error(errno, what, acceptor.address());
+    let reactor = match Reactor::new(Model::ThreadPool, acceptor, service, control) {
         Ok(reactor) => reactor,
         Err(failed) => return begun.report_failure(fail(failed)),
     };
     let pool = Arc::new(Pool {
         queue: BoundedQueue::new(service.settings.max_queue_depth),
         service: Arc::clone(service),
-        transport: listener.transport,
+        transport: acceptor.transport(),
     });
     let mut starting = Starting::default();
     for _ in 0..service.settings.workers() {
@@ -66,7 +66,7 @@ pub fn serve(listener: &Arc<Listener>, service: &Arc<Service>, control: &Arc<Con
         Ok(workers) => workers,
         Err(failed) => return begun.report_failure(fail(failed)),
     };
-    let taker = listener.serve();
+    let taker = acceptor.serve();
     begun.report_success();
     reactor.run_reactor(&pool, taker);
     pool.queue.close();
@@ -77,7 +77,7 @@ pub fn serve(listener: &Arc<Listener>, service: &Arc<Service>, control: &Arc<Con
 }
 
 fn work(reactor: &Arc<Reactor>, pool: &Arc<Pool>) {
-    let gauges = reactor.service.statistics.gauges(reactor.listener.transport);
+    let gauges = reactor.service.statistics.gauges(reactor.acceptor.transport());
     gauges.active_threads.fetch_add(1, Relaxed);
     let mut buffers = ThreadBuffers::new(&reactor.service, Model::ThreadPool);
     let mut spin = crate::concurrency::poller::SpinWait::new(&reactor.service);

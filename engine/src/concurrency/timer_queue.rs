@@ -2,10 +2,11 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Instant;
 
 use crate::concurrency::slab::Key;
+use crate::sync::unpoisoned;
 
 #[derive(Debug, Default)]
 pub struct Later(Mutex<BinaryHeap<Reverse<(Instant, Key)>>>);
@@ -34,7 +35,7 @@ impl Later {
     }
 
     fn heap(&self) -> MutexGuard<'_, BinaryHeap<Reverse<(Instant, Key)>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        unpoisoned(self.0.lock())
     }
 }
 

@@ -5,13 +5,13 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
+use crate::concurrency::acceptor::Acceptor;
 use crate::concurrency::control::Control;
 use crate::concurrency::poller::SpinWait;
 use crate::concurrency::reactor::{Dispatch, Reactor, Ready};
 use crate::concurrency::start_gate::{StartReport, Starting, start_error};
 use crate::concurrency::stealing_queue::{LocalQueue, StealingQueues};
 use crate::model::Model;
-use crate::net::listener::Listener;
 use crate::net::transport::Transport;
 use crate::service::Service;
 use crate::session::ThreadBuffers;
@@ -42,14 +42,14 @@ impl Dispatch for Pool {
     }
 }
 
-pub fn serve(listener: &Arc<Listener>, service: &Arc<Service>, control: &Arc<Control>, begun: StartReport) {
-    let fail = |(errno, what)| start_error(errno, what, &listener.address);
-    let reactor = match Reactor::new(Model::WorkStealing, listener, service, control) {
+pub fn serve(acceptor: &Arc<Acceptor>, service: &Arc<Service>, control: &Arc<Control>, begun: StartReport) {
+    let fail = |(errno, what)| start_error(errno, what, acceptor.address());
+    let reactor = match Reactor::new(Model::WorkStealing, acceptor, service, control) {
         Ok(reactor) => reactor,
         Err(failed) => return begun.report_failure(fail(failed)),
     };
     let (queues, slots) = StealingQueues::new(service.settings.workers());
-    let pool = Arc::new(Pool { queues, service: Arc::clone(service), transport: listener.transport });
+    let pool = Arc::new(Pool { queues, service: Arc::clone(service), transport: acceptor.transport() });
     let mut starting = Starting::default();
     for local in slots {
         let (reactor, pool) = (Arc::clone(&reactor), Arc::clone(&pool));
@@ -63,7 +63,7 @@ pub fn serve(listener: &Arc<Listener>, service: &Arc<Service>, control: &Arc<Con
         Ok(workers) => workers,
         Err(failed) => return begun.report_failure(fail(failed)),
     };
-    let taker = listener.serve();
+    let taker = acceptor.serve();
     begun.report_success();
     reactor.run_reactor(&pool, taker);
     pool.queues.close();
@@ -74,7 +74,7 @@ pub fn serve(listener: &Arc<Listener>, service: &Arc<Service>, control: &Arc<Con
 }
 
 fn work(reactor: &Arc<Reactor>, pool: &Arc<Pool>, mut local: LocalQueue<Ready>) {
-    let gauges = reactor.service.statistics.gauges(reactor.listener.transport);
+    let gauges = reactor.service.statistics.gauges(reactor.acceptor.transport());
     gauges.active_threads.fetch_add(1, Relaxed);
     let mut buffers = ThreadBuffers::new(&reactor.service, Model::WorkStealing);
     let mut spin = SpinWait::new(&reactor.service);

@@ -12,6 +12,7 @@
 //! measures other servers.
 
 mod connect;
+mod datagrams;
 mod protocols;
 mod worker;
 
@@ -22,13 +23,14 @@ use std::path::PathBuf;
 use std::sync::atomic::{
     AtomicBool, AtomicU64, AtomicUsize, Ordering::Acquire, Ordering::Relaxed, Ordering::Release,
 };
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 pub use self::protocols::LoadProtocol;
 use self::worker::Worker;
 use crate::statistics::Percentiles;
+use crate::sync::unpoisoned;
 
 const STACK: usize = 512 << 10;
 /// 2^-7: 0.8 %, up to 2^44 ns: 4.9 h.
@@ -41,7 +43,7 @@ pub(crate) const GRACE: Duration = Duration::from_secs(1);
 pub enum Target {
     Unix(PathBuf),
     Tcp(SocketAddr),
-    /// Loaded by datagrams: see `udp/load.rs`.
+    /// Loaded by datagrams: see `load/datagrams.rs`.
     Udp(SocketAddr),
 }
 
@@ -228,7 +230,7 @@ impl Load {
             let body = move || {
                 let _running = Running(&shared);
                 match shared.plan.target {
-                    Target::Udp(address) => crate::udp::load::run(&shared, address, number, count),
+                    Target::Udp(address) => datagrams::run(&shared, address, number, count),
                     _ => Worker::new(&shared, number, count).run(),
                 }
             };
@@ -239,7 +241,7 @@ impl Load {
     }
 
     fn ending(&self) -> MutexGuard<'_, LoadEnd> {
-        self.ending.lock().unwrap_or_else(PoisonError::into_inner)
+        unpoisoned(self.ending.lock())
     }
 
     /// The process that it runs in.

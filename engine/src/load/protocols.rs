@@ -38,7 +38,7 @@ impl LoadProtocol {
             LoadProtocol::Redis => {
                 bytes.extend(format!("*2\r\n$3\r\nGET\r\n${}\r\n{uri}\r\n", uri.len()).into_bytes());
             }
-            // `udp/load.rs` makes each datagram itself.
+            // `load/datagrams.rs` makes each datagram itself.
             LoadProtocol::Pull | LoadProtocol::Memcached => {}
         }
         bytes
@@ -95,7 +95,7 @@ pub enum LoadReplyDecoder {
     /// Bytes of a body that are still to come.
     Http(u64),
     Redis(u64),
-    /// Protocols without connections: see `udp/load.rs`.
+    /// Protocols without connections: see `load/datagrams.rs`.
     Datagrams,
 }
 

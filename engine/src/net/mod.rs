@@ -3,6 +3,7 @@
 pub mod credentials;
 pub mod eventfd;
 pub mod listener;
+pub mod network;
 pub mod socket;
 mod socket_path;
 pub mod timerfd;

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::Wake;
-use crate::sync::{Mutex, MutexGuard, PoisonError};
+use crate::sync::{Mutex, MutexGuard, unpoisoned};
 
 #[derive(Debug)]
 pub struct CompletionQueue<T> {
@@ -25,7 +25,7 @@ impl<T> CompletionQueue<T> {
     }
 
     fn state(&self) -> MutexGuard<'_, State<T>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        unpoisoned(self.state.lock())
     }
 
     /// Calls `wake` with this key from now on; calls it at once if a result has arrived already.

@@ -5,15 +5,17 @@ use crate::net::credentials;
 use crate::net::socket;
 use rustix::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, TryLockError, Weak};
 
 use crate::access::accounts::{ClientAccess, UserAccount};
+use crate::fd::counted_connection::CountedConnection;
 use crate::fd::unread::UnreadFds;
 use crate::net::transport::Transport;
 use crate::service::Service;
 use crate::session::completions::CompletionQueue;
 use crate::session::storage_job::Completion;
 use crate::storage::pool::{Client, User};
+use crate::sync::unpoisoned;
 
 /// The number of the next connection.
 static NEXT: AtomicU64 = AtomicU64::new(1);
@@ -92,10 +94,6 @@ impl Connection {
 
     pub fn socket(&self) -> &OwnedFd {
         &self.socket
-    }
-
-    pub fn transport(&self) -> Transport {
-        self.counted.transport
     }
 
     /// Drops the results that storage has for the ended session. The connection counts for its user until the socket
@@ -184,7 +182,7 @@ impl Connection {
     }
 
     fn settling(&self) -> MutexGuard<'_, UnreadFds> {
-        self.passed.lock().unwrap_or_else(PoisonError::into_inner)
+        unpoisoned(self.passed.lock())
     }
 
     /// Charges this client's descriptors, and the `held` that are open for it, to its user's account; once.
@@ -192,7 +190,8 @@ impl Connection {
         let _settling = self.settling();
         if self.account.set(Arc::clone(account)).is_ok() {
             account.take(held + self.unread() + self.writing());
-            account.track(self);
+            let connection: Weak<Self> = Arc::downgrade(self);
+            account.track(connection);
         }
     }
 
@@ -243,9 +242,14 @@ impl Connection {
             account.release(count);
         }
     }
+}
 
-    /// Releases the descriptors that the client has received.
-    pub fn settle_unread(&self, service: &Service) {
+impl CountedConnection for Connection {
+    fn transport(&self) -> Transport {
+        self.counted.transport
+    }
+
+    fn settle_unread(&self) {
         if self.unread() == 0 {
             return;
         }
@@ -260,20 +264,17 @@ impl Connection {
         if let Ok(memory) = socket::unread_bytes(&self.socket) {
             let received = passed.settle(memory);
             self.unread.store(passed.descriptors(), Relaxed);
-            self.release(service, received);
+            self.release(&self.counted.service, received);
         }
     }
 
-    /// Whether descriptors are still on their way to the client. They count against the user until it reads or
-    /// closes.
-    pub fn has_unread_fds(&self) -> bool {
+    fn has_unread_fds(&self) -> bool {
         self.unread() > 0 && matches!(socket::unread_bytes(&self.socket), Ok(queued) if queued > 0)
     }
 
-    /// Releases all descriptors from the account; nothing asks for them afterwards.
-    pub fn forget_unread(&self, service: &Service) {
+    fn forget_unread(&self) {
         let mut passed = self.settling();
         self.unread.store(0, Relaxed);
-        self.release(service, passed.clear());
+        self.release(&self.counted.service, passed.clear());
     }
 }

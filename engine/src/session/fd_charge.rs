@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use super::{ProtocolState, Session};
 use crate::errors::Error;
+use crate::fd::counted_connection::CountedConnection;
 use crate::net::transport::Transport;
 use crate::protocol::{Operation, v2};
 use crate::service::Service;
@@ -206,7 +207,7 @@ impl Session {
             return true;
         }
         if self.outbox.is_empty() {
-            self.connection.settle_unread(&self.service);
+            self.connection.settle_unread();
         }
         self.holds() < allowance
     }

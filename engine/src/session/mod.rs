@@ -41,6 +41,7 @@ use self::input::ReadOutcome;
 use self::outbox::Segment;
 use self::v2::V2State;
 use crate::access::accounts::ClientAccess;
+use crate::fd::counted_connection::CountedConnection;
 use crate::model::TICK;
 use crate::net::transport::{IoMode, Transport};
 use crate::protocol::{self, RequestDecoder};
@@ -156,9 +157,10 @@ impl Drop for Session {
             let _ = rustix::net::shutdown(self.socket(), rustix::net::Shutdown::Both);
         }
         if has_unread_fds {
-            self.service.track_unread(Arc::clone(&self.connection));
+            let connection: Arc<Connection> = Arc::clone(&self.connection);
+            self.service.track_unread(connection);
         } else {
-            self.connection.forget_unread(&self.service);
+            self.connection.forget_unread();
         }
     }
 }
@@ -188,7 +190,7 @@ enum InputOutcome {
 }
 
 impl Session {
-    /// Takes a connection that [`Clients::admit`](crate::access::accounts::Clients::admit) has judged and
+    /// Takes a connection that [`Clients::admit`](crate::access::accounts::Clients::admit) has admitted and
     /// [`Service::admit_connection`] has counted.
     pub fn new(
         socket: OwnedFd,

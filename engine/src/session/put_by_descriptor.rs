@@ -1,7 +1,7 @@
 //! A put by descriptor. A thread that the source may block copies in steps, while the client gets its answer in time.
 
 use std::ffi::CString;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use crate::errors::Error;
@@ -14,6 +14,7 @@ use crate::storage::pending_write::PendingWrite;
 use crate::storage::pool::Progress;
 use crate::storage::source_copy::{Copied, Copying};
 use crate::storage::target::Conditions;
+use crate::sync::unpoisoned;
 
 /// The state of the copy, readable while a thread is blocked in it.
 #[derive(Debug)]
@@ -131,7 +132,7 @@ impl Copy for PutDescriptor {
 
 impl Ticket {
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        unpoisoned(self.state.lock())
     }
 
     fn take(&self) -> Option<PendingCompletion> {

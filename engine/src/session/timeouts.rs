@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::{CloseState, Next, ProtocolState, Session, ThreadBuffers};
 use crate::errors::Error;
+use crate::fd::counted_connection::CountedConnection;
 use crate::net::transport::IoMode;
 use crate::protocol::{self, Operation, Status, v2};
 use crate::request_log::UriTail;
@@ -79,7 +80,7 @@ impl Session {
     /// session.
     pub fn is_overdue(&mut self, now: Instant) -> bool {
         self.refresh_access();
-        self.connection.settle_unread(&self.service);
+        self.connection.settle_unread();
         let settings = &self.service.settings;
         let still = now.saturating_duration_since(self.moved_at);
         let overdue = if let CloseState::Lingering(until) = self.ending {

@@ -5,7 +5,7 @@
 //! that.
 
 use std::ffi::CString;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
 use crate::errors::Error;
@@ -18,6 +18,7 @@ use crate::storage::mapping::ObjectMeta;
 use crate::storage::pending_write::PendingWrite;
 use crate::storage::pool::{Client, Kind};
 use crate::storage::target::Conditions;
+use crate::sync::unpoisoned;
 use crate::uploads::{Upload, Uploads};
 
 /// Bytes of one content that may wait for a writer; as many may be in writing.
@@ -158,7 +159,7 @@ impl Drop for Uploading {
 
 impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        unpoisoned(self.state.lock())
     }
 
     /// One turn of a writer.

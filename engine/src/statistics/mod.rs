@@ -21,12 +21,13 @@ pub use percentiles::Percentiles;
 pub use recording::Answered;
 
 use std::collections::BTreeMap;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::net::transport::Transport;
 use crate::protocol::{Operation, Status};
+use crate::sync::unpoisoned;
 use recording::Shard;
 use totals::{History, Sum, Totals};
 
@@ -90,7 +91,7 @@ impl Statistics {
     /// Ends a second of the window, or several where the clock's thread was delayed for as long: their
     /// requests count for the last of them. One thread calls this once a second.
     pub fn tick(&self, seconds: u64) {
-        let mut history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut history = unpoisoned(self.history.lock());
         for labels in Labels::all() {
             if let Some(now) = self.totals(labels) {
                 history.entry(labels).or_insert_with(History::new).tick(now, seconds);
@@ -100,7 +101,7 @@ impl Statistics {
 
     /// All figures: the total, by transport, by model, by mode, and each combination in use.
     pub fn figures(&self) -> Vec<Figures> {
-        let history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
+        let history = unpoisoned(self.history.lock());
         let uptime = self.uptime();
         let cells: Vec<(Labels, Sum)> = Labels::all()
             .filter_map(|labels| {

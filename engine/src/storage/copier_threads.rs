@@ -8,11 +8,12 @@
 use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
 
 use crate::spawn::spawn;
 use crate::storage::pool::{Client, Progress, User};
+use crate::sync::unpoisoned;
 
 const STACK: usize = 256 << 10;
 /// Threads that users share, by the number of free ones.
@@ -203,7 +204,7 @@ impl Copiers {
             if wait.is_zero() {
                 break;
             }
-            state = self.0.ended.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
+            state = unpoisoned(self.0.ended.wait_timeout(state, wait)).0;
         }
         state.threads == 0 && dropping.is_ok()
     }
@@ -316,11 +317,11 @@ impl State {
 
 impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        unpoisoned(self.state.lock())
     }
 
     fn unclosed_of(&self) -> MutexGuard<'_, HashMap<User, usize>> {
-        self.unclosed_of.lock().unwrap_or_else(PoisonError::into_inner)
+        unpoisoned(self.unclosed_of.lock())
     }
 
     /// Wakes a thread for the waiting work, or starts one.
@@ -352,8 +353,7 @@ impl Shared {
             }
             let Some((client, mut copy)) = state.pop() else {
                 state.idle += 1;
-                let (woken, waited) =
-                    self.filled.wait_timeout(state, IDLE).unwrap_or_else(PoisonError::into_inner);
+                let (woken, waited) = unpoisoned(self.filled.wait_timeout(state, IDLE));
                 state = woken;
                 state.idle -= 1;
                 if waited.timed_out() && !state.has_next() {

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use crate::access::rules::View;
@@ -21,6 +21,7 @@ use crate::storage::cursor::Cursor;
 use crate::storage::dir_batch::{NameBatch, RunLimits};
 use crate::storage::mapping::{Mapping, ObjectMeta, relative_path};
 use crate::storage::walk::{LeftOut, Step, Walk};
+use crate::sync::unpoisoned;
 
 /// The limit where a request sets none.
 pub const DEFAULT_LIMIT: u32 = 1_000;
@@ -306,7 +307,7 @@ impl Listing {
     }
 
     fn kept(&self) -> MutexGuard<'_, VecDeque<SavedBatch>> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+        unpoisoned(self.kept.lock())
     }
 }
 

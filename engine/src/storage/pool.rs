@@ -11,7 +11,7 @@ use std::cell::Cell;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -23,6 +23,7 @@ use crate::settings::cores;
 use crate::spawn::spawn;
 pub use crate::storage::turns::{Client, Kind, User};
 use crate::storage::turns::{LongLimits, Place, Shares, Taken, Turns};
+use crate::sync::unpoisoned;
 
 const STACK: usize = 256 << 10;
 /// A long job yields its thread after this CPU time, or that time on the clock, and continues at its next turn.
@@ -202,7 +203,7 @@ impl StoragePool {
         let shared = Arc::clone(&self.shared);
         match spawn(self.shared.name, STACK, move || shared.work(number)) {
             Ok(thread) => {
-                let mut threads = lock(&self.threads);
+                let mut threads = unpoisoned(self.threads.lock());
                 threads.retain(|thread| !thread.is_finished());
                 threads.push(thread);
                 Ok(())
@@ -283,13 +284,13 @@ impl StoragePool {
             if wait.is_zero() {
                 break;
             }
-            state = self.shared.ended.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
+            state = unpoisoned(self.shared.ended.wait_timeout(state, wait)).0;
         }
         let have_ended = state.threads == 0;
         let left = state.turns.clear(true);
         drop(state);
         drop(left);
-        for thread in lock(&self.threads).drain(..) {
+        for thread in unpoisoned(self.threads.lock()).drain(..) {
             if have_ended || thread.is_finished() {
                 // The runtime has reported a panic on stderr.
                 let _ = thread.join();
@@ -301,7 +302,7 @@ impl StoragePool {
 
 impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
-        lock(&self.state)
+        unpoisoned(self.state.lock())
     }
 
     /// The loop of one thread.
@@ -317,7 +318,7 @@ impl Shared {
                     break;
                 }
                 state.sleepers += 1;
-                state = self.filled.wait(state).unwrap_or_else(PoisonError::into_inner);
+                state = unpoisoned(self.filled.wait(state));
                 state.sleepers -= 1;
                 continue;
             };
@@ -378,10 +379,6 @@ impl Shared {
         drop(taken);
         self.state()
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -169,7 +169,7 @@ fn one_connection_whose_disk_does_not_answer_leaves_a_thread_for_others() {
     let wait = Arc::new(Mutex::new(wait));
     for _ in 0..64 {
         let wait = Arc::clone(&wait);
-        pool.submit(CLIENT, Kind::Short, move || _ = lock(&wait).recv());
+        pool.submit(CLIENT, Kind::Short, move || _ = unpoisoned(wait.lock()).recv());
     }
     for _ in 0..20 {
         let (done, did) = channel();

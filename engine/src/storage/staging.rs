@@ -13,7 +13,7 @@ use rustix::rand::{GetRandomFlags, getrandom};
 use std::ffi::{CStr, CString};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -23,6 +23,7 @@ use crate::storage::mapping::{Mapping, RESERVED};
 use crate::storage::pending_write::PendingWrite;
 pub use crate::storage::target::{Conditions, Match};
 use crate::storage::target::{Target, no_directory};
+use crate::sync::unpoisoned;
 
 /// How long a start waits for another server's start, whose sweep takes no longer than removing a few files.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -50,12 +51,12 @@ impl Staging {
     /// the old directory.
     pub fn renew(&self) -> Result<(), StartError> {
         let (directory, _) = Staging::make(&self.mapping)?;
-        *self.directory.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(directory);
+        *unpoisoned(self.directory.lock()) = Arc::new(directory);
         Ok(())
     }
 
     fn directory(&self) -> Arc<Directory> {
-        Arc::clone(&self.directory.lock().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&*unpoisoned(self.directory.lock()))
     }
 
     fn make(mapping: &Mapping) -> Result<(Directory, Vec<String>), StartError> {
@@ -76,7 +77,7 @@ impl Staging {
     /// Acts as on a file system without O_TMPFILE.
     #[cfg(test)]
     pub(crate) fn with_named_files(mut self) -> Staging {
-        let directory = self.directory.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let directory = unpoisoned(self.directory.get_mut());
         if let Some(directory) = Arc::get_mut(directory) {
             directory.can_link = false;
         }
@@ -218,7 +219,7 @@ impl Directory {
         let mut hasher = DefaultHasher::new();
         (target.identity, &target.name).hash(&mut hasher);
         let stripe = &self.stripes[hasher.finish() as usize % STRIPES];
-        stripe.lock().unwrap_or_else(PoisonError::into_inner)
+        unpoisoned(stripe.lock())
     }
 }
 

@@ -4,7 +4,8 @@ use std::net::SocketAddr;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
-use crate::udp::address_limits::{Network, RateLimit, canonical};
+use crate::net::network::Network;
+use crate::udp::address_limits::{RateLimit, canonical};
 use crate::udp::codec::{COOKIE, UdpRequest};
 use crate::udp::cookie::Cookies;
 use crate::udp::counts::Counts;

@@ -10,9 +10,10 @@ use rustix::io;
 use rustix::rand::{GetRandomFlags, getrandom};
 use sha2::Sha256;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{PoisonError, RwLock};
+use std::sync::RwLock;
 use std::time::{Duration, Instant};
 
+use crate::sync::unpoisoned;
 use crate::udp::codec::COOKIE;
 
 const BUCKET: Duration = Duration::from_secs(30);
@@ -74,12 +75,12 @@ impl Cookies {
     /// The secrets of the bucket's hour; makes them where the hour has just begun.
     fn secrets(&self, bucket: u64) -> Secrets {
         let hour = bucket / BUCKETS_OF_A_SECRET;
-        let here = self.secrets.read().unwrap_or_else(PoisonError::into_inner);
+        let here = unpoisoned(self.secrets.read());
         if here.hour >= hour {
             return here.clone();
         }
         drop(here);
-        let mut here = self.secrets.write().unwrap_or_else(PoisonError::into_inner);
+        let mut here = unpoisoned(self.secrets.write());
         // The kernel gave random bytes at the start and keeps giving them; otherwise the old secret stays in use.
         if here.hour < hour
             && let Ok(fresh) = new_secret()

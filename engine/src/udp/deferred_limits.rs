@@ -7,8 +7,9 @@
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
+use crate::sync::unpoisoned;
 use crate::udp::address_limits::canonical;
 
 /// Waiting UDP requests of one port, however many places there are.
@@ -64,7 +65,7 @@ impl Deferred {
     }
 
     fn counts(&self) -> MutexGuard<'_, Counts> {
-        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+        unpoisoned(self.counts.lock())
     }
 }
 

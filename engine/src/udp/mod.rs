@@ -15,13 +15,11 @@ pub mod codec;
 mod cookie;
 mod counts;
 mod deferred_limits;
-pub(crate) mod load;
 mod object_reader;
 mod responder;
 mod serve;
 mod socket;
 
-pub use crate::udp::address_limits::Network;
 pub use counts::DatagramCounts;
 pub use serve::serve;
 pub use socket::UdpSocket;

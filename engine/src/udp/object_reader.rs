@@ -91,7 +91,7 @@ impl Reader {
     pub fn find(&mut self, uri: &str, storage: DiskWait, arrived: Instant) -> Result<Content, ReadError> {
         let Reader { service, shard, path, small } = self;
         let path = mapping::relative_path(uri, path)?;
-        service.peers.check_without_user(path.to_bytes())?;
+        service.clients.check_without_user(path.to_bytes())?;
         let may_wait = storage != DiskWait::Forbidden;
         if let Some(kept) = service.cache.get(path, arrived)
             && service.mapping.is_still(path, &kept.version)

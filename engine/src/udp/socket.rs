@@ -12,7 +12,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use crate::errors::StartError;
-use crate::udp::address_limits::Network;
+use crate::net::network::Network;
 use crate::udp::admission::Admission;
 use crate::udp::batch::{Inbox, Outbox};
 use crate::udp::counts::DatagramCounts;

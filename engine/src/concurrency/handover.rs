@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 
-use crate::sync::{Mutex, MutexGuard, PoisonError};
+use crate::sync::{Mutex, MutexGuard, unpoisoned};
 
 #[derive(Debug)]
 pub struct Handover<T> {
@@ -22,7 +22,7 @@ impl<T> Handover<T> {
     }
 
     fn state(&self) -> MutexGuard<'_, State<T>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        unpoisoned(self.state.lock())
     }
 
     /// From here on the caller takes sessions that others give, until it leaves.
