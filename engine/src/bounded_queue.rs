@@ -5,12 +5,12 @@ use std::collections::VecDeque;
 
 use crate::sync::{AtomicUsize, Condvar, Mutex, MutexGuard, Ordering, unpoisoned};
 
-/// A first-in-first-out queue with at most `most` items.
+/// A first-in-first-out queue with at most `capacity` items.
 #[derive(Debug)]
 pub struct BoundedQueue<T> {
     state: Mutex<State<T>>,
     filled: Condvar,
-    most: usize,
+    capacity: usize,
     depth: AtomicUsize,
 }
 
@@ -22,19 +22,24 @@ struct State<T> {
 }
 
 impl<T> BoundedQueue<T> {
-    pub fn new(most: usize) -> Self {
+    pub fn new(capacity: usize) -> Self {
         let state = State { items: VecDeque::new(), sleepers: 0, closed: false };
-        BoundedQueue { state: Mutex::new(state), filled: Condvar::new(), most, depth: AtomicUsize::new(0) }
+        BoundedQueue {
+            state: Mutex::new(state),
+            filled: Condvar::new(),
+            capacity,
+            depth: AtomicUsize::new(0),
+        }
     }
 
     /// Moves items from `items` into the queue as far as there is room; the rest stays with the caller. Wakes one
     /// sleeping thread per added item.
     pub fn push_all(&self, items: &mut VecDeque<T>) {
         let mut state = self.state();
-        let room = self.most.saturating_sub(state.items.len()).min(items.len());
-        state.items.extend(items.drain(..room));
+        let accepted = self.capacity.saturating_sub(state.items.len()).min(items.len());
+        state.items.extend(items.drain(..accepted));
         self.depth.store(state.items.len(), Ordering::Relaxed);
-        let wake = state.sleepers.min(room);
+        let wake = state.sleepers.min(accepted);
         drop(state);
         for _ in 0..wake {
             self.filled.notify_one();
@@ -101,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_does_not_fit_stays_with_the_caller() {
+    fn items_beyond_the_capacity_stay_with_the_caller() {
         let queue = BoundedQueue::new(2);
         let mut items = VecDeque::from([1, 2, 3]);
         queue.push_all(&mut items);
@@ -110,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn a_closed_queue_gives_what_is_left_and_then_none() {
+    fn a_closed_queue_returns_the_rest_and_then_none() {
         let queue = BoundedQueue::new(2);
         queue.push_all(&mut VecDeque::from([1]));
         queue.close();

@@ -1,8 +1,6 @@
 //! The data plane of one server: its transports, the model that serves each, and the timer of the statistics.
 
-use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -14,8 +12,8 @@ use rustix::process::{Pid, getpid};
 use crate::access::denials::Refusal;
 use crate::access::rules::Rules;
 use crate::concurrency::acceptor::Acceptor;
-use crate::concurrency::control::{Command, Control};
-use crate::concurrency::start_gate::{StartReport, start_error};
+use crate::concurrency::control::Command;
+use crate::endpoint::{Endpoint, Ingress};
 use crate::errors::StartError;
 use crate::model::Model;
 use crate::net::listener::Listener;
@@ -23,120 +21,19 @@ use crate::net::transport::Transport;
 use crate::request_log::RequestLog;
 use crate::service::Service;
 use crate::settings::{Limits, Settings};
+use crate::snapshot::Snapshot;
 use crate::spawn::spawn;
 use crate::statistics::CountedUpTo;
 use crate::storage_failures::Failure;
 use crate::sync::unpoisoned;
-use crate::udp::{self, DatagramCounts, UdpSocket};
+use crate::udp::UdpSocket;
 
-/// The accepting threads and the statistics timer need little stack.
+/// The stack of the statistics timer.
 const STACK: usize = 256 << 10;
 /// How long threads may take to notice an immediate stop.
 const STOP_GRACE: Duration = Duration::from_secs(5);
 /// The least part of it that storage gets to finish its work.
 const POOL_GRACE: Duration = Duration::from_secs(1);
-
-/// A served transport. While one model hands over to the next, it has several runs.
-#[derive(Debug)]
-struct Endpoint {
-    ingress: Ingress,
-    runs: Vec<ModelRun>,
-}
-
-/// How clients reach the server: by connections or by datagrams.
-#[derive(Debug, Clone)]
-enum Ingress {
-    Connections(Arc<Acceptor>),
-    Datagrams(Arc<UdpSocket>),
-}
-
-impl Ingress {
-    fn transport(&self) -> Transport {
-        match self {
-            Ingress::Connections(acceptor) => acceptor.transport(),
-            Ingress::Datagrams(_) => Transport::Udp,
-        }
-    }
-
-    fn address(&self) -> &str {
-        match self {
-            Ingress::Connections(acceptor) => acceptor.address(),
-            Ingress::Datagrams(socket) => &socket.address,
-        }
-    }
-
-    fn serve(&self, model: Model, service: &Arc<Service>, control: &Arc<Control>, begun: StartReport) {
-        match self {
-            Ingress::Connections(acceptor) => {
-                crate::concurrency::serve(model, acceptor, service, control, begun)
-            }
-            Ingress::Datagrams(socket) => udp::serve(model, socket, service, control, begun),
-        }
-    }
-
-    fn counts(&self) -> Option<DatagramCounts> {
-        match self {
-            Ingress::Connections(_) => None,
-            Ingress::Datagrams(socket) => Some(socket.counts()),
-        }
-    }
-}
-
-/// One model's run on a transport.
-#[derive(Debug)]
-struct ModelRun {
-    model: Model,
-    control: Arc<Control>,
-    thread: JoinHandle<()>,
-}
-
-impl Endpoint {
-    /// Starts a model. If this fails nothing has changed: the previous model, if any, continues to serve.
-    fn begin(&mut self, model: Model, service: &Arc<Service>) -> Result<(), StartError> {
-        let address = self.ingress.address();
-        if !model.serves(self.ingress.transport()) {
-            let why = "thread-per-connection needs connections, and UDP has none";
-            return Err(StartError::new(Errno::INVAL, why, address));
-        }
-        let control = Control::new().map_err(|errno| start_error(errno, "make an eventfd", address))?;
-        let control = Arc::new(control);
-        let (report, reported) = sync_channel(1);
-        let (ingress, service, order) = (self.ingress.clone(), Arc::clone(service), Arc::clone(&control));
-        let name = format!("objmapper-{}", ingress.transport().name());
-        let body = move || ingress.serve(model, &service, &order, StartReport(report));
-        let thread = spawn(&name, STACK, body).map_err(|error| {
-            start_error(Errno::from_io_error(&error).unwrap_or(Errno::AGAIN), "start a thread", address)
-        })?;
-        match reported.recv() {
-            Ok(Ok(())) => {
-                self.runs.push(ModelRun { model, control, thread });
-                Ok(())
-            }
-            failed => {
-                // The runtime has reported a panic on stderr.
-                let _ = thread.join();
-                let lost = || StartError::new(Errno::CANCELED, "the model ended before it served", address);
-                Err(failed.ok().and_then(Result::err).unwrap_or_else(lost))
-            }
-        }
-    }
-
-    fn model(&self) -> Option<Model> {
-        self.runs.last().map(|run| run.model)
-    }
-
-    /// Gives a command to all runs, the oldest first: when a run finds no taker for its sessions any more, it has the
-    /// command already.
-    fn give(&self, order: Command) {
-        for run in &self.runs {
-            run.control.give(order);
-        }
-    }
-
-    fn is_finished(&self) -> bool {
-        self.runs.iter().all(|run| run.thread.is_finished())
-    }
-}
 
 #[derive(Debug)]
 struct StatsTimer {
@@ -155,52 +52,6 @@ pub struct Engine {
     clock_thread: Mutex<Option<JoinHandle<()>>>,
     notices: Mutex<Vec<String>>,
     draining: std::sync::atomic::AtomicBool,
-}
-
-/// The state of one transport, for the snapshot.
-#[derive(Debug)]
-#[cfg_attr(feature = "python", derive(pyo3::IntoPyObject))]
-pub struct TransportState {
-    pub transport: &'static str,
-    pub model: &'static str,
-    pub address: String,
-    pub connections: usize,
-    pub connections_total: u64,
-    pub connections_waiting: usize,
-    pub active_threads: usize,
-    pub queue_depth: usize,
-    pub queue_depth_max: usize,
-    pub rejected_total: u64,
-    pub accept_failures_total: u64,
-    pub timeouts_total: u64,
-    pub protocol_errors_total: u64,
-    pub panics_total: u64,
-    pub steals_total: u64,
-    pub parks_total: u64,
-}
-
-#[derive(Debug)]
-#[cfg_attr(feature = "python", derive(pyo3::IntoPyObject))]
-pub struct Snapshot {
-    pub uptime: f64,
-    pub draining: bool,
-    pub max_connections: usize,
-    pub descriptors_in_flight: u32,
-    pub output_bytes: usize,
-    pub uploads_in_flight: u64,
-    pub reserved_bytes: u64,
-    pub denied_total: BTreeMap<&'static str, u64>,
-    /// By errno.
-    pub storage_errors_total: BTreeMap<i32, u64>,
-    pub root_problem: Option<String>,
-    pub cache_hits_total: u64,
-    pub cache_misses_total: u64,
-    pub cache_bytes: u64,
-    pub disk_io_pending: usize,
-    pub figures: Vec<crate::statistics::Figures>,
-    pub transports: Vec<TransportState>,
-    /// None if the server does not serve UDP.
-    pub datagrams: Option<DatagramCounts>,
 }
 
 impl Engine {
@@ -245,29 +96,29 @@ impl Engine {
             let socket = UdpSocket::bind(address, trusted, limit, &mut notices)?;
             ingresses.push(Ingress::Datagrams(Arc::new(socket)));
         }
-        for given in &settings.inherited {
-            ingresses.push(if sockopt::socket_type(given) == Ok(SocketType::DGRAM) {
+        for socket in &settings.inherited {
+            ingresses.push(if sockopt::socket_type(socket) == Ok(SocketType::DGRAM) {
                 let trusted = settings.udp_trusted.clone();
                 let mut notices = unpoisoned(self.notices.lock());
-                let socket = UdpSocket::inherited(given, trusted, limit, &mut notices)?;
+                let socket = UdpSocket::inherited(socket, trusted, limit, &mut notices)?;
                 Ingress::Datagrams(Arc::new(socket))
             } else {
-                let listener = Listener::inherited(given, settings.writable)?;
+                let listener = Listener::inherited(socket, settings.writable)?;
                 Ingress::Connections(Arc::new(Acceptor::new(listener)?))
             });
         }
         let (service, clock) = (Arc::clone(&self.service), Arc::clone(&self.clock));
-        let ticking = spawn("objmapper-clock", STACK, move || clock.run(&service)).map_err(|error| {
+        let thread = spawn("objmapper-clock", STACK, move || clock.run(&service)).map_err(|error| {
             let errno = Errno::from_io_error(&error).unwrap_or(Errno::AGAIN);
             StartError::new(errno, "cannot start a thread", "engine")
         })?;
-        *unpoisoned(self.clock_thread.lock()) = Some(ticking);
+        *unpoisoned(self.clock_thread.lock()) = Some(thread);
         for ingress in ingresses {
             let model = settings.models.get(&ingress.transport()).copied().unwrap_or(Model::Epoll);
             let mut endpoint = Endpoint { ingress, runs: Vec::new() };
-            let begun = endpoint.begin(model, &self.service);
+            let started = endpoint.start_model(model, &self.service);
             endpoints.push(endpoint);
-            begun?;
+            started?;
         }
         if let Some(notice) = self.service.fit_connections()? {
             unpoisoned(self.notices.lock()).push(notice);
@@ -282,8 +133,8 @@ impl Engine {
             .collect()
     }
 
-    pub fn journal(&self) -> &RequestLog {
-        &self.service.journal
+    pub fn request_log(&self) -> &RequestLog {
+        &self.service.request_log
     }
 
     pub fn notices(&self) -> Vec<String> {
@@ -292,54 +143,10 @@ impl Engine {
 
     pub fn snapshot(&self) -> Snapshot {
         let endpoints = unpoisoned(self.endpoints.lock());
-        let transports = endpoints
-            .iter()
-            .map(|endpoint| {
-                let transport = endpoint.ingress.transport();
-                let gauges = self.service.statistics.gauges(transport);
-                TransportState {
-                    transport: transport.name(),
-                    model: endpoint.model().map_or("", Model::name),
-                    address: endpoint.ingress.address().to_owned(),
-                    connections: gauges.connections.load(Relaxed),
-                    connections_total: gauges.connections_total.load(Relaxed),
-                    connections_waiting: gauges.connections_waiting.load(Relaxed),
-                    active_threads: gauges.active_threads.load(Relaxed),
-                    queue_depth: gauges.queue_depth.load(Relaxed),
-                    queue_depth_max: gauges.queue_depth_max.load(Relaxed),
-                    rejected_total: gauges.rejected_total.load(Relaxed),
-                    accept_failures_total: gauges.accept_failures_total.load(Relaxed),
-                    timeouts_total: gauges.timeouts_total.load(Relaxed),
-                    protocol_errors_total: gauges.protocol_errors_total.load(Relaxed),
-                    panics_total: gauges.panics_total.load(Relaxed),
-                    steals_total: gauges.steals_total.load(Relaxed),
-                    parks_total: gauges.parks_total.load(Relaxed),
-                }
-            })
-            .collect();
+        let transports = endpoints.iter().map(|endpoint| endpoint.state(&self.service)).collect();
         let datagrams = endpoints.iter().find_map(|endpoint| endpoint.ingress.counts());
         drop(endpoints);
-        let cache = self.service.statistics.cache_counts();
-        let (uploads_in_flight, reserved_bytes) = self.service.uploads.figures();
-        Snapshot {
-            uptime: self.service.statistics.uptime().as_secs_f64(),
-            draining: self.draining.load(Relaxed),
-            max_connections: self.service.max_connections(),
-            descriptors_in_flight: self.service.in_flight.taken(),
-            output_bytes: self.service.output.taken(),
-            uploads_in_flight,
-            reserved_bytes,
-            denied_total: self.service.clients.denials.counts().collect(),
-            storage_errors_total: self.service.failures.counts(),
-            root_problem: self.root_problem(),
-            cache_hits_total: cache.hits,
-            cache_misses_total: cache.misses,
-            cache_bytes: self.service.cache.size(),
-            disk_io_pending: self.service.storage_pending(),
-            figures: self.service.statistics.figures(),
-            transports,
-            datagrams,
-        }
+        Snapshot::new(&self.service, self.draining.load(Relaxed), transports, datagrams)
     }
 
     /// The latencies since start, counted up to each bound; see `Statistics::counted_up_to`.
@@ -361,7 +168,7 @@ impl Engine {
         self.service.mapping.place().problem()
     }
 
-    /// One refusal since the last call.
+    /// One denial since the last call.
     pub fn take_refusal(&self) -> Option<Refusal> {
         self.service.clients.denials.take()
     }
@@ -389,16 +196,16 @@ impl Engine {
         // Start the successor first, so that one model accepts at every moment. Then command its predecessors to hand
         // over, oldest first: the successor takes their sessions.
         let predecessors = endpoint.runs.len();
-        endpoint.begin(model, &self.service)?;
+        endpoint.start_model(model, &self.service)?;
         for run in &endpoint.runs[..predecessors] {
-            run.control.give(Command::Handover);
+            run.control.send(Command::Handover);
         }
         Ok(true)
     }
 
     /// Stops accepting and waits until requests in progress are finished; false if that took too long.
     pub fn drain(&self, timeout: Duration) -> bool {
-        self.order_all(Command::Drain, timeout)
+        self.signal_all(Command::Drain, timeout)
     }
 
     /// Ends all transports and threads. Can be called twice; does nothing in a fork of the engine's process.
@@ -408,7 +215,7 @@ impl Engine {
         }
         self.draining.store(true, Relaxed);
         let until = Instant::now() + STOP_GRACE;
-        if self.order_all(Command::Stop, STOP_GRACE) {
+        if self.signal_all(Command::Stop, STOP_GRACE) {
             for run in unpoisoned(self.endpoints.lock()).drain(..).flat_map(|endpoint| endpoint.runs) {
                 // The runtime has reported a panic on stderr.
                 let _ = run.thread.join();
@@ -423,14 +230,14 @@ impl Engine {
         self.service.drop_unread();
     }
 
-    fn order_all(&self, order: Command, timeout: Duration) -> bool {
+    fn signal_all(&self, command: Command, timeout: Duration) -> bool {
         let until = Instant::now().checked_add(timeout);
         {
             let endpoints = unpoisoned(self.endpoints.lock());
             // Set under the lock, so that a later change of models sees it.
             self.draining.store(true, Relaxed);
             for endpoint in endpoints.iter() {
-                endpoint.give(order);
+                endpoint.send(command);
             }
         }
         loop {
@@ -476,11 +283,11 @@ impl StatsTimer {
             passed = now;
             service.sweep_unread();
             service.listing.sweep();
-            service.relieve_storage();
-            service.look_at_root();
+            service.replace_stuck_threads();
+            service.follow_root();
             service.output.tick();
             service.copiers.tick(Instant::now());
-            service.journal.tick();
+            service.request_log.tick();
         }
     }
 }

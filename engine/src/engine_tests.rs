@@ -4,6 +4,7 @@
 use super::*;
 use crate::protocol::{Mode, encode_request};
 use crate::udp::serve_tests::settings_for;
+use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket as Datagrams};
 use std::sync::atomic::AtomicU64;
@@ -26,10 +27,10 @@ fn serving(model: Model) -> (Engine, tempfile::TempDir, BTreeMap<&'static str, S
     (engine, root, addresses)
 }
 
-fn question(uri: &str) -> Vec<u8> {
-    let mut question = Vec::new();
-    encode_request(&mut question, Mode::Copy, uri);
-    question
+fn encoded_request(uri: &str) -> Vec<u8> {
+    let mut encoded_request = Vec::new();
+    encode_request(&mut encoded_request, Mode::Copy, uri);
+    encoded_request
 }
 
 fn ask(client: &mut TcpStream) -> Option<u8> {
@@ -37,7 +38,7 @@ fn ask(client: &mut TcpStream) -> Option<u8> {
 }
 
 fn ask_for(client: &mut TcpStream, uri: &str) -> Option<u8> {
-    client.write_all(&question(uri)).ok()?;
+    client.write_all(&encoded_request(uri)).ok()?;
     let mut answer = [0; 10];
     client.read_exact(&mut answer).ok().map(|()| answer[9])
 }
@@ -84,12 +85,12 @@ fn a_panic_leaves_one_datagram_without_an_answer() {
         let client = Datagrams::bind("127.0.0.1:0").unwrap();
         client.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         for round in 1..=10 {
-            client.send_to(&question("/panic"), addresses["udp"]).unwrap();
+            client.send_to(&encoded_request("/panic"), addresses["udp"]).unwrap();
             let until = Instant::now() + Duration::from_secs(20);
             while panics(&engine, "udp") < round && Instant::now() < until {
                 std::thread::sleep(Duration::from_millis(2));
             }
-            client.send_to(&question("/a"), addresses["udp"]).unwrap();
+            client.send_to(&encoded_request("/a"), addresses["udp"]).unwrap();
             assert_eq!(client.recv(&mut [0; 100]).unwrap(), 10, "{model:?}");
             assert_eq!(panics(&engine, "udp"), round, "{model:?}");
         }
@@ -97,7 +98,7 @@ fn a_panic_leaves_one_datagram_without_an_answer() {
 }
 
 #[test]
-fn a_drain_longer_than_the_clock_counts_is_one() {
+fn a_drain_timeout_beyond_the_clocks_range_is_accepted() {
     let (engine, _root, _) = serving(Model::Epoll);
     assert!(engine.drain(Duration::MAX));
     assert!(engine.set_concurrency(Transport::Tcp, Model::ThreadPool).is_err(), "it drains");
@@ -110,18 +111,18 @@ fn keep_busy(address: SocketAddr) -> (Arc<AtomicU64>, [JoinHandle<()>; 2]) {
     let came = Arc::new(AtomicU64::new(0));
     let counted = Arc::clone(&came);
     let reader = std::thread::spawn(move || {
-        let mut room = vec![0; 1 << 20];
-        while let Ok(length @ 1..) = reading.read(&mut room) {
+        let mut buffer = vec![0; 1 << 20];
+        while let Ok(length @ 1..) = reading.read(&mut buffer) {
             counted.fetch_add(length as u64, Relaxed);
         }
     });
-    let questions = question("/a").repeat(20_000);
-    let writer = std::thread::spawn(move || while writing.write_all(&questions).is_ok() {});
+    let requests = encoded_request("/a").repeat(20_000);
+    let writer = std::thread::spawn(move || while writing.write_all(&requests).is_ok() {});
     (came, [reader, writer])
 }
 
 #[test]
-fn clients_that_always_have_something_to_answer_do_not_keep_a_server_from_its_end() {
+fn busy_clients_do_not_keep_a_server_from_stopping() {
     for model in Model::ALL {
         let (engine, _root, addresses) = serving(model);
         let busy: Vec<_> = (0..4).map(|_| keep_busy(addresses["tcp"])).collect();
@@ -135,7 +136,7 @@ fn clients_that_always_have_something_to_answer_do_not_keep_a_server_from_its_en
 }
 
 #[test]
-fn one_address_that_asks_for_much_leaves_others_room_to_wait_for_storage() {
+fn one_busy_address_leaves_storage_capacity_to_others() {
     let root = tempfile::tempdir().unwrap();
     let settings = Settings {
         udp: Some("0.0.0.0:0".parse().unwrap()),
@@ -155,19 +156,19 @@ fn one_address_that_asks_for_much_leaves_others_room_to_wait_for_storage() {
     };
     // Block the only thread that may wait for storage.
     let (go_on, waits) = channel::<()>();
-    let (begun, has_begun) = channel();
+    let (started, has_begun) = channel();
     let other = crate::storage::pool::Client { user: crate::storage::pool::User::Unknown, connection: 0 };
     let pool = engine.service.storage_pool.as_ref().unwrap();
     pool.submit(other, crate::storage::pool::Kind::Short, move || {
-        begun.send(()).unwrap();
+        started.send(()).unwrap();
         let _ = waits.recv();
     });
     has_begun.recv().unwrap();
     // The kernel has not cached these names, so the server must ask storage.
     let greedy: Vec<_> = (0..20).map(|_| client("127.0.0.2")).collect();
-    for (number, asker) in greedy.iter().enumerate() {
-        for of in 0..20 {
-            asker.send(&question(&format!("/unknown-{number}-{of}"))).unwrap();
+    for (number, client) in greedy.iter().enumerate() {
+        for total in 0..20 {
+            client.send(&encoded_request(&format!("/unknown-{number}-{total}"))).unwrap();
         }
     }
     let refused = || engine.snapshot().transports[0].rejected_total;
@@ -177,7 +178,7 @@ fn one_address_that_asks_for_much_leaves_others_room_to_wait_for_storage() {
     }
     assert!(refused() >= 300, "{}", refused());
     let honest = client("127.0.0.1");
-    honest.send(&question("/unknown-to-all")).unwrap();
+    honest.send(&encoded_request("/unknown-to-all")).unwrap();
     go_on.send(()).unwrap();
     let mut answer = [0; 200];
     honest.recv(&mut answer).unwrap();

@@ -1,7 +1,8 @@
-//! objmapper's data plane: sockets, wire, concurrency models, path resolution, statistics.
+//! objmapper's data plane: sockets, wire format, concurrency models, path resolution, statistics.
 //!
-//! `engine → concurrency → session → service → net, storage, access, fd, statistics → protocol → errors`. PyO3 lives in `python.rs` and `errors.rs` only,
-//! behind the feature `python`; the interpreter's lock is never taken to serve a request.
+//! `engine → concurrency → session → service → net, storage, access, fd, statistics → errors → protocol`, and nothing
+//! back up. PyO3 lives in `python.rs` and `errors.rs` only, behind the feature `python`; the interpreter's lock is never
+//! taken to serve a request.
 
 // The names of documented items explain them; not every field of a plain value needs prose.
 #![allow(missing_docs)]
@@ -12,6 +13,7 @@ mod access;
 mod bounded_queue;
 mod codel;
 mod concurrency;
+mod endpoint;
 mod engine;
 mod errors;
 mod fd;
@@ -24,6 +26,7 @@ mod request_log;
 mod service;
 mod session;
 mod settings;
+mod snapshot;
 mod spawn;
 mod statistics;
 mod storage;

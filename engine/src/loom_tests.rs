@@ -20,40 +20,40 @@ use std::collections::VecDeque;
 #[test]
 fn a_session_that_is_woken_is_run_after_it_and_by_one_thread_at_a_time() {
     loom::model(|| {
-        let hands = Arc::new(RunState::idle());
-        let brought = Arc::new(AtomicUsize::new(0));
+        let run_state = Arc::new(RunState::idle());
+        let output = Arc::new(AtomicUsize::new(0));
         let seen = Arc::new(AtomicUsize::new(0));
         let running = Arc::new(AtomicUsize::new(0));
         // The loop of a worker that has the session.
         let work = {
-            let (hands, brought) = (Arc::clone(&hands), Arc::clone(&brought));
+            let (run_state, output) = (Arc::clone(&run_state), Arc::clone(&output));
             let (seen, running) = (Arc::clone(&seen), Arc::clone(&running));
             move || {
                 loop {
                     assert_eq!(running.fetch_add(1, Relaxed), 0, "two at once");
-                    seen.store(brought.load(Relaxed), Relaxed);
+                    seen.store(output.load(Relaxed), Relaxed);
                     assert_eq!(running.fetch_sub(1, Relaxed), 1);
-                    if hands.release() {
+                    if run_state.release() {
                         break;
                     }
                 }
             }
         };
         let storage = {
-            let (hands, brought, work) = (Arc::clone(&hands), Arc::clone(&brought), work.clone());
+            let (run_state, output, work) = (Arc::clone(&run_state), Arc::clone(&output), work.clone());
             thread::spawn(move || {
-                brought.store(1, loom::sync::atomic::Ordering::Release);
-                if hands.mark_woken() {
+                output.store(1, loom::sync::atomic::Ordering::Release);
+                if run_state.mark_woken() {
                     work();
                 }
             })
         };
-        if hands.take() {
+        if run_state.take() {
             work();
         }
         storage.join().unwrap();
         assert_eq!(seen.load(Relaxed), 1, "a wake-up is lost");
-        assert!(hands.take(), "it stays in a hand");
+        assert!(run_state.take(), "it stays in a hand");
     });
 }
 
@@ -61,16 +61,16 @@ fn a_session_that_is_woken_is_run_after_it_and_by_one_thread_at_a_time() {
 #[test]
 fn wake_ups_that_meet_leave_the_session_free() {
     loom::model(|| {
-        let hands = Arc::new(RunState::idle());
+        let run_state = Arc::new(RunState::idle());
         let runs = Arc::new(AtomicUsize::new(0));
         let wakers: Vec<_> = (0..2)
             .map(|_| {
-                let (hands, runs) = (Arc::clone(&hands), Arc::clone(&runs));
+                let (run_state, runs) = (Arc::clone(&run_state), Arc::clone(&runs));
                 thread::spawn(move || {
-                    if hands.mark_woken() {
+                    if run_state.mark_woken() {
                         loop {
                             runs.fetch_add(1, Relaxed);
-                            if hands.release() {
+                            if run_state.release() {
                                 break;
                             }
                         }
@@ -82,14 +82,14 @@ fn wake_ups_that_meet_leave_the_session_free() {
             waker.join().unwrap();
         }
         assert!(runs.load(Relaxed) >= 1);
-        assert!(hands.take());
+        assert!(run_state.take());
     });
 }
 
 /// One model hands a session over while its successor drains: the successor takes it, or the giver gets it back; it
 /// never stays behind.
 #[test]
-fn no_session_stays_behind_where_the_last_taker_leaves() {
+fn no_session_stays_behind_when_the_last_taker_leaves() {
     loom::model(|| {
         let hand_over = Arc::new(Handover::new());
         hand_over.enlist();

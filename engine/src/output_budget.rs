@@ -15,15 +15,15 @@ use crate::sync::unpoisoned;
 /// One connection may take this fraction of the free budget.
 const SHARE: usize = 8;
 /// The bytes that a connection may have in any case.
-pub const LEAST: usize = 16 << 10;
+pub const MIN_ALLOWANCE: usize = 16 << 10;
 
 /// Memory goes back to the kernel when use has dropped by this many bytes.
-const WORTH_A_TRIM: usize = 8 << 20;
+const MIN_TRIM: usize = 8 << 20;
 /// A drop that lasts for this many checks, a second apart, counts as lasting.
-const LOOKS: usize = 3;
+const CHECKS: usize = 3;
 
 #[derive(Debug)]
-pub struct Output {
+pub struct OutputBudget {
     per_connection: usize,
     budget: usize,
     taken: AtomicUsize,
@@ -35,13 +35,13 @@ pub struct Output {
 /// The bytes taken at the last checks, a second apart, and the maximum since memory last went back to the kernel.
 #[derive(Debug, Default)]
 struct Seen {
-    last: [usize; LOOKS],
-    most: usize,
+    last: [usize; CHECKS],
+    max: usize,
 }
 
-impl Output {
+impl OutputBudget {
     pub fn new(per_connection: usize, budget: usize) -> Self {
-        Output {
+        OutputBudget {
             per_connection,
             budget,
             taken: AtomicUsize::new(0),
@@ -53,7 +53,7 @@ impl Output {
     /// How many bytes one connection may have now.
     pub fn allowance(&self) -> usize {
         let free = self.budget.saturating_sub(self.taken());
-        self.per_connection.min(free / SHARE).max(LEAST)
+        self.per_connection.min(free / SHARE).max(MIN_ALLOWANCE)
     }
 
     pub fn take(&self, bytes: usize) {
@@ -86,11 +86,11 @@ impl Output {
         seen.last.rotate_right(1);
         seen.last[0] = taken;
         let recent = seen.last.into_iter().max().unwrap_or(0);
-        seen.most = seen.most.max(recent);
-        if seen.most - recent + self.freed.load(Relaxed) < WORTH_A_TRIM {
+        seen.max = seen.max.max(recent);
+        if seen.max - recent + self.freed.load(Relaxed) < MIN_TRIM {
             return false;
         }
-        seen.most = recent;
+        seen.max = recent;
         self.freed.store(0, Relaxed);
         true
     }
@@ -110,33 +110,33 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hoarders_leave_room_for_others() {
-        let output = Output::new(4 << 20, 256 << 20);
+    fn clients_that_never_read_leave_memory_to_others() {
+        let output = OutputBudget::new(4 << 20, 256 << 20);
         assert_eq!(output.allowance(), 4 << 20);
         for _ in 0..1000 {
             let allowance = output.allowance();
             output.take(allowance);
         }
-        assert!(output.taken() <= (256 << 20) + 1000 * LEAST, "{}", output.taken());
-        assert_eq!(output.allowance(), LEAST);
+        assert!(output.taken() <= (256 << 20) + 1000 * MIN_ALLOWANCE, "{}", output.taken());
+        assert_eq!(output.allowance(), MIN_ALLOWANCE);
     }
 
     #[test]
-    fn memory_is_given_back_once_less_has_been_taken_for_a_while() {
-        let output = Output::new(4 << 20, 256 << 20);
-        let looks = |taken: &[usize]| {
+    fn memory_is_returned_once_use_has_dropped_for_a_while() {
+        let output = OutputBudget::new(4 << 20, 256 << 20);
+        let checks = |taken: &[usize]| {
             taken.iter().map(|&taken| output.is_worth_a_trim(taken << 20)).collect::<Vec<_>>()
         };
-        assert_eq!(looks(&[0, 100, 100, 0, 100, 0, 0]), [false; 7]);
-        assert_eq!(looks(&[0, 0, 0]), [true, false, false]);
-        assert_eq!(looks(&[4, 0, 0, 0]), [false; 4]);
+        assert_eq!(checks(&[0, 100, 100, 0, 100, 0, 0]), [false; 7]);
+        assert_eq!(checks(&[0, 0, 0]), [true, false, false]);
+        assert_eq!(checks(&[4, 0, 0, 0]), [false; 4]);
         output.note_freed(8 << 20);
-        assert_eq!(looks(&[0, 0]), [true, false]);
+        assert_eq!(checks(&[0, 0]), [true, false]);
     }
 
     #[test]
-    fn what_is_released_can_be_taken_again() {
-        let output = Output::new(4 << 20, 8 << 20);
+    fn released_shares_can_be_taken_again() {
+        let output = OutputBudget::new(4 << 20, 8 << 20);
         assert_eq!(output.allowance(), 1 << 20);
         output.take(4 << 20);
         assert_eq!(output.allowance(), 512 << 10);

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use crate::access::denials::Refusal;
 use crate::access::rules::{IdSet, Rules};
-use crate::engine::{Engine as NativeEngine, Snapshot};
+use crate::engine::Engine as NativeEngine;
 use crate::load::{Load as NativeLoad, LoadProtocol, Outcome, Plan, Target};
 use crate::model::Model;
 use crate::net::network::Network;
@@ -20,6 +20,7 @@ use crate::net::transport::Transport;
 use crate::protocol::Mode;
 use crate::request_log::Record;
 use crate::settings::{Limits, OptimizeFor, Settings, TimeLimit};
+use crate::snapshot::Snapshot;
 use crate::statistics::CountedUpTo;
 use crate::storage_failures::Failure;
 
@@ -123,7 +124,7 @@ impl From<PyRules> for Rules {
 /// Longer times count as a century, so that sums with the clock stay within its range.
 const A_CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 /// More connections than a machine has ports for.
-const MOST_CLIENTS: usize = 1_000_000;
+const MAX_CLIENTS: usize = 1_000_000;
 
 fn seconds(name: &str, value: f64) -> PyResult<Duration> {
     if value > A_CENTURY.as_secs_f64() {
@@ -213,24 +214,24 @@ impl Engine {
 
     fn slow_requests(&self, py: Python<'_>) -> PyResult<Vec<Record>> {
         let engine = self.here()?;
-        Ok(py.detach(|| engine.journal().slowest()))
+        Ok(py.detach(|| engine.request_log().slowest()))
     }
 
     fn watch_requests(&self, py: Python<'_>, slower_than: f64, for_seconds: f64) -> PyResult<()> {
         let (floor, time) = (seconds("slower_than", slower_than)?, seconds("for_seconds", for_seconds)?);
         let engine = self.here()?;
-        py.detach(|| engine.journal().watch(floor, time));
+        py.detach(|| engine.request_log().watch(floor, time));
         Ok(())
     }
 
     fn sample_requests(&self, one_of: u64) -> PyResult<()> {
-        self.here()?.journal().sample(one_of);
+        self.here()?.request_log().sample(one_of);
         Ok(())
     }
 
     fn recorded_requests(&self, py: Python<'_>, after: u64) -> PyResult<(u64, Vec<Record>)> {
         let engine = self.here()?;
-        Ok(py.detach(|| engine.journal().records(after)))
+        Ok(py.detach(|| engine.request_log().records(after)))
     }
 
     fn notices(&self, py: Python<'_>) -> PyResult<Vec<String>> {
@@ -266,9 +267,9 @@ impl Engine {
     }
 
     fn set_concurrency(&self, py: Python<'_>, transport: &str, model: &str) -> PyResult<()> {
-        let (lane, chosen) = (transport_named(transport)?, model_named(model)?);
+        let (endpoint, model) = (transport_named(transport)?, model_named(model)?);
         let engine = self.here()?;
-        if py.detach(|| engine.set_concurrency(lane, chosen))? {
+        if py.detach(|| engine.set_concurrency(endpoint, model))? {
             Ok(())
         } else {
             Err(PyValueError::new_err(format!("{transport} is not served")))
@@ -292,7 +293,7 @@ struct PyPlan {
     unix: Option<PathBuf>,
     tcp: Option<String>,
     udp: Option<String>,
-    dialect: String,
+    protocol: String,
     uris: Vec<String>,
     clients: usize,
     threads: usize,
@@ -313,7 +314,7 @@ impl TryFrom<PyPlan> for Plan {
             (None, None, Some(text)) => Target::Udp(numeric(&text)?),
             _ => return Err(PyValueError::new_err("a load has one target: unix, tcp or udp")),
         };
-        let dialect = match given.dialect.as_str() {
+        let protocol = match given.protocol.as_str() {
             "fdpass" => LoadProtocol::Objmapper(Mode::FdPass),
             "copy" => LoadProtocol::Objmapper(Mode::Copy),
             "splice" => LoadProtocol::Objmapper(Mode::Splice),
@@ -327,7 +328,7 @@ impl TryFrom<PyPlan> for Plan {
             other => return Err(PyValueError::new_err(format!("no such dialect: {other:?}"))),
         };
         let by_datagrams = matches!(target, Target::Udp(_));
-        let speaks = match dialect {
+        let speaks = match protocol {
             LoadProtocol::Pull | LoadProtocol::Memcached => by_datagrams,
             LoadProtocol::Objmapper(Mode::Copy) => true,
             _ => !by_datagrams,
@@ -340,9 +341,9 @@ impl TryFrom<PyPlan> for Plan {
         if given.rate.is_some() && given.reconnect {
             return Err(PyValueError::new_err("a load with reconnect has no rate: leave out one of them"));
         }
-        if given.uris.is_empty() || given.pipeline == 0 || !(1..=MOST_CLIENTS).contains(&given.clients) {
+        if given.uris.is_empty() || given.pipeline == 0 || !(1..=MAX_CLIENTS).contains(&given.clients) {
             return Err(PyValueError::new_err(format!(
-                "a load needs a URI, a pipeline above 0 and from 1 to {MOST_CLIENTS} clients"
+                "a load needs a URI, a pipeline above 0 and from 1 to {MAX_CLIENTS} clients"
             )));
         }
         let interval = given.rate.map(|rate| {
@@ -357,7 +358,7 @@ impl TryFrom<PyPlan> for Plan {
         });
         Ok(Plan {
             target,
-            dialect,
+            protocol,
             uris: given.uris,
             clients: given.clients,
             threads: given.threads,

@@ -118,25 +118,25 @@ pub struct Record {
 }
 
 impl Record {
-    fn of(passed: &CompletedRequest<'_>) -> Self {
+    fn of(request: &CompletedRequest<'_>) -> Self {
         let microseconds = |time: Duration| time.as_nanos() as f64 / 1000.0;
         Record {
             number: 0,
             at: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64(),
-            uri: passed.uri.text(),
-            peer: match passed.from {
-                PeerRef::Connection(socket) => credentials::peer(socket, passed.transport),
+            uri: request.uri.text(),
+            peer: match request.from {
+                PeerRef::Connection(socket) => credentials::peer(socket, request.transport),
                 PeerRef::Address(address) => address.to_string(),
             },
-            transport: passed.transport.name(),
-            mode: passed.operation,
-            model: passed.model,
-            status: passed.status,
-            bytes: passed.bytes,
-            total_us: microseconds(passed.total()),
-            queue_us: microseconds(passed.queue),
-            storage_us: microseconds(passed.storage),
-            send_us: microseconds(passed.send),
+            transport: request.transport.name(),
+            mode: request.operation,
+            model: request.model,
+            status: request.status,
+            bytes: request.bytes,
+            total_us: microseconds(request.total()),
+            queue_us: microseconds(request.queue),
+            storage_us: microseconds(request.storage),
+            send_us: microseconds(request.send),
         }
     }
 }
@@ -189,16 +189,16 @@ impl Default for RequestLog {
 
 impl RequestLog {
     /// Records a request if it is slow, watched or sampled.
-    pub fn record(&self, passed: &CompletedRequest<'_>) {
-        let total = u64::try_from(passed.total().as_nanos()).unwrap_or(u64::MAX);
+    pub fn record(&self, request: &CompletedRequest<'_>) {
+        let total = u64::try_from(request.total().as_nanos()).unwrap_or(u64::MAX);
         if total >= self.slow_floor.load(Relaxed) {
-            self.record_slow(passed, total);
+            self.record_slow(request, total);
         }
         let sample = self.sample.load(Relaxed);
-        let counted = &self.counted[passed.shard % COUNTERS].0;
+        let counted = &self.counted[request.shard % COUNTERS].0;
         let is_sampled = sample > 0 && counted.fetch_add(1, Relaxed).is_multiple_of(sample);
         if is_sampled || total >= self.watch_floor.load(Relaxed) {
-            let mut record = Record::of(passed);
+            let mut record = Record::of(request);
             let mut records = unpoisoned(self.records.lock());
             records.last += 1;
             record.number = records.last;
@@ -209,8 +209,8 @@ impl RequestLog {
         }
     }
 
-    fn record_slow(&self, passed: &CompletedRequest<'_>, total: u64) {
-        let record = Record::of(passed);
+    fn record_slow(&self, request: &CompletedRequest<'_>, total: u64) {
+        let record = Record::of(request);
         let mut slowest = unpoisoned(self.slowest.lock());
         let Some(bucket) = slowest.buckets.back_mut() else { return };
         let at = bucket.partition_point(|other| other.total_us >= record.total_us);
@@ -258,10 +258,10 @@ impl RequestLog {
         }
         let mut slowest = unpoisoned(self.slowest.lock());
         // Several buckets pass at once if the timer's thread was delayed.
-        let passed = now.duration_since(slowest.began).as_secs() / BUCKET.as_secs();
-        if passed > 0 {
+        let elapsed = now.duration_since(slowest.began).as_secs() / BUCKET.as_secs();
+        if elapsed > 0 {
             slowest.began = now;
-            for _ in 0..passed.min(BUCKETS as u64) {
+            for _ in 0..elapsed.min(BUCKETS as u64) {
                 slowest.buckets.push_back(Vec::new());
             }
             let old = slowest.buckets.len().saturating_sub(BUCKETS);

@@ -3,9 +3,9 @@
 
 use super::*;
 
-fn pass(journal: &RequestLog, uri: &str, microseconds: u64) {
+fn pass(request_log: &RequestLog, uri: &str, microseconds: u64) {
     let (socket, _other) = std::os::unix::net::UnixStream::pair().unwrap();
-    journal.record(&CompletedRequest {
+    request_log.record(&CompletedRequest {
         shard: 0,
         uri: &UriTail::of(uri),
         from: PeerRef::Connection(&socket.into()),
@@ -22,21 +22,21 @@ fn pass(journal: &RequestLog, uri: &str, microseconds: u64) {
 
 #[test]
 fn the_slowest_come_first_and_are_bounded() {
-    let journal = RequestLog::default();
+    let request_log = RequestLog::default();
     for time in 0..1000 {
-        pass(&journal, &format!("/{time}"), time * 7919 % 1000);
+        pass(&request_log, &format!("/{time}"), time * 7919 % 1000);
     }
-    let slowest = journal.slowest();
+    let slowest = request_log.slowest();
     assert_eq!(slowest.len(), SLOWEST);
     let times: Vec<u64> = slowest.iter().map(|record| record.total_us as u64).collect();
     assert_eq!(times, (1000 - SLOWEST as u64..1000).rev().collect::<Vec<_>>());
 }
 
 #[test]
-fn a_record_says_how_the_time_divided_and_who_asked() {
-    let journal = RequestLog::default();
-    pass(&journal, "/a", 10);
-    let record = &journal.slowest()[0];
+fn a_record_has_the_parts_of_the_time_and_the_peer() {
+    let request_log = RequestLog::default();
+    pass(&request_log, "/a", 10);
+    let record = &request_log.slowest()[0];
     assert_eq!(
         (record.uri.as_str(), record.queue_us, record.storage_us, record.send_us),
         ("/a", 5.0, 5.0, 0.0)
@@ -46,42 +46,42 @@ fn a_record_says_how_the_time_divided_and_who_asked() {
 }
 
 #[test]
-fn nothing_is_recorded_that_nobody_watches() {
-    let journal = RequestLog::default();
-    pass(&journal, "/a", 1_000_000);
-    assert_eq!(journal.records(0).1.len(), 0);
-    journal.watch(Duration::from_millis(5), Duration::from_secs(60));
-    pass(&journal, "/fast", 100);
-    pass(&journal, "/slow", 5000);
-    let (last, records) = journal.records(0);
+fn without_a_watcher_nothing_is_recorded() {
+    let request_log = RequestLog::default();
+    pass(&request_log, "/a", 1_000_000);
+    assert_eq!(request_log.records(0).1.len(), 0);
+    request_log.watch(Duration::from_millis(5), Duration::from_secs(60));
+    pass(&request_log, "/fast", 100);
+    pass(&request_log, "/slow", 5000);
+    let (last, records) = request_log.records(0);
     assert_eq!((last, records.len(), records[0].uri.as_str()), (1, 1, "/slow"));
-    assert_eq!(journal.records(last).1.len(), 0);
+    assert_eq!(request_log.records(last).1.len(), 0);
 }
 
 #[test]
-fn one_of_so_many_is_sampled() {
-    let journal = RequestLog::default();
-    journal.sample(10);
+fn one_request_of_n_is_sampled() {
+    let request_log = RequestLog::default();
+    request_log.sample(10);
     for _ in 0..100 {
-        pass(&journal, "/a", 1);
+        pass(&request_log, "/a", 1);
     }
-    assert_eq!(journal.records(0).1.len(), 10);
+    assert_eq!(request_log.records(0).1.len(), 10);
 }
 
 #[test]
-fn of_records_that_wait_too_long_the_oldest_are_lost() {
-    let journal = RequestLog::default();
-    journal.sample(1);
+fn the_oldest_unread_records_are_lost() {
+    let request_log = RequestLog::default();
+    request_log.sample(1);
     for at in 0..MAX_KEPT + 100 {
-        pass(&journal, &format!("/{at}"), 1);
+        pass(&request_log, &format!("/{at}"), 1);
     }
-    let (last, records) = journal.records(0);
+    let (last, records) = request_log.records(0);
     assert_eq!((last, records.len()), (MAX_KEPT as u64 + 100, MAX_KEPT));
     assert_eq!(records[0].uri, "/100");
 }
 
 #[test]
-fn of_a_long_uri_the_end_is_kept() {
+fn a_long_uri_keeps_its_end() {
     let uri = format!("/{}é", "x".repeat(200));
     let text = UriTail::of(&uri).text();
     assert!(text.starts_with('…') && text.ends_with("xé") && text.len() <= TAIL + 3, "{text}");

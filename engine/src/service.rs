@@ -14,7 +14,7 @@ use crate::errors::{Error, StartError};
 use crate::fd::budget::FdBudget;
 use crate::fd::counted_connection::CountedConnection;
 use crate::net::transport::Transport;
-use crate::output_budget::Output;
+use crate::output_budget::OutputBudget;
 use crate::protocol::Operation;
 use crate::request_log::RequestLog;
 use crate::settings::{Limits, Settings};
@@ -55,15 +55,15 @@ pub struct Service {
     pub copiers: Copiers,
     pub uploads: Arc<Uploads>,
     pub statistics: Statistics,
-    pub journal: RequestLog,
-    pub in_flight: FdBudget,
+    pub request_log: RequestLog,
+    pub fd_budget: FdBudget,
     pub failures: Failures,
-    pub output: Output,
+    pub output: OutputBudget,
     pub clients: Clients,
     /// The cap on connections, fitted to RLIMIT_NOFILE.
     max_connections: AtomicUsize,
     /// Connections that RLIMIT_NOFILE has room for.
-    room: AtomicUsize,
+    fd_capacity: AtomicUsize,
     limit: u64,
     /// A descriptor with this number or a higher one means that the reserve has been reached.
     pub descriptor_limit: u64,
@@ -117,10 +117,10 @@ impl Service {
         }
         let limit = raise_descriptor_limit(&mut notices);
         // A quarter of the limit may be in flight; as many can be open, waiting to be sent.
-        let in_flight = limit / 4;
-        let room = limit.saturating_sub(RESERVED_DESCRIPTORS + in_flight).max(1);
-        let room = usize::try_from(room).unwrap_or(usize::MAX);
-        let max_connections = settings.max_connections.min(room);
+        let fd_budget = limit / 4;
+        let fd_capacity = limit.saturating_sub(RESERVED_DESCRIPTORS + fd_budget).max(1);
+        let fd_capacity = usize::try_from(fd_capacity).unwrap_or(usize::MAX);
+        let max_connections = settings.max_connections.min(fd_capacity);
         Ok(Service {
             mapping,
             cache: Cache::new(if remote.is_some() { 0 } else { settings.cache_size }, settings.cache_max_age),
@@ -131,13 +131,13 @@ impl Service {
             copiers: Copiers::default(),
             uploads: Arc::new(uploads),
             statistics: Statistics::new(),
-            journal: RequestLog::default(),
-            in_flight: FdBudget::new(u32::try_from(in_flight).unwrap_or(u32::MAX)),
+            request_log: RequestLog::default(),
+            fd_budget: FdBudget::new(u32::try_from(fd_budget).unwrap_or(u32::MAX)),
             failures: Failures::default(),
-            output: Output::new(settings.max_output_buffer, settings.max_output_memory),
+            output: OutputBudget::new(settings.max_output_buffer, settings.max_output_memory),
             clients: Clients::default(),
             max_connections: max_connections.into(),
-            room: room.into(),
+            fd_capacity: fd_capacity.into(),
             limit,
             descriptor_limit: limit.saturating_sub(RESERVED_DESCRIPTORS),
             write_limit: limit - limit / 4,
@@ -170,14 +170,14 @@ impl Service {
             );
             return Err(StartError::new(Errno::MFILE, why, "ulimit -n"));
         }
-        let room = self.room.load(Relaxed).min(usize::try_from(free).unwrap_or(usize::MAX));
-        self.room.store(room, Relaxed);
-        let asked = self.settings.max_connections;
-        let fits = asked.min(room);
+        let fd_capacity = self.fd_capacity.load(Relaxed).min(usize::try_from(free).unwrap_or(usize::MAX));
+        self.fd_capacity.store(fd_capacity, Relaxed);
+        let requested = self.settings.max_connections;
+        let fits = requested.min(fd_capacity);
         self.max_connections.store(fits, Relaxed);
-        Ok((fits < asked).then(|| {
+        Ok((fits < requested).then(|| {
             format!(
-                "max_connections lowered from {asked} to {fits}: RLIMIT_NOFILE is {limit} (raise it with ulimit -n or \
+                "max_connections lowered from {requested} to {fits}: RLIMIT_NOFILE is {limit} (raise it with ulimit -n or \
                  LimitNOFILE=)"
             )
         }))
@@ -185,7 +185,7 @@ impl Service {
 
     /// Checks whether the root still exists, and follows it if it was replaced. Skips remote roots, where the check
     /// could wait for another machine.
-    pub fn look_at_root(&self) {
+    pub fn follow_root(&self) {
         if !self.mapping.is_remote() {
             let renew = || self.staging.as_ref().map_or(Ok(()), Staging::renew);
             self.mapping.place().look(|| renew().map_err(|error| error.to_string()));
@@ -204,7 +204,7 @@ impl Service {
 
     /// Changes the limits that may change while sessions live. Connected clients stay, even over a lower cap.
     pub fn set_limits(&self, limits: &Limits) {
-        self.max_connections.store(limits.max_connections.min(self.room.load(Relaxed)), Relaxed);
+        self.max_connections.store(limits.max_connections.min(self.fd_capacity.load(Relaxed)), Relaxed);
         self.cache.max_age.set(limits.cache_max_age);
         self.settings.idle_timeout.set(limits.idle_timeout);
         self.settings.header_timeout.set(limits.header_timeout);
@@ -256,17 +256,17 @@ impl Service {
     }
 
     /// Ends storage work for a connection, except writes whose bytes have all arrived.
-    pub fn leave_storage(&self, client: Client) {
+    pub fn cancel_storage(&self, client: Client) {
         for pool in [&self.storage_pool, &self.write_pool].into_iter().flatten() {
-            pool.leave(client);
+            pool.cancel(client);
         }
-        self.copiers.leave(client);
+        self.copiers.cancel(client);
     }
 
     /// Starts further threads in place of those that are stuck.
-    pub fn relieve_storage(&self) {
+    pub fn replace_stuck_threads(&self) {
         for pool in [&self.storage_pool, &self.write_pool].into_iter().flatten() {
-            pool.relieve();
+            pool.replace_stuck();
         }
     }
 

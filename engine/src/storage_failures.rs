@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn each_failure_is_told_while_others_take() {
+    fn each_failure_is_counted_while_others_are_taken() {
         use std::sync::atomic::Ordering::SeqCst;
         let failures = Failures::default();
         let working = AtomicU64::new(4);

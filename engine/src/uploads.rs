@@ -10,14 +10,14 @@ use crate::storage::pool::User;
 use crate::sync::unpoisoned;
 
 /// Bytes of contents that may wait for a writer, over all users.
-const MOST_BUFFERED: usize = 64 << 20;
+const MAX_BUFFERED: usize = 64 << 20;
 
 #[derive(Debug)]
 pub struct Uploads {
     /// The limit per user; 0: any number.
-    most: u32,
+    max_uploads: u32,
     /// Bytes that the server may reserve for one user; 0: none ahead.
-    most_reserved: u64,
+    max_reserved: u64,
     users: Mutex<HashMap<User, Share>>,
     /// Bytes of contents that wait for a writer, over all users.
     buffered: AtomicUsize,
@@ -38,15 +38,15 @@ pub struct Upload {
 }
 
 impl Uploads {
-    pub fn new(most: u32, most_reserved: u64) -> Uploads {
-        Uploads { most, most_reserved, users: Mutex::default(), buffered: AtomicUsize::new(0) }
+    pub fn new(max_uploads: u32, max_reserved: u64) -> Uploads {
+        Uploads { max_uploads, max_reserved, users: Mutex::default(), buffered: AtomicUsize::new(0) }
     }
 
     /// Counts one more; UNAVAILABLE if the user is at the limit.
     pub fn begin(self: &Arc<Self>, user: User) -> Result<Upload, Error> {
         let mut users = self.users();
         let share = users.entry(user).or_default();
-        if self.most > 0 && share.uploads >= self.most {
+        if self.max_uploads > 0 && share.uploads >= self.max_uploads {
             return Err(Error::Busy("this user has as many uploads under way as one may have, try again"));
         }
         share.uploads += 1;
@@ -73,7 +73,7 @@ impl Uploads {
 
     /// Whether a content with waiting bytes may have more.
     pub fn may_buffer(&self) -> bool {
-        self.buffered.load(Relaxed) < MOST_BUFFERED
+        self.buffered.load(Relaxed) < MAX_BUFFERED
     }
 
     fn users(&self) -> MutexGuard<'_, HashMap<User, Share>> {
@@ -82,12 +82,12 @@ impl Uploads {
 }
 
 impl Upload {
-    /// Sets the reservation to `wanted` bytes, or to what the user may still have. Returns the number reserved.
-    pub fn reserve(&mut self, wanted: u64) -> u64 {
+    /// Sets the reservation to `bytes` bytes, or to what the user may still have. Returns the number reserved.
+    pub fn reserve(&mut self, bytes: u64) -> u64 {
         let mut users = self.uploads.users();
         if let Some(share) = users.get_mut(&self.user) {
             share.reserved -= self.reserved;
-            self.reserved = wanted.min(self.uploads.most_reserved.saturating_sub(share.reserved));
+            self.reserved = bytes.min(self.uploads.max_reserved.saturating_sub(share.reserved));
             share.reserved += self.reserved;
         }
         self.reserved
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn zero_means_no_cap_on_uploads_and_nothing_reserved() {
+    fn zero_means_unlimited_uploads_and_no_reservation() {
         let uploads = Arc::new(Uploads::new(0, 0));
         let mut begun: Vec<_> = (0..100).map(|_| uploads.begin(User::Unknown).expect("one more")).collect();
         assert_eq!(begun[0].reserve(1), 0);

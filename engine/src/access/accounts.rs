@@ -195,7 +195,8 @@ impl Clients {
         Ok(Some(client_access))
     }
 
-    /// Evaluates the rules for a connected client again. It stays connected, but a client that may no longer connect may use nothing.
+    /// Evaluates the rules for a connected client again. It stays connected, but a client that may no longer connect
+    /// may use nothing.
     pub fn reevaluate(
         &self,
         socket: &OwnedFd,

@@ -16,7 +16,7 @@ fn connected() -> (OwnedFd, OwnedFd) {
 }
 
 #[test]
-fn without_rules_nothing_is_asked() {
+fn without_rules_admission_checks_nothing() {
     let clients = Clients::default();
     let (_, theirs) = connected();
     assert_eq!(clients.generation(), 0);
@@ -24,7 +24,7 @@ fn without_rules_nothing_is_asked() {
 }
 
 #[test]
-fn a_user_has_as_many_connections_as_one_may_have() {
+fn connections_of_a_user_are_capped() {
     let clients = Clients::default();
     clients.set(Rules::new(IdSet::default(), Vec::new(), 2, 0));
     let (_, socket) = connected();
@@ -43,7 +43,7 @@ fn a_user_has_as_many_connections_as_one_may_have() {
 }
 
 #[test]
-fn who_is_in_is_judged_by_new_rules_and_counted_once() {
+fn new_rules_apply_to_connected_clients_which_count_once() {
     let clients = Clients::default();
     let (_, socket) = connected();
     clients.set(Rules::new(IdSet::default(), Vec::new(), 1, 0));

@@ -1,4 +1,4 @@
-//! Refusals by the access rules: counted, and one kept until the log takes it.
+//! Denials by the access rules: counted, and one kept until the log takes it.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use crate::net::credentials::Credentials;
 use crate::sync::unpoisoned;
 
-/// The kind of refusal.
+/// The kind of denial.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reason {
     /// Connecting at all.
@@ -27,7 +27,7 @@ impl Reason {
     }
 }
 
-/// One refusal, for the log.
+/// One denial, for the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[cfg_attr(feature = "python", derive(pyo3::IntoPyObject))]
 pub struct Refusal {
@@ -36,7 +36,7 @@ pub struct Refusal {
     pub uid: Option<u32>,
     /// 0 for a process in a namespace that the server cannot see.
     pub pid: Option<i32>,
-    /// The requested path; empty if the refusal does not concern one object.
+    /// The requested path; empty if the denial does not concern one object.
     pub uri: String,
     /// How many others there were since the last one taken.
     pub suppressed: u64,
@@ -45,7 +45,7 @@ pub struct Refusal {
 #[derive(Debug, Default)]
 pub struct Denials {
     counts: [AtomicU64; Reason::ALL.len()],
-    /// While one is kept, each further refusal costs one addition: a client that floods the server causes no more
+    /// While one is kept, each further denial costs one addition: a client that floods the server causes no more
     /// work.
     is_kept: AtomicBool,
     kept: Mutex<PendingReport>,
@@ -59,23 +59,23 @@ struct PendingReport {
 }
 
 impl Denials {
-    pub fn note(&self, reason: Reason, who: Option<&Credentials>, path: &[u8]) {
+    pub fn note(&self, reason: Reason, peer: Option<&Credentials>, path: &[u8]) {
         self.counts[reason as usize].fetch_add(1, Relaxed);
         if self.is_kept.swap(true, Relaxed) {
             return;
         }
         let uri = if path.is_empty() { String::new() } else { format!("/{}", String::from_utf8_lossy(path)) };
-        let (uid, pid) = (who.map(|who| who.uid), who.map(|who| who.pid));
+        let (uid, pid) = (peer.map(|peer| peer.uid), peer.map(|peer| peer.pid));
         let refusal = Refusal { reason: reason.name(), uid, pid, uri, suppressed: 0 };
         unpoisoned(self.kept.lock()).refusal = Some(refusal);
     }
 
-    /// Refusals since start, by reason.
+    /// Denials since start, by reason.
     pub fn counts(&self) -> impl Iterator<Item = (&'static str, u64)> {
         Reason::ALL.into_iter().map(|reason| (reason.name(), self.counts[reason as usize].load(Relaxed)))
     }
 
-    /// The first refusal since the last call, if there was one.
+    /// The first denial since the last call, if there was one.
     pub fn take(&self) -> Option<Refusal> {
         let mut kept = unpoisoned(self.kept.lock());
         let mut refusal = kept.refusal.take()?;
@@ -95,24 +95,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_is_told_and_the_others_are_counted() {
-        let refusals = Denials::default();
-        assert_eq!(refusals.take(), None);
-        let who = Credentials { pid: 7, uid: 1000, gids: vec![1000] };
-        refusals.note(Reason::Prefix, Some(&who), b"a/b");
+    fn the_first_denial_is_kept_and_the_others_are_counted() {
+        let denials = Denials::default();
+        assert_eq!(denials.take(), None);
+        let peer = Credentials { pid: 7, uid: 1000, gids: vec![1000] };
+        denials.note(Reason::Prefix, Some(&peer), b"a/b");
         for _ in 0..4 {
-            refusals.note(Reason::User, None, b"");
+            denials.note(Reason::User, None, b"");
         }
-        let reported = refusals.take().expect("one");
+        let reported = denials.take().expect("one");
         assert_eq!(
             (reported.reason, reported.uid, reported.pid, reported.suppressed),
             ("prefix", Some(1000), Some(7), 4)
         );
         assert_eq!(reported.uri, "/a/b");
-        assert_eq!(refusals.take(), None);
-        refusals.note(Reason::User, None, b"");
-        assert_eq!(refusals.take().map(|reported| (reported.uid, reported.suppressed)), Some((None, 0)));
-        let counts: Vec<_> = refusals.counts().collect();
+        assert_eq!(denials.take(), None);
+        denials.note(Reason::User, None, b"");
+        assert_eq!(denials.take().map(|reported| (reported.uid, reported.suppressed)), Some((None, 0)));
+        let counts: Vec<_> = denials.counts().collect();
         assert_eq!(counts, [("user", 5), ("prefix", 1), ("connections", 0), ("descriptors", 0)]);
     }
 }

@@ -23,9 +23,9 @@ impl IdSet {
         self.uids.is_empty() && self.gids.is_empty()
     }
 
-    fn names(&self, who: &Credentials) -> bool {
-        self.uids.binary_search(&who.uid).is_ok()
-            || who.gids.iter().any(|gid| self.gids.binary_search(gid).is_ok())
+    fn names(&self, peer: &Credentials) -> bool {
+        self.uids.binary_search(&peer.uid).is_ok()
+            || peer.gids.iter().any(|gid| self.gids.binary_search(gid).is_ok())
     }
 }
 
@@ -61,8 +61,8 @@ impl Rules {
         self.governing(path).is_some()
     }
 
-    fn admit(&self, who: &Credentials) -> bool {
-        self.connect.is_empty() || self.connect.names(who)
+    fn admit(&self, peer: &Credentials) -> bool {
+        self.connect.is_empty() || self.connect.names(peer)
     }
 
     /// The longest prefix that the path equals or lies below.
@@ -90,12 +90,12 @@ pub struct View {
 }
 
 impl View {
-    /// `who` is None over a transport without users.
-    pub fn new(rules: Arc<Rules>, who: Option<&Credentials>) -> Self {
+    /// `peer` is None over a transport without users.
+    pub fn new(rules: Arc<Rules>, peer: Option<&Credentials>) -> Self {
         let open =
-            rules.prefixes.iter().map(|(_, listed)| who.is_some_and(|who| listed.names(who))).collect();
+            rules.prefixes.iter().map(|(_, listed)| peer.is_some_and(|peer| listed.names(peer))).collect();
         // The list of users that may connect does not apply to other transports.
-        let is_admitted = who.is_none_or(|who| rules.admit(who));
+        let is_admitted = peer.is_none_or(|peer| rules.admit(peer));
         View { rules, is_admitted, open }
     }
 

@@ -16,7 +16,7 @@ fn rules(prefixes: &[(&str, IdSet)]) -> Arc<Rules> {
 }
 
 #[test]
-fn whoever_is_named_by_user_or_by_any_group_may_connect() {
+fn a_listed_user_or_group_member_may_connect() {
     let rules = Rules::new(listed(&[7, 5], &[30]), Vec::new(), 0, 0);
     assert!(rules.admit(&client(5, &[1])));
     assert!(rules.admit(&client(9, &[1, 30])));
@@ -34,7 +34,7 @@ fn the_longest_prefix_that_covers_a_path_by_whole_names_decides() {
         ("z", listed(&[], &[9])),
     ]);
     let one = View::new(Arc::clone(&rules), Some(&client(1, &[])));
-    let two = View::new(Arc::clone(&rules), Some(&client(2, &[9])));
+    let second_client = View::new(Arc::clone(&rules), Some(&client(2, &[9])));
     let may_use = |view: &View| {
         ["a", "a/x", "a/b", "a/b/c", "a/b/c/d", "a/b/cd", "a/bc", "a/bc/x", "ab", "z/x", "y"]
             .into_iter()
@@ -42,32 +42,32 @@ fn the_longest_prefix_that_covers_a_path_by_whole_names_decides() {
             .collect::<Vec<_>>()
     };
     assert_eq!(may_use(&one), ["a", "a/x", "a/b", "a/b/cd", "ab", "y"]);
-    assert_eq!(may_use(&two), ["a/b/c", "a/b/c/d", "ab", "z/x", "y"]);
+    assert_eq!(may_use(&second_client), ["a/b/c", "a/b/c/d", "ab", "z/x", "y"]);
     assert_eq!(may_use(&View::new(rules, None)), ["ab", "y"]);
 }
 
 #[test]
-fn a_list_for_everything_shuts_what_has_no_list_of_its_own() {
+fn a_list_for_the_root_applies_where_no_longer_prefix_does() {
     let rules = rules(&[("", listed(&[1], &[])), ("open", listed(&[2], &[]))]);
-    let two = View::new(rules, Some(&client(2, &[])));
-    assert!(!two.may_use(b"x"));
-    assert!(!two.may_use(b""));
-    assert!(two.may_use(b"open/x"));
+    let second_client = View::new(rules, Some(&client(2, &[])));
+    assert!(!second_client.may_use(b"x"));
+    assert!(!second_client.may_use(b""));
+    assert!(second_client.may_use(b"open/x"));
 }
 
 #[test]
-fn a_listing_leaves_directories_out_unless_something_below_them_may_be_used() {
+fn a_listing_hides_directories_without_usable_paths() {
     let rules = rules(&[
         ("shut", listed(&[1], &[])),
         ("shut/in/open", listed(&[2], &[])),
         ("gone", listed(&[1], &[])),
         ("gone2", listed(&[2], &[])),
     ]);
-    let two = View::new(rules, Some(&client(2, &[])));
+    let second_client = View::new(rules, Some(&client(2, &[])));
     let shown: Vec<_> =
         ["shut/", "shut/x", "shut/in/", "shut/in/open/", "shut/in/open/x", "shut/z/", "gone/", "/"]
             .into_iter()
-            .filter(|path| !two.excludes(path.as_bytes()))
+            .filter(|path| !second_client.excludes(path.as_bytes()))
             .collect();
     assert_eq!(shown, ["shut/", "shut/in/", "shut/in/open/", "shut/in/open/x", "/"]);
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::concurrency::control::{Command, Control};
-use crate::concurrency::mailbox::Ring;
+use crate::concurrency::mailbox::Notify;
 use crate::concurrency::{SPIN_TIME, run};
 use crate::model::TICK;
 use crate::net::eventfd::EventFd;
@@ -29,7 +29,7 @@ struct WakeState<B> {
     event_fd: Option<Arc<B>>,
 }
 
-impl<B: Ring> ThreadWaker<B> {
+impl<B: Notify> ThreadWaker<B> {
     pub fn new() -> Self {
         ThreadWaker(Mutex::new(WakeState { is_called: false, event_fd: None }))
     }
@@ -55,7 +55,7 @@ impl<B: Ring> ThreadWaker<B> {
     }
 }
 
-impl<B: Ring> Wake for ThreadWaker<B> {
+impl<B: Notify> Wake for ThreadWaker<B> {
     fn wake(&self, _: u64) {
         let mut wake_state = self.wake_state();
         wake_state.is_called = true;
@@ -85,11 +85,16 @@ pub fn run_session_blocking(
         OptimizeFor::Latency => SPIN_TIME,
         OptimizeFor::Throughput => Duration::ZERO,
     };
-    let options =
-        RunOptions { io_mode: IoMode::Blocking, spin, refuse: false, offload_storage: false, most: None };
+    let options = RunOptions {
+        io_mode: IoMode::Blocking,
+        spin,
+        reject: false,
+        offload_storage: false,
+        time_budget: None,
+    };
     loop {
         // Covers a command that arrived before this thread registered its socket.
-        match control.order() {
+        match control.command() {
             Command::Serve => {}
             Command::Handover => return Some(session),
             Command::Drain => session.stop_reading(),
@@ -104,7 +109,7 @@ pub fn run_session_blocking(
             Next::Readable | Next::Writable | Next::Waiting => {
                 if session.has_jobs() {
                     wait_for_wake(&session, service, &waker, next);
-                } else if buffers.is_reclaimed() && control.order() == Command::Serve {
+                } else if buffers.is_reclaimed() && control.command() == Command::Serve {
                     return Some(session);
                 } else {
                     buffers.trim(service);
@@ -119,7 +124,7 @@ pub fn run_session_blocking(
 
 /// Sleeps until the storage pool has a result for the session, or the client sends or reads.
 fn wait_for_wake(session: &Session, service: &Service, waker: &ThreadWaker, next: Next) {
-    let wanted = match next {
+    let interest = match next {
         Next::Readable => PollFlags::IN,
         Next::Writable => PollFlags::OUT,
         _ => PollFlags::empty(),
@@ -130,8 +135,8 @@ fn wait_for_wake(session: &Session, service: &Service, waker: &ThreadWaker, next
         if let Some(event_fd) = event_fd {
             sources.push(PollFd::new(event_fd, PollFlags::IN));
         }
-        if !wanted.is_empty() {
-            sources.push(PollFd::new(session.socket(), wanted));
+        if !interest.is_empty() {
+            sources.push(PollFd::new(session.socket(), interest));
         }
         let timeout = Timespec::try_from(if event_fd.is_some() { TICK } else { FALLBACK_POLL }).ok();
         // EINTR and ENOMEM: the caller's loop tries again.

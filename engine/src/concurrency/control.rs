@@ -20,17 +20,17 @@ pub enum Command {
 /// Sends commands to a model: the current command, and an eventfd notified on each change.
 #[derive(Debug)]
 pub struct Control {
-    order: AtomicU8,
+    command: AtomicU8,
     event_fd: EventFd,
 }
 
 impl Control {
     pub fn new() -> io::Result<Self> {
-        Ok(Control { order: AtomicU8::new(Command::Serve as u8), event_fd: EventFd::new()? })
+        Ok(Control { command: AtomicU8::new(Command::Serve as u8), event_fd: EventFd::new()? })
     }
 
-    pub fn order(&self) -> Command {
-        match self.order.load(Ordering::Acquire) {
+    pub fn command(&self) -> Command {
+        match self.command.load(Ordering::Acquire) {
             0 => Command::Serve,
             1 => Command::Handover,
             2 => Command::Drain,
@@ -39,8 +39,8 @@ impl Control {
     }
 
     /// Issues a command. A command weaker than the current one changes nothing.
-    pub fn give(&self, order: Command) {
-        self.order.fetch_max(order as u8, Ordering::AcqRel);
+    pub fn send(&self, command: Command) {
+        self.command.fetch_max(command as u8, Ordering::AcqRel);
         self.event_fd.notify();
     }
 

@@ -31,7 +31,7 @@ pub struct DedicatedThreads {
     control: Arc<Control>,
     /// Connections of this model, on dedicated threads and in the loops.
     connections: AtomicUsize,
-    crowded: Arc<AtomicBool>,
+    over_limit: Arc<AtomicBool>,
     state: Mutex<State>,
     work: Condvar,
 }
@@ -41,7 +41,7 @@ struct State {
     waiting: VecDeque<Box<Session>>,
     idle: usize,
     threads: Vec<JoinHandle<()>>,
-    talking: Vec<Weak<Connection>>,
+    active: Vec<Weak<Connection>>,
     ended: bool,
 }
 
@@ -52,7 +52,7 @@ impl DedicatedThreads {
             service: Arc::clone(service),
             control: Arc::clone(control),
             connections: AtomicUsize::new(0),
-            crowded: Arc::new(AtomicBool::new(false)),
+            over_limit: Arc::new(AtomicBool::new(false)),
             state: Mutex::new(State::default()),
             work: Condvar::new(),
         }
@@ -63,17 +63,17 @@ impl DedicatedThreads {
     }
 
     /// Counts one connection more, or one fewer.
-    pub fn count(&self, comes: bool) {
-        let count = match comes {
+    pub fn count(&self, is_added: bool) {
+        let count = match is_added {
             true => self.connections.fetch_add(1, Relaxed) + 1,
             false => self.connections.fetch_sub(1, Relaxed) - 1,
         };
-        self.crowded.store(count > cores(), Relaxed);
+        self.over_limit.store(count > cores(), Relaxed);
     }
 
     /// Whether the connections are few enough for each to have a thread.
-    pub fn has_room(&self) -> bool {
-        !self.crowded.load(Relaxed)
+    pub fn has_capacity(&self) -> bool {
+        !self.over_limit.load(Relaxed)
     }
 
     /// Gives a session a thread. Returns the session when no thread can be started.
@@ -104,7 +104,7 @@ impl DedicatedThreads {
         let gauges = self.service.statistics.gauges(self.acceptor.transport());
         gauges.active_threads.fetch_add(1, Relaxed);
         let mut buffers = ThreadBuffers::new(&self.service, Model::Epoll);
-        buffers.recalled = Some(Arc::clone(&self.crowded));
+        buffers.recalled = Some(Arc::clone(&self.over_limit));
         while let Some(session) = self.next_session() {
             self.serve(session, &mut buffers, origin);
         }
@@ -114,14 +114,14 @@ impl DedicatedThreads {
     /// Runs a session until it ends or moves to another model or loop.
     fn serve(&self, mut session: Box<Session>, buffers: &mut ThreadBuffers, origin: &dyn ReturnToLoop) {
         while let Some(left) = run_session_blocking(session, buffers, &self.service, &self.control) {
-            let gone = if self.control.order() == Command::Handover {
+            let result = if self.control.command() == Command::Handover {
                 self.count(false);
                 // A drain overtook the handover: this thread drains the session.
                 self.acceptor.hand_over(left).inspect_err(|_| self.count(true))
             } else {
                 origin.return_session(left)
             };
-            match gone {
+            match result {
                 Ok(()) => return,
                 Err(left) => session = left,
             }
@@ -133,8 +133,8 @@ impl DedicatedThreads {
         let mut state = self.state();
         loop {
             if let Some(session) = state.waiting.pop_front() {
-                state.talking.retain(|connection| connection.strong_count() > 0);
-                state.talking.push(Arc::downgrade(session.connection()));
+                state.active.retain(|connection| connection.strong_count() > 0);
+                state.active.push(Arc::downgrade(session.connection()));
                 return Some(session);
             }
             if state.ended {
@@ -147,9 +147,9 @@ impl DedicatedThreads {
     }
 
     /// Makes the threads' sessions end as the command says; [`join`](Self::join) waits for them.
-    pub fn apply(&self, order: Command) {
-        for connection in self.state().talking.iter().filter_map(Weak::upgrade) {
-            match order {
+    pub fn apply(&self, command: Command) {
+        for connection in self.state().active.iter().filter_map(Weak::upgrade) {
+            match command {
                 // Each thread hands its session over at its next request, or within a second.
                 Command::Serve | Command::Handover => return,
                 Command::Drain => connection.stop_reading(),
@@ -170,7 +170,7 @@ impl DedicatedThreads {
         self.work.notify_all();
         for thread in threads {
             while !thread.is_finished() {
-                self.apply(self.control.order());
+                self.apply(self.control.command());
                 std::thread::sleep(std::time::Duration::from_millis(2));
             }
             // The runtime has reported a panic on stderr.

@@ -2,63 +2,33 @@
 //! them.
 //!
 //! All loops watch the listener; the loop that accepts a connection gives it to the loop with the fewest. The loops
-//! share nothing while they serve.
+//! share nothing while they serve. One loop is in `event_loop.rs`.
 
-use rustix::event::epoll::EventFlags;
-use rustix::io::Errno;
-use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
-use std::time::{Duration, Instant};
 
-use crate::concurrency::acceptor::{AcceptOutcome, Acceptor, Taker};
-use crate::concurrency::control::{Command, Control};
-use crate::concurrency::dedicated_threads::{DedicatedThreads, ReturnToLoop};
-use crate::concurrency::mailbox::{Mailbox, WakeQueue};
-use crate::concurrency::poller::{Events, Poller, SpinWait, Token};
-use crate::concurrency::slab::{Key, SessionSlab};
+use crate::concurrency::acceptor::Acceptor;
+use crate::concurrency::control::Control;
+use crate::concurrency::dedicated_threads::DedicatedThreads;
+use crate::concurrency::event_loop::{EventLoop, EventLoops};
+use crate::concurrency::mailbox::Mailbox;
 use crate::concurrency::start_gate::{StartReport, Starting, start_error};
-use crate::concurrency::{TURN, run};
-use crate::model::{Model, TICK};
 use crate::net::eventfd::EventFd;
-use crate::net::transport::IoMode;
 use crate::service::Service;
-use crate::session::{Next, RunOptions, Session, ThreadBuffers, Wake};
 use crate::settings::cores;
 
 const STACK: usize = 256 << 10;
-const ACCEPTS_PER_TURN: usize = 64;
-/// After this many runs without further work, a session moves to a dedicated thread.
-const PROMOTE_AFTER: u32 = 16;
 
-/// What the loops know of each other.
-#[derive(Debug)]
-struct EventLoops {
-    acceptor: Arc<Acceptor>,
-    service: Arc<Service>,
-    control: Arc<Control>,
-    loops: Vec<Mailbox>,
-    dedicated: Arc<DedicatedThreads>,
-}
-
-impl ReturnToLoop for EventLoops {
-    fn return_session(&self, session: Box<Session>) -> Result<(), Box<Session>> {
-        Mailbox::put_into_least(&self.loops, session)
-    }
-}
-
-pub fn serve(acceptor: &Arc<Acceptor>, service: &Arc<Service>, control: &Arc<Control>, begun: StartReport) {
+pub fn serve(acceptor: &Arc<Acceptor>, service: &Arc<Service>, control: &Arc<Control>, report: StartReport) {
     let count = match service.settings.pool_size {
         // The clients run on this machine too, and need cores of their own.
         0 => cores().div_ceil(2),
         size => size.min(cores()),
     };
-    let fail = |(errno, what)| start_error(errno, what, acceptor.address());
+    let error_for = |(errno, what)| start_error(errno, what, acceptor.address());
     let mailboxes = match (0..count).map(|_| EventFd::new().map(Mailbox::new)).collect::<Result<Vec<_>, _>>()
     {
         Ok(mailboxes) => mailboxes,
-        Err(errno) => return begun.report_failure(fail((errno, "make an eventfd"))),
+        Err(errno) => return report.report_failure(error_for((errno, "make an eventfd"))),
     };
     let loops = Arc::new(EventLoops {
         acceptor: Arc::clone(acceptor),
@@ -79,9 +49,9 @@ pub fn serve(acceptor: &Arc<Acceptor>, service: &Arc<Service>, control: &Arc<Con
     let own = EventLoop::new(&loops, 0);
     let threads = match starting.run(own.as_ref().err().copied()) {
         Ok(threads) => threads,
-        Err(failed) => return begun.report_failure(fail(failed)),
+        Err(failed) => return report.report_failure(error_for(failed)),
     };
-    begun.report_success();
+    report.report_success();
     if let Ok(mut event_loop) = own {
         event_loop.run();
     }
@@ -90,401 +60,4 @@ pub fn serve(acceptor: &Arc<Acceptor>, service: &Arc<Service>, control: &Arc<Con
         let _ = thread.join();
     }
     loops.dedicated.join();
-}
-
-#[derive(Debug)]
-struct Entry {
-    session: Box<Session>,
-    interest: EventFlags,
-    /// How many runs ended with nothing more to do.
-    turns: u32,
-    due: Due,
-}
-
-/// When to run a session without an event. A session has at most one such turn pending, however often it asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Due {
-    No,
-    /// The session is in `again`: events that arrive meanwhile add no further turn.
-    Again,
-    /// The session is in `later` with this time; entries with another time are outdated.
-    At(Instant),
-}
-
-struct EventLoop<'a> {
-    shared: &'a Arc<EventLoops>,
-    mailbox: &'a Mailbox,
-    number: usize,
-    poller: Poller,
-    entries: SessionSlab<Entry>,
-    buffers: ThreadBuffers,
-    options: RunOptions,
-    /// Sessions to run again without an event.
-    again: VecDeque<Key>,
-    /// Sessions to run at a time without an event; the soonest first.
-    later: BinaryHeap<Reverse<(Instant, Key)>>,
-    woken: Arc<WakeQueue>,
-    /// When to watch the listener again after the process ran out of descriptors.
-    accept_at: Option<Instant>,
-    taker: Taker,
-    obeyed: Command,
-}
-
-impl Drop for EventLoop<'_> {
-    fn drop(&mut self) {
-        // After a panic or a stop: sessions in the mailbox end with the loop.
-        self.mailbox.end();
-    }
-}
-
-impl<'a> EventLoop<'a> {
-    fn new(shared: &'a Arc<EventLoops>, number: usize) -> Result<Self, (Errno, &'static str)> {
-        let mailbox = &shared.loops[number];
-        let woken = Arc::new(WakeQueue::new(EventFd::new().map_err(|errno| (errno, "make an eventfd"))?));
-        let poller = Poller::new().map_err(|errno| (errno, "make an epoll"))?;
-        let add = || {
-            poller.add(&mailbox.event_fd, Token::Mailbox, EventFlags::IN)?;
-            poller.add(&woken.event_fd, Token::Woken, EventFlags::IN)?;
-            poller.add(shared.control.event_fd(), Token::Command, EventFlags::IN | EventFlags::ET)?;
-            // The kernel wakes one of the loops that wait.
-            poller.add(
-                shared.acceptor.event_fd(),
-                Token::HandedOver,
-                EventFlags::IN | EventFlags::EXCLUSIVE,
-            )?;
-            poller.add(&*shared.acceptor, Token::Listener, EventFlags::IN | EventFlags::EXCLUSIVE)
-        };
-        add().map_err(|errno| (errno, "fill an epoll"))?;
-        Ok(EventLoop {
-            shared,
-            mailbox,
-            number,
-            poller,
-            entries: SessionSlab::new(),
-            buffers: ThreadBuffers::new(&shared.service, Model::Epoll),
-            options: RunOptions {
-                io_mode: IoMode::NonBlocking,
-                spin: Duration::ZERO,
-                refuse: false,
-                offload_storage: shared.service.settings.async_storage,
-                most: Some(TURN),
-            },
-            again: VecDeque::new(),
-            later: BinaryHeap::new(),
-            woken,
-            accept_at: None,
-            taker: shared.acceptor.serve(),
-            obeyed: Command::Serve,
-        })
-    }
-
-    fn run(&mut self) {
-        let service = Arc::clone(&self.shared.service);
-        let gauges = service.statistics.gauges(self.shared.acceptor.transport());
-        gauges.active_threads.fetch_add(1, Relaxed);
-        let mut events = Events::new();
-        let mut spin = SpinWait::new(&self.shared.service);
-        while !self.is_over() {
-            let due = match self.again.is_empty() {
-                true => {
-                    self.later.peek().map(|Reverse((due, _))| *due).into_iter().chain(self.accept_at).min()
-                }
-                false => Some(Instant::now()),
-            };
-            self.poller.wait(&mut events, due, &mut spin);
-            for source in events.drain() {
-                self.handle(source);
-            }
-            self.run_due();
-        }
-        gauges.active_threads.fetch_sub(1, Relaxed);
-    }
-
-    /// Whether a command ends this loop: it has no session left, and none can arrive.
-    fn is_over(&mut self) -> bool {
-        match self.obeyed {
-            Command::Serve => return false,
-            Command::Stop => return true,
-            Command::Handover | Command::Drain => {}
-        }
-        while self.entries.is_empty() {
-            let newcomer = match self.mailbox.close() {
-                true if self.taker.leave() => return true,
-                true => self.shared.acceptor.take_over().inspect(|_| self.count_registered()),
-                false => self.mailbox.take(),
-            };
-            if let Some(session) = newcomer {
-                self.register(session);
-            }
-        }
-        false
-    }
-
-    /// Queues a session for one run in this round, however much work it has.
-    fn run_soon(&mut self, key: Key) {
-        if let Some(entry) = self.entries.get_mut(key)
-            && entry.due != Due::Again
-        {
-            entry.due = Due::Again;
-            self.again.push_back(key);
-        }
-    }
-
-    /// Runs the sessions that are due without an event.
-    fn run_due(&mut self) {
-        for _ in 0..self.again.len() {
-            if let Some(key) = self.again.pop_front()
-                && let Some(entry) = self.entries.get_mut(key)
-            {
-                entry.due = Due::No;
-                self.run_session(key);
-            }
-        }
-        if self.later.is_empty() && self.accept_at.is_none() {
-            return;
-        }
-        let now = Instant::now();
-        while let Some(&Reverse((due, key))) = self.later.peek()
-            && due <= now
-        {
-            self.later.pop();
-            if self.entries.get_mut(key).is_some_and(|entry| entry.due == Due::At(due)) {
-                self.run_session(key);
-            }
-        }
-        if self.accept_at.is_some_and(|at| at <= now) {
-            self.resume_accepting();
-        }
-    }
-
-    fn handle(&mut self, source: Token) {
-        match source {
-            Token::Session(key) => self.run_session(key),
-            Token::Listener => self.accept(),
-            Token::Mailbox => {
-                while let Some(session) = self.mailbox.take() {
-                    self.register(session);
-                }
-            }
-            Token::Woken => {
-                for key in self.woken.take() {
-                    self.run_soon(key);
-                }
-            }
-            Token::HandedOver => {
-                if self.taker.is_enlisted()
-                    && let Some(session) = self.shared.acceptor.take_over()
-                {
-                    self.shared.dedicated.count(true);
-                    self.assign(session);
-                }
-            }
-            Token::Command => self.apply(),
-            Token::Tick => {
-                self.poller.take_tick();
-                self.tick(Instant::now());
-            }
-        }
-    }
-
-    /// Accepts waiting connections, at most ACCEPTS_PER_TURN of them, so that neither new nor established connections
-    /// starve.
-    fn accept(&mut self) {
-        if self.obeyed != Command::Serve {
-            return;
-        }
-        for _ in 0..ACCEPTS_PER_TURN {
-            match self.shared.acceptor.accept(&self.shared.service) {
-                AcceptOutcome::Session(session) => {
-                    self.shared.dedicated.count(true);
-                    self.assign(session);
-                }
-                AcceptOutcome::Refused => {}
-                AcceptOutcome::Nothing => return,
-                AcceptOutcome::Exhausted(rest) => {
-                    // epoll would report the listener as readable all the time.
-                    let _ = self.poller.delete(&*self.shared.acceptor);
-                    self.accept_at = Some(Instant::now() + rest);
-                    return;
-                }
-            }
-        }
-    }
-
-    /// Gives a connection to the loop with the fewest.
-    fn assign(&mut self, session: Box<Session>) {
-        let mine = self.mailbox.sessions.load(Relaxed);
-        let kept = match Mailbox::least_loaded(&self.shared.loops, self.number) {
-            Some((number, mailbox)) if number != self.number && mailbox.sessions.load(Relaxed) < mine => {
-                mailbox.push(session)
-            }
-            _ => Err(session),
-        };
-        if let Err(session) = kept {
-            self.keep(session);
-        }
-    }
-
-    fn keep(&mut self, session: Box<Session>) {
-        self.mailbox.sessions.fetch_add(1, Relaxed);
-        self.register(session);
-    }
-
-    fn count_registered(&self) {
-        self.mailbox.sessions.fetch_add(1, Relaxed);
-        self.shared.dedicated.count(true);
-    }
-
-    /// Registers a session that is counted already.
-    fn register(&mut self, mut session: Box<Session>) {
-        if self.obeyed == Command::Handover {
-            match self.shared.acceptor.hand_over(session) {
-                Ok(()) => return self.count_removed(),
-                // A drain overtook the handover: this loop drains the session.
-                Err(back) => session = back,
-            }
-        }
-        if self.shared.control.order() == Command::Drain {
-            session.stop_reading();
-        }
-        let key = self.entries.next_key();
-        if self.poller.add(session.socket(), Token::Session(key), EventFlags::IN).is_ok() {
-            let wake: Arc<dyn Wake> = Arc::<WakeQueue>::clone(&self.woken);
-            session.connection().set_wake(&wake, key.number());
-            let mut due = Due::No;
-            if session.has_pending_work() {
-                // The session comes from another model and has unfinished work.
-                self.again.push_back(key);
-                due = Due::Again;
-            }
-            self.entries.insert(Entry { session, interest: EventFlags::IN, turns: 0, due });
-        } else {
-            self.count_removed();
-        }
-    }
-
-    fn run_session(&mut self, key: Key) {
-        let Some(Entry { session, interest, turns, due }) = self.entries.get_mut(key) else {
-            return;
-        };
-        if *due == Due::Again {
-            return;
-        }
-        *due = Due::No;
-        // The kernel reports the end of a connection whatever the loop waits for; with ONESHOT it does so once.
-        let nothing = EventFlags::ONESHOT;
-        let wanted = match run(session, &mut self.buffers, self.options) {
-            Next::Readable => {
-                *turns += 1;
-                if *turns >= PROMOTE_AFTER && self.shared.dedicated.has_room() && !session.has_jobs() {
-                    return self.promote(key);
-                }
-                EventFlags::IN
-            }
-            Next::Writable => EventFlags::OUT,
-            Next::Yield => return self.run_soon(key),
-            Next::After(pause) => {
-                let at = Instant::now() + pause;
-                *due = Due::At(at);
-                self.later.push(Reverse((at, key)));
-                nothing
-            }
-            Next::Waiting => nothing,
-            Next::Closed => return self.remove(key),
-        };
-        if *interest != wanted {
-            *interest = wanted;
-            if self.poller.modify(session.socket(), Token::Session(key), wanted).is_err() {
-                self.remove(key);
-            }
-        }
-    }
-
-    /// Moves a session that stays busy to a dedicated thread.
-    fn promote(&mut self, key: Key) {
-        let Some(Entry { session, .. }) = self.entries.remove(key) else { return };
-        let _ = self.poller.delete(session.socket());
-        let origin: Arc<dyn ReturnToLoop> = Arc::<EventLoops>::clone(self.shared);
-        match self.shared.dedicated.take(session, &origin) {
-            Ok(()) => {
-                self.mailbox.sessions.fetch_sub(1, Relaxed);
-            }
-            Err(session) => self.register(session),
-        }
-    }
-
-    fn resume_accepting(&mut self) {
-        self.accept_at = None;
-        if self.obeyed == Command::Serve {
-            let flags = EventFlags::IN | EventFlags::EXCLUSIVE;
-            // The listener was registered before; if the kernel has no memory for it now, try again after a tick.
-            if self.poller.add(&*self.shared.acceptor, Token::Listener, flags).is_err() {
-                self.accept_at = Some(Instant::now() + TICK);
-            }
-        }
-    }
-
-    fn remove(&mut self, key: Key) {
-        if let Some(entry) = self.entries.remove(key) {
-            self.poller.drop_session(entry.session);
-            self.count_removed();
-        }
-    }
-
-    /// Counts one session fewer, in this loop and in all.
-    fn count_removed(&self) {
-        self.mailbox.sessions.fetch_sub(1, Relaxed);
-        self.shared.dedicated.count(false);
-    }
-
-    fn tick(&mut self, now: Instant) {
-        let overdue = |(key, entry): (Key, &mut Entry)| entry.session.is_overdue(now).then_some(key);
-        let overdue: Vec<Key> = self.entries.iter_mut().filter_map(overdue).collect();
-        for key in overdue {
-            self.remove(key);
-        }
-        self.apply();
-    }
-
-    /// Carries out the current command, once for each change.
-    fn apply(&mut self) {
-        let order = self.shared.control.order();
-        if order == self.obeyed {
-            if order == Command::Handover {
-                self.migrate_all();
-            }
-            return;
-        }
-        if self.obeyed == Command::Serve {
-            if order == Command::Drain {
-                let shared = Arc::clone(self.shared);
-                shared.acceptor.accept_rest(&shared.service, |session| {
-                    shared.dedicated.count(true);
-                    self.keep(session);
-                });
-            } else {
-                self.taker.withdraw();
-                let _ = self.poller.delete(self.shared.acceptor.event_fd());
-            }
-            let _ = self.poller.delete(&*self.shared.acceptor);
-        }
-        self.obeyed = order;
-        self.shared.dedicated.apply(order);
-        match order {
-            Command::Serve | Command::Stop => {}
-            Command::Handover => self.migrate_all(),
-            Command::Drain => {
-                for entry in self.entries.iter() {
-                    entry.session.stop_reading();
-                }
-            }
-        }
-    }
-
-    fn migrate_all(&mut self) {
-        for entry in self.entries.take_all() {
-            let _ = self.poller.delete(entry.session.socket());
-            self.register(entry.session);
-        }
-    }
 }

@@ -9,14 +9,14 @@ use crate::sync::{AtomicUsize, Mutex, MutexGuard, Ordering::Relaxed, unpoisoned}
 
 /// What an event loop sleeps on: the loop wakes while a notification is pending. An eventfd, or a model of one under
 /// loom.
-pub trait Ring: Send + Sync + std::fmt::Debug {
+pub trait Notify: Send + Sync + std::fmt::Debug {
     fn notify(&self);
 
     /// Consumes one notification; false if none is pending.
     fn take(&self) -> bool;
 }
 
-impl Ring for EventFd {
+impl Notify for EventFd {
     fn notify(&self) {
         EventFd::notify(self);
     }
@@ -37,7 +37,7 @@ pub struct Mailbox<T = Box<Session>, B = EventFd> {
     pub event_fd: B,
 }
 
-impl<T, B: Ring> Mailbox<T, B> {
+impl<T, B: Notify> Mailbox<T, B> {
     pub fn new(event_fd: B) -> Self {
         Mailbox { sessions: AtomicUsize::new(0), arrived: Mutex::new(Some(VecDeque::new())), event_fd }
     }
@@ -57,7 +57,7 @@ impl<T, B: Ring> Mailbox<T, B> {
     }
 
     /// Gives a session to the loop with the fewest; returns the session if no loop runs.
-    pub fn put_into_least(mailboxes: &[Self], mut session: T) -> Result<(), T> {
+    pub fn push_to_least_loaded(mailboxes: &[Self], mut session: T) -> Result<(), T> {
         while let Some((_, mailbox)) = Self::least_loaded(mailboxes, 0) {
             match mailbox.push(session) {
                 Ok(()) => return Ok(()),
@@ -107,14 +107,14 @@ pub struct WakeQueue<B = EventFd> {
     pub event_fd: B,
 }
 
-impl<B: Ring> Wake for WakeQueue<B> {
+impl<B: Notify> Wake for WakeQueue<B> {
     fn wake(&self, key: u64) {
         unpoisoned(self.keys.lock()).push(Key::from_number(key));
         self.event_fd.notify();
     }
 }
 
-impl<B: Ring> WakeQueue<B> {
+impl<B: Notify> WakeQueue<B> {
     pub fn new(event_fd: B) -> Self {
         WakeQueue { keys: Mutex::new(Vec::new()), event_fd }
     }

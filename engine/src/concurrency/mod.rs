@@ -6,11 +6,13 @@ pub(crate) mod blocking;
 pub(crate) mod control;
 mod dedicated_threads;
 mod epoll;
+mod event_loop;
 pub(crate) mod handover;
 pub(crate) mod mailbox;
 pub(crate) mod on_demand_threads;
 pub(crate) mod poller;
 mod reactor;
+mod reactor_worker;
 pub(crate) mod session_ownership;
 pub(crate) mod slab;
 pub(crate) mod start_gate;
@@ -37,20 +39,20 @@ const TURN: Duration = Duration::from_micros(500);
 /// How long a thread spins before it sleeps when the server optimizes for latency.
 pub const SPIN_TIME: Duration = Duration::from_micros(100);
 
-/// Sets up a model, reports success or failure through `begun`, and serves until `control` ends it and no session is
+/// Sets up a model, reports success or failure through `report`, and serves until `control` ends it and no session is
 /// left.
 pub fn serve(
     model: Model,
     acceptor: &Arc<Acceptor>,
     service: &Arc<Service>,
     control: &Arc<Control>,
-    begun: StartReport,
+    report: StartReport,
 ) {
     match model {
-        Model::ThreadPerConnection => thread_per_connection::serve(acceptor, service, control, begun),
-        Model::ThreadPool => thread_pool::serve(acceptor, service, control, begun),
-        Model::WorkStealing => work_stealing::serve(acceptor, service, control, begun),
-        Model::Epoll => epoll::serve(acceptor, service, control, begun),
+        Model::ThreadPerConnection => thread_per_connection::serve(acceptor, service, control, report),
+        Model::ThreadPool => thread_pool::serve(acceptor, service, control, report),
+        Model::WorkStealing => work_stealing::serve(acceptor, service, control, report),
+        Model::Epoll => epoll::serve(acceptor, service, control, report),
     }
 }
 

@@ -1,4 +1,4 @@
-//! Up to `most` threads that take one item of work after the other. An idle thread takes an added item, or a new
+//! Up to `max_threads` threads that take one item of work after the other. An idle thread takes an added item, or a new
 //! thread, or the next thread that finishes. A thread that ends is removed from the count under the same lock as its
 //! last look at the queue, so that no item waits for it.
 
@@ -9,11 +9,11 @@ use std::time::Instant;
 use crate::sync::{Condvar, Mutex, MutexGuard, unpoisoned};
 
 #[derive(Debug)]
-pub struct Roster<T> {
+pub struct OnDemandThreads<T> {
     state: Mutex<State<T>>,
     work: Condvar,
     done: Condvar,
-    most: usize,
+    max_threads: usize,
 }
 
 #[derive(Debug)]
@@ -25,10 +25,15 @@ struct State<T> {
     ended: bool,
 }
 
-impl<T> Roster<T> {
-    pub fn new(most: usize) -> Self {
+impl<T> OnDemandThreads<T> {
+    pub fn new(max_threads: usize) -> Self {
         let state = State { waiting: VecDeque::new(), idle: 0, threads: 0, ended: false };
-        Roster { state: Mutex::new(state), work: Condvar::new(), done: Condvar::new(), most: most.max(1) }
+        OnDemandThreads {
+            state: Mutex::new(state),
+            work: Condvar::new(),
+            done: Condvar::new(),
+            max_threads: max_threads.max(1),
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State<T>> {
@@ -44,7 +49,7 @@ impl<T> Roster<T> {
             self.work.notify_one();
             return false;
         }
-        state.claim(self.most)
+        state.claim(self.max_threads)
     }
 
     /// Counts the first thread, before there is work; the caller starts it.
@@ -55,7 +60,7 @@ impl<T> Roster<T> {
     /// Whether the caller must start a thread because an earlier start failed; it is counted already.
     pub fn wants_a_thread(&self) -> bool {
         let mut state = self.state();
-        state.waiting.len() > state.idle && state.claim(self.most)
+        state.waiting.len() > state.idle && state.claim(self.max_threads)
     }
 
     /// Takes back the count of a thread that could not be started: its work waits for the running threads.
@@ -104,11 +109,11 @@ impl<T> Roster<T> {
         std::mem::take(&mut self.state().waiting)
     }
 
-    /// Waits up to `io_mode` for all threads to end; true if none is left and nothing waits.
-    pub fn is_over(&self, io_mode: Duration) -> bool {
+    /// Waits up to `timeout` for all threads to end; true if none is left and nothing waits.
+    pub fn is_over(&self, timeout: Duration) -> bool {
         let mut state = self.state();
         if state.threads > 0 || !state.waiting.is_empty() {
-            state = unpoisoned(self.done.wait_timeout(state, io_mode)).0;
+            state = unpoisoned(self.done.wait_timeout(state, timeout)).0;
         }
         state.threads == 0 && state.waiting.is_empty()
     }
@@ -120,8 +125,8 @@ impl<T> Roster<T> {
 }
 
 impl<T> State<T> {
-    fn claim(&mut self, most: usize) -> bool {
-        let claimed = self.threads < most;
+    fn claim(&mut self, max_threads: usize) -> bool {
+        let claimed = self.threads < max_threads;
         self.threads += usize::from(claimed);
         claimed
     }

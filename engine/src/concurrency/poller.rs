@@ -69,12 +69,12 @@ impl Poller {
         Ok(poller)
     }
 
-    pub fn add(&self, descriptor: impl AsFd, source: Token, flags: EventFlags) -> io::Result<()> {
-        epoll::add(&self.epoll, descriptor, EventData::new_u64(source.token()), flags)
+    pub fn add(&self, descriptor: impl AsFd, token: Token, flags: EventFlags) -> io::Result<()> {
+        epoll::add(&self.epoll, descriptor, EventData::new_u64(token.token()), flags)
     }
 
-    pub fn modify(&self, descriptor: impl AsFd, source: Token, flags: EventFlags) -> io::Result<()> {
-        epoll::modify(&self.epoll, descriptor, EventData::new_u64(source.token()), flags)
+    pub fn modify(&self, descriptor: impl AsFd, token: Token, flags: EventFlags) -> io::Result<()> {
+        epoll::modify(&self.epoll, descriptor, EventData::new_u64(token.token()), flags)
     }
 
     pub fn delete(&self, descriptor: impl AsFd) -> io::Result<()> {
@@ -108,7 +108,7 @@ impl Poller {
     fn fill(&self, events: &mut Events, timeout: Option<Duration>) -> bool {
         let timeout = timeout.and_then(|timeout| rustix::event::Timespec::try_from(timeout).ok());
         // EINTR yields no event. Other errors cannot occur: epoll and memory belong to this process.
-        events.filled = match epoll::wait(&self.epoll, &mut events.room, timeout.as_ref()) {
+        events.filled = match epoll::wait(&self.epoll, &mut events.buffer, timeout.as_ref()) {
             Ok((ready, _)) => ready.len(),
             Err(_) => 0,
         };
@@ -118,25 +118,25 @@ impl Poller {
 
 #[derive(Debug)]
 pub struct Events {
-    room: [MaybeUninit<epoll::Event>; MAX_EVENTS],
+    buffer: [MaybeUninit<epoll::Event>; MAX_EVENTS],
     filled: usize,
 }
 
 impl Events {
     pub fn new() -> Self {
-        Events { room: [MaybeUninit::uninit(); MAX_EVENTS], filled: 0 }
+        Events { buffer: [MaybeUninit::uninit(); MAX_EVENTS], filled: 0 }
     }
 
     /// The ready sources, in the kernel's order.
     pub fn drain(&mut self) -> impl Iterator<Item = Token> + use<> {
-        let mut sources = [Token::Command; MAX_EVENTS];
+        let mut tokens = [Token::Command; MAX_EVENTS];
         let filled = std::mem::take(&mut self.filled);
-        for (source, event) in sources.iter_mut().zip(&self.room[..filled]) {
+        for (token, event) in tokens.iter_mut().zip(&self.buffer[..filled]) {
             // SAFETY: epoll_wait filled the first `filled` events.
             let event = unsafe { event.assume_init() };
-            *source = Token::from_token(event.data.u64());
+            *token = Token::from_token(event.data.u64());
         }
-        sources.into_iter().take(filled)
+        tokens.into_iter().take(filled)
     }
 }
 
@@ -145,31 +145,31 @@ impl Events {
 #[derive(Debug)]
 pub struct SpinWait {
     service: Arc<Service>,
-    most: Duration,
+    spin_time: Duration,
 }
 
 impl SpinWait {
     pub fn new(service: &Arc<Service>) -> Self {
-        let most = match service.settings.optimize_for {
+        let spin_time = match service.settings.optimize_for {
             OptimizeFor::Latency => SPIN_TIME,
             OptimizeFor::Throughput => Duration::ZERO,
         };
-        SpinWait { service: Arc::clone(service), most }
+        SpinWait { service: Arc::clone(service), spin_time }
     }
 
     pub fn until_true(&mut self, mut attempt: impl FnMut() -> bool) -> bool {
-        if self.most.is_zero() {
+        if self.spin_time.is_zero() {
             return false;
         }
-        let mut came = false;
+        let mut succeeded = false;
         if self.service.spinners.fetch_add(1, Relaxed) < self.service.max_spinners {
-            let until = Instant::now() + self.most;
-            while !came && Instant::now() < until {
-                came = attempt();
+            let until = Instant::now() + self.spin_time;
+            while !succeeded && Instant::now() < until {
+                succeeded = attempt();
                 std::hint::spin_loop();
             }
         }
         self.service.spinners.fetch_sub(1, Relaxed);
-        came
+        succeeded
     }
 }

@@ -16,33 +16,31 @@ use crate::concurrency::control::{Command, Control};
 use crate::concurrency::poller::{Events, Poller, SpinWait, Token};
 use crate::concurrency::session_ownership::RunState;
 use crate::concurrency::slab::{Key, SessionSlab};
-use crate::concurrency::timer_queue::Later;
-use crate::concurrency::{TURN, read_on, run};
+use crate::concurrency::timer_queue::TimerQueue;
 use crate::model::{Model, TICK};
 use crate::net::eventfd::EventFd;
-use crate::net::transport::IoMode;
 use crate::service::Service;
-use crate::session::{Next, QueueWait, RunOptions, Session, ThreadBuffers, Wake};
+use crate::session::{QueueWait, Session, ThreadBuffers, Wake};
 use crate::sync::unpoisoned;
 
 /// A session with work to do, and since when.
 #[derive(Debug)]
 pub struct Ready {
-    slot: Arc<Slot>,
-    since: Instant,
+    pub(super) slot: Arc<Slot>,
+    pub(super) since: Instant,
 }
 
 /// A session's slot: epoll knows it by its key.
 #[derive(Debug)]
-struct Slot {
-    key: Key,
-    run_state: RunState,
+pub(super) struct Slot {
+    pub key: Key,
+    pub run_state: RunState,
     /// None once the session is gone.
     session: Mutex<Option<Box<Session>>>,
 }
 
 impl Slot {
-    fn session(&self) -> MutexGuard<'_, Option<Box<Session>>> {
+    pub fn session(&self) -> MutexGuard<'_, Option<Box<Session>>> {
         unpoisoned(self.session.lock())
     }
 }
@@ -54,12 +52,12 @@ pub struct Reactor {
     pub service: Arc<Service>,
     pub control: Arc<Control>,
     model: Model,
-    poller: Poller,
+    pub(super) poller: Poller,
     slots: Mutex<SessionSlab<Arc<Slot>>>,
     /// Sessions to run at a time. The eventfd wakes the reactor for a new one.
-    later: Later,
-    event_fd: EventFd,
-    delay: CoDel,
+    pub(super) timers: TimerQueue,
+    pub(super) event_fd: EventFd,
+    pub(super) delay: CoDel,
 }
 
 /// How ready sessions get to the workers. Sessions that do not fit into the queue stay in the list, and the reactor
@@ -114,151 +112,14 @@ impl Reactor {
             model,
             poller,
             slots: Mutex::new(SessionSlab::new()),
-            later: Later::default(),
+            timers: TimerQueue::default(),
             event_fd,
             delay: CoDel::new(),
         }))
     }
 
-    fn slots(&self) -> MutexGuard<'_, SessionSlab<Arc<Slot>>> {
+    pub(super) fn slots(&self) -> MutexGuard<'_, SessionSlab<Arc<Slot>>> {
         unpoisoned(self.slots.lock())
-    }
-
-    /// The options with which workers run sessions.
-    fn options(&self, refuse: bool) -> RunOptions {
-        RunOptions {
-            io_mode: IoMode::NonBlocking,
-            spin: Duration::ZERO,
-            refuse,
-            offload_storage: self.service.settings.async_storage,
-            most: Some(TURN),
-        }
-    }
-
-    /// Runs a ready session on a worker and gives it back.
-    pub fn work(
-        self: &Arc<Self>,
-        ready: Ready,
-        buffers: &mut ThreadBuffers,
-        dispatch: &Arc<impl Dispatch + Send + Sync + std::fmt::Debug + 'static>,
-    ) {
-        let now = Instant::now();
-        let waited = now.saturating_duration_since(ready.since);
-        // The session counts refused requests when it answers them: it may have several, or only part of one.
-        let refuse = self.delay.should_reject(waited, now);
-        buffers.queued = Some(QueueWait { wait: waited, until: now });
-        self.run(ready.slot, buffers, refuse, dispatch);
-    }
-
-    fn run(
-        self: &Arc<Self>,
-        slot: Arc<Slot>,
-        buffers: &mut ThreadBuffers,
-        refuse: bool,
-        dispatch: &Arc<impl Dispatch + Send + Sync + std::fmt::Debug + 'static>,
-    ) {
-        let mut held = slot.session();
-        let Some(session) = held.as_mut() else { return };
-        let next = run(session, buffers, self.options(refuse));
-        self.return_session(&slot, held, next, dispatch);
-    }
-
-    /// Whether the session has a request to answer. Checks this when a request has begun, or when the queue's places
-    /// are `scarce`: a client that sends a request byte by byte takes no place for each byte, so its requests
-    /// displace no other client.
-    fn needs_worker(
-        self: &Arc<Self>,
-        slot: &Arc<Slot>,
-        scarce: bool,
-        buffers: &mut ThreadBuffers,
-        dispatch: &Arc<impl Dispatch + Send + Sync + std::fmt::Debug + 'static>,
-    ) -> bool {
-        let mut held = slot.session();
-        let Some(session) = held.as_mut() else { return true };
-        let next = if session.is_lingering() {
-            Some(run(session, buffers, self.options(false)))
-        } else if session.is_inside_a_frame() || (scarce && session.is_between_requests()) {
-            read_on(session, buffers, self.options(false))
-        } else {
-            None
-        };
-        let Some(next) = next else { return true };
-        self.return_session(slot, held, next, dispatch);
-        false
-    }
-
-    /// Arms, queues or ends a session according to what it needs next.
-    fn return_session(
-        self: &Arc<Self>,
-        slot: &Arc<Slot>,
-        mut held: MutexGuard<'_, Option<Box<Session>>>,
-        next: Next,
-        dispatch: &Arc<impl Dispatch + Send + Sync + std::fmt::Debug + 'static>,
-    ) {
-        if self.control.order() == Command::Handover
-            && next != Next::Closed
-            && let Some(session) = held.take()
-        {
-            let _ = self.poller.delete(session.socket());
-            match self.acceptor.hand_over(session) {
-                Ok(()) => {
-                    drop(held);
-                    return self.remove(slot.key);
-                }
-                // A drain overtook the handover: this reactor drains the session.
-                Err(back) => {
-                    back.stop_reading();
-                    let added = self.poller.add(back.socket(), Token::Session(slot.key), EventFlags::ONESHOT);
-                    *held = Some(back);
-                    if added.is_err() {
-                        return self.end(slot, held);
-                    }
-                }
-            }
-        }
-        // A client that always has work to do would keep a worker, and with it the model, from ending.
-        let next = if self.control.order() == Command::Stop { Next::Closed } else { next };
-        let interest = match next {
-            Next::Readable => Some(EventFlags::IN),
-            Next::Writable => Some(EventFlags::OUT),
-            Next::Waiting => None,
-            Next::Yield => {
-                drop(held);
-                return dispatch.requeue(Ready { slot: Arc::clone(slot), since: Instant::now() });
-            }
-            Next::After(pause) => {
-                drop(held);
-                self.later.add(Instant::now() + pause, slot.key);
-                self.event_fd.notify();
-                return;
-            }
-            Next::Closed => return self.end(slot, held),
-        };
-        // Release before arming: the event may arrive at once, and must find the session free.
-        if !slot.run_state.release() {
-            drop(held);
-            return dispatch.requeue(Ready { slot: Arc::clone(slot), since: Instant::now() });
-        }
-        // Without interest, the kernel reports nothing (it has reported once) until storage has results.
-        let Some(interest) = interest else { return };
-        let flags = interest | EventFlags::ONESHOT;
-        let Some(session) = held.as_ref() else { return };
-        if self.poller.modify(session.socket(), Token::Session(slot.key), flags).is_err() {
-            self.end(slot, held);
-        }
-    }
-
-    /// Ends the session of a slot that the caller has taken.
-    fn end(&self, slot: &Slot, mut held: MutexGuard<'_, Option<Box<Session>>>) {
-        if let Some(session) = held.take() {
-            self.poller.drop_session(session);
-        }
-        drop(held);
-        self.remove(slot.key);
-    }
-
-    fn remove(&self, key: Key) {
-        self.slots().remove(key);
     }
 
     /// Accepts and waits until a command ends the reactor and no session is left.
@@ -274,17 +135,17 @@ impl Reactor {
             Arc::new(Waker { reactor: Arc::downgrade(self), dispatch: Arc::clone(dispatch) });
         let mut ready = VecDeque::new();
         let mut accept_at: Option<Instant> = None;
-        let mut obeyed = Command::Serve;
-        while !self.is_over(obeyed, &mut taker, &wake) {
-            let due = self.later.next().into_iter().chain(accept_at).min();
+        let mut applied = Command::Serve;
+        while !self.is_over(applied, &mut taker, &wake) {
+            let due = self.timers.next().into_iter().chain(accept_at).min();
             self.poller.wait(&mut events, due, &mut spin);
             let now = Instant::now();
-            let (mut ordered, mut ticked) = (false, false);
+            let (mut commanded, mut ticked) = (false, false);
             {
                 let slots = self.slots();
-                let mut rest = VecDeque::new();
-                for source in events.drain() {
-                    match source {
+                let mut others = VecDeque::new();
+                for token in events.drain() {
+                    match token {
                         Token::Session(key) => {
                             if let Some(slot) = slots.get(key)
                                 && slot.run_state.take()
@@ -292,21 +153,21 @@ impl Reactor {
                                 ready.push_back(Ready { slot: Arc::clone(slot), since: now });
                             }
                         }
-                        other => rest.push_back(other),
+                        other => others.push_back(other),
                     }
                 }
                 drop(slots);
-                for source in rest {
-                    match source {
-                        Token::Listener if obeyed == Command::Serve => {
-                            accept_at = self.accept(&wake).map(|rest| now + rest);
+                for token in others {
+                    match token {
+                        Token::Listener if applied == Command::Serve => {
+                            accept_at = self.accept(&wake).map(|others| now + others);
                         }
                         Token::HandedOver if taker.is_enlisted() => {
                             if let Some(session) = self.acceptor.take_over() {
                                 self.register(session, &wake);
                             }
                         }
-                        Token::Command => ordered = true,
+                        Token::Command => commanded = true,
                         Token::Tick => {
                             self.poller.take_tick();
                             ticked = true;
@@ -318,7 +179,7 @@ impl Reactor {
             }
             self.due_now(now, &mut ready);
             self.dispatch_ready(&mut ready, &mut buffers, dispatch);
-            if accept_at.is_some_and(|at| at <= now) && obeyed == Command::Serve {
+            if accept_at.is_some_and(|at| at <= now) && applied == Command::Serve {
                 accept_at = self
                     .poller
                     .add(&*self.acceptor, Token::Listener, EventFlags::IN)
@@ -328,10 +189,10 @@ impl Reactor {
             if ticked {
                 self.tick(now, &mut ready);
                 self.dispatch_ready(&mut ready, &mut buffers, dispatch);
-                ordered = true;
+                commanded = true;
             }
-            if ordered {
-                obeyed = self.apply(obeyed, &mut taker, &wake);
+            if commanded {
+                applied = self.apply(applied, &mut taker, &wake);
             }
         }
         // On a stop, sessions that workers still hold end with the workers.
@@ -359,7 +220,7 @@ impl Reactor {
     }
 
     fn due_now(&self, now: Instant, ready: &mut VecDeque<Ready>) {
-        let due = self.later.take_due(now);
+        let due = self.timers.take_due(now);
         if !due.is_empty() {
             let slots = self.slots();
             let slots = due.into_iter().filter_map(|key| slots.get(key).map(Arc::clone));
@@ -374,10 +235,10 @@ impl Reactor {
                 AcceptOutcome::Session(session) => self.register(session, wake),
                 AcceptOutcome::Refused => {}
                 AcceptOutcome::Nothing => return None,
-                AcceptOutcome::Exhausted(rest) => {
+                AcceptOutcome::Exhausted(others) => {
                     // epoll would report the listener as readable all the time.
                     let _ = self.poller.delete(&*self.acceptor);
-                    return Some(rest);
+                    return Some(others);
                 }
             }
         }
@@ -385,7 +246,7 @@ impl Reactor {
     }
 
     fn register(&self, session: Box<Session>, wake: &Arc<dyn Wake>) {
-        if self.control.order() == Command::Drain {
+        if self.control.command() == Command::Drain {
             session.stop_reading();
         }
         let mut slots = self.slots();
@@ -411,12 +272,12 @@ impl Reactor {
             if !slot.run_state.take() {
                 return true;
             }
-            let mut held = slot.session();
-            let overdue = held.as_mut().is_none_or(|session| session.is_overdue(now));
-            if overdue && let Some(session) = held.take() {
+            let mut guard = slot.session();
+            let overdue = guard.as_mut().is_none_or(|session| session.is_overdue(now));
+            if overdue && let Some(session) = guard.take() {
                 self.poller.drop_session(session);
             }
-            drop(held);
+            drop(guard);
             if !slot.run_state.release() && !overdue {
                 ready.push_back(Ready { slot: Arc::clone(slot), since: now });
             }
@@ -424,10 +285,10 @@ impl Reactor {
         });
     }
 
-    fn apply(&self, obeyed: Command, taker: &mut Taker, wake: &Arc<dyn Wake>) -> Command {
-        let order = self.control.order();
-        if obeyed == Command::Serve && order != Command::Serve {
-            if order == Command::Drain {
+    fn apply(&self, applied: Command, taker: &mut Taker, wake: &Arc<dyn Wake>) -> Command {
+        let command = self.control.command();
+        if applied == Command::Serve && command != Command::Serve {
+            if command == Command::Drain {
                 self.acceptor.accept_rest(&self.service, |session| self.register(session, wake));
             } else {
                 taker.withdraw();
@@ -435,13 +296,13 @@ impl Reactor {
             }
             let _ = self.poller.delete(&*self.acceptor);
         }
-        if order == Command::Handover {
+        if command == Command::Handover {
             self.migrate_all(wake);
         }
-        if order == obeyed {
-            return order;
+        if command == applied {
+            return command;
         }
-        if order == Command::Drain {
+        if command == Command::Drain {
             let slots: Vec<_> = self.slots().iter().map(Arc::clone).collect();
             for slot in slots {
                 if let Some(session) = slot.session().as_ref() {
@@ -449,12 +310,12 @@ impl Reactor {
                 }
             }
         }
-        order
+        command
     }
 
     /// Whether a command ends the reactor: no session is left, and none can arrive.
-    fn is_over(&self, obeyed: Command, taker: &mut Taker, wake: &Arc<dyn Wake>) -> bool {
-        match obeyed {
+    fn is_over(&self, applied: Command, taker: &mut Taker, wake: &Arc<dyn Wake>) -> bool {
+        match applied {
             Command::Serve => return false,
             Command::Stop => return true,
             Command::Handover | Command::Drain => {}

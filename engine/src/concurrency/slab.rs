@@ -8,15 +8,15 @@ use slab::Slab;
 pub struct Key(u64);
 
 impl Key {
-    fn new(generation: u32, place: usize) -> Self {
-        Key(u64::from(generation) << 32 | place as u64)
+    fn new(generation: u32, slot: usize) -> Self {
+        Key(u64::from(generation) << 32 | slot as u64)
     }
 
     fn generation(self) -> u32 {
         (self.0 >> 32) as u32
     }
 
-    fn assign(self) -> usize {
+    fn slot(self) -> usize {
         (self.0 & u64::from(u32::MAX)) as usize
     }
 
@@ -50,24 +50,24 @@ impl<T> SessionSlab<T> {
         self.generation.wrapping_add(1).max(1)
     }
 
-    pub fn insert(&mut self, tenant: T) -> Key {
+    pub fn insert(&mut self, value: T) -> Key {
         self.generation = self.next_generation();
-        Key::new(self.generation, self.slab.insert((self.generation, tenant)))
+        Key::new(self.generation, self.slab.insert((self.generation, value)))
     }
 
     pub fn get(&self, key: Key) -> Option<&T> {
-        let (generation, tenant) = self.slab.get(key.assign())?;
-        (*generation == key.generation()).then_some(tenant)
+        let (generation, value) = self.slab.get(key.slot())?;
+        (*generation == key.generation()).then_some(value)
     }
 
     pub fn get_mut(&mut self, key: Key) -> Option<&mut T> {
-        let (generation, tenant) = self.slab.get_mut(key.assign())?;
-        (*generation == key.generation()).then_some(tenant)
+        let (generation, value) = self.slab.get_mut(key.slot())?;
+        (*generation == key.generation()).then_some(value)
     }
 
     pub fn remove(&mut self, key: Key) -> Option<T> {
         self.get(key)?;
-        self.slab.try_remove(key.assign()).map(|(_, tenant)| tenant)
+        self.slab.try_remove(key.slot()).map(|(_, value)| value)
     }
 
     pub fn is_empty(&self) -> bool {
@@ -75,15 +75,15 @@ impl<T> SessionSlab<T> {
     }
 
     pub fn iter(&self) -> impl Iterator<Item = &T> {
-        self.slab.iter().map(|(_, (_, tenant))| tenant)
+        self.slab.iter().map(|(_, (_, value))| value)
     }
 
     pub fn iter_mut(&mut self) -> impl Iterator<Item = (Key, &mut T)> {
-        self.slab.iter_mut().map(|(place, (generation, tenant))| (Key::new(*generation, place), tenant))
+        self.slab.iter_mut().map(|(slot, (generation, value))| (Key::new(*generation, slot), value))
     }
 
     pub fn retain(&mut self, mut keep: impl FnMut(&mut T) -> bool) {
-        self.slab.retain(|_, (_, tenant)| keep(tenant));
+        self.slab.retain(|_, (_, value)| keep(value));
     }
 
     pub fn clear(&mut self) {
@@ -92,7 +92,7 @@ impl<T> SessionSlab<T> {
 
     /// Takes all sessions out.
     pub fn take_all(&mut self) -> Vec<T> {
-        self.slab.drain().map(|(_, tenant)| tenant).collect()
+        self.slab.drain().map(|(_, value)| value).collect()
     }
 }
 
@@ -101,23 +101,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_finds_its_own_tenant_and_no_later_one() {
-        let mut places = SessionSlab::new();
-        let first = places.insert("first");
-        assert_eq!(places.get(first), Some(&"first"));
-        assert_eq!(places.remove(first), Some("first"));
-        let next = places.next_key();
-        let second = places.insert("second");
-        assert_eq!((first.assign(), next), (second.assign(), second));
-        assert_eq!(places.get(first), None);
-        assert_eq!(places.get_mut(first), None);
-        assert_eq!(places.remove(first), None);
-        assert_eq!(places.get(Key::from_number(second.number())), Some(&"second"));
+    fn a_key_finds_its_own_session_and_no_later_one() {
+        let mut sessions = SessionSlab::new();
+        let first = sessions.insert("first");
+        assert_eq!(sessions.get(first), Some(&"first"));
+        assert_eq!(sessions.remove(first), Some("first"));
+        let next = sessions.next_key();
+        let second = sessions.insert("second");
+        assert_eq!((first.slot(), next), (second.slot(), second));
+        assert_eq!(sessions.get(first), None);
+        assert_eq!(sessions.get_mut(first), None);
+        assert_eq!(sessions.remove(first), None);
+        assert_eq!(sessions.get(Key::from_number(second.number())), Some(&"second"));
     }
 
     #[test]
-    fn a_key_is_no_number_of_a_named_source() {
-        let mut places = SessionSlab { slab: Slab::new(), generation: u32::MAX };
-        assert!(places.insert(()).number() >= 1 << 32);
+    fn a_key_equals_no_named_token() {
+        let mut sessions = SessionSlab { slab: Slab::new(), generation: u32::MAX };
+        assert!(sessions.insert(()).number() >= 1 << 32);
     }
 }

@@ -13,7 +13,7 @@ use std::time::Duration;
 use crate::concurrency::acceptor::{AcceptOutcome, Acceptor, Taker};
 use crate::concurrency::blocking::run_session_blocking;
 use crate::concurrency::control::{Command, Control};
-use crate::concurrency::on_demand_threads::Roster;
+use crate::concurrency::on_demand_threads::OnDemandThreads;
 use crate::concurrency::start_gate::{StartReport, start_error};
 use crate::model::Model;
 use crate::service::Service;
@@ -33,42 +33,42 @@ struct ConnectionThreads {
     acceptor: Arc<Acceptor>,
     service: Arc<Service>,
     control: Arc<Control>,
-    roster: Roster<Box<Session>>,
+    workers: OnDemandThreads<Box<Session>>,
     /// The sockets in which threads may sleep; shutdown(2) wakes them.
     served: Mutex<HashMap<usize, Weak<Connection>>>,
     next_number: AtomicUsize,
     is_short_of_threads: AtomicBool,
 }
 
-pub fn serve(acceptor: &Arc<Acceptor>, service: &Arc<Service>, control: &Arc<Control>, begun: StartReport) {
+pub fn serve(acceptor: &Arc<Acceptor>, service: &Arc<Service>, control: &Arc<Control>, report: StartReport) {
     let threads = Arc::new(ConnectionThreads {
         acceptor: Arc::clone(acceptor),
         service: Arc::clone(service),
         control: Arc::clone(control),
-        roster: Roster::new(service.settings.max_threads),
+        workers: OnDemandThreads::new(service.settings.max_threads),
         served: Mutex::default(),
         next_number: AtomicUsize::new(0),
         is_short_of_threads: AtomicBool::new(false),
     });
     // One thread stays for as long as the model serves, so that every connection is served eventually.
-    if threads.roster.claim_first()
+    if threads.workers.claim_first()
         && let Err(error) = threads.start_thread()
     {
         let errno = Errno::from_io_error(&error).unwrap_or(Errno::AGAIN);
-        return begun.report_failure(start_error(errno, "start a thread", acceptor.address()));
+        return report.report_failure(start_error(errno, "start a thread", acceptor.address()));
     }
     let mut taker = acceptor.serve();
-    begun.report_success();
-    let mut obeyed = Command::Serve;
-    while obeyed == Command::Serve {
+    report.report_success();
+    let mut applied = Command::Serve;
+    while applied == Command::Serve {
         threads.accept();
-        obeyed = control.order();
+        applied = control.command();
     }
-    if obeyed == Command::Drain {
+    if applied == Command::Drain {
         // Serve clients that the kernel let in before this moment.
         acceptor.accept_rest(service, |session| threads.add(session));
     }
-    threads.shut_down(obeyed, &mut taker);
+    threads.shut_down(applied, &mut taker);
 }
 
 impl ConnectionThreads {
@@ -87,12 +87,12 @@ impl ConnectionThreads {
                 AcceptOutcome::Session(session) => self.add(session),
                 AcceptOutcome::Refused => {}
                 AcceptOutcome::Nothing => break,
-                AcceptOutcome::Exhausted(rest) => {
-                    pause = Some(rest);
+                AcceptOutcome::Exhausted(retry_after) => {
+                    pause = Some(retry_after);
                     break;
                 }
             }
-            if self.control.order() != Command::Serve {
+            if self.control.command() != Command::Serve {
                 return;
             }
         }
@@ -105,7 +105,7 @@ impl ConnectionThreads {
         // An exhausted listener stays readable; only the eventfds may cut its pause short.
         let sources = if pause.is_some() { &mut sources[..2] } else { &mut sources[..] };
         let pause = pause.or_else(|| self.is_short_of_threads.load(Relaxed).then_some(RETRY_INTERVAL));
-        let timeout = pause.and_then(|rest| Timespec::try_from(rest).ok());
+        let timeout = pause.and_then(|retry_after| Timespec::try_from(retry_after).ok());
         // EINTR and ENOMEM: the caller's loop tries again.
         let _ = poll(sources, timeout.as_ref());
         // The caller checks the command after this: a notification without a command must not wake this thread again
@@ -115,7 +115,7 @@ impl ConnectionThreads {
 
     /// Gives a connection to an idle thread, a new thread, or, at the limit, the next thread that becomes free.
     fn add(self: &Arc<Self>, session: Box<Session>) {
-        if self.roster.add(session) {
+        if self.workers.add(session) {
             self.start_counted();
         }
         self.count_waiting();
@@ -124,7 +124,7 @@ impl ConnectionThreads {
     /// Starts the threads that could not be started before.
     fn start_missing(self: &Arc<Self>) {
         while self.is_short_of_threads.load(Relaxed) {
-            if !self.roster.wants_a_thread() {
+            if !self.workers.wants_a_thread() {
                 // Nothing waits any more, or the limit on threads is reached.
                 self.is_short_of_threads.store(false, Relaxed);
             } else if !self.start_counted() {
@@ -154,13 +154,13 @@ impl ConnectionThreads {
         let threads = Arc::clone(self);
         let started = spawn("objmapper-conn", STACK, move || threads.worker_loop());
         if started.is_err() {
-            self.roster.thread_failed();
+            self.workers.thread_failed();
         }
         started.map(|_| ())
     }
 
     fn count_waiting(&self) {
-        self.gauges().connections_waiting.store(self.roster.waiting(), Relaxed);
+        self.gauges().connections_waiting.store(self.workers.waiting(), Relaxed);
     }
 
     fn gauges(&self) -> &crate::statistics::Gauges {
@@ -171,7 +171,7 @@ impl ConnectionThreads {
     fn worker_loop(&self) {
         self.gauges().active_threads.fetch_add(1, Relaxed);
         let mut buffers = ThreadBuffers::new(&self.service, Model::ThreadPerConnection);
-        while let Some(session) = self.roster.next(IDLE_TIMEOUT) {
+        while let Some(session) = self.workers.next(IDLE_TIMEOUT) {
             self.count_waiting();
             self.serve(session, &mut buffers);
         }
@@ -192,13 +192,13 @@ impl ConnectionThreads {
     }
 
     /// Ends all sessions as commanded, and returns when the last thread has ended.
-    fn shut_down(self: &Arc<Self>, mut obeyed: Command, taker: &mut Taker) {
+    fn shut_down(self: &Arc<Self>, mut applied: Command, taker: &mut Taker) {
         loop {
-            match obeyed {
+            match applied {
                 Command::Serve | Command::Drain => {}
                 Command::Handover => {
                     taker.withdraw();
-                    for session in self.roster.take_waiting() {
+                    for session in self.workers.take_waiting() {
                         if let Err(session) = self.acceptor.hand_over(session) {
                             self.add(session);
                         }
@@ -206,7 +206,7 @@ impl ConnectionThreads {
                 }
                 Command::Stop => {
                     taker.withdraw();
-                    self.roster.take_waiting().clear();
+                    self.workers.take_waiting().clear();
                 }
             }
             while taker.is_enlisted()
@@ -217,7 +217,7 @@ impl ConnectionThreads {
             // shutdown(2) wakes threads that sleep in their sockets. Bytes that have already arrived can still be
             // read.
             for connection in self.served().values().filter_map(Weak::upgrade) {
-                match obeyed {
+                match applied {
                     Command::Serve | Command::Handover => break,
                     Command::Drain => connection.stop_reading(),
                     Command::Stop => {
@@ -226,11 +226,11 @@ impl ConnectionThreads {
                 }
             }
             self.start_missing();
-            self.roster.end();
-            if self.roster.is_over(Duration::from_millis(50)) && taker.leave() {
+            self.workers.end();
+            if self.workers.is_over(Duration::from_millis(50)) && taker.leave() {
                 return;
             }
-            obeyed = self.control.order();
+            applied = self.control.command();
         }
     }
 }

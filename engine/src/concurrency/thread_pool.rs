@@ -42,11 +42,11 @@ impl Dispatch for Pool {
     }
 }
 
-pub fn serve(acceptor: &Arc<Acceptor>, service: &Arc<Service>, control: &Arc<Control>, begun: StartReport) {
-    let fail = |(errno, what)| start_error(errno, what, acceptor.address());
+pub fn serve(acceptor: &Arc<Acceptor>, service: &Arc<Service>, control: &Arc<Control>, report: StartReport) {
+    let error_for = |(errno, what)| start_error(errno, what, acceptor.address());
     let reactor = match Reactor::new(Model::ThreadPool, acceptor, service, control) {
         Ok(reactor) => reactor,
-        Err(failed) => return begun.report_failure(fail(failed)),
+        Err(failed) => return report.report_failure(error_for(failed)),
     };
     let pool = Arc::new(Pool {
         queue: BoundedQueue::new(service.settings.max_queue_depth),
@@ -64,10 +64,10 @@ pub fn serve(acceptor: &Arc<Acceptor>, service: &Arc<Service>, control: &Arc<Con
     }
     let workers = match starting.run(None) {
         Ok(workers) => workers,
-        Err(failed) => return begun.report_failure(fail(failed)),
+        Err(failed) => return report.report_failure(error_for(failed)),
     };
     let taker = acceptor.serve();
-    begun.report_success();
+    report.report_success();
     reactor.run_reactor(&pool, taker);
     pool.queue.close();
     for worker in workers {

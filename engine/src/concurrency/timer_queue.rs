@@ -9,9 +9,9 @@ use crate::concurrency::slab::Key;
 use crate::sync::unpoisoned;
 
 #[derive(Debug, Default)]
-pub struct Later(Mutex<BinaryHeap<Reverse<(Instant, Key)>>>);
+pub struct TimerQueue(Mutex<BinaryHeap<Reverse<(Instant, Key)>>>);
 
-impl Later {
+impl TimerQueue {
     pub fn add(&self, due: Instant, key: Key) {
         self.heap().push(Reverse((due, key)));
     }
@@ -45,15 +45,15 @@ mod tests {
     use std::time::Duration;
 
     #[test]
-    fn what_is_due_is_taken_once_and_in_order() {
-        let (later, start) = (Later::default(), Instant::now());
+    fn due_sessions_are_taken_once_and_in_order() {
+        let (timers, start) = (TimerQueue::default(), Instant::now());
         for number in [3u8, 1, 2, 4] {
-            later.add(start + Duration::from_secs(number.into()), Key::from_number(number.into()));
+            timers.add(start + Duration::from_secs(number.into()), Key::from_number(number.into()));
         }
-        assert_eq!(later.next(), Some(start + Duration::from_secs(1)));
-        assert_eq!(later.take_due(start), []);
-        let taken = later.take_due(start + Duration::from_secs(3));
+        assert_eq!(timers.next(), Some(start + Duration::from_secs(1)));
+        assert_eq!(timers.take_due(start), []);
+        let taken = timers.take_due(start + Duration::from_secs(3));
         assert_eq!(taken, [1, 2, 3].map(Key::from_number));
-        assert_eq!(later.next(), Some(start + Duration::from_secs(4)));
+        assert_eq!(timers.next(), Some(start + Duration::from_secs(4)));
     }
 }

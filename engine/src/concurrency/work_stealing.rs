@@ -42,11 +42,11 @@ impl Dispatch for Pool {
     }
 }
 
-pub fn serve(acceptor: &Arc<Acceptor>, service: &Arc<Service>, control: &Arc<Control>, begun: StartReport) {
-    let fail = |(errno, what)| start_error(errno, what, acceptor.address());
+pub fn serve(acceptor: &Arc<Acceptor>, service: &Arc<Service>, control: &Arc<Control>, report: StartReport) {
+    let error_for = |(errno, what)| start_error(errno, what, acceptor.address());
     let reactor = match Reactor::new(Model::WorkStealing, acceptor, service, control) {
         Ok(reactor) => reactor,
-        Err(failed) => return begun.report_failure(fail(failed)),
+        Err(failed) => return report.report_failure(error_for(failed)),
     };
     let (queues, slots) = StealingQueues::new(service.settings.workers());
     let pool = Arc::new(Pool { queues, service: Arc::clone(service), transport: acceptor.transport() });
@@ -61,10 +61,10 @@ pub fn serve(acceptor: &Arc<Acceptor>, service: &Arc<Service>, control: &Arc<Con
     }
     let workers = match starting.run(None) {
         Ok(workers) => workers,
-        Err(failed) => return begun.report_failure(fail(failed)),
+        Err(failed) => return report.report_failure(error_for(failed)),
     };
     let taker = acceptor.serve();
-    begun.report_success();
+    report.report_success();
     reactor.run_reactor(&pool, taker);
     pool.queues.close();
     for worker in workers {

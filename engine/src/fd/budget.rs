@@ -45,27 +45,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_hundred_hoarders_leave_room_for_an_honest_client() {
-        let in_flight = FdBudget::new(256);
+    fn a_hundred_clients_that_never_read_leave_descriptors_to_the_next() {
+        let budget = FdBudget::new(256);
         for _ in 0..100 {
-            let mut hoarded = 0;
-            while hoarded < in_flight.allowance() && hoarded < 1000 {
-                in_flight.take(1);
-                hoarded += 1;
+            let mut taken = 0;
+            while taken < budget.allowance() && taken < 1000 {
+                budget.take(1);
+                taken += 1;
             }
         }
         // The budget, plus the one that each client may always have.
-        assert!(in_flight.taken() <= 256 + 100, "{}", in_flight.taken());
-        assert!(in_flight.allowance() >= 1);
+        assert!(budget.taken() <= 256 + 100, "{}", budget.taken());
+        assert!(budget.allowance() >= 1);
     }
 
     #[test]
-    fn what_is_released_can_be_taken_again() {
-        let in_flight = FdBudget::new(800);
-        let before = in_flight.allowance();
-        in_flight.take(400);
-        assert!(in_flight.allowance() < before);
-        in_flight.release(400);
-        assert_eq!(in_flight.allowance(), before);
+    fn released_shares_can_be_taken_again() {
+        let budget = FdBudget::new(800);
+        let before = budget.allowance();
+        budget.take(400);
+        assert!(budget.allowance() < before);
+        budget.release(400);
+        assert_eq!(budget.allowance(), before);
     }
 }

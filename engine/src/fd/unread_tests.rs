@@ -48,8 +48,9 @@ impl Line {
     /// The client reads a message of `bytes` bytes.
     fn read(&mut self, bytes: usize) {
         let mut files = VecDeque::new();
-        let mut room = vec![0; bytes];
-        let taken = socket::recv_with_fds(&self.client, &mut room, IoMode::NonBlocking, &mut files).unwrap();
+        let mut buffer = vec![0; bytes];
+        let taken =
+            socket::recv_with_fds(&self.client, &mut buffer, IoMode::NonBlocking, &mut files).unwrap();
         assert_eq!((taken, files.len() as u32), (bytes, self.truth.pop_front().unwrap()));
     }
 
@@ -80,7 +81,7 @@ fn messages_of_a_byte_are_counted_exactly() {
 }
 
 #[test]
-fn without_a_descriptor_nothing_is_remembered() {
+fn without_descriptors_nothing_is_recorded() {
     let mut unread = UnreadFds::default();
     unread.sent(1, 4096, 0);
     assert!(unread.runs.is_empty());
@@ -118,7 +119,7 @@ fn many_kinds_of_messages_take_little_memory() {
 
 proptest! {
     #[test]
-    fn never_fewer_than_there_are(
+    fn the_count_is_never_too_low(
         steps in prop::collection::vec((1usize..9000, 0usize..=64, 0usize..4), 1..120)
     ) {
         let mut line = Line::new();

@@ -20,7 +20,7 @@ const STEP: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
 pub(super) fn connect(shared: &Shared) -> io::Result<OwnedFd> {
     let until = Instant::now() + CONNECT_TIMEOUT;
     let socket = connect_to(shared, until)?;
-    let greeting = shared.plan.dialect.greeting();
+    let greeting = shared.plan.protocol.greeting();
     if greeting.is_empty() {
         return Ok(socket);
     }
@@ -75,9 +75,9 @@ fn connect_to(shared: &Shared, until: Instant) -> io::Result<OwnedFd> {
     }
 }
 
-fn wait(socket: &OwnedFd, wanted: PollFlags, shared: &Shared, until: Instant) -> io::Result<()> {
+fn wait(socket: &OwnedFd, interest: PollFlags, shared: &Shared, until: Instant) -> io::Result<()> {
     loop {
-        match poll(&mut [PollFd::new(socket, wanted)], Some(&STEP)) {
+        match poll(&mut [PollFd::new(socket, interest)], Some(&STEP)) {
             Ok(0) if Instant::now() >= until => return Err(Errno::TIMEDOUT),
             Ok(0) if shared.is_over() => return Err(Errno::CANCELED),
             Ok(0) | Err(Errno::INTR) => {}

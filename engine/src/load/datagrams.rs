@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use crate::load::{Counters, GRACE, LoadProtocol, Shared};
 use crate::protocol::{Mode, Status, encode_request};
-use crate::udp::codec::{self, Answer, Pull};
+use crate::udp::codec::{self, Pull, UdpReply};
 
 /// Bytes of content in a piece, and pieces in a PULL.
 const CHUNK: u32 = 32 << 10;
@@ -23,32 +23,32 @@ const PIECES: u32 = 32;
 /// A client sends a request again after this time without a reply.
 const REPLY_TIMEOUT: Duration = Duration::from_millis(200);
 const KERNEL_BUFFER: usize = 8 << 20;
-const ROOM: usize = 64 << 10;
+const BUFFER: usize = 64 << 10;
 
 struct Client {
     socket: OwnedFd,
     /// When the current request was first sent, and when last; None after the end of the load.
     due: Option<Instant>,
-    asked_at: Instant,
+    sent_at: Instant,
     next_uri: usize,
     /// Of a PULL: where it begins, and how many of its bytes have come.
     offset: u64,
-    came: u64,
+    received: u64,
     number: u32,
 }
 
 /// Runs this thread's share of the clients.
 pub(crate) fn run(shared: &Shared, address: SocketAddr, number: usize, threads: usize) -> Counters {
-    let mut tally = Counters::new();
+    let mut counters = Counters::new();
     let mut clients = Vec::new();
-    if load(shared, address, number, threads, &mut clients, &mut tally).is_err() {
-        tally.errors += 1;
+    if load(shared, address, number, threads, &mut clients, &mut counters).is_err() {
+        counters.errors += 1;
     }
     let now = Instant::now();
     for due in clients.iter().filter_map(|client| client.due) {
-        tally.lose(now.saturating_duration_since(due), 1);
+        counters.lose(now.saturating_duration_since(due), 1);
     }
-    tally
+    counters
 }
 
 fn load(
@@ -57,7 +57,7 @@ fn load(
     number: usize,
     threads: usize,
     clients: &mut Vec<Client>,
-    tally: &mut Counters,
+    counters: &mut Counters,
 ) -> io::Result<()> {
     let plan = &shared.plan;
     let mine = plan.clients / threads + usize::from(number < plan.clients % threads);
@@ -66,15 +66,15 @@ fn load(
         let socket = connect(address)?;
         epoll::add(&poller, &socket, EventData::new_u64(index as u64), EventFlags::IN)?;
         let next_uri = (number + index * threads) % plan.uris.len().max(1);
-        let (due, asked_at) = (None, Instant::now());
-        clients.push(Client { socket, due, asked_at, next_uri, offset: 0, came: 0, number: 0 });
+        let (due, sent_at) = (None, Instant::now());
+        clients.push(Client { socket, due, sent_at, next_uri, offset: 0, received: 0, number: 0 });
     }
     let until = Instant::now() + plan.duration;
     for client in clients.iter_mut() {
-        client.ask_next(shared)?;
+        client.send_next(shared)?;
     }
     let mut events = [MaybeUninit::<epoll::Event>::uninit(); 256];
-    let mut room = vec![0; ROOM];
+    let mut buffer = vec![0; BUFFER];
     let mut next_look = Instant::now() + REPLY_TIMEOUT;
     let mut over = None;
     let timeout = rustix::event::Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
@@ -82,7 +82,7 @@ fn load(
         let now = Instant::now();
         if over.is_none() && (now >= until || shared.is_over()) {
             over = Some(now);
-            tally.end(now.min(until));
+            counters.end(now.min(until));
         }
         // The server may still answer requests under way.
         if over.is_some_and(|over| now >= over + GRACE || clients.iter().all(|client| client.due.is_none())) {
@@ -91,12 +91,12 @@ fn load(
         if now >= next_look {
             next_look = now + REPLY_TIMEOUT;
             for (index, client) in clients.iter_mut().enumerate() {
-                if client.due.is_some() && now - client.asked_at > REPLY_TIMEOUT {
-                    tally.errors += 1;
+                if client.due.is_some() && now - client.sent_at > REPLY_TIMEOUT {
+                    counters.errors += 1;
                     client.socket = connect(address)?;
                     let data = EventData::new_u64(index as u64);
                     epoll::add(&poller, &client.socket, data, EventFlags::IN)?;
-                    client.ask(shared)?;
+                    client.send_request(shared)?;
                 }
             }
         }
@@ -106,7 +106,7 @@ fn load(
             Err(errno) => return Err(errno),
         };
         for event in ready {
-            clients[event.data.u64() as usize].receive(shared, &mut room, tally, over.is_some())?;
+            clients[event.data.u64() as usize].receive(shared, &mut buffer, counters, over.is_some())?;
         }
     }
 }
@@ -123,17 +123,17 @@ fn connect(address: SocketAddr) -> io::Result<OwnedFd> {
 
 impl Client {
     /// Sends a request for the first time.
-    fn ask_next(&mut self, shared: &Shared) -> io::Result<()> {
+    fn send_next(&mut self, shared: &Shared) -> io::Result<()> {
         self.due = Some(Instant::now());
-        self.ask(shared)
+        self.send_request(shared)
     }
 
-    fn ask(&mut self, shared: &Shared) -> io::Result<()> {
+    fn send_request(&mut self, shared: &Shared) -> io::Result<()> {
         let uri = &shared.plan.uris[self.next_uri];
         self.number = self.number.wrapping_add(1);
-        self.came = 0;
+        self.received = 0;
         let mut datagram = Vec::new();
-        match shared.plan.dialect {
+        match shared.plan.protocol {
             LoadProtocol::Pull => {
                 let (request_id, offset) = (self.number, self.offset);
                 let (length, chunk) = (CHUNK * PIECES, CHUNK as u16);
@@ -148,7 +148,7 @@ impl Client {
             }
             _ => encode_request(&mut datagram, Mode::Copy, uri),
         }
-        self.asked_at = Instant::now();
+        self.sent_at = Instant::now();
         match net::send(&self.socket, &datagram, SendFlags::NOSIGNAL) {
             // The client sends a lost request again.
             Ok(_) | Err(Errno::AGAIN | Errno::CONNREFUSED) => Ok(()),
@@ -160,52 +160,52 @@ impl Client {
     fn receive(
         &mut self,
         shared: &Shared,
-        room: &mut [u8],
-        tally: &mut Counters,
+        buffer: &mut [u8],
+        counters: &mut Counters,
         over: bool,
     ) -> io::Result<()> {
         while let Some(due) = self.due {
-            let length = match net::recv(&self.socket, &mut *room, RecvFlags::DONTWAIT) {
+            let length = match net::recv(&self.socket, &mut *buffer, RecvFlags::DONTWAIT) {
                 Ok((length, _)) => length,
                 Err(Errno::AGAIN | Errno::INTR | Errno::CONNREFUSED) => return Ok(()),
                 Err(errno) => return Err(errno),
             };
-            tally.bytes += length as u64;
+            counters.bytes += length as u64;
             let uri = &shared.plan.uris[self.next_uri];
-            let Some((refused, failed)) = self.read(shared.plan.dialect, uri, &room[..length]) else {
+            let Some((refused, failed)) = self.read(shared.plan.protocol, uri, &buffer[..length]) else {
                 continue;
             };
             let now = Instant::now();
-            tally.count(now.saturating_duration_since(due), refused, failed);
-            tally.end(now);
+            counters.count(now.saturating_duration_since(due), refused, failed);
+            counters.end(now);
             shared.count(1);
             self.due = None;
             if self.offset == 0 {
                 self.next_uri = (self.next_uri + 1) % shared.plan.uris.len();
             }
             if !over {
-                self.ask_next(shared)?;
+                self.send_next(shared)?;
             }
         }
         Ok(())
     }
 
     /// Whether a datagram completes the reply; if so, whether that was a refusal or a failure.
-    fn read(&mut self, dialect: LoadProtocol, uri: &str, datagram: &[u8]) -> Option<(bool, bool)> {
+    fn read(&mut self, protocol: LoadProtocol, uri: &str, datagram: &[u8]) -> Option<(bool, bool)> {
         let busy = Status::Unavailable as u8;
-        match dialect {
-            LoadProtocol::Pull => match Answer::decode(codec::checksum_of_uri(uri), datagram) {
-                Answer::Data { request_id, total, payload, .. } if request_id == self.number => {
-                    self.came += payload.len() as u64;
+        match protocol {
+            LoadProtocol::Pull => match UdpReply::decode(codec::checksum_of_uri(uri), datagram) {
+                UdpReply::Data { request_id, total, payload, .. } if request_id == self.number => {
+                    self.received += payload.len() as u64;
                     let due = total.saturating_sub(self.offset).min(u64::from(CHUNK * PIECES));
-                    if self.came < due {
+                    if self.received < due {
                         return None;
                     }
                     let end = self.offset + due;
                     self.offset = if end < total { end } else { 0 };
                     Some((false, false))
                 }
-                Answer::Error { request_id, status, .. } if request_id == self.number => {
+                UdpReply::Error { request_id, status, .. } if request_id == self.number => {
                     Some((status == busy, status != busy))
                 }
                 _ => None,
@@ -216,8 +216,8 @@ impl Client {
                     return None;
                 }
                 let failed = *at == 0 && !words.starts_with(b"VALUE ");
-                self.came += 1;
-                (self.came == u64::from(*count)).then_some((false, failed))
+                self.received += 1;
+                (self.received == u64::from(*count)).then_some((false, failed))
             }
             _ => Some((datagram.first() == Some(&busy), datagram.first() != Some(&0))),
         }

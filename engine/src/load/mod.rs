@@ -4,7 +4,7 @@
 //! times, whatever the server does, and latency counts from the due time. So a server that stalls is charged
 //! for all requests that it delayed ("coordinated omission": Tene, "How NOT to Measure Latency", 2015).
 //!
-//! A request without an answer [`GRACE`] after the end is lost: requests under way, those of a broken
+//! A request without an answer [`GRACE`] after the end is lost: pending requests, those of a broken
 //! connection, and with a rate those that were due but could not be sent. Each counts with the time from its
 //! due time to the end.
 //!
@@ -35,7 +35,7 @@ use crate::sync::unpoisoned;
 const STACK: usize = 512 << 10;
 /// 2^-7: 0.8 %, up to 2^44 ns: 4.9 h.
 const HISTOGRAM: (u8, u8) = (7, 44);
-/// How long clients wait after the end for answers to requests under way.
+/// How long clients wait after the end for answers to pending requests.
 pub(crate) const GRACE: Duration = Duration::from_secs(1);
 
 /// The server to load.
@@ -50,7 +50,7 @@ pub enum Target {
 #[derive(Debug, Clone)]
 pub struct Plan {
     pub target: Target,
-    pub dialect: LoadProtocol,
+    pub protocol: LoadProtocol,
     /// Requested in turn; each client begins at another.
     pub uris: Vec<String>,
     pub clients: usize,
@@ -210,7 +210,7 @@ fn new_histogram() -> Histogram {
 
 impl Load {
     pub fn start(plan: Plan) -> std::io::Result<Self> {
-        let frames = plan.uris.iter().map(|uri| plan.dialect.frame(uri)).collect();
+        let frames = plan.uris.iter().map(|uri| plan.protocol.frame(uri)).collect();
         let count = plan.threads.clamp(1, plan.clients.max(1));
         let shared = Arc::new(Shared {
             plan,
@@ -268,7 +268,7 @@ impl Load {
         let mut ending = self.ending();
         while let Some(thread) = ending.threads.pop() {
             match thread.join() {
-                Ok(tally) => ending.sum.add(&tally),
+                Ok(counters) => ending.sum.add(&counters),
                 // The runtime has reported a panic on stderr.
                 Err(_) => ending.sum.errors += 1,
             }

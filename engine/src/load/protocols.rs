@@ -55,9 +55,9 @@ impl LoadProtocol {
     pub fn greeting(self) -> Vec<u8> {
         let mut bytes = Vec::new();
         if matches!(self, LoadProtocol::Extended(_)) {
-            let wanted =
+            let interest =
                 v2::Capabilities::OUT_OF_ORDER | v2::Capabilities::PIPELINING | v2::Capabilities::EXTENDED;
-            v2::encode_hello(&mut bytes, wanted, v2::MAX_PIPELINE);
+            v2::encode_hello(&mut bytes, interest, v2::MAX_PIPELINE);
         }
         bytes
     }
@@ -100,8 +100,8 @@ pub enum LoadReplyDecoder {
 }
 
 impl LoadReplyDecoder {
-    pub fn new(dialect: LoadProtocol) -> Self {
-        match dialect {
+    pub fn new(protocol: LoadProtocol) -> Self {
+        match protocol {
             LoadProtocol::Objmapper(mode) => LoadReplyDecoder::V1(mode, ReplyDecoder::default()),
             LoadProtocol::Extended(mode) => {
                 LoadReplyDecoder::V2 { operation: mode.into(), decoder: ResponseDecoder::new(true), id: 0 }
@@ -183,8 +183,8 @@ fn take_body(body: &mut u64, input: &mut &[u8]) -> LoadReply {
 }
 
 /// The position behind the first occurrence.
-fn find(input: &[u8], wanted: &[u8]) -> Option<usize> {
-    input.windows(wanted.len()).position(|window| window == wanted).map(|at| at + wanted.len())
+fn find(input: &[u8], interest: &[u8]) -> Option<usize> {
+    input.windows(interest.len()).position(|window| window == interest).map(|at| at + interest.len())
 }
 
 fn digits(text: &[u8]) -> u64 {

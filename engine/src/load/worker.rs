@@ -16,7 +16,7 @@ use crate::load::protocols::{LoadReply, LoadReplyDecoder};
 
 /// With a rate and without a pipeline setting: a client with this many unanswered requests stops sending.
 const MAX_AHEAD: usize = 1000;
-const ROOM: usize = 256 << 10;
+const BUFFER: usize = 256 << 10;
 /// How often a thread that waits for an answer checks whether the load is over.
 const STEP: Duration = Duration::from_millis(50);
 /// The most descriptors that the kernel passes in a message.
@@ -34,12 +34,12 @@ struct PendingRequest {
 #[derive(Debug)]
 struct Client {
     socket: Option<OwnedFd>,
-    under_way: VecDeque<PendingRequest>,
+    pending: VecDeque<PendingRequest>,
     decoder: LoadReplyDecoder,
     next_id: u32,
     /// Descriptors received ahead of their answer.
     spare: usize,
-    kept: Vec<u8>,
+    unparsed: Vec<u8>,
     unsent: Vec<u8>,
     interest: EventFlags,
     next_uri: usize,
@@ -51,14 +51,14 @@ struct Client {
 pub(super) struct Worker<'a> {
     shared: &'a Shared,
     clients: Vec<Client>,
-    tally: Counters,
-    room: Vec<u8>,
+    counters: Counters,
+    buffer: Vec<u8>,
     interval: Option<Duration>,
     until: Instant,
     /// Requests sent that the server may still answer.
     outstanding: usize,
     /// The due times of requests whose connection broke before the answer.
-    owed: Vec<Instant>,
+    broken_due: Vec<Instant>,
 }
 
 impl<'a> Worker<'a> {
@@ -69,11 +69,11 @@ impl<'a> Worker<'a> {
         let clients = (0..mine)
             .map(|index| Client {
                 socket: None,
-                under_way: VecDeque::new(),
-                decoder: LoadReplyDecoder::new(plan.dialect),
+                pending: VecDeque::new(),
+                decoder: LoadReplyDecoder::new(plan.protocol),
                 next_id: 0,
                 spare: 0,
-                kept: Vec::new(),
+                unparsed: Vec::new(),
                 unsent: Vec::new(),
                 interest: EventFlags::IN,
                 next_uri: (number + index * threads) % shared.frames.len().max(1),
@@ -88,12 +88,12 @@ impl<'a> Worker<'a> {
         Worker {
             shared,
             clients,
-            tally: Counters::new(),
-            room: vec![0; ROOM],
+            counters: Counters::new(),
+            buffer: vec![0; BUFFER],
             interval: plan.interval,
             until: now + plan.duration,
             outstanding: 0,
-            owed: Vec::new(),
+            broken_due: Vec::new(),
         }
     }
 
@@ -102,22 +102,22 @@ impl<'a> Worker<'a> {
             self.clients.len() == 1 && self.shared.plan.pipeline == 1 && self.interval.is_none();
         let blocking = self.shared.plan.reconnect || one_at_a_time;
         if (if blocking { self.run_blocking() } else { self.run_many() }).is_err() {
-            self.tally.errors += 1;
+            self.counters.errors += 1;
         }
         self.settle();
-        self.tally
+        self.counters
     }
 
     /// Counts the requests, sent or due, without an answer.
     fn settle(&mut self) {
         let now = Instant::now();
         let over = now.min(self.until);
-        self.tally.end(over);
+        self.counters.end(over);
         for index in 0..self.clients.len() {
-            self.give_up(index);
+            self.close_connection(index);
         }
-        for due in self.owed.drain(..) {
-            self.tally.lose(now.saturating_duration_since(due), 1);
+        for due in self.broken_due.drain(..) {
+            self.counters.lose(now.saturating_duration_since(due), 1);
         }
         let Some(interval) = self.interval else { return };
         for client in &self.clients {
@@ -128,7 +128,7 @@ impl<'a> Worker<'a> {
             for first in (0..unsent).step_by(usize::try_from(together).unwrap_or(usize::MAX)) {
                 let earliest = interval.saturating_mul(u32::try_from(first).unwrap_or(u32::MAX));
                 let waited = now.saturating_duration_since(client.due).saturating_sub(earliest);
-                self.tally.lose(waited, together.min(unsent - first));
+                self.counters.lose(waited, together.min(unsent - first));
             }
         }
     }
@@ -137,14 +137,14 @@ impl<'a> Worker<'a> {
         now >= self.until || self.shared.is_over()
     }
 
-    /// Gives up a connection that has broken, or that the client no longer reads.
-    fn give_up(&mut self, index: usize) {
+    /// Closes a connection that has broken, or that the client no longer reads.
+    fn close_connection(&mut self, index: usize) {
         let client = &mut self.clients[index];
         client.socket = None;
         client.unsent.clear();
-        client.kept.clear();
-        self.outstanding -= client.under_way.len();
-        self.owed.extend(client.under_way.drain(..).map(|request| request.due));
+        client.unparsed.clear();
+        self.outstanding -= client.pending.len();
+        self.broken_due.extend(client.pending.drain(..).map(|request| request.due));
     }
 
     /// Runs one client that blocks in its socket: measures latency without an epoll in between.
@@ -159,18 +159,18 @@ impl<'a> Worker<'a> {
                 sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(STEP))?;
                 sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(GRACE))?;
                 self.clients[index].socket = Some(socket);
-                self.clients[index].decoder = LoadReplyDecoder::new(self.shared.plan.dialect);
+                self.clients[index].decoder = LoadReplyDecoder::new(self.shared.plan.protocol);
             }
             self.begin_request(index, Instant::now());
             match self.send(index, SendFlags::empty()).and_then(|()| self.await_answer(index)) {
                 Ok(()) => {}
                 // No answer until the end: lost, counted later.
                 Err(Errno::TIMEDOUT) => break,
-                Err(_) if self.shared.plan.reconnect => self.tally.errors += 1,
+                Err(_) if self.shared.plan.reconnect => self.counters.errors += 1,
                 Err(errno) => return Err(errno),
             }
             if self.shared.plan.reconnect {
-                self.give_up(index);
+                self.close_connection(index);
             }
         }
         Ok(())
@@ -179,7 +179,7 @@ impl<'a> Worker<'a> {
     /// Receives until a blocking client's request is answered; ETIMEDOUT where the load ended first.
     fn await_answer(&mut self, index: usize) -> io::Result<()> {
         let mut over = None;
-        while !self.clients[index].under_way.is_empty() {
+        while !self.clients[index].pending.is_empty() {
             if !self.receive(index, RecvFlags::empty())? {
                 let now = Instant::now();
                 if self.is_over(now) && now >= *over.get_or_insert(now) + GRACE {
@@ -215,8 +215,8 @@ impl<'a> Worker<'a> {
             if over.is_none() && self.is_over(now) {
                 over = Some(now);
                 self.until = self.until.min(now);
-                // Where this thread had no processor, what was due meanwhile is late, not lost.
-                // A request due at the very end is none of this load's.
+                // If this thread had no processor, requests that became due meanwhile are late, not lost. A request due
+                // at the very end does not belong to this load.
                 self.send_due(self.until - Duration::from_nanos(1), &poller)?;
             }
             let pause = match over {
@@ -239,8 +239,8 @@ impl<'a> Worker<'a> {
                 let ended = EventFlags::HUP | EventFlags::ERR;
                 if flags.intersects(EventFlags::IN | ended) && self.clients[index].socket.is_some() {
                     if self.receive(index, RecvFlags::DONTWAIT).is_err() {
-                        self.tally.errors += 1;
-                        self.give_up(index);
+                        self.counters.errors += 1;
+                        self.close_connection(index);
                     } else if self.interval.is_none() && over.is_none() {
                         self.refill(index, &poller)?;
                     }
@@ -257,7 +257,7 @@ impl<'a> Worker<'a> {
         let ahead = if self.shared.plan.pipeline > 1 { self.shared.plan.pipeline } else { MAX_AHEAD };
         for index in 0..self.clients.len() {
             let mut sent = false;
-            while self.clients[index].due <= now && self.clients[index].under_way.len() < ahead {
+            while self.clients[index].due <= now && self.clients[index].pending.len() < ahead {
                 if self.clients[index].socket.is_none() {
                     // It stays due, and counts as lost at the end.
                     break;
@@ -282,7 +282,7 @@ impl<'a> Worker<'a> {
             return Ok(());
         }
         let now = Instant::now();
-        let missing = self.shared.plan.pipeline.saturating_sub(self.clients[index].under_way.len());
+        let missing = self.shared.plan.pipeline.saturating_sub(self.clients[index].pending.len());
         for _ in 0..missing {
             self.begin_request(index, now);
         }
@@ -295,9 +295,9 @@ impl<'a> Worker<'a> {
         client.unsent.extend_from_slice(&self.shared.frames[client.next_uri]);
         let id = client.next_id;
         client.next_id = id.wrapping_add(1);
-        self.shared.plan.dialect.number(&mut client.unsent[start..], id);
+        self.shared.plan.protocol.number(&mut client.unsent[start..], id);
         client.next_uri = (client.next_uri + 1) % self.shared.frames.len();
-        client.under_way.push_back(PendingRequest { id, due: at, sent: Instant::now() });
+        client.pending.push_back(PendingRequest { id, due: at, sent: Instant::now() });
         self.outstanding += 1;
     }
 
@@ -308,18 +308,19 @@ impl<'a> Worker<'a> {
         match self.send(index, SendFlags::DONTWAIT) {
             Ok(()) | Err(Errno::AGAIN) => {}
             Err(_) => {
-                self.tally.errors += 1;
-                self.give_up(index);
+                self.counters.errors += 1;
+                self.close_connection(index);
                 return Ok(());
             }
         }
         let client = &mut self.clients[index];
-        let wanted = if client.unsent.is_empty() { EventFlags::IN } else { EventFlags::IN | EventFlags::OUT };
+        let interest =
+            if client.unsent.is_empty() { EventFlags::IN } else { EventFlags::IN | EventFlags::OUT };
         if let Some(socket) = &client.socket
-            && wanted != client.interest
+            && interest != client.interest
         {
-            client.interest = wanted;
-            epoll::modify(poller, socket, EventData::new_u64(index as u64), wanted)?;
+            client.interest = interest;
+            epoll::modify(poller, socket, EventData::new_u64(index as u64), interest)?;
         }
         Ok(())
     }
@@ -344,49 +345,49 @@ impl<'a> Worker<'a> {
 
     /// One `recv`, and all the answers in it; false where the socket has no data.
     fn receive(&mut self, index: usize, flags: RecvFlags) -> io::Result<bool> {
-        let kept = self.clients[index].kept.len();
-        self.room[..kept].copy_from_slice(&self.clients[index].kept);
-        self.clients[index].kept.clear();
-        let passes = self.shared.plan.dialect.passes_descriptors();
+        let unparsed = self.clients[index].unparsed.len();
+        self.buffer[..unparsed].copy_from_slice(&self.clients[index].unparsed);
+        self.clients[index].unparsed.clear();
+        let passes = self.shared.plan.protocol.passes_descriptors();
         let Some(socket) = &self.clients[index].socket else { return Err(Errno::NOTCONN) };
         let received = if passes {
-            receive_and_close(socket, &mut self.room[kept..], flags)
+            receive_and_close(socket, &mut self.buffer[unparsed..], flags)
         } else {
-            net::recv(socket, &mut self.room[kept..], flags).map(|(length, _)| (length, 0))
+            net::recv(socket, &mut self.buffer[unparsed..], flags).map(|(length, _)| (length, 0))
         };
         let (length, descriptors) = match received {
             Ok((0, _)) => return Err(Errno::CONNRESET),
             Ok(received) => received,
             Err(Errno::AGAIN | Errno::INTR) => {
-                let room = self.room[..kept].to_vec();
-                self.clients[index].kept = room;
+                let buffer = self.buffer[..unparsed].to_vec();
+                self.clients[index].unparsed = buffer;
                 return Ok(false);
             }
             Err(errno) => return Err(errno),
         };
         if !passes {
-            self.tally.bytes += length as u64;
+            self.counters.bytes += length as u64;
         }
         let now = Instant::now();
-        let room = std::mem::take(&mut self.room);
-        let opened = self.take_answers(index, &room[..kept + length], now);
+        let buffer = std::mem::take(&mut self.buffer);
+        let opened = self.take_answers(index, &buffer[..unparsed + length], now);
         // Before the error check: other clients receive into it too.
-        self.room = room;
+        self.buffer = buffer;
         let opened = opened?;
         // A descriptor may come before the rest of its answer, never after it.
-        let came = self.clients[index].spare + descriptors;
-        if passes && opened > came {
-            self.tally.errors += 1;
+        let received = self.clients[index].spare + descriptors;
+        if passes && opened > received {
+            self.counters.errors += 1;
         }
-        self.clients[index].spare = came.saturating_sub(opened);
+        self.clients[index].spare = received.saturating_sub(opened);
         Ok(true)
     }
 
     /// Counts the answers in the input, and keeps the rest. Returns how many came with a descriptor.
     fn take_answers(&mut self, index: usize, mut input: &[u8], now: Instant) -> io::Result<usize> {
-        let passes = self.shared.plan.dialect.passes_descriptors();
+        let passes = self.shared.plan.protocol.passes_descriptors();
         let mut opened = 0;
-        while !self.clients[index].under_way.is_empty() {
+        while !self.clients[index].pending.is_empty() {
             let before = input.len();
             match self.clients[index].decoder.next(&mut input)? {
                 LoadReply::More => break,
@@ -396,7 +397,7 @@ impl<'a> Worker<'a> {
                 }
             }
         }
-        self.clients[index].kept.extend_from_slice(input);
+        self.clients[index].unparsed.extend_from_slice(input);
         Ok(opened)
     }
 
@@ -408,27 +409,27 @@ impl<'a> Worker<'a> {
         refused: bool,
         failed: bool,
     ) -> io::Result<()> {
-        let under_way = &mut self.clients[index].under_way;
-        let at = id.map_or(Some(0), |id| under_way.iter().position(|request| request.id == id));
-        let Some(PendingRequest { due, sent, .. }) = at.and_then(|at| under_way.remove(at)) else {
+        let pending = &mut self.clients[index].pending;
+        let at = id.map_or(Some(0), |id| pending.iter().position(|request| request.id == id));
+        let Some(PendingRequest { due, sent, .. }) = at.and_then(|at| pending.remove(at)) else {
             return Err(Errno::PROTO);
         };
         self.outstanding -= 1;
         // A refusal measures how quickly the server refuses; a late send is the generator's own delay.
         let since = if refused { sent } else { due };
-        self.tally.count(now.saturating_duration_since(since), refused, failed);
-        self.tally.end(now);
+        self.counters.count(now.saturating_duration_since(since), refused, failed);
+        self.counters.end(now);
         self.shared.answered.fetch_add(1, Relaxed);
         Ok(())
     }
 }
 
 /// Receives status bytes and their descriptors, and closes those. Returns how many of each.
-fn receive_and_close(socket: &OwnedFd, room: &mut [u8], flags: RecvFlags) -> io::Result<(usize, usize)> {
+fn receive_and_close(socket: &OwnedFd, buffer: &mut [u8], flags: RecvFlags) -> io::Result<(usize, usize)> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let received =
-        net::recvmsg(socket, &mut [IoSliceMut::new(room)], &mut control, flags | RecvFlags::CMSG_CLOEXEC)?;
+        net::recvmsg(socket, &mut [IoSliceMut::new(buffer)], &mut control, flags | RecvFlags::CMSG_CLOEXEC)?;
     let mut descriptors = 0;
     for message in control.drain() {
         if let RecvAncillaryMessage::ScmRights(rights) = message {

@@ -5,7 +5,7 @@ use loom::sync::{Condvar, Mutex};
 use loom::thread;
 use std::sync::Arc;
 
-use crate::concurrency::mailbox::{Mailbox, Ring, WakeQueue};
+use crate::concurrency::mailbox::{Mailbox, Notify, WakeQueue};
 use crate::concurrency::slab::Key;
 use crate::session::Wake;
 use crate::session::completions::CompletionQueue;
@@ -31,7 +31,7 @@ impl Bell {
     }
 }
 
-impl Ring for Bell {
+impl Notify for Bell {
     fn notify(&self) {
         *self.rings.lock().unwrap() += 1;
         self.rung.notify_one();
@@ -97,7 +97,7 @@ fn no_session_stays_in_the_mailbox_of_a_loop_that_has_left() {
                 })
             })
             .into();
-        let refused = Mailbox::put_into_least(&mailboxes, 7_usize).err().unwrap_or(0);
+        let refused = Mailbox::push_to_least_loaded(&mailboxes, 7_usize).err().unwrap_or(0);
         let taken: usize = loops.into_iter().map(|each| each.join().unwrap()).sum();
         assert_eq!(refused + taken, 7);
         assert!(Mailbox::least_loaded(&mailboxes, 0).is_none());

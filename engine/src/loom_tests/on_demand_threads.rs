@@ -6,7 +6,7 @@ use loom::thread::{self, JoinHandle};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::concurrency::on_demand_threads::Roster;
+use crate::concurrency::on_demand_threads::OnDemandThreads;
 
 const MOST: usize = 2;
 /// A thread without work ends at once, unless it is the last.
@@ -17,7 +17,7 @@ const STAYS: Duration = Duration::from_secs(3600);
 /// The roster, and a record of its threads' work.
 #[derive(Debug)]
 struct Crew {
-    roster: Roster<usize>,
+    roster: OnDemandThreads<usize>,
     idle: Duration,
     served: AtomicUsize,
     running: AtomicUsize,
@@ -38,7 +38,7 @@ impl Crew {
     /// Makes a roster with its first thread.
     fn begin(idle: Duration) -> (Arc<Crew>, JoinHandle<()>) {
         let crew = Arc::new(Crew {
-            roster: Roster::new(MOST),
+            roster: OnDemandThreads::new(MOST),
             idle,
             served: AtomicUsize::new(0),
             running: AtomicUsize::new(0),

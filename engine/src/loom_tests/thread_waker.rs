@@ -5,7 +5,7 @@ use loom::thread;
 use std::sync::Arc;
 
 use crate::concurrency::blocking::ThreadWaker;
-use crate::concurrency::mailbox::Ring;
+use crate::concurrency::mailbox::Notify;
 use crate::session::Wake;
 use crate::session::completions::CompletionQueue;
 
@@ -49,7 +49,7 @@ impl Source {
     }
 }
 
-impl Ring for Source {
+impl Notify for Source {
     fn notify(&self) {
         self.poll.readable.lock().unwrap()[self.number] = true;
         self.poll.changed.notify_all();

@@ -107,13 +107,13 @@ pub fn recv_with_fds(
     }
     let mut space = [MaybeUninit::uninit(); MAX_RIGHTS_SPACE];
     let mut control = RecvAncillaryBuffer::new(&mut space);
-    let came = net::recvmsg(socket, &mut [IoSliceMut::new(buffer)], &mut control, flags)?;
+    let received = net::recvmsg(socket, &mut [IoSliceMut::new(buffer)], &mut control, flags)?;
     for message in control.drain() {
         if let RecvAncillaryMessage::ScmRights(rights) = message {
             files.extend(rights);
         }
     }
-    if came.flags.contains(ReturnFlags::CTRUNC) { Err(Errno::NOBUFS) } else { Ok(came.bytes) }
+    if received.flags.contains(ReturnFlags::CTRUNC) { Err(Errno::NOBUFS) } else { Ok(received.bytes) }
 }
 
 /// Kernel memory, in bytes, of messages that the peer of a Unix stream socket has not read yet. 0: the peer has read
@@ -128,8 +128,8 @@ pub fn unread_bytes(socket: &OwnedFd) -> io::Result<usize> {
 /// The least kernel memory that a message of a Unix stream socket takes, in bytes: the cost of a single byte, as this
 /// kernel accounts for it. 1 if the measurement fails.
 pub fn min_message_cost() -> usize {
-    static LEAST: OnceLock<usize> = OnceLock::new();
-    *LEAST.get_or_init(|| {
+    static MIN_COST: OnceLock<usize> = OnceLock::new();
+    *MIN_COST.get_or_init(|| {
         let flags = net::SocketFlags::CLOEXEC;
         let measured = net::socketpair(net::AddressFamily::UNIX, net::SocketType::STREAM, flags, None)
             .and_then(|(socket, _peer)| {
@@ -142,9 +142,9 @@ pub fn min_message_cost() -> usize {
 
 /// Makes the kernel refuse or pass descriptors that clients send (Linux 6.16). Older kernels do not know the option;
 /// there `receive` makes the kernel drop them.
-pub fn set_passrights(socket: &OwnedFd, wanted: bool) -> io::Result<()> {
+pub fn set_passrights(socket: &OwnedFd, enabled: bool) -> io::Result<()> {
     const SO_PASSRIGHTS: libc::c_int = 83;
-    let value = libc::c_int::from(wanted);
+    let value = libc::c_int::from(enabled);
     // SAFETY: the option's value is one int, and the last argument is its size.
     let answer = unsafe {
         libc::setsockopt(
@@ -164,10 +164,10 @@ pub fn set_passrights(socket: &OwnedFd, wanted: bool) -> io::Result<()> {
 /// Whether the client neither sends nor receives any more. A client that has only ended its sending still waits for
 /// answers.
 pub fn has_hung_up(socket: &OwnedFd) -> bool {
-    let mut asked = [PollFd::new(socket, PollFlags::empty())];
+    let mut polled = [PollFd::new(socket, PollFlags::empty())];
     let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
     let gone = PollFlags::HUP | PollFlags::ERR;
-    poll(&mut asked, Some(&now)).is_ok_and(|ready| ready > 0) && asked[0].revents().intersects(gone)
+    poll(&mut polled, Some(&now)).is_ok_and(|ready| ready > 0) && polled[0].revents().intersects(gone)
 }
 
 pub fn set_non_blocking(socket: &OwnedFd, never_waits: bool) -> io::Result<()> {
@@ -175,16 +175,16 @@ pub fn set_non_blocking(socket: &OwnedFd, never_waits: bool) -> io::Result<()> {
 }
 
 /// Limits how long one blocking call may take.
-pub fn set_timeouts(socket: &OwnedFd, most: Duration) -> io::Result<()> {
-    sockopt::set_socket_timeout(socket, Timeout::Recv, Some(most))?;
-    sockopt::set_socket_timeout(socket, Timeout::Send, Some(most))
+pub fn set_timeouts(socket: &OwnedFd, timeout: Duration) -> io::Result<()> {
+    sockopt::set_socket_timeout(socket, Timeout::Recv, Some(timeout))?;
+    sockopt::set_socket_timeout(socket, Timeout::Send, Some(timeout))
 }
 
 /// Sends a file's bytes from `offset` on without copying them through this process. Returns how many the kernel took;
 /// 0 means that the file ends there.
-pub fn send_file(socket: &OwnedFd, file: &OwnedFd, offset: u64, most: usize) -> io::Result<usize> {
+pub fn send_file(socket: &OwnedFd, file: &OwnedFd, offset: u64, max_bytes: usize) -> io::Result<usize> {
     let mut at = offset;
-    rustix::fs::sendfile(socket, file, Some(&mut at), most)
+    rustix::fs::sendfile(socket, file, Some(&mut at), max_bytes)
 }
 
 /// Whether the connection is gone in both directions.

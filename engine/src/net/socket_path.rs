@@ -18,7 +18,7 @@ pub(super) struct SocketPath {
     // Closing it releases the lock.
     lock: OwnedFd,
     /// Device and inode of this server's socket.
-    ours: Option<(u64, u64)>,
+    identity: Option<(u64, u64)>,
 }
 
 impl SocketPath {
@@ -29,7 +29,7 @@ impl SocketPath {
         lock_path.push(".lock");
         let lock_path = PathBuf::from(lock_path);
         let lock = lock_file(&lock_path, &shown)?;
-        let claim = SocketPath { path: path.to_owned(), lock_path, lock, ours: None };
+        let claim = SocketPath { path: path.to_owned(), lock_path, lock, identity: None };
         let stat = match fs::lstat(path) {
             Ok(stat) => stat,
             Err(Errno::NOENT) => return Ok(claim),
@@ -55,7 +55,7 @@ impl SocketPath {
     pub(super) fn bound(mut self) -> Result<Self, StartError> {
         let stat = fs::lstat(&self.path)
             .map_err(|errno| StartError::new(errno, "the socket is gone", self.path.display().to_string()))?;
-        self.ours = Some((stat.st_dev, stat.st_ino));
+        self.identity = Some((stat.st_dev, stat.st_ino));
         Ok(self)
     }
 }
@@ -64,13 +64,13 @@ impl Drop for SocketPath {
     fn drop(&mut self) {
         // Remove only this server's files: an administrator may have removed both, and another server may have
         // created them anew. The lock goes last, so that a server that waits for it finds the path free.
-        let found = fs::lstat(&self.path).ok().map(|stat| (stat.st_dev, stat.st_ino));
-        if self.ours.is_some() && found == self.ours {
+        let present = fs::lstat(&self.path).ok().map(|stat| (stat.st_dev, stat.st_ino));
+        if self.identity.is_some() && present == self.identity {
             let _ = fs::unlink(&self.path);
         }
         let there = fs::lstat(&self.lock_path).map(|stat| (stat.st_dev, stat.st_ino));
-        let held = fs::fstat(&self.lock).map(|stat| (stat.st_dev, stat.st_ino));
-        if held.is_ok() && there == held {
+        let locked = fs::fstat(&self.lock).map(|stat| (stat.st_dev, stat.st_ino));
+        if locked.is_ok() && there == locked {
             let _ = fs::unlink(&self.lock_path);
         }
     }

@@ -43,24 +43,24 @@ pub struct Metadata<'a> {
 impl<'a> Metadata<'a> {
     /// None where an entry does not fit, or a known one has a wrong length. Of two entries of a kind the later counts.
     pub(super) fn read(bytes: &'a [u8]) -> Option<Metadata<'a>> {
-        let mut found = Metadata::default();
+        let mut metadata = Metadata::default();
         for entry in Entries(bytes) {
             let (kind, data) = entry.ok()?;
             match kind {
-                SIZE => found.size = Some(number_u64(data)?),
-                MTIME => found.mtime = Some(number_u64(data)?),
-                ETAG => found.etag = Some(data),
-                MIME => found.mime = Some(data),
-                BACKEND => found.backend = Some(number_u8(data)?),
-                LATENCY => found.latency = Some(number_u32(data)?),
-                CURSOR => found.cursor = Some(data),
-                NANOSECONDS => found.nanoseconds = Some(number_u32(data)?),
-                FORM => found.form = Some(number_u8(data)?),
-                TEXT => found.text = Some(data),
+                SIZE => metadata.size = Some(number_u64(data)?),
+                MTIME => metadata.mtime = Some(number_u64(data)?),
+                ETAG => metadata.etag = Some(data),
+                MIME => metadata.mime = Some(data),
+                BACKEND => metadata.backend = Some(number_u8(data)?),
+                LATENCY => metadata.latency = Some(number_u32(data)?),
+                CURSOR => metadata.cursor = Some(data),
+                NANOSECONDS => metadata.nanoseconds = Some(number_u32(data)?),
+                FORM => metadata.form = Some(number_u8(data)?),
+                TEXT => metadata.text = Some(data),
                 _ => {}
             }
         }
-        Some(found)
+        Some(metadata)
     }
 
     /// Appends `metadata_len(2) metadata`.
@@ -97,8 +97,8 @@ impl<'a> Metadata<'a> {
         }
         let start = length_at + 2;
         if let Some(text) = self.text {
-            let room = usize::from(u16::MAX) - (out.len() - start) - ENTRY_HEAD;
-            tlv::push(out, TEXT, &text[..text.len().min(room)]);
+            let capacity = usize::from(u16::MAX) - (out.len() - start) - ENTRY_HEAD;
+            tlv::push(out, TEXT, &text[..text.len().min(capacity)]);
         }
         let length = (out.len() - start) as u16;
         out[length_at..start].copy_from_slice(&length.to_be_bytes());

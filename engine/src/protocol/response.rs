@@ -141,12 +141,12 @@ impl ResponseDecoder {
         ResponseDecoder { extended, follows: Remainder::Nothing }
     }
 
-    /// The next frame, or piece of one. `asked` returns the operation requested under an id, None for an unknown id.
+    /// The next frame, or piece of one. `operation_of` returns the operation requested under an id, None for an unknown id.
     ///
     /// After `More` the caller offers the remaining bytes again, with the new ones behind them.
     pub fn decode<'a>(
         &mut self,
-        asked: impl FnOnce(u32) -> Option<Operation>,
+        operation_of: impl FnOnce(u32) -> Option<Operation>,
         input: &mut &'a [u8],
     ) -> DecodedResponse<'a> {
         let Some(&kind) = input.first() else {
@@ -163,7 +163,7 @@ impl ResponseDecoder {
             Remainder::Marker => return DecodedResponse::Broken,
         }
         match kind {
-            RESPONSE => self.response(asked, input),
+            RESPONSE => self.response(operation_of, input),
             CLOSE => {
                 let &[_, reason, ref rest @ ..] = *input else {
                     return DecodedResponse::More;
@@ -184,7 +184,7 @@ impl ResponseDecoder {
 
     fn response<'a>(
         &mut self,
-        asked: impl FnOnce(u32) -> Option<Operation>,
+        operation_of: impl FnOnce(u32) -> Option<Operation>,
         input: &mut &'a [u8],
     ) -> DecodedResponse<'a> {
         let Some((head, rest)) = input.split_first_chunk::<RESPONSE_HEAD>() else {
@@ -200,7 +200,7 @@ impl ResponseDecoder {
         let Some((metadata, rest)) = rest.split_at_checked(length) else {
             return DecodedResponse::More;
         };
-        let (Some(operation), Some(metadata)) = (asked(id), Metadata::read(metadata)) else {
+        let (Some(operation), Some(metadata)) = (operation_of(id), Metadata::read(metadata)) else {
             return DecodedResponse::Broken;
         };
         let by_descriptor = operation == Operation::FdPass;

@@ -10,12 +10,12 @@ const RESPONSES: &str =
     include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/vectors/v2_responses.txt"));
 const ENTRIES: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/vectors/v2_entries.txt"));
 
-type Asked = HashMap<u32, Operation>;
+type Requested = HashMap<u32, Operation>;
 
-/// Feeds the chunks to a decoder, as a client with the requests `asked` would; joins the pieces of a content.
+/// Feeds the chunks to a decoder, as a client with the requests `requested` would; joins the pieces of a content.
 fn decode<'a>(
     extended: bool,
-    mut asked: Asked,
+    mut requested: Requested,
     chunks: impl IntoIterator<Item = &'a [u8]>,
 ) -> (Vec<String>, bool) {
     let mut decoder = ResponseDecoder::new(extended);
@@ -24,10 +24,10 @@ fn decode<'a>(
         kept.extend_from_slice(chunk);
         let mut input = &kept[..];
         loop {
-            match decoder.decode(|id| asked.get(&id).copied(), &mut input) {
+            match decoder.decode(|id| requested.get(&id).copied(), &mut input) {
                 DecodedResponse::Head(head) => {
                     assert_eq!(head.is_whole, !decoder.is_inside());
-                    asked.remove(&head.id);
+                    requested.remove(&head.id);
                     outcomes.push(in_words(head.id, head.status, head.content_len, &head.metadata));
                 }
                 DecodedResponse::Content { bytes, last } => {
@@ -74,7 +74,7 @@ fn in_words(id: u32, status: u8, content_len: u64, metadata: &Metadata<'_>) -> S
 }
 
 /// `1=2 2=s`: the mode or operation requested under each id.
-fn what_was_asked(text: &str) -> Asked {
+fn requested_operations(text: &str) -> Requested {
     text.split_whitespace()
         .map(|word| {
             let (id, mode) = word.split_once('=').expect("ID=MODE");
@@ -85,34 +85,35 @@ fn what_was_asked(text: &str) -> Asked {
 
 #[test]
 fn response_vectors_whole_and_byte_by_byte() {
-    for [name, version, asked, bytes, outcome] in vectors(RESPONSES) {
-        let (extended, asked, bytes) = (version == "extended", what_was_asked(asked), unhex(bytes));
+    for [name, version, requested, bytes, outcome] in vectors(RESPONSES) {
+        let (extended, requested, bytes) =
+            (version == "extended", requested_operations(requested), unhex(bytes));
         let (outcomes, inside) = expanded(outcome);
         let promise = (outcomes, inside && !bytes.is_empty());
-        assert_eq!(decode(extended, asked.clone(), [&bytes[..]]), promise, "{name}, whole");
-        assert_eq!(decode(extended, asked, bytes.chunks(1)), promise, "{name}, byte by byte");
+        assert_eq!(decode(extended, requested.clone(), [&bytes[..]]), promise, "{name}, whole");
+        assert_eq!(decode(extended, requested, bytes.chunks(1)), promise, "{name}, byte by byte");
     }
 }
 
 #[test]
 fn response_vectors_leave_the_next_message_alone() {
-    for [name, version, asked, bytes, outcome] in vectors(RESPONSES) {
+    for [name, version, requested, bytes, outcome] in vectors(RESPONSES) {
         let (mut outcomes, inside) = expanded(outcome);
         if inside && !bytes.is_empty() {
             continue;
         }
-        let (mut asked, mut bytes) = (what_was_asked(asked), unhex(bytes));
-        asked.insert(42, Operation::Copy);
+        let (mut requested, mut bytes) = (requested_operations(requested), unhex(bytes));
+        requested.insert(42, Operation::Copy);
         encode_refusal(&mut bytes, 42, Status::NotFound, "next");
         if outcomes.last().is_none_or(|outcome| outcome != "broken") {
             outcomes.push("head 0000002a 01 0 text=6e657874".to_owned());
         }
-        assert_eq!(decode(version == "extended", asked, [&bytes[..]]), (outcomes, false), "{name}");
+        assert_eq!(decode(version == "extended", requested, [&bytes[..]]), (outcomes, false), "{name}");
     }
 }
 
 #[test]
-fn entries_are_encoded_as_the_vectors_say() {
+fn entries_match_the_vectors() {
     for [name, bytes, entries] in vectors(ENTRIES) {
         if entries == "broken" {
             continue;
@@ -133,22 +134,22 @@ fn entries_are_encoded_as_the_vectors_say() {
 }
 
 #[test]
-fn closes_are_understood() {
+fn closes_are_decoded() {
     let mut bytes = Vec::new();
     encode_close(&mut bytes, CloseReason::ShuttingDown);
     encode_close_ack(&mut bytes, 70_000);
-    let wanted = vec!["close 03".to_owned(), "ack 70000".to_owned()];
-    assert_eq!(decode(false, Asked::new(), [&bytes[..]]), (wanted, false));
+    let expected = vec!["close 03".to_owned(), "ack 70000".to_owned()];
+    assert_eq!(decode(false, Requested::new(), [&bytes[..]]), (expected, false));
 }
 
 #[test]
-fn a_text_is_cut_to_what_the_length_of_the_metadata_can_say() {
+fn a_text_is_cut_to_the_longest_encodable_metadata() {
     let mut bytes = Vec::new();
     let text = vec![b'x'; 70_000];
     let metadata = Metadata { size: Some(1), text: Some(&text), ..Metadata::default() };
     encode_response(&mut bytes, 1, Status::InternalError, 0, &metadata);
     assert_eq!(bytes.len(), RESPONSE_HEAD + 65_535);
-    let (outcomes, inside) = decode(false, what_was_asked("1=2"), [&bytes[..]]);
+    let (outcomes, inside) = decode(false, requested_operations("1=2"), [&bytes[..]]);
     assert_eq!((outcomes.len(), inside), (1, false));
     assert!(outcomes[0].starts_with("head 00000001 10 0 size=1 text=7878"), "{}", &outcomes[0][..60]);
 }
@@ -216,14 +217,14 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn responses_survive_the_way_back(
+    fn encoded_responses_decode_to_the_same(
         sent in proptest::collection::vec(any_sent(), 1..8),
         extended in any::<bool>(),
         sizes in proptest::collection::vec(1usize..50, 1..5),
     ) {
-        let (mut bytes, mut wanted, mut asked) = (Vec::new(), Vec::new(), Asked::new());
+        let (mut bytes, mut expected, mut requested) = (Vec::new(), Vec::new(), Requested::new());
         for (id, each) in (0..).zip(&sent) {
-            asked.insert(id, each.operation);
+            requested.insert(id, each.operation);
             let (size, mtime, backend, latency) = each.numbers;
             let [etag, mime, cursor, text] = each.words.each_ref().map(Option::as_deref);
             let metadata = Metadata {
@@ -233,27 +234,27 @@ proptest! {
             let delivers = each.status == Status::Ok;
             let content_len = if delivers && (extended || !by_descriptor) { each.content.len() as u64 } else { 0 };
             encode_response(&mut bytes, id, each.status, content_len, &metadata);
-            wanted.push(in_words(id, each.status as u8, content_len, &metadata));
+            expected.push(in_words(id, each.status as u8, content_len, &metadata));
             if delivers && by_descriptor && !extended {
                 bytes.push(MARKER);
-                wanted.push("marker".to_owned());
+                expected.push("marker".to_owned());
             } else if content_len > 0 && !by_descriptor {
                 bytes.extend_from_slice(&each.content);
-                wanted.push(format!("content {content_len} {}", hex(&each.content)));
+                expected.push(format!("content {content_len} {}", hex(&each.content)));
             }
         }
-        prop_assert_eq!(decode(extended, asked, in_pieces(&bytes, &sizes)), (wanted, false));
+        prop_assert_eq!(decode(extended, requested, in_pieces(&bytes, &sizes)), (expected, false));
     }
 
     #[test]
-    fn pieces_of_a_response_stream_do_not_matter(
+    fn responses_decode_alike_however_the_stream_is_split(
         bytes in prop_oneof![nearly_responses(), proptest::collection::vec(any::<u8>(), 0..400)],
         extended in any::<bool>(),
         operations in proptest::collection::vec(proptest::sample::select(&Operation::ALL[..]), 5),
         sizes in proptest::collection::vec(1usize..70, 1..5),
     ) {
-        let asked: Asked = (0..).zip(operations).collect();
-        let whole = decode(extended, asked.clone(), [&bytes[..]]);
-        prop_assert_eq!(decode(extended, asked, in_pieces(&bytes, &sizes)), whole);
+        let requested: Requested = (0..).zip(operations).collect();
+        let whole = decode(extended, requested.clone(), [&bytes[..]]);
+        prop_assert_eq!(decode(extended, requested, in_pieces(&bytes, &sizes)), whole);
     }
 }

@@ -122,15 +122,15 @@ pub struct ReplyDecoder {
 }
 
 impl ReplyDecoder {
-    /// The next piece of a reply. `asked` is the mode of the oldest unanswered request, None where there is none.
-    pub fn decode<'a>(&mut self, asked: Option<Mode>, input: &mut &'a [u8]) -> DecodedReply<'a> {
+    /// The next piece of a reply. `oldest_mode` is the mode of the oldest unanswered request, None where there is none.
+    pub fn decode<'a>(&mut self, oldest_mode: Option<Mode>, input: &mut &'a [u8]) -> DecodedReply<'a> {
         if let Some(left) = self.content_left {
             return self.content(left, input);
         }
         let Some(&status) = input.first() else {
             return DecodedReply::More;
         };
-        let Some(mode) = asked else {
+        let Some(mode) = oldest_mode else {
             return DecodedReply::Broken;
         };
         if status != 0 {

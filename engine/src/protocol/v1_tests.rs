@@ -65,8 +65,8 @@ fn decode_requests<'a>(chunks: impl IntoIterator<Item = &'a [u8]>) -> (Vec<Strin
 /// Feeds the chunks to a decoder, as a client that requested `modes` would; joins the pieces of a content.
 fn decode_replies<'a>(modes: &[Mode], chunks: impl IntoIterator<Item = &'a [u8]>) -> (Vec<String>, bool) {
     let mut decoder = ReplyDecoder::default();
-    let mut asked = modes.iter().copied();
-    let mut oldest = asked.next();
+    let mut requested = modes.iter().copied();
+    let mut oldest = requested.next();
     let mut kept = Vec::new();
     let mut gathered = Vec::new();
     let mut outcomes = Vec::new();
@@ -93,7 +93,7 @@ fn decode_replies<'a>(modes: &[Mode], chunks: impl IntoIterator<Item = &'a [u8]>
                 }
                 DecodedReply::More => break,
             }
-            oldest = asked.next();
+            oldest = requested.next();
         }
         kept = input.to_vec();
     }
@@ -134,38 +134,38 @@ fn request_vectors_leave_the_next_message_alone() {
 
 #[test]
 fn reply_vectors_whole_and_byte_by_byte() {
-    for [name, asked, bytes, outcome] in vectors(REPLIES) {
-        let (asked, bytes) = (modes(asked), unhex(bytes));
+    for [name, requested, bytes, outcome] in vectors(REPLIES) {
+        let (requested, bytes) = (modes(requested), unhex(bytes));
         let (outcomes, inside) = promised(outcome);
         let promise = (outcomes, inside && !bytes.is_empty());
-        assert_eq!(decode_replies(&asked, [&bytes[..]]), promise, "{name}, whole");
-        assert_eq!(decode_replies(&asked, bytes.chunks(1)), promise, "{name}, byte by byte");
+        assert_eq!(decode_replies(&requested, [&bytes[..]]), promise, "{name}, whole");
+        assert_eq!(decode_replies(&requested, bytes.chunks(1)), promise, "{name}, byte by byte");
     }
 }
 
 #[test]
 fn reply_vectors_leave_the_next_message_alone() {
-    for [name, asked, bytes, outcome] in vectors(REPLIES) {
+    for [name, requested, bytes, outcome] in vectors(REPLIES) {
         let (mut outcomes, inside) = promised(outcome);
         if inside && !bytes.is_empty() {
             continue;
         }
-        let mut asked = modes(asked);
+        let mut requested = modes(requested);
         let mut bytes = unhex(bytes);
         encode_error(&mut bytes, Status::NotFound, "next");
         if outcomes.last().is_none_or(|outcome| outcome != "broken") {
             // The vector `nothing` already has a request that waits for its reply.
             if !inside {
-                asked.push(Mode::Copy);
+                requested.push(Mode::Copy);
             }
             outcomes.push("error 01 6e657874".to_owned());
         }
-        assert_eq!(decode_replies(&asked, [&bytes[..]]), (outcomes, false), "{name}");
+        assert_eq!(decode_replies(&requested, [&bytes[..]]), (outcomes, false), "{name}");
     }
 }
 
 #[test]
-fn statuses_have_places_without_gaps() {
+fn statuses_are_numbered_without_gaps() {
     for (at, status) in Status::ALL.into_iter().enumerate() {
         assert_eq!(status.index(), at, "{status:?}");
     }
@@ -174,13 +174,13 @@ fn statuses_have_places_without_gaps() {
 const MODES: [Mode; 3] = [Mode::FdPass, Mode::Copy, Mode::Splice];
 
 #[test]
-fn modes_are_told_by_their_bytes() {
+fn modes_are_identified_by_their_bytes() {
     assert_eq!(MODES.map(|mode| Mode::from_byte(mode as u8)), MODES.map(Some));
     assert_eq!(Mode::from_byte(b'4'), None);
 }
 
 #[test]
-fn an_error_message_is_cut_to_what_its_length_can_say() {
+fn an_error_message_is_cut_to_the_longest_encodable_length() {
     let mut bytes = Vec::new();
     encode_error(&mut bytes, Status::InternalError, &"x".repeat(70_000));
     assert_eq!(bytes.len(), 3 + 65_535);
@@ -234,50 +234,50 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn requests_survive_the_way_there(
+    fn encoded_requests_decode_to_the_same(
         sent in proptest::collection::vec((any_mode(), any_uri()), 1..8),
         sizes in proptest::collection::vec(1usize..50, 1..5),
     ) {
         let mut bytes = Vec::new();
-        let mut wanted = Vec::new();
+        let mut expected = Vec::new();
         for (mode, uri) in &sent {
             encode_request(&mut bytes, *mode, uri);
-            wanted.push(format!("request {} {}", char::from(*mode as u8), hex(uri.as_bytes())));
+            expected.push(format!("request {} {}", char::from(*mode as u8), hex(uri.as_bytes())));
         }
-        prop_assert_eq!(decode_requests(in_pieces(&bytes, &sizes)), (wanted, false));
+        prop_assert_eq!(decode_requests(in_pieces(&bytes, &sizes)), (expected, false));
     }
 
     #[test]
-    fn replies_survive_the_way_back(
+    fn encoded_replies_decode_to_the_same(
         sent in proptest::collection::vec(any_reply(), 1..8),
         sizes in proptest::collection::vec(1usize..50, 1..5),
     ) {
-        let (mut bytes, mut asked, mut wanted) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut bytes, mut requested, mut expected) = (Vec::new(), Vec::new(), Vec::new());
         for reply in sent {
             match reply {
                 AnyReply::Descriptor => {
-                    asked.push(Mode::FdPass);
+                    requested.push(Mode::FdPass);
                     bytes.push(Status::Ok as u8);
-                    wanted.push("descriptor".to_owned());
+                    expected.push("descriptor".to_owned());
                 }
                 AnyReply::Content(mode, body) => {
-                    asked.push(mode);
+                    requested.push(mode);
                     bytes.extend_from_slice(&content_head(body.len() as u64));
                     bytes.extend_from_slice(&body);
-                    wanted.push(content(&body));
+                    expected.push(content(&body));
                 }
                 AnyReply::Error(mode, status, message) => {
-                    asked.push(mode);
+                    requested.push(mode);
                     encode_error(&mut bytes, status, &message);
-                    wanted.push(format!("error {:02x} {}", status as u8, hex(message.as_bytes())));
+                    expected.push(format!("error {:02x} {}", status as u8, hex(message.as_bytes())));
                 }
             }
         }
-        prop_assert_eq!(decode_replies(&asked, in_pieces(&bytes, &sizes)), (wanted, false));
+        prop_assert_eq!(decode_replies(&requested, in_pieces(&bytes, &sizes)), (expected, false));
     }
 
     #[test]
-    fn pieces_of_a_request_stream_do_not_matter(
+    fn requests_decode_alike_however_the_stream_is_split(
         bytes in prop_oneof![nearly_requests(), proptest::collection::vec(any::<u8>(), 0..400)],
         sizes in proptest::collection::vec(1usize..70, 1..5),
     ) {
@@ -285,14 +285,14 @@ proptest! {
     }
 
     #[test]
-    fn pieces_of_a_reply_stream_do_not_matter(
+    fn replies_decode_alike_however_the_stream_is_split(
         bytes in proptest::collection::vec(prop_oneof![Just(0u8), Just(1u8), any::<u8>()], 0..400),
-        asked in proptest::collection::vec(any_mode(), 0..40),
+        requested in proptest::collection::vec(any_mode(), 0..40),
         sizes in proptest::collection::vec(1usize..70, 1..5),
     ) {
         prop_assert_eq!(
-            decode_replies(&asked, in_pieces(&bytes, &sizes)),
-            decode_replies(&asked, [&bytes[..]])
+            decode_replies(&requested, in_pieces(&bytes, &sizes)),
+            decode_replies(&requested, [&bytes[..]])
         );
     }
 }

@@ -25,7 +25,7 @@ pub use crate::protocol::response::{
 const REQUEST_HEAD: usize = 9;
 /// The longest request that the decoder holds: it skips a longer one as it comes, or the frame is fatal.
 #[cfg(test)]
-const LONGEST_REQUEST: usize = REQUEST_HEAD + MAX_URI + 2 + MAX_PARAMETERS;
+const MAX_REQUEST: usize = REQUEST_HEAD + MAX_URI + 2 + MAX_PARAMETERS;
 
 /// The first byte of a connection that speaks this version; no request of version 1 begins with it.
 pub const FIRST: u8 = MAGIC[0];

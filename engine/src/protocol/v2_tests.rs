@@ -49,7 +49,7 @@ fn decode<'a>(extended: bool, chunks: impl IntoIterator<Item = &'a [u8]>) -> (Ve
                 Decoded::More => break,
             }
         }
-        assert!(input.len() <= LONGEST_REQUEST, "{} bytes are to be kept", input.len());
+        assert!(input.len() <= MAX_REQUEST, "{} bytes are to be kept", input.len());
         let used = kept.len() - input.len();
         kept.drain(..used);
     }
@@ -143,7 +143,7 @@ fn greet(reader: &str, bytes: &[u8]) -> (String, usize) {
 }
 
 #[test]
-fn a_connection_begins_as_the_vectors_say() {
+fn the_handshake_matches_the_vectors() {
     for [name, reader, bytes, outcome] in vectors(HELLOS) {
         let bytes = unhex(bytes);
         let fails = outcome == "broken" || outcome == "wrong-version";
@@ -163,13 +163,13 @@ fn a_connection_begins_as_the_vectors_say() {
 }
 
 #[test]
-fn both_sides_of_a_beginning_understand_each_other() {
-    let (ours, most) = (Capabilities::EXTENDED | Capabilities::PIPELINING, 64);
+fn both_sides_decode_each_others_hello() {
+    let (ours, max_pipeline) = (Capabilities::EXTENDED | Capabilities::PIPELINING, 64);
     let mut bytes = Vec::new();
     encode_hello(&mut bytes, Capabilities::OUT_OF_ORDER | Capabilities::PIPELINING, 0);
     assert_eq!(bytes.len(), HELLO);
     let DecodedHello::Hello(hello) = decode_hello(&mut &bytes[..]) else { panic!("{bytes:02x?}") };
-    let agreed = hello.agree(ours, most);
+    let agreed = hello.agree(ours, max_pipeline);
     assert_eq!(agreed, Hello { capabilities: Capabilities::PIPELINING, max_pipeline: 1 });
     bytes.clear();
     encode_hello_ack(&mut bytes, agreed.capabilities, agreed.max_pipeline, 2);
@@ -178,7 +178,7 @@ fn both_sides_of_a_beginning_understand_each_other() {
 }
 
 #[test]
-fn what_is_in_force_is_what_both_can() {
+fn agreed_capabilities_are_those_of_both_sides() {
     let all = Capabilities::from_bits(0xffff);
     let hello = Hello { capabilities: all, max_pipeline: 65_535 };
     assert_eq!(
@@ -190,7 +190,7 @@ fn what_is_in_force_is_what_both_can() {
 }
 
 #[test]
-fn operations_have_places_without_gaps_and_begin_with_the_modes() {
+fn operations_are_numbered_without_gaps_and_begin_with_the_modes() {
     for (at, operation) in Operation::ALL.into_iter().enumerate() {
         assert_eq!(operation.index(), at);
         assert_eq!(Operation::from_byte(operation as u8), Some(operation));
@@ -280,25 +280,25 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn requests_survive_the_way_there(
+    fn encoded_requests_decode_to_the_same(
         sent in proptest::collection::vec(any_sent(), 1..8),
         sizes in proptest::collection::vec(1usize..50, 1..5),
     ) {
-        let (mut bytes, mut wanted) = (Vec::new(), Vec::new());
+        let (mut bytes, mut expected) = (Vec::new(), Vec::new());
         for each in &sent {
             let request = each.request();
             request.encode(&mut bytes);
-            wanted.push(in_words(&request));
+            expected.push(in_words(&request));
             if request.operation == Operation::Put && !each.content.is_empty() {
                 bytes.extend_from_slice(&each.content);
-                wanted.push(format!("content {} {}", each.content.len(), hex(&each.content)));
+                expected.push(format!("content {} {}", each.content.len(), hex(&each.content)));
             }
         }
-        prop_assert_eq!(decode(true, in_pieces(&bytes, &sizes)), (wanted, false));
+        prop_assert_eq!(decode(true, in_pieces(&bytes, &sizes)), (expected, false));
     }
 
     #[test]
-    fn pieces_of_a_request_stream_do_not_matter(
+    fn requests_decode_alike_however_the_stream_is_split(
         bytes in prop_oneof![nearly_requests(), proptest::collection::vec(any::<u8>(), 0..400)],
         extended in any::<bool>(),
         sizes in proptest::collection::vec(1usize..70, 1..5),

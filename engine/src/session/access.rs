@@ -21,7 +21,7 @@ impl Session {
     /// Charges the client's descriptors to its user's account, once.
     pub(super) fn open_access(&mut self) {
         if let Some(account) = self.client_access.as_ref().and_then(|client_access| client_access.account()) {
-            self.connection.attach_account(account, self.held);
+            self.connection.attach_account(account, self.open_fds);
         }
     }
 

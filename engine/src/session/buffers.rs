@@ -5,14 +5,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use super::{GATHER_BYTES, GATHER_SEGMENTS, INPUT};
+use super::INPUT;
 use crate::model::Model;
 use crate::service::Service;
 use crate::session::outbox::Segment;
+use crate::session::run::{GATHER_BYTES, GATHER_SEGMENTS};
 
 /// A thread keeps at most this many bytes of output capacity, and this many while its only session is silent.
-const MOST_KEPT: usize = 1 << 20;
-const MOST_IDLE: usize = 16 << 10;
+const MAX_KEPT: usize = 1 << 20;
+const MAX_IDLE: usize = 16 << 10;
 
 /// Buffers that a thread lends to each session that it runs, so that idle sessions need none.
 #[derive(Debug)]
@@ -21,8 +22,8 @@ pub struct ThreadBuffers {
     /// For incoming contents; empty until there is one.
     pub(super) bulk: Box<[u8]>,
     pub(super) out: Vec<u8>,
-    /// How long the output may grow, out of the memory that its client may have.
-    pub(super) room: usize,
+    /// The length up to which the output may grow, of the memory that the client may have.
+    pub(super) output_limit: usize,
     pub(super) path: Vec<u8>,
     pub(super) segments: VecDeque<Segment>,
     pub(super) shard: usize,
@@ -45,7 +46,7 @@ impl ThreadBuffers {
             input: vec![0; INPUT].into_boxed_slice(),
             bulk: Box::default(),
             out: Vec::new(),
-            room: 0,
+            output_limit: 0,
             path: Vec::new(),
             segments: VecDeque::new(),
             shard,
@@ -65,7 +66,7 @@ impl ThreadBuffers {
     /// Empties the output, and keeps at most the capacity that many replies need.
     pub(super) fn clear_out(&mut self) {
         self.out.clear();
-        if self.out.capacity() > MOST_KEPT {
+        if self.out.capacity() > MAX_KEPT {
             self.out.shrink_to(GATHER_BYTES);
         }
     }
@@ -73,9 +74,9 @@ impl ThreadBuffers {
     /// Frees what the last requests made the buffers grow to; a thread with one silent client calls this.
     pub fn trim(&mut self, service: &Service) {
         let before = self.bulk.len() + self.out.capacity();
-        if before > MOST_IDLE {
+        if before > MAX_IDLE {
             self.bulk = Box::default();
-            self.out.shrink_to(MOST_IDLE);
+            self.out.shrink_to(MAX_IDLE);
             self.segments.shrink_to(GATHER_SEGMENTS);
             service.output.note_freed(before - self.out.capacity());
         }

@@ -13,7 +13,7 @@ pub struct CompletionQueue<T> {
 
 #[derive(Debug)]
 struct State<T> {
-    done: Vec<T>,
+    completed: Vec<T>,
     /// The session has ended, and takes no more results.
     is_over: bool,
     wake: Option<(Arc<dyn Wake>, u64)>,
@@ -21,7 +21,7 @@ struct State<T> {
 
 impl<T> CompletionQueue<T> {
     pub fn new() -> Self {
-        CompletionQueue { state: Mutex::new(State { done: Vec::new(), is_over: false, wake: None }) }
+        CompletionQueue { state: Mutex::new(State { completed: Vec::new(), is_over: false, wake: None }) }
     }
 
     fn state(&self) -> MutexGuard<'_, State<T>> {
@@ -32,19 +32,19 @@ impl<T> CompletionQueue<T> {
     pub fn set_wake(&self, wake: &Arc<dyn Wake>, key: u64) {
         let mut state = self.state();
         state.wake = Some((Arc::clone(wake), key));
-        if !state.done.is_empty() {
+        if !state.completed.is_empty() {
             drop(state);
             wake.wake(key);
         }
     }
 
     /// Adds a result and makes the session run; returns the result if the session has ended.
-    pub fn add(&self, done: T) -> Result<(), T> {
+    pub fn add(&self, completed: T) -> Result<(), T> {
         let mut state = self.state();
         if state.is_over {
-            return Err(done);
+            return Err(completed);
         }
-        state.done.push(done);
+        state.completed.push(completed);
         let wake = state.wake.clone();
         drop(state);
         if let Some((wake, key)) = wake {
@@ -54,14 +54,14 @@ impl<T> CompletionQueue<T> {
     }
 
     pub fn take(&self) -> Vec<T> {
-        std::mem::take(&mut self.state().done)
+        std::mem::take(&mut self.state().completed)
     }
 
     /// Takes no more results; returns those that the session has not collected.
     pub fn end(&self) -> Vec<T> {
         let mut state = self.state();
         state.is_over = true;
-        let (wake, left) = (state.wake.take(), std::mem::take(&mut state.done));
+        let (wake, left) = (state.wake.take(), std::mem::take(&mut state.completed));
         drop(state);
         // Drop outside of the lock: this may be the last reference to a part of the model.
         drop(wake);

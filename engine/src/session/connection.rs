@@ -103,8 +103,8 @@ impl Connection {
             // A session ends once.
             let _ = self.client_access.set(client_access);
         }
-        for done in self.finished.end() {
-            self.miss(done);
+        for completion in self.finished.end() {
+            self.miss(completion);
         }
     }
 
@@ -146,20 +146,20 @@ impl Connection {
     }
 
     /// Adds a result for the session, and makes the session run.
-    pub(super) fn push_completion(&self, done: Completion) {
+    pub(super) fn push_completion(&self, completion: Completion) {
         // An ended session does not run, and the thread that ends it may hold a lock that `wake` needs.
         if self.is_over.load(Relaxed) {
-            return self.miss(done);
+            return self.miss(completion);
         }
-        if let Err(done) = self.finished.add(done) {
-            self.miss(done);
+        if let Err(completion) = self.finished.add(completion) {
+            self.miss(completion);
         }
     }
 
     /// Records the failure that an ended session would have answered.
-    fn miss(&self, done: Completion) {
-        if let Completion::Reply { asked, outcome: Err(error), .. } = done {
-            self.counted.service.note_failure(error, asked.operation, &asked.uri);
+    fn miss(&self, completion: Completion) {
+        if let Completion::Reply { context, outcome: Err(error), .. } = completion {
+            self.counted.service.note_failure(error, context.operation, &context.uri);
         }
     }
 
@@ -185,11 +185,11 @@ impl Connection {
         unpoisoned(self.passed.lock())
     }
 
-    /// Charges this client's descriptors, and the `held` that are open for it, to its user's account; once.
-    pub(super) fn attach_account(self: &Arc<Self>, account: &Arc<UserAccount>, held: u32) {
+    /// Charges this client's descriptors, and the `open_fds` that are open for it, to its user's account; once.
+    pub(super) fn attach_account(self: &Arc<Self>, account: &Arc<UserAccount>, open_fds: u32) {
         let _settling = self.settling();
         if self.account.set(Arc::clone(account)).is_ok() {
-            account.take(held + self.unread() + self.writing());
+            account.take(open_fds + self.unread() + self.writing());
             let connection: Weak<Self> = Arc::downgrade(self);
             account.track(connection);
         }
@@ -230,14 +230,14 @@ impl Connection {
 
     /// Counts `count` further files as open for this client.
     pub(super) fn take(&self, service: &Service, count: u32) {
-        service.in_flight.take(count);
+        service.fd_budget.take(count);
         if let Some(account) = self.account.get() {
             account.take(count);
         }
     }
 
     pub(super) fn release(&self, service: &Service, count: u32) {
-        service.in_flight.release(count);
+        service.fd_budget.release(count);
         if let Some(account) = self.account.get() {
             account.release(count);
         }

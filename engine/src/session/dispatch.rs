@@ -12,24 +12,23 @@ use crate::net::transport::Transport;
 use crate::protocol::{self, Operation, Status, v2};
 use crate::request_log::UriTail;
 use crate::session::fd_charge::PassedFile;
-use crate::session::outbox::{Payload, ReplyRecord, Segment, end_of_part_ahead, is_in_memory};
+use crate::session::outbox::{Payload, ReplyRecord, Segment, is_in_memory, prefetch_end};
 use crate::session::put_by_descriptor::PutDescriptor;
 use crate::session::storage_job::{JobArgs, PendingCompletion, StorageJob, clamp_range};
 use crate::storage::cache::Cached;
-use crate::storage::listing::{Form, WantedPage};
+use crate::storage::listing::{Form, PageRequest};
 use crate::storage::mapping::{self, ObjectMeta, OpenObject};
 use crate::storage::target::{Conditions, Match};
 
 /// Contents up to this size are copied beside their head; larger ones go by sendfile.
-pub(super) const SMALL: u64 = 64 << 10;
+pub(super) const MAX_INLINE: u64 = 64 << 10;
 /// Bytes of files that one turn of a session sends before other sessions run. The number is small so that clients of
-/// the same file stay close together: data that one of them brought into the processor's caches is there for the
-/// next.
+/// the same file stay close together: the next one finds the data in the processor's caches.
 pub(super) const BYTES_PER_TURN: usize = 256 << 10;
 /// Bytes of a put's content that one turn takes in.
 pub(super) const CONTENT_PER_TURN: usize = 4 << 20;
 /// Bytes of a file that the server asks of the disk at once, before it sends any of them.
-pub(super) const MAX_BYTES_AHEAD: u64 = 4 << 20;
+pub(super) const MAX_PREFETCH: u64 = 4 << 20;
 
 /// Facts about the request that the reply needs.
 #[derive(Debug, Clone, Copy)]
@@ -47,7 +46,7 @@ pub(super) struct RequestContext {
 /// A request of either version.
 #[derive(Debug)]
 pub(super) struct ParsedRequest<'a> {
-    pub asked: RequestContext,
+    pub context: RequestContext,
     pub uri: &'a str,
     pub parameters: v2::Parameters<'a>,
     pub has_priority: bool,
@@ -67,7 +66,7 @@ impl ParsedRequest<'_> {
     pub fn deadline(&self, buffers: &ThreadBuffers) -> Result<Option<Instant>, Error> {
         let Some(left) = self.parameters.deadline else { return Ok(None) };
         let left = left.saturating_sub(buffers.queued.map_or(Duration::ZERO, |queued| queued.wait));
-        let deadline = self.asked.complete_at + left;
+        let deadline = self.context.complete_at + left;
         if Instant::now() >= deadline { Err(Error::DeadlinePassed) } else { Ok(Some(deadline)) }
     }
 }
@@ -78,11 +77,11 @@ impl Session {
         &mut self,
         buffers: &mut ThreadBuffers,
         options: RunOptions,
-        mut wanted: ParsedRequest<'_>,
+        mut request: ParsedRequest<'_>,
     ) -> Result<(), Error> {
-        let operation = wanted.asked.operation;
-        let deadline = wanted.deadline(buffers)?;
-        let conditions = wanted.conditions()?;
+        let operation = request.context.operation;
+        let deadline = request.deadline(buffers)?;
+        let conditions = request.conditions()?;
         if matches!(operation, Operation::PutDescriptor | Operation::Delete) && self.service.staging.is_none()
         {
             return Err(Error::NotWritable);
@@ -92,15 +91,15 @@ impl Session {
         {
             return Err(Error::ModeNeedsUnix);
         }
-        let parameters = wanted.parameters;
-        let rest = match operation {
+        let parameters = request.parameters;
+        let args = match operation {
             Operation::List => {
-                let (prefix, view) = (wanted.uri.to_owned(), self.check_list(wanted.uri)?);
+                let (prefix, view) = (request.uri.to_owned(), self.check_list(request.uri)?);
                 let cursor = parameters.cursor.map(<[u8]>::to_vec);
-                let (form, limit) = (Form::asked_for(parameters.form), parameters.limit.unwrap_or(0));
+                let (form, limit) = (Form::from_number(parameters.form), parameters.limit.unwrap_or(0));
                 self.has_listed = true;
                 let session = self.connection.number();
-                JobArgs::List(WantedPage { session, form, view, prefix, cursor, limit })
+                JobArgs::List(PageRequest { session, form, view, prefix, cursor, limit })
             }
             _ => JobArgs::Nothing,
         };
@@ -108,7 +107,7 @@ impl Session {
         let outcome = (|| {
             let path = match operation {
                 Operation::List => c"",
-                _ => mapping::relative_path(wanted.uri, &mut path)?,
+                _ => mapping::relative_path(request.uri, &mut path)?,
             };
             if operation != Operation::List {
                 self.check_use(path.to_bytes())?;
@@ -117,14 +116,14 @@ impl Session {
                 self.check_descriptors(1)?;
             }
             if operation == Operation::PutDescriptor {
-                let source = wanted.source.take().ok_or(Error::BadDescriptor)?;
+                let source = request.source.take().ok_or(Error::BadDescriptor)?;
                 let to = (path.to_owned(), parameters.make_parents, conditions);
                 self.jobs += 1;
                 let completion = PendingCompletion::new(&self.connection, operation);
-                PutDescriptor::submit(&self.service, completion, wanted.asked, deadline, source, to);
+                PutDescriptor::submit(&self.service, completion, request.context, deadline, source, to);
                 return Ok(());
             }
-            if self.handle_inline(buffers, options, &wanted, path, conditions)? {
+            if self.handle_inline(buffers, options, &request, path, conditions)? {
                 return Ok(());
             }
             let job = StorageJob {
@@ -134,10 +133,10 @@ impl Session {
                 length: parameters.length,
                 conditions,
                 deadline,
-                room: 0,
-                rest,
+                reserved: 0,
+                args,
             };
-            self.submit_job(buffers, options, wanted.asked, job, wanted.has_priority)
+            self.submit_job(buffers, options, request.context, job, request.has_priority)
         })();
         buffers.path = path;
         outcome
@@ -148,31 +147,31 @@ impl Session {
         &mut self,
         buffers: &mut ThreadBuffers,
         options: RunOptions,
-        wanted: &ParsedRequest<'_>,
+        request: &ParsedRequest<'_>,
         path: &CStr,
         conditions: Conditions,
     ) -> Result<bool, Error> {
         let may_wait = self.may_wait(options);
-        let asked = wanted.asked;
-        match asked.operation {
+        let context = request.context;
+        match context.operation {
             Operation::FdPass => {
                 let Some(opened) = self.open(path, may_wait)? else { return Ok(false) };
                 conditions.check_version(Some(&opened.version))?;
-                self.push_descriptor(buffers, asked, opened)?;
+                self.push_descriptor(buffers, context, opened)?;
             }
             Operation::Copy | Operation::Splice => {
-                return self.copy_inline(buffers, wanted, path, conditions, may_wait);
+                return self.copy_inline(buffers, request, path, conditions, may_wait);
             }
             Operation::Stat => {
-                let found = match may_wait {
+                let meta = match may_wait {
                     true => self.service.mapping.stat(path)?,
                     false => match self.service.mapping.stat_cached(path)? {
-                        Some(found) => found,
+                        Some(meta) => meta,
                         None => return Ok(false),
                     },
                 };
-                conditions.check_version(Some(&found.version))?;
-                self.push_metadata(buffers, asked, Some(&found));
+                conditions.check_version(Some(&meta.version))?;
+                self.push_metadata(buffers, context, Some(&meta));
             }
             Operation::List | Operation::Put | Operation::PutDescriptor | Operation::Delete => {
                 return Ok(false);
@@ -191,25 +190,25 @@ impl Session {
     fn copy_inline(
         &mut self,
         buffers: &mut ThreadBuffers,
-        wanted: &ParsedRequest<'_>,
+        request: &ParsedRequest<'_>,
         path: &CStr,
         conditions: Conditions,
         may_wait: bool,
     ) -> Result<bool, Error> {
-        let (asked, offset, length) =
-            (wanted.asked, wanted.parameters.offset.unwrap_or(0), wanted.parameters.length);
-        let is_cached = asked.operation == Operation::Copy && self.service.cache.is_on();
-        let most_small = self.most_small(buffers);
+        let (context, offset, length) =
+            (request.context, request.parameters.offset.unwrap_or(0), request.parameters.length);
+        let is_cached = context.operation == Operation::Copy && self.service.cache.is_on();
+        let max_inline = self.max_inline(buffers);
         if is_cached
-            && let Some(Cached { version, bytes, .. }) = self.service.cache.get(path, asked.complete_at)
+            && let Some(Cached { version, bytes, .. }) = self.service.cache.get(path, context.complete_at)
             && self.service.mapping.is_still(path, &version)
         {
             let (at, end) = clamp_range(bytes.len() as u64, offset, length);
-            if end - at <= most_small {
+            if end - at <= max_inline {
                 self.service.statistics.record_cache(buffers.shard, true);
                 conditions.check_version(Some(&version))?;
-                let found = ObjectMeta { size: bytes.len() as u64, mtime: version.mtime(), version };
-                self.push_bytes(buffers, asked, &found, &bytes[at as usize..end as usize]);
+                let meta = ObjectMeta { size: bytes.len() as u64, mtime: version.mtime(), version };
+                self.push_bytes(buffers, context, &meta, &bytes[at as usize..end as usize]);
                 return Ok(true);
             }
         }
@@ -217,19 +216,19 @@ impl Session {
         let Some(opened) = self.open(path, may_wait)? else { return Ok(false) };
         conditions.check_version(Some(&opened.version))?;
         let (at, end) = clamp_range(opened.size, offset, length);
-        if end > at && (end - at > most_small || asked.operation == Operation::Splice) {
+        if end > at && (end - at > max_inline || context.operation == Operation::Splice) {
             // Once the head is sent, everything behind it waits for the content, and a failure can only close the
             // connection.
             if may_wait {
                 readahead::touch(&opened.file, at, 1).map_err(Error::Storage)?;
-            } else if !is_in_memory(&opened.file, end_of_part_ahead(at, end)) {
+            } else if !is_in_memory(&opened.file, prefetch_end(at, end)) {
                 return Ok(false);
             }
-            self.push_file(buffers, asked, opened, at, end);
+            self.push_file(buffers, context, opened, at, end);
             return Ok(true);
         }
         let before = buffers.out.len();
-        push_head(&mut buffers.out, asked, end - at, Some(&opened.found()));
+        push_head(&mut buffers.out, context, end - at, Some(&opened.meta()));
         let start = buffers.out.len();
         match append_part(&opened.file, at, end, &mut buffers.out, may_wait) {
             Ok(true) => {}
@@ -245,7 +244,7 @@ impl Session {
         let content = (buffers.out.len() - start) as u64;
         if content != end - at {
             // The file became shorter meanwhile: patch the promised length.
-            patch_length(&mut buffers.out[before..], asked.framing, content);
+            patch_length(&mut buffers.out[before..], context.framing, content);
         }
         if let Some(seen) = seen {
             self.service.statistics.record_cache(buffers.shard, false);
@@ -254,25 +253,25 @@ impl Session {
             }
         }
         let length = buffers.out.len() - before;
-        self.push_buffered(length, Some(ReplyRecord { asked, status: Status::Ok, content }));
+        self.push_buffered(length, Some(ReplyRecord { context, status: Status::Ok, content }));
         Ok(true)
     }
 
     pub(super) fn push_descriptor(
         &mut self,
         buffers: &mut ThreadBuffers,
-        asked: RequestContext,
+        context: RequestContext,
         opened: OpenObject,
     ) -> Result<(), Error> {
         mapping::clear_status_flags(&opened.file)?;
-        self.hold();
-        let ends = Some(ReplyRecord { asked, status: Status::Ok, content: 0 });
-        let found = opened.found();
-        let payload = match asked.framing {
+        self.count_open_fd();
+        let record = Some(ReplyRecord { context, status: Status::Ok, content: 0 });
+        let meta = opened.meta();
+        let payload = match context.framing {
             Framing::V1 => Payload::FdByte { byte: Status::Ok as u8, file: opened.file },
             Framing::V2 { extended, .. } => {
                 let before = buffers.out.len();
-                push_head(&mut buffers.out, asked, if extended { found.size } else { 0 }, Some(&found));
+                push_head(&mut buffers.out, context, if extended { meta.size } else { 0 }, Some(&meta));
                 let length = buffers.out.len() - before;
                 if extended {
                     Payload::BytesWithFd { length, file: opened.file }
@@ -282,72 +281,72 @@ impl Session {
                 }
             }
         };
-        self.outbox.push_back(Segment { payload, ends });
+        self.outbox.push_back(Segment { payload, record });
         Ok(())
     }
 
     pub(super) fn push_bytes(
         &mut self,
         buffers: &mut ThreadBuffers,
-        asked: RequestContext,
-        found: &ObjectMeta,
+        context: RequestContext,
+        meta: &ObjectMeta,
         bytes: &[u8],
     ) {
         let before = buffers.out.len();
-        push_head(&mut buffers.out, asked, bytes.len() as u64, Some(found));
+        push_head(&mut buffers.out, context, bytes.len() as u64, Some(meta));
         buffers.out.extend_from_slice(bytes);
-        let ending = ReplyRecord { asked, status: Status::Ok, content: bytes.len() as u64 };
+        let record = ReplyRecord { context, status: Status::Ok, content: bytes.len() as u64 };
         let length = buffers.out.len() - before;
-        self.push_buffered(length, Some(ending));
+        self.push_buffered(length, Some(record));
     }
 
     /// The part that the first turn sends is in memory, or this thread may wait for it.
     pub(super) fn push_file(
         &mut self,
         buffers: &mut ThreadBuffers,
-        asked: RequestContext,
+        context: RequestContext,
         opened: OpenObject,
         at: u64,
         end: u64,
     ) {
         let before = buffers.out.len();
-        push_head(&mut buffers.out, asked, end - at, Some(&opened.found()));
+        push_head(&mut buffers.out, context, end - at, Some(&opened.meta()));
         let length = buffers.out.len() - before;
         self.push_buffered(length, None);
-        let ends = Some(ReplyRecord { asked, status: Status::Ok, content: end - at });
-        self.hold();
+        let record = Some(ReplyRecord { context, status: Status::Ok, content: end - at });
+        self.count_open_fd();
         let payload =
-            Payload::File { file: Arc::new(opened.file), at, end, warm: end_of_part_ahead(at, end) };
-        self.outbox.push_back(Segment { payload, ends });
+            Payload::File { file: Arc::new(opened.file), at, end, cached_until: prefetch_end(at, end) };
+        self.outbox.push_back(Segment { payload, record });
     }
 
     /// Pushes a response without content, only metadata.
     pub(super) fn push_metadata(
         &mut self,
         buffers: &mut ThreadBuffers,
-        asked: RequestContext,
-        found: Option<&ObjectMeta>,
+        context: RequestContext,
+        meta: Option<&ObjectMeta>,
     ) {
         let before = buffers.out.len();
-        push_head(&mut buffers.out, asked, 0, found);
+        push_head(&mut buffers.out, context, 0, meta);
         let length = buffers.out.len() - before;
-        self.push_buffered(length, Some(ReplyRecord { asked, status: Status::Ok, content: 0 }));
+        self.push_buffered(length, Some(ReplyRecord { context, status: Status::Ok, content: 0 }));
     }
 
-    pub(super) fn push_buffered(&mut self, length: usize, ends: Option<ReplyRecord>) {
-        self.outbox.push_back(Segment { payload: Payload::Buffered(length), ends });
+    pub(super) fn push_buffered(&mut self, length: usize, record: Option<ReplyRecord>) {
+        self.outbox.push_back(Segment { payload: Payload::Buffered(length), record });
     }
 
-    pub(super) fn push_error(&mut self, buffers: &mut ThreadBuffers, asked: RequestContext, error: Error) {
-        let error = self.service.note_failure(error, asked.operation, &asked.uri);
+    pub(super) fn push_error(&mut self, buffers: &mut ThreadBuffers, context: RequestContext, error: Error) {
+        let error = self.service.note_failure(error, context.operation, &context.uri);
         self.count_refusal(&error);
         let before = buffers.out.len();
         let (status, text) = (error.status(), error.to_string());
-        match asked.framing {
+        match context.framing {
             Framing::V1 => protocol::encode_error(&mut buffers.out, status, &text),
             Framing::V2 { id, .. } => v2::encode_refusal(&mut buffers.out, id, status, &text),
         }
         let length = buffers.out.len() - before;
-        self.push_buffered(length, Some(ReplyRecord { asked, status, content: 0 }));
+        self.push_buffered(length, Some(ReplyRecord { context, status, content: 0 }));
     }
 }

@@ -38,9 +38,9 @@ impl Session {
         let options =
             RunOptions { io_mode: if may_sleep { IoMode::Blocking } else { IoMode::NonBlocking }, ..options };
         let is_content =
-            *have == 0 && matches!(&self.protocol_state, ProtocolState::V2(two) if two.is_receiving());
-        let room = INPUT - *have;
-        let came = if is_content {
+            *have == 0 && matches!(&self.protocol_state, ProtocolState::V2(state) if state.is_receiving());
+        let capacity = INPUT - *have;
+        let result = if is_content {
             self.receive_content(buffers, options)
         } else {
             self.receive(&mut buffers.input[*have..], options)
@@ -49,7 +49,7 @@ impl Session {
             self.service.statistics.gauges(self.transport).protocol_errors_total.fetch_add(1, Relaxed);
             return Err(Next::Closed);
         }
-        match came {
+        match result {
             Ok(0) => Err(self.on_eof()),
             Ok(length) => {
                 self.complete_at = Instant::now();
@@ -59,9 +59,9 @@ impl Session {
                 }
                 *have += length;
                 let unanswered = self.jobs;
-                if let ProtocolState::V2(two) = &mut self.protocol_state {
-                    two.begin_window(unanswered);
-                    two.has_read_all = length < room;
+                if let ProtocolState::V2(state) = &mut self.protocol_state {
+                    state.begin_window(unanswered);
+                    state.has_read_all = length < capacity;
                 }
                 if self
                     .frame_since
@@ -69,7 +69,7 @@ impl Session {
                 {
                     self.refuse_slow_frame(buffers);
                 }
-                Ok(ReadOutcome::Requests { filled: length == room })
+                Ok(ReadOutcome::Requests { filled: length == capacity })
             }
             Err(Errno::INTR) => Ok(ReadOutcome::Requests { filled: true }),
             Err(Errno::AGAIN) => Err(Next::Readable),
@@ -94,9 +94,9 @@ impl Session {
             return socket::receive(&self.connection.socket, buffer, options.io_mode);
         }
         let mut files = VecDeque::new();
-        let came = socket::recv_with_fds(&self.connection.socket, buffer, options.io_mode, &mut files);
+        let result = socket::recv_with_fds(&self.connection.socket, buffer, options.io_mode, &mut files);
         self.receive_files(files.into_iter());
-        came
+        result
     }
 
     /// Whether the server waits for the rest of a request that has begun, and for nothing else.
@@ -110,23 +110,23 @@ impl Session {
     }
 
     fn awaits_request(&self) -> bool {
-        let is_receiving = matches!(&self.protocol_state, ProtocolState::V2(two) if two.is_receiving());
-        !is_receiving && self.outbox.is_empty() && self.jobs == 0 && self.ending == CloseState::No
+        let is_receiving = matches!(&self.protocol_state, ProtocolState::V2(state) if state.is_receiving());
+        !is_receiving && self.outbox.is_empty() && self.jobs == 0 && self.close_state == CloseState::No
     }
 
     /// Reads the bytes of a request that have arrived, and answers nothing. None: there is something to answer now.
     pub fn read_on(&mut self, buffers: &mut ThreadBuffers, options: RunOptions) -> Option<Next> {
-        let came = self
+        let result = self
             .with_buffers(buffers, |session, buffers, at, have, _| session.read(buffers, options, at, have));
-        match came {
+        match result {
             Err(next) => Some(next),
             // Only the error message is left to send.
-            Ok(_) if self.ending != CloseState::No => Some(self.run(buffers, options)),
+            Ok(_) if self.close_state != CloseState::No => Some(self.run(buffers, options)),
             Ok(_) if self.has_complete_request() => None,
             Ok(_) => {
                 self.frame_since.get_or_insert(self.complete_at);
-                if let ProtocolState::V2(two) = &mut self.protocol_state {
-                    two.mark_parsed(true);
+                if let ProtocolState::V2(state) = &mut self.protocol_state {
+                    state.mark_parsed(true);
                 }
                 Some(Next::Readable)
             }
@@ -139,9 +139,9 @@ impl Session {
             ProtocolState::Unknown(_) if input.first() == Some(&v2::FIRST) => {
                 v2::decode_hello(&mut input) != v2::DecodedHello::More
             }
-            ProtocolState::V2(two) => two.has_complete_request(input),
-            one => {
-                let mut decoder = match one {
+            ProtocolState::V2(state) => state.has_complete_request(input),
+            other => {
+                let mut decoder = match other {
                     ProtocolState::V1(decoder) => decoder.clone(),
                     _ => protocol::RequestDecoder::default(),
                 };
@@ -155,7 +155,7 @@ impl Session {
         match &self.protocol_state {
             ProtocolState::Unknown(_) => false,
             ProtocolState::V1(decoder) => decoder.is_skipping(),
-            ProtocolState::V2(two) => two.is_skipping(),
+            ProtocolState::V2(state) => state.is_skipping(),
         }
     }
 
@@ -164,7 +164,7 @@ impl Session {
     fn on_eof(&mut self) -> Next {
         self.frame_since = None;
         if self.jobs > 0 {
-            self.ending = CloseState::AfterReplies;
+            self.close_state = CloseState::AfterReplies;
             return Next::Waiting;
         }
         if self.connection.is_stopped.load(Relaxed) {

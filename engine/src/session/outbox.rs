@@ -14,7 +14,7 @@ use crate::errors::Error;
 use crate::net::transport::IoMode;
 use crate::protocol::{self, Status, v2};
 use crate::request_log::{CompletedRequest, PeerRef};
-use crate::session::dispatch::{BYTES_PER_TURN, MAX_BYTES_AHEAD, RequestContext, SMALL};
+use crate::session::dispatch::{BYTES_PER_TURN, MAX_INLINE, MAX_PREFETCH, RequestContext};
 use crate::session::output_charge::Charge;
 use crate::session::reply::Framing;
 use crate::statistics::{Answered, Labels};
@@ -26,12 +26,12 @@ use crate::storage_failures::{ENDED_EARLY, is_of_socket};
 pub(super) struct Segment {
     pub payload: Payload,
     /// The record to count when the last byte is sent; None if more of the same reply follows.
-    pub ends: Option<ReplyRecord>,
+    pub record: Option<ReplyRecord>,
 }
 
 #[derive(Debug)]
 pub(super) struct ReplyRecord {
-    pub asked: RequestContext,
+    pub context: RequestContext,
     pub status: Status,
     pub content: u64,
 }
@@ -46,10 +46,10 @@ pub(super) enum Payload {
     FdByte { byte: u8, file: OwnedFd },
     /// A content as storage delivered it; the bytes before `at` are sent.
     StorageOutput { bytes: Box<[u8]>, at: usize, _charge: Charge },
-    /// The file's bytes from `at` up to `end`; the bytes before `warm` were found in memory.
-    File { file: Arc<OwnedFd>, at: u64, end: u64, warm: u64 },
-    /// An error in place of a descriptor that the kernel refused, and of `instead_of` bytes of the out buffer.
-    Replacement { bytes: Vec<u8>, at: usize, instead_of: usize },
+    /// The file's bytes from `at` up to `end`; the bytes before `cached_until` were found in memory.
+    File { file: Arc<OwnedFd>, at: u64, end: u64, cached_until: u64 },
+    /// An error in place of a descriptor that the kernel refused, and of `replaces` bytes of the out buffer.
+    Replacement { bytes: Vec<u8>, at: usize, replaces: usize },
 }
 
 impl Session {
@@ -67,8 +67,8 @@ impl Session {
         let next = self.write_segments(buffers, options, sent, bytes_left);
         // A reply that waits for its file still counts as storage time; anything else that is left is being sent.
         if next.as_ref().is_some_and(|next| !matches!(next, Next::Waiting)) {
-            for ending in self.outbox.iter_mut().filter_map(|segment| segment.ends.as_mut()) {
-                ending.asked.answered_at.get_or_insert(buffers.flush_began);
+            for record in self.outbox.iter_mut().filter_map(|segment| segment.record.as_mut()) {
+                record.context.answered_at.get_or_insert(buffers.flush_began);
             }
         }
         next
@@ -96,8 +96,10 @@ impl Session {
                     }
                     self.flush_file(buffers, options.io_mode, bytes_left)
                 }
-                Payload::StorageOutput { .. } => self.flush_brought(buffers, options.io_mode, bytes_left),
-                Payload::Replacement { .. } => self.flush_text(buffers, options.io_mode, sent),
+                Payload::StorageOutput { .. } => {
+                    self.flush_storage_output(buffers, options.io_mode, bytes_left)
+                }
+                Payload::Replacement { .. } => self.flush_replacement(buffers, options.io_mode, sent),
             };
             match outcome {
                 Ok(()) | Err(Errno::INTR) => {}
@@ -191,16 +193,16 @@ impl Session {
         for segment in self.outbox.iter_mut() {
             let Payload::BytesWithFd { length, .. } = segment.payload else { continue };
             let mut bytes = Vec::new();
-            if let Some(ending) = &mut segment.ends
-                && let Framing::V2 { id, .. } = ending.asked.framing
+            if let Some(record) = &mut segment.record
+                && let Framing::V2 { id, .. } = record.context.framing
             {
-                ending.status = error.status();
+                record.status = error.status();
                 v2::encode_refusal(&mut bytes, id, error.status(), &error.to_string());
             }
-            segment.payload = Payload::Replacement { bytes, at: 0, instead_of: length };
+            segment.payload = Payload::Replacement { bytes, at: 0, replaces: length };
             break;
         }
-        self.release_held(1);
+        self.release_open_fds(1);
     }
 
     fn flush_descriptors(&mut self, buffers: &mut ThreadBuffers, io_mode: IoMode) -> Result<(), Errno> {
@@ -227,14 +229,14 @@ impl Session {
             }
             Err(Errno::TOOMANYREFS) if byte == Status::Ok as u8 => {
                 // The kernel allows this user no further descriptor in flight: refuse this request and continue.
-                self.release_held(1);
+                self.release_open_fds(1);
                 let error = Error::Busy("too many unread file descriptors of this user, try again");
                 let mut bytes = Vec::new();
                 protocol::encode_error(&mut bytes, error.status(), &error.to_string());
                 if let Some(front) = self.outbox.front_mut() {
-                    front.payload = Payload::Replacement { bytes, at: 0, instead_of: 0 };
-                    if let Some(ending) = &mut front.ends {
-                        ending.status = error.status();
+                    front.payload = Payload::Replacement { bytes, at: 0, replaces: 0 };
+                    if let Some(record) = &mut front.record {
+                        record.status = error.status();
                     }
                 }
                 Ok(())
@@ -243,7 +245,7 @@ impl Session {
         }
     }
 
-    fn flush_text(
+    fn flush_replacement(
         &mut self,
         buffers: &mut ThreadBuffers,
         io_mode: IoMode,
@@ -256,19 +258,19 @@ impl Session {
         let taken = socket::send(self.socket(), &bytes[*at..], io_mode, false)?;
         let now = Instant::now();
         self.moved_at = now;
-        if let Some(Segment { payload: Payload::Replacement { bytes, at, instead_of }, .. }) =
+        if let Some(Segment { payload: Payload::Replacement { bytes, at, replaces }, .. }) =
             self.outbox.front_mut()
         {
             *at += taken;
             if *at == bytes.len() {
-                *sent += *instead_of;
+                *sent += *replaces;
                 self.finish_front(buffers, now);
             }
         }
         Ok(())
     }
 
-    fn flush_brought(
+    fn flush_storage_output(
         &mut self,
         buffers: &mut ThreadBuffers,
         io_mode: IoMode,
@@ -299,18 +301,19 @@ impl Session {
         if self.may_wait(options) {
             return false;
         }
-        if self.is_warming {
+        if self.is_prefetching {
             return true;
         }
-        let Some(Segment { payload: Payload::File { file, at, end, warm }, .. }) = self.outbox.front_mut()
+        let Some(Segment { payload: Payload::File { file, at, end, cached_until }, .. }) =
+            self.outbox.front_mut()
         else {
             return false;
         };
-        if *at < *warm {
+        if *at < *cached_until {
             return false;
         }
-        let next = end_of_part_ahead(*at, *end);
-        *warm = next;
+        let next = prefetch_end(*at, *end);
+        *cached_until = next;
         if !self.service.mapping.is_remote() && is_in_memory(file, next) {
             return false;
         }
@@ -332,14 +335,14 @@ impl Session {
             return Ok(());
         };
         let (offset, end) = (*at, *end);
-        let mut most = usize::try_from(end - offset).unwrap_or(usize::MAX).min(BYTES_PER_TURN);
+        let mut max_bytes = usize::try_from(end - offset).unwrap_or(usize::MAX).min(BYTES_PER_TURN);
         if io_mode == IoMode::NonBlocking {
-            most = most.min(*bytes_left);
+            max_bytes = max_bytes.min(*bytes_left);
         }
-        let taken = match socket::send_file(self.socket(), file, offset, most) {
+        let taken = match socket::send_file(self.socket(), file, offset, max_bytes) {
             // The file system cannot do it: copy through this process.
             Err(Errno::INVAL | Errno::NOSYS) => {
-                let mut bytes = vec![0; most.min(SMALL as usize)];
+                let mut bytes = vec![0; max_bytes.min(MAX_INLINE as usize)];
                 match rustix::io::pread(file, &mut bytes[..], offset) {
                     Ok(0) => 0,
                     Ok(length) => socket::send(self.socket(), &bytes[..length], io_mode, false)?,
@@ -370,12 +373,12 @@ impl Session {
     /// Counts the reply in front, whose file failed or ended early after its length was promised, with the bytes that
     /// were sent. Only closing can report that to the client: returns the error that closes the connection.
     fn fail_file(&mut self, buffers: &ThreadBuffers, errno: i32) -> Errno {
-        if let Some(Segment { payload: Payload::File { at, end, .. }, ends: Some(ending) }) =
+        if let Some(Segment { payload: Payload::File { at, end, .. }, record: Some(record) }) =
             self.outbox.front_mut()
         {
-            ending.status = Status::StorageError;
-            ending.content = ending.content.saturating_sub(*end - *at);
-            let RequestContext { operation, uri, .. } = &ending.asked;
+            record.status = Status::StorageError;
+            record.content = record.content.saturating_sub(*end - *at);
+            let RequestContext { operation, uri, .. } = &record.context;
             self.service.failures.note(errno, operation.name(), uri);
         }
         self.finish_front(buffers, Instant::now());
@@ -384,33 +387,33 @@ impl Session {
 
     /// Drops the front segment, whose last byte is sent, and counts the reply that ends with it.
     fn finish_front(&mut self, buffers: &ThreadBuffers, now: Instant) {
-        let Some(Segment { payload, ends }) = self.outbox.pop_front() else { return };
+        let Some(Segment { payload, record }) = self.outbox.pop_front() else { return };
         if matches!(payload, Payload::File { .. }) {
-            self.release_held(1);
+            self.release_open_fds(1);
         }
-        let Some(ending) = ends else { return };
-        let complete_at = ending.asked.complete_at;
-        let answered_at = ending.asked.answered_at.unwrap_or(buffers.flush_began);
+        let Some(record) = record else { return };
+        let complete_at = record.context.complete_at;
+        let answered_at = record.context.answered_at.unwrap_or(buffers.flush_began);
         // Most requests are read after their session's wait in the queue. A request that was complete earlier has
         // waited since then. For an answer that began in an earlier turn the wait is no longer known.
-        let (queue, begun_at) = match buffers.queued {
+        let (queue, started_at) = match buffers.queued {
             Some(queued) if complete_at >= queued.until => (queued.wait, complete_at),
             Some(queued) if answered_at >= queued.until => {
                 (queued.until.saturating_duration_since(complete_at), queued.until)
             }
             _ => (Duration::ZERO, complete_at),
         };
-        let storage = answered_at.saturating_duration_since(begun_at);
-        let send = now.saturating_duration_since(answered_at.max(begun_at));
-        self.service.journal.record(&CompletedRequest {
+        let storage = answered_at.saturating_duration_since(started_at);
+        let send = now.saturating_duration_since(answered_at.max(started_at));
+        self.service.request_log.record(&CompletedRequest {
             shard: buffers.shard,
-            uri: &ending.asked.uri,
+            uri: &record.context.uri,
             from: PeerRef::Connection(&self.connection.socket),
             transport: self.transport,
-            operation: ending.asked.operation.name(),
+            operation: record.context.operation.name(),
             model: buffers.model.name(),
-            status: ending.status as u8,
-            bytes: ending.content,
+            status: record.status as u8,
+            bytes: record.content,
             queue,
             storage,
             send,
@@ -418,23 +421,23 @@ impl Session {
         self.service.statistics.record(
             buffers.shard,
             &Answered {
-                labels: Labels::new(self.transport, buffers.model, ending.asked.operation),
-                status: ending.status,
+                labels: Labels::new(self.transport, buffers.model, record.context.operation),
+                status: record.status,
                 latency: queue + storage + send,
                 // Served requests only: the wait of a refused request is not recorded.
                 queue_wait: buffers
                     .queued
-                    .filter(|_| ending.status != Status::Unavailable)
+                    .filter(|_| record.status != Status::Unavailable)
                     .map(|queued| queued.wait),
-                bytes: ending.content,
+                bytes: record.content,
             },
         );
     }
 }
 
 /// The offset up to which the server brings a file into memory before it sends more of it.
-pub(super) fn end_of_part_ahead(at: u64, end: u64) -> u64 {
-    (at + MAX_BYTES_AHEAD).min(end)
+pub(super) fn prefetch_end(at: u64, end: u64) -> u64 {
+    (at + MAX_PREFETCH).min(end)
 }
 
 /// Whether the bytes before `next` can be sent without waiting for the disk.
@@ -444,9 +447,9 @@ pub(super) fn is_in_memory(file: &OwnedFd, next: u64) -> bool {
 }
 
 /// Borrows the descriptor that a segment passes with this byte.
-fn as_descriptor(segment: &Segment, wanted: u8) -> Option<BorrowedFd<'_>> {
+fn as_descriptor(segment: &Segment, status_byte: u8) -> Option<BorrowedFd<'_>> {
     match &segment.payload {
-        Payload::FdByte { byte, file } if *byte == wanted => Some(file.as_fd()),
+        Payload::FdByte { byte, file } if *byte == status_byte => Some(file.as_fd()),
         _ => None,
     }
 }

@@ -2,25 +2,26 @@
 
 use std::sync::Arc;
 
-use super::{GATHER_BYTES, InputOutcome, ProtocolState, Session, ThreadBuffers};
+use super::{ProtocolState, Session, ThreadBuffers};
 use crate::errors::Error;
-use crate::output_budget::LEAST;
+use crate::output_budget::MIN_ALLOWANCE;
 use crate::protocol::{Operation, Status, v2};
 use crate::session::connection::Connection;
-use crate::session::dispatch::{RequestContext, SMALL};
+use crate::session::dispatch::{MAX_INLINE, RequestContext};
 use crate::session::outbox::{Payload, ReplyRecord, Segment};
 use crate::session::reply::{Framing, push_head};
+use crate::session::run::{GATHER_BYTES, InputOutcome};
 use crate::session::storage_job::{JobOutput, StorageJob};
-use crate::storage::listing::MOST_CONTENT;
+use crate::storage::listing::MAX_PAGE_BYTES;
 
 /// The size of an answer without content: its metadata or its message.
 pub(super) const HEAD: usize = 256;
 
 /// Contents from storage up to this size are copied into the output; larger ones stay where they are.
-const MOST_COPIED: usize = 4 << 10;
+const MAX_COPIED: usize = 4 << 10;
 
-/// One page of a listing may take this fraction of the free room; the rest is for the requests behind it.
-const PART_OF_A_LIST: usize = 4;
+/// One page of a listing may take this fraction of the free bytes; the rest is for the requests behind it.
+const LIST_SHARE: usize = 4;
 
 /// Bytes of an answer, charged to its client until any thread drops this.
 #[derive(Debug)]
@@ -53,19 +54,19 @@ impl Drop for Charge {
     }
 }
 
-/// Bytes that must be free before the session answers a request. A page of a list is as long as its room.
-fn least_of(operation: Operation) -> usize {
+/// Bytes that must be free before the session answers a request. A page of a list takes what is free.
+fn min_memory(operation: Operation) -> usize {
     match operation {
-        Operation::List => PART_OF_A_LIST * SMALL as usize,
-        other => most_of(other),
+        Operation::List => LIST_SHARE * MAX_INLINE as usize,
+        other => max_memory(other),
     }
 }
 
 /// The most memory that the answer to a request may take, in bytes.
-fn most_of(operation: Operation) -> usize {
+fn max_memory(operation: Operation) -> usize {
     match operation {
-        Operation::List => MOST_CONTENT + HEAD,
-        Operation::Copy => SMALL as usize + HEAD,
+        Operation::List => MAX_PAGE_BYTES + HEAD,
+        Operation::Copy => MAX_INLINE as usize + HEAD,
         // The content of a splice goes from file to socket.
         Operation::Splice
         | Operation::FdPass
@@ -77,48 +78,49 @@ fn most_of(operation: Operation) -> usize {
 }
 
 impl StorageJob {
-    /// Bytes to reserve for the job's result, out of `room`.
-    pub fn needs(&self, room: usize) -> usize {
-        let part = if self.operation == Operation::List { room / PART_OF_A_LIST } else { room };
-        most_of(self.operation).min(part.max(LEAST))
+    /// Bytes to reserve for the job's result, of the `free` bytes.
+    pub fn needs(&self, free: usize) -> usize {
+        let part = if self.operation == Operation::List { free / LIST_SHARE } else { free };
+        max_memory(self.operation).min(part.max(MIN_ALLOWANCE))
     }
 }
 
 impl JobOutput {
     /// Bytes that the result takes.
-    pub fn takes(&self) -> usize {
+    pub fn memory(&self) -> usize {
         match self {
             JobOutput::Bytes { bytes, .. } => bytes.len() + HEAD,
             JobOutput::Page(page) => page.entries.capacity() + HEAD,
-            JobOutput::Descriptor(_) | JobOutput::File { .. } | JobOutput::Known(_) | JobOutput::Nothing => {
-                HEAD
-            }
+            JobOutput::Descriptor(_)
+            | JobOutput::File { .. }
+            | JobOutput::Metadata(_)
+            | JobOutput::Nothing => HEAD,
         }
     }
 }
 
 impl Session {
     /// How many bytes this client's answers may take from now on.
-    pub(super) fn room_for_output(&self) -> usize {
+    pub(super) fn output_allowance(&self) -> usize {
         self.service.output.allowance().saturating_sub(self.connection.output())
     }
 
     /// Whether the session must send the gathered replies before it answers more.
     pub(super) fn has_gathered(&self, buffers: &ThreadBuffers) -> bool {
         let gathered = buffers.out.len();
-        gathered >= GATHER_BYTES || (gathered > 0 && gathered + LEAST > buffers.room)
+        gathered >= GATHER_BYTES || (gathered > 0 && gathered + MIN_ALLOWANCE > buffers.output_limit)
     }
 
     /// Bytes that one small content may take beside its head; a larger one goes from file to socket.
-    pub(super) fn most_small(&self, buffers: &ThreadBuffers) -> u64 {
-        SMALL.min(buffers.room.saturating_sub(buffers.out.len()).max(LEAST) as u64)
+    pub(super) fn max_inline(&self, buffers: &ThreadBuffers) -> u64 {
+        MAX_INLINE.min(buffers.output_limit.saturating_sub(buffers.out.len()).max(MIN_ALLOWANCE) as u64)
     }
 
     /// Whether the request in front must wait until its client reads, or until storage delivers a result for it.
-    pub(super) fn owes_too_much(&self, rest: &[u8]) -> Option<InputOutcome> {
-        let owed = self.connection.output();
+    pub(super) fn over_output_budget(&self, rest: &[u8]) -> Option<InputOutcome> {
+        let charged = self.connection.output();
         // Without replies or jobs there is nothing to wait for.
-        if owed == 0 || (self.jobs == 0 && self.outbox.is_empty()) {
+        if charged == 0 || (self.jobs == 0 && self.outbox.is_empty()) {
             return None;
         }
         let mode = match &self.protocol_state {
@@ -126,9 +128,9 @@ impl Session {
             ProtocolState::V2(_) => None,
             _ => rest.first(),
         };
-        let min_size = mode.and_then(|mode| Operation::from_byte(*mode)).map_or(HEAD, least_of);
+        let min_size = mode.and_then(|mode| Operation::from_byte(*mode)).map_or(HEAD, min_memory);
         let allowance = self.service.output.allowance();
-        if owed + min_size.min(allowance) <= allowance {
+        if charged + min_size.min(allowance) <= allowance {
             return None;
         }
         Some(if self.outbox.is_empty() { InputOutcome::JobsPending } else { InputOutcome::OutputFull })
@@ -171,40 +173,40 @@ impl Session {
     pub(super) fn push_output(
         &mut self,
         buffers: &mut ThreadBuffers,
-        asked: RequestContext,
-        brought: JobOutput,
+        context: RequestContext,
+        output: JobOutput,
         charge: Charge,
     ) -> Result<(), Error> {
-        match brought {
-            JobOutput::Descriptor(opened) => self.push_descriptor(buffers, asked, opened)?,
-            JobOutput::Bytes { found, bytes } => {
-                if asked.operation == Operation::Copy && self.service.cache.is_on() {
+        match output {
+            JobOutput::Descriptor(opened) => self.push_descriptor(buffers, context, opened)?,
+            JobOutput::Bytes { meta, bytes } => {
+                if context.operation == Operation::Copy && self.service.cache.is_on() {
                     self.service.statistics.record_cache(buffers.shard, false);
                 }
-                if bytes.len() <= MOST_COPIED {
-                    self.push_bytes(buffers, asked, &found, &bytes);
+                if bytes.len() <= MAX_COPIED {
+                    self.push_bytes(buffers, context, &meta, &bytes);
                 } else {
                     let head = buffers.out.len();
-                    push_head(&mut buffers.out, asked, bytes.len() as u64, Some(&found));
-                    self.push_brought_bytes(buffers, asked, head, bytes, charge);
+                    push_head(&mut buffers.out, context, bytes.len() as u64, Some(&meta));
+                    self.push_storage_output(buffers, context, head, bytes, charge);
                 }
             }
-            JobOutput::File { opened, at, end } => self.push_file(buffers, asked, opened, at, end),
-            JobOutput::Known(found) => self.push_metadata(buffers, asked, Some(&found)),
-            JobOutput::Nothing => self.push_metadata(buffers, asked, None),
+            JobOutput::File { opened, at, end } => self.push_file(buffers, context, opened, at, end),
+            JobOutput::Metadata(meta) => self.push_metadata(buffers, context, Some(&meta)),
+            JobOutput::Nothing => self.push_metadata(buffers, context, None),
             JobOutput::Page(page) => {
-                let Framing::V2 { id, .. } = asked.framing else { return Ok(()) };
+                let Framing::V2 { id, .. } = context.framing else { return Ok(()) };
                 let before = buffers.out.len();
                 let (cursor, form) = (page.cursor.as_deref(), page.form.number());
                 let metadata = v2::Metadata { cursor, form, ..v2::Metadata::default() };
                 let content = page.entries.len() as u64;
                 v2::encode_response(&mut buffers.out, id, Status::Ok, content, &metadata);
-                if page.entries.len() <= MOST_COPIED {
+                if page.entries.len() <= MAX_COPIED {
                     buffers.out.extend_from_slice(&page.entries);
                     let length = buffers.out.len() - before;
-                    self.push_buffered(length, Some(ReplyRecord { asked, status: Status::Ok, content }));
+                    self.push_buffered(length, Some(ReplyRecord { context, status: Status::Ok, content }));
                 } else {
-                    self.push_brought_bytes(buffers, asked, before, page.entries, charge);
+                    self.push_storage_output(buffers, context, before, page.entries, charge);
                 }
             }
         }
@@ -212,18 +214,18 @@ impl Session {
     }
 
     /// Pushes a reply whose head starts at `head` in the output; its content stays where storage put it.
-    fn push_brought_bytes(
+    fn push_storage_output(
         &mut self,
         buffers: &ThreadBuffers,
-        asked: RequestContext,
+        context: RequestContext,
         head: usize,
         bytes: impl Into<Box<[u8]>>,
         charge: Charge,
     ) {
         self.push_buffered(buffers.out.len() - head, None);
         let bytes = bytes.into();
-        let ends = Some(ReplyRecord { asked, status: Status::Ok, content: bytes.len() as u64 });
+        let record = Some(ReplyRecord { context, status: Status::Ok, content: bytes.len() as u64 });
         self.outbox
-            .push_back(Segment { payload: Payload::StorageOutput { bytes, at: 0, _charge: charge }, ends });
+            .push_back(Segment { payload: Payload::StorageOutput { bytes, at: 0, _charge: charge }, record });
     }
 }

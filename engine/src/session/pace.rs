@@ -11,8 +11,8 @@ pub(super) struct Pace {
     moved_at: Instant,
     bytes: u64,
     /// How long the client could not send because the server had no room, and since when it cannot.
-    held: Duration,
-    held_since: Option<Instant>,
+    blocked: Duration,
+    blocked_since: Option<Instant>,
 }
 
 /// The pace that the server requires of a client.
@@ -37,22 +37,22 @@ impl Allowed {
 
 impl Pace {
     pub fn new(now: Instant) -> Pace {
-        Pace { began: now, moved_at: now, bytes: 0, held: Duration::ZERO, held_since: None }
+        Pace { began: now, moved_at: now, bytes: 0, blocked: Duration::ZERO, blocked_since: None }
     }
 
     /// Counts arrived bytes.
-    pub fn came(&mut self, bytes: usize) {
+    pub fn add_bytes(&mut self, bytes: usize) {
         self.bytes += bytes as u64;
         self.moved_at = Instant::now();
     }
 
     /// Records whether the server keeps the client from sending.
-    pub fn waits(&mut self, for_room: bool, now: Instant) {
-        match (for_room, self.held_since) {
-            (true, None) => self.held_since = Some(now),
+    pub fn waits(&mut self, is_blocked: bool, now: Instant) {
+        match (is_blocked, self.blocked_since) {
+            (true, None) => self.blocked_since = Some(now),
             (false, Some(since)) => {
-                self.held += now.saturating_duration_since(since);
-                self.held_since = None;
+                self.blocked += now.saturating_duration_since(since);
+                self.blocked_since = None;
                 self.moved_at = now;
             }
             _ => {}
@@ -71,12 +71,12 @@ impl Pace {
         if self.is_over(now, allowed.total) {
             return true;
         }
-        if self.held_since.is_some() {
+        if self.blocked_since.is_some() {
             return false;
         }
         let earned = self.bytes.checked_div(allowed.rate).map_or(Duration::MAX, Duration::from_secs);
         since(self.moved_at) > allowed.pause
-            || since(self.began).saturating_sub(self.held) > allowed.pause.saturating_add(earned)
+            || since(self.began).saturating_sub(self.blocked) > allowed.pause.saturating_add(earned)
     }
 }
 
@@ -89,7 +89,7 @@ mod tests {
     const AT_ANY_RATE: Allowed = Allowed { rate: 0, ..ALLOWED };
 
     #[test]
-    fn a_content_that_drips_is_too_slow_however_steadily_it_does() {
+    fn a_trickling_content_is_too_slow() {
         let began = Instant::now();
         let at = |seconds| began + Duration::from_secs(seconds);
         let mut pace = Pace::new(began);
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn the_time_for_which_the_server_has_no_room_is_not_the_clients() {
+    fn time_without_room_in_the_server_is_not_charged_to_the_client() {
         let began = Instant::now();
         let at = |seconds| began + Duration::from_secs(seconds);
         let mut pace = Pace::new(began);

@@ -20,7 +20,7 @@ use crate::sync::unpoisoned;
 #[derive(Debug)]
 pub(super) struct Ticket {
     service: Arc<Service>,
-    asked: RequestContext,
+    context: RequestContext,
     deadline: Option<Instant>,
     began: Instant,
     state: Mutex<State>,
@@ -46,7 +46,7 @@ pub(super) struct PutDescriptor {
 #[derive(Debug)]
 enum Stage {
     Passed(PassedFile),
-    Copying { incoming: PendingWrite, copying: Copying, _holds: (FdCharge, FdCharge) },
+    Copying { pending: PendingWrite, copying: Copying, _charges: (FdCharge, FdCharge) },
     Over,
 }
 
@@ -55,7 +55,7 @@ impl PutDescriptor {
     pub fn submit(
         service: &Arc<Service>,
         completion: PendingCompletion,
-        asked: RequestContext,
+        context: RequestContext,
         deadline: Option<Instant>,
         source: PassedFile,
         to: (CString, bool, Conditions),
@@ -65,7 +65,7 @@ impl PutDescriptor {
         let state = State { completion: Some(completion), has_begun: false, moved_at: now };
         let ticket = Arc::new(Ticket {
             service: Arc::clone(service),
-            asked,
+            context,
             deadline,
             began: now,
             state: Mutex::new(state),
@@ -82,25 +82,25 @@ impl PutDescriptor {
         match std::mem::replace(&mut self.stage, Stage::Over) {
             Stage::Passed(source) => {
                 let staging = service.staging.as_ref().ok_or(Error::NotWritable)?;
-                let (file, hold) = source.into_parts().ok_or(Error::BadDescriptor)?;
-                let during = hold.hold_for_copy();
+                let (file, fd_charge) = source.into_parts().ok_or(Error::BadDescriptor)?;
+                let copy_charge = fd_charge.charge_for_copy();
                 let copying = Copying::of(file, service.settings.max_object_size)?;
-                let incoming = staging.begin(&self.path, self.make_parents)?;
-                self.stage = Stage::Copying { incoming, copying, _holds: (hold, during) };
+                let pending = staging.begin(&self.path, self.make_parents)?;
+                self.stage = Stage::Copying { pending, copying, _charges: (fd_charge, copy_charge) };
                 Ok(Progress::More)
             }
-            Stage::Copying { mut incoming, mut copying, _holds: holds } => {
-                if copying.step(&mut incoming)? == Copied::Part {
-                    self.stage = Stage::Copying { incoming, copying, _holds: holds };
+            Stage::Copying { mut pending, mut copying, _charges: charges } => {
+                if copying.step(&mut pending)? == Copied::Part {
+                    self.stage = Stage::Copying { pending, copying, _charges: charges };
                     return Ok(Progress::More);
                 }
                 // From here on the outcome of the commit is the answer.
                 let finishing = service.copiers.finish();
                 let Some(completion) = self.ticket.take() else { return Ok(Progress::Done) };
-                let outcome = incoming.commit(self.conditions).map(JobOutput::Known);
+                let outcome = pending.commit(self.conditions).map(JobOutput::Metadata);
                 // Release the account first: the client's next request must find it free. Closing the source may
                 // block, so it happens after the answer, and at most one file per copier thread waits for it.
-                drop(holds);
+                drop(charges);
                 self.ticket.complete(completion, outcome);
                 drop(finishing);
                 drop(copying);
@@ -140,15 +140,15 @@ impl Ticket {
     }
 
     fn complete(&self, completion: PendingCompletion, outcome: Result<JobOutput, Error>) {
-        let asked = RequestContext { answered_at: Some(Instant::now()), ..self.asked };
-        completion.answer(asked, outcome);
+        let context = RequestContext { answered_at: Some(Instant::now()), ..self.context };
+        completion.answer(context, outcome);
     }
 
     /// Answers if no answer was sent; counts an error of storage in any case.
     fn give_up(&self, error: Error) {
         match self.take() {
             Some(completion) => self.complete(completion, Err(error)),
-            None => drop(self.service.note_failure(error, self.asked.operation, &self.asked.uri)),
+            None => drop(self.service.note_failure(error, self.context.operation, &self.context.uri)),
         }
     }
 

@@ -14,18 +14,18 @@ pub(super) enum Framing {
 }
 
 /// Pushes the head of a content, or a head that stands alone. In version 1 only contents have a head.
-pub(super) fn push_head(out: &mut Vec<u8>, asked: RequestContext, content: u64, found: Option<&ObjectMeta>) {
-    match asked.framing {
+pub(super) fn push_head(out: &mut Vec<u8>, context: RequestContext, content: u64, meta: Option<&ObjectMeta>) {
+    match context.framing {
         Framing::V1 => out.extend_from_slice(&protocol::content_head(content)),
         Framing::V2 { id, .. } => {
-            let etag = found.map(ObjectMeta::etag);
+            let etag = meta.map(ObjectMeta::etag);
             // Omitted from answers with a content: clients that need no exact time should not pay for it.
             let is_exact =
-                matches!(asked.operation, Operation::Stat | Operation::Put | Operation::PutDescriptor);
+                matches!(context.operation, Operation::Stat | Operation::Put | Operation::PutDescriptor);
             let metadata = v2::Metadata {
-                size: found.map(|found| found.size),
-                mtime: found.map(|found| found.mtime as u64),
-                nanoseconds: found.filter(|_| is_exact).map(|found| found.version.mtime_nanoseconds()),
+                size: meta.map(|meta| meta.size),
+                mtime: meta.map(|meta| meta.mtime as u64),
+                nanoseconds: meta.filter(|_| is_exact).map(|meta| meta.version.mtime_nanoseconds()),
                 etag: etag.as_ref().map(<[u8; 16]>::as_slice),
                 ..v2::Metadata::default()
             };
@@ -54,13 +54,13 @@ pub(super) fn append_part(
     out.resize(start + length, 0);
     let mut have = 0;
     while have < length {
-        let (room, offset) = (&mut out[start + have..], at + have as u64);
+        let (buffer, offset) = (&mut out[start + have..], at + have as u64);
         let read = match may_wait {
-            false => match mapping::read_cached(file, room, offset)? {
+            false => match mapping::read_cached(file, buffer, offset)? {
                 Some(read) => read,
                 None => return Ok(false),
             },
-            true => match rustix::io::pread(file, room, offset) {
+            true => match rustix::io::pread(file, buffer, offset) {
                 Err(rustix::io::Errno::INTR) => continue,
                 answer => answer.map_err(Error::Storage)?,
             },

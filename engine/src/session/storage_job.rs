@@ -10,10 +10,10 @@ use crate::errors::Error;
 use crate::protocol::Operation;
 use crate::service::Service;
 use crate::session::connection::Connection;
-use crate::session::dispatch::{MAX_BYTES_AHEAD, RequestContext, SMALL};
+use crate::session::dispatch::{MAX_INLINE, MAX_PREFETCH, RequestContext};
 use crate::session::fd_charge::FdCharge;
 use crate::session::output_charge::{Charge, HEAD};
-use crate::storage::listing::{Page, Paging, WantedPage};
+use crate::storage::listing::{Page, PageRequest, Paging};
 use crate::storage::mapping::{ObjectMeta, OpenObject};
 use crate::storage::pool::{Client, Progress, Turn, Work};
 use crate::storage::target::Conditions;
@@ -28,20 +28,20 @@ pub(super) struct StorageJob {
     /// When the client gives up.
     pub deadline: Option<Instant>,
     /// Bytes reserved for the result.
-    pub room: usize,
-    pub rest: JobArgs,
+    pub reserved: usize,
+    pub args: JobArgs,
 }
 
 /// Arguments that only some operations need.
 #[derive(Debug)]
 pub(super) enum JobArgs {
     Nothing,
-    List(WantedPage),
-    /// The request brought all bytes: the server opens nothing for them until it writes them.
+    List(PageRequest),
+    /// All bytes came with the request: the server opens nothing for them until it writes them.
     Content {
         bytes: Box<[u8]>,
         make_parents: bool,
-        hold: FdCharge,
+        fds: FdCharge,
     },
 }
 
@@ -51,7 +51,7 @@ pub(super) enum JobOutput {
     Descriptor(OpenObject),
     /// A content, or the requested part of it.
     Bytes {
-        found: ObjectMeta,
+        meta: ObjectMeta,
         bytes: Box<[u8]>,
     },
     /// The requested part of a file; its beginning is in memory.
@@ -60,7 +60,7 @@ pub(super) enum JobOutput {
         at: u64,
         end: u64,
     },
-    Known(ObjectMeta),
+    Metadata(ObjectMeta),
     Page(Page),
     Nothing,
 }
@@ -70,16 +70,16 @@ pub(super) enum JobOutput {
 #[expect(clippy::large_enum_variant, reason = "there are few at a time, and nearly all are replies")]
 pub(super) enum Completion {
     Reply {
-        asked: RequestContext,
+        context: RequestContext,
         outcome: Result<JobOutput, Error>,
         charge: Charge,
     },
     /// The next part of the file being sent is in memory.
-    Warmed,
+    Prefetched,
     /// All bytes of a content that have arrived are written, and more are to come.
     Written,
     /// More of a content may arrive. This ends no job that the session waits for.
-    HasRoom,
+    HasCapacity,
     /// The operation has no result: the client has gone, or the work broke off. The session ends.
     Abandoned(Operation),
 }
@@ -89,12 +89,12 @@ pub(super) enum Completion {
 pub(super) struct PendingCompletion {
     connection: Arc<Connection>,
     operation: Operation,
-    is_paid: bool,
+    is_completed: bool,
 }
 
 impl PendingCompletion {
     pub fn new(connection: &Arc<Connection>, operation: Operation) -> PendingCompletion {
-        PendingCompletion { connection: Arc::clone(connection), operation, is_paid: false }
+        PendingCompletion { connection: Arc::clone(connection), operation, is_completed: false }
     }
 
     /// The client on whose turn storage works for this job.
@@ -108,20 +108,20 @@ impl PendingCompletion {
     }
 
     /// Answers with the outcome of a write.
-    pub fn answer(self, asked: RequestContext, outcome: Result<JobOutput, Error>) {
+    pub fn answer(self, context: RequestContext, outcome: Result<JobOutput, Error>) {
         let charge = Charge::new(&self.connection, HEAD);
-        self.complete(Completion::Reply { asked, outcome, charge });
+        self.complete(Completion::Reply { context, outcome, charge });
     }
 
-    pub fn complete(mut self, done: Completion) {
-        self.is_paid = true;
-        self.connection.push_completion(done);
+    pub fn complete(mut self, completion: Completion) {
+        self.is_completed = true;
+        self.connection.push_completion(completion);
     }
 }
 
 impl Drop for PendingCompletion {
     fn drop(&mut self) {
-        if !self.is_paid {
+        if !self.is_completed {
             self.connection.push_completion(Completion::Abandoned(self.operation));
         }
     }
@@ -134,7 +134,7 @@ impl StorageJob {
             return Err(Error::DeadlinePassed);
         }
         let staging = service.staging.as_ref().ok_or(Error::NotWritable);
-        match (self.operation, self.rest) {
+        match (self.operation, self.args) {
             (Operation::FdPass, _) => {
                 let opened = service.mapping.open(&self.path)?;
                 self.conditions.check_version(Some(&opened.version))?;
@@ -145,9 +145,10 @@ impl StorageJob {
                 let opened = service.mapping.open(&self.path)?;
                 self.conditions.check_version(Some(&opened.version))?;
                 let (at, end) = clamp_range(opened.size, self.offset, self.length);
-                if end - at > SMALL.min(self.room as u64) || (self.operation == Operation::Splice && end > at)
+                if end - at > MAX_INLINE.min(self.reserved as u64)
+                    || (self.operation == Operation::Splice && end > at)
                 {
-                    readahead::touch(&opened.file, at, (end - at).min(MAX_BYTES_AHEAD))
+                    readahead::touch(&opened.file, at, (end - at).min(MAX_PREFETCH))
                         .map_err(Error::Storage)?;
                     return Ok(JobOutput::File { opened, at, end });
                 }
@@ -156,36 +157,36 @@ impl StorageJob {
                 if self.operation == Operation::Copy && is_whole {
                     service.keep(&self.path, &opened, &bytes, seen);
                 }
-                Ok(JobOutput::Bytes { found: opened.found(), bytes: bytes.into() })
+                Ok(JobOutput::Bytes { meta: opened.meta(), bytes: bytes.into() })
             }
             (Operation::Stat, _) => {
-                let found = service.mapping.stat(&self.path)?;
-                self.conditions.check_version(Some(&found.version))?;
-                Ok(JobOutput::Known(found))
+                let meta = service.mapping.stat(&self.path)?;
+                self.conditions.check_version(Some(&meta.version))?;
+                Ok(JobOutput::Metadata(meta))
             }
-            (Operation::List, JobArgs::List(wanted)) => {
-                let mut paging = service.listing.begin(wanted, self.room)?;
+            (Operation::List, JobArgs::List(request)) => {
+                let mut paging = service.listing.begin(request, self.reserved)?;
                 loop {
-                    if let Some(page) = service.listing.go_on(&service.mapping, &mut paging, &|| false)? {
+                    if let Some(page) = service.listing.advance(&service.mapping, &mut paging, &|| false)? {
                         return Ok(JobOutput::Page(page));
                     }
                 }
             }
-            (Operation::Put, JobArgs::Content { bytes, make_parents, hold }) => {
-                let mut incoming = staging?.begin(&self.path, make_parents)?;
-                incoming.check_room(bytes.len() as u64)?;
-                incoming.reserve(bytes.len() as u64)?;
-                incoming.write(&bytes)?;
-                let found = incoming.commit(self.conditions)?;
-                drop(hold);
-                Ok(JobOutput::Known(found))
+            (Operation::Put, JobArgs::Content { bytes, make_parents, fds }) => {
+                let mut pending = staging?.begin(&self.path, make_parents)?;
+                pending.check_space(bytes.len() as u64)?;
+                pending.reserve(bytes.len() as u64)?;
+                pending.write(&bytes)?;
+                let meta = pending.commit(self.conditions)?;
+                drop(fds);
+                Ok(JobOutput::Metadata(meta))
             }
             (Operation::Delete, _) => {
                 staging?.delete(&self.path, self.conditions.if_match)?;
                 Ok(JobOutput::Nothing)
             }
             (Operation::List | Operation::Put | Operation::PutDescriptor, _) => {
-                unreachable!("an errand carries what its operation needs")
+                unreachable!("a storage job has the arguments of its operation")
             }
         }
     }
@@ -195,15 +196,15 @@ impl StorageJob {
 #[derive(Debug)]
 pub(super) struct ListWork {
     service: Arc<Service>,
-    asked: RequestContext,
+    context: RequestContext,
     deadline: Option<Instant>,
-    wanted: WantedPage,
+    request: PageRequest,
     /// The part of the page assembled so far.
     paging: Option<Paging>,
     /// The listing of a page that was begun and given up.
-    given_up: Option<u64>,
+    abandoned: Option<u64>,
     /// Bytes reserved for the page.
-    room: usize,
+    reserved: usize,
     /// With the charge for these bytes; None once the client has its answer.
     completion: Option<(PendingCompletion, Charge)>,
 }
@@ -213,24 +214,24 @@ impl ListWork {
         service: &Arc<Service>,
         completion: PendingCompletion,
         charge: Charge,
-        asked: RequestContext,
+        context: RequestContext,
         deadline: Option<Instant>,
-        wanted: WantedPage,
+        request: PageRequest,
     ) -> Self {
-        let (service, room) = (Arc::clone(service), charge.bytes());
+        let (service, reserved) = (Arc::clone(service), charge.bytes());
         ListWork {
             service,
-            asked,
+            context,
             deadline,
-            wanted,
+            request,
             paging: None,
-            given_up: None,
-            room,
+            abandoned: None,
+            reserved,
             completion: Some((completion, charge)),
         }
     }
 
-    fn go_on(&mut self, turn: &Turn) -> Result<Option<Page>, Error> {
+    fn advance(&mut self, turn: &Turn) -> Result<Option<Page>, Error> {
         if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
             return Err(Error::DeadlinePassed);
         }
@@ -238,21 +239,21 @@ impl ListWork {
         let paging = match &mut self.paging {
             Some(paging) => paging,
             None => {
-                let begun = listing.begin(self.wanted.clone(), self.room)?;
-                self.paging.insert(match self.given_up {
-                    Some(before) => begun.of(before),
-                    None => begun,
+                let started = listing.begin(self.request.clone(), self.reserved)?;
+                self.paging.insert(match self.abandoned {
+                    Some(before) => started.of(before),
+                    None => started,
                 })
             }
         };
-        listing.go_on(mapping, paging, &|| turn.is_over())
+        listing.advance(mapping, paging, &|| turn.is_over())
     }
 
     fn answer(&mut self, outcome: Result<JobOutput, Error>) {
         if let Some((completion, mut charge)) = self.completion.take() {
-            charge.shrink_to(outcome.as_ref().map_or(0, JobOutput::takes));
-            let asked = RequestContext { answered_at: Some(Instant::now()), ..self.asked };
-            completion.complete(Completion::Reply { asked, outcome, charge });
+            charge.shrink_to(outcome.as_ref().map_or(0, JobOutput::memory));
+            let context = RequestContext { answered_at: Some(Instant::now()), ..self.context };
+            completion.complete(Completion::Reply { context, outcome, charge });
         }
     }
 }
@@ -262,7 +263,7 @@ impl Work for ListWork {
         if self.completion.as_ref().is_none_or(|(completion, _)| completion.client_is_gone()) {
             return Progress::Done;
         }
-        let outcome = match self.go_on(turn) {
+        let outcome = match self.advance(turn) {
             Ok(None) => return Progress::More,
             Ok(Some(page)) => Ok(JobOutput::Page(page)),
             Err(error) => Err(error),
@@ -271,17 +272,17 @@ impl Work for ListWork {
         Progress::Done
     }
 
-    fn wrap_up(&mut self) -> Progress {
+    fn finish_early(&mut self) -> Progress {
         let page = self.paging.as_mut().and_then(|paging| self.service.listing.cut(paging));
         let Some(page) = page else { return Progress::More };
         self.answer(Ok(JobOutput::Page(page)));
         Progress::Done
     }
 
-    fn give_up(&mut self) {
+    fn release_memory(&mut self) {
         if let Some(mut paging) = self.paging.take() {
-            self.service.listing.keep_runs(&mut paging);
-            self.given_up = Some(paging.listing());
+            self.service.listing.save_batches(&mut paging);
+            self.abandoned = Some(paging.listing());
         }
     }
 }

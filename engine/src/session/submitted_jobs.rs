@@ -28,9 +28,9 @@ impl Session {
         !options.offload_storage && !is_multiplexed
     }
 
-    pub(super) fn must_wait_for_jobs(&self, rest: &[u8]) -> bool {
+    pub(super) fn must_wait_for_jobs(&self, args: &[u8]) -> bool {
         match &self.protocol_state {
-            ProtocolState::V2(two) => two.is_blocked(self.jobs, self.listings, rest),
+            ProtocolState::V2(state) => state.is_blocked(self.jobs, self.listings, args),
             _ => true,
         }
     }
@@ -40,36 +40,36 @@ impl Session {
         &mut self,
         buffers: &mut ThreadBuffers,
         options: RunOptions,
-        asked: RequestContext,
+        context: RequestContext,
         mut job: StorageJob,
         has_priority: bool,
     ) -> Result<(), Error> {
         // Writes block on the disk for any length of time, so they always go to the pool if there is one.
         let is_write = matches!(job.operation, Operation::Put | Operation::Delete);
         let service = Arc::clone(&self.service);
-        job.room = job.needs(buffers.room.saturating_sub(buffers.out.len()));
-        buffers.room = buffers.room.saturating_sub(job.room);
-        let mut charge = Charge::new(&self.connection, job.room);
+        job.reserved = job.needs(buffers.output_limit.saturating_sub(buffers.out.len()));
+        buffers.output_limit = buffers.output_limit.saturating_sub(job.reserved);
+        let mut charge = Charge::new(&self.connection, job.reserved);
         let pool = match is_write {
             true => service.write_pool.as_ref(),
             false => service.storage_pool.as_ref().filter(|_| !self.may_wait(options)),
         };
         let Some(pool) = pool else {
-            let brought = job.run(&service)?;
-            charge.shrink_to(brought.takes());
-            return self.push_output(buffers, asked, brought, charge);
+            let output = job.run(&service)?;
+            charge.shrink_to(output.memory());
+            return self.push_output(buffers, context, output, charge);
         };
         if opens_file(job.operation) {
-            self.hold();
+            self.count_open_fd();
         }
         self.jobs += 1;
         let is_listing = job.operation == Operation::List;
         self.listings += u32::from(is_listing);
         let completion = PendingCompletion::new(&self.connection, job.operation);
-        let on = Arc::clone(&service);
+        let worker_service = Arc::clone(&service);
         let client = self.connection.client();
-        if let JobArgs::List(wanted) = job.rest {
-            let work = ListWork::new(&service, completion, charge, asked, job.deadline, wanted);
+        if let JobArgs::List(request) = job.args {
+            let work = ListWork::new(&service, completion, charge, context, job.deadline, request);
             pool.submit_work(client, Kind::Long, Box::new(work));
             return Ok(());
         }
@@ -81,10 +81,10 @@ impl Session {
         pool.submit(client, kind, move || {
             // A write whose bytes have all arrived is carried out, even if its client has gone.
             if is_write || !completion.client_is_gone() {
-                let outcome = job.run(&on);
-                charge.shrink_to(outcome.as_ref().map_or(0, JobOutput::takes));
-                let asked = RequestContext { answered_at: Some(Instant::now()), ..asked };
-                completion.complete(Completion::Reply { asked, outcome, charge });
+                let outcome = job.run(&worker_service);
+                charge.shrink_to(outcome.as_ref().map_or(0, JobOutput::memory));
+                let context = RequestContext { answered_at: Some(Instant::now()), ..context };
+                completion.complete(Completion::Reply { context, outcome, charge });
             }
         });
         Ok(())
@@ -93,7 +93,7 @@ impl Session {
     /// Makes the storage pool read a part of a file into memory.
     pub(super) fn prefetch(&mut self, file: Arc<OwnedFd>, at: u64, length: u64) {
         let Some(pool) = &self.service.storage_pool else { return };
-        self.is_warming = true;
+        self.is_prefetching = true;
         self.jobs += 1;
         let completion = PendingCompletion::new(&self.connection, Operation::Stat);
         pool.submit(self.connection.client(), Kind::Short, move || {
@@ -101,7 +101,7 @@ impl Session {
                 // A failure shows again when the session sends from this offset.
                 let _ = readahead::touch(&file, at, length);
                 drop(file);
-                completion.complete(Completion::Warmed);
+                completion.complete(Completion::Prefetched);
             }
         });
     }
@@ -110,7 +110,7 @@ impl Session {
     pub(super) fn end_jobs(&self) {
         self.connection.end();
         if self.jobs > 0 {
-            self.service.leave_storage(self.connection.client());
+            self.service.cancel_storage(self.connection.client());
         }
         if self.has_listed {
             self.service.listing.forget(self.connection.number());
@@ -119,28 +119,28 @@ impl Session {
 
     /// Collects the results of storage jobs.
     pub(super) fn collect_completions(&mut self, buffers: &mut ThreadBuffers) {
-        for done in self.connection.take_completions() {
-            self.jobs -= u32::from(!matches!(done, Completion::HasRoom));
-            match done {
-                Completion::Written | Completion::HasRoom => {}
-                Completion::Warmed => self.is_warming = false,
+        for completion in self.connection.take_completions() {
+            self.jobs -= u32::from(!matches!(completion, Completion::HasCapacity));
+            match completion {
+                Completion::Written | Completion::HasCapacity => {}
+                Completion::Prefetched => self.is_prefetching = false,
                 Completion::Abandoned(operation) => {
                     self.is_abandoned = true;
                     self.listings -= u32::from(operation == Operation::List);
                     if opens_file(operation) {
-                        self.release_held(1);
+                        self.release_open_fds(1);
                     }
                 }
-                Completion::Reply { asked, outcome, charge } => {
-                    self.listings -= u32::from(asked.operation == Operation::List);
-                    if opens_file(asked.operation) {
+                Completion::Reply { context, outcome, charge } => {
+                    self.listings -= u32::from(context.operation == Operation::List);
+                    if opens_file(context.operation) {
                         // The push counts it again.
-                        self.release_held(1);
+                        self.release_open_fds(1);
                     }
                     let pushed =
-                        outcome.and_then(|brought| self.push_output(buffers, asked, brought, charge));
+                        outcome.and_then(|output| self.push_output(buffers, context, output, charge));
                     if let Err(error) = pushed {
-                        self.push_error(buffers, asked, error);
+                        self.push_error(buffers, context, error);
                     }
                 }
             }

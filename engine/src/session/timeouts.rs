@@ -24,33 +24,33 @@ impl Session {
     pub(super) fn refuse_slow_frame(&mut self, buffers: &mut ThreadBuffers) {
         self.service.statistics.gauges(self.transport).timeouts_total.fetch_add(1, Relaxed);
         let framing = self.default_framing();
-        let asked = RequestContext {
+        let context = RequestContext {
             framing,
             operation: Operation::FdPass,
             complete_at: self.complete_at,
             answered_at: None,
             uri: UriTail::of(""),
         };
-        self.push_error(buffers, asked, Error::TooSlow);
-        self.ending = CloseState::AfterReplies;
+        self.push_error(buffers, context, Error::TooSlow);
+        self.close_state = CloseState::AfterReplies;
     }
 
     /// The framing of a message that answers no request.
     fn default_framing(&self) -> Framing {
         match &self.protocol_state {
-            ProtocolState::V2(two) => Framing::V2 { id: 0, extended: two.is_extended() },
+            ProtocolState::V2(state) => Framing::V2 { id: 0, extended: state.is_extended() },
             _ => Framing::V1,
         }
     }
 
     /// Whether the last message is sent, and the server drops further input.
     pub fn is_lingering(&self) -> bool {
-        matches!(self.ending, CloseState::Lingering(_))
+        matches!(self.close_state, CloseState::Lingering(_))
     }
 
     /// Reads and drops what a client sends after the last message to it.
     pub(super) fn linger(&mut self, buffers: &mut ThreadBuffers, io_mode: IoMode) -> Next {
-        let CloseState::Lingering(until) = self.ending else { return Next::Closed };
+        let CloseState::Lingering(until) = self.close_state else { return Next::Closed };
         for _ in 0..DROPS_PER_TURN {
             if Instant::now() >= until {
                 return Next::Closed;
@@ -83,7 +83,7 @@ impl Session {
         self.connection.settle_unread();
         let settings = &self.service.settings;
         let still = now.saturating_duration_since(self.moved_at);
-        let overdue = if let CloseState::Lingering(until) = self.ending {
+        let overdue = if let CloseState::Lingering(until) = self.close_state {
             return now >= until;
         } else if !self.outbox.is_empty() {
             still > settings.request_timeout || self.receives_too_long(now)
@@ -105,7 +105,7 @@ impl Session {
         } else if self.jobs > 0 {
             // The session reads nothing meanwhile, so only this call notices that the client has gone.
             return socket::has_hung_up(self.socket());
-        } else if matches!(&self.protocol_state, ProtocolState::V2(two) if two.is_receiving()) {
+        } else if matches!(&self.protocol_state, ProtocolState::V2(state) if state.is_receiving()) {
             // The content arrives fast enough.
             false
         } else if !self.input_buffer.is_empty() {

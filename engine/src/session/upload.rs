@@ -30,12 +30,12 @@ const RESERVE_STEP: u64 = 1 << 20;
 
 /// The object to store, and the request to answer.
 #[derive(Debug)]
-pub(super) struct Wish {
+pub(super) struct PutRequest {
     pub path: CString,
     pub make_parents: bool,
     /// The announced length in bytes.
     pub length: u64,
-    pub asked: RequestContext,
+    pub context: RequestContext,
     pub conditions: Conditions,
     pub deadline: Option<Instant>,
 }
@@ -46,7 +46,7 @@ pub(super) struct Uploading(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    wish: Wish,
+    request: PutRequest,
     client: Client,
     connection: Arc<Connection>,
     service: Arc<Service>,
@@ -56,25 +56,25 @@ struct Shared {
 #[derive(Debug, Default)]
 struct State {
     /// Bytes that have arrived and no writer has taken.
-    came: Vec<u8>,
+    arrived: Vec<u8>,
     /// When the last byte arrived.
     whole_at: Option<Instant>,
     /// A writer has the content, or the content waits for one.
     is_running: bool,
     /// The client has the error answer; the server drops what it still sends.
     has_failed: bool,
-    /// The session reads on when there is room.
-    has_unread_fds: bool,
+    /// The session waits for capacity before it reads on.
+    session_waits: bool,
     /// None while a writer has it, and when it is over.
-    file: Option<Box<File>>,
+    writer: Option<Box<Writer>>,
 }
 
 /// The part that the writers pass on to each other.
 #[derive(Debug)]
-struct File {
-    incoming: Option<PendingWrite>,
+struct Writer {
+    pending: Option<PendingWrite>,
     upload: Upload,
-    hold: FdCharge,
+    fd_charge: FdCharge,
     /// An empty buffer to exchange for the arrived bytes.
     spare: Vec<u8>,
 }
@@ -85,14 +85,14 @@ impl Uploading {
         service: &Arc<Service>,
         connection: &Arc<Connection>,
         client: Client,
-        wish: Wish,
+        request: PutRequest,
         upload: Upload,
-        hold: FdCharge,
+        fd_charge: FdCharge,
     ) -> Uploading {
-        let file = File { incoming: None, upload, hold, spare: Vec::new() };
-        let state = State { is_running: true, file: Some(Box::new(file)), ..State::default() };
+        let writer = Writer { pending: None, upload, fd_charge, spare: Vec::new() };
+        let state = State { is_running: true, writer: Some(Box::new(writer)), ..State::default() };
         Uploading(Arc::new(Shared {
-            wish,
+            request,
             client,
             connection: Arc::clone(connection),
             service: Arc::clone(service),
@@ -100,8 +100,8 @@ impl Uploading {
         }))
     }
 
-    pub fn asked(&self) -> &RequestContext {
-        &self.0.wish.asked
+    pub fn context(&self) -> &RequestContext {
+        &self.0.request.context
     }
 
     /// Whether the client has the error answer.
@@ -111,22 +111,25 @@ impl Uploading {
 
     /// Submits a writer for the bytes that are there; its result is one more that the session waits for.
     pub fn start(&self) {
-        submit(Arc::clone(&self.0), PendingCompletion::new(&self.0.connection, self.0.wish.asked.operation));
+        submit(
+            Arc::clone(&self.0),
+            PendingCompletion::new(&self.0.connection, self.0.request.context.operation),
+        );
     }
 
     /// How many bytes may arrive now; 0: none until the session is woken.
-    pub fn room(&self) -> usize {
+    pub fn capacity(&self) -> usize {
         let mut state = self.0.state();
         if state.has_failed {
             return WINDOW;
         }
-        let room = match self.0.service.uploads.may_buffer() {
-            true => WINDOW.saturating_sub(state.came.len()),
-            false if state.came.is_empty() => NARROW,
+        let capacity = match self.0.service.uploads.may_buffer() {
+            true => WINDOW.saturating_sub(state.arrived.len()),
+            false if state.arrived.is_empty() => NARROW,
             false => 0,
         };
-        state.has_unread_fds = room == 0;
-        room
+        state.session_waits = capacity == 0;
+        capacity
     }
 
     /// Appends arrived bytes. True: the caller must [start](Self::start) a writer for them.
@@ -136,7 +139,7 @@ impl Uploading {
             return false;
         }
         self.0.service.uploads.buffer(content.len());
-        state.came.extend_from_slice(content);
+        state.arrived.extend_from_slice(content);
         if is_whole {
             state.whole_at = Some(Instant::now());
         }
@@ -148,11 +151,11 @@ impl Drop for Uploading {
     fn drop(&mut self) {
         let mut state = self.0.state();
         // A put whose bytes have all arrived continues without the session.
-        let file = if state.whole_at.is_none() { state.file.take() } else { None };
+        let writer = if state.whole_at.is_none() { state.writer.take() } else { None };
         drop(state);
-        if let (Some(file), Some(pool)) = (file, &self.0.service.write_pool) {
+        if let (Some(writer), Some(pool)) = (writer, &self.0.service.write_pool) {
             // Closing a large file may take long.
-            pool.submit(self.0.client, Kind::Write, move || drop(file));
+            pool.submit(self.0.client, Kind::Write, move || drop(writer));
         }
     }
 }
@@ -163,73 +166,74 @@ impl Shared {
     }
 
     /// One turn of a writer.
-    fn turn(self: Arc<Self>, completion: PendingCompletion) {
+    fn write_turn(self: Arc<Self>, completion: PendingCompletion) {
         let mut state = self.state();
         if state.whole_at.is_none() && completion.client_is_gone() {
             return;
         }
-        let Some(mut file) = state.file.take() else { return };
-        let bytes = std::mem::replace(&mut state.came, std::mem::take(&mut file.spare));
-        let has_unread_fds = std::mem::take(&mut state.has_unread_fds);
+        let Some(mut writer) = state.writer.take() else { return };
+        let bytes = std::mem::replace(&mut state.arrived, std::mem::take(&mut writer.spare));
+        let session_waits = std::mem::take(&mut state.session_waits);
         drop(state);
-        if has_unread_fds {
-            self.connection.push_completion(Completion::HasRoom);
+        if session_waits {
+            self.connection.push_completion(Completion::HasCapacity);
         }
         let buffered = Buffered { uploads: &self.service.uploads, bytes: bytes.len() };
-        let written = file.write(&self, &bytes);
+        let written = writer.write(&self, &bytes);
         drop(buffered);
         if let Err(error) = written {
             // Drop first: a client that gets the error must find its share and the disk space free again.
-            drop(file);
+            drop(writer);
             return self.fail(completion, error);
         }
         let mut state = self.state();
-        if state.came.is_empty() && state.whole_at.is_some() {
+        if state.arrived.is_empty() && state.whole_at.is_some() {
             drop(state);
-            return self.commit(*file, completion);
+            return self.commit(*writer, completion);
         }
-        file.spare = bytes;
-        file.spare.clear();
-        if state.came.is_empty() {
+        writer.spare = bytes;
+        writer.spare.clear();
+        if state.arrived.is_empty() {
             // The client is slow: free the buffers for others.
-            (file.spare, state.came) = (Vec::new(), Vec::new());
+            (writer.spare, state.arrived) = (Vec::new(), Vec::new());
             state.is_running = false;
-            state.file = Some(file);
+            state.writer = Some(writer);
             drop(state);
             return completion.complete(Completion::Written);
         }
-        state.file = Some(file);
+        state.writer = Some(writer);
         drop(state);
         submit(self, completion);
     }
 
-    fn commit(&self, file: File, completion: PendingCompletion) {
+    fn commit(&self, writer: Writer, completion: PendingCompletion) {
         // The time that the content took to arrive does not count as the server's.
         let complete_at = self.state().whole_at.unwrap_or_else(Instant::now);
-        let outcome = file.commit(&self.wish);
-        let asked = RequestContext { complete_at, answered_at: Some(Instant::now()), ..self.wish.asked };
-        completion.answer(asked, outcome.map(JobOutput::Known));
+        let outcome = writer.commit(&self.request);
+        let context =
+            RequestContext { complete_at, answered_at: Some(Instant::now()), ..self.request.context };
+        completion.answer(context, outcome.map(JobOutput::Metadata));
     }
 
     /// Ends the upload with an error.
     fn fail(&self, completion: PendingCompletion, error: Error) {
         let mut state = self.state();
         state.has_failed = true;
-        let dropped = std::mem::take(&mut state.came);
-        let has_unread_fds = std::mem::take(&mut state.has_unread_fds);
+        let dropped = std::mem::take(&mut state.arrived);
+        let session_waits = std::mem::take(&mut state.session_waits);
         drop(state);
         self.service.uploads.unbuffer(dropped.len());
-        if has_unread_fds {
-            self.connection.push_completion(Completion::HasRoom);
+        if session_waits {
+            self.connection.push_completion(Completion::HasCapacity);
         }
-        let asked = RequestContext { answered_at: Some(Instant::now()), ..self.wish.asked };
-        completion.answer(asked, Err(error));
+        let context = RequestContext { answered_at: Some(Instant::now()), ..self.request.context };
+        completion.answer(context, Err(error));
     }
 }
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        let left = self.state().came.len();
+        let left = self.state().arrived.len();
         self.service.uploads.unbuffer(left);
     }
 }
@@ -246,44 +250,44 @@ impl Drop for Buffered<'_> {
     }
 }
 
-impl File {
-    fn write(&mut self, of: &Shared, bytes: &[u8]) -> Result<(), Error> {
-        let length = of.wish.length;
-        let incoming = match &mut self.incoming {
-            Some(incoming) => incoming,
+impl Writer {
+    fn write(&mut self, shared: &Shared, bytes: &[u8]) -> Result<(), Error> {
+        let length = shared.request.length;
+        let pending = match &mut self.pending {
+            Some(pending) => pending,
             none => {
-                of.wish.check_deadline()?;
-                let staging = of.service.staging.as_ref().ok_or(Error::NotWritable)?;
-                let mut incoming = staging.begin(&of.wish.path, of.wish.make_parents)?;
-                if !of.service.has_fd_headroom(incoming.file()) {
+                shared.request.check_deadline()?;
+                let staging = shared.service.staging.as_ref().ok_or(Error::NotWritable)?;
+                let mut pending = staging.begin(&shared.request.path, shared.request.make_parents)?;
+                if !shared.service.has_fd_headroom(pending.file()) {
                     return Err(Error::Busy("the server has no descriptors for more writes, try again"));
                 }
-                incoming.check_room(length)?;
-                incoming.reserve(self.upload.reserve(length))?;
-                none.insert(incoming)
+                pending.check_space(length)?;
+                pending.reserve(self.upload.reserve(length))?;
+                none.insert(pending)
             }
         };
-        incoming.write(bytes)?;
+        pending.write(bytes)?;
         // Release the reservation of the written bytes. Reserve a step ahead if the user may not reserve all at once.
-        let (written, reserved) = (incoming.size(), incoming.reserved());
+        let (written, reserved) = (pending.size(), pending.reserved());
         if reserved < length && reserved.saturating_sub(written) < RESERVE_STEP {
-            incoming.reserve(written + self.upload.reserve(length - written))?;
+            pending.reserve(written + self.upload.reserve(length - written))?;
         }
         // Zero on a file system that cannot reserve.
-        self.upload.reserve(incoming.reserved().saturating_sub(written));
+        self.upload.reserve(pending.reserved().saturating_sub(written));
         Ok(())
     }
 
-    fn commit(self, wish: &Wish) -> Result<ObjectMeta, Error> {
-        let File { incoming, upload, hold, .. } = self;
-        wish.check_deadline()?;
-        let found = incoming.ok_or(Error::StagingGone)?.commit(wish.conditions);
-        drop((upload, hold));
-        found
+    fn commit(self, request: &PutRequest) -> Result<ObjectMeta, Error> {
+        let Writer { pending, upload, fd_charge, .. } = self;
+        request.check_deadline()?;
+        let meta = pending.ok_or(Error::StagingGone)?.commit(request.conditions);
+        drop((upload, fd_charge));
+        meta
     }
 }
 
-impl Wish {
+impl PutRequest {
     fn check_deadline(&self) -> Result<(), Error> {
         match self.deadline {
             Some(deadline) if Instant::now() >= deadline => Err(Error::DeadlinePassed),
@@ -297,6 +301,6 @@ impl Wish {
 fn submit(shared: Arc<Shared>, completion: PendingCompletion) {
     let service = Arc::clone(&shared.service);
     if let Some(pool) = &service.write_pool {
-        pool.submit(shared.client, Kind::Write, move || shared.turn(completion));
+        pool.submit(shared.client, Kind::Write, move || shared.write_turn(completion));
     }
 }

@@ -1,11 +1,12 @@
 //! Version 1 in a session: one request, one reply, in order.
 
-use super::{FrameOutcome, ProtocolState, RunOptions, Session, ThreadBuffers};
+use super::{ProtocolState, RunOptions, Session, ThreadBuffers};
 use crate::errors::Error;
 use crate::protocol::{Decoded, Operation, v2};
 use crate::request_log::UriTail;
 use crate::session::dispatch::{ParsedRequest, RequestContext};
 use crate::session::reply::Framing;
+use crate::session::run::FrameOutcome;
 
 impl Session {
     /// Answers the request in front of `rest`.
@@ -18,7 +19,7 @@ impl Session {
         let ProtocolState::V1(decoder) = &mut self.protocol_state else { return FrameOutcome::More };
         let complete_at = self.complete_at;
         // A frame that the decoder cannot understand has no mode; it counts under the most common one.
-        let asked = |operation, uri| RequestContext {
+        let context = |operation, uri| RequestContext {
             framing: Framing::V1,
             operation,
             complete_at,
@@ -28,25 +29,26 @@ impl Session {
         match decoder.decode(rest) {
             Decoded::More => FrameOutcome::More,
             Decoded::Request { mode, uri } => {
-                let asked = asked(mode.into(), uri);
-                let result = if options.refuse {
+                let context = context(mode.into(), uri);
+                let result = if options.reject {
                     Err(Error::QUEUE_FULL)
                 } else {
                     let parameters = v2::Parameters::default();
-                    let wanted = ParsedRequest { asked, uri, parameters, has_priority: false, source: None };
-                    self.handle(buffers, options, wanted)
+                    let request =
+                        ParsedRequest { context, uri, parameters, has_priority: false, source: None };
+                    self.handle(buffers, options, request)
                 };
                 if let Err(error) = result {
-                    self.push_error(buffers, asked, error);
+                    self.push_error(buffers, context, error);
                 }
                 FrameOutcome::Done
             }
             Decoded::Refused(status) => {
-                self.push_error(buffers, asked(Operation::FdPass, ""), Error::Refused(status));
+                self.push_error(buffers, context(Operation::FdPass, ""), Error::Refused(status));
                 FrameOutcome::Done
             }
             Decoded::Fatal(status) => {
-                self.push_error(buffers, asked(Operation::FdPass, ""), Error::Refused(status));
+                self.push_error(buffers, context(Operation::FdPass, ""), Error::Refused(status));
                 FrameOutcome::Fatal
             }
         }

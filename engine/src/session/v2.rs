@@ -3,7 +3,7 @@
 use rustix::io::Errno;
 use std::time::Instant;
 
-use super::{CloseState, FrameOutcome, ProtocolState, RunOptions, Session, ThreadBuffers};
+use super::{CloseState, ProtocolState, RunOptions, Session, ThreadBuffers};
 use crate::errors::Error;
 use crate::protocol::v2::{self, Capabilities, Decoded, DecodedHello, Hello, Request};
 use crate::protocol::{Operation, Status};
@@ -12,8 +12,9 @@ use crate::session::dispatch::{ParsedRequest, RequestContext};
 use crate::session::fd_charge::{FDS_PER_PUT, PassedFiles};
 use crate::session::pace::{Allowed, Pace};
 use crate::session::reply::Framing;
+use crate::session::run::FrameOutcome;
 use crate::session::storage_job::{JobArgs, StorageJob};
-use crate::session::upload::{Uploading, Wish};
+use crate::session::upload::{PutRequest, Uploading};
 use crate::storage::mapping;
 use crate::storage::pending_write::check_size;
 
@@ -32,7 +33,7 @@ pub(super) struct V2State {
     /// Unanswered requests, as of the last read.
     window: u32,
     /// Files that the client passed for puts.
-    pub received: PassedFiles,
+    pub passed_files: PassedFiles,
     /// The last call that read requests emptied the socket.
     pub has_read_all: bool,
     receiving: Option<IncomingBody>,
@@ -50,8 +51,8 @@ struct IncomingBody {
 /// The start of a put.
 enum PutStart {
     /// The whole content has arrived already.
-    Whole(StorageJob),
-    Coming(Uploading),
+    Complete(StorageJob),
+    Streaming(Uploading),
 }
 
 impl V2State {
@@ -91,8 +92,8 @@ impl V2State {
     /// Records that all complete frames are decoded; `has_begun` says that a part of one is left.
     pub fn mark_parsed(&mut self, has_begun: bool) {
         // A message may be longer than one read, and brings its descriptors with its first byte.
-        if self.has_read_all && self.receiving.is_none() && !self.received.is_empty() {
-            self.received.close_spare(has_begun || self.is_skipping());
+        if self.has_read_all && self.receiving.is_none() && !self.passed_files.is_empty() {
+            self.passed_files.close_spare(has_begun || self.is_skipping());
         }
     }
 }
@@ -114,15 +115,15 @@ impl Session {
         v2::encode_hello_ack(&mut buffers.out, agreed.capabilities, agreed.max_pipeline, workers);
         let length = buffers.out.len() - before;
         self.push_buffered(length, None);
-        let received = match &mut self.protocol_state {
-            ProtocolState::Unknown(received) => std::mem::take(received),
+        let passed_files = match &mut self.protocol_state {
+            ProtocolState::Unknown(passed_files) => std::mem::take(passed_files),
             _ => PassedFiles::default(),
         };
         self.protocol_state = ProtocolState::V2(Box::new(V2State {
             decoder: v2::RequestDecoder::new(agreed.capabilities.contains(Capabilities::EXTENDED)),
             agreed,
             window: 0,
-            received,
+            passed_files,
             has_read_all: true,
             receiving: None,
         }));
@@ -131,14 +132,14 @@ impl Session {
 
     fn refuse_handshake(&mut self, buffers: &mut ThreadBuffers, status: Status) -> FrameOutcome {
         let complete_at = self.complete_at;
-        let asked = RequestContext {
+        let context = RequestContext {
             framing: Framing::V1,
             operation: Operation::FdPass,
             complete_at,
             answered_at: None,
             uri: UriTail::of(""),
         };
-        self.push_error(buffers, asked, Error::Refused(status));
+        self.push_error(buffers, context, Error::Refused(status));
         FrameOutcome::Fatal
     }
 
@@ -149,53 +150,53 @@ impl Session {
         options: RunOptions,
         rest: &mut &[u8],
     ) -> FrameOutcome {
-        let ProtocolState::V2(two) = &mut self.protocol_state else { return FrameOutcome::More };
+        let ProtocolState::V2(state) = &mut self.protocol_state else { return FrameOutcome::More };
         let complete_at = self.complete_at;
-        let extended = two.is_extended();
-        let asked = |id, operation, uri| {
+        let extended = state.is_extended();
+        let context = |id, operation, uri| {
             let framing = Framing::V2 { id, extended };
             RequestContext { framing, operation, complete_at, answered_at: None, uri: UriTail::of(uri) }
         };
-        let decoded = two.decoder.decode(rest);
+        let decoded = state.decoder.decode(rest);
         if matches!(
             decoded,
             Decoded::Request(Request { operation: Operation::PutDescriptor, .. })
                 | Decoded::Refused { operation: Some(Operation::PutDescriptor), .. }
         ) {
-            let decoder = two.decoder.clone();
-            two.received.check(|| 1 + puts_by_descriptor(decoder, rest));
+            let decoder = state.decoder.clone();
+            state.passed_files.check(|| 1 + puts_by_descriptor(decoder, rest));
         }
         if matches!(decoded, Decoded::Request(_) | Decoded::Refused { .. }) {
-            two.window += 1;
-            if two.window > u32::from(two.agreed.max_pipeline) {
+            state.window += 1;
+            if state.window > u32::from(state.agreed.max_pipeline) {
                 let error = Error::Refused(Status::CapabilityError);
-                self.push_error(buffers, asked(0, Operation::FdPass, ""), error);
+                self.push_error(buffers, context(0, Operation::FdPass, ""), error);
                 return FrameOutcome::Fatal;
             }
         }
         match decoded {
             Decoded::More => FrameOutcome::More,
             Decoded::Request(request) => {
-                let asked = asked(request.id, request.operation, request.uri);
+                let context = context(request.id, request.operation, request.uri);
                 if request.operation == Operation::Put {
-                    self.begin_put(buffers, options, asked, &request, rest);
-                } else if let Err(error) = self.handle_v2(buffers, options, asked, request) {
-                    self.push_error(buffers, asked, error);
+                    self.begin_put(buffers, options, context, &request, rest);
+                } else if let Err(error) = self.handle_v2(buffers, options, context, request) {
+                    self.push_error(buffers, context, error);
                 }
                 FrameOutcome::Done
             }
             Decoded::Refused { id, operation, status, content_len } => {
                 if content_len > 0 {
                     let pace = Pace::new(complete_at);
-                    two.receiving = Some(IncomingBody { left: content_len, upload: None, pace });
+                    state.receiving = Some(IncomingBody { left: content_len, upload: None, pace });
                 }
                 if operation == Some(Operation::PutDescriptor) {
                     // Take its descriptor with it: the next one belongs to the next put.
-                    drop(two.received.take());
+                    drop(state.passed_files.take());
                 }
                 // A refusal without a known operation counts under the most common one.
                 let operation = operation.unwrap_or(Operation::FdPass);
-                self.push_error(buffers, asked(id, operation, ""), Error::Refused(status));
+                self.push_error(buffers, context(id, operation, ""), Error::Refused(status));
                 FrameOutcome::Done
             }
             Decoded::Close { .. } => {
@@ -206,7 +207,7 @@ impl Session {
                 FrameOutcome::Last
             }
             Decoded::Fatal(status) => {
-                self.push_error(buffers, asked(0, Operation::FdPass, ""), Error::Refused(status));
+                self.push_error(buffers, context(0, Operation::FdPass, ""), Error::Refused(status));
                 FrameOutcome::Fatal
             }
         }
@@ -216,17 +217,17 @@ impl Session {
         &mut self,
         buffers: &mut ThreadBuffers,
         options: RunOptions,
-        asked: RequestContext,
+        context: RequestContext,
         request: Request<'_>,
     ) -> Result<(), Error> {
         let source = match &mut self.protocol_state {
             // Take it even if the put fails: the next one belongs to the next put.
-            ProtocolState::V2(two) if asked.operation == Operation::PutDescriptor => {
-                Some(two.received.take())
+            ProtocolState::V2(state) if context.operation == Operation::PutDescriptor => {
+                Some(state.passed_files.take())
             }
             _ => None,
         };
-        if options.refuse {
+        if options.reject {
             return Err(Error::QUEUE_FULL);
         }
         let source = match source {
@@ -235,9 +236,9 @@ impl Session {
             _ => None,
         };
         let has_priority = request.has_priority();
-        let wanted =
-            ParsedRequest { asked, uri: request.uri, parameters: request.parameters, has_priority, source };
-        self.handle(buffers, options, wanted)
+        let parsed =
+            ParsedRequest { context, uri: request.uri, parameters: request.parameters, has_priority, source };
+        self.handle(buffers, options, parsed)
     }
 
     /// Begins a put. `rest` holds the bytes that have arrived behind the request.
@@ -245,19 +246,20 @@ impl Session {
         &mut self,
         buffers: &mut ThreadBuffers,
         options: RunOptions,
-        asked: RequestContext,
+        context: RequestContext,
         request: &Request<'_>,
         rest: &mut &[u8],
     ) {
         let parameters = request.parameters;
         let left = parameters.content_len.unwrap_or(0);
-        let wanted = ParsedRequest { asked, uri: request.uri, parameters, has_priority: false, source: None };
-        let begun = (|| {
-            if options.refuse {
+        let parsed =
+            ParsedRequest { context, uri: request.uri, parameters, has_priority: false, source: None };
+        let started = (|| {
+            if options.reject {
                 return Err(Error::QUEUE_FULL);
             }
-            let deadline = wanted.deadline(buffers)?;
-            let conditions = wanted.conditions()?;
+            let deadline = parsed.deadline(buffers)?;
+            let conditions = parsed.conditions()?;
             if self.service.staging.is_none() {
                 return Err(Error::NotWritable);
             }
@@ -267,62 +269,69 @@ impl Session {
             self.check_descriptors(FDS_PER_PUT)?;
             if let Some(bytes) = usize::try_from(left).ok().and_then(|left| rest.get(..left)) {
                 let make_parents = parameters.make_parents;
-                return Ok(PutStart::Whole(StorageJob {
+                return Ok(PutStart::Complete(StorageJob {
                     operation: Operation::Put,
                     path: path.to_owned(),
                     offset: 0,
                     length: None,
                     conditions,
                     deadline,
-                    room: 0,
-                    rest: JobArgs::Content { bytes: bytes.into(), make_parents, hold: self.hold_for_put() },
+                    reserved: 0,
+                    args: JobArgs::Content { bytes: bytes.into(), make_parents, fds: self.charge_for_put() },
                 }));
             }
             let client = self.connection.client();
             let upload = self.service.uploads.begin(client.user)?;
-            let wish = Wish {
+            let put = PutRequest {
                 path: path.to_owned(),
                 make_parents: parameters.make_parents,
                 length: left,
-                asked,
+                context,
                 conditions,
                 deadline,
             };
-            let hold = self.hold_for_put();
-            Ok(PutStart::Coming(Uploading::new(&self.service, &self.connection, client, wish, upload, hold)))
+            let fd_charge = self.charge_for_put();
+            Ok(PutStart::Streaming(Uploading::new(
+                &self.service,
+                &self.connection,
+                client,
+                put,
+                upload,
+                fd_charge,
+            )))
         })();
-        let upload = match begun {
-            Ok(PutStart::Coming(upload)) => {
+        let upload = match started {
+            Ok(PutStart::Streaming(upload)) => {
                 // A refusal is sent at once, whether or not a byte arrives.
                 self.jobs += 1;
                 upload.start();
                 Some(upload)
             }
-            Ok(PutStart::Whole(job)) => {
+            Ok(PutStart::Complete(job)) => {
                 *rest = &rest[left as usize..];
-                if let Err(error) = self.submit_job(buffers, options, asked, job, false) {
-                    self.push_error(buffers, asked, error);
+                if let Err(error) = self.submit_job(buffers, options, context, job, false) {
+                    self.push_error(buffers, context, error);
                 }
                 return;
             }
             Err(error) => {
                 // Send the error at once; drop what the client still sends.
-                self.push_error(buffers, asked, error);
+                self.push_error(buffers, context, error);
                 if left == 0 {
                     return;
                 }
                 None
             }
         };
-        if let ProtocolState::V2(two) = &mut self.protocol_state {
-            two.receiving = Some(IncomingBody { left, upload, pace: Pace::new(Instant::now()) });
+        if let ProtocolState::V2(state) = &mut self.protocol_state {
+            state.receiving = Some(IncomingBody { left, upload, pace: Pace::new(Instant::now()) });
         }
     }
 
     /// Takes bytes of the incoming content off the front of `rest`.
     pub(super) fn take_content(&mut self, rest: &mut &[u8]) {
-        let ProtocolState::V2(two) = &mut self.protocol_state else { return };
-        let Some(receiving) = &mut two.receiving else { return };
+        let ProtocolState::V2(state) = &mut self.protocol_state else { return };
+        let Some(receiving) = &mut state.receiving else { return };
         let here = usize::try_from(receiving.left).unwrap_or(usize::MAX).min(rest.len());
         if here == 0 {
             // A turn without bytes is not progress of the client, and gives a writer no work.
@@ -331,7 +340,7 @@ impl Session {
         let (content, behind) = rest.split_at(here);
         *rest = behind;
         receiving.left -= here as u64;
-        receiving.pace.came(here);
+        receiving.pace.add_bytes(here);
         let is_whole = receiving.left == 0;
         if let Some(upload) = &receiving.upload
             && upload.push(content, is_whole)
@@ -340,9 +349,9 @@ impl Session {
             upload.start();
         }
         if is_whole {
-            two.receiving = None;
+            state.receiving = None;
             // Descriptors already received may belong to a request behind the content.
-            two.has_read_all = false;
+            state.has_read_all = false;
         }
     }
 
@@ -352,27 +361,27 @@ impl Session {
         buffers: &mut ThreadBuffers,
         options: RunOptions,
     ) -> Result<usize, Errno> {
-        let ProtocolState::V2(two) = &self.protocol_state else { return Ok(0) };
-        let Some(receiving) = &two.receiving else { return Ok(0) };
-        let room = receiving.upload.as_ref().map_or(BULK, Uploading::room).clamp(1, BULK);
-        let room = usize::try_from(receiving.left).unwrap_or(BULK).min(room);
+        let ProtocolState::V2(state) = &self.protocol_state else { return Ok(0) };
+        let Some(receiving) = &state.receiving else { return Ok(0) };
+        let capacity = receiving.upload.as_ref().map_or(BULK, Uploading::capacity).clamp(1, BULK);
+        let capacity = usize::try_from(receiving.left).unwrap_or(BULK).min(capacity);
         let mut bulk = std::mem::take(&mut buffers.bulk);
         if bulk.is_empty() {
             bulk = vec![0; BULK].into_boxed_slice();
         }
-        let came = self.receive(&mut bulk[..room], options);
-        if let Ok(length) = came {
+        let received = self.receive(&mut bulk[..capacity], options);
+        if let Ok(length) = received {
             self.take_content(&mut &bulk[..length]);
         }
         buffers.bulk = bulk;
-        came
+        received
     }
 
     /// Whether an incoming content has no room until a writer takes the bytes that wait.
     pub(super) fn waits_for_writers(&mut self) -> bool {
-        let ProtocolState::V2(two) = &mut self.protocol_state else { return false };
-        let Some(receiving) = &mut two.receiving else { return false };
-        let waits = receiving.upload.as_ref().is_some_and(|upload| upload.room() == 0);
+        let ProtocolState::V2(state) = &mut self.protocol_state else { return false };
+        let Some(receiving) = &mut state.receiving else { return false };
+        let waits = receiving.upload.as_ref().is_some_and(|upload| upload.capacity() == 0);
         receiving.pace.waits(waits, Instant::now());
         waits
     }
@@ -380,21 +389,21 @@ impl Session {
     /// Whether a content has used up its total time, whatever delayed it, including a client that does not read its
     /// answers.
     pub(super) fn receives_too_long(&self, now: Instant) -> bool {
-        let ProtocolState::V2(two) = &self.protocol_state else { return false };
+        let ProtocolState::V2(state) = &self.protocol_state else { return false };
         let total = self.service.settings.upload_timeout;
-        two.receiving.as_ref().is_some_and(|receiving| receiving.pace.is_over(now, total))
+        state.receiving.as_ref().is_some_and(|receiving| receiving.pace.is_over(now, total))
     }
 
     /// Whether a content arrives too slowly by the client's fault. Sends the error if the socket has room for it.
     pub(super) fn receives_too_slowly(&self, now: Instant) -> bool {
-        let ProtocolState::V2(two) = &self.protocol_state else { return false };
-        let Some(receiving) = &two.receiving else { return false };
+        let ProtocolState::V2(state) = &self.protocol_state else { return false };
+        let Some(receiving) = &state.receiving else { return false };
         if !receiving.pace.is_too_slow(now, Allowed::by(&self.service.settings)) {
             return false;
         }
         // A request gets one answer.
         if let Some(upload) = receiving.upload.as_ref().filter(|upload| !upload.has_failed())
-            && let Framing::V2 { id, .. } = upload.asked().framing
+            && let Framing::V2 { id, .. } = upload.context().framing
             && self.outbox.is_empty()
         {
             let mut bytes = Vec::new();
@@ -413,7 +422,7 @@ impl Session {
     pub(super) fn send_close(&mut self, reason: v2::CloseReason) {
         if matches!(self.protocol_state, ProtocolState::V2(_))
             && self.outbox.is_empty()
-            && self.ending == CloseState::No
+            && self.close_state == CloseState::No
         {
             let mut bytes = Vec::new();
             v2::encode_close(&mut bytes, reason);

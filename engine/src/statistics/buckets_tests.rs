@@ -13,20 +13,20 @@ fn histogram(microseconds: &[u64]) -> Histogram {
 }
 
 #[test]
-fn each_bound_counts_what_was_at_most_so_long() {
+fn each_bound_counts_the_times_up_to_it() {
     let counted = Cumulative::of(&histogram(&[3, 3, 7, 60, 2000]), &[1.0, 5.0, 10.0, 100.0, 1000.0]);
     assert_eq!(counted.counts, [0, 2, 3, 4, 4, 5]);
     assert!((counted.sum_us - 2073.0).abs() < 2073.0 * 0.016, "{}", counted.sum_us);
 }
 
 #[test]
-fn nothing_counted_is_nothing_at_every_bound() {
+fn an_empty_histogram_counts_zero_at_every_bound() {
     let counted = Cumulative::of(&histogram(&[]), &[1.0, 2.0]);
     assert_eq!(counted, Cumulative { counts: vec![0, 0, 0], sum_us: 0.0 });
 }
 
 #[test]
-fn without_bounds_all_are_counted() {
+fn without_bounds_only_the_total_is_counted() {
     assert_eq!(Cumulative::of(&histogram(&[1, 2, 3]), &[]).counts, [3]);
 }
 

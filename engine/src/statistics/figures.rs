@@ -69,9 +69,9 @@ impl Figures {
         let gather = |transport: Option<Transport>, model: Option<Model>, mode: Option<ModeKey>| {
             let mut sum = Sum::nothing();
             for (labels, cell) in cells {
-                let fits = transport.is_none_or(|wanted| wanted == labels.transport)
-                    && model.is_none_or(|wanted| wanted == labels.model)
-                    && mode.is_none_or(|wanted| wanted == labels.mode);
+                let fits = transport.is_none_or(|label| label == labels.transport)
+                    && model.is_none_or(|label| label == labels.model)
+                    && mode.is_none_or(|label| label == labels.mode);
                 if fits {
                     sum.add(cell);
                 }

@@ -29,8 +29,8 @@ impl Percentiles {
             let before = seen;
             seen += bucket.count();
             for (rank, value) in ranks.iter().zip(&mut at) {
-                let wanted = (rank * total as f64).ceil().max(1.0) as u64;
-                if before < wanted && wanted <= seen {
+                let target = (rank * total as f64).ceil().max(1.0) as u64;
+                if before < target && target <= seen {
                     *value = middle;
                 }
             }

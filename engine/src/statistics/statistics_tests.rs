@@ -22,21 +22,21 @@ fn total(statistics: &Statistics) -> Figures {
 }
 
 fn figures_of(statistics: &Statistics, transport: Option<Transport>, mode: Option<Operation>) -> Figures {
-    let wanted = (transport.map(Transport::name), None, mode.map(Operation::name));
+    let expected = (transport.map(Transport::name), None, mode.map(Operation::name));
     statistics
         .figures()
         .into_iter()
-        .find(|figures| (figures.transport, figures.model, figures.mode) == wanted)
+        .find(|figures| (figures.transport, figures.model, figures.mode) == expected)
         .expect("such figures are always there")
 }
 
 #[track_caller]
-fn assert_near(found: f64, wanted: f64) {
-    assert!((found - wanted).abs() <= wanted * ERROR, "{found} is not within 1.6 % of {wanted}");
+fn assert_near(actual: f64, expected: f64) {
+    assert!((actual - expected).abs() <= expected * ERROR, "{actual} is not within 1.6 % of {expected}");
 }
 
 #[test]
-fn nothing_counted_is_all_zeros() {
+fn empty_statistics_are_all_zero() {
     let figures = total(&Statistics::new());
     assert_eq!((figures.requests_total, figures.bytes_total), (0, 0));
     assert_eq!(figures.latency.count, 0);
@@ -66,14 +66,14 @@ fn one_value_is_every_percentile() {
         let statistics = Statistics::new();
         statistics.record(0, &answered(any_labels(), Duration::from_nanos(nanoseconds)));
         let latency = total(&statistics).latency;
-        for found in [latency.p50_us, latency.p99_us, latency.p999_us, latency.max_us, latency.mean_us] {
-            assert_near(found, nanoseconds as f64 / 1000.0);
+        for actual in [latency.p50_us, latency.p99_us, latency.p999_us, latency.max_us, latency.mean_us] {
+            assert_near(actual, nanoseconds as f64 / 1000.0);
         }
     }
 }
 
 #[test]
-fn what_took_too_long_to_tell_counts_as_the_longest_time() {
+fn a_time_beyond_the_range_counts_as_the_longest() {
     let statistics = Statistics::new();
     statistics.record(0, &answered(any_labels(), Duration::from_secs(3600)));
     statistics.record(0, &answered(any_labels(), Duration::MAX));
@@ -134,7 +134,7 @@ fn errors_are_counted_by_status_and_successes_are_not_among_them() {
 }
 
 #[test]
-fn the_wait_in_a_queue_is_told_apart() {
+fn queue_waits_are_counted_separately() {
     let statistics = Statistics::new();
     let queue_wait = Some(Duration::from_micros(300));
     statistics.record(0, &Answered { queue_wait, ..answered(any_labels(), Duration::from_micros(500)) });
@@ -146,7 +146,7 @@ fn the_wait_in_a_queue_is_told_apart() {
 }
 
 #[test]
-fn the_last_minute_ages_out_and_what_was_since_start_stays() {
+fn the_window_ages_out_and_the_totals_stay() {
     let statistics = Statistics::new();
     statistics.record(0, &answered(any_labels(), Duration::from_micros(10)));
     statistics.tick(1);
@@ -164,7 +164,7 @@ fn the_last_minute_ages_out_and_what_was_since_start_stays() {
 }
 
 #[test]
-fn missed_seconds_push_nothing_out_of_the_window_that_came_in_them() {
+fn missed_seconds_keep_their_requests_in_the_window() {
     let statistics = Statistics::new();
     statistics.record(0, &answered(any_labels(), Duration::from_micros(10)));
     statistics.tick(1);
@@ -181,7 +181,7 @@ fn missed_seconds_push_nothing_out_of_the_window_that_came_in_them() {
 }
 
 #[test]
-fn a_missed_second_counts_as_one_in_which_nothing_came() {
+fn a_missed_second_counts_as_empty() {
     let statistics = Statistics::new();
     for _ in 0..10 {
         statistics.record(0, &answered(any_labels(), Duration::from_micros(1)));
@@ -198,7 +198,7 @@ fn a_request_of_an_hour_counts_as_one() {
 }
 
 #[test]
-fn the_window_holds_what_came_since_the_last_tick() {
+fn the_window_includes_requests_since_the_last_tick() {
     let statistics = Statistics::new();
     for _ in 0..3 {
         statistics.record(0, &answered(any_labels(), Duration::from_micros(10)));
@@ -219,9 +219,9 @@ fn rates_are_over_the_last_ten_seconds() {
         }
         statistics.tick(1);
     }
-    let wanted = (10..20).sum::<u64>() as f64 / 10.0;
+    let expected = (10..20).sum::<u64>() as f64 / 10.0;
     let figures = total(&statistics);
-    assert_eq!((figures.requests_per_sec, figures.bytes_per_sec), (wanted, wanted * 7.0));
+    assert_eq!((figures.requests_per_sec, figures.bytes_per_sec), (expected, expected * 7.0));
 }
 
 #[test]
@@ -254,7 +254,7 @@ fn threads_that_record_at_once_lose_nothing() {
 }
 
 #[test]
-fn the_shards_are_shared_out_in_turn_and_are_few() {
+fn shards_are_assigned_in_turn_and_are_few() {
     let statistics = Statistics::new();
     let mut seen: Vec<_> = (0..1000).map(|_| statistics.assign_shard()).collect();
     seen.sort_unstable();
@@ -264,7 +264,7 @@ fn the_shards_are_shared_out_in_turn_and_are_few() {
 }
 
 #[test]
-fn times_are_counted_apart_by_status_and_together_over_shards() {
+fn times_are_counted_by_status_and_summed_over_shards() {
     let statistics = Statistics::new();
     let refused =
         Answered { status: Status::Unavailable, ..answered(any_labels(), Duration::from_micros(2)) };

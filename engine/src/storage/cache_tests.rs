@@ -43,7 +43,7 @@ fn kept(version: Version, seen: SystemTime) -> bool {
 }
 
 #[test]
-fn what_changed_a_moment_before_it_was_looked_at_is_not_kept() {
+fn a_file_changed_just_before_the_read_is_not_cached() {
     let fine = version(1, 7, (1_700_000_000, 1), (1_700_000_000, 1));
     assert!(!kept(fine, moment(20)));
     assert!(kept(fine, moment(21)));
@@ -52,7 +52,7 @@ fn what_changed_a_moment_before_it_was_looked_at_is_not_kept() {
 }
 
 #[test]
-fn where_times_are_whole_seconds_two_of_them_must_pass() {
+fn with_times_in_whole_seconds_two_seconds_must_pass() {
     let coarse = version(1, 7, (1_700_000_000, 0), (1_700_000_000, 0));
     assert!(!kept(coarse, moment(1_999)));
     assert!(!kept(coarse, moment(2_000)));
@@ -62,7 +62,7 @@ fn where_times_are_whole_seconds_two_of_them_must_pass() {
 }
 
 #[test]
-fn an_entry_is_used_up_to_its_greatest_age() {
+fn an_entry_is_used_up_to_its_maximum_age() {
     let cache = Cache::new(1 << 20, Duration::from_secs(60));
     cache.put(c"object", version(1, 7, (1, 1), (1, 1)), b"content", moment(0));
     let now = Instant::now();

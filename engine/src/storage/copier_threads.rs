@@ -19,17 +19,17 @@ const STACK: usize = 256 << 10;
 /// Threads that users share, by the number of free ones.
 const SHARED: usize = 16;
 /// Threads in all: the shared ones, and one for each of the remaining users.
-const MOST: usize = 64;
+const MAX_THREADS: usize = 64;
 /// A user may have this fraction of the free threads: one half.
 const SHARE: usize = 2;
 /// A copy yields its thread to another copy after this time.
 const TURN: Duration = Duration::from_millis(20);
 /// The list of watched copies grows to this length before finished ones are removed.
-const LEAST_WATCHED: usize = 64;
+const MIN_WATCHED: usize = 64;
 /// A step takes milliseconds. A thread that stays in one step this long during a stop is stuck in the source.
 const STUCK: Duration = Duration::from_millis(250);
 /// Files of one user that may wait to be closed; a file system in user space may never release them.
-const MOST_UNCLOSED: usize = 1024;
+const MAX_UNCLOSED: usize = 1024;
 /// A thread without work ends after this time.
 const IDLE: Duration = Duration::from_secs(10);
 
@@ -116,7 +116,7 @@ impl Copiers {
     pub fn watch(&self, watched: &Arc<impl Watched + 'static>) {
         let watched: Weak<dyn Watched> = Arc::<_>::downgrade(watched) as Weak<dyn Watched>;
         let mut state = self.0.state();
-        if state.watched.len() >= state.prune_at.max(LEAST_WATCHED) {
+        if state.watched.len() >= state.prune_at.max(MIN_WATCHED) {
             state.watched.retain(|watched| watched.strong_count() > 0);
             state.prune_at = 2 * state.watched.len();
         }
@@ -135,7 +135,7 @@ impl Copiers {
     }
 
     /// Drops the queued copies of a connection that has ended.
-    pub fn leave(&self, client: Client) {
+    pub fn cancel(&self, client: Client) {
         let mut state = self.0.state();
         let left = state.flows.remove(&client.connection);
         state.turns.retain(|connection| *connection != client.connection);
@@ -162,8 +162,8 @@ impl Copiers {
     /// Whether too many files of this user wait to be closed for the server to accept another.
     pub fn has_too_many(&self, client: impl FnOnce() -> Client) -> bool {
         // The only check in the normal case.
-        self.0.unclosed.load(Relaxed) >= MOST_UNCLOSED
-            && self.0.unclosed_of().get(&client().user).is_some_and(|count| *count >= MOST_UNCLOSED)
+        self.0.unclosed.load(Relaxed) >= MAX_UNCLOSED
+            && self.0.unclosed_of().get(&client().user).is_some_and(|count| *count >= MAX_UNCLOSED)
     }
 
     /// Pieces of work that are not done.
@@ -333,7 +333,7 @@ impl Shared {
             drop(state);
             return self.filled.notify_one();
         }
-        if state.threads >= MOST {
+        if state.threads >= MAX_THREADS {
             return;
         }
         state.threads += 1;
@@ -371,7 +371,7 @@ impl Shared {
                     break step;
                 }
             };
-            let rest = match progress {
+            let unfinished = match progress {
                 Progress::More => Some(copy),
                 Progress::Done => {
                     drop(copy);
@@ -380,7 +380,7 @@ impl Shared {
             };
             state = self.state();
             state.end_turn(client);
-            match rest {
+            match unfinished {
                 Some(copy) if !state.is_closed => state.push(client, copy),
                 Some(copy) => {
                     drop(state);

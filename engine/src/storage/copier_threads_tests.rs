@@ -68,12 +68,12 @@ fn connections_take_turns() {
     copiers.submit(client(1, 2), Box::new(Reported(done.clone(), 4711, 0)));
     let before = reported.iter().take_while(|number| *number != 4711).count();
     assert!(before < 40, "{before} of another connection before");
-    copiers.leave(client(1, 1));
+    copiers.cancel(client(1, 1));
     assert!(copiers.stop(soon()));
 }
 
 #[test]
-fn a_stop_does_not_wait_for_what_is_stuck() {
+fn a_stop_does_not_wait_for_stuck_threads() {
     let copiers = Copiers::default();
     let (hold, stuck) = mpsc::channel();
     copiers.submit(client(1, 1), Box::new(Stuck(stuck)));
@@ -94,7 +94,7 @@ fn a_stop_does_not_wait_for_what_is_stuck() {
 }
 
 #[test]
-fn a_stop_waits_for_what_is_put_in_its_place() {
+fn a_stop_waits_for_commits() {
     struct Finishes(Arc<Copiers>, mpsc::Sender<()>, Arc<AtomicBool>);
     impl Copy for Finishes {
         fn step(&mut self) -> Progress {
@@ -116,7 +116,7 @@ fn a_stop_waits_for_what_is_put_in_its_place() {
 }
 
 #[test]
-fn what_waits_on_a_connection_that_has_ended_is_dropped_by_a_thread_that_may_be_stuck() {
+fn queued_copies_of_an_ended_connection_are_dropped_on_a_copier_thread() {
     struct Noted(Arc<AtomicUsize>, std::thread::ThreadId);
     impl Copy for Noted {
         fn step(&mut self) -> Progress {
@@ -140,7 +140,7 @@ fn what_waits_on_a_connection_that_has_ended_is_dropped_by_a_thread_that_may_be_
     for _ in 0..10 {
         copiers.submit(client(1, 2), Box::new(Noted(Arc::clone(&dropped), std::thread::current().id())));
     }
-    copiers.leave(client(1, 2));
+    copiers.cancel(client(1, 2));
     drop(held);
     let until = soon();
     while dropped.load(SeqCst) < 10 && Instant::now() < until {
@@ -151,7 +151,7 @@ fn what_waits_on_a_connection_that_has_ended_is_dropped_by_a_thread_that_may_be_
 }
 
 #[test]
-fn what_is_watched_is_looked_at_while_it_is_there() {
+fn watched_copies_are_ticked_while_they_exist() {
     struct Seen(AtomicBool);
     impl Watched for Seen {
         fn tick(&self, _: Instant) {
@@ -167,7 +167,7 @@ fn what_is_watched_is_looked_at_while_it_is_there() {
     for _ in 0..1000 {
         copiers.watch(&Arc::new(Seen(false.into())));
     }
-    assert!(copiers.0.state().watched.len() <= 2 * LEAST_WATCHED);
+    assert!(copiers.0.state().watched.len() <= 2 * MIN_WATCHED);
 }
 
 /// A file whose close blocks until its channel closes.
@@ -183,7 +183,7 @@ impl Drop for HeldUp {
 fn files_that_wait_to_be_closed_are_counted_for_their_user_until_they_are() {
     let copiers = Copiers::default();
     let mut held = Vec::new();
-    for number in 0..MOST_UNCLOSED {
+    for number in 0..MAX_UNCLOSED {
         assert!(!copiers.has_too_many(|| client(1, 0)), "{number}");
         let (hold, stuck) = mpsc::channel();
         held.push(hold);
@@ -192,7 +192,7 @@ fn files_that_wait_to_be_closed_are_counted_for_their_user_until_they_are() {
     assert!(copiers.has_too_many(|| client(1, 0)));
     assert!(!copiers.has_too_many(|| client(2, 0)), "of another user");
     // The end of a connection removes its waiting files from the queue, but not from the count.
-    copiers.leave(client(1, MOST_UNCLOSED as u64 - 1));
+    copiers.cancel(client(1, MAX_UNCLOSED as u64 - 1));
     assert!(copiers.has_too_many(|| client(1, 0)));
     drop(held);
     let until = soon();

@@ -9,21 +9,21 @@ use rustix::io::{self, Errno};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::storage::mapping::is_reserved;
-pub(crate) use crate::storage::smallest_names::RunLimits;
+pub(crate) use crate::storage::smallest_names::BatchLimits;
 use crate::storage::smallest_names::{Keys, SmallestNames};
 
 /// The buffer of one getdents64(2) call: two thousand short names, in less than a turn. The kernel locks the
 /// directory during one call, so a directory that fits is read as of one moment.
 const BUFFER: usize = 64 << 10;
 /// The largest buffer for a directory that changed during several calls, and how often it is read again.
-const LARGEST_BUFFER: usize = 8 << 20;
-const MOST_READINGS: u32 = 3;
+const MAX_BUFFER: usize = 8 << 20;
+const MAX_READINGS: u32 = 3;
 /// A directory that changed less than this ago may change again and keep the same time: clocks tick every few
 /// milliseconds, and on some file systems every one or two seconds.
 const TICK: Duration = Duration::from_millis(20);
 const COARSE_TICK: Duration = Duration::from_secs(2);
 /// Reading a smaller directory again costs no more than keeping its batch.
-const WORTH_KEEPING: usize = 512;
+const MIN_KEPT_ENTRIES: usize = 512;
 
 /// Where a batch begins.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -51,7 +51,7 @@ impl Bound {
 
 /// The names of a directory that a batch collects.
 #[derive(Debug)]
-pub(crate) struct Wanted {
+pub(crate) struct Filter {
     pub bound: Bound,
     /// The prefix of the keys.
     pub prefix: Vec<u8>,
@@ -106,7 +106,7 @@ impl NameBatch {
 
     /// Whether reading the directory again costs more than keeping this.
     pub fn is_worth_keeping(&self) -> bool {
-        self.scanned >= WORTH_KEEPING || !self.is_last
+        self.scanned >= MIN_KEPT_ENTRIES || !self.is_last
     }
 
     /// Bytes of memory.
@@ -120,7 +120,7 @@ fn make_key(
     key: &mut Vec<u8>,
     directory: &OwnedFd,
     entry: &RawDirEntry<'_>,
-    wanted: &Wanted,
+    filter: &Filter,
 ) -> io::Result<bool> {
     let name = entry.file_name().to_bytes();
     if matches!(name, b"." | b"..") || is_reserved(name) {
@@ -140,11 +140,11 @@ fn make_key(
     }
     match kind {
         FileType::RegularFile => {}
-        FileType::Symlink if wanted.symlinks => {}
+        FileType::Symlink if filter.symlinks => {}
         FileType::Directory => key.push(b'/'),
         _ => return Ok(false),
     }
-    Ok(key.starts_with(&wanted.prefix) && wanted.bound.admits(key))
+    Ok(key.starts_with(&filter.prefix) && filter.bound.admits(key))
 }
 
 /// Reads a directory in steps.
@@ -154,7 +154,7 @@ fn make_key(
 /// possible, and merges the names of all readings. The walk later drops names that no longer exist.
 #[derive(Debug)]
 pub(crate) struct Reading {
-    wanted: Wanted,
+    filter: Filter,
     smallest: SmallestNames,
     /// The directory's times before the reading.
     before: Option<Times>,
@@ -169,9 +169,9 @@ pub(crate) struct Reading {
 }
 
 impl Reading {
-    pub fn new(wanted: Wanted, limits: RunLimits) -> Reading {
+    pub fn new(filter: Filter, limits: BatchLimits) -> Reading {
         Reading {
-            wanted,
+            filter,
             smallest: SmallestNames::new(limits),
             before: None,
             buffer: BUFFER,
@@ -184,7 +184,7 @@ impl Reading {
     }
 
     /// Reads on, at least one call or one step of sorting; returns whether the directory is complete.
-    pub fn go_on(&mut self, directory: &OwnedFd, is_over: &dyn Fn() -> bool) -> io::Result<bool> {
+    pub fn advance(&mut self, directory: &OwnedFd, is_over: &dyn Fn() -> bool) -> io::Result<bool> {
         let mut buffer = Vec::new();
         loop {
             if !self.smallest.merge_on(is_over) {
@@ -212,21 +212,21 @@ impl Reading {
             return Ok(());
         }
         self.readings += 1;
-        if self.calls <= 1 || self.readings >= MOST_READINGS || !self.has_changed(directory)? {
+        if self.calls <= 1 || self.readings >= MAX_READINGS || !self.has_changed(directory)? {
             self.is_read = true;
             return Ok(());
         }
-        self.buffer = (self.bytes + self.bytes / 4 + BUFFER).min(LARGEST_BUFFER);
+        self.buffer = (self.bytes + self.bytes / 4 + BUFFER).min(MAX_BUFFER);
         (self.before, self.calls, self.bytes) = (None, 0, 0);
         fs::seek(directory, fs::SeekFrom::Start(0))?;
         Ok(())
     }
 
     /// The names found, once the directory is complete.
-    pub fn into_run(self) -> NameBatch {
+    pub fn into_batch(self) -> NameBatch {
         let Keys { bytes, ends } = self.smallest.sorted;
         let is_last = self.smallest.greatest.is_none();
-        NameBatch { from: self.wanted.bound, keys: bytes, ends, scanned: self.scanned, is_last }
+        NameBatch { from: self.filter.bound, keys: bytes, ends, scanned: self.scanned, is_last }
     }
 
     /// One call of getdents64(2); false at the end.
@@ -250,7 +250,7 @@ impl Reading {
             self.scanned += 1;
             // The most bytes that an entry takes besides its name.
             self.bytes += entry.file_name().to_bytes().len() + 28;
-            if make_key(&mut key, directory, &entry, &self.wanted)? {
+            if make_key(&mut key, directory, &entry, &self.filter)? {
                 self.smallest.offer(&key);
             }
             if entries.is_buffer_empty() {

@@ -20,7 +20,7 @@ const FINEST: [u64; 3] = [1, 100, 1000];
 
 /// How to tell the files of one file system apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kept {
+pub(crate) enum VersionSource {
     /// By a modification time in steps of this many nanoseconds.
     Time(u64),
     /// By the attribute.
@@ -32,7 +32,7 @@ pub(crate) enum Kept {
 /// Makes versions; one for all files that a server writes.
 #[derive(Debug)]
 pub(crate) struct Versions {
-    kept: Kept,
+    kept: VersionSource,
     /// The last one made: nanoseconds since 1970, or a number.
     last: AtomicU64,
 }
@@ -41,24 +41,24 @@ impl Versions {
     /// Probes with `file`, which must be empty and the caller's own, what its file system keeps. `seed` is random.
     pub fn new(file: &OwnedFd, seed: u64) -> io::Result<Versions> {
         let kept = find_out(file)?;
-        let last = if kept == Kept::Attribute { seed } else { 0 };
+        let last = if kept == VersionSource::Attribute { seed } else { 0 };
         Ok(Versions { kept, last: last.into() })
     }
 
-    pub fn kept(&self) -> Kept {
+    pub fn kept(&self) -> VersionSource {
         self.kept
     }
 
     /// Gives the file a version that no other file has.
     pub fn give(&self, file: &OwnedFd) -> io::Result<()> {
         match self.kept {
-            Kept::Time(step) => set_modified(file, self.next_time(step)),
-            Kept::Attribute => {
+            VersionSource::Time(step) => set_modified(file, self.next_time(step)),
+            VersionSource::Attribute => {
                 // A bijection, and never 0, which means none.
                 let number = mix64(self.last.fetch_add(1, Relaxed)).max(1);
                 fs::fsetxattr(file, ATTRIBUTE, &number.to_be_bytes(), XattrFlags::empty())
             }
-            Kept::Nothing => Ok(()),
+            VersionSource::Nothing => Ok(()),
         }
     }
 
@@ -73,16 +73,16 @@ impl Versions {
     }
 }
 
-fn find_out(file: &OwnedFd) -> io::Result<Kept> {
+fn find_out(file: &OwnedFd) -> io::Result<VersionSource> {
     set_modified(file, PROBE)?;
     let stat = fs::fstat(file)?;
     let step = FINEST.into_iter().find(|step| stat.st_mtime_nsec as u64 == PROBE.1 / step * step);
     if let Some(step) = step {
-        return Ok(Kept::Time(step));
+        return Ok(VersionSource::Time(step));
     }
     let written = fs::fsetxattr(file, ATTRIBUTE, &1u64.to_be_bytes(), XattrFlags::empty());
     let is_kept = Version::of(&stat).is_coarse() && written.is_ok() && stamp_of(file) == 1;
-    Ok(if is_kept { Kept::Attribute } else { Kept::Nothing })
+    Ok(if is_kept { VersionSource::Attribute } else { VersionSource::Nothing })
 }
 
 fn set_modified(file: &OwnedFd, (seconds, nanoseconds): (i64, u64)) -> io::Result<()> {

@@ -14,8 +14,8 @@ fn version(file: &OwnedFd) -> u64 {
 }
 
 #[test]
-fn times_differ_however_fast_they_are_given() {
-    let versions = Versions { kept: Kept::Time(1), last: 0.into() };
+fn times_differ_however_fast_files_are_written() {
+    let versions = Versions { kept: VersionSource::Time(1), last: 0.into() };
     let given: Vec<_> = (0..10_000).map(|_| versions.next_time(1)).collect();
     assert!(given.is_sorted());
     assert_eq!(given.iter().collect::<HashSet<_>>().len(), given.len());
@@ -25,14 +25,14 @@ fn times_differ_however_fast_they_are_given() {
 
 #[test]
 fn times_keep_to_the_steps_of_the_file_system() {
-    let versions = Versions { kept: Kept::Time(100), last: 0.into() };
+    let versions = Versions { kept: VersionSource::Time(100), last: 0.into() };
     assert!((0..1000).all(|_| versions.next_time(100).1.is_multiple_of(100)));
 }
 
 #[test]
-fn a_clock_that_goes_back_gives_no_time_twice() {
+fn a_clock_that_steps_back_repeats_no_time() {
     let ahead = 4_000_000_000_000_000_000;
-    let versions = Versions { kept: Kept::Time(1), last: ahead.into() };
+    let versions = Versions { kept: VersionSource::Time(1), last: ahead.into() };
     assert_eq!(versions.next_time(1), (4_000_000_000, 1));
     assert_eq!(versions.next_time(1), (4_000_000_000, 2));
 }
@@ -51,7 +51,7 @@ fn one_file_has_another_version_each_time() {
 #[test]
 fn an_attribute_tells_files_with_equal_times_apart() {
     let file = file();
-    let versions = Versions { kept: Kept::Attribute, last: 7.into() };
+    let versions = Versions { kept: VersionSource::Attribute, last: 7.into() };
     if versions.give(&file).is_err() {
         // This file system has no such attributes (tmpfs before Linux 6.6).
         return;

@@ -18,7 +18,7 @@ use crate::access::rules::View;
 use crate::errors::Error;
 use crate::protocol::v2::{self, encode_detailed, encode_entry, encode_left_out};
 use crate::storage::cursor::Cursor;
-use crate::storage::dir_batch::{NameBatch, RunLimits};
+use crate::storage::dir_batch::{BatchLimits, NameBatch};
 use crate::storage::mapping::{Mapping, ObjectMeta, relative_path};
 use crate::storage::walk::{LeftOut, Step, Walk};
 use crate::sync::unpoisoned;
@@ -27,15 +27,15 @@ use crate::sync::unpoisoned;
 pub const DEFAULT_LIMIT: u32 = 1_000;
 pub const MAX_LIMIT: u32 = 10_000;
 /// Bytes of entries in a page.
-pub const MOST_CONTENT: usize = 1 << 20;
+pub const MAX_PAGE_BYTES: usize = 1 << 20;
 /// From this many bytes on, a page ends early where other listings wait for its place.
-const LEAST_CONTENT: usize = 16 << 10;
+const MIN_PAGE_BYTES: usize = 16 << 10;
 /// Bytes of an entry besides its path: kind, length and slash, size, time and nanoseconds.
-const MOST_FACTS: usize = 24;
+const ENTRY_OVERHEAD: usize = 24;
 /// Limits of the kept batches of all listings: bytes, number, and age.
-const MOST_KEPT: usize = 64 << 20;
-const MOST_RUNS: usize = 512;
-const KEEP: Duration = Duration::from_secs(60);
+const MAX_KEPT: usize = 64 << 20;
+const MAX_BATCHES: usize = 512;
+const MAX_AGE: Duration = Duration::from_secs(60);
 
 /// How the entries of a page are written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -50,7 +50,7 @@ pub enum Form {
 
 impl Form {
     /// The form to answer with, where a request names one.
-    pub fn asked_for(number: Option<u8>) -> Form {
+    pub fn from_number(number: Option<u8>) -> Form {
         if number.is_some_and(|number| number > 0) { Form::Detailed } else { Form::Plain }
     }
 
@@ -89,13 +89,13 @@ pub struct Listing {
     /// The number of the next listing. The first is random, so that it differs from other servers' numbers.
     next: AtomicU64,
     key: RandomState,
-    limits: RunLimits,
+    limits: BatchLimits,
 }
 
 impl Default for Listing {
     fn default() -> Self {
         let next = AtomicU64::new(RandomState::new().hash_one(0));
-        Listing { kept: Mutex::default(), next, key: RandomState::new(), limits: RunLimits::default() }
+        Listing { kept: Mutex::default(), next, key: RandomState::new(), limits: BatchLimits::default() }
     }
 }
 
@@ -105,7 +105,7 @@ struct SavedBatch {
     session: u64,
     listing: u64,
     place: Vec<u8>,
-    run: Arc<NameBatch>,
+    batch: Arc<NameBatch>,
     since: Instant,
 }
 
@@ -114,7 +114,7 @@ struct SavedBatch {
 ///
 /// The leading slash of the prefix is optional, `/` means everything; `limit` 0 means [`DEFAULT_LIMIT`].
 #[derive(Debug, Clone)]
-pub struct WantedPage {
+pub struct PageRequest {
     /// The session of the listing.
     pub session: u64,
     pub form: Form,
@@ -133,7 +133,7 @@ pub struct Paging {
     prefix: Vec<u8>,
     /// The most entries, and bytes of them.
     limit: u32,
-    most_content: usize,
+    max_bytes: usize,
     walk: Walk,
     /// Where the next page would continue.
     after: Vec<u8>,
@@ -141,16 +141,16 @@ pub struct Paging {
 }
 
 impl Listing {
-    /// Begins a page of at most `most_content` bytes of entries, and at most [`MOST_CONTENT`]; one entry always fits.
+    /// Begins a page of at most `max_bytes` bytes of entries, and at most [`MAX_PAGE_BYTES`]; one entry always fits.
     ///
     /// The listing includes links where the mapping follows them and they lead to objects. It includes the
     /// objects below a link to a directory only where the prefix itself leads there, since links can form
     /// circles. It leaves out unreadable directories and names without a URI; the detailed form reports them.
     /// It leaves out hidden objects silently.
-    pub fn begin(&self, wanted: WantedPage, most_content: usize) -> Result<Paging, Error> {
-        let WantedPage { session, form, view, prefix, cursor, limit } = wanted;
+    pub fn begin(&self, request: PageRequest, max_bytes: usize) -> Result<Paging, Error> {
+        let PageRequest { session, form, view, prefix, cursor, limit } = request;
         let limit = if limit == 0 { DEFAULT_LIMIT } else { limit.min(MAX_LIMIT) };
-        let most_content = most_content.min(MOST_CONTENT);
+        let max_bytes = max_bytes.min(MAX_PAGE_BYTES);
         let prefix = prefix.strip_prefix('/').unwrap_or(&prefix);
         let (directory, name) = prefix.split_at(prefix.rfind('/').map_or(0, |at| at + 1));
         if let Some(directory) = directory.strip_suffix('/') {
@@ -167,50 +167,50 @@ impl Listing {
         let walk = Walk::new(view, directory, name, &after, self.limits).reporting(form == Form::Detailed);
         let page = Page { form, entries: Vec::new(), count: 0, cursor: None };
         let prefix = prefix.as_bytes().to_vec();
-        Ok(Paging { session, listing, prefix, limit, most_content, walk, after, page })
+        Ok(Paging { session, listing, prefix, limit, max_bytes, walk, after, page })
     }
 
     /// Continues a page until it is complete, or the turn is over: then None.
-    pub fn go_on(
+    pub fn advance(
         &self,
         mapping: &Mapping,
         paging: &mut Paging,
         is_over: &dyn Fn() -> bool,
     ) -> Result<Option<Page>, Error> {
         let (session, listing) = (paging.session, paging.listing);
-        let (limit, most_content) = (paging.limit, paging.most_content);
+        let (limit, max_bytes) = (paging.limit, paging.max_bytes);
         let Paging { walk, page, after, .. } = paging;
         let is_full = |page: &Page, path: &[u8]| {
-            let has_room = page.entries.len() + path.len() + MOST_FACTS <= most_content;
+            let fits = page.entries.len() + path.len() + ENTRY_OVERHEAD <= max_bytes;
             // One entry always fits, so every page advances.
-            page.count == limit || (page.count > 0 && !has_room)
+            page.count == limit || (page.count > 0 && !fits)
         };
-        let goes_on = loop {
+        let has_more = loop {
             match walk.step(mapping, |place| self.take(session, listing, place), is_over)? {
                 Step::End => break false,
-                Step::Remainder => return Ok(None),
+                Step::TurnOver => return Ok(None),
                 Step::PageFull(at) => {
                     *after = at;
                     break true;
                 }
                 Step::Object => {
-                    let looked = stat(mapping, walk)?;
+                    let lookup = stat(mapping, walk)?;
                     let path = walk.path();
-                    if looked == Looked::Forbidden && page.form == Form::Detailed {
+                    if lookup == Lookup::Forbidden && page.form == Form::Detailed {
                         if is_full(page, path) {
                             break true;
                         }
                         page.leave_out(LeftOut::Unreadable, path);
                         *after = walk.place();
-                    } else if let Looked::Object(found) = looked {
+                    } else if let Lookup::Object(meta) = lookup {
                         if is_full(page, path) {
                             break true;
                         }
-                        let (uri, size, mtime) = ([&b"/"[..], path], found.size, found.mtime);
+                        let (uri, size, mtime) = ([&b"/"[..], path], meta.size, meta.mtime);
                         match page.form {
                             Form::Plain => encode_entry(&mut page.entries, uri, size, mtime),
                             Form::Detailed => {
-                                let nanoseconds = found.version.mtime_nanoseconds();
+                                let nanoseconds = meta.version.mtime_nanoseconds();
                                 encode_detailed(&mut page.entries, uri, size, mtime, nanoseconds);
                             }
                         }
@@ -232,25 +232,25 @@ impl Listing {
                 }
             }
         };
-        if !goes_on {
+        if !has_more {
             // A removed directory reads like an empty one.
             mapping.check_root()?;
         }
-        Ok(Some(self.finish(paging, goes_on)))
+        Ok(Some(self.finish(paging, has_more)))
     }
 
     /// Ends a page early, where it has enough entries for a reply; the next page continues behind them.
     pub fn cut(&self, paging: &mut Paging) -> Option<Page> {
-        (paging.page.entries.len() >= LEAST_CONTENT).then(|| self.finish(paging, true))
+        (paging.page.entries.len() >= MIN_PAGE_BYTES).then(|| self.finish(paging, true))
     }
 
-    fn finish(&self, paging: &mut Paging, goes_on: bool) -> Page {
+    fn finish(&self, paging: &mut Paging, has_more: bool) -> Page {
         let (session, listing) = (paging.session, paging.listing);
-        if goes_on {
+        if has_more {
             let after = std::mem::take(&mut paging.after);
             let cursor = Cursor { listing, after };
             paging.page.cursor = Some(cursor.encode(&paging.prefix, &self.key, session));
-            self.keep_runs(paging);
+            self.save_batches(paging);
         } else {
             self.kept().retain(|kept| kept.listing != listing || kept.session != session);
         }
@@ -261,9 +261,11 @@ impl Listing {
     }
 
     /// Keeps the batches that a paused page has read.
-    pub fn keep_runs(&self, paging: &mut Paging) {
-        let runs: Vec<_> = paging.walk.take_runs().collect();
-        runs.into_iter().for_each(|(place, run)| self.keep(paging.session, paging.listing, place, run));
+    pub fn save_batches(&self, paging: &mut Paging) {
+        let batches: Vec<_> = paging.walk.take_batches().collect();
+        batches
+            .into_iter()
+            .for_each(|(place, batch)| self.keep(paging.session, paging.listing, place, batch));
     }
 
     /// Drops the batches of a session that has ended.
@@ -273,34 +275,34 @@ impl Listing {
 
     /// Drops batches that are too old. Called once a second.
     pub fn sweep(&self) {
-        self.kept().retain(|kept| kept.since.elapsed() <= KEEP);
+        self.kept().retain(|kept| kept.since.elapsed() <= MAX_AGE);
     }
 
     #[cfg(test)]
-    fn with_runs_of(names: usize) -> Listing {
-        Listing { limits: RunLimits { names, ..RunLimits::default() }, ..Listing::default() }
+    fn with_batches_of(names: usize) -> Listing {
+        Listing { limits: BatchLimits { names, ..BatchLimits::default() }, ..Listing::default() }
     }
 
     fn take(&self, session: u64, listing: u64, place: &[u8]) -> Option<Arc<NameBatch>> {
         let mut kept = self.kept();
-        let is_wanted =
+        let matches =
             |kept: &SavedBatch| kept.session == session && kept.listing == listing && kept.place == place;
-        let at = kept.iter().position(is_wanted)?;
-        kept.remove(at).filter(|kept| kept.since.elapsed() <= KEEP).map(|kept| kept.run)
+        let at = kept.iter().position(matches)?;
+        kept.remove(at).filter(|kept| kept.since.elapsed() <= MAX_AGE).map(|kept| kept.batch)
     }
 
     /// Over a limit, drops the oldest batch of the session with the most.
-    fn keep(&self, session: u64, listing: u64, place: Vec<u8>, run: Arc<NameBatch>) {
+    fn keep(&self, session: u64, listing: u64, place: Vec<u8>, batch: Arc<NameBatch>) {
         let mut kept = self.kept();
-        kept.push_back(SavedBatch { session, listing, place, run, since: Instant::now() });
+        kept.push_back(SavedBatch { session, listing, place, batch, since: Instant::now() });
         let mut weight: usize = kept.iter().map(SavedBatch::weight).sum();
-        while weight > MOST_KEPT || kept.len() > MOST_RUNS {
+        while weight > MAX_KEPT || kept.len() > MAX_BATCHES {
             let mut shares = HashMap::<u64, usize>::new();
             for kept in &*kept {
                 *shares.entry(kept.session).or_default() += kept.weight();
             }
-            let greediest = shares.into_iter().max_by_key(|(_, share)| *share).map(|(session, _)| session);
-            let at = kept.iter().position(|kept| Some(kept.session) == greediest);
+            let largest = shares.into_iter().max_by_key(|(_, share)| *share).map(|(session, _)| session);
+            let at = kept.iter().position(|kept| Some(kept.session) == largest);
             let Some(dropped) = at.and_then(|at| kept.remove(at)) else { break };
             weight -= dropped.weight();
         }
@@ -312,7 +314,7 @@ impl Listing {
 }
 
 impl Paging {
-    /// The number of the listing, under which [`Listing::keep_runs`] keeps its batches.
+    /// The number of the listing, under which [`Listing::save_batches`] keeps its batches.
     pub fn listing(&self) -> u64 {
         self.listing
     }
@@ -325,13 +327,13 @@ impl Paging {
 
 impl SavedBatch {
     fn weight(&self) -> usize {
-        self.run.weight() + self.place.capacity() + size_of::<SavedBatch>()
+        self.batch.weight() + self.place.capacity() + size_of::<SavedBatch>()
     }
 }
 
 /// The file at the walk's position.
 #[derive(Debug, PartialEq, Eq)]
-enum Looked {
+enum Lookup {
     Object(ObjectMeta),
     /// No object, or no longer one.
     Nothing,
@@ -339,26 +341,26 @@ enum Looked {
     Forbidden,
 }
 
-fn stat(mapping: &Mapping, walk: &mut Walk) -> Result<Looked, Error> {
+fn stat(mapping: &Mapping, walk: &mut Walk) -> Result<Lookup, Error> {
     let Some((directory, name)) = walk.here(mapping)? else {
-        return Ok(Looked::Nothing);
+        return Ok(Lookup::Nothing);
     };
     let stat = match fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
-        Err(Errno::NOENT) => return Ok(Looked::Nothing),
-        Err(Errno::ACCESS) => return Ok(Looked::Forbidden),
+        Err(Errno::NOENT) => return Ok(Lookup::Nothing),
+        Err(Errno::ACCESS) => return Ok(Lookup::Forbidden),
         answer => answer.map_err(Error::from_open)?,
     };
     match FileType::from_raw_mode(stat.st_mode) {
-        FileType::RegularFile => Ok(Looked::Object(ObjectMeta::of(&stat))),
+        FileType::RegularFile => Ok(Lookup::Object(ObjectMeta::of(&stat))),
         FileType::Symlink if mapping.follows_symlinks() => {
             let path = std::ffi::CString::new(walk.path()).map_err(|_| Error::BadPath)?;
             match mapping.stat(&path) {
-                Ok(found) => Ok(Looked::Object(found)),
+                Ok(meta) => Ok(Lookup::Object(meta)),
                 Err(error @ (Error::Busy(_) | Error::OutOfMemory | Error::Storage(_))) => Err(error),
-                Err(_) => Ok(Looked::Nothing),
+                Err(_) => Ok(Lookup::Nothing),
             }
         }
-        _ => Ok(Looked::Nothing),
+        _ => Ok(Lookup::Nothing),
     }
 }
 

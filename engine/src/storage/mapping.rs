@@ -47,7 +47,7 @@ impl OpenObject {
         fs::fstat(&self.file).is_ok_and(|stat| self.version.looks_like(&Version::of(&stat)))
     }
 
-    pub fn found(&self) -> ObjectMeta {
+    pub fn meta(&self) -> ObjectMeta {
         ObjectMeta { size: self.size, mtime: self.version.mtime(), version: self.version }
     }
 }
@@ -186,8 +186,8 @@ impl Mapping {
     /// that waits for a reader of a FIFO goes on waiting.
     pub fn stat_cached(&self, path: &CStr) -> Result<Option<ObjectMeta>, Error> {
         let Some(file) = self.resolve_cached(path, OFlags::PATH | OFlags::CLOEXEC)? else { return Ok(None) };
-        let found = ObjectMeta::of(&regular(&file)?);
-        Ok((!found.version.is_coarse()).then_some(found))
+        let meta = ObjectMeta::of(&regular(&file)?);
+        Ok((!meta.version.is_coarse()).then_some(meta))
     }
 
     fn resolve_cached(&self, path: &CStr, flags: OFlags) -> Result<Option<OwnedFd>, Error> {
@@ -196,14 +196,14 @@ impl Mapping {
         }
         // A slower file system may be mounted below the root.
         let cached = self.resolve | ResolveFlags::CACHED | ResolveFlags::NO_XDEV;
-        let found = match fs::openat2(&*self.root, path, flags, Permissions::empty(), cached | NO_LINKS) {
+        let file = match fs::openat2(&*self.root, path, flags, Permissions::empty(), cached | NO_LINKS) {
             Err(Errno::LOOP) if self.follows_symlinks() => {
                 let behind = fs::openat2(&*self.root, path, flags, Permissions::empty(), cached);
                 behind.and_then(|file| self.outside_staging(file))
             }
             answer => answer,
         };
-        match found {
+        match file {
             Ok(file) => Ok(Some(file)),
             // XDEV is a mount or a way out of the root: `open` finds out which.
             Err(Errno::AGAIN | Errno::INTR | Errno::XDEV) => Ok(None),
@@ -218,14 +218,14 @@ impl Mapping {
     /// The metadata of the object, without opening it. The server may lack permission to read the object itself.
     pub fn stat(&self, path: &CStr) -> Result<ObjectMeta, Error> {
         let file = self.resolve(path, OFlags::PATH | OFlags::CLOEXEC).map_err(Error::from_open)?;
-        let found = ObjectMeta::of(&regular(&file)?);
+        let meta = ObjectMeta::of(&regular(&file)?);
         // Reading its stamp takes a descriptor for reading. An unreadable file has no stamp for this server.
-        if found.version.is_coarse()
+        if meta.version.is_coarse()
             && let Ok(file) = self.resolve(path, READING)
         {
-            return opened(file).map(|opened| opened.found());
+            return opened(file).map(|opened| opened.meta());
         }
-        Ok(found)
+        Ok(meta)
     }
 
     /// Opens a directory, to read its entries or for fsync(2); `.` is the root itself.
@@ -258,9 +258,9 @@ impl Mapping {
         let reserved = |path: &CStr| {
             path.to_bytes().split(|&byte| byte == b'/').filter(|name| is_reserved(name)).count()
         };
-        let found = reserved(&path_of(file.as_fd())?);
+        let count = reserved(&path_of(file.as_fd())?);
         // The root itself may lie below a directory of this name.
-        if found > 0 && found > reserved(&path_of(self.root())?) {
+        if count > 0 && count > reserved(&path_of(self.root())?) {
             return Err(Errno::NOENT);
         }
         Ok(file)
@@ -278,8 +278,8 @@ impl Mapping {
 
 fn opened(file: OwnedFd) -> Result<OpenObject, Error> {
     let stat = regular(&file)?;
-    let found = ObjectMeta::of_file(&file, &stat);
-    Ok(OpenObject { file, size: found.size, version: found.version })
+    let meta = ObjectMeta::of_file(&file, &stat);
+    Ok(OpenObject { file, size: meta.size, version: meta.version })
 }
 
 /// The fstat(2) of the file, if it is a regular one.

@@ -142,7 +142,7 @@ fn a_nul_is_refused() {
 }
 
 #[test]
-fn what_is_missing_is_not_found() {
+fn a_missing_object_is_not_found() {
     let tree = Tree::new();
     assert_eq!(tree.refusal("/missing"), Error::NotFound);
     assert_eq!(tree.refusal("/missing/object"), Error::NotFound);
@@ -151,7 +151,7 @@ fn what_is_missing_is_not_found() {
 }
 
 #[test]
-fn symbolic_links_are_refused_unless_asked_for() {
+fn symbolic_links_are_refused_unless_enabled() {
     let tree = Tree::new();
     tree.link("inside", "object");
     tree.link("outside", "../secret");
@@ -201,7 +201,7 @@ fn magic_links_of_proc_lead_nowhere() {
 }
 
 #[test]
-fn only_regular_files_leave_the_house() {
+fn only_regular_files_are_opened() {
     let tree = Tree::new();
     // Opening a FIFO without O_NONBLOCK would block this test until a writer comes.
     fs::mknodat(CWD, tree.root().join("fifo"), FileType::Fifo, Permissions::RUSR | Permissions::WUSR, 0)
@@ -240,7 +240,7 @@ fn every_open_has_its_own_offset_and_flags() {
 }
 
 #[test]
-fn what_is_given_away_is_read_only_and_closes_on_exec() {
+fn opened_files_are_read_only_and_close_on_exec() {
     let file = Tree::new().open("/object").expect("open").file;
     assert_eq!(flags(&file) & OFlags::ACCMODE, OFlags::RDONLY);
     let descriptor_flags = rustix::io::fcntl_getfd(&file).expect("open");
@@ -249,7 +249,7 @@ fn what_is_given_away_is_read_only_and_closes_on_exec() {
 }
 
 #[test]
-fn a_root_that_is_renamed_is_held_until_its_path_is_looked_at() {
+fn a_renamed_root_is_served_until_its_path_is_checked() {
     let tree = Tree::new();
     let mapping = Mapping::new(&tree.root(), false).expect("a mapping");
     std::fs::rename(tree.root(), tree.above.path().join("elsewhere")).expect("renamed");
@@ -257,7 +257,7 @@ fn a_root_that_is_renamed_is_held_until_its_path_is_looked_at() {
 }
 
 #[test]
-fn a_root_that_is_no_directory_cannot_be_served() {
+fn a_root_that_is_not_a_directory_is_refused() {
     let tree = Tree::new();
     for (root, errno) in [("root/object", Errno::NOTDIR), ("root/missing", Errno::NOENT)] {
         let error = Mapping::new(&tree.above.path().join(root), false).expect_err("refused");
@@ -269,8 +269,8 @@ fn a_root_that_is_no_directory_cannot_be_served() {
 #[test]
 fn the_path_buffer_is_used_again() {
     let mut path = Vec::new();
-    for (uri, wanted) in [("/sub/object", c"sub/object"), ("/a", c"a"), ("longer", c"longer")] {
-        assert_eq!(relative_path(uri, &mut path), Ok(wanted));
+    for (uri, expected) in [("/sub/object", c"sub/object"), ("/a", c"a"), ("longer", c"longer")] {
+        assert_eq!(relative_path(uri, &mut path), Ok(expected));
     }
     assert_eq!(relative_path("/../x", &mut path), Err(Error::BadPath));
 }
@@ -292,11 +292,11 @@ fn a_version_is_the_same_until_the_file_is_another() {
 }
 
 #[test]
-fn stat_tells_what_open_would_give_under_the_same_fences() {
+fn stat_and_open_agree_and_refuse_the_same_paths() {
     let tree = Tree::new();
     let (mapping, opened) = (tree.mapping(), tree.open("/sub/object").expect("open"));
     let found = mapping.stat(c"sub/object").expect("there");
-    assert_eq!(found, opened.found());
+    assert_eq!(found, opened.meta());
     assert_eq!((found.size, found.version), (6, opened.version));
     let metadata = std::fs::metadata(tree.root().join("sub/object")).expect("there");
     assert_eq!(found.mtime, metadata.mtime());
@@ -321,7 +321,7 @@ fn stat_tells_what_open_would_give_under_the_same_fences() {
 }
 
 #[test]
-fn what_the_kernel_has_in_its_cache_is_opened_without_waiting() {
+fn cached_paths_are_opened_without_waiting() {
     let tree = Tree::new();
     let mapping = tree.mapping();
     let opened = mapping.open_cached(c"sub/object").expect("there");
@@ -330,7 +330,7 @@ fn what_the_kernel_has_in_its_cache_is_opened_without_waiting() {
         return;
     }
     // It was written just now, so it is in the cache.
-    assert_eq!(opened.expect("cached").found(), mapping.stat(c"sub/object").expect("there"));
+    assert_eq!(opened.expect("cached").meta(), mapping.stat(c"sub/object").expect("there"));
     assert_eq!(mapping.open_cached(c"sub").map(|_| ()), Err(Error::NotRegular));
     // For a name never looked up, the kernel would have to read the disk.
     assert!(matches!(mapping.open_cached(c"never-asked-for"), Ok(None)));
@@ -341,7 +341,7 @@ fn what_the_kernel_has_in_its_cache_is_opened_without_waiting() {
 }
 
 #[test]
-fn where_cached_lookups_are_not_to_be_had_all_are_for_open() {
+fn without_resolve_cached_every_look_up_is_left_to_open() {
     let tree = Tree::new();
     let old_kernel = tree.mapping();
     old_kernel.resolves_cached.store(false, Relaxed);
@@ -353,7 +353,7 @@ fn where_cached_lookups_are_not_to_be_had_all_are_for_open() {
 }
 
 #[test]
-fn another_file_system_below_the_root_is_never_taken_for_cached() {
+fn a_mounted_file_system_never_counts_as_cached() {
     // /proc is a mount below /: it needs no disk, but open_cached must leave it to `open` all the same.
     let mapping = Mapping::new(Path::new("/"), false).expect("a mapping");
     assert!(mapping.open(c"proc/version").is_ok());
@@ -361,7 +361,7 @@ fn another_file_system_below_the_root_is_never_taken_for_cached() {
 }
 
 #[test]
-fn what_is_in_memory_is_read_and_what_is_not_is_left_to_others() {
+fn cached_bytes_are_read_and_others_left_to_storage_threads() {
     let tree = Tree::new();
     let content = vec![7; 1 << 20];
     std::fs::write(tree.root().join("large"), &content).expect("a file");

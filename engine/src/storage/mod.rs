@@ -6,6 +6,7 @@ mod cursor;
 mod dir_batch;
 mod distinct_versions;
 pub mod etag;
+mod fair_round;
 pub mod listing;
 pub mod mapping;
 pub mod pending_write;

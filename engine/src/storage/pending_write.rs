@@ -54,7 +54,7 @@ impl PendingWrite {
 
     /// Whether the disk has room for `more` bytes, as far as the server can know. A write beyond the free
     /// room would fill the disk before it failed, and every other writer would find it full.
-    pub fn check_room(&self, more: u64) -> Result<(), Error> {
+    pub fn check_space(&self, more: u64) -> Result<(), Error> {
         let disk = fs::fstatvfs(&self.file).map_err(Error::from_write)?;
         if more > disk.f_bavail.saturating_mul(disk.f_frsize) {
             return Err(Error::from_write(Errno::NOSPC));
@@ -134,17 +134,17 @@ impl PendingWrite {
         self.staging.versions.give(&self.file).map_err(Error::from_write)?;
         fs::fsync(&self.file).map_err(Error::Storage)?;
         let staging = Arc::clone(&self.staging);
-        let held = staging.lock(&self.target);
+        let guard = staging.lock(&self.target);
         self.target.check(&conditions, self.target.existing()?.as_ref())?;
         self.target.confirm(&staging.mapping)?;
         self.rename(conditions.are_exclusive())?;
         // A rename changes the file's ctime, so its version is known only now.
-        let found = ObjectMeta::of_file(&self.file, &fs::fstat(&self.file).map_err(Error::Storage)?);
-        drop(held);
+        let meta = ObjectMeta::of_file(&self.file, &fs::fstat(&self.file).map_err(Error::Storage)?);
+        drop(guard);
         self.target.sync()?;
         // The directory may have been moved between the check before the rename and the rename.
         self.target.confirm(&staging.mapping)?;
-        Ok(found)
+        Ok(meta)
     }
 
     /// Gives the file a name in the staging directory. linkat(2) replaces nothing, so the file needs a name
@@ -191,9 +191,9 @@ impl Drop for PendingWrite {
     }
 }
 
-/// Refuses an object of more than `most` bytes; 0: no limit.
-pub fn check_size(length: u64, most: u64) -> Result<(), Error> {
-    if most > 0 && length > most { Err(Error::TooLarge) } else { Ok(()) }
+/// Refuses an object of more than `max_size` bytes; 0: no limit.
+pub fn check_size(length: u64, max_size: u64) -> Result<(), Error> {
+    if max_size > 0 && length > max_size { Err(Error::TooLarge) } else { Ok(()) }
 }
 
 fn in_staging(errno: Errno) -> Error {

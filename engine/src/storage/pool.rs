@@ -28,11 +28,11 @@ use crate::sync::unpoisoned;
 const STACK: usize = 256 << 10;
 /// A long job yields its thread after this CPU time, or that time on the clock, and continues at its next turn.
 const TURN: Duration = Duration::from_millis(1);
-const LONGEST_TURN: Duration = Duration::from_millis(8);
+const MAX_TURN: Duration = Duration::from_millis(8);
 /// A thread that works on one job for this long is stuck.
 const STUCK: Duration = Duration::from_secs(1);
 /// Long jobs that hold data read so far, for all clients together.
-const MOST_BEGUN: usize = 16;
+const MAX_BEGUN: usize = 16;
 
 /// A job that may take several turns.
 pub trait Work: Send {
@@ -40,12 +40,12 @@ pub trait Work: Send {
     fn run(&mut self, turn: &Turn) -> Progress;
 
     /// Ends early, where the partial result is worth a reply. Called while other jobs wait for its place.
-    fn wrap_up(&mut self) -> Progress {
+    fn finish_early(&mut self) -> Progress {
         Progress::More
     }
 
     /// Releases what the job holds; the next turn starts again.
-    fn give_up(&mut self) {}
+    fn release_memory(&mut self) {}
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,32 +60,32 @@ pub enum Progress {
 #[derive(Debug)]
 pub struct Turn {
     /// When to check the CPU time; None for a turn that ends with the job.
-    look_at: Option<Cell<Instant>>,
+    check_at: Option<Cell<Instant>>,
     ends_at: Instant,
     processor_ends_at: Duration,
 }
 
 impl Turn {
     fn endless() -> Turn {
-        Turn { look_at: None, ends_at: Instant::now(), processor_ends_at: Duration::ZERO }
+        Turn { check_at: None, ends_at: Instant::now(), processor_ends_at: Duration::ZERO }
     }
 
     fn long(began: Instant) -> Turn {
         Turn {
-            look_at: Some(Cell::new(began + TURN)),
-            ends_at: began + LONGEST_TURN,
+            check_at: Some(Cell::new(began + TURN)),
+            ends_at: began + MAX_TURN,
             processor_ends_at: processor_time() + TURN,
         }
     }
 
     pub fn is_over(&self) -> bool {
-        let Some(look_at) = &self.look_at else { return false };
+        let Some(check_at) = &self.check_at else { return false };
         let now = Instant::now();
-        if now < look_at.get() {
+        if now < check_at.get() {
             return false;
         }
         let left = self.processor_ends_at.saturating_sub(processor_time());
-        look_at.set((now + left).min(self.ends_at));
+        check_at.set((now + left).min(self.ends_at));
         left.is_zero() || now >= self.ends_at
     }
 }
@@ -152,7 +152,7 @@ impl State {
     }
 
     /// Number of threads that are not stuck.
-    fn lively(&self) -> usize {
+    fn not_stuck(&self) -> usize {
         let stuck = self.busy.values().filter(|since| since.elapsed() >= STUCK).count();
         self.threads - stuck
     }
@@ -168,7 +168,7 @@ impl StoragePool {
     pub fn start(name: &'static str, size: usize) -> Result<Self, StartError> {
         let size = size.max(1);
         // A long job mostly reads memory: long jobs take at most half of the cores and half of the threads.
-        let limits = LongLimits { threads: (size / 2).min(cores() / 2).max(1), begun: MOST_BEGUN };
+        let limits = LongLimits { threads: (size / 2).min(cores() / 2).max(1), begun: MAX_BEGUN };
         let turns = Turns::new(limits, Shares::of(size, 0));
         let busy = HashMap::new();
         let state = State { turns, sleepers: 0, threads: 0, busy, next_number: 0, is_closed: false };
@@ -218,11 +218,11 @@ impl StoragePool {
     }
 
     /// Starts replacements for stuck threads, where jobs wait. Called once a second.
-    pub fn relieve(&self) {
+    pub fn replace_stuck(&self) {
         let size = self.shared.size;
         loop {
             let state = self.shared.state();
-            let is_short = state.lively() < size && state.threads < 2 * size && !state.is_closed;
+            let is_short = state.not_stuck() < size && state.threads < 2 * size && !state.is_closed;
             if !is_short || !state.turns.has_waiting() {
                 return;
             }
@@ -259,8 +259,8 @@ impl StoragePool {
     }
 
     /// Drops the waiting jobs of a connection that has ended, except writes.
-    pub fn leave(&self, client: Client) {
-        let left = self.shared.state().turns.leave(client);
+    pub fn cancel(&self, client: Client) {
+        let left = self.shared.state().turns.cancel(client);
         drop(left);
     }
 
@@ -310,7 +310,7 @@ impl Shared {
         let mut state = self.state();
         loop {
             // This thread replaced one that is no longer stuck.
-            if state.threads > self.size && state.lively() > self.size {
+            if state.threads > self.size && state.not_stuck() > self.size {
                 break;
             }
             let Some(taken) = state.turns.pop() else {
@@ -354,9 +354,9 @@ impl Shared {
         let place = state.turns.place(&mut taken);
         if place != Place::Kept {
             drop(state);
-            let progress = taken.job.work.wrap_up();
+            let progress = taken.job.work.finish_early();
             if progress == Progress::More && place == Place::Refused {
-                taken.job.work.give_up();
+                taken.job.work.release_memory();
             }
             state = self.state();
             if progress == Progress::Done {

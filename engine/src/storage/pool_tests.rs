@@ -7,20 +7,20 @@ const LONG: Duration = Duration::from_secs(60);
 
 /// Occupies the only thread until the sender is used or dropped; returns once the job has begun.
 fn block(pool: &StoragePool) -> Sender<()> {
-    let (go_on, wait): (Sender<()>, Receiver<()>) = channel();
+    let (unblock, wait): (Sender<()>, Receiver<()>) = channel();
     let (begun, has_begun) = channel();
     pool.submit(Client { user: User::Unknown, connection: 0 }, Kind::Short, move || {
         begun.send(()).expect("the test waits");
         let _ = wait.recv();
     });
     has_begun.recv_timeout(LONG).expect("it begins");
-    go_on
+    unblock
 }
 
 #[test]
-fn a_stop_drops_what_waits_and_does_the_writes() {
+fn a_stop_drops_waiting_jobs_and_does_the_writes() {
     let pool = StoragePool::start("objmapper-storage", 1).expect("a pool");
-    let go_on = block(&pool);
+    let unblock = block(&pool);
     let (done, did) = channel();
     for kind in [Kind::Short, Kind::Write, Kind::Urgent, Kind::Write] {
         let done = done.clone();
@@ -33,7 +33,7 @@ fn a_stop_drops_what_waits_and_does_the_writes() {
         while pool.pending() > 3 {
             std::thread::yield_now();
         }
-        drop(go_on);
+        drop(unblock);
         assert!(stop.join().expect("it stops"));
     });
     assert_eq!(did.iter().collect::<Vec<_>>(), [Kind::Write, Kind::Write]);
@@ -54,7 +54,7 @@ fn a_stop_does_not_wait_for_a_disk_that_never_answers() {
 }
 
 #[test]
-fn work_that_panics_takes_no_thread_with_it() {
+fn a_panicking_job_ends_no_thread() {
     let pool = StoragePool::start("objmapper-storage", 1).expect("a pool");
     let (done, did) = channel();
     let owed = done.clone();
@@ -80,7 +80,7 @@ impl Work for Endless {
 }
 
 #[test]
-fn long_work_lets_short_work_of_others_through_and_ends_with_a_stop() {
+fn long_jobs_let_short_ones_through_and_end_with_a_stop() {
     let pool = StoragePool::start("objmapper-storage", 1).expect("a pool");
     let enders: Vec<_> = (2..10)
         .map(|connection| {
@@ -104,7 +104,7 @@ fn long_work_lets_short_work_of_others_through_and_ends_with_a_stop() {
 }
 
 #[test]
-fn a_thread_that_waits_for_a_processor_has_not_had_its_turn() {
+fn time_without_a_processor_does_not_count_as_a_turn() {
     let began = processor_time();
     let turn = Turn { ends_at: Instant::now() + LONG, ..Turn::long(Instant::now()) };
     std::thread::sleep(2 * TURN);
@@ -116,8 +116,8 @@ fn a_thread_that_waits_for_a_processor_has_not_had_its_turn() {
 }
 
 #[test]
-fn a_turn_ends_on_the_clock_however_little_was_done() {
-    let Some(began) = Instant::now().checked_sub(LONGEST_TURN) else { return };
+fn a_turn_ends_on_the_clock_too() {
+    let Some(began) = Instant::now().checked_sub(MAX_TURN) else { return };
     assert!(Turn::long(began).is_over());
 }
 
@@ -127,21 +127,21 @@ fn threads(pool: &StoragePool) -> usize {
 }
 
 #[test]
-fn stuck_threads_are_replaced_while_work_waits_and_the_others_leave_when_they_go_on() {
+fn stuck_threads_are_replaced_while_jobs_wait_and_surplus_threads_end() {
     let pool = StoragePool::start("objmapper-storage", 2).expect("a pool");
     let stuck: Vec<_> = [1, 2]
         .map(|connection| {
-            let (go_on, wait): (Sender<()>, Receiver<()>) = channel();
+            let (unblock, wait): (Sender<()>, Receiver<()>) = channel();
             let (begun, has_begun) = channel();
             pool.submit(Client { user: User::Unknown, connection }, Kind::Short, move || {
                 begun.send(()).expect("the test waits");
                 let _ = wait.recv();
             });
             has_begun.recv_timeout(LONG).expect("it begins");
-            go_on
+            unblock
         })
         .into();
-    pool.relieve();
+    pool.replace_stuck();
     assert_eq!(threads(&pool), 2, "nothing waits");
     let (done, did) = channel();
     let client = Client { user: User::Unknown, connection: 3 };
@@ -149,7 +149,7 @@ fn stuck_threads_are_replaced_while_work_waits_and_the_others_leave_when_they_go
         done.send(()).expect("the test listens");
     });
     while did.try_recv().is_err() {
-        pool.relieve();
+        pool.replace_stuck();
         std::thread::sleep(Duration::from_millis(10));
     }
     assert_eq!(threads(&pool), 4);
@@ -165,7 +165,7 @@ fn stuck_threads_are_replaced_while_work_waits_and_the_others_leave_when_they_go
 #[test]
 fn one_connection_whose_disk_does_not_answer_leaves_a_thread_for_others() {
     let pool = StoragePool::start("objmapper-storage", 2).expect("a pool");
-    let (go_on, wait) = channel::<()>();
+    let (unblock, wait) = channel::<()>();
     let wait = Arc::new(Mutex::new(wait));
     for _ in 0..64 {
         let wait = Arc::clone(&wait);
@@ -179,6 +179,6 @@ fn one_connection_whose_disk_does_not_answer_leaves_a_thread_for_others() {
         assert_eq!(did.recv_timeout(LONG), Ok(()));
     }
     assert!(pool.pending() >= 64);
-    drop(go_on);
+    drop(unblock);
     assert!(pool.stop(Instant::now() + LONG));
 }

@@ -7,8 +7,8 @@ use rustix::io::{self, Errno};
 pub fn touch(file: &OwnedFd, at: u64, length: u64) -> io::Result<()> {
     // Requests all of it at once; the reads below then wait in order.
     if length > 4096 {
-        let wanted = std::num::NonZeroU64::new(length);
-        let _ = rustix::fs::fadvise(file, at, wanted, rustix::fs::Advice::WillNeed);
+        let range = std::num::NonZeroU64::new(length);
+        let _ = rustix::fs::fadvise(file, at, range, rustix::fs::Advice::WillNeed);
     }
     let mut byte = [0u8];
     for offset in (at..at + length).step_by(4096) {

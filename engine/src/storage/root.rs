@@ -22,11 +22,11 @@ pub struct Root {
     current: OwnedFd,
     path: PathBuf,
     is_gone: AtomicBool,
-    held: Mutex<Held>,
+    served: Mutex<Served>,
 }
 
 #[derive(Debug)]
-struct Held {
+struct Served {
     /// The directory that was served last. While it is open, no other directory gets its inode number.
     directory: OwnedFd,
     /// Whether it is a mount point.
@@ -35,7 +35,7 @@ struct Held {
 }
 
 /// The result of resolving the root's path.
-enum Found {
+enum Resolved {
     /// The directory that is open.
     Same,
     /// Another one that may be served.
@@ -63,8 +63,13 @@ impl Root {
         // Opening a directory takes no permission on it; look-ups below it take search permission.
         fs::openat(&current, c".", FLAGS, Permissions::empty())?;
         let directory = io::fcntl_dupfd_cloexec(&current, 0)?;
-        let held = Held { is_mount: is_mount(&directory), directory, problem: None };
-        Ok(Root { current, path: path.to_owned(), is_gone: AtomicBool::new(false), held: Mutex::new(held) })
+        let served = Served { is_mount: is_mount(&directory), directory, problem: None };
+        Ok(Root {
+            current,
+            path: path.to_owned(),
+            is_gone: AtomicBool::new(false),
+            served: Mutex::new(served),
+        })
     }
 
     /// The path given at the start.
@@ -79,24 +84,24 @@ impl Root {
 
     /// Why the root is gone, for people; None where it is not.
     pub fn problem(&self) -> Option<String> {
-        self.held().problem.clone()
+        self.served().problem.clone()
     }
 
     /// Checks whether the path leads to the served directory, and follows it where allowed. `prepare` must
     /// succeed before the server serves a replacement. May wait for the path's file systems.
     pub fn look(&self, prepare: impl FnOnce() -> Result<(), String>) -> Look {
-        let mut held = self.held();
-        let look = match self.found(&held) {
-            Ok(Found::Unknown) => return Look::Same,
-            Ok(Found::Same) if held.problem.is_none() => return Look::Same,
-            Ok(Found::Same) => {
-                self.put(&held.directory).map(|()| Look::Back).map_err(|errno| errno.to_string())
+        let mut served = self.served();
+        let look = match self.resolve(&served) {
+            Ok(Resolved::Unknown) => return Look::Same,
+            Ok(Resolved::Same) if served.problem.is_none() => return Look::Same,
+            Ok(Resolved::Same) => {
+                self.put(&served.directory).map(|()| Look::Back).map_err(|errno| errno.to_string())
             }
-            Ok(Found::Other(directory)) => {
+            Ok(Resolved::Other(directory)) => {
                 self.put(&directory).map_err(|errno| errno.to_string()).and_then(|()| {
                     prepare()?;
-                    held.is_mount = is_mount(&directory);
-                    held.directory = directory;
+                    served.is_mount = is_mount(&directory);
+                    served.directory = directory;
                     Ok(Look::Replaced)
                 })
             }
@@ -104,7 +109,7 @@ impl Root {
         };
         match look {
             Ok(look) => {
-                held.problem = None;
+                served.problem = None;
                 self.is_gone.store(false, Relaxed);
                 look
             }
@@ -114,39 +119,39 @@ impl Root {
                 let nothing =
                     fs::openat(CWD, "/dev/null", OFlags::PATH | OFlags::CLOEXEC, Permissions::empty());
                 let _ = nothing.and_then(|nothing| self.put(&nothing));
-                if held.problem.as_ref() == Some(&problem) {
+                if served.problem.as_ref() == Some(&problem) {
                     return Look::Same;
                 }
-                held.problem = Some(problem.clone());
+                served.problem = Some(problem.clone());
                 Look::Gone(problem)
             }
         }
     }
 
     /// Resolves the path; an error says why the result must not be served.
-    fn found(&self, held: &Held) -> Result<Found, String> {
+    fn resolve(&self, served: &Served) -> Result<Resolved, String> {
         let shown = self.path.display();
         let directory = match fs::openat(CWD, &self.path, FLAGS, Permissions::empty()) {
             Ok(directory) => directory,
-            Err(errno) if is_exhausted(errno) => return Ok(Found::Unknown),
+            Err(errno) if is_exhausted(errno) => return Ok(Resolved::Unknown),
             Err(Errno::NOENT | Errno::NOTDIR) => {
                 return Err(format!("{shown} was removed or renamed: put it back"));
             }
             Err(errno) => return Err(format!("{shown} cannot be opened: {errno}")),
         };
-        let (now, before) = (identity(&directory)?, identity(&held.directory)?);
+        let (now, before) = (identity(&directory)?, identity(&served.directory)?);
         if now == before {
-            return Ok(Found::Same);
+            return Ok(Resolved::Same);
         }
-        if now.0 != before.0 && !(held.is_mount && is_mount(&directory)) {
+        if now.0 != before.0 && !(served.is_mount && is_mount(&directory)) {
             return Err(format!(
                 "another file system is at {shown} than at the start, mounted or uncovered: mount what was there, or restart \
                  the server to serve what is there now"
             ));
         }
         match fs::openat(&directory, c".", FLAGS, Permissions::empty()) {
-            Ok(_) => Ok(Found::Other(directory)),
-            Err(errno) if is_exhausted(errno) => Ok(Found::Unknown),
+            Ok(_) => Ok(Resolved::Other(directory)),
+            Err(errno) if is_exhausted(errno) => Ok(Resolved::Unknown),
             Err(errno) => {
                 Err(format!("{shown} was replaced by a directory that cannot be searched: {errno}"))
             }
@@ -162,8 +167,8 @@ impl Root {
         Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO))
     }
 
-    fn held(&self) -> MutexGuard<'_, Held> {
-        unpoisoned(self.held.lock())
+    fn served(&self) -> MutexGuard<'_, Served> {
+        unpoisoned(self.served.lock())
     }
 }
 

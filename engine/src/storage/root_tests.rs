@@ -58,7 +58,7 @@ fn a_root_that_is_renamed_serves_nothing_until_it_is_back() {
 }
 
 #[test]
-fn what_has_to_be_prepared_comes_before() {
+fn a_replacement_is_served_only_after_its_preparation() {
     let (above, path, root) = made();
     std::fs::rename(&path, above.path().join("elsewhere")).expect("renamed");
     make(&path);
@@ -67,7 +67,7 @@ fn what_has_to_be_prepared_comes_before() {
 }
 
 #[test]
-fn a_file_in_its_place_is_none() {
+fn a_file_at_the_roots_path_is_no_root() {
     let (_above, path, root) = made();
     std::fs::remove_dir_all(&path).expect("removed");
     std::fs::write(&path, "").expect("a file");

@@ -10,15 +10,15 @@ const STEP: usize = 64;
 
 /// The limits of one batch, whatever the size of the directory.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct RunLimits {
+pub(crate) struct BatchLimits {
     pub names: usize,
     /// Bytes of all names.
     pub bytes: usize,
 }
 
-impl Default for RunLimits {
+impl Default for BatchLimits {
     fn default() -> Self {
-        RunLimits { names: 262_144, bytes: 4 << 20 }
+        BatchLimits { names: 262_144, bytes: 4 << 20 }
     }
 }
 
@@ -50,7 +50,7 @@ impl Keys {
 /// merge drops the greater half.
 #[derive(Debug)]
 pub(crate) struct SmallestNames {
-    limits: RunLimits,
+    limits: BatchLimits,
     /// The merged keys; during a merge, those merged so far.
     pub sorted: Keys,
     /// The next portion, in the order of arrival.
@@ -60,20 +60,20 @@ pub(crate) struct SmallestNames {
     count: usize,
     bytes: usize,
     /// The position in each portion during a merge, as a heap: the smallest key comes first.
-    heap: Vec<Place>,
+    heap: Vec<Position>,
     /// The limit after keys were dropped: every key beyond this one is dropped, so that the batch has no gap.
     pub greatest: Option<Vec<u8>>,
 }
 
 /// The next key of a portion.
 #[derive(Debug, Clone, Copy)]
-struct Place {
+struct Position {
     portion: u32,
     at: u32,
 }
 
 impl SmallestNames {
-    pub fn new(limits: RunLimits) -> SmallestNames {
+    pub fn new(limits: BatchLimits) -> SmallestNames {
         SmallestNames {
             limits,
             sorted: Keys::default(),
@@ -113,7 +113,7 @@ impl SmallestNames {
         }
         let (names, bytes) = (self.count.min(self.limits.names), self.bytes.min(self.limits.bytes));
         self.sorted = Keys { bytes: Vec::with_capacity(bytes), ends: Vec::with_capacity(names) };
-        self.heap = (0..self.portions.len() as u32).map(|portion| Place { portion, at: 0 }).collect();
+        self.heap = (0..self.portions.len() as u32).map(|portion| Position { portion, at: 0 }).collect();
         for at in (0..self.heap.len() / 2).rev() {
             self.sink(at);
         }
@@ -125,9 +125,9 @@ impl SmallestNames {
             return true;
         }
         let mut merged = 0;
-        while let Some(place) = self.heap.first_mut() {
-            let keys = &self.portions[place.portion as usize];
-            let Some(key) = keys.get(place.at as usize) else { break };
+        while let Some(position) = self.heap.first_mut() {
+            let keys = &self.portions[position.portion as usize];
+            let Some(key) = keys.get(position.at as usize) else { break };
             // Duplicates lie side by side.
             if self.sorted.last() != Some(key) {
                 let is_full = self.sorted.ends.len() >= self.limits.names
@@ -138,8 +138,8 @@ impl SmallestNames {
                 }
                 self.sorted.push(key);
             }
-            place.at += 1;
-            if place.at as usize == keys.ends.len() {
+            position.at += 1;
+            if position.at as usize == keys.ends.len() {
                 self.heap.swap_remove(0);
             }
             self.sink(0);
@@ -186,7 +186,7 @@ impl SmallestNames {
     }
 
     fn compare(&self, one: usize, other: usize) -> Ordering {
-        let key = |place: Place| self.portions[place.portion as usize].get(place.at as usize);
+        let key = |position: Position| self.portions[position.portion as usize].get(position.at as usize);
         key(self.heap[one]).cmp(&key(self.heap[other]))
     }
 }

@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mount_that_is_not_listed_is_known_by_a_real_device_only() {
+    fn an_unlisted_mount_counts_as_local_only_on_a_real_device() {
         assert!(is_local_at(99, (254, 0)));
         assert!(!is_local_at(99, (254, 1)));
         assert!(!is_local_at(99, (0, 42)));

@@ -18,7 +18,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use crate::errors::{Error, StartError};
-use crate::storage::distinct_versions::{Kept, Versions};
+use crate::storage::distinct_versions::{VersionSource, Versions};
 use crate::storage::mapping::{Mapping, RESERVED};
 use crate::storage::pending_write::PendingWrite;
 pub use crate::storage::target::{Conditions, Match};
@@ -26,8 +26,8 @@ use crate::storage::target::{Target, no_directory};
 use crate::sync::unpoisoned;
 
 /// How long a start waits for another server's start, whose sweep takes no longer than removing a few files.
-const PATIENCE: Duration = Duration::from_secs(10);
-const PAUSE: Duration = Duration::from_millis(5);
+const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
+const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(5);
 /// The number of locks, and so the most writes between check and rename at a time.
 const STRIPES: usize = 64;
 const OPEN: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
@@ -68,8 +68,8 @@ impl Staging {
         loop {
             match Directory::make(mapping).map_err(failed)? {
                 Some(made) => return Ok(made),
-                None if started.elapsed() > PATIENCE => return Err(failed(Errno::AGAIN)),
-                None => sleep(PAUSE),
+                None if started.elapsed() > LOCK_TIMEOUT => return Err(failed(Errno::AGAIN)),
+                None => sleep(LOCK_RETRY_INTERVAL),
             }
         }
     }
@@ -91,8 +91,8 @@ impl Staging {
 
     /// Starts a put. `path` comes from `mapping::relative_path`; `make_parents` makes missing directories on the way.
     pub fn begin(&self, path: &CStr, make_parents: bool) -> Result<PendingWrite, Error> {
-        let found = if make_parents { Target::make } else { Target::find }(&self.mapping, path);
-        let target = found.map_err(no_directory)?;
+        let target = if make_parents { Target::make } else { Target::find }(&self.mapping, path);
+        let target = target.map_err(no_directory)?;
         // A rename cannot replace anything else. Checked before the content comes, so that the client does
         // not send it for nothing.
         target.existing()?;
@@ -106,7 +106,7 @@ impl Staging {
     pub fn delete(&self, path: &CStr, if_match: Option<Match>) -> Result<(), Error> {
         let target = Target::find(&self.mapping, path).map_err(Error::from_open)?;
         let directory = self.directory();
-        let held = directory.lock(&target);
+        let guard = directory.lock(&target);
         let existing = target.existing()?.ok_or(Error::NotFound)?;
         target.check(&Conditions { if_match, if_none_match: None }, Some(&existing))?;
         target.confirm(&self.mapping).map_err(|error| match error {
@@ -117,7 +117,7 @@ impl Staging {
             Err(Errno::NOENT) => return Err(Error::NotFound),
             answer => answer.map_err(Error::from_write)?,
         }
-        drop(held);
+        drop(guard);
         target.sync()
     }
 }
@@ -186,7 +186,7 @@ impl Directory {
         directory.device = fs::fstat(&directory.file)?.st_dev;
         directory.can_link = directory.try_link();
         let mut notices = sweep(&directory.above)?;
-        if directory.versions.kept() == Kept::Nothing {
+        if directory.versions.kept() == VersionSource::Nothing {
             notices.push(
                 "conditions are not exact here: this file system keeps neither nanoseconds nor attributes, so two \
                  contents of one size that are put within 2 s may have the same etag"

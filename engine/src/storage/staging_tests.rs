@@ -23,9 +23,9 @@ fn staged(root: &TempDir) -> Option<Vec<String>> {
 }
 
 fn put(staging: &Staging, path: &CStr, content: &str) {
-    let mut incoming = staging.begin(path, false).expect("begun");
-    incoming.write(content.as_bytes()).expect("written");
-    incoming.commit(Conditions::default()).expect("committed");
+    let mut pending = staging.begin(path, false).expect("begun");
+    pending.write(content.as_bytes()).expect("written");
+    pending.commit(Conditions::default()).expect("committed");
 }
 
 /// The remains of a killed server: a directory without a lock.
@@ -40,7 +40,7 @@ fn abandoned(root: &TempDir, name: &str, files: &[&str]) -> PathBuf {
 }
 
 #[test]
-fn the_directory_is_there_while_the_server_is_and_for_nobody_else() {
+fn the_directory_exists_while_the_server_runs_and_is_private() {
     let root = tempfile::tempdir().expect("a directory");
     let staging = staging(&root);
     let names = staged(&root).expect("made");
@@ -58,17 +58,17 @@ fn the_directory_is_there_while_the_server_is_and_for_nobody_else() {
 fn a_put_under_way_keeps_the_directory_of_a_server_that_stops() {
     let root = tempfile::tempdir().expect("a directory");
     let staging = staging(&root);
-    let mut incoming = staging.begin(c"object", false).expect("begun");
+    let mut pending = staging.begin(c"object", false).expect("begun");
     drop(staging);
     assert!(staged(&root).is_some());
-    incoming.write(b"late").expect("written");
-    incoming.commit(Conditions::default()).expect("committed");
+    pending.write(b"late").expect("written");
+    pending.commit(Conditions::default()).expect("committed");
     assert_eq!(std::fs::read(root.path().join("object")).expect("there"), b"late");
     assert_eq!(staged(&root), None);
 }
 
 #[test]
-fn what_a_dead_server_left_is_swept() {
+fn a_dead_servers_directory_is_swept() {
     let root = tempfile::tempdir().expect("a directory");
     abandoned(&root, "4711-0123456789abcdef", &["0", "1"]);
     abandoned(&root, "4712-0123456789abcdef", &[]);
@@ -82,19 +82,19 @@ fn what_a_dead_server_left_is_swept() {
 fn the_directory_of_a_living_server_is_left_alone() {
     let root = tempfile::tempdir().expect("a directory");
     let first = staging(&root).with_named_files();
-    let mut incoming = first.begin(c"object", false).expect("begun");
+    let mut pending = first.begin(c"object", false).expect("begun");
     let second = staging(&root);
     assert_eq!(staged(&root).expect("made").len(), 2);
     assert!(second.notices().is_empty());
     drop(second);
-    incoming.write(b"whole").expect("written");
-    incoming.commit(Conditions::default()).expect("committed");
+    pending.write(b"whole").expect("written");
+    pending.commit(Conditions::default()).expect("committed");
     drop(first);
     assert_eq!(staged(&root), None);
 }
 
 #[test]
-fn nothing_is_swept_but_what_a_server_of_this_user_made() {
+fn only_directories_of_this_users_servers_are_swept() {
     let root = tempfile::tempdir().expect("a directory");
     let other_name = abandoned(&root, "notes", &["kept"]);
     let other_mode = abandoned(&root, "4711-0123456789abcdef", &["kept"]);
@@ -109,7 +109,7 @@ fn nothing_is_swept_but_what_a_server_of_this_user_made() {
 }
 
 #[test]
-fn what_cannot_be_swept_is_told_and_stops_nobody() {
+fn a_directory_that_cannot_be_swept_is_reported_and_the_start_goes_on() {
     let root = tempfile::tempdir().expect("a directory");
     let odd = abandoned(&root, "4711-0123456789abcdef", &[]);
     std::fs::create_dir(odd.join("directory")).expect("a directory");
@@ -140,7 +140,7 @@ fn servers_that_start_and_stop_at_the_same_time_do_not_sweep_each_other() {
 }
 
 #[test]
-fn what_stands_in_the_way_of_the_directory_is_named() {
+fn an_obstacle_to_the_directory_is_named() {
     let root = tempfile::tempdir().expect("a directory");
     std::fs::write(root.path().join(RESERVED), "a file").expect("a file");
     let error = Staging::new(&mapping(&root)).expect_err("refused");
@@ -155,9 +155,9 @@ fn what_stands_in_the_way_of_the_directory_is_named() {
 fn a_staging_directory_that_was_removed_is_named() {
     let root = tempfile::tempdir().expect("a directory");
     let staging = staging(&root);
-    let incoming = staging.begin(c"object", false).expect("begun");
+    let pending = staging.begin(c"object", false).expect("begun");
     std::fs::remove_dir_all(root.path().join(RESERVED)).expect("removed");
-    assert_eq!(incoming.commit(Conditions::default()), Err(Error::StagingGone));
+    assert_eq!(pending.commit(Conditions::default()), Err(Error::StagingGone));
     let named = staging.with_named_files();
     assert_eq!(named.begin(c"object", false).map(|_| ()), Err(Error::StagingGone));
 }
@@ -189,8 +189,8 @@ fn no_link_leads_into_that_of_a_server_below() {
     let below = Staging::new(&Mapping::new(&root.path().join("sub"), false).expect("a mapping"))
         .expect("a staging directory")
         .with_named_files();
-    let mut incoming = below.begin(c"new", false).expect("begun");
-    incoming.write(b"unfinished").expect("written");
+    let mut pending = below.begin(c"new", false).expect("begun");
+    pending.write(b"unfinished").expect("written");
     let own = &std::fs::read_dir(root.path().join("sub/.objmapper")).expect("there").next().expect("one");
     let own = own.as_ref().expect("readable").file_name().into_string().expect("UTF-8");
     let unfinished = std::fs::read_dir(root.path().join("sub/.objmapper").join(&own)).expect("there").next();
@@ -229,7 +229,7 @@ fn no_link_leads_into_that_of_a_server_below() {
     std::fs::write(odd.join("object"), "whole").expect("a file");
     symlink("object", odd.join("link")).expect("a link");
     assert_eq!(Mapping::new(&odd, true).expect("a mapping").stat(c"link").map(|found| found.size), Ok(5));
-    drop(incoming);
+    drop(pending);
 }
 
 #[test]
@@ -245,7 +245,7 @@ fn a_deleted_object_is_gone() {
 }
 
 #[test]
-fn a_delete_may_ask_for_a_version() {
+fn a_delete_may_require_a_version() {
     let root = tempfile::tempdir().expect("a directory");
     let staging = staging(&root);
     put(&staging, c"object", "first");

@@ -33,7 +33,7 @@ impl Match {
     fn fits(self, etag: Option<Etag>) -> bool {
         match self {
             Match::Any => etag.is_some(),
-            Match::Etag(wanted) => etag == Some(wanted),
+            Match::Etag(expected) => etag == Some(expected),
         }
     }
 }
@@ -54,8 +54,8 @@ impl Conditions {
             return Ok(());
         }
         let etag = existing.map(Version::etag);
-        let hold = self.if_match.is_none_or(|wanted| wanted.fits(etag))
-            && self.if_none_match.is_none_or(|unwanted| !unwanted.fits(etag));
+        let hold = self.if_match.is_none_or(|expected| expected.fits(etag))
+            && self.if_none_match.is_none_or(|excluded| !excluded.fits(etag));
         if hold { Ok(()) } else { Err(Error::Conflict) }
     }
 

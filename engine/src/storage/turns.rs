@@ -5,16 +5,11 @@
 //! of its round, so it neither saves up time while idle nor waits for the backlog of others. The time of a
 //! job is known only afterwards: the queue charges an estimate when it begins, and corrects it when it ends.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::hash::Hash;
+use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::time::Duration;
 
-/// The charge of a turn before its time is known, and the minimum charge of each.
-const ESTIMATE: u64 = 100_000;
-const LEAST: u64 = 5_000;
-/// Beyond this number of members, the queue removes those that are idle and owe nothing.
-const MOST_IDLE: usize = 64;
+use crate::storage::fair_round::{BEGUN, CLASSES, MIN_CHARGE, Member, PLACELESS, Round};
 
 /// The user that storage works for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -45,15 +40,6 @@ pub enum Kind {
     /// Takes any number of turns; a connection runs one at a time.
     Long,
 }
-
-/// Classes of ready jobs, by the resources that they need.
-const CLASSES: usize = 3;
-/// A thread.
-const SHORT: usize = 0;
-/// One of the threads for long jobs.
-const BEGUN: usize = 1;
-/// That, and one of the places for long jobs that have begun.
-const PLACELESS: usize = 2;
 
 /// The limits of long jobs.
 #[derive(Debug, Clone, Copy)]
@@ -101,101 +87,6 @@ pub(super) enum Place {
     Wanted,
     /// No place is free: the job must release its memory, and starts again once one is free.
     Refused,
-}
-
-/// One level: its members, and which of them have ready jobs.
-#[derive(Debug)]
-struct Round<K, V> {
-    members: HashMap<K, Member<V>>,
-    ready: [BTreeSet<(u64, K)>; CLASSES],
-    clock: u64,
-    prune_at: usize,
-}
-
-#[derive(Debug)]
-struct Member<V> {
-    spent: u64,
-    running: usize,
-    ready: [bool; CLASSES],
-    value: V,
-}
-
-impl<K: Copy + Ord + Hash, V> Round<K, V> {
-    fn new() -> Self {
-        Round { members: HashMap::new(), ready: Default::default(), clock: 0, prune_at: MOST_IDLE }
-    }
-
-    /// The member; a new or idle one starts at the clock.
-    fn enter(&mut self, key: K, new: impl FnOnce() -> V) -> &mut Member<V> {
-        if self.members.len() >= self.prune_at && !self.members.contains_key(&key) {
-            let clock = self.clock;
-            self.members.retain(|_, member| !member.is_idle() || member.spent > clock);
-            self.prune_at = MOST_IDLE.max(2 * self.members.len());
-        }
-        let clock = self.clock;
-        let member = self.members.entry(key).or_insert_with(|| Member {
-            spent: clock,
-            running: 0,
-            ready: [false; CLASSES],
-            value: new(),
-        });
-        if member.is_idle() {
-            member.spent = member.spent.max(clock);
-        }
-        member
-    }
-
-    fn set_ready(&mut self, key: K, now: [bool; CLASSES]) {
-        let Some(member) = self.members.get_mut(&key) else { return };
-        for (class, set) in self.ready.iter_mut().enumerate() {
-            match (member.ready[class], now[class]) {
-                (false, true) => _ = set.insert((member.spent, key)),
-                (true, false) => _ = set.remove(&(member.spent, key)),
-                _ => {}
-            }
-        }
-        member.ready = now;
-    }
-
-    fn charge(&mut self, key: K, change: impl FnOnce(u64) -> u64) {
-        let Some(before) = self.members.get(&key).map(|member| member.ready) else { return };
-        self.set_ready(key, [false; CLASSES]);
-        if let Some(member) = self.members.get_mut(&key) {
-            member.spent = change(member.spent);
-        }
-        self.set_ready(key, before);
-    }
-
-    /// The next member that has an allowed ready job.
-    fn first(&self, allowed: [bool; CLASSES]) -> Option<(u64, K)> {
-        let sets = self.ready.iter().zip(allowed).filter(|(_, allowed)| *allowed);
-        sets.filter_map(|(set, _)| set.first().copied()).min()
-    }
-
-    fn begin(&mut self, key: K) {
-        if let Some(member) = self.members.get_mut(&key) {
-            member.running += 1;
-            self.clock = self.clock.max(member.spent);
-        }
-        self.charge(key, |spent| spent + ESTIMATE);
-    }
-
-    fn end(&mut self, key: K, cost: u64) {
-        if let Some(member) = self.members.get_mut(&key) {
-            member.running -= 1;
-        }
-        self.charge(key, |spent| (spent + cost).saturating_sub(ESTIMATE));
-    }
-
-    fn ready_classes(&self) -> [bool; CLASSES] {
-        [SHORT, BEGUN, PLACELESS].map(|class| !self.ready[class].is_empty())
-    }
-}
-
-impl<V> Member<V> {
-    fn is_idle(&self) -> bool {
-        self.running == 0 && self.ready == [false; CLASSES]
-    }
 }
 
 /// The waiting jobs of one connection.
@@ -303,9 +194,9 @@ impl<J> Turns<J> {
             || (self.begun >= self.limits.begun && !self.users.ready[PLACELESS].is_empty())
     }
 
-    fn count_place(&mut self, user: User, comes: bool) {
+    fn count_place(&mut self, user: User, is_added: bool) {
         let Some(user) = self.users.members.get_mut(&user) else { return };
-        let count = |count: &mut usize| *count = if comes { *count + 1 } else { *count - 1 };
+        let count = |count: &mut usize| *count = if is_added { *count + 1 } else { *count - 1 };
         count(&mut self.begun);
         count(&mut user.value.places);
     }
@@ -377,7 +268,7 @@ impl<J> Turns<J> {
     }
 
     /// Removes the waiting jobs of a connection, except writes.
-    pub fn leave(&mut self, client: Client) -> Vec<J> {
+    pub fn cancel(&mut self, client: Client) -> Vec<J> {
         let Some(flow) = self.flow(client) else { return Vec::new() };
         let mut left: Vec<J> = Vec::new();
         let (writes, reads) = flow.short.drain(..).partition(|(kind, _)| *kind == Kind::Write);
@@ -399,7 +290,7 @@ impl<J> Turns<J> {
     pub fn clear(&mut self, writes_too: bool) -> Vec<J> {
         let mut left = Vec::new();
         for client in self.clients() {
-            left.extend(self.leave(client));
+            left.extend(self.cancel(client));
             if writes_too && let Some(flow) = self.flow(client) {
                 left.extend(std::mem::take(&mut flow.short).into_iter().map(|(_, job)| job));
                 self.settle(client);
@@ -440,7 +331,7 @@ impl<J> Turns<J> {
 
     fn after_turn<T>(&mut self, taken: &Taken<T>, cost: Duration, front: Front) {
         let client = taken.client;
-        let cost = u64::try_from(cost.as_nanos()).unwrap_or(u64::MAX / 4).clamp(LEAST, u64::MAX / 4);
+        let cost = u64::try_from(cost.as_nanos()).unwrap_or(u64::MAX / 4).clamp(MIN_CHARGE, u64::MAX / 4);
         self.continuing -= usize::from(taken.is_continued);
         self.running -= 1;
         if taken.kind == Kind::Long

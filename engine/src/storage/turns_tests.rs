@@ -1,6 +1,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 use super::*;
+use crate::storage::fair_round::MAX_IDLE;
 use proptest::prelude::*;
+use std::collections::HashMap;
 
 const LIMITS: LongLimits = LongLimits { threads: 2, begun: 3 };
 /// No limit of threads.
@@ -19,7 +21,7 @@ fn one(turns: &mut Turns<u32>, cost: Duration) -> (Client, u32) {
 }
 
 #[test]
-fn a_client_that_asks_for_little_comes_before_the_backlog_of_another() {
+fn a_light_client_comes_before_the_backlog_of_a_heavy_one() {
     let mut turns = Turns::new(LIMITS, ALL);
     for job in 0..1000 {
         turns.push(client(1, 1), Kind::Short, job);
@@ -34,7 +36,7 @@ fn a_client_that_asks_for_little_comes_before_the_backlog_of_another() {
 }
 
 #[test]
-fn users_get_the_same_time_however_many_connections_they_have_and_however_dear_their_work_is() {
+fn users_get_equal_time_whatever_their_connections_and_job_sizes() {
     let mut turns = Turns::new(LIMITS, ALL);
     let mut spent = HashMap::<Client, u32>::new();
     for _ in 0..400 {
@@ -55,7 +57,7 @@ fn users_get_the_same_time_however_many_connections_they_have_and_however_dear_t
 }
 
 #[test]
-fn time_that_was_not_used_is_not_saved_up() {
+fn unused_time_is_not_saved_up() {
     let mut turns = Turns::new(LIMITS, ALL);
     turns.push(client(2, 2), Kind::Short, 0);
     for job in 0..200 {
@@ -126,7 +128,7 @@ fn a_connection_has_one_piece_of_long_work_begun_and_all_together_few() {
 }
 
 #[test]
-fn work_with_a_place_that_others_wait_for_is_to_end_soon() {
+fn a_job_whose_place_others_want_is_asked_to_end() {
     let mut turns = Turns::new(LongLimits { threads: 2, begun: 4 }, ALL);
     let begin = |turns: &mut Turns<u32>, uid, connection| {
         turns.push(client(uid, connection), Kind::Long, uid);
@@ -185,13 +187,13 @@ fn one_user_leaves_places_for_the_long_work_of_others() {
 }
 
 #[test]
-fn what_waits_on_a_connection_that_ends_is_dropped_but_for_writes() {
+fn an_ended_connection_drops_its_waiting_jobs_except_writes() {
     let mut turns = Turns::new(LIMITS, ALL);
     for (kind, job) in [(Kind::Short, 1), (Kind::Write, 2), (Kind::Long, 3), (Kind::Urgent, 4)] {
         turns.push(client(1, 1), kind, job);
         turns.push(client(1, 2), kind, job + 10);
     }
-    let mut left = turns.leave(client(1, 1));
+    let mut left = turns.cancel(client(1, 1));
     left.sort_unstable();
     assert_eq!(left, [1, 3, 4]);
     let mut rest: Vec<_> = (0..5).map(|_| one(&mut turns, MS).1).collect();
@@ -214,14 +216,14 @@ fn clients_that_have_gone_leave_nothing_behind() {
         turns.push(client(0, 0), Kind::Short, 0);
     }
     let flows = turns.users.members.values().map(|user| user.value.round.members.len()).max();
-    assert!(turns.users.members.len() <= 3 * MOST_IDLE, "{}", turns.users.members.len());
-    assert!(flows <= Some(3 * MOST_IDLE), "{flows:?}");
+    assert!(turns.users.members.len() <= 3 * MAX_IDLE, "{}", turns.users.members.len());
+    assert!(flows <= Some(3 * MAX_IDLE), "{flows:?}");
 }
 
 proptest! {
     /// For any sequence, each job is done once or dropped, and the counts end at 0.
     #[test]
-    fn nothing_is_lost_done_twice_or_counted_at_the_end(steps in prop::collection::vec((0u8..5, 0u32..3, 0u64..3, 0u8..4), 0..200)) {
+    fn no_job_is_lost_or_repeated_and_the_counts_end_at_zero(steps in prop::collection::vec((0u8..5, 0u32..3, 0u64..3, 0u8..4), 0..200)) {
         let mut turns = Turns::new(LIMITS, ALL);
         let mut under_way = Vec::new();
         let (mut pushed, mut finished) = (0u32, Vec::new());
@@ -233,7 +235,7 @@ proptest! {
                     pushed += 1;
                 }
                 2 => under_way.extend(turns.pop()),
-                3 => finished.extend(turns.leave(client(uid, connection))),
+                3 => finished.extend(turns.cancel(client(uid, connection))),
                 _ => if let Some(mut taken) = under_way.pop() {
                     if taken.kind == Kind::Long && kind > 0 {
                         turns.place(&mut taken);

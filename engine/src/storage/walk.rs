@@ -11,18 +11,18 @@ use std::sync::Arc;
 use crate::access::rules::View;
 use crate::errors::Error;
 use crate::protocol::MAX_URI;
-use crate::storage::dir_batch::{Bound, NameBatch, Reading, RunLimits, Wanted};
+use crate::storage::dir_batch::{BatchLimits, Bound, Filter, NameBatch, Reading};
 use crate::storage::mapping::Mapping;
 
 /// The longest path: a URI has a slash in front.
 const MAX_PATH: usize = MAX_URI - 1;
 /// Directories that one page enters; then the page ends, so that a tree without objects does not occupy a
 /// thread for long.
-const MOST_DIRECTORIES: usize = 4096;
+const MAX_DIRECTORIES: usize = 4096;
 /// Names skipped between two checks of the clock.
-const MOST_PASSED: usize = 64;
+const MAX_PASSED: usize = 64;
 /// Bytes of batches that one walk holds besides the innermost.
-const MOST_HELD: usize = 8 << 20;
+const MAX_HELD: usize = 8 << 20;
 
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Step {
@@ -33,7 +33,7 @@ pub(crate) enum Step {
     /// Enough for one page; the next one continues here.
     PageFull(Vec<u8>),
     /// The turn is over; the next step continues.
-    Remainder,
+    TurnOver,
     End,
 }
 
@@ -57,7 +57,7 @@ pub(crate) struct Walk {
     view: Option<View>,
     /// Whether the walk reports what it leaves out.
     reports: bool,
-    limits: RunLimits,
+    limits: BatchLimits,
     /// The prefix of names in the outermost directory.
     prefix: Vec<u8>,
     /// Where an earlier page ended.
@@ -78,14 +78,14 @@ struct Level {
     length: usize,
     /// The bound from which the walk needs the batch.
     bound: Bound,
-    run: Option<Arc<NameBatch>>,
+    batch: Option<Arc<NameBatch>>,
     next: usize,
 }
 
 impl Walk {
     /// Walks `directory`, which is empty or ends in a slash, and all below it whose path starts with
     /// `directory` and `prefix`, from beyond `after` on; `after` is empty for a new walk.
-    pub fn new(view: Option<View>, directory: &str, prefix: &str, after: &[u8], limits: RunLimits) -> Walk {
+    pub fn new(view: Option<View>, directory: &str, prefix: &str, after: &[u8], limits: BatchLimits) -> Walk {
         let mut walk = Walk {
             view,
             reports: false,
@@ -133,23 +133,23 @@ impl Walk {
         loop {
             passed += 1;
             // Hidden or left-out names bring no object, and may be many.
-            if passed % MOST_PASSED == 0 && is_over() {
-                return Ok(Step::Remainder);
+            if passed % MAX_PASSED == 0 && is_over() {
+                return Ok(Step::TurnOver);
             }
             let Some(level) = self.levels.last_mut() else {
                 return Ok(Step::End);
             };
             self.path.truncate(level.length);
-            let Some(run) = &level.run else {
+            let Some(batch) = &level.batch else {
                 match self.fetch(mapping, &kept, is_over)? {
                     Fetched::Unreadable if self.may_report() => {
                         return Ok(Step::LeftOut(LeftOut::Unreadable));
                     }
-                    _ if is_over() => return Ok(Step::Remainder),
+                    _ if is_over() => return Ok(Step::TurnOver),
                     _ => continue,
                 }
             };
-            match run.get(level.next) {
+            match batch.get(level.next) {
                 Some(key) => {
                     level.next += 1;
                     let is_long = self.path.len() + key.len() > MAX_PATH;
@@ -173,14 +173,14 @@ impl Walk {
                         return Ok(Step::Object);
                     }
                     // On the way to where the earlier page ended there is nothing new yet; so each page advances.
-                    if self.entered >= MOST_DIRECTORIES && !self.after.starts_with(&self.path) {
+                    if self.entered >= MAX_DIRECTORIES && !self.after.starts_with(&self.path) {
                         return Ok(Step::PageFull(self.path.clone()));
                     }
                     self.enter();
                 }
-                None if !run.is_last => {
-                    level.bound = run.last().map_or(Bound::START, Bound::after);
-                    level.run = None;
+                None if !batch.is_last => {
+                    level.bound = batch.last().map_or(Bound::START, Bound::after);
+                    level.batch = None;
                 }
                 None => {
                     self.levels.pop();
@@ -209,12 +209,12 @@ impl Walk {
     }
 
     /// The batches in which the next page may continue: for each directory a key and its batch. Ends the walk.
-    pub fn take_runs(&mut self) -> impl Iterator<Item = (Vec<u8>, Arc<NameBatch>)> {
+    pub fn take_batches(&mut self) -> impl Iterator<Item = (Vec<u8>, Arc<NameBatch>)> {
         let levels = std::mem::take(&mut self.levels);
         let (path, prefix) = (&self.path, &self.prefix);
         levels.into_iter().enumerate().filter_map(move |(depth, level)| {
-            let run = level.run?;
-            run.is_worth_keeping().then(|| (place(&path[..level.length], prefix, depth), run))
+            let batch = level.batch?;
+            batch.is_worth_keeping().then(|| (place(&path[..level.length], prefix, depth), batch))
         })
     }
 
@@ -231,20 +231,21 @@ impl Walk {
                 None => Bound::after(rest),
             },
         };
-        self.levels.push(Level { length: self.path.len(), bound, run: None, next: 0 });
+        self.levels.push(Level { length: self.path.len(), bound, batch: None, next: 0 });
         self.lighten();
     }
 
     /// Drops outer batches where they hold too much; the walk reads them again from where it left them.
     fn lighten(&mut self) {
-        let mut held: usize = self.levels.iter().filter_map(|level| Some(level.run.as_ref()?.weight())).sum();
+        let mut held: usize =
+            self.levels.iter().filter_map(|level| Some(level.batch.as_ref()?.weight())).sum();
         for level in &mut self.levels {
-            if held <= MOST_HELD {
+            if held <= MAX_HELD {
                 break;
             }
-            if let Some(run) = level.run.take() {
-                held -= run.weight();
-                let last = level.next.checked_sub(1).and_then(|last| run.get(last));
+            if let Some(batch) = level.batch.take() {
+                held -= batch.weight();
+                let last = level.next.checked_sub(1).and_then(|last| batch.get(last));
                 level.bound = last.map_or(level.bound.clone(), Bound::after);
             }
         }
@@ -262,44 +263,44 @@ impl Walk {
             return Ok(Fetched::Batch);
         };
         let mut fetched = Fetched::Batch;
-        let mut run = None;
+        let mut batch = None;
         if self.reading.is_none() {
             // An earlier page keeps batches only for directories on the way to where it ended.
             let is_on_the_way = self.after.starts_with(&self.path);
             let from_before =
                 if is_on_the_way { kept(&place(&self.path, &self.prefix, depth)) } else { None };
-            run = from_before.filter(|run| run.covers(&level.bound));
-            if run.is_none() {
+            batch = from_before.filter(|batch| batch.covers(&level.bound));
+            if batch.is_none() {
                 // Opens it anew: the descriptor of a directory read before is at its end.
                 self.directory = None;
                 match open(mapping, &self.path)? {
                     Reached::Directory(directory) => {
-                        let wanted = Wanted {
+                        let filter = Filter {
                             bound: level.bound.clone(),
                             prefix: if depth == 0 { self.prefix.clone() } else { Vec::new() },
                             symlinks: mapping.follows_symlinks(),
                         };
                         self.directory = Some(directory);
-                        self.reading = Some(Reading::new(wanted, self.limits));
+                        self.reading = Some(Reading::new(filter, self.limits));
                     }
-                    Reached::Nothing => run = Some(Arc::new(NameBatch::empty())),
+                    Reached::Nothing => batch = Some(Arc::new(NameBatch::empty())),
                     Reached::Unreadable => {
                         fetched = Fetched::Unreadable;
-                        run = Some(Arc::new(NameBatch::empty()));
+                        batch = Some(Arc::new(NameBatch::empty()));
                     }
                 }
             }
         }
         if let (Some(mut reading), Some(directory)) = (self.reading.take(), &self.directory) {
-            if !reading.go_on(directory, is_over).map_err(Error::from_open)? {
+            if !reading.advance(directory, is_over).map_err(Error::from_open)? {
                 self.reading = Some(reading);
                 return Ok(Fetched::Part);
             }
-            run = Some(Arc::new(reading.into_run()));
+            batch = Some(Arc::new(reading.into_batch()));
         }
-        if let Some(run) = run {
-            level.next = run.position(&level.bound);
-            level.run = Some(run);
+        if let Some(batch) = batch {
+            level.next = batch.position(&level.bound);
+            level.batch = Some(batch);
         }
         Ok(fetched)
     }

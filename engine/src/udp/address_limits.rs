@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn over_time_an_address_gets_its_rate_and_no_more() {
+    fn over_time_an_address_gets_at_most_its_rate() {
         let limit = RateLimit::new(10_000);
         let mut sent = 0;
         // 1,000 bytes every millisecond for ten seconds: a hundred times the rate.
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_do_not_pay_for_each_other() {
+    fn addresses_have_separate_limits() {
         let limit = RateLimit::new(1000);
         let now = limit.started;
         assert!(limit.take(ip("192.0.2.1"), 5000, now));
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn the_table_stays_as_it_is_however_many_addresses_come() {
+    fn the_table_keeps_its_size_whatever_the_number_of_addresses() {
         let limit = RateLimit::new(1000);
         let debtor = ip("198.51.100.1");
         assert!(limit.take(debtor, 1_000_000, limit.started));
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_rate_there_is_no_limit_and_no_table() {
+    fn without_a_rate_there_is_neither_limit_nor_table() {
         let limit = RateLimit::new(0);
         assert!((0..100).all(|_| limit.take(ip("192.0.2.1"), u64::MAX, limit.started)));
         assert!(limit.sets.is_empty());

@@ -41,10 +41,10 @@ impl Admission {
     /// Decides on a UDP request by its claimed source address, and counts it.
     ///
     /// Loopback is trusted: the kernel accepts no loopback source address from a network.
-    pub fn evaluate(&self, question: &UdpRequest<'_>, from: SocketAddr, now: Instant) -> Verdict {
+    pub fn evaluate(&self, request: &UdpRequest<'_>, from: SocketAddr, now: Instant) -> Verdict {
         let from = canonical(from);
         let counts = &self.counts;
-        match question {
+        match request {
             UdpRequest::Noise => {
                 counts.noise_received.fetch_add(1, Relaxed);
                 Verdict::Drop
@@ -65,11 +65,11 @@ impl Admission {
             }
             UdpRequest::Pull(pull) => {
                 counts.pull_received.fetch_add(1, Relaxed);
-                let is_known = || pull.cookie.is_some_and(|cookie| self.cookies.is_good(&cookie, from, now));
+                let is_known = || pull.cookie.is_some_and(|cookie| self.cookies.verify(&cookie, from, now));
                 if from.ip().is_loopback() || is_known() {
                     return Verdict::Serve;
                 }
-                Verdict::Retry(self.cookies.give(from, now))
+                Verdict::Retry(self.cookies.make(from, now))
             }
         }
     }
@@ -94,7 +94,7 @@ mod tests {
 
     const PLAIN: &[u8] = b"2\0\x02/a";
 
-    fn gate(trusted: &[&str], rate: u64) -> Admission {
+    fn admission(trusted: &[&str], rate: u64) -> Admission {
         Admission::new(trusted.iter().map(|text| text.parse().unwrap()).collect(), rate).unwrap()
     }
 
@@ -105,39 +105,39 @@ mod tests {
         out
     }
 
-    fn evaluate(gate: &Admission, datagram: &[u8], from: &str) -> Verdict {
-        gate.evaluate(&UdpRequest::decode(datagram), from.parse().unwrap(), Instant::now())
+    fn evaluate(admission: &Admission, datagram: &[u8], from: &str) -> Verdict {
+        admission.evaluate(&UdpRequest::decode(datagram), from.parse().unwrap(), Instant::now())
     }
 
     #[test]
-    fn loopback_is_served_without_more_ado() {
-        let gate = gate(&[], 0);
+    fn loopback_is_served_without_a_cookie() {
+        let admission = admission(&[], 0);
         for from in ["127.0.0.1:5", "127.9.9.9:5", "[::1]:5", "[::ffff:127.0.0.1]:5"] {
-            assert_eq!(evaluate(&gate, PLAIN, from), Verdict::Serve, "{from}");
-            assert_eq!(evaluate(&gate, &pull(None), from), Verdict::Serve, "{from}");
+            assert_eq!(evaluate(&admission, PLAIN, from), Verdict::Serve, "{from}");
+            assert_eq!(evaluate(&admission, &pull(None), from), Verdict::Serve, "{from}");
         }
     }
 
     #[test]
-    fn plain_requests_are_served_to_trusted_networks_and_nobody_else() {
-        let gate = gate(&["192.0.2.0/24", "2001:db8::/32"], 0);
+    fn plain_requests_are_served_to_trusted_networks_only() {
+        let admission = admission(&["192.0.2.0/24", "2001:db8::/32"], 0);
         for from in ["192.0.2.9:5", "[2001:db8::9]:5", "[::ffff:192.0.2.9]:5"] {
-            assert_eq!(evaluate(&gate, PLAIN, from), Verdict::Serve, "{from}");
+            assert_eq!(evaluate(&admission, PLAIN, from), Verdict::Serve, "{from}");
         }
         for from in ["198.51.100.1:5", "[2001:db9::1]:5"] {
-            assert_eq!(evaluate(&gate, PLAIN, from), Verdict::Drop, "{from}");
+            assert_eq!(evaluate(&admission, PLAIN, from), Verdict::Drop, "{from}");
         }
-        assert_eq!(gate.counts.untrusted_dropped.load(Relaxed), 2);
+        assert_eq!(admission.counts.untrusted_dropped.load(Relaxed), 2);
     }
 
     #[test]
     fn a_pull_from_elsewhere_must_show_its_cookie_even_where_the_network_is_trusted() {
-        let gate = gate(&["192.0.2.0/24"], 0);
+        let admission = admission(&["192.0.2.0/24"], 0);
         for from in ["192.0.2.9:5", "198.51.100.1:5", "[2001:db8::9]:5"] {
-            let Verdict::Retry(cookie) = evaluate(&gate, &pull(None), from) else { panic!("{from}") };
-            assert_eq!(evaluate(&gate, &pull(Some(cookie)), from), Verdict::Serve, "{from}");
-            assert_eq!(evaluate(&gate, &pull(Some(cookie)), "203.0.113.7:5"), {
-                let other = gate.cookies.give("203.0.113.7:5".parse().unwrap(), Instant::now());
+            let Verdict::Retry(cookie) = evaluate(&admission, &pull(None), from) else { panic!("{from}") };
+            assert_eq!(evaluate(&admission, &pull(Some(cookie)), from), Verdict::Serve, "{from}");
+            assert_eq!(evaluate(&admission, &pull(Some(cookie)), "203.0.113.7:5"), {
+                let other = admission.cookies.make("203.0.113.7:5".parse().unwrap(), Instant::now());
                 Verdict::Retry(other)
             });
         }
@@ -145,28 +145,28 @@ mod tests {
 
     #[test]
     fn nothing_is_sent_to_port_0() {
-        let gate = gate(&[], 0);
-        assert_eq!(evaluate(&gate, PLAIN, "127.0.0.1:0"), Verdict::Drop);
-        assert_eq!(evaluate(&gate, &pull(None), "192.0.2.1:0"), Verdict::Drop);
+        let admission = admission(&[], 0);
+        assert_eq!(evaluate(&admission, PLAIN, "127.0.0.1:0"), Verdict::Drop);
+        assert_eq!(evaluate(&admission, &pull(None), "192.0.2.1:0"), Verdict::Drop);
     }
 
     #[test]
-    fn the_limit_is_not_for_loopback() {
-        let gate = gate(&[], 1000);
+    fn loopback_has_no_rate_limit() {
+        let admission = admission(&[], 1000);
         let now = Instant::now();
         for to in ["127.0.0.1:5", "[::1]:5"] {
-            assert!((0..100).all(|_| gate.may_send(to.parse().unwrap(), 1_000_000, now)));
+            assert!((0..100).all(|_| admission.may_send(to.parse().unwrap(), 1_000_000, now)));
         }
         let far = "192.0.2.1:5".parse().unwrap();
-        assert!(gate.may_send(far, 1_000_000, now));
-        assert!(!gate.may_send(far, 1, now));
-        assert_eq!(gate.counts.limited_dropped.load(Relaxed), 1);
+        assert!(admission.may_send(far, 1_000_000, now));
+        assert!(!admission.may_send(far, 1, now));
+        assert_eq!(admission.counts.limited_dropped.load(Relaxed), 1);
     }
 
     proptest! {
         /// An address without a valid cookie gets 24 bytes for a request of at least 25, or nothing.
         #[test]
-        fn who_has_shown_no_cookie_never_gets_more_than_it_sent(
+        fn without_a_cookie_a_reply_is_never_longer_than_the_request(
             mut datagram in prop::collection::vec(any::<u8>(), 0..MAX_REQUEST),
             begins_well in any::<bool>(),
         ) {
@@ -174,7 +174,7 @@ mod tests {
                 datagram[..3].copy_from_slice(b"U\x01\x00");
                 datagram[3] = if datagram[3] & 1 == 0 { 0 } else { COOKIE as u8 };
             }
-            match evaluate(&gate(&[], 0), &datagram, "198.51.100.1:5") {
+            match evaluate(&admission(&[], 0), &datagram, "198.51.100.1:5") {
                 Verdict::Drop => {}
                 Verdict::Retry(_) => prop_assert!(datagram.len() >= PULL_HEAD && PULL_HEAD >= RETRY_LENGTH),
                 Verdict::Serve => prop_assert!(false, "served"),

@@ -76,10 +76,10 @@ impl Inbox {
 
     /// The datagrams of the batch.
     pub fn received(&self, count: usize) -> impl Iterator<Item = Received<'_>> {
-        let rooms = self.bytes.chunks_exact(MAX_REQUEST);
-        rooms.zip(&self.kept).zip(&self.from).take(count).filter_map(|((room, &kept), from)| {
+        let buffers = self.bytes.chunks_exact(MAX_REQUEST);
+        buffers.zip(&self.kept).zip(&self.from).take(count).filter_map(|((buffer, &kept), from)| {
             // None means an unknown address family, which an IP socket never delivers.
-            from.map(|from| Received { from, bytes: &room[..kept] })
+            from.map(|from| Received { from, bytes: &buffer[..kept] })
         })
     }
 
@@ -91,8 +91,8 @@ impl Inbox {
     /// Receives a batch without waiting. Returns how many there are.
     pub fn receive(&mut self, socket: &OwnedFd) -> usize {
         let mut batch = Batch::new();
-        for (at, room) in self.bytes.chunks_exact_mut(MAX_REQUEST).enumerate() {
-            batch.pieces[at] = libc::iovec { iov_base: room.as_mut_ptr().cast(), iov_len: room.len() };
+        for (at, buffer) in self.bytes.chunks_exact_mut(MAX_REQUEST).enumerate() {
+            batch.pieces[at] = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
             let head = &mut batch.messages[at].msg_hdr;
             head.msg_name = (&raw mut batch.names[at]).cast();
             head.msg_namelen = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
@@ -167,10 +167,10 @@ impl Outbox {
     }
 
     /// Queues the bytes from `start` on as datagrams of `datagram` bytes; the last may be shorter. One
-    /// message carries at most `most` bytes of them, the result of [`UdpSocket::segmented`].
-    pub fn push(&mut self, start: usize, datagram: usize, most: usize, to: Peer) {
-        for start in (start..self.bytes.len()).step_by(most.max(1)) {
-            let end = (start + most).min(self.bytes.len());
+    /// message carries at most `max_bytes` bytes of them, the result of [`UdpSocket::segmented`].
+    pub fn push(&mut self, start: usize, datagram: usize, max_bytes: usize, to: Peer) {
+        for start in (start..self.bytes.len()).step_by(max_bytes.max(1)) {
+            let end = (start + max_bytes).min(self.bytes.len());
             let segment = if end - start > datagram { datagram } else { 0 };
             self.messages.push(Message { start, end, segment, to });
         }
@@ -338,13 +338,13 @@ fn write_control(control: &mut [u64; CONTROL / 8], message: &Message) -> usize {
     at
 }
 
-/// Writes one control message at a multiple of 8. Returns the room it takes.
+/// Writes one control message at a multiple of 8. Returns the space it takes.
 fn write_one<T: Copy>(control: &mut [u64; CONTROL / 8], at: usize, level: i32, kind: i32, value: T) -> usize {
     // SAFETY: the macros only compute.
-    let (length, room) = unsafe {
+    let (length, space) = unsafe {
         (libc::CMSG_LEN(size_of::<T>() as u32) as usize, libc::CMSG_SPACE(size_of::<T>() as u32) as usize)
     };
-    assert!(at + room <= CONTROL, "the control buffer has room for all that we write");
+    assert!(at + space <= CONTROL, "the control buffer has room for all that we write");
     let mut head = MaybeUninit::<libc::cmsghdr>::zeroed();
     // SAFETY: zeros are a valid head; the place was checked to lie within the buffer, for head and value.
     unsafe {
@@ -356,5 +356,5 @@ fn write_one<T: Copy>(control: &mut [u64; CONTROL / 8], at: usize, level: i32, k
         place.cast::<libc::cmsghdr>().write(head.assume_init());
         libc::CMSG_DATA(place.cast()).cast::<T>().write_unaligned(value);
     }
-    room
+    space
 }

@@ -168,21 +168,21 @@ pub fn checksum_of_uri(uri: &str) -> u32 {
 ///
 /// The checksum is CRC-32C (Castagnoli) over the URI and the datagram, with its own field as zeros, as in SCTP.
 pub fn seal_data(datagram: &mut [u8], head: &DataHead, offset: u64) {
-    let Some((room, payload)) = datagram.split_first_chunk_mut::<DATA_HEAD>() else { return };
-    room[..2].copy_from_slice(&MAGIC);
-    room[2..4].copy_from_slice(&[DATA, Status::Ok as u8]);
-    room[4..8].copy_from_slice(&head.request_id.to_be_bytes());
-    room[8..16].copy_from_slice(&head.version.to_be_bytes());
-    room[16..24].copy_from_slice(&head.total.to_be_bytes());
-    room[24..CHECKSUM_AT].copy_from_slice(&offset.to_be_bytes());
-    room[CHECKSUM_AT..].fill(0);
-    let checksum = crc32c::crc32c_append(crc32c::crc32c_append(head.seed, room), payload);
-    room[CHECKSUM_AT..].copy_from_slice(&checksum.to_be_bytes());
+    let Some((front, payload)) = datagram.split_first_chunk_mut::<DATA_HEAD>() else { return };
+    front[..2].copy_from_slice(&MAGIC);
+    front[2..4].copy_from_slice(&[DATA, Status::Ok as u8]);
+    front[4..8].copy_from_slice(&head.request_id.to_be_bytes());
+    front[8..16].copy_from_slice(&head.version.to_be_bytes());
+    front[16..24].copy_from_slice(&head.total.to_be_bytes());
+    front[24..CHECKSUM_AT].copy_from_slice(&offset.to_be_bytes());
+    front[CHECKSUM_AT..].fill(0);
+    let checksum = crc32c::crc32c_append(crc32c::crc32c_append(head.seed, front), payload);
+    front[CHECKSUM_AT..].copy_from_slice(&checksum.to_be_bytes());
 }
 
 /// A decoded reply of the server.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Answer<'a> {
+pub enum UdpReply<'a> {
     Retry {
         request_id: u32,
         cookie: [u8; COOKIE],
@@ -203,10 +203,10 @@ pub enum Answer<'a> {
     Noise,
 }
 
-impl<'a> Answer<'a> {
+impl<'a> UdpReply<'a> {
     /// Decodes a reply to a UDP request for the URI with this checksum.
     pub fn decode(seed: u32, bytes: &'a [u8]) -> Self {
-        Self::read(seed, bytes).unwrap_or(Answer::Noise)
+        Self::read(seed, bytes).unwrap_or(UdpReply::Noise)
     }
 
     fn read(seed: u32, bytes: &'a [u8]) -> Option<Self> {
@@ -216,7 +216,7 @@ impl<'a> Answer<'a> {
         }
         let (status, request_id) = (head[3], Fields(&head[4..]).u32());
         match head[2] {
-            RETRY if status == 0 => Some(Answer::Retry { request_id, cookie: rest.try_into().ok()? }),
+            RETRY if status == 0 => Some(UdpReply::Retry { request_id, cookie: rest.try_into().ok()? }),
             DATA if status == 0 => {
                 let (head, payload) = bytes.split_first_chunk::<DATA_HEAD>()?;
                 let mut fields = Fields(&head[8..]);
@@ -224,10 +224,10 @@ impl<'a> Answer<'a> {
                     (fields.u64(), fields.u64(), fields.u64(), fields.u32());
                 let mut covered = *head;
                 covered[CHECKSUM_AT..].fill(0);
-                let found = crc32c::crc32c_append(crc32c::crc32c_append(seed, &covered), payload);
+                let computed = crc32c::crc32c_append(crc32c::crc32c_append(seed, &covered), payload);
                 let fits = offset.checked_add(payload.len() as u64).is_some_and(|end| end <= total);
                 let fits = fits || payload.is_empty();
-                (found == checksum && fits).then_some(Answer::Data {
+                (computed == checksum && fits).then_some(UdpReply::Data {
                     request_id,
                     version,
                     total,
@@ -237,7 +237,7 @@ impl<'a> Answer<'a> {
             }
             ERROR if status != 0 => {
                 let (length, message) = rest.split_first_chunk::<2>()?;
-                (usize::from(u16::from_be_bytes(*length)) == message.len()).then_some(Answer::Error {
+                (usize::from(u16::from_be_bytes(*length)) == message.len()).then_some(UdpReply::Error {
                     request_id,
                     status,
                     message,

@@ -46,8 +46,8 @@ fn promised(outcome: &str) -> String {
     words.collect::<Vec<_>>().join(" ")
 }
 
-fn said_of_question(question: &UdpRequest<'_>) -> String {
-    match question {
+fn said_of_question(request: &UdpRequest<'_>) -> String {
+    match request {
         UdpRequest::Pull(pull) => match pull.uri {
             Ok(uri) => {
                 let Pull { request_id, offset, length, chunk, cookie, .. } = pull;
@@ -64,18 +64,18 @@ fn said_of_question(question: &UdpRequest<'_>) -> String {
     }
 }
 
-fn said_of_answer(answer: &Answer<'_>) -> String {
+fn said_of_answer(answer: &UdpReply<'_>) -> String {
     match answer {
-        Answer::Retry { request_id, cookie } => format!("retry {request_id} {}", hex(cookie)),
-        Answer::Data { request_id, version, total, offset, payload } => {
+        UdpReply::Retry { request_id, cookie } => format!("retry {request_id} {}", hex(cookie)),
+        UdpReply::Data { request_id, version, total, offset, payload } => {
             format!("data {request_id} {version:016x} {total} {offset} {}", hex(payload))
                 .trim_end()
                 .to_owned()
         }
-        Answer::Error { request_id, status, message } => {
+        UdpReply::Error { request_id, status, message } => {
             format!("error {request_id} {status:02x} {}", hex(message)).trim_end().to_owned()
         }
-        Answer::Noise => "noise".to_owned(),
+        UdpReply::Noise => "noise".to_owned(),
     }
 }
 
@@ -90,25 +90,25 @@ fn encoded(side: &str, bytes: &[u8], uri: &str) -> Option<Vec<u8>> {
         }
         return Some(out);
     }
-    match Answer::decode(checksum_of_uri(uri), bytes) {
-        Answer::Retry { request_id, cookie } => encode_retry(&mut out, request_id, &cookie),
-        Answer::Data { request_id, version, total, offset, payload } => {
+    match UdpReply::decode(checksum_of_uri(uri), bytes) {
+        UdpReply::Retry { request_id, cookie } => encode_retry(&mut out, request_id, &cookie),
+        UdpReply::Data { request_id, version, total, offset, payload } => {
             out.resize(DATA_HEAD, 0xee);
             out.extend_from_slice(payload);
             let head = DataHead { request_id, version, total, seed: checksum_of_uri(uri) };
             seal_data(&mut out, &head, offset);
         }
-        Answer::Error { request_id, status, message } => {
+        UdpReply::Error { request_id, status, message } => {
             let status = Status::ALL.into_iter().find(|known| *known as u8 == status)?;
             encode_error(&mut out, request_id, status, std::str::from_utf8(message).ok()?);
         }
-        Answer::Noise => return None,
+        UdpReply::Noise => return None,
     }
     Some(out)
 }
 
 #[test]
-fn datagrams_are_what_the_vectors_say() {
+fn datagrams_decode_as_the_vectors_say() {
     let vectors = vectors();
     assert!(vectors.len() > 50);
     for [name, side, bytes, outcome] in vectors {
@@ -117,7 +117,7 @@ fn datagrams_are_what_the_vectors_say() {
             None => said_of_question(&UdpRequest::decode(&bytes)),
             Some(uri) => {
                 let uri = String::from_utf8(unhex(uri)).unwrap();
-                said_of_answer(&Answer::decode(checksum_of_uri(&uri), &bytes))
+                said_of_answer(&UdpReply::decode(checksum_of_uri(&uri), &bytes))
             }
         };
         assert_eq!(found, promised(outcome), "{name}");
@@ -125,7 +125,7 @@ fn datagrams_are_what_the_vectors_say() {
 }
 
 #[test]
-fn what_is_encoded_is_what_the_vectors_say() {
+fn datagrams_are_encoded_as_the_vectors_say() {
     let mut compared = 0;
     for [name, side, bytes, _] in vectors() {
         let bytes = unhex(bytes);
@@ -151,7 +151,7 @@ fn a_message_that_is_too_long_is_cut() {
     let mut out = Vec::new();
     encode_error(&mut out, 7, Status::InternalError, &"x".repeat(70_000));
     assert_eq!(out.len(), ERROR_HEAD + MAX_MESSAGE);
-    assert!(matches!(Answer::decode(0, &out), Answer::Error { request_id: 7, status: 0x10, .. }));
+    assert!(matches!(UdpReply::decode(0, &out), UdpReply::Error { request_id: 7, status: 0x10, .. }));
 }
 
 fn a_piece() -> impl Strategy<Value = (u32, u64, u64, Vec<u8>, String)> {
@@ -161,14 +161,14 @@ fn a_piece() -> impl Strategy<Value = (u32, u64, u64, Vec<u8>, String)> {
 
 proptest! {
     #[test]
-    fn no_bytes_break_the_decoders(bytes in prop::collection::vec(any::<u8>(), 0..200), magic in any::<bool>()) {
+    fn no_bytes_make_the_decoders_panic(bytes in prop::collection::vec(any::<u8>(), 0..200), magic in any::<bool>()) {
         let mut bytes = bytes;
         if magic && bytes.len() > 3 {
             bytes[..2].copy_from_slice(&MAGIC);
             bytes[2] %= 5;
         }
         let _ = UdpRequest::decode(&bytes);
-        let _ = Answer::decode(1, &bytes);
+        let _ = UdpReply::decode(1, &bytes);
     }
 
     /// The decoder rejects a DATA with one wrong bit anywhere.
@@ -180,19 +180,19 @@ proptest! {
         let total = offset + payload.len() as u64;
         seal_data(&mut datagram, &DataHead { request_id, version, total, seed }, offset);
         prop_assert_eq!(
-            Answer::decode(seed, &datagram),
-            Answer::Data { request_id, version, total, offset, payload: &payload }
+            UdpReply::decode(seed, &datagram),
+            UdpReply::Data { request_id, version, total, offset, payload: &payload }
         );
-        prop_assert_eq!(Answer::decode(seed ^ 1, &datagram), Answer::Noise);
+        prop_assert_eq!(UdpReply::decode(seed ^ 1, &datagram), UdpReply::Noise);
         let bit = bit.index(datagram.len() * 8);
         datagram[bit / 8] ^= 1 << (bit % 8);
-        let damaged = Answer::decode(seed, &datagram);
-        prop_assert!(!matches!(damaged, Answer::Data { .. }), "{:?}", damaged);
+        let damaged = UdpReply::decode(seed, &datagram);
+        prop_assert!(!matches!(damaged, UdpReply::Data { .. }), "{:?}", damaged);
     }
 
     /// No request decodes as a reply and no reply as a request, so servers cannot be made to answer each other.
     #[test]
-    fn what_a_server_says_is_noise_to_a_server((request_id, version, offset, payload, uri) in a_piece(), words in ".{0,40}") {
+    fn a_servers_replies_are_noise_to_a_server((request_id, version, offset, payload, uri) in a_piece(), words in ".{0,40}") {
         let mut said = vec![Vec::new(); 4];
         said[0].resize(DATA_HEAD, 0);
         said[0].extend_from_slice(&payload);

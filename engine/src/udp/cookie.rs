@@ -49,7 +49,7 @@ impl Cookies {
     }
 
     /// The cookie for this address, for the next 30 to 60 s.
-    pub fn give(&self, to: SocketAddr, now: Instant) -> [u8; COOKIE] {
+    pub fn make(&self, to: SocketAddr, now: Instant) -> [u8; COOKIE] {
         let bucket = self.bucket(now);
         let mut cookie = [0; COOKIE];
         let whole = mac(self.secrets(bucket).of(bucket), to, bucket).finalize().into_bytes();
@@ -58,7 +58,7 @@ impl Cookies {
     }
 
     /// Whether the server gave this cookie to this address lately. Takes the same time for every wrong cookie.
-    pub fn is_good(&self, cookie: &[u8; COOKIE], from: SocketAddr, now: Instant) -> bool {
+    pub fn verify(&self, cookie: &[u8; COOKIE], from: SocketAddr, now: Instant) -> bool {
         let bucket = self.bucket(now);
         let secrets = self.secrets(bucket);
         let buckets = [Some(bucket), bucket.checked_sub(1)];
@@ -75,21 +75,21 @@ impl Cookies {
     /// The secrets of the bucket's hour; makes them where the hour has just begun.
     fn secrets(&self, bucket: u64) -> Secrets {
         let hour = bucket / BUCKETS_OF_A_SECRET;
-        let here = unpoisoned(self.secrets.read());
-        if here.hour >= hour {
-            return here.clone();
+        let secrets = unpoisoned(self.secrets.read());
+        if secrets.hour >= hour {
+            return secrets.clone();
         }
-        drop(here);
-        let mut here = unpoisoned(self.secrets.write());
+        drop(secrets);
+        let mut secrets = unpoisoned(self.secrets.write());
         // The kernel gave random bytes at the start and keeps giving them; otherwise the old secret stays in use.
-        if here.hour < hour
+        if secrets.hour < hour
             && let Ok(fresh) = new_secret()
         {
             // After a pause of more than an hour the previous secret verifies no cookie, and keeping it is harmless.
-            here.previous = std::mem::replace(&mut here.current, fresh);
-            here.hour = hour;
+            secrets.previous = std::mem::replace(&mut secrets.current, fresh);
+            secrets.hour = hour;
         }
-        here.clone()
+        secrets.clone()
     }
 }
 
@@ -140,23 +140,23 @@ mod tests {
     fn a_cookie_is_good_for_its_own_address_and_port_alone() {
         let cookies = Cookies::new().unwrap();
         let now = after(&cookies, 1);
-        let cookie = cookies.give(at("192.0.2.1:5000"), now);
-        assert!(cookies.is_good(&cookie, at("192.0.2.1:5000"), now));
+        let cookie = cookies.make(at("192.0.2.1:5000"), now);
+        assert!(cookies.verify(&cookie, at("192.0.2.1:5000"), now));
         for other in ["192.0.2.1:5001", "192.0.2.2:5000", "[2001:db8::1]:5000"] {
-            assert!(!cookies.is_good(&cookie, at(other), now), "{other}");
+            assert!(!cookies.verify(&cookie, at(other), now), "{other}");
         }
-        assert!(!Cookies::new().unwrap().is_good(&cookie, at("192.0.2.1:5000"), now), "another server's");
+        assert!(!Cookies::new().unwrap().verify(&cookie, at("192.0.2.1:5000"), now), "another server's");
     }
 
     #[test]
-    fn no_bit_of_a_cookie_may_be_wrong() {
+    fn a_cookie_with_one_wrong_bit_is_rejected() {
         let cookies = Cookies::new().unwrap();
         let (peer, now) = (at("[2001:db8::1]:5000"), after(&cookies, 1));
-        let cookie = cookies.give(peer, now);
+        let cookie = cookies.make(peer, now);
         for bit in 0..8 * COOKIE {
             let mut forged = cookie;
             forged[bit / 8] ^= 1 << (bit % 8);
-            assert!(!cookies.is_good(&forged, peer, now), "bit {bit}");
+            assert!(!cookies.verify(&forged, peer, now), "bit {bit}");
         }
     }
 
@@ -165,12 +165,12 @@ mod tests {
         let peer = at("192.0.2.1:5000");
         for given in [0, 1, 29, 30, 59, 3590, 3599, 3600, 7199, 7200] {
             let cookies = Cookies::new().unwrap();
-            let cookie = cookies.give(peer, after(&cookies, given));
+            let cookie = cookies.make(peer, after(&cookies, given));
             for age in [0, 1, 29, 30] {
-                assert!(cookies.is_good(&cookie, peer, after(&cookies, given + age)), "{given} + {age}");
+                assert!(cookies.verify(&cookie, peer, after(&cookies, given + age)), "{given} + {age}");
             }
             for age in [60, 61, 3600, 7200] {
-                assert!(!cookies.is_good(&cookie, peer, after(&cookies, given + age)), "{given} + {age}");
+                assert!(!cookies.verify(&cookie, peer, after(&cookies, given + age)), "{given} + {age}");
             }
         }
     }
@@ -179,7 +179,7 @@ mod tests {
     fn a_server_that_slept_for_hours_still_gives_good_cookies() {
         let cookies = Cookies::new().unwrap();
         let peer = at("192.0.2.1:5000");
-        let cookie = cookies.give(peer, after(&cookies, 100_000));
-        assert!(cookies.is_good(&cookie, peer, after(&cookies, 100_010)));
+        let cookie = cookies.make(peer, after(&cookies, 100_000));
+        assert!(cookies.verify(&cookie, peer, after(&cookies, 100_010)));
     }
 }

@@ -13,11 +13,11 @@ use crate::sync::unpoisoned;
 use crate::udp::address_limits::canonical;
 
 /// Waiting UDP requests of one port, however many places there are.
-const MOST_OF_A_PORT: usize = 64;
+const MAX_PER_PORT: usize = 64;
 
 #[derive(Debug)]
 pub struct Deferred {
-    most: usize,
+    capacity: usize,
     counts: Mutex<Counts>,
 }
 
@@ -30,15 +30,15 @@ struct Counts {
 
 /// The place of one waiting UDP request.
 #[derive(Debug)]
-pub struct Place {
+pub struct Permit {
     deferred: Arc<Deferred>,
     from: SocketAddr,
 }
 
 impl Deferred {
-    /// Allows `most` in all.
-    pub fn new(most: usize) -> Arc<Deferred> {
-        Arc::new(Deferred { most, counts: Mutex::default() })
+    /// Allows `capacity` in all.
+    pub fn new(capacity: usize) -> Arc<Deferred> {
+        Arc::new(Deferred { capacity, counts: Mutex::default() })
     }
 
     /// Number of waiting requests.
@@ -48,20 +48,20 @@ impl Deferred {
 
     /// A place for one more UDP request; None where the client has its share. A port may take half of the
     /// free places, and an address, over all its ports, half as well.
-    pub fn take(self: &Arc<Self>, from: SocketAddr) -> Option<Place> {
+    pub fn take(self: &Arc<Self>, from: SocketAddr) -> Option<Permit> {
         let from = canonical(from);
         let mut counts = self.counts();
-        let free = self.most.saturating_sub(counts.all);
+        let free = self.capacity.saturating_sub(counts.all);
         let of_port = counts.of_port.get(&from).copied().unwrap_or(0);
         let of_address = counts.of_address.get(&from.ip()).copied().unwrap_or(0);
-        let has_room = of_port < (free / 2).clamp(1, MOST_OF_A_PORT) && of_address < free.max(1);
-        if free == 0 || !has_room {
+        let has_share = of_port < (free / 2).clamp(1, MAX_PER_PORT) && of_address < free.max(1);
+        if free == 0 || !has_share {
             return None;
         }
         counts.all += 1;
         *counts.of_port.entry(from).or_default() += 1;
         *counts.of_address.entry(from.ip()).or_default() += 1;
-        Some(Place { deferred: Arc::clone(self), from })
+        Some(Permit { deferred: Arc::clone(self), from })
     }
 
     fn counts(&self) -> MutexGuard<'_, Counts> {
@@ -69,7 +69,7 @@ impl Deferred {
     }
 }
 
-impl Drop for Place {
+impl Drop for Permit {
     fn drop(&mut self) {
         let mut counts = self.deferred.counts();
         counts.all -= 1;
@@ -98,35 +98,35 @@ mod tests {
     }
 
     /// Takes free places until `take` refuses one.
-    fn take_all(deferred: &Arc<Deferred>, from: SocketAddr) -> Vec<Place> {
+    fn take_all(deferred: &Arc<Deferred>, from: SocketAddr) -> Vec<Permit> {
         std::iter::from_fn(|| deferred.take(from)).collect()
     }
 
     #[test]
-    fn ports_and_addresses_leave_each_other_room() {
+    fn ports_and_addresses_leave_permits_to_each_other() {
         let deferred = Deferred::new(100);
-        let mut places = take_all(&deferred, address("192.0.2.1:1"));
-        assert_eq!(places.len(), 33, "a third: half of what is free then");
-        places.extend(
+        let mut permits = take_all(&deferred, address("192.0.2.1:1"));
+        assert_eq!(permits.len(), 33, "a third: half of what is free then");
+        permits.extend(
             (2..1000)
                 .flat_map(|port| take_all(&deferred, SocketAddr::new(address("192.0.2.1:1").ip(), port))),
         );
-        assert_eq!(places.len(), 50, "half, over all ports");
+        assert_eq!(permits.len(), 50, "half, over all ports");
         let other = take_all(&deferred, address("192.0.2.2:1"));
         assert_eq!(other.len(), 17, "a third of what is left");
         assert_eq!(deferred.take(address("[::ffff:192.0.2.1]:2000")).map(drop), None, "the same address");
         for number in 0..200u8 {
-            places.extend(deferred.take(SocketAddr::new([198, 51, 100, number].into(), 1)));
+            permits.extend(deferred.take(SocketAddr::new([198, 51, 100, number].into(), 1)));
         }
         assert_eq!(deferred.count(), 100, "and not one more");
-        drop((places, other));
+        drop((permits, other));
         let counts = deferred.counts();
         assert!(counts.all == 0 && counts.of_address.is_empty() && counts.of_port.is_empty(), "{counts:?}");
     }
 
     #[test]
-    fn a_port_has_so_many_at_most_and_the_only_place_is_anybodys() {
-        assert_eq!(take_all(&Deferred::new(10_000), address("192.0.2.1:1")).len(), MOST_OF_A_PORT);
+    fn a_port_is_capped_and_a_single_permit_goes_to_any_client() {
+        assert_eq!(take_all(&Deferred::new(10_000), address("192.0.2.1:1")).len(), MAX_PER_PORT);
         assert_eq!(take_all(&Deferred::new(1), address("192.0.2.1:1")).len(), 1);
         assert_eq!(take_all(&Deferred::new(0), address("192.0.2.1:1")).len(), 0);
     }

@@ -11,7 +11,7 @@ use crate::storage::mapping::{self, OpenObject};
 use crate::udp::codec::DATA_HEAD;
 
 /// Objects up to this size are read whole and kept in memory.
-const SMALL: u64 = 64 << 10;
+const MAX_CACHED: u64 = 64 << 10;
 /// How often the server reads an object again that changes while it is read.
 pub const TRIES: usize = 4;
 
@@ -41,7 +41,7 @@ impl From<Error> for ReadError {
 #[derive(Debug)]
 pub enum Content {
     /// From the cache.
-    Kept(Version, Arc<[u8]>),
+    Cached(Version, Arc<[u8]>),
     /// Read just now: [`Reader::small`] has its bytes.
     Small(Version),
     Open(OpenObject),
@@ -51,14 +51,14 @@ impl Content {
     /// Bytes of the whole object.
     pub fn total(&self) -> u64 {
         match self {
-            Content::Kept(version, _) | Content::Small(version) => version.size(),
+            Content::Cached(version, _) | Content::Small(version) => version.size(),
             Content::Open(opened) => opened.size,
         }
     }
 
     pub fn version(&self) -> Version {
         match self {
-            Content::Kept(version, _) | Content::Small(version) => *version,
+            Content::Cached(version, _) | Content::Small(version) => *version,
             Content::Open(opened) => opened.version,
         }
     }
@@ -81,7 +81,7 @@ impl Reader {
     /// The bytes of a small object; None for a large one.
     pub fn small<'a>(&'a self, content: &'a Content) -> Option<&'a [u8]> {
         match content {
-            Content::Kept(_, bytes) => Some(bytes),
+            Content::Cached(_, bytes) => Some(bytes),
             Content::Small(_) => Some(&self.small),
             Content::Open(_) => None,
         }
@@ -93,11 +93,11 @@ impl Reader {
         let path = mapping::relative_path(uri, path)?;
         service.clients.check_without_user(path.to_bytes())?;
         let may_wait = storage != DiskWait::Forbidden;
-        if let Some(kept) = service.cache.get(path, arrived)
-            && service.mapping.is_still(path, &kept.version)
+        if let Some(cached) = service.cache.get(path, arrived)
+            && service.mapping.is_still(path, &cached.version)
         {
             service.statistics.record_cache(*shard, true);
-            return Ok(Content::Kept(kept.version, kept.bytes));
+            return Ok(Content::Cached(cached.version, cached.bytes));
         }
         for _ in 0..TRIES {
             let seen = service.cache.is_on().then(SystemTime::now);
@@ -105,7 +105,7 @@ impl Reader {
                 true => service.mapping.open(path)?,
                 false => service.mapping.open_cached(path)?.ok_or(ReadError::Storage)?,
             };
-            if opened.size > SMALL {
+            if opened.size > MAX_CACHED {
                 return Ok(Content::Open(opened));
             }
             small.resize(opened.size as usize, 0);
@@ -127,19 +127,19 @@ pub fn being_written() -> Error {
 }
 
 /// The payload slices in a buffer for datagrams of `piece` bytes of content each.
-pub fn payloads(room: &mut [u8], piece: usize) -> impl Iterator<Item = &mut [u8]> {
-    room.chunks_mut(DATA_HEAD + piece).map(|datagram| &mut datagram[DATA_HEAD..])
+pub fn payloads(buffer: &mut [u8], piece: usize) -> impl Iterator<Item = &mut [u8]> {
+    buffer.chunks_mut(DATA_HEAD + piece).map(|datagram| &mut datagram[DATA_HEAD..])
 }
 
 /// Reads a file from `offset` on into the datagrams' payloads. False where the file changed meanwhile.
 pub fn read_pieces(
     opened: &OpenObject,
-    room: &mut [u8],
+    buffer: &mut [u8],
     piece: usize,
     offset: u64,
     storage: DiskWait,
 ) -> Result<bool, ReadError> {
-    let mut slices: Vec<IoSliceMut<'_>> = payloads(room, piece).map(IoSliceMut::new).collect();
+    let mut slices: Vec<IoSliceMut<'_>> = payloads(buffer, piece).map(IoSliceMut::new).collect();
     Ok(read_into(opened, &mut slices, offset, storage)? && opened.is_unchanged())
 }
 

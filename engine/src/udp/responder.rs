@@ -11,7 +11,7 @@ use crate::errors::Error;
 use crate::model::Model;
 use crate::net::transport::Transport;
 use crate::protocol::{self, CONTENT_HEAD, Mode, Operation, Status};
-use crate::request_log::{CompletedRequest, PeerRef as Asker, UriTail};
+use crate::request_log::{CompletedRequest, PeerRef, UriTail};
 use crate::service::Service;
 use crate::statistics::{Answered, Labels};
 use crate::udp::address_limits::canonical;
@@ -24,7 +24,7 @@ use crate::udp::object_reader::{
 use crate::udp::socket::UdpSocket;
 
 /// Pieces in the reply to one PULL.
-const MOST_PIECES: usize = 32;
+const MAX_PIECES: usize = 32;
 /// The longest datagram off loopback: with its headers it fits every common path (RFC 9000, section 14,
 /// requires as much).
 const FAR_DATAGRAM: usize = 1_200;
@@ -37,7 +37,7 @@ const FAR_PIECE: usize = 1_152;
 /// IP and UDP headers, which count towards an address's rate.
 const HEADERS: usize = 48;
 /// The responder flushes an outbox of this many bytes before it adds more.
-const FULL: usize = 512 << 10;
+const FLUSH_SIZE: usize = 512 << 10;
 
 /// Why a UDP request gets no content.
 #[derive(Debug)]
@@ -58,7 +58,7 @@ enum Outcome {
     Refused(Refusal),
     /// The server may have to wait for a disk first. The address's rate is already charged with these bytes.
     Storage {
-        counted: usize,
+        charged: usize,
     },
 }
 
@@ -69,15 +69,15 @@ pub enum Disposition {
     /// Answered, or left without a reply on purpose.
     Now,
     /// The reply would have to wait for a disk. A thread that may wait answers, with this
-    /// [`RequestContext::counted`].
-    Elsewhere { counted: usize },
+    /// [`RequestContext::charged`].
+    Elsewhere { charged: usize },
 }
 
 impl From<ReadError> for Outcome {
-    fn from(stop: ReadError) -> Self {
-        match stop {
+    fn from(error: ReadError) -> Self {
+        match error {
             ReadError::Failed(error) => Outcome::Refused(error.into()),
-            ReadError::Storage => Outcome::Storage { counted: 0 },
+            ReadError::Storage => Outcome::Storage { charged: 0 },
         }
     }
 }
@@ -97,12 +97,12 @@ pub struct RequestContext {
     pub waited: Option<Duration>,
     pub storage: DiskWait,
     /// Bytes of the reply that are already charged to the address's rate.
-    pub counted: usize,
+    pub charged: usize,
 }
 
 /// A reply in the outbox, to be counted once it is sent.
 #[derive(Debug)]
-struct Ending {
+struct PendingRecord {
     uri: UriTail,
     from: SocketAddr,
     status: Status,
@@ -112,21 +112,21 @@ struct Ending {
     waited: Option<Duration>,
 }
 
-impl Ending {
-    fn new(question: &UdpRequest<'_>, turn: RequestContext, status: Status, content: u64) -> Self {
-        let uri = match question {
+impl PendingRecord {
+    fn new(request: &UdpRequest<'_>, context: RequestContext, status: Status, content: u64) -> Self {
+        let uri = match request {
             UdpRequest::Pull(pull) => pull.uri.ok(),
             UdpRequest::Plain(Ok((_, uri))) => Some(*uri),
             _ => None,
         };
-        Ending {
+        PendingRecord {
             uri: UriTail::of(uri.unwrap_or_default()),
-            from: turn.from.address,
+            from: context.from.address,
             status,
             content,
-            arrived: turn.arrived,
+            arrived: context.arrived,
             answered_at: Instant::now(),
-            waited: turn.waited,
+            waited: context.waited,
         }
     }
 }
@@ -139,7 +139,7 @@ pub struct Responder {
     model: Model,
     shard: usize,
     outbox: Outbox,
-    endings: Vec<Ending>,
+    pending_records: Vec<PendingRecord>,
     reader: Reader,
 }
 
@@ -152,52 +152,52 @@ impl Responder {
             model,
             shard,
             outbox: Outbox::default(),
-            endings: Vec::new(),
+            pending_records: Vec::new(),
             reader: Reader::new(service, shard),
         }
     }
 
-    fn gate(&self) -> &Admission {
-        &self.socket.gate
+    fn admission(&self) -> &Admission {
+        &self.socket.admission
     }
 
     /// Sends a RETRY with a cookie.
-    pub fn retry(&mut self, question: &UdpRequest<'_>, cookie: &[u8; codec::COOKIE], to: Peer) {
-        if let UdpRequest::Pull(pull) = question {
+    pub fn retry(&mut self, request: &UdpRequest<'_>, cookie: &[u8; codec::COOKIE], to: Peer) {
+        if let UdpRequest::Pull(pull) = request {
             let start = self.outbox.bytes.len();
             codec::encode_retry(&mut self.outbox.bytes, pull.request_id, cookie);
             self.outbox.push_one(start, to);
-            self.gate().counts.retry_sent.fetch_add(1, Relaxed);
+            self.admission().counts.retry_sent.fetch_add(1, Relaxed);
         }
     }
 
     /// Answers an admitted UDP request, unless it would have to wait for a disk and must not.
-    pub fn answer(&mut self, question: &UdpRequest<'_>, turn: RequestContext) -> Disposition {
+    pub fn answer(&mut self, request: &UdpRequest<'_>, context: RequestContext) -> Disposition {
         let mark = self.outbox.bytes.len();
-        let outcome = match question {
+        let outcome = match request {
             UdpRequest::Pull(pull) => match pull.uri {
-                Ok(uri) => self.pull(pull, uri, turn),
+                Ok(uri) => self.pull(pull, uri, context),
                 Err(status) => Err(Refusal::from(Error::Refused(status)).into()),
             },
-            UdpRequest::Plain(Ok((mode, uri))) => self.plain(*mode, uri, turn),
+            UdpRequest::Plain(Ok((mode, uri))) => self.plain(*mode, uri, context),
             UdpRequest::Plain(Err(status)) => Err(Refusal::from(Error::Refused(*status)).into()),
             UdpRequest::Noise => return Disposition::Now,
         };
         match outcome.unwrap_or_else(|outcome| outcome) {
             Outcome::Content(content) => {
-                self.endings.push(Ending::new(question, turn, Status::Ok, content));
+                self.pending_records.push(PendingRecord::new(request, context, Status::Ok, content));
             }
             Outcome::Limited => self.outbox.bytes.truncate(mark),
-            Outcome::Storage { counted } => {
+            Outcome::Storage { charged } => {
                 self.outbox.bytes.truncate(mark);
-                return Disposition::Elsewhere { counted };
+                return Disposition::Elsewhere { charged };
             }
             Outcome::Refused(refusal) => {
                 self.outbox.bytes.truncate(mark);
-                self.push_refusal(question, &refusal, turn);
+                self.push_refusal(request, &refusal, context);
             }
         }
-        if self.outbox.bytes.len() >= FULL {
+        if self.outbox.bytes.len() >= FLUSH_SIZE {
             self.flush();
         }
         Disposition::Now
@@ -206,22 +206,23 @@ impl Responder {
     /// Whether an address is over its rate now; counts the request as dropped if so. For requests that would
     /// cost work first.
     pub fn is_over_its_rate(&self, from: Peer) -> bool {
-        !self.gate().may_send(from.address, 0, Instant::now())
+        !self.admission().may_send(from.address, 0, Instant::now())
     }
 
     /// Answers that the server is busy, before any work.
-    pub fn refuse(&mut self, question: &UdpRequest<'_>, from: Peer, arrived: Instant) {
+    pub fn refuse(&mut self, request: &UdpRequest<'_>, from: Peer, arrived: Instant) {
         self.service.statistics.gauges(Transport::Udp).rejected_total.fetch_add(1, Relaxed);
         let refusal = Refusal::from(Error::Busy("the server's queue is full, try again"));
-        let turn = RequestContext { from, arrived, waited: None, storage: DiskWait::Forbidden, counted: 0 };
-        self.push_refusal(question, &refusal, turn);
+        let context =
+            RequestContext { from, arrived, waited: None, storage: DiskWait::Forbidden, charged: 0 };
+        self.push_refusal(request, &refusal, context);
     }
 
-    fn push_refusal(&mut self, question: &UdpRequest<'_>, refusal: &Refusal, turn: RequestContext) {
-        let RequestContext { from: to, arrived, .. } = turn;
+    fn push_refusal(&mut self, request: &UdpRequest<'_>, refusal: &Refusal, context: RequestContext) {
+        let RequestContext { from: to, arrived, .. } = context;
         let explained = refusal.2.map(|error| self.service.mapping.explained(error));
         if let Some(Error::Storage(errno)) = explained {
-            let uri = Ending::new(question, turn, refusal.0, 0).uri;
+            let uri = PendingRecord::new(request, context, refusal.0, 0).uri;
             self.service.failures.note(errno.raw_os_error(), Operation::Copy.name(), &uri);
         }
         let explained = explained.filter(|error| *error == Error::RootGone).map(Refusal::from);
@@ -230,23 +231,23 @@ impl Responder {
             self.service.statistics.gauges(Transport::Udp).protocol_errors_total.fetch_add(1, Relaxed);
         }
         let start = self.outbox.bytes.len();
-        let counter = match question {
+        let counter = match request {
             UdpRequest::Pull(pull) => {
                 codec::encode_error(&mut self.outbox.bytes, pull.request_id, *status, message);
-                &self.socket.gate.counts.error_sent
+                &self.socket.admission.counts.error_sent
             }
             UdpRequest::Plain(_) => {
                 protocol::encode_error(&mut self.outbox.bytes, *status, message);
-                &self.socket.gate.counts.reply_sent
+                &self.socket.admission.counts.reply_sent
             }
             UdpRequest::Noise => return,
         };
-        if !self.socket.gate.may_send(to.address, self.outbox.bytes.len() - start + HEADERS, arrived) {
+        if !self.socket.admission.may_send(to.address, self.outbox.bytes.len() - start + HEADERS, arrived) {
             return self.outbox.bytes.truncate(start);
         }
         counter.fetch_add(1, Relaxed);
         self.outbox.push_one(start, to);
-        self.endings.push(Ending::new(question, turn, *status, 0));
+        self.pending_records.push(PendingRecord::new(request, context, *status, 0));
     }
 
     /// Sends the outbox, and counts its replies.
@@ -256,99 +257,101 @@ impl Responder {
         }
         self.socket.send(&mut self.outbox);
         let now = Instant::now();
-        for ending in self.endings.drain(..) {
-            let waited = ending.waited.unwrap_or_default();
-            self.service.journal.record(&CompletedRequest {
+        for record in self.pending_records.drain(..) {
+            let waited = record.waited.unwrap_or_default();
+            self.service.request_log.record(&CompletedRequest {
                 shard: self.shard,
-                uri: &ending.uri,
-                from: Asker::Address(ending.from),
+                uri: &record.uri,
+                from: PeerRef::Address(record.from),
                 transport: Transport::Udp,
                 operation: Operation::Copy.name(),
                 model: self.model.name(),
-                status: ending.status as u8,
-                bytes: ending.content,
+                status: record.status as u8,
+                bytes: record.content,
                 queue: waited,
-                storage: ending.answered_at.saturating_duration_since(ending.arrived),
-                send: now.saturating_duration_since(ending.answered_at),
+                storage: record.answered_at.saturating_duration_since(record.arrived),
+                send: now.saturating_duration_since(record.answered_at),
             });
             self.service.statistics.record(
                 self.shard,
                 &Answered {
                     labels: Labels::new(Transport::Udp, self.model, Operation::Copy),
-                    status: ending.status,
-                    latency: now.saturating_duration_since(ending.arrived) + waited,
-                    queue_wait: ending.waited.filter(|_| ending.status != Status::Unavailable),
-                    bytes: ending.content,
+                    status: record.status,
+                    latency: now.saturating_duration_since(record.arrived) + waited,
+                    queue_wait: record.waited.filter(|_| record.status != Status::Unavailable),
+                    bytes: record.content,
                 },
             );
         }
     }
 
     /// Whether the server may send `bytes` to the client; charges each byte once.
-    fn may_send(&self, bytes: usize, turn: RequestContext) -> bool {
-        let due = bytes.saturating_sub(turn.counted);
-        (due == 0 && turn.counted > 0) || self.gate().may_send(turn.from.address, due, turn.arrived)
+    fn may_send(&self, bytes: usize, context: RequestContext) -> bool {
+        let due = bytes.saturating_sub(context.charged);
+        (due == 0 && context.charged > 0)
+            || self.admission().may_send(context.from.address, due, context.arrived)
     }
 
     /// Answers a version 1 request: in one datagram, or with an error.
-    fn plain(&mut self, mode: Mode, uri: &str, turn: RequestContext) -> Result<Outcome, Outcome> {
+    fn plain(&mut self, mode: Mode, uri: &str, context: RequestContext) -> Result<Outcome, Outcome> {
         if mode != Mode::Copy {
-            let words = "over UDP objects come by copy: descriptors and splices need a stream";
-            return Err(Refusal(Status::InvalidMode, words.into(), None).into());
+            let message = "over UDP objects come by copy: descriptors and splices need a stream";
+            return Err(Refusal(Status::InvalidMode, message.into(), None).into());
         }
-        let room = longest_datagram(turn.from.address) - CONTENT_HEAD;
-        let content = self.reader.find(uri, turn.storage, turn.arrived)?;
+        let capacity = longest_datagram(context.from.address) - CONTENT_HEAD;
+        let content = self.reader.find(uri, context.storage, context.arrived)?;
         let total = content.total();
-        let Some(bytes) = self.reader.small(&content).filter(|bytes| bytes.len() <= room) else {
-            let words = format!("{total} bytes do not fit one datagram of {room}: pull ranges, or use TCP");
-            return Err(Refusal(Status::UnsupportedOp, words.into(), None).into());
+        let Some(bytes) = self.reader.small(&content).filter(|bytes| bytes.len() <= capacity) else {
+            let message =
+                format!("{total} bytes do not fit one datagram of {capacity}: pull ranges, or use TCP");
+            return Err(Refusal(Status::UnsupportedOp, message.into(), None).into());
         };
-        if !self.may_send(bytes.len() + CONTENT_HEAD + HEADERS, turn) {
+        if !self.may_send(bytes.len() + CONTENT_HEAD + HEADERS, context) {
             return Ok(Outcome::Limited);
         }
         let start = self.outbox.bytes.len();
         self.outbox.bytes.extend_from_slice(&protocol::content_head(total));
         self.outbox.bytes.extend_from_slice(bytes);
-        self.outbox.push_one(start, turn.from);
-        self.gate().counts.reply_sent.fetch_add(1, Relaxed);
+        self.outbox.push_one(start, context.from);
+        self.admission().counts.reply_sent.fetch_add(1, Relaxed);
         Ok(Outcome::Content(total))
     }
 
     /// Answers a PULL with pieces. An empty range, and one behind the end, gets an empty piece: it carries
     /// version and size.
-    fn pull(&mut self, pull: &Pull<'_>, uri: &str, turn: RequestContext) -> Result<Outcome, Outcome> {
-        let mut counted = 0;
+    fn pull(&mut self, pull: &Pull<'_>, uri: &str, context: RequestContext) -> Result<Outcome, Outcome> {
+        let mut charged = 0;
         for _ in 0..TRIES {
-            let content = match self.reader.find(uri, turn.storage, turn.arrived) {
-                Err(ReadError::Storage) => return Err(Outcome::Storage { counted }),
+            let content = match self.reader.find(uri, context.storage, context.arrived) {
+                Err(ReadError::Storage) => return Err(Outcome::Storage { charged }),
                 found => found?,
             };
-            let range = Range::new(pull, content.total(), turn.from.address);
+            let range = Range::new(pull, content.total(), context.from.address);
             let datagrams = range.length.div_ceil(range.piece).max(1);
             let bytes = range.length + datagrams * DATA_HEAD;
             let cost = bytes + datagrams * HEADERS;
             // Another attempt may find a longer object: charge the additional bytes as well.
-            let turn = RequestContext { counted: counted.max(turn.counted), ..turn };
-            if !self.may_send(cost, turn) {
+            let context = RequestContext { charged: charged.max(context.charged), ..context };
+            if !self.may_send(cost, context) {
                 return Ok(Outcome::Limited);
             }
-            counted = cost.max(turn.counted);
+            charged = cost.max(context.charged);
             let start = self.outbox.bytes.len();
             self.outbox.bytes.resize(start + bytes, 0);
-            let room = &mut self.outbox.bytes[start..];
+            let buffer = &mut self.outbox.bytes[start..];
             if let Content::Open(opened) = &content {
-                match read_pieces(opened, room, range.piece, range.offset, turn.storage) {
+                match read_pieces(opened, buffer, range.piece, range.offset, context.storage) {
                     Ok(true) => {}
                     Ok(false) => {
                         self.outbox.bytes.truncate(start);
                         continue;
                     }
-                    Err(ReadError::Storage) => return Err(Outcome::Storage { counted }),
-                    Err(stop) => return Err(stop.into()),
+                    Err(ReadError::Storage) => return Err(Outcome::Storage { charged }),
+                    Err(error) => return Err(error.into()),
                 }
             } else if let Some(small) = self.reader.small(&content) {
                 let mut rest = small.get(range.start..).unwrap_or_default();
-                for payload in payloads(room, range.piece) {
+                for payload in payloads(buffer, range.piece) {
                     let (here, after) = rest.split_at(payload.len());
                     payload.copy_from_slice(here);
                     rest = after;
@@ -361,11 +364,11 @@ impl Responder {
                 seed: codec::checksum_of_uri(uri),
             };
             let datagram = DATA_HEAD + range.piece;
-            for (number, datagram) in room.chunks_mut(datagram).enumerate() {
+            for (number, datagram) in buffer.chunks_mut(datagram).enumerate() {
                 codec::seal_data(datagram, &head, pull.offset.saturating_add((number * range.piece) as u64));
             }
-            self.outbox.push(start, datagram, self.socket.segmented(datagram), turn.from);
-            self.gate().counts.data_sent.fetch_add(datagrams as u64, Relaxed);
+            self.outbox.push(start, datagram, self.socket.segmented(datagram), context.from);
+            self.admission().counts.data_sent.fetch_add(datagrams as u64, Relaxed);
             return Ok(Outcome::Content(range.length as u64));
         }
         Err(Refusal::from(being_written()).into())
@@ -385,10 +388,10 @@ struct Range {
 impl Range {
     fn new(pull: &Pull<'_>, total: u64, to: SocketAddr) -> Self {
         let longest = longest_datagram(to);
-        let most = if longest == FAR_DATAGRAM { FAR_PIECE } else { longest - DATA_HEAD };
-        let piece = usize::from(pull.chunk).clamp(1, most);
-        let asked = (pull.length as usize).min(piece * MOST_PIECES) as u64;
-        let length = total.saturating_sub(pull.offset).min(asked) as usize;
+        let max_piece = if longest == FAR_DATAGRAM { FAR_PIECE } else { longest - DATA_HEAD };
+        let piece = usize::from(pull.chunk).clamp(1, max_piece);
+        let requested = (pull.length as usize).min(piece * MAX_PIECES) as u64;
+        let length = total.saturating_sub(pull.offset).min(requested) as usize;
         Range {
             offset: pull.offset,
             start: usize::try_from(pull.offset).unwrap_or(usize::MAX),

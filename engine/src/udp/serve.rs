@@ -32,7 +32,7 @@ use crate::udp::responder::{Disposition, RequestContext, Responder};
 use crate::udp::socket::UdpSocket;
 
 const STACK: usize = 256 << 10;
-/// Batches to receive before a thread checks for an order to stop.
+/// Batches to receive before a thread checks for a command to stop.
 const BATCHES_PER_TURN: usize = 16;
 /// Batches that a drain receives at most: the capacity of the socket's buffer in small datagrams.
 const BATCHES_PER_DRAIN: usize = 512;
@@ -63,15 +63,15 @@ struct Task {
     arrived: Instant,
 }
 
-/// Makes all resources, reports the result through `begun`, and serves until `control` ends it.
+/// Makes all resources, reports the result through `report`, and serves until `control` ends it.
 pub fn serve(
     model: Model,
     socket: &Arc<UdpSocket>,
     service: &Arc<Service>,
     control: &Arc<Control>,
-    begun: StartReport,
+    report: StartReport,
 ) {
-    let serving = Arc::new(UdpWorkers {
+    let shared = Arc::new(UdpWorkers {
         model,
         socket: Arc::clone(socket),
         service: Arc::clone(service),
@@ -79,15 +79,15 @@ pub fn serve(
         deferred: Deferred::new(service.settings.max_queue_depth),
     });
     let started = match model {
-        Model::ThreadPool => serve_by_pool(&serving, begun),
-        Model::WorkStealing => serve_by_stealing(&serving, begun),
+        Model::ThreadPool => serve_by_pool(&shared, report),
+        Model::WorkStealing => serve_by_stealing(&shared, report),
         // The engine refuses ThreadPerConnection before it calls this.
-        Model::ThreadPerConnection | Model::Epoll => serve_by_loops(&serving, begun),
+        Model::ThreadPerConnection | Model::Epoll => serve_by_loops(&shared, report),
     };
-    if let Err((begun, (errno, what))) = started {
-        return begun.report_failure(start_error(errno, what, &socket.address));
+    if let Err((report, (errno, what))) = started {
+        return report.report_failure(start_error(errno, what, &socket.address));
     }
-    while serving.deferred.count() > 0 && control.order() != Command::Stop {
+    while shared.deferred.count() > 0 && control.command() != Command::Stop {
         std::thread::sleep(Duration::from_millis(1));
     }
 }
@@ -97,11 +97,11 @@ impl UdpWorkers {
         self.service.statistics.gauges(Transport::Udp)
     }
 
-    fn answerer(&self) -> Responder {
+    fn responder(&self) -> Responder {
         Responder::new(&self.socket, &self.service, self.model)
     }
 
-    /// Starts all wanted threads, or none. Each counts as active while it runs.
+    /// Starts all threads, or none. Each counts as active while it runs.
     fn start<W: Send + 'static, M>(
         self: &Arc<Self>,
         name: &str,
@@ -110,30 +110,30 @@ impl UdpWorkers {
         work: impl Fn(&Arc<UdpWorkers>, W, M) + Copy + Send + 'static,
     ) -> Result<Vec<JoinHandle<()>>, Failed> {
         let mut starting = Starting::default();
-        for own in each {
-            let serving = Arc::clone(self);
+        for item in each {
+            let shared = Arc::clone(self);
             starting.spawn(name, STACK, move |gate| {
-                let Some(made) = gate.pass(make(&serving)) else { return };
-                serving.gauges().active_threads.fetch_add(1, Relaxed);
-                work(&serving, own, made);
-                serving.gauges().active_threads.fetch_sub(1, Relaxed);
+                let Some(resources) = gate.pass(make(&shared)) else { return };
+                shared.gauges().active_threads.fetch_add(1, Relaxed);
+                work(&shared, item, resources);
+                shared.gauges().active_threads.fetch_sub(1, Relaxed);
             });
         }
         starting.run(None)
     }
 
-    /// Receives batches until an order ends it; `take` gets each. A drain receives the waiting datagrams first.
+    /// Receives batches until a command ends it; `take` gets each. A drain receives the waiting datagrams first.
     fn receive(&self, poller: &Poller, mut take: impl FnMut(&Inbox, usize)) {
         let (mut events, mut spin) = (Events::new(), SpinWait::new(&self.service));
         let mut inbox = Inbox::new();
         loop {
             poller.wait(&mut events, None, &mut spin);
             // Other events need no check: the loop polls their sources anyway.
-            if events.drain().any(|source| source == Token::Tick) {
+            if events.drain().any(|token| token == Token::Tick) {
                 poller.take_tick();
             }
-            let order = self.control.order();
-            let batches = match order {
+            let command = self.control.command();
+            let batches = match command {
                 Command::Serve => BATCHES_PER_TURN,
                 Command::Drain => BATCHES_PER_DRAIN,
                 Command::Handover | Command::Stop => 0,
@@ -147,7 +147,7 @@ impl UdpWorkers {
                     break;
                 }
             }
-            if order != Command::Serve {
+            if command != Command::Serve {
                 return;
             }
         }
@@ -169,15 +169,15 @@ impl UdpWorkers {
         &self,
         inbox: &Inbox,
         received: usize,
-        answerer: &mut Responder,
+        responder: &mut Responder,
         mut serve: impl FnMut(&mut Responder, &UdpRequest<'_>, &[u8], Peer, Instant),
     ) {
         let arrived = Instant::now();
         for datagram in inbox.received(received) {
-            let question = UdpRequest::decode(datagram.bytes);
-            match self.socket.gate.evaluate(&question, datagram.from.address, arrived) {
-                Verdict::Serve => serve(answerer, &question, datagram.bytes, datagram.from, arrived),
-                Verdict::Retry(cookie) => answerer.retry(&question, &cookie, datagram.from),
+            let request = UdpRequest::decode(datagram.bytes);
+            match self.socket.admission.evaluate(&request, datagram.from.address, arrived) {
+                Verdict::Serve => serve(responder, &request, datagram.bytes, datagram.from, arrived),
+                Verdict::Retry(cookie) => responder.retry(&request, &cookie, datagram.from),
                 Verdict::Drop => {}
             }
         }
@@ -186,36 +186,37 @@ impl UdpWorkers {
     /// Answers here, or lets the storage pool answer where the reply would have to wait for a disk.
     fn answer(
         self: &Arc<Self>,
-        answerer: &mut Responder,
-        question: &UdpRequest<'_>,
+        responder: &mut Responder,
+        request: &UdpRequest<'_>,
         datagram: &[u8],
         (from, arrived, waited): (Peer, Instant, Option<Duration>),
     ) {
         let settings = &self.service.settings;
-        let elsewhere = self.service.storage_pool.as_ref().filter(|_| settings.async_storage);
-        let storage = if elsewhere.is_some() { DiskWait::Forbidden } else { DiskWait::Wait };
-        let turn = RequestContext { from, arrived, waited, storage, counted: 0 };
-        let Disposition::Elsewhere { counted } = self.answer_or_none(answerer, question, turn) else {
+        let pool = self.service.storage_pool.as_ref().filter(|_| settings.async_storage);
+        let storage = if pool.is_some() { DiskWait::Forbidden } else { DiskWait::Wait };
+        let context = RequestContext { from, arrived, waited, storage, charged: 0 };
+        let Disposition::Elsewhere { charged } = self.answer_or_none(responder, request, context) else {
             return;
         };
         // Checked before the disk works for a reply that is not sent.
-        if counted == 0 && answerer.is_over_its_rate(from) {
+        if charged == 0 && responder.is_over_its_rate(from) {
             return;
         }
-        let Some((pool, place)) = elsewhere.and_then(|pool| Some((pool, self.deferred.take(from.address)?)))
+        let Some((pool, permit)) = pool.and_then(|pool| Some((pool, self.deferred.take(from.address)?)))
         else {
-            return answerer.refuse(question, from, arrived);
+            return responder.refuse(request, from, arrived);
         };
-        let asker = canonical(from.address);
-        let client = Client { user: User::Address(asker.ip()), connection: UDP | u64::from(asker.port()) };
-        let (serving, datagram) = (Arc::clone(self), Box::<[u8]>::from(datagram));
+        let address = canonical(from.address);
+        let client =
+            Client { user: User::Address(address.ip()), connection: UDP | u64::from(address.port()) };
+        let (shared, datagram) = (Arc::clone(self), Box::<[u8]>::from(datagram));
         pool.submit(client, Kind::Short, move || {
-            let mut answerer = serving.answerer();
-            let turn = RequestContext { from, arrived, waited, storage: DiskWait::Wait, counted };
+            let mut responder = shared.responder();
+            let context = RequestContext { from, arrived, waited, storage: DiskWait::Wait, charged };
             // This always answers: this thread may wait for the disk.
-            let _ = serving.answer_or_none(&mut answerer, &UdpRequest::decode(&datagram), turn);
-            answerer.flush();
-            drop(place);
+            let _ = shared.answer_or_none(&mut responder, &UdpRequest::decode(&datagram), context);
+            responder.flush();
+            drop(permit);
         });
     }
 
@@ -223,15 +224,15 @@ impl UdpWorkers {
     /// outbox. The panic is counted, and the runtime reports it on stderr.
     fn answer_or_none(
         self: &Arc<Self>,
-        answerer: &mut Responder,
-        question: &UdpRequest<'_>,
-        turn: RequestContext,
+        responder: &mut Responder,
+        request: &UdpRequest<'_>,
+        context: RequestContext,
     ) -> Disposition {
         // On a panic the responder is made anew, so that no half-finished state is used again.
-        let catch_panic = catch_unwind(AssertUnwindSafe(|| answerer.answer(question, turn)));
+        let catch_panic = catch_unwind(AssertUnwindSafe(|| responder.answer(request, context)));
         catch_panic.unwrap_or_else(|_| {
             self.gauges().panics_total.fetch_add(1, Relaxed);
-            *answerer = self.answerer();
+            *responder = self.responder();
             Disposition::Now
         })
     }
@@ -239,7 +240,7 @@ impl UdpWorkers {
     /// The loop of a worker: answers a task and the tasks queued behind it, then sends.
     fn work(
         self: &Arc<Self>,
-        answerer: &mut Responder,
+        responder: &mut Responder,
         delay: &CoDel,
         first: Task,
         mut more: impl FnMut() -> Option<Task>,
@@ -248,53 +249,52 @@ impl UdpWorkers {
         while let Some(task) = next {
             let now = Instant::now();
             let waited = now.saturating_duration_since(task.arrived);
-            let (from, question) = (task.from, UdpRequest::decode(&task.datagram));
+            let (from, request) = (task.from, UdpRequest::decode(&task.datagram));
             if delay.should_reject(waited, now) {
-                answerer.refuse(&question, from, now);
+                responder.refuse(&request, from, now);
             } else {
-                self.answer(answerer, &question, &task.datagram, (from, now, Some(waited)));
+                self.answer(responder, &request, &task.datagram, (from, now, Some(waited)));
             }
             next = if taken < REPLIES_PER_TURN { more() } else { None };
             taken += 1;
         }
-        answerer.flush();
+        responder.flush();
     }
 }
 
-fn serve_by_loops(serving: &Arc<UdpWorkers>, begun: StartReport) -> Result<(), (StartReport, Failed)> {
-    let count = match serving.service.settings.pool_size {
+fn serve_by_loops(shared: &Arc<UdpWorkers>, report: StartReport) -> Result<(), (StartReport, Failed)> {
+    let count = match shared.service.settings.pool_size {
         // Clients on loopback need cores of their own.
         0 => cores().div_ceil(2),
         size => size.min(cores()),
     };
-    let run = |serving: &Arc<UdpWorkers>, (), poller: Poller| {
-        let mut answerer = serving.answerer();
-        serving.receive(&poller, |inbox, received| {
-            serving.admit(inbox, received, &mut answerer, |answerer, question, bytes, from, arrived| {
-                serving.answer(answerer, question, bytes, (from, arrived, None));
+    let run = |shared: &Arc<UdpWorkers>, (), poller: Poller| {
+        let mut responder = shared.responder();
+        shared.receive(&poller, |inbox, received| {
+            shared.admit(inbox, received, &mut responder, |responder, request, bytes, from, arrived| {
+                shared.answer(responder, request, bytes, (from, arrived, None));
             });
-            answerer.flush();
+            responder.flush();
         });
     };
-    match serving.start("objmapper-loop", vec![(); count.max(1)], UdpWorkers::poller, run) {
+    match shared.start("objmapper-loop", vec![(); count.max(1)], UdpWorkers::poller, run) {
         Ok(threads) => {
-            begun.report_success();
+            report.report_success();
             join(threads);
             Ok(())
         }
-        Err(failed) => Err((begun, failed)),
+        Err(failed) => Err((report, failed)),
     }
 }
 
-fn serve_by_pool(serving: &Arc<UdpWorkers>, begun: StartReport) -> Result<(), (StartReport, Failed)> {
-    let queue: Arc<BoundedQueue<Task>> =
-        Arc::new(BoundedQueue::new(serving.service.settings.max_queue_depth));
+fn serve_by_pool(shared: &Arc<UdpWorkers>, report: StartReport) -> Result<(), (StartReport, Failed)> {
+    let queue: Arc<BoundedQueue<Task>> = Arc::new(BoundedQueue::new(shared.service.settings.max_queue_depth));
     let delay = Arc::new(CoDel::new());
-    let shares = (0..serving.service.settings.workers()).map(|_| (Arc::clone(&queue), Arc::clone(&delay)));
+    let shares = (0..shared.service.settings.workers()).map(|_| (Arc::clone(&queue), Arc::clone(&delay)));
     let nothing = |_: &Arc<UdpWorkers>| Ok(());
-    let work = |serving: &Arc<UdpWorkers>, (queue, delay): (Arc<BoundedQueue<Task>>, Arc<CoDel>), ()| {
-        let mut answerer = serving.answerer();
-        let mut spin = SpinWait::new(&serving.service);
+    let work = |shared: &Arc<UdpWorkers>, (queue, delay): (Arc<BoundedQueue<Task>>, Arc<CoDel>), ()| {
+        let mut responder = shared.responder();
+        let mut spin = SpinWait::new(&shared.service);
         loop {
             let mut next = queue.try_pop();
             if next.is_none() {
@@ -304,20 +304,20 @@ fn serve_by_pool(serving: &Arc<UdpWorkers>, begun: StartReport) -> Result<(), (S
                 });
             }
             let Some(task) = next.or_else(|| queue.pop()) else { break };
-            serving.work(&mut answerer, &delay, task, || queue.try_pop());
-            serving.gauges().queue_depth.store(queue.depth(), Relaxed);
+            shared.work(&mut responder, &delay, task, || queue.try_pop());
+            shared.gauges().queue_depth.store(queue.depth(), Relaxed);
         }
     };
-    let (poller, workers) = match serving
+    let (poller, workers) = match shared
         .poller()
-        .and_then(|poller| Ok((poller, serving.start("objmapper-worker", shares, nothing, work)?)))
+        .and_then(|poller| Ok((poller, shared.start("objmapper-worker", shares, nothing, work)?)))
     {
         Ok(started) => started,
-        Err(failed) => return Err((begun, failed)),
+        Err(failed) => return Err((report, failed)),
     };
-    begun.report_success();
-    let gauges = serving.gauges();
-    feed(serving, &poller, |tasks| {
+    report.report_success();
+    let gauges = shared.gauges();
+    feed(shared, &poller, |tasks| {
         queue.push_all(tasks);
         gauges.queue_depth.store(queue.depth(), Relaxed);
         gauges.queue_depth_max.fetch_max(queue.depth(), Relaxed);
@@ -327,34 +327,34 @@ fn serve_by_pool(serving: &Arc<UdpWorkers>, begun: StartReport) -> Result<(), (S
     Ok(())
 }
 
-fn serve_by_stealing(serving: &Arc<UdpWorkers>, begun: StartReport) -> Result<(), (StartReport, Failed)> {
-    let (queues, slots) = StealingQueues::<Task>::new(serving.service.settings.workers());
+fn serve_by_stealing(shared: &Arc<UdpWorkers>, report: StartReport) -> Result<(), (StartReport, Failed)> {
+    let (queues, slots) = StealingQueues::<Task>::new(shared.service.settings.workers());
     let delay = Arc::new(CoDel::new());
     let shares = slots.into_iter().map(|local| (Arc::clone(&queues), Arc::clone(&delay), local));
     let nothing = |_: &Arc<UdpWorkers>| Ok(());
     type Share = (Arc<StealingQueues<Task>>, Arc<CoDel>, LocalQueue<Task>);
-    let work = |serving: &Arc<UdpWorkers>, (queues, delay, mut local): Share, ()| {
-        let mut answerer = serving.answerer();
-        let mut spin = SpinWait::new(&serving.service);
-        while let Some(task) = queues.pop(&mut local, &mut spin, serving.gauges()) {
-            serving.work(&mut answerer, &delay, task, || queues.try_pop(&mut local, serving.gauges()));
+    let work = |shared: &Arc<UdpWorkers>, (queues, delay, mut local): Share, ()| {
+        let mut responder = shared.responder();
+        let mut spin = SpinWait::new(&shared.service);
+        while let Some(task) = queues.pop(&mut local, &mut spin, shared.gauges()) {
+            shared.work(&mut responder, &delay, task, || queues.try_pop(&mut local, shared.gauges()));
         }
     };
-    let (poller, workers) = match serving
+    let (poller, workers) = match shared
         .poller()
-        .and_then(|poller| Ok((poller, serving.start("objmapper-worker", shares, nothing, work)?)))
+        .and_then(|poller| Ok((poller, shared.start("objmapper-worker", shares, nothing, work)?)))
     {
         Ok(started) => started,
-        Err(failed) => return Err((begun, failed)),
+        Err(failed) => return Err((report, failed)),
     };
-    begun.report_success();
-    let most = serving.service.settings.max_queue_depth;
-    feed(serving, &poller, |tasks| {
-        let room = most.saturating_sub(queues.depth()).min(tasks.len());
-        for task in tasks.drain(..room) {
+    report.report_success();
+    let max_depth = shared.service.settings.max_queue_depth;
+    feed(shared, &poller, |tasks| {
+        let count = max_depth.saturating_sub(queues.depth()).min(tasks.len());
+        for task in tasks.drain(..count) {
             queues.push(task);
         }
-        queues.count_depth(serving.gauges());
+        queues.count_depth(shared.gauges());
     });
     queues.close();
     join(workers);
@@ -363,18 +363,18 @@ fn serve_by_stealing(serving: &Arc<UdpWorkers>, begun: StartReport) -> Result<()
 
 /// Receives, and lets `put` queue the tasks for the workers. Refuses at once, before any work, tasks that
 /// `put` leaves.
-fn feed(serving: &Arc<UdpWorkers>, poller: &Poller, mut put: impl FnMut(&mut VecDeque<Task>)) {
-    let mut answerer = serving.answerer();
+fn feed(shared: &Arc<UdpWorkers>, poller: &Poller, mut put: impl FnMut(&mut VecDeque<Task>)) {
+    let mut responder = shared.responder();
     let mut tasks = VecDeque::new();
-    serving.receive(poller, |inbox, received| {
-        serving.admit(inbox, received, &mut answerer, |_, _, bytes, from, arrived| {
+    shared.receive(poller, |inbox, received| {
+        shared.admit(inbox, received, &mut responder, |_, _, bytes, from, arrived| {
             tasks.push_back(Task { datagram: bytes.into(), from, arrived });
         });
         put(&mut tasks);
         for task in tasks.drain(..) {
-            answerer.refuse(&UdpRequest::decode(&task.datagram), task.from, task.arrived);
+            responder.refuse(&UdpRequest::decode(&task.datagram), task.from, task.arrived);
         }
-        answerer.flush();
+        responder.flush();
     });
 }
 

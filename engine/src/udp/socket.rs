@@ -29,7 +29,7 @@ const SEND_TIMEOUT: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
 pub struct UdpSocket {
     /// The URL as a client writes it: `udp://127.0.0.1:9998`.
     pub address: String,
-    pub gate: Admission,
+    pub admission: Admission,
     socket: OwnedFd,
     /// Whether the kernel splits one large message into datagrams (UDP_SEGMENT).
     segmentation: AtomicBool,
@@ -93,7 +93,7 @@ impl UdpSocket {
     ) -> Result<Self, StartError> {
         let fail = |what: &'static str| move |errno| StartError::new(errno, what, format!("udp://{bound}"));
         configure(&socket, bound).map_err(fail("cannot set socket options"))?;
-        let gate = Admission::new(trusted, rate_limit).map_err(fail("cannot get random bytes"))?;
+        let admission = Admission::new(trusted, rate_limit).map_err(fail("cannot get random bytes"))?;
         if !bound.ip().is_loopback() {
             notices.push(format!(
                 "udp://{bound} is not loopback: every host that reaches it may read every object, unencrypted; a plain request \
@@ -103,7 +103,7 @@ impl UdpSocket {
         let dropped_before = dropped_by_kernel(&socket).unwrap_or(0);
         Ok(UdpSocket {
             address: format!("udp://{bound}"),
-            gate,
+            admission,
             socket,
             segmentation: true.into(),
             dropped_before,
@@ -115,7 +115,7 @@ impl UdpSocket {
         let received = inbox.receive(&self.socket);
         let bytes = inbox.bytes_received(received);
         if received > 0 {
-            self.gate.counts.bytes_received.fetch_add(bytes as u64, Relaxed);
+            self.admission.counts.bytes_received.fetch_add(bytes as u64, Relaxed);
         }
         received
     }
@@ -127,14 +127,14 @@ impl UdpSocket {
             match outbox.send(&self.socket, first) {
                 Ok(sent) => {
                     let bytes = outbox.bytes_of(first..first + sent);
-                    self.gate.counts.bytes_sent.fetch_add(bytes as u64, Relaxed);
+                    self.admission.counts.bytes_sent.fetch_add(bytes as u64, Relaxed);
                     first += sent;
                 }
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) if self.wait_writable() => {}
                 Err(Errno::AGAIN) => {
                     let left = outbox.datagrams_of(first..outbox.len());
-                    self.gate.counts.unsendable_dropped.fetch_add(left as u64, Relaxed);
+                    self.admission.counts.unsendable_dropped.fetch_add(left as u64, Relaxed);
                     break;
                 }
                 // The kernel or the device (EIO) cannot split this message: split it here, and for a device
@@ -148,7 +148,7 @@ impl UdpSocket {
                 // This message alone failed: no route, a firewall, or larger than the path.
                 Err(_) => {
                     let lost = outbox.datagrams_of(first..first + 1);
-                    self.gate.counts.unsendable_dropped.fetch_add(lost as u64, Relaxed);
+                    self.admission.counts.unsendable_dropped.fetch_add(lost as u64, Relaxed);
                     first += 1;
                 }
             }
@@ -157,8 +157,8 @@ impl UdpSocket {
     }
 
     fn wait_writable(&self) -> bool {
-        let mut wanted = [PollFd::new(&self.socket, PollFlags::OUT)];
-        matches!(poll(&mut wanted, Some(&SEND_TIMEOUT)), Ok(1..) | Err(Errno::INTR))
+        let mut events = [PollFd::new(&self.socket, PollFlags::OUT)];
+        matches!(poll(&mut events, Some(&SEND_TIMEOUT)), Ok(1..) | Err(Errno::INTR))
     }
 
     /// How many bytes of consecutive datagrams of this size one message may carry.
@@ -169,7 +169,7 @@ impl UdpSocket {
 
     pub fn counts(&self) -> DatagramCounts {
         let dropped = dropped_by_kernel(&self.socket).unwrap_or(self.dropped_before);
-        self.gate.counts.read(u64::from(dropped.wrapping_sub(self.dropped_before)))
+        self.admission.counts.read(u64::from(dropped.wrapping_sub(self.dropped_before)))
     }
 }
 
@@ -216,7 +216,7 @@ fn enlarge_buffers(socket: &OwnedFd, bound: SocketAddr) {
 
 fn set_option(socket: &OwnedFd, level: i32, name: i32, value: libc::c_int) -> Result<(), Errno> {
     // SAFETY: the option's value is one int, and the call passes its size.
-    let answer = unsafe {
+    let result = unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),
             level,
@@ -225,7 +225,7 @@ fn set_option(socket: &OwnedFd, level: i32, name: i32, value: libc::c_int) -> Re
             size_of::<libc::c_int>() as libc::socklen_t,
         )
     };
-    if answer < 0 { Err(last_error()) } else { Ok(()) }
+    if result < 0 { Err(last_error()) } else { Ok(()) }
 }
 
 /// Datagrams that the kernel dropped because the receive buffer was full.
@@ -235,7 +235,7 @@ fn dropped_by_kernel(socket: &OwnedFd) -> Result<u32, Errno> {
     let mut figures = [0u32; 9];
     let mut length = size_of_val(&figures) as libc::socklen_t;
     // SAFETY: the kernel writes at most `length` bytes, which is the array's size.
-    let answer = unsafe {
+    let result = unsafe {
         libc::getsockopt(
             socket.as_raw_fd(),
             libc::SOL_SOCKET,
@@ -244,7 +244,7 @@ fn dropped_by_kernel(socket: &OwnedFd) -> Result<u32, Errno> {
             &raw mut length,
         )
     };
-    if answer < 0 { Err(last_error()) } else { Ok(figures[SK_MEMINFO_DROPS]) }
+    if result < 0 { Err(last_error()) } else { Ok(figures[SK_MEMINFO_DROPS]) }
 }
 
 pub fn last_error() -> Errno {

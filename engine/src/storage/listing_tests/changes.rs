@@ -4,10 +4,10 @@ use super::*;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 #[test]
-fn what_was_added_or_removed_between_pages_disturbs_nothing_else() {
+fn changes_between_pages_affect_no_other_entry() {
     let root = tree(&["a/1", "a/2", "b", "c/1", "d"]);
     for names in [1, 1000] {
-        let (listing, mapping) = (Listing::with_runs_of(names), mapping(&root));
+        let (listing, mapping) = (Listing::with_batches_of(names), mapping(&root));
         let first = listing.page(&mapping, None, "/", None, 2).expect("a page");
         assert_eq!(uris(&first), ["/a/1", "/a/2"]);
         // The cursor names a directory that has been removed, or replaced by an object.
@@ -68,7 +68,7 @@ fn each_object_that_is_there_all_the_time_is_listed_once_while_others_come_and_g
         });
         let _ends = Ends(done);
         for round in 0..30 {
-            let listing = Listing::with_runs_of(1 + round * 20);
+            let listing = Listing::with_batches_of(1 + round * 20);
             let mut listed = all(&listing, &mapping(&root), "/", 7 + round as u32).expect("a listing");
             assert!(listed.is_sorted_by(|one, next| one < next), "in order, and none twice");
             listed.retain(|uri| !uri.contains("passing"));

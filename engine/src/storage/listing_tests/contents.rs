@@ -23,7 +23,7 @@ fn objects_come_in_the_order_of_their_uris_with_size_and_time() {
 #[test]
 fn a_prefix_is_a_string_and_not_a_directory() {
     let root = tree(&["models/web", "models/we/b", "models/w", "models-old", "model", "x/models/we"]);
-    for (prefix, wanted) in [
+    for (prefix, request) in [
         ("/models/we", &["/models/we/b", "/models/web"][..]),
         ("models/we", &["/models/we/b", "/models/web"]),
         ("/models/we/", &["/models/we/b"]),
@@ -35,7 +35,7 @@ fn a_prefix_is_a_string_and_not_a_directory() {
         ("/missing/x", &[]),
         ("/x/", &["/x/models/we"]),
     ] {
-        assert_eq!(list(&root, prefix), wanted, "{prefix}");
+        assert_eq!(list(&root, prefix), request, "{prefix}");
     }
     assert_eq!(list(&root, "").len(), 6);
     assert_eq!(list(&root, "/"), list(&root, ""));
@@ -53,7 +53,7 @@ fn a_prefix_that_no_uri_can_have_is_refused() {
 }
 
 #[test]
-fn only_what_can_be_got_is_listed() {
+fn only_readable_objects_are_listed() {
     let root = tree(&["object", "directory/object"]);
     let path = |name: &str| root.path().join(name);
     fs::mknodat(fs::CWD, path("fifo"), FileType::Fifo, fs::Mode::RWXU, 0).expect("a FIFO");
@@ -110,27 +110,27 @@ fn directories_that_the_server_cannot_read_are_skipped() {
 fn paths_may_be_as_long_as_a_uri() {
     let root = tempfile::tempdir().expect("a directory");
     let mut directory = fs::open(root.path(), fs::OFlags::DIRECTORY, fs::Mode::empty()).expect("there");
-    let mut wanted = Vec::new();
+    let mut request = Vec::new();
     // 2,048 directories with a file in each: the longest path of a file that fits has 4,095 bytes.
     for depth in 0..=2048 {
         fs::openat(&directory, "f", fs::OFlags::CREATE | fs::OFlags::WRONLY, fs::Mode::RWXU).expect("a file");
         let path = "d/".repeat(depth) + "f";
         if path.len() < MAX_URI_LENGTH {
-            wanted.push(format!("/{path}"));
+            request.push(format!("/{path}"));
         }
         fs::mkdirat(&directory, "d", fs::Mode::RWXU).expect("a directory");
         directory = fs::openat(&directory, "d", fs::OFlags::DIRECTORY, fs::Mode::empty()).expect("there");
     }
-    wanted.reverse();
-    assert_eq!(wanted[0].len(), 4096);
-    wanted.sort();
-    assert_eq!(all(&Listing::default(), &mapping(&root), "/", 100), Ok(wanted));
+    request.reverse();
+    assert_eq!(request[0].len(), 4096);
+    request.sort();
+    assert_eq!(all(&Listing::default(), &mapping(&root), "/", 100), Ok(request));
 }
 
 const MAX_URI_LENGTH: usize = crate::protocol::MAX_URI;
 
 #[test]
-fn what_a_view_hides_is_in_no_page() {
+fn hidden_objects_are_in_no_page() {
     let root = tree(&["a", "shut/x", "shut/y/z", "shut/open/b", "shut/open/c/d", "shut2/e"]);
     let rules = |uid| {
         let listed = |uids: &[u32]| crate::access::rules::IdSet::new(uids.to_vec(), Vec::new());

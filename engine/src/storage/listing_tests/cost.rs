@@ -7,10 +7,10 @@ fn nothing_is_kept_of_listings_that_are_over_and_little_of_others() {
     let objects: Vec<_> = (0..3000).map(|at| format!("{at:04}")).collect();
     let root = tree(&objects.iter().map(String::as_str).collect::<Vec<_>>());
     let (listing, mapping) = (Listing::default(), mapping(&root));
-    for _ in 0..2 * MOST_RUNS {
+    for _ in 0..2 * MAX_BATCHES {
         listing.page(&mapping, None, "/", None, 1).expect("a page");
     }
-    assert!(listing.kept().len() > 1 && listing.kept().len() <= MOST_RUNS);
+    assert!(listing.kept().len() > 1 && listing.kept().len() <= MAX_BATCHES);
     listing.kept().clear();
     all(&listing, &mapping, "/", 100).expect("a listing");
     assert!(listing.kept().is_empty());

@@ -48,7 +48,7 @@ fn all_reported(listing: &Listing, mapping: &Mapping, prefix: &str, limit: u32) 
 }
 
 #[test]
-fn names_that_are_not_utf8_are_said_once_whatever_the_pages() {
+fn names_that_are_not_utf8_are_reported_once_whatever_the_pages() {
     let root = tree(&["a", "d/b", "z/y/x"]);
     for name in [&b"a\xff"[..], b"d/\xfe", b"\xff\xff", b"z/y/\x80"] {
         File::create(root.path().join(OsStr::from_bytes(name))).expect("a file");
@@ -57,7 +57,7 @@ fn names_that_are_not_utf8_are_said_once_whatever_the_pages() {
     File::create(root.path().join(OsStr::from_bytes(b"m\xff/inside"))).expect("a file");
     let mapping = mapping(&root);
     for (names, limit) in [(1, 1), (2, 1), (3, 2), (1000, 1), (1000, 1000)] {
-        let reported = all_reported(&Listing::with_runs_of(names), &mapping, "/", limit);
+        let reported = all_reported(&Listing::with_batches_of(names), &mapping, "/", limit);
         let left_out: Vec<_> = reported
             .iter()
             .filter_map(|reported| match reported {
@@ -65,8 +65,8 @@ fn names_that_are_not_utf8_are_said_once_whatever_the_pages() {
                 Reported::Object(..) => None,
             })
             .collect();
-        let wanted = [&b"/a\xff"[..], b"/d/\xfe", b"/m\xff/", b"/z/y/\x80", b"/\xff\xff"];
-        assert_eq!(left_out, wanted.map(|path| (v2::LEFT_OUT_NAME, path)), "{names} {limit}");
+        let request = [&b"/a\xff"[..], b"/d/\xfe", b"/m\xff/", b"/z/y/\x80", b"/\xff\xff"];
+        assert_eq!(left_out, request.map(|path| (v2::LEFT_OUT_NAME, path)), "{names} {limit}");
         assert_eq!(reported.len() - left_out.len(), 3);
     }
     assert_eq!(list(&root, "/"), ["/a", "/d/b", "/z/y/x"]);
@@ -86,7 +86,7 @@ fn directories_that_the_server_may_not_read_are_said() {
     let unreadable = |path: &str| Reported::LeftOut(v2::LEFT_OUT_UNREADABLE, path.as_bytes().to_vec());
     without_capabilities(|| {
         for (names, limit) in [(1, 1), (1000, 1), (1000, 2), (1000, 100)] {
-            let reported = all_reported(&Listing::with_runs_of(names), &mapping(&root), "/", limit);
+            let reported = all_reported(&Listing::with_batches_of(names), &mapping(&root), "/", limit);
             assert!(matches!(&reported[0], Reported::Object(uri, ..) if uri == "/a/x"));
             assert!(matches!(&reported[2], Reported::Object(uri, ..) if uri == "/c/x"));
             assert_eq!(reported[1], unreadable("/b/"));
@@ -117,7 +117,7 @@ fn paths_that_are_too_long_for_a_uri_are_said() {
     let start = format!("/{long}").repeat(20);
     let long = |name: &str| Reported::LeftOut(v2::LEFT_OUT_LONG, format!("{start}/{name}").into_bytes());
     for (names, limit) in [(1, 1), (1000, 1), (1000, 100)] {
-        let reported = all_reported(&Listing::with_runs_of(names), &mapping(&root), "/", limit);
+        let reported = all_reported(&Listing::with_batches_of(names), &mapping(&root), "/", limit);
         assert!(
             matches!(&reported[0], Reported::Object(uri, ..) if *uri == format!("{start}/{fits}") && uri.len() == 4096)
         );

@@ -68,18 +68,18 @@ impl Listing {
         limit: u32,
     ) -> Result<Page, Error> {
         let (view, prefix, cursor) = (view.cloned(), prefix.to_owned(), cursor.map(<[u8]>::to_vec));
-        self.whole(mapping, WantedPage { session: 0, form, view, prefix, cursor, limit })
+        self.whole(mapping, PageRequest { session: 0, form, view, prefix, cursor, limit })
     }
 
     /// In turns that end at once.
-    fn whole(&self, mapping: &Mapping, wanted: WantedPage) -> Result<Page, Error> {
-        self.whole_of(mapping, wanted, MOST_CONTENT)
+    fn whole(&self, mapping: &Mapping, request: PageRequest) -> Result<Page, Error> {
+        self.whole_of(mapping, request, MAX_PAGE_BYTES)
     }
 
-    fn whole_of(&self, mapping: &Mapping, wanted: WantedPage, most_content: usize) -> Result<Page, Error> {
-        let mut paging = self.begin(wanted, most_content)?;
+    fn whole_of(&self, mapping: &Mapping, request: PageRequest, max_bytes: usize) -> Result<Page, Error> {
+        let mut paging = self.begin(request, max_bytes)?;
         loop {
-            if let Some(page) = self.go_on(mapping, &mut paging, &|| true)? {
+            if let Some(page) = self.advance(mapping, &mut paging, &|| true)? {
                 return Ok(page);
             }
         }
@@ -136,7 +136,7 @@ proptest! {
         limit in 1u32..9,
     ) {
         let root = tempfile::tempdir().expect("a directory");
-        let mut wanted = BTreeSet::new();
+        let mut request = BTreeSet::new();
         for path in &paths {
             let target = root.path().join(path);
             let has_dots = path.split('/').any(|segment| segment == "." || segment == "..");
@@ -145,18 +145,18 @@ proptest! {
                 && std::fs::create_dir_all(target.parent().expect("a parent")).is_ok()
                 && File::create_new(&target).is_ok()
             {
-                wanted.insert(format!("/{path}"));
+                request.insert(format!("/{path}"));
             }
         }
         let spelled = format!("/{}", prefix.strip_prefix('/').unwrap_or(&prefix));
-        wanted.retain(|uri| uri.starts_with(&spelled));
-        let listing = Listing::with_runs_of(names);
+        request.retain(|uri| uri.starts_with(&spelled));
+        let listing = Listing::with_batches_of(names);
         match all(&listing, &mapping(&root), &prefix, limit) {
             Err(error) => {
                 prop_assert_eq!(error, Error::BadPath);
-                prop_assert!(wanted.is_empty());
+                prop_assert!(request.is_empty());
             }
-            Ok(listed) => prop_assert_eq!(listed, wanted.into_iter().collect::<Vec<_>>()),
+            Ok(listed) => prop_assert_eq!(listed, request.into_iter().collect::<Vec<_>>()),
         }
     }
 }

@@ -9,7 +9,7 @@ fn pages_of_every_size_make_the_same_listing() {
     let whole = list(&root, "/");
     assert_eq!(whole.len(), 10);
     for names in [1, 2, 3, 1000] {
-        let listing = Listing::with_runs_of(names);
+        let listing = Listing::with_batches_of(names);
         for limit in 1..12 {
             assert_eq!(
                 all(&listing, &mapping(&root), "/", limit).expect("a listing"),
@@ -33,10 +33,10 @@ fn the_last_page_says_that_it_is() {
 }
 
 #[test]
-fn a_page_can_be_asked_for_again() {
+fn a_page_can_be_requested_again() {
     let objects: Vec<_> = (0..2000).map(|at| format!("{at:04}")).collect();
     let root = tree(&objects.iter().map(String::as_str).collect::<Vec<_>>());
-    let (listing, mapping) = (Listing::with_runs_of(700), mapping(&root));
+    let (listing, mapping) = (Listing::with_batches_of(700), mapping(&root));
     let first = listing.page(&mapping, None, "/", None, 10).expect("a page");
     let second = || listing.page(&mapping, None, "/", first.cursor.as_deref(), 10).expect("a page");
     let once = second();
@@ -56,7 +56,7 @@ fn limits_are_kept() {
     let (listing, mapping) = (Listing::default(), mapping(&root));
     assert_eq!(listing.page(&mapping, None, "/", None, 0).expect("a page").count, DEFAULT_LIMIT);
     let page = listing.page(&mapping, None, "/", None, u32::MAX).expect("a page");
-    assert!(page.entries.len() <= MOST_CONTENT && page.entries.len() > MOST_CONTENT - 1000);
+    assert!(page.entries.len() <= MAX_PAGE_BYTES && page.entries.len() > MAX_PAGE_BYTES - 1000);
     let root = tree(
         &(0..10_100)
             .map(|at| at.to_string())
@@ -79,7 +79,7 @@ fn pages_of_few_bytes_make_the_same_listing() {
     let (listing, mapping) = (Listing::default(), mapping(&root));
     let (mut listed, mut cursor) = (Vec::new(), None);
     loop {
-        let wanted = WantedPage {
+        let request = PageRequest {
             session: 0,
             form: Form::Plain,
             view: None,
@@ -87,7 +87,7 @@ fn pages_of_few_bytes_make_the_same_listing() {
             cursor,
             limit: MAX_LIMIT,
         };
-        let page = listing.whole_of(&mapping, wanted, 16 << 10).expect("a page");
+        let page = listing.whole_of(&mapping, request, 16 << 10).expect("a page");
         assert!(page.entries.len() <= 16 << 10 && page.entries.capacity() < page.entries.len() + 64);
         listed.extend(uris(&page));
         cursor = page.cursor;
@@ -100,7 +100,7 @@ fn pages_of_few_bytes_make_the_same_listing() {
 }
 
 #[test]
-fn a_cursor_fits_its_own_listing_only_and_only_whole() {
+fn a_cursor_is_valid_for_its_own_listing_only_and_only_whole() {
     let root = tree(&["a/1", "a/2", "a/3", "b/1"]);
     let (listing, mapping) = (Listing::default(), mapping(&root));
     let cursor = listing.page(&mapping, None, "/a", None, 1).expect("a page").cursor.expect("more to come");
@@ -143,7 +143,7 @@ fn a_forged_cursor_leads_nowhere_else() {
 }
 
 #[test]
-fn a_page_ends_after_so_many_directories_even_without_an_object() {
+fn a_page_ends_after_its_limit_of_directories_even_without_an_object() {
     let root = tempfile::tempdir().expect("a directory");
     for at in 0..10_000 {
         std::fs::create_dir(root.path().join(at.to_string())).expect("a directory");
@@ -160,14 +160,14 @@ fn a_page_ends_after_so_many_directories_even_without_an_object() {
 }
 
 #[test]
-fn no_cursor_of_another_session_or_server_gets_what_a_listing_has_kept() {
+fn cursors_of_other_sessions_and_servers_get_no_saved_batches() {
     let objects: Vec<_> = (0..3000).map(|at| format!("{at:04}")).collect();
     let root = tree(&objects.iter().map(String::as_str).collect::<Vec<_>>());
     let (listing, mapping) = (Listing::default(), mapping(&root));
     let page = |listing: &Listing, session, cursor: Option<Vec<u8>>| {
-        let wanted =
-            WantedPage { session, form: Form::Plain, view: None, prefix: "/".into(), cursor, limit: 10 };
-        listing.whole(&mapping, wanted).expect("a page")
+        let request =
+            PageRequest { session, form: Form::Plain, view: None, prefix: "/".into(), cursor, limit: 10 };
+        listing.whole(&mapping, request).expect("a page")
     };
     let victim = page(&listing, 1, None).cursor.expect("more to come");
     let at = victim[1..9].try_into().map(u64::from_be_bytes).expect("the number of the listing");
@@ -196,14 +196,14 @@ fn no_cursor_of_another_session_or_server_gets_what_a_listing_has_kept() {
 }
 
 #[test]
-fn what_was_kept_for_too_long_is_not_used() {
+fn batches_saved_too_long_are_not_used() {
     let objects: Vec<_> = (0..3000).map(|at| format!("{at:04}")).collect();
     let root = tree(&objects.iter().map(String::as_str).collect::<Vec<_>>());
     let (listing, mapping) = (Listing::default(), mapping(&root));
     let first = listing.page(&mapping, None, "/", None, 10).expect("a page");
     make(root.path(), "0010-new");
     let second = || uris(&listing.page(&mapping, None, "/", first.cursor.as_deref(), 2).expect("a page"));
-    let Some(long_ago) = Instant::now().checked_sub(KEEP + Duration::from_secs(1)) else {
+    let Some(long_ago) = Instant::now().checked_sub(MAX_AGE + Duration::from_secs(1)) else {
         return eprintln!("the clock began less than a minute ago");
     };
     assert_eq!(second(), ["/0010", "/0011"], "kept as it was read");
@@ -215,19 +215,19 @@ fn what_was_kept_for_too_long_is_not_used() {
 }
 
 #[test]
-fn a_page_that_was_given_up_begins_with_what_it_had_read() {
+fn an_abandoned_page_restarts_with_its_batches() {
     let names: Vec<String> = (0..600).map(|number| format!("{number:03}")).collect();
     let root = tree(&names.iter().map(String::as_str).collect::<Vec<_>>());
     let (mapping, listing) = (mapping(&root), Listing::default());
     let prefix = String::from("/");
-    let wanted = WantedPage { session: 7, form: Form::Plain, view: None, prefix, cursor: None, limit: 0 };
-    let begin = || listing.begin(wanted.clone(), MOST_CONTENT).expect("a page");
-    let turn = |paging: &mut Paging| listing.go_on(&mapping, paging, &|| true).expect("a turn");
+    let request = PageRequest { session: 7, form: Form::Plain, view: None, prefix, cursor: None, limit: 0 };
+    let begin = || listing.begin(request.clone(), MAX_PAGE_BYTES).expect("a page");
+    let turn = |paging: &mut Paging| listing.advance(&mapping, paging, &|| true).expect("a turn");
     let mut given_up = begin();
     while given_up.page.count == 0 {
         assert!(turn(&mut given_up).is_none());
     }
-    listing.keep_runs(&mut given_up);
+    listing.save_batches(&mut given_up);
     assert_eq!(listing.kept().len(), 1);
     // Another listing gets none of these batches.
     turn(&mut begin());
@@ -246,7 +246,7 @@ fn a_page_has_an_entry_however_little_room_there_is() {
     let (listing, mapping) = (Listing::default(), mapping(&root));
     let (mut listed, mut cursor) = (Vec::new(), None);
     for _ in 0..3 {
-        let wanted = WantedPage {
+        let request = PageRequest {
             session: 0,
             form: Form::Detailed,
             view: None,
@@ -254,7 +254,7 @@ fn a_page_has_an_entry_however_little_room_there_is() {
             cursor,
             limit: 10,
         };
-        let page = listing.whole_of(&mapping, wanted, 1).expect("a page");
+        let page = listing.whole_of(&mapping, request, 1).expect("a page");
         assert_eq!(page.count, 1);
         listed.extend_from_slice(&page.entries[3..5]);
         cursor = page.cursor;
@@ -268,7 +268,7 @@ fn a_page_that_ends_early_has_enough_entries_and_the_next_goes_on_behind_them() 
     let objects: Vec<_> = (0..500).map(|at| format!("{at:05}-{name}")).collect();
     let root = tree(&objects.iter().map(String::as_str).collect::<Vec<_>>());
     let (listing, mapping) = (Listing::default(), mapping(&root));
-    let wanted = |cursor| WantedPage {
+    let request = |cursor| PageRequest {
         session: 0,
         form: Form::Plain,
         view: None,
@@ -278,9 +278,9 @@ fn a_page_that_ends_early_has_enough_entries_and_the_next_goes_on_behind_them() 
     };
     let (mut found, mut cursor, mut pages) = (Vec::new(), None, 0);
     loop {
-        let mut paging = listing.begin(wanted(cursor), MOST_CONTENT).expect("a page");
+        let mut paging = listing.begin(request(cursor), MAX_PAGE_BYTES).expect("a page");
         let page = loop {
-            if let Some(whole) = listing.go_on(&mapping, &mut paging, &|| true).expect("a turn") {
+            if let Some(whole) = listing.advance(&mapping, &mut paging, &|| true).expect("a turn") {
                 break whole;
             }
             let length = paging.page.entries.len();

@@ -15,9 +15,9 @@ fn a_file_is_put_by_its_descriptor_wherever_its_position_is() {
         let content: Vec<u8> = (0..3_000_000u32).map(|at| (at * 7 / 3) as u8).collect();
         // The memory file's position is at its end.
         for source in [source(tree, &content), memory_file(&content)] {
-            let mut incoming = tree.begin("/object").expect("begun");
-            assert_eq!(incoming.copy_from(source), Ok(3_000_000));
-            assert_eq!(incoming.commit(ALWAYS).expect("committed").size, 3_000_000);
+            let mut pending = tree.begin("/object").expect("begun");
+            assert_eq!(pending.copy_from(source), Ok(3_000_000));
+            assert_eq!(pending.commit(ALWAYS).expect("committed").size, 3_000_000);
             assert!(tree.content("object") == content);
         }
         let mut empty = tree.begin("/empty").expect("begun");
@@ -28,9 +28,9 @@ fn a_file_is_put_by_its_descriptor_wherever_its_position_is() {
 }
 
 /// Copies all, step by step. Returns the number of steps.
-fn run(mut copying: Copying, incoming: &mut PendingWrite) -> Result<usize, Error> {
+fn run(mut copying: Copying, pending: &mut PendingWrite) -> Result<usize, Error> {
     let mut steps = 1;
-    while copying.step(incoming)? == Copied::Part {
+    while copying.step(pending)? == Copied::Part {
         steps += 1;
     }
     Ok(steps)
@@ -44,10 +44,10 @@ fn each_way_of_copying_copies_the_same() {
         let content: Vec<u8> = (0..200_001u32).map(|at| (at % 251) as u8).collect();
         for source in [source(tree, &content), memory_file(&content)] {
             for way in WAYS {
-                let mut incoming = tree.begin("/object").expect("begun");
+                let mut pending = tree.begin("/object").expect("begun");
                 let source = source.try_clone().expect("one more");
-                run(way(Copying::of(source, 0).expect("begun")), &mut incoming).expect("copied");
-                incoming.commit(ALWAYS).expect("committed");
+                run(way(Copying::of(source, 0).expect("begun")), &mut pending).expect("copied");
+                pending.commit(ALWAYS).expect("committed");
                 assert!(tree.content("object") == content);
             }
         }
@@ -59,11 +59,11 @@ fn a_large_file_is_copied_in_small_steps() {
     let tree = Tree::new();
     let content: Vec<u8> = (0..9u32 << 20).map(|at| (at % 249) as u8).collect();
     for way in &WAYS[1..] {
-        let mut incoming = tree.begin("/object").expect("begun");
+        let mut pending = tree.begin("/object").expect("begun");
         let copying = way(Copying::of(memory_file(&content), 0).expect("begun"));
-        let steps = run(copying, &mut incoming).expect("copied");
+        let steps = run(copying, &mut pending).expect("copied");
         assert!(steps >= 3, "{steps} steps");
-        incoming.commit(ALWAYS).expect("committed");
+        pending.commit(ALWAYS).expect("committed");
         assert!(tree.content("object") == content);
     }
 }
@@ -93,12 +93,12 @@ fn holes_stay_holes_and_the_position_stays_where_it_is() {
         for source in [file, with_holes(memory_file(b""), at, LENGTH)] {
             fs::seek(&source, fs::SeekFrom::Start(4711)).expect("a position");
             for way in
-                [WAYS[1], WAYS[2], |copying: Copying| copying.without_cloning().looking_in_the_source()]
+                [WAYS[1], WAYS[2], |copying: Copying| copying.without_cloning().seeking_in_the_source()]
             {
-                let mut incoming = tree.begin("/object").expect("begun");
+                let mut pending = tree.begin("/object").expect("begun");
                 let passed = source.try_clone().expect("one more");
-                run(way(Copying::of(passed, 0).expect("begun")), &mut incoming).expect("copied");
-                incoming.commit(ALWAYS).expect("committed");
+                run(way(Copying::of(passed, 0).expect("begun")), &mut pending).expect("copied");
+                pending.commit(ALWAYS).expect("committed");
                 let stored = std::fs::metadata(tree.path("object")).expect("there");
                 assert_eq!(stored.len(), LENGTH);
                 assert!(stored.blocks() * 512 <= (at.len() as u64 + 1) * (128 << 10), "{}", stored.blocks());
@@ -115,26 +115,26 @@ fn holes_stay_holes_and_the_position_stays_where_it_is() {
 }
 
 #[test]
-fn what_is_larger_than_may_be_is_refused_before_a_byte_is_copied() {
+fn a_source_over_the_size_limit_is_refused_before_any_copy() {
     let tree = Tree::new();
     let pebibyte = memory_file(b"");
     fs::ftruncate(&pebibyte, 1 << 50).expect("as long as that");
-    let incoming = tree.begin("/object").expect("begun");
+    let pending = tree.begin("/object").expect("begun");
     assert_eq!(Copying::of(pebibyte, 1 << 40).map(|_| ()), Err(Error::TooLarge));
     assert_eq!(Copying::of(memory_file(b"12345"), 4).map(|_| ()), Err(Error::TooLarge));
     assert!(Copying::of(memory_file(b"1234"), 4).is_ok());
-    drop(incoming);
+    drop(pending);
     assert!(tree.names().is_empty());
 }
 
 #[test]
-fn what_is_stored_does_not_change_with_its_source() {
+fn a_stored_object_does_not_change_with_its_source() {
     let tree = Tree::new();
     let source = memory_file(b"as it was");
-    let mut incoming = tree.begin("/object").expect("begun");
-    incoming.copy_from(source.try_clone().expect("one more")).expect("copied");
+    let mut pending = tree.begin("/object").expect("begun");
+    pending.copy_from(source.try_clone().expect("one more")).expect("copied");
     rustix::io::pwrite(&source, b"as it is now", 0).expect("written");
-    incoming.commit(ALWAYS).expect("committed");
+    pending.commit(ALWAYS).expect("committed");
     assert_eq!(tree.content("object"), b"as it was");
 }
 
@@ -150,8 +150,8 @@ fn a_source_that_shrinks_is_refused_and_one_that_grows_is_cut() {
                 assert_eq!(rustix::io::pwrite(&source, b"0123456789", 0), Ok(10));
                 let copying = way(Copying::of(source.try_clone().expect("one more"), 0).expect("begun"));
                 fs::ftruncate(&source, then).expect("changed");
-                let mut incoming = tree.begin("/object").expect("begun");
-                let outcome = run(copying, &mut incoming).map(|_| incoming.size());
+                let mut pending = tree.begin("/object").expect("begun");
+                let outcome = run(copying, &mut pending).map(|_| pending.size());
                 assert_eq!(outcome, answer);
             }
         }
@@ -169,7 +169,7 @@ fn only_a_regular_file_that_is_open_for_reading_can_be_put() {
     let (socket, _other) = std::os::unix::net::UnixStream::pair().expect("sockets");
     let device = File::open("/dev/zero").expect("a device");
     let directory = File::open(tree.path("")).expect("a directory");
-    let mut incoming = tree.begin("/object").expect("begun");
+    let mut pending = tree.begin("/object").expect("begun");
     for refused in [
         open(OFlags::WRONLY),
         open(OFlags::PATH),
@@ -180,7 +180,7 @@ fn only_a_regular_file_that_is_open_for_reading_can_be_put() {
         directory.into(),
     ] {
         let name = format!("{refused:?}");
-        assert_eq!(incoming.copy_from(refused), Err(Error::BadDescriptor), "{name}");
+        assert_eq!(pending.copy_from(refused), Err(Error::BadDescriptor), "{name}");
     }
-    assert_eq!(incoming.copy_from(open(OFlags::RDWR)), Ok(7));
+    assert_eq!(pending.copy_from(open(OFlags::RDWR)), Ok(7));
 }

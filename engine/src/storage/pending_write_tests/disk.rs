@@ -7,12 +7,12 @@ use std::process::Command;
 #[test]
 fn room_that_was_taken_and_not_needed_is_given_back() {
     Tree::each(|tree| {
-        let mut incoming = tree.begin("/object").expect("begun");
-        incoming.reserve(0).expect("nothing");
-        incoming.reserve(1 << 20).expect("room");
-        incoming.reserve(10).expect("less than there is");
-        incoming.write(b"little").expect("written");
-        assert_eq!(incoming.commit(ALWAYS).expect("committed").size, 6);
+        let mut pending = tree.begin("/object").expect("begun");
+        pending.reserve(0).expect("nothing");
+        pending.reserve(1 << 20).expect("room");
+        pending.reserve(10).expect("less than there is");
+        pending.write(b"little").expect("written");
+        assert_eq!(pending.commit(ALWAYS).expect("committed").size, 6);
         assert!(std::fs::metadata(tree.path("object")).expect("there").blocks() * 512 < 1 << 20);
     });
 }
@@ -50,60 +50,60 @@ fn on_a_full_disk_the_old_object_stays_and_nothing_else() {
         let too_much = vec![1; 2 << 20];
 
         assert_eq!(tree.put("/object", &too_much, ALWAYS), Err(FULL));
-        let mut incoming = tree.begin("/object").expect("begun");
-        assert_eq!(incoming.copy_from(memory_file(&too_much)), Err(FULL));
-        drop(incoming);
-        let incoming = tree.begin("/object").expect("begun");
-        assert_eq!(incoming.check_room(2 << 20), Err(FULL), "before a byte has come");
-        drop(incoming);
+        let mut pending = tree.begin("/object").expect("begun");
+        assert_eq!(pending.copy_from(memory_file(&too_much)), Err(FULL));
+        drop(pending);
+        let pending = tree.begin("/object").expect("begun");
+        assert_eq!(pending.check_space(2 << 20), Err(FULL), "before a byte has come");
+        drop(pending);
 
         assert_eq!(tree.content("object"), b"old");
         assert_eq!(tree.names(), ["object"]);
         // All room is free again, after a moment where another test's child process still has the files open.
-        let most = vec![2; 900 << 10];
-        let has_room = (0..1000).any(|_| {
-            let stored = tree.put("/object", &most, ALWAYS);
+        let bytes = vec![2; 900 << 10];
+        let is_stored = (0..1000).any(|_| {
+            let stored = tree.put("/object", &bytes, ALWAYS);
             if stored.is_err() {
                 std::thread::sleep(std::time::Duration::from_millis(10));
             }
             stored.is_ok()
         });
-        assert!(has_room);
+        assert!(is_stored);
         std::fs::remove_file(tree.path("object")).expect("removed");
         assert!(FULL.to_string().contains("no space left"));
     });
 }
 
 #[test]
-fn holes_take_no_room_and_data_that_comes_into_them_is_refused_where_there_is_none() {
+fn holes_take_no_space_and_later_data_in_them_is_refused_on_a_full_disk() {
     on_a_tiny_file_system(|tree| {
         let sparse = |data: usize| {
             let file = memory_file(&vec![3; data]);
             fs::ftruncate(&file, 64 << 20).expect("as long as that");
             file
         };
-        let mut incoming = tree.begin("/object").expect("begun");
-        assert_eq!(incoming.copy_from(sparse(300 << 10)), Ok(64 << 20));
-        incoming.commit(ALWAYS).expect("committed");
+        let mut pending = tree.begin("/object").expect("begun");
+        assert_eq!(pending.copy_from(sparse(300 << 10)), Ok(64 << 20));
+        pending.commit(ALWAYS).expect("committed");
         let stored = std::fs::metadata(tree.path("object")).expect("there");
         assert_eq!((stored.len(), stored.blocks() * 512), (64 << 20, 300 << 10));
 
-        let mut incoming = tree.begin("/more").expect("begun");
-        assert_eq!(incoming.copy_from(sparse(2 << 20)), Err(FULL));
-        let begun = fs::fstat(incoming.file()).expect("there");
+        let mut pending = tree.begin("/more").expect("begun");
+        assert_eq!(pending.copy_from(sparse(2 << 20)), Err(FULL));
+        let begun = fs::fstat(pending.file()).expect("there");
         assert_eq!((begun.st_size, begun.st_blocks), (0, 0), "refused before a byte was copied");
-        drop(incoming);
+        drop(pending);
 
         // It has no blocks when the server checks, and all of its data when the server copies.
         let source = sparse(0);
         let copying = Copying::of(source.try_clone().expect("one more"), 0).expect("begun");
         assert_eq!(rustix::io::pwrite(&source, &vec![4; 16 << 20], 0), Ok(16 << 20));
-        let mut incoming = tree.begin("/more").expect("begun");
+        let mut pending = tree.begin("/more").expect("begun");
         let mut copying = copying.by_sendfile();
         let outcome =
-            std::iter::repeat_with(|| copying.step(&mut incoming)).find(|step| *step != Ok(Copied::Part));
+            std::iter::repeat_with(|| copying.step(&mut pending)).find(|step| *step != Ok(Copied::Part));
         assert_eq!(outcome, Some(Err(FULL)));
-        drop(incoming);
+        drop(pending);
         assert_eq!(tree.names(), ["object"]);
         assert!(names_in_staging(&tree.path("")).is_empty());
         std::fs::remove_file(tree.path("object")).expect("removed");

@@ -49,9 +49,9 @@ impl Tree {
     }
 
     fn put(&self, uri: &str, content: &[u8], conditions: Conditions) -> Result<ObjectMeta, Error> {
-        let mut incoming = self.begin(uri)?;
-        incoming.write(content)?;
-        incoming.commit(conditions)
+        let mut pending = self.begin(uri)?;
+        pending.write(content)?;
+        pending.commit(conditions)
     }
 
     fn refusal(&self, uri: &str) -> Error {

@@ -42,21 +42,21 @@ fn only_regular_files_are_replaced() {
         }
         assert_eq!(tree.refusal(&"n".repeat(256)), Error::BadPath);
         // The target may also become one while the content comes.
-        let incoming = tree.begin("/later").expect("begun");
+        let pending = tree.begin("/later").expect("begun");
         std::fs::create_dir(tree.path("later")).expect("a directory");
-        assert_eq!(incoming.commit(ALWAYS), Err(Error::IsDirectory));
+        assert_eq!(pending.commit(ALWAYS), Err(Error::IsDirectory));
         assert_eq!(tree.content("object"), b"whole");
     });
 }
 
 #[test]
-fn parents_are_made_where_that_is_asked_for() {
+fn parents_are_made_on_request() {
     Tree::each(|tree| {
         std::fs::create_dir(tree.path("there")).expect("a directory");
         for path in [c"a/b/c/object", c"there/d/object", c"there/object", c"object"] {
-            let mut incoming = tree.staging.begin(path, true).expect("begun");
-            incoming.write(b"deep").expect("written");
-            incoming.commit(ALWAYS).expect("committed");
+            let mut pending = tree.staging.begin(path, true).expect("begun");
+            pending.write(b"deep").expect("written");
+            pending.commit(ALWAYS).expect("committed");
             assert_eq!(tree.content(path.to_str().expect("UTF-8")), b"deep");
         }
         assert_eq!(tree.staging.begin(c"object/x/y", true).map(|_| ()), Err(Error::NotDirectory));
@@ -86,7 +86,7 @@ fn parents_may_be_made_by_many_at_once() {
 }
 
 #[test]
-fn links_are_no_way_out_for_what_is_put() {
+fn puts_do_not_follow_links_out_of_the_root() {
     for follow_symlinks in [false, true] {
         let tree = Tree::new();
         let outside = tree.above.path().join("outside");
@@ -107,7 +107,7 @@ fn links_are_no_way_out_for_what_is_put() {
 }
 
 #[test]
-fn a_directory_that_becomes_a_link_meanwhile_is_no_way_out() {
+fn a_directory_replaced_by_a_link_leads_nowhere() {
     let tree = Tree::new();
     let outside = tree.above.path().join("outside");
     std::fs::create_dir(&outside).expect("a directory");
@@ -138,7 +138,7 @@ fn a_directory_that_becomes_a_link_meanwhile_is_no_way_out() {
         for attempt in 1..=ATTEMPTS {
             let path = CString::new(format!("there/{attempt}/object")).unwrap_or_default();
             begun.store(attempt, SeqCst);
-            answers.push(tree.staging.begin(&path, true).and_then(|incoming| incoming.commit(ALWAYS)));
+            answers.push(tree.staging.begin(&path, true).and_then(|pending| pending.commit(ALWAYS)));
             answered.store(attempt, SeqCst);
             let _ = tree.staging.delete(&path, None);
             while exchanged.load(SeqCst) < attempt {
@@ -165,9 +165,9 @@ fn a_put_whose_directory_was_moved_meanwhile_is_refused() {
     Tree::each(|tree| {
         let begun = |tree: &Tree| {
             std::fs::create_dir_all(tree.path("above/before")).expect("a directory");
-            let mut incoming = tree.begin("/above/before/object").expect("begun");
-            incoming.write(b"moved").expect("written");
-            incoming
+            let mut pending = tree.begin("/above/before/object").expect("begun");
+            pending.write(b"moved").expect("written");
+            pending
         };
         let outside = tree.above.path().join("outside");
         for (from, to) in [
@@ -175,30 +175,30 @@ fn a_put_whose_directory_was_moved_meanwhile_is_refused() {
             (tree.path("above/before"), outside.clone()),
             (tree.path("above"), outside.clone()),
         ] {
-            let incoming = begun(tree);
+            let pending = begun(tree);
             std::fs::rename(&from, &to).expect("renamed");
-            assert_eq!(incoming.commit(ALWAYS), Err(Error::NoDirectory), "to {to:?}");
+            assert_eq!(pending.commit(ALWAYS), Err(Error::NoDirectory), "to {to:?}");
             assert!(names(&to).iter().all(|name| name != "object"), "{:?}", names(&to));
             std::fs::remove_dir_all(&to).expect("removed");
         }
         // Another directory with the same name.
-        let incoming = begun(tree);
+        let pending = begun(tree);
         std::fs::rename(tree.path("above/before"), &outside).expect("renamed");
         std::fs::create_dir(tree.path("above/before")).expect("a directory");
-        assert!(matches!(incoming.commit(ALWAYS), Err(Error::Busy(_))));
+        assert!(matches!(pending.commit(ALWAYS), Err(Error::Busy(_))));
         assert!(names(&outside).is_empty() && names(&tree.path("above/before")).is_empty());
         std::fs::remove_dir_all(&outside).expect("removed");
         // The directory has been removed.
-        let incoming = begun(tree);
+        let pending = begun(tree);
         std::fs::remove_dir_all(tree.path("above")).expect("removed");
-        assert_eq!(incoming.commit(ALWAYS), Err(Error::NoDirectory));
+        assert_eq!(pending.commit(ALWAYS), Err(Error::NoDirectory));
         assert!(tree.names().is_empty(), "{:?}", tree.names());
         assert!(names_in_staging(&tree.path("")).is_empty());
     });
 }
 
 #[test]
-fn a_directory_that_is_exchanged_all_the_time_is_told_from_the_one_that_was_opened() {
+fn a_directory_that_is_exchanged_continuously_is_detected() {
     let tree = Tree::new();
     let outside = tree.above.path().join("outside");
     for directory in [&outside, &tree.path("there")] {
@@ -227,7 +227,7 @@ fn a_directory_that_is_exchanged_all_the_time_is_told_from_the_one_that_was_open
         for attempt in 0.. {
             attempts.store(attempt, SeqCst);
             let path = CString::new(format!("there/{}/object", attempt % 5)).unwrap_or_default();
-            match tree.staging.begin(&path, true).and_then(|incoming| incoming.commit(ALWAYS)) {
+            match tree.staging.begin(&path, true).and_then(|pending| pending.commit(ALWAYS)) {
                 Ok(_) => stored += 1,
                 Err(error) => refused.push(error),
             }

@@ -6,15 +6,15 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 
 #[test]
-fn what_was_put_is_there_with_the_figures_that_were_told() {
+fn a_put_object_has_the_reported_metadata() {
     Tree::each(|tree| {
-        let mut incoming = tree.begin("/object").expect("begun");
-        incoming.write(b"in ").expect("written");
-        incoming.write(b"").expect("written");
-        incoming.write(b"pieces").expect("written");
-        assert_eq!(incoming.size(), 9);
+        let mut pending = tree.begin("/object").expect("begun");
+        pending.write(b"in ").expect("written");
+        pending.write(b"").expect("written");
+        pending.write(b"pieces").expect("written");
+        assert_eq!(pending.size(), 9);
         assert!(!tree.path("object").exists(), "not before it is whole");
-        let found = incoming.commit(ALWAYS).expect("committed");
+        let found = pending.commit(ALWAYS).expect("committed");
         assert_eq!(tree.content("object"), b"in pieces");
         assert_eq!(found.size, 9);
         assert_eq!(tree.mapping.stat(c"object"), Ok(found), "the etag holds from now on");
@@ -23,17 +23,17 @@ fn what_was_put_is_there_with_the_figures_that_were_told() {
 }
 
 #[test]
-fn what_is_dropped_leaves_nothing() {
+fn a_dropped_write_leaves_nothing() {
     Tree::each(|tree| {
-        let mut incoming = tree.begin("/object").expect("begun");
-        incoming.write(b"unfinished").expect("written");
-        drop(incoming);
+        let mut pending = tree.begin("/object").expect("begun");
+        pending.write(b"unfinished").expect("written");
+        drop(pending);
         assert!(tree.names().is_empty(), "{:?}", tree.names());
     });
 }
 
 #[test]
-fn whoever_has_the_old_object_open_keeps_it() {
+fn readers_of_a_replaced_object_keep_the_old_content() {
     Tree::each(|tree| {
         tree.put("/object", b"old", ALWAYS).expect("put");
         let old = File::open(tree.path("object")).expect("there");
@@ -44,7 +44,7 @@ fn whoever_has_the_old_object_open_keeps_it() {
 }
 
 #[test]
-fn permissions_are_those_of_the_umask_or_of_what_was_there() {
+fn permissions_are_those_of_the_umask_or_of_the_replaced_object() {
     Tree::each(|tree| {
         let mode = |name: &str| std::fs::metadata(tree.path(name)).expect("there").mode() & 0o7777;
         File::create(tree.path("made")).expect("a file");
@@ -58,7 +58,7 @@ fn permissions_are_those_of_the_umask_or_of_what_was_there() {
 }
 
 #[test]
-fn conditions_are_held_against_what_is_there() {
+fn conditions_are_checked_against_the_present_object() {
     Tree::each(|tree| {
         assert_eq!(tree.put("/object", b"x", ONLY_OVER_SOMETHING), Err(Error::Conflict));
         let first = tree.put("/object", b"first", ONLY_NEW).expect("put");
@@ -78,12 +78,12 @@ fn conditions_are_held_against_what_is_there() {
 #[test]
 fn a_program_that_comes_between_check_and_rename_is_seen_by_the_kernel() {
     Tree::each(|tree| {
-        let mut incoming = tree.begin("/object").expect("begun");
-        incoming.write(b"ours").expect("written");
+        let mut pending = tree.begin("/object").expect("begun");
+        pending.write(b"ours").expect("written");
         std::fs::write(tree.path("object"), "theirs").expect("a file");
         // The step after the check.
-        assert_eq!(incoming.rename(true), Err(Error::Conflict));
-        drop(incoming);
+        assert_eq!(pending.rename(true), Err(Error::Conflict));
+        drop(pending);
         assert_eq!(tree.content("object"), b"theirs");
         assert_eq!(tree.names(), ["object"]);
     });
@@ -143,13 +143,13 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(16))]
 
     #[test]
-    fn in_whatever_pieces_a_content_comes(pieces in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..9000), 0..8)) {
+    fn a_content_is_stored_alike_however_it_is_split(pieces in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..9000), 0..8)) {
         let tree = Tree::new();
-        let mut incoming = tree.begin("/object").expect("begun");
+        let mut pending = tree.begin("/object").expect("begun");
         for piece in &pieces {
-            incoming.write(piece).expect("written");
+            pending.write(piece).expect("written");
         }
-        let found = incoming.commit(ALWAYS).expect("committed");
+        let found = pending.commit(ALWAYS).expect("committed");
         prop_assert_eq!(found.size, pieces.iter().map(Vec::len).sum::<usize>() as u64);
         prop_assert_eq!(tree.content("object"), pieces.concat());
     }
