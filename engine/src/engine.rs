@@ -165,7 +165,7 @@ impl Engine {
 
     /// Why the server cannot serve any object: the root is gone. None if the root exists.
     pub fn root_problem(&self) -> Option<String> {
-        self.service.mapping.place().problem()
+        self.service.mapping.root_state().problem()
     }
 
     /// One denial since the last call.

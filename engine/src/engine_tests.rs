@@ -33,11 +33,11 @@ fn encoded_request(uri: &str) -> Vec<u8> {
     encoded_request
 }
 
-fn ask(client: &mut TcpStream) -> Option<u8> {
-    ask_for(client, "/a")
+fn exchange(client: &mut TcpStream) -> Option<u8> {
+    exchange_uri(client, "/a")
 }
 
-fn ask_for(client: &mut TcpStream, uri: &str) -> Option<u8> {
+fn exchange_uri(client: &mut TcpStream, uri: &str) -> Option<u8> {
     client.write_all(&encoded_request(uri)).ok()?;
     let mut answer = [0; 10];
     client.read_exact(&mut answer).ok().map(|()| answer[9])
@@ -59,15 +59,15 @@ fn a_panic_ends_its_session_and_no_other_in_every_model() {
     for model in Model::ALL {
         let (engine, _root, addresses) = serving(model);
         let (mut one, mut other) = (connect(addresses["tcp"]), connect(addresses["tcp"]));
-        assert_eq!((ask(&mut one), ask(&mut other)), (Some(b'a'), Some(b'a')), "{model:?}");
+        assert_eq!((exchange(&mut one), exchange(&mut other)), (Some(b'a'), Some(b'a')), "{model:?}");
         // More panics than there are workers: each worker survives some.
         for round in 1..=10 {
             let mut victim = connect(addresses["tcp"]);
-            assert_eq!(ask(&mut victim), Some(b'a'), "{model:?}");
-            assert_eq!(ask_for(&mut victim, "/panic"), None, "{model:?}");
+            assert_eq!(exchange(&mut victim), Some(b'a'), "{model:?}");
+            assert_eq!(exchange_uri(&mut victim, "/panic"), None, "{model:?}");
             assert_eq!(panics(&engine, "tcp"), round, "{model:?}");
         }
-        assert_eq!((ask(&mut one), ask(&mut other)), (Some(b'a'), Some(b'a')), "{model:?}");
+        assert_eq!((exchange(&mut one), exchange(&mut other)), (Some(b'a'), Some(b'a')), "{model:?}");
         drop((one, other));
         let until = Instant::now() + Duration::from_secs(20);
         while engine.service.connections.load(Relaxed) > 0 && Instant::now() < until {
@@ -108,8 +108,8 @@ fn a_drain_timeout_beyond_the_clocks_range_is_accepted() {
 fn keep_busy(address: SocketAddr) -> (Arc<AtomicU64>, [JoinHandle<()>; 2]) {
     let client = connect(address);
     let (mut reading, mut writing) = (client.try_clone().unwrap(), client);
-    let came = Arc::new(AtomicU64::new(0));
-    let counted = Arc::clone(&came);
+    let bytes_received = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&bytes_received);
     let reader = std::thread::spawn(move || {
         let mut buffer = vec![0; 1 << 20];
         while let Ok(length @ 1..) = reading.read(&mut buffer) {
@@ -118,7 +118,7 @@ fn keep_busy(address: SocketAddr) -> (Arc<AtomicU64>, [JoinHandle<()>; 2]) {
     });
     let requests = encoded_request("/a").repeat(20_000);
     let writer = std::thread::spawn(move || while writing.write_all(&requests).is_ok() {});
-    (came, [reader, writer])
+    (bytes_received, [reader, writer])
 }
 
 #[test]
@@ -126,7 +126,7 @@ fn busy_clients_do_not_keep_a_server_from_stopping() {
     for model in Model::ALL {
         let (engine, _root, addresses) = serving(model);
         let busy: Vec<_> = (0..4).map(|_| keep_busy(addresses["tcp"])).collect();
-        while busy.iter().any(|(came, _)| came.load(Relaxed) < 1_000_000) {
+        while busy.iter().any(|(bytes_received, _)| bytes_received.load(Relaxed) < 1_000_000) {
             std::thread::sleep(Duration::from_millis(5));
         }
         engine.stop();

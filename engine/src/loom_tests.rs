@@ -92,8 +92,8 @@ fn wake_ups_that_meet_leave_the_session_free() {
 fn no_session_stays_behind_when_the_last_taker_leaves() {
     loom::model(|| {
         let hand_over = Arc::new(Handover::new());
-        hand_over.enlist();
-        hand_over.enlist();
+        hand_over.register();
+        hand_over.register();
         let takers: Vec<_> = (0..2)
             .map(|_| {
                 let hand_over = Arc::clone(&hand_over);
@@ -108,7 +108,7 @@ fn no_session_stays_behind_when_the_last_taker_leaves() {
                 })
             })
             .collect();
-        let refused = usize::from(hand_over.give(7).is_err());
+        let refused = usize::from(hand_over.offer(7).is_err());
         let taken: usize = takers.into_iter().map(|taker| taker.join().unwrap()).sum();
         assert_eq!(refused + taken, 1);
         assert_eq!(hand_over.take(), None);

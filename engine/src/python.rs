@@ -94,8 +94,8 @@ fn borrowed(number: i32) -> PyResult<Arc<OwnedFd>> {
         return Err(PyValueError::new_err(format!("no descriptor: {number}")));
     }
     // SAFETY: the descriptor is only borrowed for the call; if the number is not open, the call fails with EBADF.
-    let theirs = unsafe { BorrowedFd::borrow_raw(number) };
-    let own = rustix::io::fcntl_dupfd_cloexec(theirs, 0).map_err(std::io::Error::from)?;
+    let borrowed_fd = unsafe { BorrowedFd::borrow_raw(number) };
+    let own = rustix::io::fcntl_dupfd_cloexec(borrowed_fd, 0).map_err(std::io::Error::from)?;
     Ok(Arc::new(own))
 }
 

@@ -36,7 +36,7 @@ pub struct UriTail {
 }
 
 impl UriTail {
-    pub fn of(uri: &str) -> Self {
+    pub fn from_uri(uri: &str) -> Self {
         let mut start = uri.len().saturating_sub(TAIL);
         while !uri.is_char_boundary(start) {
             start += 1;
@@ -118,7 +118,7 @@ pub struct Record {
 }
 
 impl Record {
-    fn of(request: &CompletedRequest<'_>) -> Self {
+    fn from_request(request: &CompletedRequest<'_>) -> Self {
         let microseconds = |time: Duration| time.as_nanos() as f64 / 1000.0;
         Record {
             number: 0,
@@ -198,7 +198,7 @@ impl RequestLog {
         let counted = &self.counted[request.shard % COUNTERS].0;
         let is_sampled = sample > 0 && counted.fetch_add(1, Relaxed).is_multiple_of(sample);
         if is_sampled || total >= self.watch_floor.load(Relaxed) {
-            let mut record = Record::of(request);
+            let mut record = Record::from_request(request);
             let mut records = unpoisoned(self.records.lock());
             records.last += 1;
             record.number = records.last;
@@ -210,7 +210,7 @@ impl RequestLog {
     }
 
     fn record_slow(&self, request: &CompletedRequest<'_>, total: u64) {
-        let record = Record::of(request);
+        let record = Record::from_request(request);
         let mut slowest = unpoisoned(self.slowest.lock());
         let Some(bucket) = slowest.buckets.back_mut() else { return };
         let at = bucket.partition_point(|other| other.total_us >= record.total_us);

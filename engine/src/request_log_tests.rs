@@ -7,7 +7,7 @@ fn pass(request_log: &RequestLog, uri: &str, microseconds: u64) {
     let (socket, _other) = std::os::unix::net::UnixStream::pair().unwrap();
     request_log.record(&CompletedRequest {
         shard: 0,
-        uri: &UriTail::of(uri),
+        uri: &UriTail::from_uri(uri),
         from: PeerRef::Connection(&socket.into()),
         transport: Transport::Unix,
         operation: "copy",
@@ -83,6 +83,6 @@ fn the_oldest_unread_records_are_lost() {
 #[test]
 fn a_long_uri_keeps_its_end() {
     let uri = format!("/{}é", "x".repeat(200));
-    let text = UriTail::of(&uri).text();
+    let text = UriTail::from_uri(&uri).text();
     assert!(text.starts_with('…') && text.ends_with("xé") && text.len() <= TAIL + 3, "{text}");
 }

@@ -188,7 +188,7 @@ impl Service {
     pub fn follow_root(&self) {
         if !self.mapping.is_remote() {
             let renew = || self.staging.as_ref().map_or(Ok(()), Staging::renew);
-            self.mapping.place().look(|| renew().map_err(|error| error.to_string()));
+            self.mapping.root_state().check(|| renew().map_err(|error| error.to_string()));
         }
     }
 
@@ -213,7 +213,7 @@ impl Service {
 
     /// Caches the content of a small object, unless a later change of the file might go unnoticed. `seen` is a time
     /// before it was opened.
-    pub fn keep(&self, path: &CStr, opened: &OpenObject, bytes: &[u8], seen: SystemTime) {
+    pub fn cache_object(&self, path: &CStr, opened: &OpenObject, bytes: &[u8], seen: SystemTime) {
         if self.cache.is_on() && self.mapping.sees_changes_of(opened) {
             self.cache.put(path, opened.version, bytes, seen);
         }

@@ -70,7 +70,7 @@ impl Snapshot {
             reserved_bytes,
             denied_total: service.clients.denials.counts().collect(),
             storage_errors_total: service.failures.counts(),
-            root_problem: service.mapping.place().problem(),
+            root_problem: service.mapping.root_state().problem(),
             cache_hits_total: cache.hits,
             cache_misses_total: cache.misses,
             cache_bytes: service.cache.size(),

@@ -115,7 +115,7 @@ impl Acceptor {
     /// Gives a session to the model that serves this transport next. Returns it if no model takes over, which happens
     /// only while all drain or stop.
     pub fn hand_over(&self, session: Box<Session>) -> Result<(), Box<Session>> {
-        self.handed_over.give(session)?;
+        self.handed_over.offer(session)?;
         self.event_fd.notify();
         Ok(())
     }
@@ -129,8 +129,8 @@ impl Acceptor {
 
     /// Registers the calling thread as a taker of sessions, for as long as it keeps the returned value.
     pub fn serve(self: &Arc<Self>) -> Taker {
-        self.handed_over.enlist();
-        Taker { acceptor: Arc::clone(self), is_enlisted: true }
+        self.handed_over.register();
+        Taker { acceptor: Arc::clone(self), is_registered: true }
     }
 
     /// Readable while sessions wait for a taker.
@@ -157,26 +157,26 @@ impl AsFd for Acceptor {
 #[derive(Debug)]
 pub struct Taker {
     acceptor: Arc<Acceptor>,
-    is_enlisted: bool,
+    is_registered: bool,
 }
 
 impl Taker {
-    pub fn is_enlisted(&self) -> bool {
-        self.is_enlisted
+    pub fn is_registered(&self) -> bool {
+        self.is_registered
     }
 
     /// Ends the duty, unless a session waits that no other taker would take; returns false then.
     pub fn leave(&mut self) -> bool {
-        if self.is_enlisted && !self.acceptor.handed_over.leave() {
+        if self.is_registered && !self.acceptor.handed_over.leave() {
             return false;
         }
-        self.is_enlisted = false;
+        self.is_registered = false;
         true
     }
 
     /// Ends the duty and leaves waiting sessions to the model that takes over.
     pub fn withdraw(&mut self) {
-        if std::mem::take(&mut self.is_enlisted) {
+        if std::mem::take(&mut self.is_registered) {
             self.acceptor.handed_over.withdraw();
         }
     }

@@ -221,7 +221,7 @@ impl<'a> EventLoop<'a> {
                 }
             }
             Token::HandedOver => {
-                if self.taker.is_enlisted()
+                if self.taker.is_registered()
                     && let Some(session) = self.shared.acceptor.take_over()
                 {
                     self.shared.dedicated.count(true);
@@ -262,19 +262,21 @@ impl<'a> EventLoop<'a> {
 
     /// Gives a connection to the loop with the fewest.
     fn assign(&mut self, session: Box<Session>) {
-        let mine = self.mailbox.sessions.load(Relaxed);
+        let own_sessions = self.mailbox.sessions.load(Relaxed);
         let kept = match Mailbox::least_loaded(&self.shared.loops, self.number) {
-            Some((number, mailbox)) if number != self.number && mailbox.sessions.load(Relaxed) < mine => {
+            Some((number, mailbox))
+                if number != self.number && mailbox.sessions.load(Relaxed) < own_sessions =>
+            {
                 mailbox.push(session)
             }
             _ => Err(session),
         };
         if let Err(session) = kept {
-            self.keep(session);
+            self.adopt(session);
         }
     }
 
-    fn keep(&mut self, session: Box<Session>) {
+    fn adopt(&mut self, session: Box<Session>) {
         self.mailbox.sessions.fetch_add(1, Relaxed);
         self.register(session);
     }
@@ -410,7 +412,7 @@ impl<'a> EventLoop<'a> {
                 let shared = Arc::clone(self.shared);
                 shared.acceptor.accept_rest(&shared.service, |session| {
                     shared.dedicated.count(true);
-                    self.keep(session);
+                    self.adopt(session);
                 });
             } else {
                 self.taker.withdraw();

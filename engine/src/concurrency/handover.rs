@@ -26,12 +26,12 @@ impl<T> Handover<T> {
     }
 
     /// From here on the caller takes sessions that others give, until it leaves.
-    pub fn enlist(&self) {
+    pub fn register(&self) {
         self.state().takers += 1;
     }
 
     /// Gives an item; returns it if no taker is left.
-    pub fn give(&self, item: T) -> Result<(), T> {
+    pub fn offer(&self, item: T) -> Result<(), T> {
         let mut state = self.state();
         if state.takers == 0 {
             return Err(item);

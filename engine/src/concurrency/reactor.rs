@@ -162,7 +162,7 @@ impl Reactor {
                         Token::Listener if applied == Command::Serve => {
                             accept_at = self.accept(&wake).map(|others| now + others);
                         }
-                        Token::HandedOver if taker.is_enlisted() => {
+                        Token::HandedOver if taker.is_registered() => {
                             if let Some(session) = self.acceptor.take_over() {
                                 self.register(session, &wake);
                             }

@@ -143,11 +143,11 @@ impl<T> StealingQueues<T> {
     /// worker.
     pub fn try_pop(&self, local: &mut LocalQueue<T>, gauges: &Gauges) -> Option<T> {
         let queue = self.queues.get(local.number)?;
-        let mine = local.deque.pop().or_else(|| retry(|| queue.arrived.steal_batch_and_pop(&local.deque)));
-        if mine.is_some() {
+        let own = local.deque.pop().or_else(|| retry(|| queue.arrived.steal_batch_and_pop(&local.deque)));
+        if own.is_some() {
             queue.load.fetch_sub(1, Relaxed);
             self.depth.fetch_sub(1, Relaxed);
-            return mine;
+            return own;
         }
         // xorshift (Marsaglia 2003): pick the first victim.
         local.random ^= local.random << 13;

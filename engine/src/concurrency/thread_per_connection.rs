@@ -209,7 +209,7 @@ impl ConnectionThreads {
                     self.workers.take_waiting().clear();
                 }
             }
-            while taker.is_enlisted()
+            while taker.is_registered()
                 && let Some(session) = self.acceptor.take_over()
             {
                 self.add(session);

@@ -60,9 +60,9 @@ fn load(
     counters: &mut Counters,
 ) -> io::Result<()> {
     let plan = &shared.plan;
-    let mine = plan.clients / threads + usize::from(number < plan.clients % threads);
+    let client_count = plan.clients / threads + usize::from(number < plan.clients % threads);
     let poller = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-    for index in 0..mine {
+    for index in 0..client_count {
         let socket = connect(address)?;
         epoll::add(&poller, &socket, EventData::new_u64(index as u64), EventFlags::IN)?;
         let next_uri = (number + index * threads) % plan.uris.len().max(1);

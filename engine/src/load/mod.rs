@@ -281,8 +281,8 @@ impl Load {
             errors: sum.errors,
             lost: sum.lost,
             elapsed: sum.ended.duration_since(self.started).as_secs_f64(),
-            latency: Percentiles::of(&sum.latency),
-            refusals: Percentiles::of(&sum.refusals),
+            latency: Percentiles::from_histogram(&sum.latency),
+            refusals: Percentiles::from_histogram(&sum.refusals),
             curve: curve(&sum.latency),
         }
     }

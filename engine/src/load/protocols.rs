@@ -76,7 +76,7 @@ pub enum LoadReply {
 }
 
 impl LoadReply {
-    fn of_status(id: Option<u32>, status: u8) -> Self {
+    fn from_status(id: Option<u32>, status: u8) -> Self {
         let refused = status == Status::Unavailable as u8;
         LoadReply::Done { id, refused, failed: !refused && status != Status::Ok as u8 }
     }
@@ -118,10 +118,10 @@ impl LoadReplyDecoder {
             LoadReplyDecoder::V1(mode, decoder) => loop {
                 return match decoder.decode(Some(*mode), input) {
                     DecodedReply::Descriptor | DecodedReply::Content { last: true, .. } => {
-                        Ok(LoadReply::of_status(None, 0))
+                        Ok(LoadReply::from_status(None, 0))
                     }
                     DecodedReply::Content { .. } => continue,
-                    DecodedReply::Error { status, .. } => Ok(LoadReply::of_status(None, status)),
+                    DecodedReply::Error { status, .. } => Ok(LoadReply::from_status(None, status)),
                     DecodedReply::Broken => Err(Errno::PROTO),
                     DecodedReply::More => Ok(LoadReply::More),
                 };
@@ -129,14 +129,14 @@ impl LoadReplyDecoder {
             LoadReplyDecoder::V2 { operation, decoder, id } => loop {
                 return match decoder.decode(|_| Some(*operation), input) {
                     DecodedResponse::Head(head) if head.is_whole => {
-                        Ok(LoadReply::of_status(Some(head.id), head.status))
+                        Ok(LoadReply::from_status(Some(head.id), head.status))
                     }
                     DecodedResponse::Head(head) => {
                         *id = head.id;
                         continue;
                     }
                     DecodedResponse::Content { last: false, .. } => continue,
-                    DecodedResponse::Content { last: true, .. } => Ok(LoadReply::of_status(Some(*id), 0)),
+                    DecodedResponse::Content { last: true, .. } => Ok(LoadReply::from_status(Some(*id), 0)),
                     DecodedResponse::More => Ok(LoadReply::More),
                     _ => Err(Errno::PROTO),
                 };
@@ -149,8 +149,8 @@ impl LoadReplyDecoder {
                     let failed = head.get(9..12) != Some(b"200");
                     *input = &input[end..];
                     if failed || length == 0 {
-                        let here = usize::try_from(length).unwrap_or(usize::MAX).min(input.len());
-                        *input = &input[here..];
+                        let available = usize::try_from(length).unwrap_or(usize::MAX).min(input.len());
+                        *input = &input[available..];
                         return Ok(LoadReply::Done { id: None, refused: false, failed });
                     }
                     *body = length;
@@ -176,10 +176,10 @@ impl LoadReplyDecoder {
 }
 
 fn take_body(body: &mut u64, input: &mut &[u8]) -> LoadReply {
-    let here = usize::try_from(*body).unwrap_or(usize::MAX).min(input.len());
-    *input = &input[here..];
-    *body -= here as u64;
-    if *body == 0 { LoadReply::of_status(None, 0) } else { LoadReply::More }
+    let available = usize::try_from(*body).unwrap_or(usize::MAX).min(input.len());
+    *input = &input[available..];
+    *body -= available as u64;
+    if *body == 0 { LoadReply::from_status(None, 0) } else { LoadReply::More }
 }
 
 /// The position behind the first occurrence.

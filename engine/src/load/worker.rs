@@ -64,9 +64,9 @@ pub(super) struct Worker<'a> {
 impl<'a> Worker<'a> {
     pub fn new(shared: &'a Shared, number: usize, threads: usize) -> Self {
         let plan = &shared.plan;
-        let mine = plan.clients / threads + usize::from(number < plan.clients % threads);
+        let client_count = plan.clients / threads + usize::from(number < plan.clients % threads);
         let now = Instant::now();
-        let clients = (0..mine)
+        let clients = (0..client_count)
             .map(|index| Client {
                 socket: None,
                 pending: VecDeque::new(),

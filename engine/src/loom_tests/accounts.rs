@@ -56,7 +56,7 @@ fn two_that_arrive_at_once_share_the_cap() {
 
 /// One connection ends while another thread admits one: the count follows both, whichever comes first.
 #[test]
-fn a_connection_that_ends_gives_its_place_back_once() {
+fn an_ended_connection_is_uncounted_once() {
     check(|socket| {
         let clients = clients(2);
         let (first, second) = (admit(&clients, socket).unwrap(), admit(&clients, socket).unwrap());

@@ -160,7 +160,7 @@ fn a_result_follows_its_session_to_another_loop() {
 /// A session ends while two storage threads have results for it: the session collects each result at the end, or the
 /// storage thread gets it back and records it. No result is lost or taken twice.
 #[test]
-fn a_result_for_a_session_that_ends_comes_back() {
+fn a_result_for_an_ending_session_is_returned() {
     check(|| {
         let finished = Arc::new(CompletionQueue::new());
         let returned = Arc::new(AtomicUsize::new(0));

@@ -141,7 +141,7 @@ fn a_connection_whose_thread_could_not_be_started_is_served_by_another() {
 /// A connection is added while the roster ends, because another model did not take it: a thread serves it, or the
 /// model can still hand it over; never both.
 #[test]
-fn a_connection_that_comes_while_all_ends_is_served_or_handed_over() {
+fn a_connection_that_arrives_during_the_end_is_served_or_handed_over() {
     check(|| {
         let (crew, first) = Crew::begin(STAYS);
         let adder = {

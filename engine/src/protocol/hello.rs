@@ -184,8 +184,8 @@ enum Greeting {
 }
 
 fn greeting(input: &[u8]) -> Greeting {
-    let here = input.len().min(MAGIC.len());
-    if input[..here] != MAGIC[..here] {
+    let available = input.len().min(MAGIC.len());
+    if input[..available] != MAGIC[..available] {
         return Greeting::Broken;
     }
     match input.get(MAGIC.len()) {

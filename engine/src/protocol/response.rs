@@ -218,9 +218,9 @@ impl ResponseDecoder {
     }
 
     fn content<'a>(&mut self, left: u64, input: &mut &'a [u8]) -> DecodedResponse<'a> {
-        let here = usize::try_from(left).unwrap_or(usize::MAX).min(input.len());
-        let (bytes, rest) = input.split_at(here);
-        let left = left - here as u64;
+        let available = usize::try_from(left).unwrap_or(usize::MAX).min(input.len());
+        let (bytes, rest) = input.split_at(available);
+        let left = left - available as u64;
         *input = rest;
         self.follows = if left > 0 { Remainder::Content(left) } else { Remainder::Nothing };
         DecodedResponse::Content { bytes, last: left == 0 }

@@ -71,9 +71,9 @@ impl RequestDecoder {
     }
 
     fn skip<'a>(&mut self, input: &mut &'a [u8]) -> Decoded<'a> {
-        let here = self.to_skip.min(input.len());
-        *input = &input[here..];
-        self.to_skip -= here;
+        let available = self.to_skip.min(input.len());
+        *input = &input[available..];
+        self.to_skip -= available;
         if self.to_skip > 0 { Decoded::More } else { Decoded::Refused(Status::UriTooLong) }
     }
 }
@@ -162,9 +162,9 @@ impl ReplyDecoder {
     }
 
     fn content<'a>(&mut self, left: u64, input: &mut &'a [u8]) -> DecodedReply<'a> {
-        let here = usize::try_from(left).unwrap_or(usize::MAX).min(input.len());
-        let (bytes, rest) = input.split_at(here);
-        let left = left - here as u64;
+        let available = usize::try_from(left).unwrap_or(usize::MAX).min(input.len());
+        let (bytes, rest) = input.split_at(available);
+        let left = left - available as u64;
         *input = rest;
         self.content_left = (left > 0).then_some(left);
         if left > 0 && bytes.is_empty() {

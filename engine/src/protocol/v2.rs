@@ -192,9 +192,9 @@ impl RequestDecoder {
     }
 
     fn skip<'a>(&mut self, mut skipping: Skipping, input: &mut &'a [u8]) -> Decoded<'a> {
-        let here = skipping.left.min(input.len());
-        *input = &input[here..];
-        skipping.left -= here;
+        let available = skipping.left.min(input.len());
+        *input = &input[available..];
+        skipping.left -= available;
         self.skipping = Some(skipping);
         if skipping.left > 0 {
             return Decoded::More;

@@ -22,10 +22,10 @@ fn decode<'a>(extended: bool, chunks: impl IntoIterator<Item = &'a [u8]>) -> (Ve
         let mut input = &kept[..];
         loop {
             if to_take > 0 {
-                let here = input.len().min(usize::try_from(to_take).unwrap());
-                gathered.extend_from_slice(&input[..here]);
-                input = &input[here..];
-                to_take -= here as u64;
+                let available = input.len().min(usize::try_from(to_take).unwrap());
+                gathered.extend_from_slice(&input[..available]);
+                input = &input[available..];
+                to_take -= available as u64;
                 if to_take > 0 {
                     break;
                 }
@@ -164,12 +164,12 @@ fn the_handshake_matches_the_vectors() {
 
 #[test]
 fn both_sides_decode_each_others_hello() {
-    let (ours, max_pipeline) = (Capabilities::EXTENDED | Capabilities::PIPELINING, 64);
+    let (supported, max_pipeline) = (Capabilities::EXTENDED | Capabilities::PIPELINING, 64);
     let mut bytes = Vec::new();
     encode_hello(&mut bytes, Capabilities::OUT_OF_ORDER | Capabilities::PIPELINING, 0);
     assert_eq!(bytes.len(), HELLO);
     let DecodedHello::Hello(hello) = decode_hello(&mut &bytes[..]) else { panic!("{bytes:02x?}") };
-    let agreed = hello.agree(ours, max_pipeline);
+    let agreed = hello.agree(supported, max_pipeline);
     assert_eq!(agreed, Hello { capabilities: Capabilities::PIPELINING, max_pipeline: 1 });
     bytes.clear();
     encode_hello_ack(&mut bytes, agreed.capabilities, agreed.max_pipeline, 2);

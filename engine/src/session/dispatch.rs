@@ -249,7 +249,7 @@ impl Session {
         if let Some(seen) = seen {
             self.service.statistics.record_cache(buffers.shard, false);
             if content == opened.size {
-                self.service.keep(path, &opened, &buffers.out[start..], seen);
+                self.service.cache_object(path, &opened, &buffers.out[start..], seen);
             }
         }
         let length = buffers.out.len() - before;

@@ -26,7 +26,7 @@ pub(super) struct Allowed {
 }
 
 impl Allowed {
-    pub fn by(settings: &Settings) -> Allowed {
+    pub fn from_settings(settings: &Settings) -> Allowed {
         Allowed {
             pause: settings.request_timeout.get(),
             rate: settings.min_upload_rate,

@@ -84,7 +84,7 @@ impl PutDescriptor {
                 let staging = service.staging.as_ref().ok_or(Error::NotWritable)?;
                 let (file, fd_charge) = source.into_parts().ok_or(Error::BadDescriptor)?;
                 let copy_charge = fd_charge.charge_for_copy();
-                let copying = Copying::of(file, service.settings.max_object_size)?;
+                let copying = Copying::new(file, service.settings.max_object_size)?;
                 let pending = staging.begin(&self.path, self.make_parents)?;
                 self.stage = Stage::Copying { pending, copying, _charges: (fd_charge, copy_charge) };
                 Ok(Progress::More)

@@ -155,7 +155,7 @@ impl StorageJob {
                 let bytes = read_part(&opened.file, at, end)?;
                 let is_whole = at == 0 && end == opened.size && bytes.len() as u64 == end;
                 if self.operation == Operation::Copy && is_whole {
-                    service.keep(&self.path, &opened, &bytes, seen);
+                    service.cache_object(&self.path, &opened, &bytes, seen);
                 }
                 Ok(JobOutput::Bytes { meta: opened.meta(), bytes: bytes.into() })
             }
@@ -241,7 +241,7 @@ impl ListWork {
             None => {
                 let started = listing.begin(self.request.clone(), self.reserved)?;
                 self.paging.insert(match self.abandoned {
-                    Some(before) => started.of(before),
+                    Some(before) => started.with_listing(before),
                     None => started,
                 })
             }

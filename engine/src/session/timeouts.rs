@@ -29,7 +29,7 @@ impl Session {
             operation: Operation::FdPass,
             complete_at: self.complete_at,
             answered_at: None,
-            uri: UriTail::of(""),
+            uri: UriTail::from_uri(""),
         };
         self.push_error(buffers, context, Error::TooSlow);
         self.close_state = CloseState::AfterReplies;

@@ -24,7 +24,7 @@ impl Session {
             operation,
             complete_at,
             answered_at: None,
-            uri: UriTail::of(uri),
+            uri: UriTail::from_uri(uri),
         };
         match decoder.decode(rest) {
             Decoded::More => FrameOutcome::More,

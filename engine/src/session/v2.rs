@@ -108,8 +108,8 @@ impl Session {
             DecodedHello::WrongVersion => return self.refuse_handshake(buffers, Status::VersionMismatch),
             DecodedHello::Broken => return self.refuse_handshake(buffers, Status::ProtocolError),
         };
-        let ours = Capabilities::OUT_OF_ORDER | Capabilities::PIPELINING | Capabilities::EXTENDED;
-        let agreed = hello.agree(ours, v2::MAX_PIPELINE);
+        let supported = Capabilities::OUT_OF_ORDER | Capabilities::PIPELINING | Capabilities::EXTENDED;
+        let agreed = hello.agree(supported, v2::MAX_PIPELINE);
         let before = buffers.out.len();
         let workers = u8::try_from(self.service.settings.workers()).unwrap_or(u8::MAX);
         v2::encode_hello_ack(&mut buffers.out, agreed.capabilities, agreed.max_pipeline, workers);
@@ -137,7 +137,7 @@ impl Session {
             operation: Operation::FdPass,
             complete_at,
             answered_at: None,
-            uri: UriTail::of(""),
+            uri: UriTail::from_uri(""),
         };
         self.push_error(buffers, context, Error::Refused(status));
         FrameOutcome::Fatal
@@ -155,7 +155,7 @@ impl Session {
         let extended = state.is_extended();
         let context = |id, operation, uri| {
             let framing = Framing::V2 { id, extended };
-            RequestContext { framing, operation, complete_at, answered_at: None, uri: UriTail::of(uri) }
+            RequestContext { framing, operation, complete_at, answered_at: None, uri: UriTail::from_uri(uri) }
         };
         let decoded = state.decoder.decode(rest);
         if matches!(
@@ -332,15 +332,15 @@ impl Session {
     pub(super) fn take_content(&mut self, rest: &mut &[u8]) {
         let ProtocolState::V2(state) = &mut self.protocol_state else { return };
         let Some(receiving) = &mut state.receiving else { return };
-        let here = usize::try_from(receiving.left).unwrap_or(usize::MAX).min(rest.len());
-        if here == 0 {
+        let available = usize::try_from(receiving.left).unwrap_or(usize::MAX).min(rest.len());
+        if available == 0 {
             // A turn without bytes is not progress of the client, and gives a writer no work.
             return;
         }
-        let (content, behind) = rest.split_at(here);
+        let (content, behind) = rest.split_at(available);
         *rest = behind;
-        receiving.left -= here as u64;
-        receiving.pace.add_bytes(here);
+        receiving.left -= available as u64;
+        receiving.pace.add_bytes(available);
         let is_whole = receiving.left == 0;
         if let Some(upload) = &receiving.upload
             && upload.push(content, is_whole)
@@ -398,7 +398,7 @@ impl Session {
     pub(super) fn receives_too_slowly(&self, now: Instant) -> bool {
         let ProtocolState::V2(state) = &self.protocol_state else { return false };
         let Some(receiving) = &state.receiving else { return false };
-        if !receiving.pace.is_too_slow(now, Allowed::by(&self.service.settings)) {
+        if !receiving.pace.is_too_slow(now, Allowed::from_settings(&self.service.settings)) {
             return false;
         }
         // A request gets one answer.

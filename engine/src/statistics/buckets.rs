@@ -29,7 +29,7 @@ pub struct CountedUpTo {
 impl Cumulative {
     /// Reads a histogram of nanoseconds. A bucket that a bound cuts counts by its middle, so that a count is
     /// off by no more than the histogram itself.
-    pub fn of(histogram: &Histogram, bounds_us: &[f64]) -> Self {
+    pub fn from_histogram(histogram: &Histogram, bounds_us: &[f64]) -> Self {
         let mut counts = Vec::with_capacity(bounds_us.len() + 1);
         let (mut seen, mut sum_us) = (0, 0.0);
         for bucket in histogram.iter().filter(|bucket| bucket.count() > 0) {

@@ -30,7 +30,7 @@ pub struct Figures {
 }
 
 impl Figures {
-    fn of(
+    fn new(
         sum: &Sum,
         transport: Option<Transport>,
         model: Option<Model>,
@@ -57,10 +57,10 @@ impl Figures {
             errors_total,
             requests_per_sec: rate(sum.recent_requests, totals.requests()),
             bytes_per_sec: rate(sum.recent_bytes, totals.bytes),
-            latency: Percentiles::of(&sum.window.latency),
-            latency_since_start: Percentiles::of(&totals.latency),
-            queue_wait: Percentiles::of(&sum.window.queue_wait),
-            queue_wait_since_start: Percentiles::of(&totals.queue_wait),
+            latency: Percentiles::from_histogram(&sum.window.latency),
+            latency_since_start: Percentiles::from_histogram(&totals.latency),
+            queue_wait: Percentiles::from_histogram(&sum.window.queue_wait),
+            queue_wait_since_start: Percentiles::from_histogram(&totals.queue_wait),
         }
     }
 
@@ -76,7 +76,7 @@ impl Figures {
                     sum.add(cell);
                 }
             }
-            Figures::of(&sum, transport, model, mode, uptime)
+            Figures::new(&sum, transport, model, mode, uptime)
         };
         let mut all = vec![gather(None, None, None)];
         all.extend(Transport::ALL.map(|transport| gather(Some(transport), None, None)));

@@ -106,7 +106,7 @@ impl Statistics {
         let cells: Vec<(Labels, Sum)> = Labels::all()
             .filter_map(|labels| {
                 let now = self.totals(labels)?;
-                Some((labels, Sum::of(now, history.get(&labels))))
+                Some((labels, Sum::new(now, history.get(&labels))))
             })
             .collect();
         drop(history);
@@ -126,8 +126,8 @@ impl Statistics {
                 mode: Operation::ALL[labels.mode].name(),
                 status: status as u8,
                 bytes: totals.bytes,
-                latency: Cumulative::of(&totals.latency, bounds_us),
-                queue_wait: Cumulative::of(&totals.queue_wait, bounds_us),
+                latency: Cumulative::from_histogram(&totals.latency, bounds_us),
+                queue_wait: Cumulative::from_histogram(&totals.queue_wait, bounds_us),
             })
         })
         .collect()
@@ -141,7 +141,7 @@ impl Statistics {
 
     fn totals_with(&self, labels: Labels, status: Status) -> Option<Totals> {
         let cells = self.shards.iter().filter_map(|shard| shard.cell(labels, status));
-        cells.map(|cell| Totals::of(cell, status)).reduce(Totals::and)
+        cells.map(|cell| Totals::from_cell(cell, status)).reduce(Totals::and)
     }
 }
 

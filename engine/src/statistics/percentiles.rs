@@ -16,7 +16,7 @@ pub struct Percentiles {
 
 impl Percentiles {
     /// Reads a histogram of nanoseconds, with each bucket counted at its middle.
-    pub fn of(histogram: &Histogram) -> Self {
+    pub fn from_histogram(histogram: &Histogram) -> Self {
         let ranks = [0.5, 0.99, 0.999, 1.0];
         let (mut at, mut seen, mut weighted) = ([0.0; 4], 0u64, 0.0);
         let total: u64 = histogram.as_slice().iter().sum();

@@ -31,15 +31,15 @@ impl Totals {
         }
     }
 
-    pub(super) fn of(cell: &Cell, status: Status) -> Self {
-        let mut here = Totals {
+    pub(super) fn from_cell(cell: &Cell, status: Status) -> Self {
+        let mut totals = Totals {
             latency: cell.latency.load(),
             queue_wait: cell.queue_wait.load(),
             bytes: cell.bytes.load(Relaxed),
             statuses: [0; STATUSES],
         };
-        here.statuses[status.index()] = here.latency.as_slice().iter().sum();
-        here
+        totals.statuses[status.index()] = totals.latency.as_slice().iter().sum();
+        totals
     }
 
     pub(super) fn requests(&self) -> u64 {
@@ -132,7 +132,7 @@ impl Sum {
         }
     }
 
-    pub(super) fn of(now: Totals, history: Option<&History>) -> Self {
+    pub(super) fn new(now: Totals, history: Option<&History>) -> Self {
         let mut sum = Sum::nothing();
         match history {
             None => sum.window = now.clone(),

@@ -205,7 +205,7 @@ impl Reading {
 
     fn read_on(&mut self, directory: &OwnedFd, buffer: &mut Vec<u8>) -> io::Result<()> {
         if self.before.is_none() {
-            self.before = Some(Times::of(directory)?);
+            self.before = Some(Times::from_directory(directory)?);
         }
         buffer.reserve(self.buffer);
         if self.fill(directory, buffer)? {
@@ -261,7 +261,7 @@ impl Reading {
 
     /// Whether the directory may have changed since this reading began.
     fn has_changed(&self, directory: &OwnedFd) -> io::Result<bool> {
-        let now = Times::of(directory)?;
+        let now = Times::from_directory(directory)?;
         Ok(self.before.is_none_or(|before| !before.is_stable || before.at != now.at))
     }
 }
@@ -275,7 +275,7 @@ struct Times {
 }
 
 impl Times {
-    fn of(directory: &OwnedFd) -> io::Result<Times> {
+    fn from_directory(directory: &OwnedFd) -> io::Result<Times> {
         let stat = fs::fstat(directory)?;
         let nanoseconds =
             [stat.st_mtime_nsec, stat.st_ctime_nsec].map(|part| i64::try_from(part).unwrap_or(0));

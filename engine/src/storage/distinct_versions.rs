@@ -50,7 +50,7 @@ impl Versions {
     }
 
     /// Gives the file a version that no other file has.
-    pub fn give(&self, file: &OwnedFd) -> io::Result<()> {
+    pub fn assign(&self, file: &OwnedFd) -> io::Result<()> {
         match self.kept {
             VersionSource::Time(step) => set_modified(file, self.next_time(step)),
             VersionSource::Attribute => {
@@ -68,8 +68,8 @@ impl Versions {
         let later = |last: u64| (now / step * step).max(last + step);
         let last =
             self.last.fetch_update(Relaxed, Relaxed, |last| Some(later(last))).unwrap_or_else(|last| last);
-        let given = later(last);
-        ((given / 1_000_000_000) as i64, given % 1_000_000_000)
+        let time = later(last);
+        ((time / 1_000_000_000) as i64, time % 1_000_000_000)
     }
 }
 
@@ -81,7 +81,7 @@ fn find_out(file: &OwnedFd) -> io::Result<VersionSource> {
         return Ok(VersionSource::Time(step));
     }
     let written = fs::fsetxattr(file, ATTRIBUTE, &1u64.to_be_bytes(), XattrFlags::empty());
-    let is_kept = Version::of(&stat).is_coarse() && written.is_ok() && stamp_of(file) == 1;
+    let is_kept = Version::from_stat(&stat).is_coarse() && written.is_ok() && stamp_of(file) == 1;
     Ok(if is_kept { VersionSource::Attribute } else { VersionSource::Nothing })
 }
 
@@ -96,7 +96,7 @@ fn set_modified(file: &OwnedFd, (seconds, nanoseconds): (i64, u64)) -> io::Resul
 /// The version of an open file. Reads its attribute only where both times are whole seconds, which is rare on
 /// a file system that keeps fractions.
 pub(crate) fn version_of(file: impl AsFd, stat: &Stat) -> Version {
-    let version = Version::of(stat);
+    let version = Version::from_stat(stat);
     if version.is_coarse() { version.stamped(stamp_of(file)) } else { version }
 }
 

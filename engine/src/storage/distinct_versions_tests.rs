@@ -16,11 +16,11 @@ fn version(file: &OwnedFd) -> u64 {
 #[test]
 fn times_differ_however_fast_files_are_written() {
     let versions = Versions { kept: VersionSource::Time(1), last: 0.into() };
-    let given: Vec<_> = (0..10_000).map(|_| versions.next_time(1)).collect();
-    assert!(given.is_sorted());
-    assert_eq!(given.iter().collect::<HashSet<_>>().len(), given.len());
+    let time: Vec<_> = (0..10_000).map(|_| versions.next_time(1)).collect();
+    assert!(time.is_sorted());
+    assert_eq!(time.iter().collect::<HashSet<_>>().len(), time.len());
     let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
-    assert!(given[9_999].0.abs_diff(now as i64) < 60);
+    assert!(time[9_999].0.abs_diff(now as i64) < 60);
 }
 
 #[test]
@@ -43,7 +43,7 @@ fn one_file_has_another_version_each_time() {
     let versions = Versions::new(&file, 7).expect("versions");
     let mut seen = HashSet::new();
     for _ in 0..1000 {
-        versions.give(&file).expect("given");
+        versions.assign(&file).expect("given");
         assert!(seen.insert(version(&file)));
     }
 }
@@ -52,12 +52,12 @@ fn one_file_has_another_version_each_time() {
 fn an_attribute_tells_files_with_equal_times_apart() {
     let file = file();
     let versions = Versions { kept: VersionSource::Attribute, last: 7.into() };
-    if versions.give(&file).is_err() {
+    if versions.assign(&file).is_err() {
         // This file system has no such attributes (tmpfs before Linux 6.6).
         return;
     }
     let first = stamp_of(&file);
-    versions.give(&file).expect("given");
+    versions.assign(&file).expect("given");
     assert_ne!(first, 0);
     assert_ne!(first, stamp_of(&file));
 }

@@ -29,7 +29,7 @@ pub struct Version {
 
 impl Version {
     /// The version without the stamp.
-    pub fn of(stat: &Stat) -> Self {
+    pub fn from_stat(stat: &Stat) -> Self {
         Version {
             device: stat.st_dev,
             inode: stat.st_ino,

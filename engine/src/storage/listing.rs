@@ -104,7 +104,7 @@ impl Default for Listing {
 struct SavedBatch {
     session: u64,
     listing: u64,
-    place: Vec<u8>,
+    directory_key: Vec<u8>,
     batch: Arc<NameBatch>,
     since: Instant,
 }
@@ -159,7 +159,7 @@ impl Listing {
         let (listing, after) = match cursor {
             Some(bytes) => match Cursor::decode(&bytes, prefix.as_bytes(), &self.key, session)? {
                 (Cursor { listing, after }, true) => (listing, after),
-                // From another session or server, or forged: use only the place.
+                // From another session or server, or forged: use only its path.
                 (Cursor { after, .. }, false) => (self.next.fetch_add(1, Relaxed), after),
             },
             None => (self.next.fetch_add(1, Relaxed), Vec::new()),
@@ -186,7 +186,7 @@ impl Listing {
             page.count == limit || (page.count > 0 && !fits)
         };
         let has_more = loop {
-            match walk.step(mapping, |place| self.take(session, listing, place), is_over)? {
+            match walk.step(mapping, |directory_key| self.take(session, listing, directory_key), is_over)? {
                 Step::End => break false,
                 Step::TurnOver => return Ok(None),
                 Step::PageFull(at) => {
@@ -201,7 +201,7 @@ impl Listing {
                             break true;
                         }
                         page.leave_out(LeftOut::Unreadable, path);
-                        *after = walk.place();
+                        *after = walk.resume_path();
                     } else if let Lookup::Object(meta) = lookup {
                         if is_full(page, path) {
                             break true;
@@ -228,7 +228,7 @@ impl Listing {
                         break true;
                     }
                     page.leave_out(reason, path);
-                    *after = walk.place();
+                    *after = walk.resume_path();
                 }
             }
         };
@@ -263,9 +263,9 @@ impl Listing {
     /// Keeps the batches that a paused page has read.
     pub fn save_batches(&self, paging: &mut Paging) {
         let batches: Vec<_> = paging.walk.take_batches().collect();
-        batches
-            .into_iter()
-            .for_each(|(place, batch)| self.keep(paging.session, paging.listing, place, batch));
+        batches.into_iter().for_each(|(directory_key, batch)| {
+            self.save(paging.session, paging.listing, directory_key, batch)
+        });
     }
 
     /// Drops the batches of a session that has ended.
@@ -283,18 +283,19 @@ impl Listing {
         Listing { limits: BatchLimits { names, ..BatchLimits::default() }, ..Listing::default() }
     }
 
-    fn take(&self, session: u64, listing: u64, place: &[u8]) -> Option<Arc<NameBatch>> {
+    fn take(&self, session: u64, listing: u64, directory_key: &[u8]) -> Option<Arc<NameBatch>> {
         let mut kept = self.kept();
-        let matches =
-            |kept: &SavedBatch| kept.session == session && kept.listing == listing && kept.place == place;
+        let matches = |kept: &SavedBatch| {
+            kept.session == session && kept.listing == listing && kept.directory_key == directory_key
+        };
         let at = kept.iter().position(matches)?;
         kept.remove(at).filter(|kept| kept.since.elapsed() <= MAX_AGE).map(|kept| kept.batch)
     }
 
     /// Over a limit, drops the oldest batch of the session with the most.
-    fn keep(&self, session: u64, listing: u64, place: Vec<u8>, batch: Arc<NameBatch>) {
+    fn save(&self, session: u64, listing: u64, directory_key: Vec<u8>, batch: Arc<NameBatch>) {
         let mut kept = self.kept();
-        kept.push_back(SavedBatch { session, listing, place, batch, since: Instant::now() });
+        kept.push_back(SavedBatch { session, listing, directory_key, batch, since: Instant::now() });
         let mut weight: usize = kept.iter().map(SavedBatch::weight).sum();
         while weight > MAX_KEPT || kept.len() > MAX_BATCHES {
             let mut shares = HashMap::<u64, usize>::new();
@@ -320,14 +321,14 @@ impl Paging {
     }
 
     /// Begins as a page of this listing: gets the batches of one that gave up its place.
-    pub fn of(self, listing: u64) -> Paging {
+    pub fn with_listing(self, listing: u64) -> Paging {
         Paging { listing, ..self }
     }
 }
 
 impl SavedBatch {
     fn weight(&self) -> usize {
-        self.batch.weight() + self.place.capacity() + size_of::<SavedBatch>()
+        self.batch.weight() + self.directory_key.capacity() + size_of::<SavedBatch>()
     }
 }
 
@@ -351,7 +352,7 @@ fn stat(mapping: &Mapping, walk: &mut Walk) -> Result<Lookup, Error> {
         answer => answer.map_err(Error::from_open)?,
     };
     match FileType::from_raw_mode(stat.st_mode) {
-        FileType::RegularFile => Ok(Lookup::Object(ObjectMeta::of(&stat))),
+        FileType::RegularFile => Ok(Lookup::Object(ObjectMeta::from_stat(&stat))),
         FileType::Symlink if mapping.follows_symlinks() => {
             let path = std::ffi::CString::new(walk.path()).map_err(|_| Error::BadPath)?;
             match mapping.stat(&path) {

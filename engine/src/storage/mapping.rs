@@ -44,7 +44,7 @@ impl OpenObject {
     /// Whether the file is unchanged since it was opened. Checked after reading, true means that the bytes
     /// are of one state of the file.
     pub fn is_unchanged(&self) -> bool {
-        fs::fstat(&self.file).is_ok_and(|stat| self.version.looks_like(&Version::of(&stat)))
+        fs::fstat(&self.file).is_ok_and(|stat| self.version.looks_like(&Version::from_stat(&stat)))
     }
 
     pub fn meta(&self) -> ObjectMeta {
@@ -63,12 +63,12 @@ pub struct ObjectMeta {
 }
 
 impl ObjectMeta {
-    pub fn of(stat: &Stat) -> Self {
-        ObjectMeta::new(Version::of(stat))
+    pub fn from_stat(stat: &Stat) -> Self {
+        ObjectMeta::new(Version::from_stat(stat))
     }
 
     /// The metadata of an open file.
-    pub fn of_file(file: &OwnedFd, stat: &Stat) -> Self {
+    pub fn from_file(file: &OwnedFd, stat: &Stat) -> Self {
         ObjectMeta::new(distinct_versions::version_of(file, stat))
     }
 
@@ -119,7 +119,7 @@ impl Mapping {
     }
 
     /// The root, for health checks.
-    pub fn place(&self) -> &Root {
+    pub fn root_state(&self) -> &Root {
         &self.root
     }
 
@@ -186,7 +186,7 @@ impl Mapping {
     /// that waits for a reader of a FIFO goes on waiting.
     pub fn stat_cached(&self, path: &CStr) -> Result<Option<ObjectMeta>, Error> {
         let Some(file) = self.resolve_cached(path, OFlags::PATH | OFlags::CLOEXEC)? else { return Ok(None) };
-        let meta = ObjectMeta::of(&regular(&file)?);
+        let meta = ObjectMeta::from_stat(&regular(&file)?);
         Ok((!meta.version.is_coarse()).then_some(meta))
     }
 
@@ -218,7 +218,7 @@ impl Mapping {
     /// The metadata of the object, without opening it. The server may lack permission to read the object itself.
     pub fn stat(&self, path: &CStr) -> Result<ObjectMeta, Error> {
         let file = self.resolve(path, OFlags::PATH | OFlags::CLOEXEC).map_err(Error::from_open)?;
-        let meta = ObjectMeta::of(&regular(&file)?);
+        let meta = ObjectMeta::from_stat(&regular(&file)?);
         // Reading its stamp takes a descriptor for reading. An unreadable file has no stamp for this server.
         if meta.version.is_coarse()
             && let Ok(file) = self.resolve(path, READING)
@@ -272,13 +272,13 @@ impl Mapping {
     /// still those of the same, unchanged file.
     pub fn is_still(&self, path: &CStr, version: &Version) -> bool {
         fs::statat(&*self.root, path, AtFlags::SYMLINK_NOFOLLOW)
-            .is_ok_and(|stat| version.looks_like(&Version::of(&stat)))
+            .is_ok_and(|stat| version.looks_like(&Version::from_stat(&stat)))
     }
 }
 
 fn opened(file: OwnedFd) -> Result<OpenObject, Error> {
     let stat = regular(&file)?;
-    let meta = ObjectMeta::of_file(&file, &stat);
+    let meta = ObjectMeta::from_file(&file, &stat);
     Ok(OpenObject { file, size: meta.size, version: meta.version })
 }
 

@@ -109,7 +109,7 @@ impl PendingWrite {
     /// Copies all of `source`, step by step.
     #[cfg(test)]
     fn copy_from(&mut self, source: OwnedFd) -> Result<u64, Error> {
-        let mut copying = Copying::of(source, 0)?;
+        let mut copying = Copying::new(source, 0)?;
         while copying.step(self)? == Copied::Part {}
         Ok(copying.length())
     }
@@ -131,7 +131,7 @@ impl PendingWrite {
             fs::ftruncate(&self.file, self.size).map_err(Error::from_write)?;
         }
         self.link()?;
-        self.staging.versions.give(&self.file).map_err(Error::from_write)?;
+        self.staging.versions.assign(&self.file).map_err(Error::from_write)?;
         fs::fsync(&self.file).map_err(Error::Storage)?;
         let staging = Arc::clone(&self.staging);
         let guard = staging.lock(&self.target);
@@ -139,7 +139,7 @@ impl PendingWrite {
         self.target.confirm(&staging.mapping)?;
         self.rename(conditions.are_exclusive())?;
         // A rename changes the file's ctime, so its version is known only now.
-        let meta = ObjectMeta::of_file(&self.file, &fs::fstat(&self.file).map_err(Error::Storage)?);
+        let meta = ObjectMeta::from_file(&self.file, &fs::fstat(&self.file).map_err(Error::Storage)?);
         drop(guard);
         self.target.sync()?;
         // The directory may have been moved between the check before the rename and the rename.

@@ -148,7 +148,7 @@ impl State {
     /// Sets the number of threads.
     fn count_threads(&mut self, threads: usize, size: usize) {
         self.threads = threads;
-        self.turns.set_shares(Shares::of(size, threads.saturating_sub(size)));
+        self.turns.set_shares(Shares::new(size, threads.saturating_sub(size)));
     }
 
     /// Number of threads that are not stuck.
@@ -169,7 +169,7 @@ impl StoragePool {
         let size = size.max(1);
         // A long job mostly reads memory: long jobs take at most half of the cores and half of the threads.
         let limits = LongLimits { threads: (size / 2).min(cores() / 2).max(1), begun: MAX_BEGUN };
-        let turns = Turns::new(limits, Shares::of(size, 0));
+        let turns = Turns::new(limits, Shares::new(size, 0));
         let busy = HashMap::new();
         let state = State { turns, sleepers: 0, threads: 0, busy, next_number: 0, is_closed: false };
         let pool = StoragePool {

@@ -46,7 +46,7 @@ enum Resolved {
 
 /// The result of a look at the path.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Look {
+pub enum RootChange {
     /// Nothing has changed.
     Same,
     /// The root is gone; the reason, for people.
@@ -89,41 +89,41 @@ impl Root {
 
     /// Checks whether the path leads to the served directory, and follows it where allowed. `prepare` must
     /// succeed before the server serves a replacement. May wait for the path's file systems.
-    pub fn look(&self, prepare: impl FnOnce() -> Result<(), String>) -> Look {
+    pub fn check(&self, prepare: impl FnOnce() -> Result<(), String>) -> RootChange {
         let mut served = self.served();
-        let look = match self.resolve(&served) {
-            Ok(Resolved::Unknown) => return Look::Same,
-            Ok(Resolved::Same) if served.problem.is_none() => return Look::Same,
+        let check = match self.resolve(&served) {
+            Ok(Resolved::Unknown) => return RootChange::Same,
+            Ok(Resolved::Same) if served.problem.is_none() => return RootChange::Same,
             Ok(Resolved::Same) => {
-                self.put(&served.directory).map(|()| Look::Back).map_err(|errno| errno.to_string())
+                self.put(&served.directory).map(|()| RootChange::Back).map_err(|errno| errno.to_string())
             }
             Ok(Resolved::Other(directory)) => {
                 self.put(&directory).map_err(|errno| errno.to_string()).and_then(|()| {
                     prepare()?;
                     served.is_mount = is_mount(&directory);
                     served.directory = directory;
-                    Ok(Look::Replaced)
+                    Ok(RootChange::Replaced)
                 })
             }
             Err(problem) => Err(problem),
         };
-        match look {
-            Ok(look) => {
+        match check {
+            Ok(check) => {
                 served.problem = None;
                 self.is_gone.store(false, Relaxed);
-                look
+                check
             }
             Err(problem) => {
                 self.is_gone.store(true, Relaxed);
                 // Look-ups below a file that is not a directory find nothing.
-                let nothing =
+                let not_a_directory =
                     fs::openat(CWD, "/dev/null", OFlags::PATH | OFlags::CLOEXEC, Permissions::empty());
-                let _ = nothing.and_then(|nothing| self.put(&nothing));
+                let _ = not_a_directory.and_then(|not_a_directory| self.put(&not_a_directory));
                 if served.problem.as_ref() == Some(&problem) {
-                    return Look::Same;
+                    return RootChange::Same;
                 }
                 served.problem = Some(problem.clone());
-                Look::Gone(problem)
+                RootChange::Gone(problem)
             }
         }
     }

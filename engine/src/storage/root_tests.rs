@@ -17,8 +17,8 @@ fn make(path: &Path) {
     std::fs::write(path.join("object"), "content").expect("a file");
 }
 
-fn look(root: &Root) -> Look {
-    root.look(|| Ok(()))
+fn check(root: &Root) -> RootChange {
+    root.check(|| Ok(()))
 }
 
 fn finds(root: &Root) -> io::Result<()> {
@@ -28,7 +28,7 @@ fn finds(root: &Root) -> io::Result<()> {
 #[test]
 fn a_root_that_stays_is_the_same() {
     let (_above, _, root) = made();
-    assert_eq!(look(&root), Look::Same);
+    assert_eq!(check(&root), RootChange::Same);
     assert_eq!((root.is_gone(), root.problem()), (false, None));
     assert_eq!(finds(&root), Ok(()));
 }
@@ -38,11 +38,11 @@ fn a_root_that_is_removed_is_gone_at_once_and_another_takes_its_place() {
     let (_above, path, root) = made();
     std::fs::remove_dir_all(&path).expect("removed");
     assert!(root.is_gone(), "before any look");
-    assert!(matches!(look(&root), Look::Gone(problem) if problem.contains("removed")));
-    assert_eq!(look(&root), Look::Same, "said once");
+    assert!(matches!(check(&root), RootChange::Gone(problem) if problem.contains("removed")));
+    assert_eq!(check(&root), RootChange::Same, "said once");
     assert!(root.is_gone() && root.problem().is_some());
     make(&path);
-    assert_eq!(look(&root), Look::Replaced);
+    assert_eq!(check(&root), RootChange::Replaced);
     assert_eq!((root.is_gone(), root.problem(), finds(&root)), (false, None, Ok(())));
 }
 
@@ -50,10 +50,10 @@ fn a_root_that_is_removed_is_gone_at_once_and_another_takes_its_place() {
 fn a_root_that_is_renamed_serves_nothing_until_it_is_back() {
     let (above, path, root) = made();
     std::fs::rename(&path, above.path().join("elsewhere")).expect("renamed");
-    assert!(matches!(look(&root), Look::Gone(_)));
+    assert!(matches!(check(&root), RootChange::Gone(_)));
     assert_eq!(finds(&root), Err(Errno::NOTDIR));
     std::fs::rename(above.path().join("elsewhere"), &path).expect("renamed");
-    assert_eq!(look(&root), Look::Back);
+    assert_eq!(check(&root), RootChange::Back);
     assert_eq!((root.is_gone(), finds(&root)), (false, Ok(())));
 }
 
@@ -62,7 +62,7 @@ fn a_replacement_is_served_only_after_its_preparation() {
     let (above, path, root) = made();
     std::fs::rename(&path, above.path().join("elsewhere")).expect("renamed");
     make(&path);
-    assert_eq!(root.look(|| Err("no staging".into())), Look::Gone("no staging".into()));
+    assert_eq!(root.check(|| Err("no staging".into())), RootChange::Gone("no staging".into()));
     assert!(root.is_gone());
 }
 
@@ -71,5 +71,5 @@ fn a_file_at_the_roots_path_is_no_root() {
     let (_above, path, root) = made();
     std::fs::remove_dir_all(&path).expect("removed");
     std::fs::write(&path, "").expect("a file");
-    assert!(matches!(look(&root), Look::Gone(_)));
+    assert!(matches!(check(&root), RootChange::Gone(_)));
 }

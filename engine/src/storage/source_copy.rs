@@ -65,7 +65,7 @@ pub enum Copied {
 impl Copying {
     /// Copies the present content of `source` from its beginning, whatever its position. Refuses a file that
     /// cannot be an object, or has more than `max_size` bytes; 0: any number.
-    pub fn of(source: OwnedFd, max_size: u64) -> Result<Copying, Error> {
+    pub fn new(source: OwnedFd, max_size: u64) -> Result<Copying, Error> {
         let flags = fs::fcntl_getfl(&source).map_err(Error::Storage)?;
         let is_readable = !flags.contains(OFlags::PATH) && flags & OFlags::ACCMODE != OFlags::WRONLY;
         // Before any call that the file's own file system would have to answer.
@@ -84,7 +84,7 @@ impl Copying {
         let length = stat.st_size.max(0) as u64;
         check_size(length, max_size)?;
         let allocated = (stat.st_blocks.max(0) as u64).saturating_mul(BLOCK);
-        let seek_file = if allocated < length { SeekFile::of(&source) } else { SeekFile::None };
+        let seek_file = if allocated < length { SeekFile::reopen(&source) } else { SeekFile::None };
         let claimed = allocated.min(length);
         let method = Method::Clone;
         Ok(Copying {
@@ -258,7 +258,7 @@ impl Copying {
 }
 
 impl SeekFile {
-    fn of(source: &OwnedFd) -> SeekFile {
+    fn reopen(source: &OwnedFd) -> SeekFile {
         open_again(source).map_or(SeekFile::Clients, SeekFile::Reopened)
     }
 }

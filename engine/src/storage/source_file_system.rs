@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_that_are_none_say_nothing() {
+    fn malformed_lines_are_ignored() {
         for line in
             [&b""[..], b"21", b"21 1 254 / / rw - ext4", b"x 1 254:0 / / rw - ext4", b"21 1 254:0 / / rw"]
         {

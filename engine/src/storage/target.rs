@@ -161,7 +161,7 @@ impl Target {
     }
 
     fn version(&self, stat: &Stat) -> Version {
-        let version = Version::of(stat);
+        let version = Version::from_stat(stat);
         if !version.is_coarse() {
             return version;
         }

@@ -61,7 +61,7 @@ impl Shares {
     /// The shares of `threads` threads, and of `more` that replace stuck ones. With three or more threads, a
     /// connection leaves one for the same user's other connections, and a user leaves one for other users.
     /// With two, a connection leaves one.
-    pub fn of(threads: usize, more: usize) -> Shares {
+    pub fn new(threads: usize, more: usize) -> Shares {
         let connection = threads.saturating_sub(2).max(1);
         Shares { connection, user: (threads + more).saturating_sub(1).max(2) }
     }

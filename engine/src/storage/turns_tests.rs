@@ -128,7 +128,7 @@ fn a_connection_has_one_piece_of_long_work_begun_and_all_together_few() {
 }
 
 #[test]
-fn a_job_whose_place_others_want_is_asked_to_end() {
+fn a_job_whose_place_others_need_is_asked_to_end() {
     let mut turns = Turns::new(LongLimits { threads: 2, begun: 4 }, ALL);
     let begin = |turns: &mut Turns<u32>, uid, connection| {
         turns.push(client(uid, connection), Kind::Long, uid);
@@ -264,7 +264,7 @@ proptest! {
 
 #[test]
 fn a_client_whose_disk_does_not_answer_leaves_threads_for_others() {
-    let shares = Shares::of(4, 0);
+    let shares = Shares::new(4, 0);
     let mut turns = Turns::new(LIMITS, shares);
     for connection in [1, 2] {
         (0..64).for_each(|job| turns.push(client(1, connection), Kind::Short, job));
@@ -278,7 +278,7 @@ fn a_client_whose_disk_does_not_answer_leaves_threads_for_others() {
     assert!(!turns.has_next());
     turns.push(client(2, 3), Kind::Short, 7);
     assert_eq!(one(&mut turns, MS), (client(2, 3), 7));
-    turns.set_shares(Shares::of(4, 2));
+    turns.set_shares(Shares::new(4, 2));
     let more = std::iter::from_fn(|| turns.pop()).count();
     assert_eq!(
         more, 1,
@@ -294,7 +294,7 @@ fn a_client_whose_disk_does_not_answer_leaves_threads_for_others() {
 #[test]
 fn one_connection_leaves_a_thread_wherever_there_are_two() {
     for threads in 2..9 {
-        let mut turns = Turns::new(LongLimits { threads, begun: 99 }, Shares::of(threads, 0));
+        let mut turns = Turns::new(LongLimits { threads, begun: 99 }, Shares::new(threads, 0));
         (0..64).for_each(|job| turns.push(client(1, 1), Kind::Short, job));
         (0..64).for_each(|job| turns.push(client(1, 1), Kind::Long, job));
         let stuck: Vec<_> = std::iter::from_fn(|| turns.pop()).collect();

@@ -108,12 +108,12 @@ impl Walk {
     }
 
     /// Where the next page continues after this one has taken [`Walk::path`].
-    pub fn place(&self) -> Vec<u8> {
-        let mut place = self.path.clone();
-        if place.ends_with(b"/") {
-            place.push(REPORTED);
+    pub fn resume_path(&self) -> Vec<u8> {
+        let mut path = self.path.clone();
+        if path.ends_with(b"/") {
+            path.push(REPORTED);
         }
-        place
+        path
     }
 
     /// The path of the object found, below the root.
@@ -214,7 +214,7 @@ impl Walk {
         let (path, prefix) = (&self.path, &self.prefix);
         levels.into_iter().enumerate().filter_map(move |(depth, level)| {
             let batch = level.batch?;
-            batch.is_worth_keeping().then(|| (place(&path[..level.length], prefix, depth), batch))
+            batch.is_worth_keeping().then(|| (directory_key(&path[..level.length], prefix, depth), batch))
         })
     }
 
@@ -268,7 +268,7 @@ impl Walk {
             // An earlier page keeps batches only for directories on the way to where it ended.
             let is_on_the_way = self.after.starts_with(&self.path);
             let from_before =
-                if is_on_the_way { kept(&place(&self.path, &self.prefix, depth)) } else { None };
+                if is_on_the_way { kept(&directory_key(&self.path, &self.prefix, depth)) } else { None };
             batch = from_before.filter(|batch| batch.covers(&level.bound));
             if batch.is_none() {
                 // Opens it anew: the descriptor of a directory read before is at its end.
@@ -307,7 +307,7 @@ impl Walk {
 }
 
 /// The key of a directory's batch: its path, and for the outermost directory the prefix.
-fn place(directory: &[u8], prefix: &[u8], depth: usize) -> Vec<u8> {
+fn directory_key(directory: &[u8], prefix: &[u8], depth: usize) -> Vec<u8> {
     [directory, if depth == 0 { prefix } else { b"" }].concat()
 }
 

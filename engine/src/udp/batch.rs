@@ -26,7 +26,7 @@ pub struct Peer {
 
 #[cfg(test)]
 impl Peer {
-    pub fn of(address: SocketAddr) -> Self {
+    pub fn from_address(address: SocketAddr) -> Self {
         Peer { address, local: None }
     }
 }

@@ -46,7 +46,7 @@ fn promised(outcome: &str) -> String {
     words.collect::<Vec<_>>().join(" ")
 }
 
-fn said_of_question(request: &UdpRequest<'_>) -> String {
+fn describe_request(request: &UdpRequest<'_>) -> String {
     match request {
         UdpRequest::Pull(pull) => match pull.uri {
             Ok(uri) => {
@@ -64,7 +64,7 @@ fn said_of_question(request: &UdpRequest<'_>) -> String {
     }
 }
 
-fn said_of_answer(answer: &UdpReply<'_>) -> String {
+fn describe_reply(answer: &UdpReply<'_>) -> String {
     match answer {
         UdpReply::Retry { request_id, cookie } => format!("retry {request_id} {}", hex(cookie)),
         UdpReply::Data { request_id, version, total, offset, payload } => {
@@ -114,10 +114,10 @@ fn datagrams_decode_as_the_vectors_say() {
     for [name, side, bytes, outcome] in vectors {
         let bytes = unhex(bytes);
         let found = match side.strip_prefix("answer ") {
-            None => said_of_question(&UdpRequest::decode(&bytes)),
+            None => describe_request(&UdpRequest::decode(&bytes)),
             Some(uri) => {
                 let uri = String::from_utf8(unhex(uri)).unwrap();
-                said_of_answer(&UdpReply::decode(checksum_of_uri(&uri), &bytes))
+                describe_reply(&UdpReply::decode(checksum_of_uri(&uri), &bytes))
             }
         };
         assert_eq!(found, promised(outcome), "{name}");

@@ -52,7 +52,7 @@ impl Cookies {
     pub fn make(&self, to: SocketAddr, now: Instant) -> [u8; COOKIE] {
         let bucket = self.bucket(now);
         let mut cookie = [0; COOKIE];
-        let whole = mac(self.secrets(bucket).of(bucket), to, bucket).finalize().into_bytes();
+        let whole = mac(self.secrets(bucket).for_bucket(bucket), to, bucket).finalize().into_bytes();
         cookie.copy_from_slice(&whole[..COOKIE]);
         cookie
     }
@@ -65,7 +65,7 @@ impl Cookies {
         buckets
             .into_iter()
             .flatten()
-            .any(|bucket| mac(secrets.of(bucket), from, bucket).verify_truncated_left(cookie).is_ok())
+            .any(|bucket| mac(secrets.for_bucket(bucket), from, bucket).verify_truncated_left(cookie).is_ok())
     }
 
     fn bucket(&self, now: Instant) -> u64 {
@@ -94,7 +94,7 @@ impl Cookies {
 }
 
 impl Secrets {
-    fn of(&self, bucket: u64) -> &Hmac<Sha256> {
+    fn for_bucket(&self, bucket: u64) -> &Hmac<Sha256> {
         if bucket / BUCKETS_OF_A_SECRET >= self.hour { &self.current } else { &self.previous }
     }
 }
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_slept_for_hours_still_gives_good_cookies() {
+    fn a_server_that_slept_for_hours_still_makes_valid_cookies() {
         let cookies = Cookies::new().unwrap();
         let peer = at("192.0.2.1:5000");
         let cookie = cookies.make(peer, after(&cookies, 100_000));

@@ -112,7 +112,7 @@ impl Reader {
             if read_into(&opened, &mut [IoSliceMut::new(small)], 0, storage)? && opened.is_unchanged() {
                 if let Some(seen) = seen {
                     service.statistics.record_cache(*shard, false);
-                    service.keep(path, &opened, small, seen);
+                    service.cache_object(path, &opened, small, seen);
                 }
                 return Ok(Content::Small(opened.version));
             }

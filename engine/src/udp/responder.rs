@@ -120,7 +120,7 @@ impl PendingRecord {
             _ => None,
         };
         PendingRecord {
-            uri: UriTail::of(uri.unwrap_or_default()),
+            uri: UriTail::from_uri(uri.unwrap_or_default()),
             from: context.from.address,
             status,
             content,
@@ -352,9 +352,9 @@ impl Responder {
             } else if let Some(small) = self.reader.small(&content) {
                 let mut rest = small.get(range.start..).unwrap_or_default();
                 for payload in payloads(buffer, range.piece) {
-                    let (here, after) = rest.split_at(payload.len());
-                    payload.copy_from_slice(here);
-                    rest = after;
+                    let (chunk, remaining) = rest.split_at(payload.len());
+                    payload.copy_from_slice(chunk);
+                    rest = remaining;
                 }
             }
             let head = DataHead {

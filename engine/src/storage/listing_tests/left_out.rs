@@ -74,7 +74,7 @@ fn names_that_are_not_utf8_are_reported_once_whatever_the_pages() {
 }
 
 #[test]
-fn directories_that_the_server_may_not_read_are_said() {
+fn unreadable_directories_are_reported() {
     let root = tree(&["a/x", "b/x", "c/x", "d/e/x", "d/x", "d/y"]);
     let mode = |name: &str, mode| {
         let permissions = std::os::unix::fs::PermissionsExt::from_mode(mode);
@@ -98,7 +98,7 @@ fn directories_that_the_server_may_not_read_are_said() {
 }
 
 #[test]
-fn paths_that_are_too_long_for_a_uri_are_said() {
+fn paths_too_long_for_a_uri_are_reported() {
     let root = tempfile::tempdir().expect("a directory");
     let long = "d".repeat(200);
     let mut directory = fs::open(root.path(), fs::OFlags::DIRECTORY, fs::Mode::empty()).expect("there");

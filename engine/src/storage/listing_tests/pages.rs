@@ -232,7 +232,7 @@ fn an_abandoned_page_restarts_with_its_batches() {
     // Another listing gets none of these batches.
     turn(&mut begin());
     assert_eq!(listing.kept().len(), 1);
-    let mut again = begin().of(given_up.listing());
+    let mut again = begin().with_listing(given_up.listing());
     turn(&mut again);
     assert_eq!(listing.kept().len(), 0, "taken");
     let page = std::iter::repeat_with(|| turn(&mut again)).flatten().next().expect("a page");
@@ -241,7 +241,7 @@ fn an_abandoned_page_restarts_with_its_batches() {
 }
 
 #[test]
-fn a_page_has_an_entry_however_little_room_there_is() {
+fn a_page_has_an_entry_however_few_bytes_fit() {
     let root = tree(&["a", "b/c", "d"]);
     let (listing, mapping) = (Listing::default(), mapping(&root));
     let (mut listed, mut cursor) = (Vec::new(), None);

@@ -46,7 +46,7 @@ fn each_way_of_copying_copies_the_same() {
             for way in WAYS {
                 let mut pending = tree.begin("/object").expect("begun");
                 let source = source.try_clone().expect("one more");
-                run(way(Copying::of(source, 0).expect("begun")), &mut pending).expect("copied");
+                run(way(Copying::new(source, 0).expect("begun")), &mut pending).expect("copied");
                 pending.commit(ALWAYS).expect("committed");
                 assert!(tree.content("object") == content);
             }
@@ -60,7 +60,7 @@ fn a_large_file_is_copied_in_small_steps() {
     let content: Vec<u8> = (0..9u32 << 20).map(|at| (at % 249) as u8).collect();
     for way in &WAYS[1..] {
         let mut pending = tree.begin("/object").expect("begun");
-        let copying = way(Copying::of(memory_file(&content), 0).expect("begun"));
+        let copying = way(Copying::new(memory_file(&content), 0).expect("begun"));
         let steps = run(copying, &mut pending).expect("copied");
         assert!(steps >= 3, "{steps} steps");
         pending.commit(ALWAYS).expect("committed");
@@ -97,7 +97,7 @@ fn holes_stay_holes_and_the_position_stays_where_it_is() {
             {
                 let mut pending = tree.begin("/object").expect("begun");
                 let passed = source.try_clone().expect("one more");
-                run(way(Copying::of(passed, 0).expect("begun")), &mut pending).expect("copied");
+                run(way(Copying::new(passed, 0).expect("begun")), &mut pending).expect("copied");
                 pending.commit(ALWAYS).expect("committed");
                 let stored = std::fs::metadata(tree.path("object")).expect("there");
                 assert_eq!(stored.len(), LENGTH);
@@ -120,9 +120,9 @@ fn a_source_over_the_size_limit_is_refused_before_any_copy() {
     let pebibyte = memory_file(b"");
     fs::ftruncate(&pebibyte, 1 << 50).expect("as long as that");
     let pending = tree.begin("/object").expect("begun");
-    assert_eq!(Copying::of(pebibyte, 1 << 40).map(|_| ()), Err(Error::TooLarge));
-    assert_eq!(Copying::of(memory_file(b"12345"), 4).map(|_| ()), Err(Error::TooLarge));
-    assert!(Copying::of(memory_file(b"1234"), 4).is_ok());
+    assert_eq!(Copying::new(pebibyte, 1 << 40).map(|_| ()), Err(Error::TooLarge));
+    assert_eq!(Copying::new(memory_file(b"12345"), 4).map(|_| ()), Err(Error::TooLarge));
+    assert!(Copying::new(memory_file(b"1234"), 4).is_ok());
     drop(pending);
     assert!(tree.names().is_empty());
 }
@@ -148,7 +148,7 @@ fn a_source_that_shrinks_is_refused_and_one_that_grows_is_cut() {
             for (then, answer) in [(5, Err(Error::SourceShrank)), (20, Ok(10))] {
                 fs::ftruncate(&source, 0).expect("empty");
                 assert_eq!(rustix::io::pwrite(&source, b"0123456789", 0), Ok(10));
-                let copying = way(Copying::of(source.try_clone().expect("one more"), 0).expect("begun"));
+                let copying = way(Copying::new(source.try_clone().expect("one more"), 0).expect("begun"));
                 fs::ftruncate(&source, then).expect("changed");
                 let mut pending = tree.begin("/object").expect("begun");
                 let outcome = run(copying, &mut pending).map(|_| pending.size());

@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::process::Command;
 
 #[test]
-fn room_that_was_taken_and_not_needed_is_given_back() {
+fn reserved_space_that_is_not_used_is_freed() {
     Tree::each(|tree| {
         let mut pending = tree.begin("/object").expect("begun");
         pending.reserve(0).expect("nothing");
@@ -96,7 +96,7 @@ fn holes_take_no_space_and_later_data_in_them_is_refused_on_a_full_disk() {
 
         // It has no blocks when the server checks, and all of its data when the server copies.
         let source = sparse(0);
-        let copying = Copying::of(source.try_clone().expect("one more"), 0).expect("begun");
+        let copying = Copying::new(source.try_clone().expect("one more"), 0).expect("begun");
         assert_eq!(rustix::io::pwrite(&source, &vec![4; 16 << 20], 0), Ok(16 << 20));
         let mut pending = tree.begin("/more").expect("begun");
         let mut copying = copying.by_sendfile();

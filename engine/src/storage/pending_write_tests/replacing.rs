@@ -76,7 +76,7 @@ fn conditions_are_checked_against_the_present_object() {
 }
 
 #[test]
-fn a_program_that_comes_between_check_and_rename_is_seen_by_the_kernel() {
+fn a_file_made_between_check_and_rename_is_detected_by_the_kernel() {
     Tree::each(|tree| {
         let mut pending = tree.begin("/object").expect("begun");
         pending.write(b"ours").expect("written");
@@ -90,7 +90,7 @@ fn a_program_that_comes_between_check_and_rename_is_seen_by_the_kernel() {
 }
 
 #[test]
-fn of_many_that_would_replace_one_version_one_does() {
+fn of_concurrent_conditional_puts_one_succeeds() {
     Tree::each(|tree| {
         let first = tree.put("/object", b"first", ALWAYS).expect("put");
         let winners = AtomicU32::new(0);

@@ -102,14 +102,14 @@ impl Client {
         buffer
     }
 
-    fn hears_nothing(&self) -> bool {
+    fn receives_nothing(&self) -> bool {
         self.0.set_nonblocking(true).unwrap();
         let nothing = self.0.recv(&mut [0; 10]).is_err();
         self.0.set_nonblocking(false).unwrap();
         nothing
     }
 
-    fn ask_plain(&self, mode: Mode, uri: &str) {
+    fn send_plain(&self, mode: Mode, uri: &str) {
         let mut out = Vec::new();
         encode_request(&mut out, mode, uri);
         self.0.send(&out).unwrap();
@@ -117,7 +117,7 @@ impl Client {
 
     /// Returns the content, or the status.
     fn plain(&self, mode: Mode, uri: &str) -> Result<Vec<u8>, u8> {
-        self.ask_plain(mode, uri);
+        self.send_plain(mode, uri);
         read_plain(&self.receive())
     }
 

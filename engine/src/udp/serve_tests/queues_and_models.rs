@@ -56,7 +56,7 @@ fn a_full_queue_refuses_and_every_request_gets_a_reply() {
         let (mut served_well, mut refused) = (0, 0);
         while refused == 0 {
             for _ in 0..100 {
-                client.ask_plain(Mode::Copy, "/small");
+                client.send_plain(Mode::Copy, "/small");
             }
             for _ in 0..100 {
                 match read_plain(&client.receive()) {
@@ -87,7 +87,7 @@ fn requests_that_wait_for_storage_are_bounded_and_get_a_reply() {
         while refused == 0 {
             for _ in 0..100 {
                 // A name that the kernel has never looked up.
-                client.ask_plain(Mode::Copy, &format!("/missing-{requested}"));
+                client.send_plain(Mode::Copy, &format!("/missing-{requested}"));
                 requested += 1;
             }
             for _ in 0..100 {
@@ -105,14 +105,14 @@ fn the_model_changes_while_datagrams_arrive() {
     let client = served.client();
     for round in 0..60 {
         for _ in 0..20 {
-            client.ask_plain(Mode::Copy, "/a");
+            client.send_plain(Mode::Copy, "/a");
         }
         assert!(served.engine.set_concurrency(Transport::Udp, MODELS[round % 3]).unwrap());
         for _ in 0..20 {
             assert_eq!(read_plain(&client.receive()), Ok(content(1)));
         }
     }
-    assert!(client.hears_nothing());
+    assert!(client.receives_nothing());
     assert!(served.engine.set_concurrency(Transport::Udp, Model::ThreadPerConnection).is_err());
     assert_eq!(client.plain(Mode::Copy, "/a"), Ok(content(1)));
 }
@@ -131,14 +131,14 @@ fn a_drain_answers_received_datagrams_and_ends() {
         let served = serving(model, "127.0.0.1:0", |_| {});
         let client = served.client();
         for _ in 0..200 {
-            client.ask_plain(Mode::Copy, "/a");
+            client.send_plain(Mode::Copy, "/a");
         }
         assert!(served.engine.drain(Duration::from_secs(20)), "{model:?}");
         for _ in 0..200 {
             assert_eq!(read_plain(&client.receive()), Ok(content(1)));
         }
-        client.ask_plain(Mode::Copy, "/a");
-        assert!(client.hears_nothing());
+        client.send_plain(Mode::Copy, "/a");
+        assert!(client.receives_nothing());
         served.engine.stop();
         assert_eq!(served.engine.snapshot().transports.len(), 0);
     }
