@@ -293,7 +293,7 @@ struct PyPlan {
     unix: Option<PathBuf>,
     tcp: Option<String>,
     udp: Option<String>,
-    protocol: String,
+    dialect: String,
     uris: Vec<String>,
     clients: usize,
     threads: usize,
@@ -314,7 +314,7 @@ impl TryFrom<PyPlan> for Plan {
             (None, None, Some(text)) => Target::Udp(numeric(&text)?),
             _ => return Err(PyValueError::new_err("a load has one target: unix, tcp or udp")),
         };
-        let protocol = match given.protocol.as_str() {
+        let protocol = match given.dialect.as_str() {
             "fdpass" => LoadProtocol::Objmapper(Mode::FdPass),
             "copy" => LoadProtocol::Objmapper(Mode::Copy),
             "splice" => LoadProtocol::Objmapper(Mode::Splice),
