@@ -112,6 +112,5 @@ def test_a_server_that_agrees_and_closes_at_once_is_tried_again(
         found = call(address, (first, "/x"))[0]
         if first == "open":
             found.close()
-    (tmp_path / "front.sock").unlink()
     with front(tmp_path, [CLOSING] * 3, socket_of_server) as address:
         use(kind, address, first)

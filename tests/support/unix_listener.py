@@ -31,5 +31,5 @@ def serve_connections(path: Path, serve: Callable[[socket.socket], None]) -> Ite
         listener.shutdown(socket.SHUT_RDWR)
         thread.join(15)
         listener.close()
-        path.unlink(missing_ok=True)
+        path.unlink()
         assert not thread.is_alive()
