@@ -3,16 +3,16 @@
     python benchmarks/against_baseline.py --load PROGRAM --floor-server PROGRAM --floor-epoll PROGRAM
                                           [--concurrency-model MODEL …] [--json]
 
-The yardsticks are compiled programs that speak version 1 of the wire and check nothing:
+The baselines are compiled programs that use version 1 of the protocol and check nothing:
 
 * ``--floor-server``: ``PROGRAM unix PATH ROOT`` or ``PROGRAM tcp PORT ROOT``; a blocking thread per connection, a fresh
   open(2) for each descriptor, sendfile(2) for each copy
-* ``--floor-epoll``: the same with the number of event loops as a fourth argument; copies of ``o4k`` come from
-  memory, whatever was asked for
+* ``--floor-epoll``: the same with the number of event loops as a fourth argument; every copy is that of ``o4k``, from
+memory
 * ``--load``: ``PROGRAM fd|copy|connect PATH|PORT URI CONNECTIONS SECONDS [THREADS [PIPELINE]]``, the same client for
   every server; it prints ``rps=… MBps=… p50_us=… p99_us=… errors=…``
 
-A ratio over 1 means that objmapper is the better one; "better" stands for the better yardstick of each round.
+A ratio over 1 means that objmapper is better; "better" is the better baseline of each round.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from objmapper_server import Concurrency, Config, Server
 BIG = 100 << 20
 READY_WITHIN = 10.0
 
-# What a child of this program runs, so that the SDK has an interpreter of its own: open() and close, over and over.
+# The code of a child process, so that the SDK has a separate interpreter: open() and close in a loop.
 SDK_LOOP = """
 import sys, time
 from objmapper_client import Client
@@ -60,7 +60,7 @@ print(f"sdk rps={len(times) / seconds:.0f} MBps=0 p50_us={at(0.5)} p99_us={at(0.
 
 @dataclass(frozen=True)
 class Workload:
-    """Something that all servers are asked to do."""
+    """A load that all servers get."""
 
     name: str
     kind: str
@@ -69,7 +69,7 @@ class Workload:
     connections: int
     pipeline: int = 1
     figure: str = "rps"
-    # Whether the event-loop yardstick really does this work: it sends 4 KiB whatever it is asked for.
+    # Whether the event-loop baseline supports this load: it always sends 4 KiB.
     by_epoll: bool = True
 
 
@@ -105,7 +105,7 @@ class Result:
 
 @dataclass
 class Row:
-    """One piece of work: by server the median of each figure; by model and yardstick the median ratios."""
+    """One load: by server the median of each figure; by model and baseline the median ratios."""
 
     work: Workload
     medians: dict[str, dict[str, float]]
@@ -129,7 +129,7 @@ def free_port() -> int:
 
 
 def wait_for(family: socket.AddressFamily, address: str | tuple[str, int], process: "subprocess.Popen[bytes]") -> None:
-    """Returns once something listens there."""
+    """Returns when a server listens there."""
     until = time.monotonic() + READY_WITHIN
     while time.monotonic() < until and process.poll() is None:
         with socket.socket(family) as probe:
@@ -141,7 +141,7 @@ def wait_for(family: socket.AddressFamily, address: str | tuple[str, int], proce
 
 @contextlib.contextmanager
 def yardstick(program: Path, folder: Path, root: Path, extra: Sequence[str]) -> Iterator[dict[str, str]]:
-    """Runs a yardstick on both transports. Yields where the load generator reaches it."""
+    """Runs a baseline on both transports. Yields its addresses for the load generator."""
     path, port = folder / f"{program.name}.sock", free_port()
     with contextlib.ExitStack() as running:
         for transport, where in (("unix", str(path)), ("tcp", str(port))):
@@ -188,7 +188,7 @@ def in_turn(rounds: int, names: Sequence[str]) -> Iterator[str]:
 
 
 def measure(work: Workload, where: dict[str, dict[str, str]], floors: Sequence[str], given: argparse.Namespace) -> Row:
-    """Asks all servers in turn, round by round."""
+    """Measures all servers in turn, round by round."""
     names = [name for name in where if work.by_epoll or name != "floor-epoll"]
     runs: dict[str, list[Result]] = {name: [] for name in names}
     threads = min(given.load_threads, work.connections)

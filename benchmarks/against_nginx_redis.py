@@ -2,10 +2,10 @@
 
     python -m benchmarks.against_nginx_redis [--floor-epoll PROGRAM] [--rounds 5] [--seconds 1] [--only WORD]
 
-Each server has one worker for the network and listens on 127.0.0.1. The same load generator asks them in turn: A B C,
-B C A, … Medians of the rounds. nginx sends files (`sendfile on; open_file_cache`), Redis sends values from memory, and
-``--floor-epoll PROGRAM`` (see against_baseline.py) sends descriptors, up to 64 a message. The ratios are objmapper's
-figure divided by the other's: objmapper is better where a rate is over 1 or a p99 under 1.
+Each server has one worker for the network and listens on 127.0.0.1. The same load generator measures them in turn: A B
+C, B C A, … Medians of the rounds. nginx sends files (`sendfile on; open_file_cache`), Redis sends values from memory,
+and ``--floor-epoll PROGRAM`` (see against_baseline.py) sends descriptors, up to 64 a message. The ratios are
+objmapper's figure divided by the other's: objmapper is better if a rate is over 1 or a p99 under 1.
 """
 
 import argparse
@@ -46,7 +46,7 @@ http {{
 
 @dataclass(frozen=True)
 class Peer:
-    """A server and how it is asked."""
+    """A server, and the protocol and address of its load."""
 
     address: str
     dialect: LoadProtocol
@@ -54,7 +54,7 @@ class Peer:
 
 @dataclass(frozen=True)
 class Workload:
-    """What all that can do it are asked for."""
+    """A load for all servers that support it."""
 
     name: str
     uri: str
@@ -117,7 +117,7 @@ def floor(program: Path, folder: Path, root: Path) -> Iterator[Peer]:
 
 
 def measure(work: Workload, peers: dict[str, Peer], options: argparse.Namespace, bar: "tqdm[Never]") -> None:
-    """Asks everyone in turn, round by round, and prints a line for each."""
+    """Measures all servers in turn, round by round, and prints a line for each."""
     names = [name for name in work.peers if name in peers]
     results: dict[str, list[LoadResult]] = {name: [] for name in names}
     for name in in_turn(options.rounds, names):
@@ -166,7 +166,7 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Starts everyone, measures, prints."""
+    """Starts all servers, measures, prints."""
     options = arguments()
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -108,19 +108,19 @@ def plasma(python: str, folder: Path) -> Iterator[Measure]:
 
 
 def program(*command: str) -> float:
-    """The median of a program's whole life, in seconds."""
+    """The median run time of a program, in seconds."""
     return statistics.median(once(*command) for _ in range(PROGRAMS))
 
 
 def once(*command: str) -> float:
-    """How long a program takes, in seconds."""
+    """The run time of a program, in seconds."""
     start = time.perf_counter()
     subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
     return time.perf_counter() - start
 
 
 def copied(target: Path, *command: str) -> float:
-    """How long a program takes that makes a file of this name."""
+    """The run time of a program that makes a file of this name."""
     taken = once(*command, str(target))
     if target.stat().st_size != LARGE:
         sys.exit(f"{command[0]} made {target.stat().st_size} bytes")
@@ -129,7 +129,7 @@ def copied(target: Path, *command: str) -> float:
 
 
 def saved(client: Client, target: Path) -> float:
-    """How long it takes a program that runs already to make the same file, in seconds."""
+    """The time in which a running program makes the same file, in seconds."""
     start = time.perf_counter()
     with client.open("/large") as found:
         found.save(target)
@@ -139,7 +139,7 @@ def saved(client: Client, target: Path) -> float:
 
 
 def array(client: Client) -> float:
-    """The median of an object to an array that can be read, in seconds."""
+    """The median time from a request to a readable array, in seconds."""
     times = []
     for _ in range(500):
         start = time.perf_counter()

@@ -4,8 +4,8 @@
     python benchmarks/feature_cost.py -- --access-log /tmp/access.log
     python benchmarks/feature_cost.py -- --allow-uid 0 --allow-prefix /shut=uid:0 --max-descriptors-per-uid 1000
 
-Both servers run all the time, and one of them is under load; which comes first changes from round to round. Shown are
-medians, and the median of the rounds' ratios: what else the machine does meets both alike.
+Both servers run all the time, and one of them is under load; the order changes from round to round. Prints medians, and
+the median of the rounds' ratios, so that other load on the machine affects both.
 """
 
 import argparse

@@ -2,9 +2,9 @@
 
     python benchmarks/idle_connections.py [--idle 10000] [--active 64] [--rounds 5] [--seconds 2]
 
-Each round measures a model without and with the idle connections, in turn, once the server has taken them or let them
-go; the medians count. Where the threads of server and load share two cores, p99 jumps by a factor of three between two
-runs that are alike: many short rounds tell more than few long ones.
+Each round measures a model without and with the idle connections, in turn, when the server has accepted or closed them.
+Prints medians. If the threads of server and load share two cores, p99 varies by a factor of three between two equal
+runs: use many short rounds.
 """
 
 import argparse
@@ -23,14 +23,14 @@ MODELS = ("thread-pool", "work-stealing", "epoll")
 
 
 def connect_idle(path: str, count: int, stack: ExitStack) -> None:
-    """Opens connections that say nothing; they end with the stack."""
+    """Opens connections that send nothing; the stack closes them."""
     for _ in range(count):
         idle = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
         idle.connect(path)
 
 
 def wait_for_connections(admin: str, count: int) -> None:
-    """Returns once the server has as many, at most a minute later."""
+    """Returns when the server has this number of connections, at most a minute later."""
     deadline = time.monotonic() + 60
     connections = -1
     while connections != count:

@@ -2,7 +2,8 @@
 
     python benchmarks/large_tree.py [--objects 1000000] [--rounds 5] [--seconds 1]
 
-Both trees have a thousand directories, and both servers are asked for one object of each, in turn: descriptors over a
+Both trees have a thousand directories, and both servers get requests for one object of each, in turn: descriptors over
+a
 Unix socket; medians of the rounds, and of the ratios of each round.
 """
 
@@ -60,7 +61,7 @@ def main() -> None:
                 clients=options.clients,
                 duration=options.seconds,
             )
-            run_load(plans[objects])  # what the kernel remembers from here on is the same for both
+            run_load(plans[objects])  # from here on both have the same objects in the kernel's caches
         results: dict[int, list[LoadResult]] = {objects: [] for objects in plans}
         for number in tqdm(range(options.rounds), unit="round", disable=None):
             for objects in sorted(plans, reverse=number % 2 == 1):

@@ -2,12 +2,11 @@
 
     python benchmarks/monitoring_cost.py [--rounds 41] [--seconds 2] [--transport unix]
 
-Two runs of one server differ by more than is asked about here, so the three take turns in many short rounds; shown are
-the median of each round's ratio to no monitoring, and the interval that has the true median in 95 of 100 cases
-(by the order of the ratios, without an assumption on how they are distributed). "polled" asks for /stats, /latency and
-/metrics each second with a client that costs little; "browser" scrapes /metrics each second and has the dashboard open
-in a real Chromium on the same machine, where it takes what the server and the load would have had. While it is not
-looked into the browser shows an empty page.
+Two runs of one server differ by more than the cost of monitoring, so the three take turns in many short rounds. Prints
+the median of each round's ratio to no monitoring, and the 95 % confidence interval of the median (from the order of the
+ratios, without an assumption on their distribution). "polled" requests /stats, /latency and /metrics each second with a
+cheap client; "browser" scrapes /metrics each second and has the dashboard open in a real Chromium on the same machine,
+which takes processor time from the server and the load. In the other rounds the browser shows an empty page.
 """
 
 import argparse
@@ -32,7 +31,7 @@ SETTLING = 3000
 
 
 def main() -> int:
-    """Serve, then load under each way of looking in turn."""
+    """Serve, then load with each kind of monitoring in turn."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=41)
     parser.add_argument("--seconds", type=float, default=2)
@@ -61,7 +60,7 @@ def main() -> int:
         measured: dict[str, list[float]] = {name: [] for name in looks}
         for turn in tqdm(range(given.rounds), unit="round", disable=None):
             names = list(looks)
-            # Each is the first as often as the others.
+            # Each kind is first equally often.
             for name in names[turn % len(names) :] + names[: turn % len(names)]:
                 with looks[name]():
                     measured[name].append(run_load(plan).requests_per_sec)
@@ -129,7 +128,7 @@ def shown(page: Page, admin: str) -> Iterator[None]:
     """Has the dashboard open, and /metrics scraped."""
     page.goto(admin)
     page.wait_for_function("() => document.getElementById('state').textContent === 'ready'")
-    # Loading it is not what is measured.
+    # Do not measure the loading of the page.
     page.wait_for_timeout(SETTLING)
     with polled(admin, ("/metrics",)):
         yield

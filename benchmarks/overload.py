@@ -1,12 +1,11 @@
-"""Goodput, waiting times and refusals of a server under ten times its peak load.
+"""Goodput, waiting times and rejections of a server under ten times its peak load.
 
     python benchmarks/overload.py [--factor 10] [--clients 64] [--seconds 5]
 
-First the peak: a closed loop in which every client keeps 16 requests under way; then an open loop, in which requests
-are due at FACTOR times the peak whatever the server does. Clients and server share a machine, so a request must cost
-the server much and the client little, or the generator is what is overloaded: the object lies hundreds of directories
-deep, which takes the kernel a while to walk. What the generator needs in the second part is missing to the server, so
-goodput beside the peak is on the low side.
+First the peak: a closed loop in which every client has 16 pending requests. Then an open loop, in which requests are
+due at FACTOR times the peak. Clients and server share a machine, so a request must cost the server more than the
+client, or the generator is overloaded: the object lies hundreds of directories deep, which takes the kernel a while to
+walk. In the second part the generator takes processor time from the server, so the ratio of goodput to peak is too low.
 """
 
 import argparse

@@ -2,8 +2,8 @@
 
     python benchmarks/prometheus_percentiles.py [--seconds 30]
 
-Needs the commands prometheus and promtool (Debian: prometheus). The exit code is 1 where a percentile of the buckets
-and that of /stats lie further apart than a bucket.
+Needs the commands prometheus and promtool (Debian: prometheus). The exit code is 1 if a percentile of the buckets and
+that of /stats differ by more than a bucket.
 """
 
 import argparse
@@ -103,7 +103,7 @@ def free_address() -> str:
 
 
 def until(condition: Callable[[], bool], seconds: float = 60) -> None:
-    """Wait for a condition that may fail to be asked for."""
+    """Wait for a condition whose check may raise."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         try:

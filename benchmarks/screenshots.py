@@ -2,7 +2,7 @@
 
     python benchmarks/screenshots.py [--seconds 120] [--into docs]
 
-Needs chromium. The server and the load are this machine's, so the figures in the pictures are no benchmark.
+Needs chromium. The server and the load are this machine's, so the figures in the pictures are not a benchmark.
 """
 
 import argparse

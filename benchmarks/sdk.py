@@ -1,10 +1,9 @@
-"""The cost of the Python SDK: the native generator, `Client` and `AsyncClient` ask one server in turns.
+"""The cost of the Python SDK: the native generator, `Client` and `AsyncClient` with one server, in turns.
 
-``python benchmarks/sdk.py [--rounds 5] [--load FLOOR_LOAD] [--json]``. Every round measures all of it once, one after
-the other; shown are the medians of the rounds, and how the SDK compares within them: what one request of the SDK takes,
-divided by what it takes the native generator, or the client in C that --load names; "no SDK" is what the interpreter
-and the system calls cost that are needed in any case. 64 threads share a `Client`, 64 tasks an `AsyncClient`: one
-connection each.
+``python benchmarks/sdk.py [--rounds 5] [--load FLOOR_LOAD] [--json]``. Every round measures all of them once, one after
+the other. Prints the medians of the rounds, and the ratios within them: the time of one request of the SDK, divided by
+that of the native generator, or of the client in C (--load). "no SDK" is the cost of the interpreter and the necessary
+system calls. 64 threads share a `Client`, 64 tasks an `AsyncClient`: one connection each.
 """
 
 import argparse
@@ -62,7 +61,7 @@ def native(address: str, dialect: Any, requests: int) -> float:
 
 
 def in_c(load: str, address: str) -> float:
-    """The median of one descriptor at a time for a client in C that asks in version 1 and checks nothing, in µs."""
+    """The median of one descriptor at a time for a client in C that uses version 1 and checks nothing, in µs."""
     command = [load, "fd", address.removeprefix("unix:"), "/0000", "1", "0.5"]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return float(said.partition("p50_us=")[2].split()[0])
@@ -80,7 +79,7 @@ def one_at_a_time(step: Callable[[], object], requests: int) -> float:
 
 
 def without_sdk(address: str, requests: int) -> float:
-    """The median of one descriptor at a time for the fewest lines of Python that do it, and check nothing, in µs."""
+    """The median of one descriptor at a time for a minimal Python program that checks nothing, in µs."""
     number = struct.Struct("@i")
     request = encode_request(Mode.FDPASS, "/0000")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
@@ -160,7 +159,7 @@ def under(loop: str, main: Callable[[], Coroutine[Any, Any, float]]) -> float:
 
 
 def measures(unix: str, tcp: str, requests: int, client: Client, over_tcp: Client) -> dict[str, Measure]:
-    """What there is to be measured, by name."""
+    """The measurements, by name."""
     found: dict[str, Measure] = {
         "open, native": lambda: native(unix, "fdpass", requests),
         "open, no SDK": lambda: without_sdk(unix, requests),
@@ -216,7 +215,7 @@ def main() -> None:
 
 
 def yardstick(name: str, measured: Mapping[str, object]) -> str:
-    """What a measure is compared with."""
+    """The baseline of a measurement."""
     if name.startswith("opens/s"):
         return f"opens/s, {MANY} threads"
     return "read 4 KiB over TCP, native" if "TCP" in name else "open, C" if "open, C" in measured else "open, native"

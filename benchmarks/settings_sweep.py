@@ -2,9 +2,9 @@
 
     python benchmarks/settings_sweep.py [--rounds 5] [--seconds 1] [--knob pool_size …]
 
-Every line is the median of the rounds; within a round the servers take turns, so that whatever else the machine does
-meets them alike. For `async_storage` and `storage_pool_size` the objects leave the page cache before each round,
-which needs a file system with a disk behind it (a tmpfs has none).
+Every line is the median of the rounds; within a round the servers take turns, so that other load on the machine affects
+all of them. For `async_storage` and `storage_pool_size` the objects leave the page cache before each round, which needs
+a file system with a disk behind it (a tmpfs has none).
 """
 
 import argparse
@@ -26,7 +26,7 @@ COLD_SIZE = 256 << 10
 
 @dataclass(frozen=True)
 class SweptSetting:
-    """A setting, the values that are compared, and the load that shows it."""
+    """A setting, the compared values, and the load that shows its effect."""
 
     name: str
     values: tuple[str, ...]
@@ -66,7 +66,7 @@ def rate_and_tail(clients: int, transport: str = "unix", pipeline: int = 1) -> C
 
 
 def beside_cold_reads(server: OwnServer, seconds: float) -> Mapping[str, float]:
-    """Hot requests while other clients read what is not in memory; both in copy mode over TCP."""
+    """Hot requests while other clients read objects that are not in memory; both in copy mode over TCP."""
     cold = tuple(f"/cold/{number}" for number in range(COLD_FILES))
     for uri in cold:
         descriptor = os.open(server.root / uri[1:], os.O_RDONLY)
@@ -136,7 +136,7 @@ SWEPT_SETTINGS = (
 
 
 def flags_for(name: str, value: str) -> list[str]:
-    """A setting as the command takes it."""
+    """A setting as a flag of the command."""
     if name == "async_storage":
         return ["--async-storage" if value == "on" else "--no-async-storage"]
     return [f"--{name.replace('_', '-')}", value]
@@ -165,7 +165,7 @@ def show(setting: SweptSetting, rounds: int, seconds: float, scratch: Path) -> N
 
 
 def main() -> None:
-    """Measures what was asked for."""
+    """Measures the chosen settings."""
     parser = argparse.ArgumentParser(description="what each knob does")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0)

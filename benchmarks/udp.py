@@ -2,8 +2,8 @@
 
     python benchmarks/udp.py [--rounds 5] [--seconds 2] [--clients 8,64]
 
-One run: the contenders take turns, round after round; what is printed are medians, and ratios of them. All of it is on
-loopback, clients and servers on one machine.
+The servers take turns, round after round. Prints medians, and their ratios. Clients and servers are on one machine,
+over loopback.
 """
 
 import argparse
@@ -81,7 +81,7 @@ def main() -> None:
 
 
 def rounds(contenders: dict[str, Contender], count: int) -> dict[str, list[float]]:
-    """Every contender's figure of every round."""
+    """The figures of all servers in all rounds."""
     figures: dict[str, list[float]] = defaultdict(list)
     for _ in range(count):
         for name, measure in contenders.items():
@@ -90,7 +90,7 @@ def rounds(contenders: dict[str, Contender], count: int) -> dict[str, list[float
 
 
 def table(title: str, figures: dict[str, list[float]], yardstick: str) -> None:
-    """Medians, and what they are beside the yardstick's."""
+    """Medians, and their ratios to the baseline."""
     unit = statistics.median(figures[yardstick])
     print(f"\n{title}")
     for name, all_of_it in figures.items():
@@ -100,7 +100,7 @@ def table(title: str, figures: dict[str, list[float]], yardstick: str) -> None:
 
 @contextmanager
 def memcached() -> Iterator[str | None]:
-    """Debian's memcached with the object in it, on a port of its own; None where there is none."""
+    """Debian's memcached with the object, on a free port; None if it is not installed."""
     command = shutil.which("memcached")
     if command is None:
         print("memcached is not installed: no peer")

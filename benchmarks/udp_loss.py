@@ -2,8 +2,9 @@
 
     python benchmarks/udp_loss.py [--runs 200] [--loss 0,0.01,0.1,0.3] [--chunk 1152] [--jobs 4]
 
-A real server, a real client, and between them a relay in user space that does the damage, seeded: run 17 meets the same
-dice every time. A piece has 32 KiB, as on loopback; `--chunk 1152` makes them as small as between two machines.
+A real server, a real client, and between them a relay in user space that disturbs the datagrams with a seeded
+generator: run 17 is the same every time. A piece has 32 KiB, as on loopback; `--chunk 1152` makes them as small as
+between two machines.
 """
 
 import argparse
@@ -64,7 +65,7 @@ def main() -> None:
 
 
 def run(address: str, chunk: int, loss: float, seed: int) -> tuple[bool, int, float]:
-    """One transfer: whether it arrived as it is, the bytes that the server sent for it, and how long it took."""
+    """One transfer: whether it arrived unchanged, the bytes that the server sent for it, and its time."""
     connection._LOOPBACK_CHUNK = chunk
     faults = NetworkFaults(loss=loss, duplicates=0.05, reordering=0.2)
     with lossy_relay(address, faults, seed) as relay, Client(relay.address, timeout=300) as client:

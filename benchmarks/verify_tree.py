@@ -3,8 +3,8 @@
     verify_tree.py ROOT [--concurrency-model MODEL] [--workers N]
 
 Ways: descriptor, copy and splice over a Unix socket, copy and splice over TCP, each with `Client` (threads) and with
-`AsyncClient` (tasks). What the server refuses by design — symbolic links, FIFOs, sockets, devices, files that it may
-not read — must be refused in every way. Ends with 1 where anything differs.
+`AsyncClient` (tasks). The server must reject symbolic links, FIFOs, sockets, devices and files that it may not read, in
+every way. Ends with 1 if anything differs.
 """
 
 import argparse
@@ -38,7 +38,7 @@ METHODS = [
 
 @dataclass(frozen=True)
 class Entry:
-    """A file below the root; `digest` is None where the server must refuse it."""
+    """A file below the root; `digest` is None if the server must reject it."""
 
     path: Path
     uri: str
@@ -48,20 +48,20 @@ class Entry:
 
 @dataclass
 class Tree:
-    """What was found below the root."""
+    """The files below the root."""
 
     entries: list[Entry] = field(default_factory=list)
     unnameable: int = 0
 
     @property
     def files(self) -> list[Entry]:
-        """The regular files, all of which must come back whole."""
+        """The regular files, which must all arrive complete."""
         return [entry for entry in self.entries if entry.digest is not None]
 
 
 @dataclass
 class ReadCounts:
-    """What came of one way of fetching."""
+    """The results of one way of fetching."""
 
     files: int = 0
     content: int = 0
@@ -70,14 +70,14 @@ class ReadCounts:
     seconds: float = 0.0
 
     def count(self, entry: Entry, answer: str | ObjmapperError) -> None:
-        """Compare the digest, or the refusal, that came for an entry."""
+        """Compare the digest, or the error, for an entry."""
         if entry.digest is None:
             if isinstance(answer, PermissionDenied):
                 self.refused += 1
             else:
                 self.differences.append(f"{entry.uri}: must be refused, and gave {answer}")
         elif isinstance(answer, str) and answer in (entry.digest, digest_on_disk(entry.path)):
-            # The second look is for a file that changed meanwhile.
+            # Read the file again, in case it changed meanwhile.
             self.files += 1
             self.content += entry.size
         else:
@@ -85,7 +85,7 @@ class ReadCounts:
 
 
 def digest_on_disk(path: Path) -> str | None:
-    """The SHA-256 of a file, None where it cannot be read."""
+    """The SHA-256 of a file; None if it cannot be read."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -94,7 +94,7 @@ def digest_on_disk(path: Path) -> str | None:
 
 
 def paths_below(root: Path) -> Iterator[Path]:
-    """Everything below the root that is no directory; links to directories are not followed."""
+    """All files below the root other than directories; links to directories are not followed."""
     for folder, folders, files in os.walk(root):
         for name in files + [name for name in folders if Path(folder, name).is_symlink()]:
             yield Path(folder, name)
@@ -122,7 +122,7 @@ def read_tree(root: Path) -> Tree:
 
 
 def fetch(client: Client, entry: Entry, mode: Mode) -> str | ObjmapperError:
-    """The SHA-256 of what the server hands out, or its error."""
+    """The SHA-256 of the server's content, or its error."""
     sha = hashlib.sha256()
     try:
         if mode is Mode.FDPASS:
@@ -193,7 +193,7 @@ def human(size: float) -> str:
 
 
 def report(tree: Tree, counts_by_method: dict[tuple[str, str, str], ReadCounts]) -> bool:
-    """Prints the table. Returns whether everything was as it must be."""
+    """Prints the table. Returns whether all results are right."""
     wanted, refusals = len(tree.files), len(tree.entries) - len(tree.files)
     size = sum(entry.size for entry in tree.files)
     print(f"{wanted:,} regular files of {human(size)}; {refusals:,} entries that must be refused")

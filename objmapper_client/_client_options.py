@@ -46,7 +46,7 @@ class ClientOptions:
     ) -> None:
         fork.install_hook()
         if max_connections < 1 or attempts < 1:
-            raise ValueError("max_connections and attempts must be at least 1")
+            raise ValueError(f"max_connections and attempts must be >= 1, got {max_connections} and {attempts}")
         if not 0 <= wait <= MAX_WAIT:
             raise ValueError(f"wait: expected 0 to {MAX_WAIT:.0f} seconds (got {wait})")
         self.address: Address = default_address() if address is None else parse(address)

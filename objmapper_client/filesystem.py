@@ -145,7 +145,9 @@ class ObjmapperFileSystem(TreeOperations, AbstractFileSystem):  # type: ignore[m
         try:
             return datetime.fromtimestamp(mtime, UTC).replace(microsecond=nanoseconds // 1000)
         except (OverflowError, ValueError, OSError) as error:
-            raise ValueError(f"{path}: modified {mtime} seconds after 1970, which no datetime holds") from error
+            raise ValueError(
+                f"{path}: the modification time is out of range of datetime (got {mtime} seconds since 1970)"
+            ) from error
 
     def ukey(self, path: str) -> str:
         """Returns an object's version: its etag."""
@@ -212,7 +214,7 @@ class ObjmapperFileSystem(TreeOperations, AbstractFileSystem):  # type: ignore[m
             return ObjectWriter(
                 self, path, lambda data: self._put(path, data, **condition), autocommit=autocommit, initial=initial
             )
-        raise ValueError(f"mode {mode!r}: an object is opened to be read (rb) or to be stored (wb, xb, ab)")
+        raise ValueError(f"mode: expected rb to read, or wb, xb or ab to store (got {mode!r})")
 
     def _open_object(self, path: str) -> Object:
         with raising_is_a_directory(path, self):
@@ -259,14 +261,14 @@ class ObjmapperFileSystem(TreeOperations, AbstractFileSystem):  # type: ignore[m
     ) -> list[bytes | Exception]:
         """Reads many ranges, in parallel except in mode fdpass. `on_error` "return": errors in place of bytes."""
         if max_gap is not None:
-            raise NotImplementedError("max_gap: ranges are read as they are")
+            raise NotImplementedError("max_gap: not supported; leave it None")
         if not isinstance(paths, list):
-            raise TypeError("paths is a list")
+            raise TypeError(f"paths must be a list, got {type(paths).__name__}")
         count = len(paths)
         starts = starts if isinstance(starts, list) else [starts] * count
         ends = ends if isinstance(ends, list) else [ends] * count
         if len(starts) != count or len(ends) != count:
-            raise ValueError("paths, starts and ends are of one length")
+            raise ValueError(f"paths, starts and ends must have one length, got {count}, {len(starts)} and {len(ends)}")
 
         def read_range(path: str, start: int | None, end: int | None) -> bytes | Exception:
             try:

@@ -69,7 +69,7 @@ class Object:
         self.size = found.st_size
         if found.st_mode & _TYPE != _REGULAR:
             self.close()
-            raise RemoteProtocolError(f"{self.uri}: the server passed a descriptor that is no regular file")
+            raise RemoteProtocolError(f"{self.uri}: the server passed a descriptor that is not a regular file")
 
     def __repr__(self) -> str:
         state = "closed" if self._descriptor < 0 else f"fd={self._descriptor}"
@@ -189,7 +189,7 @@ def writable_bytes(buffer: "WriteableBuffer") -> memoryview:
 
 def truncated_error(uri: str, received: int, size: int) -> ServerReply:
     """The error for an object whose file became shorter during a read. A put never shortens a file."""
-    message = f"the object was truncated while it was read: {received} of {size} bytes came; read it again"
+    message = f"the object was truncated while it was read: {received} of {size} bytes arrived; read it again"
     return error_for(Status.CONFLICT, message, uri)
 
 
@@ -207,4 +207,4 @@ def _read_all(read_some: Callable[[int], bytes], length: int) -> bytes:
 
 def too_large_error(size: int) -> RemoteProtocolError:
     """The error for a content that does not fit into this process's memory."""
-    return RemoteProtocolError(f"no room in memory for the promised content of {size} bytes; stream() needs none")
+    return RemoteProtocolError(f"not enough memory for the content of {size} bytes; use stream()")

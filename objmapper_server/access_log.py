@@ -58,7 +58,7 @@ class AccessLog:
             new_file = _open_for_append(self._path)
         except OSError as error:
             LOG.error(
-                "the access log %s cannot be opened anew, the old file is written on: %s", self._path, error.strerror
+                "cannot reopen the access log %s, so the server writes to the old file: %s", self._path, error.strerror
             )
             return
         with self._file_lock:
@@ -101,7 +101,7 @@ class AccessLog:
             whole, error = _append(self._file, lines)
         self._written = numbers[whole]
         if error is not None and not self._is_failing:
-            LOG.error("the access log %s cannot be written, requests go unrecorded: %s", self._path, error.strerror)
+            LOG.error("cannot write the access log %s, so requests are not recorded: %s", self._path, error.strerror)
         if error is None and self._is_failing:
             LOG.info("the access log %s is written again", self._path)
         self._is_failing = error is not None
@@ -146,7 +146,7 @@ def _write_all(file: FileIO, content: bytes) -> tuple[int, OSError | None]:
         while done < len(content):
             count = file.write(content[done:])
             if count is None:
-                return done, BlockingIOError(errno.EAGAIN, "it is full, and its reader does not read")
+                return done, BlockingIOError(errno.EAGAIN, "the pipe is full: its reader does not read")
             done += count
     except OSError as error:
         return done, error

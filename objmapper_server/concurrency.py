@@ -43,7 +43,7 @@ MODEL_ALIASES: Final[Mapping[Concurrency, ModelsByTransport]] = MappingProxyType
 )
 
 
-#: What a shell offers for the setting: the models, and for each transport the models for it alone.
+#: Values for shell completion: the models, and for each transport the models for it alone.
 MODELS_BY_TRANSPORT: Final = (
     *(model.value for model in Concurrency),
     *(f"{transport}={model}" for transport in TRANSPORTS for model in Concurrency),
@@ -56,7 +56,9 @@ def resolve_model(model: Concurrency, transport: Transport) -> Concurrency:
     Raises ValueError if the transport does not support the model.
     """
     if transport == "udp" and model is Concurrency.THREAD_PER_CONNECTION:
-        raise ValueError("udp has no connections to give threads to: choose epoll, thread-pool or work-stealing for it")
+        raise ValueError(
+            "udp has no connections: thread-per-connection cannot serve it; choose epoll, thread-pool or work-stealing"
+        )
     table = MODEL_ALIASES.get(model)
     return model if table is None else table[transport]
 
@@ -74,7 +76,7 @@ def parse_models(pairs: Iterable[tuple[str, str]]) -> Concurrency | dict[Transpo
         if transport is not None:
             chosen[transport] = model
         elif name:
-            raise ValueError(f"{name!r} is no transport of {', '.join(TRANSPORTS)}{did_you_mean(name, TRANSPORTS)}")
+            raise ValueError(f"expected one of {', '.join(TRANSPORTS)} (got {name!r}){did_you_mean(name, TRANSPORTS)}")
         else:
             default = model
     return {transport: chosen.get(transport, default) for transport in TRANSPORTS} if chosen else default
@@ -85,4 +87,4 @@ def _model(text: str) -> Concurrency:
         return Concurrency(text)
     except ValueError:
         names = [str(model) for model in Concurrency]
-        raise ValueError(f"{text!r} is none of {', '.join(names)}{did_you_mean(text, names)}") from None
+        raise ValueError(f"expected one of {', '.join(names)} (got {text!r}){did_you_mean(text, names)}") from None

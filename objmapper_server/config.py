@@ -1,4 +1,4 @@
-"""Every setting of a server, as one frozen value that is checked once and says in one line what is wrong with it."""
+"""The settings of a server: one frozen value, validated once. An error is one line with the setting and the remedy."""
 
 import os
 import re
@@ -37,7 +37,7 @@ DEFAULT_ADMIN_PORT: Final = 9997
 
 
 def _default_socket() -> Path:
-    # $OBJMAPPER_SERVER says where clients go, which may be another server.
+    # $OBJMAPPER_SERVER is for clients, and may name another server.
     environment = {name: value for name, value in os.environ.items() if name != "OBJMAPPER_SERVER"}
     default = address.default_address(environment)
     assert isinstance(default, address.UnixAddress)
@@ -51,8 +51,8 @@ def _none_if_off(value: object) -> object:
 class Config(BaseSettings):
     """The settings of one server.
 
-    ``Config(root=…, unix=…)`` takes what it is given and reads no settings from anywhere else. `Config.load` is the
-    form with layers: flags win, then the environment, then the file. Both raise `ConfigError`.
+    ``Config(root=…, unix=…)`` uses only its arguments. `Config.load` merges sources: flags win, then the environment,
+    then the file. Both raise `ConfigError`.
     """
 
     model_config = SettingsConfigDict(
@@ -70,8 +70,8 @@ class Config(BaseSettings):
     unix: Annotated[
         Path | None, SettingInfo("Serve on this Unix socket; the default without --tcp and --udp.", "PATH")
     ] = Field(None, description="the path of a Unix socket, or none")
-    unix_mode: Annotated[int, SettingInfo("Who may connect to the Unix socket.", "OCTAL", default="0600")] = Field(
-        0o600, ge=0, le=0o777, description="who may connect, as octal permissions such as 0660"
+    unix_mode: Annotated[int, SettingInfo("Permissions of the Unix socket.", "OCTAL", default="0600")] = Field(
+        0o600, ge=0, le=0o777, description="octal permissions such as 0660"
     )
     tcp: Annotated[str | None, SettingInfo("Serve on TCP; port 0 takes a free one.", "HOST:PORT")] = Field(
         None, description="HOST:PORT (IPv6 in brackets, port 0 for a free one), or none"
@@ -82,21 +82,21 @@ class Config(BaseSettings):
     udp_trusted: Annotated[
         tuple[str, ...],
         NoDecode,
-        SettingInfo("Answer plain requests from here too, such as 10.0.0.0/8.", "NETWORK", repeatable=True),
+        SettingInfo("Answer plain requests from this network, too, such as 10.0.0.0/8.", "NETWORK", repeatable=True),
     ] = Field((), description="networks such as 10.0.0.0/8, or none")
     udp_rate_limit: Annotated[
         ByteSize,
         size(unit="bytes a second", example="100MB", zero="0 for none"),
-        SettingInfo("A second over UDP to one address, such as 50MB; 0 for any.", "BYTES"),
+        SettingInfo("Bytes a second over UDP to one address, such as 50MB; 0: no limit.", "BYTES"),
     ] = ByteSize(128 << 20)
     admin: Annotated[
-        str | None, SettingInfo("Where the figures are shown.", "HOST:PORT|unix:PATH", default=DEFAULT_ADMIN)
+        str | None, SettingInfo("Address of the admin endpoint.", "HOST:PORT|unix:PATH", default=DEFAULT_ADMIN)
     ] = Field(None, description="HOST:PORT or unix:PATH, or none")
     admin_host: Annotated[
         tuple[str, ...],
         NoDecode,
         SettingInfo(
-            "Answer over the admin endpoint to this host name too, or to any with *.",
+            "Accept this host name at the admin endpoint, too; * accepts any.",
             "NAME",
             repeatable=True,
             reloadable=True,
@@ -104,7 +104,7 @@ class Config(BaseSettings):
     ] = Field((), description="host names, or * for any")
     admin_token: Annotated[
         str | None,
-        SettingInfo("What changes over the admin endpoint need.", "TOKEN", reloadable=True, has_flag=False),
+        SettingInfo("Token that the admin endpoint requires for changes.", "TOKEN", reloadable=True, has_flag=False),
     ] = Field(None, min_length=16, repr=False, description="16 characters at least, or none")
     concurrency_model: Annotated[
         Concurrency | Mapping[Transport, Concurrency],
@@ -125,9 +125,13 @@ class Config(BaseSettings):
         count(0, 10_000, "; 0 means twice the cores"),
         SettingInfo("Threads of a pool.", "N", default="0, twice the cores"),
     ] = 0
-    max_queue_depth: Annotated[int, count(1), SettingInfo("Requests that may wait; more are refused.", "N")] = 100
+    max_queue_depth: Annotated[int, count(1), SettingInfo("Requests that may wait; the server rejects more.", "N")] = (
+        100
+    )
     max_threads: Annotated[int, count(1, 100_000), SettingInfo("Threads of thread-per-connection.", "N")] = 1000
-    max_connections: Annotated[int, count(1), SettingInfo("Connections at once.", "N", reloadable=True)] = 10_000
+    max_connections: Annotated[
+        int, count(1), SettingInfo("Maximum number of open connections.", "N", reloadable=True)
+    ] = 10_000
     allow_uid: Annotated[
         tuple[int, ...],
         NoDecode,
@@ -136,43 +140,52 @@ class Config(BaseSettings):
     allow_gid: Annotated[
         tuple[int, ...],
         NoDecode,
-        SettingInfo("Whose members may connect to the Unix socket.", "GROUP", repeatable=True, reloadable=True),
+        SettingInfo(
+            "Let members of these groups connect to the Unix socket.", "GROUP", repeatable=True, reloadable=True
+        ),
     ] = Field((), description="groups, by number or name")
     allow_prefix: Annotated[
         Prefixes,
         NoDecode,
-        SettingInfo("Who may use what is below a URI.", "PREFIX=uid:USER,gid:GROUP", repeatable=True, reloadable=True),
+        SettingInfo(
+            "Users and groups that may use the objects below a URI.",
+            "PREFIX=uid:USER,gid:GROUP",
+            repeatable=True,
+            reloadable=True,
+        ),
     ] = Field(default_factory=dict, description="PREFIX=uid:…,gid:…, or a table of prefix and list")
     max_connections_per_uid: Annotated[
         int,
         count(0, also="; 0 means no cap"),
-        SettingInfo("Connections at once of one user.", "N", default="0, no cap", reloadable=True),
+        SettingInfo("Maximum number of open connections of one user.", "N", default="0, no cap", reloadable=True),
     ] = 0
     max_descriptors_per_uid: Annotated[
         int,
         count(0, also="; 0 means no cap"),
-        SettingInfo("Descriptors of one user, unread or open.", "N", default="0, no cap", reloadable=True),
+        SettingInfo(
+            "Maximum number of descriptors of one user, unread or open.", "N", default="0, no cap", reloadable=True
+        ),
     ] = 0
     optimize_for: Annotated[
         Literal["latency", "throughput"], SettingInfo("Spin before sleeping, or batch.", "latency|throughput")
     ] = Field("throughput", description="latency or throughput")
-    async_storage: Annotated[bool, SettingInfo("Wait for the disk in threads of their own.")] = Field(
+    async_storage: Annotated[bool, SettingInfo("Wait for the disk in storage threads.")] = Field(
         True, description="true or false"
     )
-    storage_pool_size: Annotated[int, count(1, 10_000), SettingInfo("How many of those there are.", "N")] = 4
+    storage_pool_size: Annotated[int, count(1, 10_000), SettingInfo("Storage threads.", "N")] = 4
     cache_size: Annotated[
-        ByteSize, size(zero="0 for none"), SettingInfo("Small objects kept in memory, such as 512MB.", "BYTES")
+        ByteSize, size(zero="0 for none"), SettingInfo("Memory for small objects, such as 512MB; 0: none.", "BYTES")
     ] = ByteSize(1 << 30)
     cache_max_age: Annotated[
-        Seconds, SettingInfo("Objects in memory are read again after that time.", "SECONDS", reloadable=True)
+        Seconds, SettingInfo("Read an object in memory again after this time.", "SECONDS", reloadable=True)
     ] = 60.0
     max_output_buffer: Annotated[
         ByteSize,
         size(128 << 10, "128KiB"),
-        SettingInfo("Answers in memory for one connection that does not read.", "BYTES"),
+        SettingInfo("Memory for the unread responses of one connection.", "BYTES"),
     ] = ByteSize(4 << 20)
     max_output_memory: Annotated[
-        ByteSize, size(1 << 20, "1MiB"), SettingInfo("The same for all connections together.", "BYTES")
+        ByteSize, size(1 << 20, "1MiB"), SettingInfo("Memory for the unread responses of all connections.", "BYTES")
     ] = ByteSize(256 << 20)
     follow_symlinks: Annotated[bool, SettingInfo("Follow links that stay inside ROOT.")] = Field(
         False, description="true or false"
@@ -181,44 +194,46 @@ class Config(BaseSettings):
         False, description="true or false"
     )
     max_object_size: Annotated[
-        ByteSize, size(zero="0 for any"), SettingInfo("Refuse to store larger objects.", "BYTES", default="any size")
+        ByteSize,
+        size(zero="0 for any"),
+        SettingInfo("Maximum size of an object that a client stores.", "BYTES", default="any size"),
     ] = ByteSize(0)
     min_upload_rate: Annotated[
         ByteSize,
         size(zero="0 for any", unit="bytes a second"),
-        SettingInfo("Bytes a second that a content must come with.", "BYTES"),
+        SettingInfo("Minimum rate of an upload.", "BYTES"),
     ] = ByteSize(1 << 10)
-    upload_timeout: Annotated[Seconds, SettingInfo("One put must be over by then.", "SECONDS")] = 3600.0
+    upload_timeout: Annotated[Seconds, SettingInfo("Maximum time of an upload.", "SECONDS")] = 3600.0
     max_uploads_per_uid: Annotated[
         int,
         count(0, also="; 0 means no cap"),
-        SettingInfo("Contents that one user may be sending.", "N", default="no cap"),
+        SettingInfo("Maximum number of uploads of one user at a time.", "N", default="no cap"),
     ] = 0
     max_reserved_per_uid: Annotated[
         ByteSize,
         size(zero="0 for none ahead"),
-        SettingInfo("Disk kept free for what one user has announced.", "BYTES"),
+        SettingInfo("Disk space reserved for the announced uploads of one user.", "BYTES"),
     ] = ByteSize(1 << 30)
     idle_timeout: Annotated[
-        Seconds, SettingInfo("Close a connection that is silent for this time.", "SECONDS", reloadable=True)
+        Seconds, SettingInfo("Close a connection that is idle for this time.", "SECONDS", reloadable=True)
     ] = 60.0
     header_timeout: Annotated[
-        Seconds, SettingInfo("A request must have arrived by then.", "SECONDS", reloadable=True)
+        Seconds, SettingInfo("Maximum time for a request to arrive.", "SECONDS", reloadable=True)
     ] = 10.0
     request_timeout: Annotated[
-        Seconds, SettingInfo("An answer must have moved on by then.", "SECONDS", reloadable=True)
+        Seconds, SettingInfo("Maximum time without progress of a response.", "SECONDS", reloadable=True)
     ] = 30.0
     shutdown_grace: Annotated[SecondsOrZero, SettingInfo("Shutdown grace period.", "SECONDS", reloadable=True)] = 10.0
-    log_format: Annotated[Literal["text", "json"], SettingInfo("How messages are written.", "text|json")] = Field(
+    log_format: Annotated[Literal["text", "json"], SettingInfo("Format of log messages.", "text|json")] = Field(
         "text", description="text or json"
     )
-    access_log: Annotated[Path | None, SettingInfo("Append a sample of the requests, a line of JSON each.", "FILE")] = (
-        Field(None, description="the file that a sample of the requests is written to, or none")
-    )
-    access_log_sample: Annotated[int, count(1, 1_000_000_000), SettingInfo("One request of N.", "N")] = 100
+    access_log: Annotated[
+        Path | None, SettingInfo("Append a sample of the requests to FILE, a line of JSON each.", "FILE")
+    ] = Field(None, description="the path of a file, or none")
+    access_log_sample: Annotated[int, count(1, 1_000_000_000), SettingInfo("Record one request of N.", "N")] = 100
 
     _origins: Mapping[str, str] = PrivateAttr()
-    #: What `load` was given; None where a program made the value itself.
+    #: The arguments of `load`; None if a program called the constructor.
     _sources: tuple[StrPath | None, Mapping[str, Any]] | None = PrivateAttr(None)
 
     def __init__(self, **arguments: Unpack[ConfigArguments]) -> None:
@@ -239,7 +254,7 @@ class Config(BaseSettings):
 
     @classmethod
     def load(cls, file: StrPath | None = None, *, environment: bool = True, **flags: object) -> Self:
-        """Read flags, environment (unless `environment` is False) and `file`; a flag of None was not given."""
+        """Read flags, environment (unless `environment` is False) and `file`. A flag of None counts as not given."""
         values, origins = load_layers(cls, file, flags, environment=environment)
         try:
             config = cls(**values)
@@ -251,24 +266,24 @@ class Config(BaseSettings):
         return config
 
     def reloaded(self) -> Self:
-        """Return what `load` returns now, from the same file and flags.
+        """Call `load` again with the same file and flags, and return the result.
 
-        Raises `ConfigError` as it does, and ValueError where it was never called.
+        Raises `ConfigError` as `load`, and ValueError if `load` did not make these settings.
         """
         if self._sources is None:
-            raise ValueError("these settings are the program's own: there is nothing to read again")
+            raise ValueError("a program set these settings, so there is nothing to reload; use Config.load")
         file, flags = self._sources
         return self.load(file, **flags)
 
     def with_settings_from(self, other: Self, names: Iterable[str]) -> Self:
-        """Return these settings, but those named from `other`, with their origins."""
+        """Return these settings with those in `names` replaced by the values and origins of `other`."""
         names = tuple(names)
         copy = self.model_copy(update={name: getattr(other, name) for name in names})
         copy._origins = MappingProxyType({**self._origins, **{name: other.origins[name] for name in names}})
         return copy
 
     def replace(self, origin: str, **values: object) -> Self:
-        """Return these settings with other values, which must be valid ones, and where those came from."""
+        """Return these settings with other values, which must be valid, and their `origin`."""
         copy = self.model_copy(update=values)
         copy._origins = MappingProxyType({**self._origins, **dict.fromkeys(values, origin)})
         return copy
@@ -290,12 +305,12 @@ class Config(BaseSettings):
 
     @property
     def origins(self) -> Mapping[str, str]:
-        """Where each value came from: ``default``, ``the program``, a flag, a variable or a file."""
+        """The origin of each value: ``default``, ``the program``, a flag, a variable or a file."""
         return self._origins
 
     @property
     def transports(self) -> tuple[Transport, ...]:
-        """What is served."""
+        """The transports that have an address, and are served."""
         return tuple(name for name in TRANSPORTS if getattr(self, name) is not None)
 
     @property
@@ -320,7 +335,7 @@ class Config(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Leave the environment alone: only `load` reads it."""
+        """Do not read the environment: only `load` does."""
         return (init_settings,)
 
     @field_validator("root", "unix", "access_log", mode="before")
@@ -334,7 +349,7 @@ class Config(BaseSettings):
         if info.field_name == "unix":
             text = text.removeprefix("unix:")
         if not text or "\0" in text:
-            raise ValueError("a path is needed")
+            raise ValueError("expected a path without NUL, and not empty")
         return value if info.field_name == "access_log" else absolute_path(text)
 
     @field_validator("tcp", "udp", mode="before")
@@ -369,7 +384,7 @@ class Config(BaseSettings):
         if value.startswith(("/", "unix:")):
             path = value.removeprefix("unix:")
             if not path:
-                raise ValueError("a path is needed after unix:")
+                raise ValueError("expected a path after unix:")
             return f"unix:{absolute_path(path)}"
         return str(ListenAddress.parse(value.removeprefix("http://").rstrip("/"), DEFAULT_ADMIN_PORT))
 
@@ -385,7 +400,7 @@ class Config(BaseSettings):
     def _admin_token(cls, value: str | None) -> str | None:
         # An HTTP header loses white space at its ends, and cannot carry control characters.
         if value is not None and (value != value.strip() or not value.isprintable()):
-            raise ValueError("a token is printable text without white space at its ends")
+            raise ValueError("expected printable text without white space at its ends")
         return value
 
     @field_validator("concurrency_model", mode="before")
@@ -422,21 +437,21 @@ class Config(BaseSettings):
     def _optimize_for(cls, value: object) -> object:
         known = ("latency", "throughput")
         if isinstance(value, str) and value not in known:
-            raise ValueError(f"{value!r} is none of {', '.join(known)}{did_you_mean(value, known)}")
+            raise ValueError(f"expected {' or '.join(known)} (got {value!r}){did_you_mean(value, known)}")
         return value
 
 
 def _to_config_error(error: ValidationError, config: type[Config]) -> ConfigError:
-    """Return the first thing that is wrong in our own words: pydantic's take several lines and name no remedy."""
+    """Return the first error as one line with a remedy; pydantic's own takes several lines."""
     first = error.errors(include_url=False)[0]
     field = str(first["loc"][0])
     if first["type"] == "extra_forbidden":
         return ConfigError(field, f"no such setting{did_you_mean(field, config.model_fields)}")
     allowed = config.model_fields[field].description
     if first["type"] == "missing":
-        return ConfigError(field, f"is needed: {allowed}")
+        return ConfigError(field, f"required: {allowed}")
     if first["type"] == "value_error":
         return ConfigError(field, str(first["ctx"]["error"]))
-    # A secret is what `Config` does not show either: a token that is too short may be most of the right one.
-    got = repr(first["input"]) if config.model_fields[field].repr else "the value given"
-    return ConfigError(field, f"{got} is not allowed: it takes {allowed}")
+    # Do not show a secret: a token that is too short may be most of the right one.
+    got = repr(first["input"]) if config.model_fields[field].repr else "another value"
+    return ConfigError(field, f"expected {allowed} (got {got})")

@@ -1,4 +1,4 @@
-"""The settings as the engine reads them: by name, where the machine's own terms replace what a `Config` says."""
+"""The settings in the engine's form: a `Config` with resolved hosts, and the inherited sockets."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,9 +10,9 @@ from objmapper_server.settings.listen_address import ListenAddress
 
 
 def engine_settings(config: Config, sockets: Sockets) -> tuple[Config, Mapping[Transport, str], Sequence[int]]:
-    """Return what `Engine` takes: the settings with every host resolved, models, and the sockets that are open already.
+    """Return the arguments of `Engine`: the settings with all hosts resolved, the models, and the inherited sockets.
 
-    A transport that has such a socket has no address in the settings. Raises OSError for an unknown host.
+    A transport with an inherited socket has no address in the settings. Raises OSError for an unknown host.
     """
     descriptors = {name: sock.fileno() for name, sock in sockets.items() if name != ADMIN}
     values = {
@@ -28,17 +28,17 @@ def _numeric(listen: str | None) -> str | None:
 
 
 def settings_of_sockets(sockets: Sockets, config: Config) -> dict[str, object]:
-    """Return the settings whose places the sockets take; raises OSError where one is for UDP, which is off."""
+    """Return the settings that the sockets replace; raises OSError for a datagram socket if `udp` is off."""
     values: dict[str, object] = {name: address_of(sock) for name, sock in sockets.items()}
     if "udp" in values and config.udp is None:
-        # Every host that reaches it may have every object: one setting more than a line in a unit asks for that.
+        # Every host that reaches a UDP port may read every object, so a line in a unit is not enough to turn it on.
         raise OSError(
-            f'a datagram socket was handed over ({values["udp"]}), but udp is off: set udp = "{values["udp"]}" '
-            "(--udp), or take ListenDatagram= out of the socket unit"
+            f'socket activation: got a datagram socket ({values["udp"]}), but udp is off; set udp = "{values["udp"]}" '
+            "(--udp), or remove ListenDatagram= from the socket unit"
         )
     if "unix" in values:
         values["unix"] = Path(str(values["unix"]).removeprefix("unix:"))
     elif values.keys() - {ADMIN} and config.origins["unix"] == "default":
-        # There is something to serve on: the default is not needed.
+        # The sockets replace the default Unix socket.
         values["unix"] = None
     return values

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 
 class ConfigError(ValueError):
-    """A setting is invalid. Attributes: its name (`field`), the `problem`, and where its value came from (`origin`)."""
+    """A setting is invalid. Attributes: its name (`field`), the `problem`, and the `origin` of its value."""
 
     def __init__(self, field: str, problem: str, origin: str = "") -> None:
         super().__init__(field, problem, origin)
@@ -26,7 +26,7 @@ def did_you_mean(word: str, known: Iterable[str], *, likeness: float = 0.6) -> s
 
 
 def warn_renamed(old: str, new: str) -> None:
-    """Warn the caller of a method that it has another name now."""
+    """Warn the caller that a method has a new name."""
     warnings.warn(f"{old} is deprecated: use {new}", DeprecationWarning, stacklevel=3)
 
 

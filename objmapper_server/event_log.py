@@ -16,10 +16,10 @@ LOG: Final = logging.getLogger(__name__)
 REPORT_INTERVAL: Final = 1.0
 #: The text of each reason.
 REASONS: Final = {
-    "user": "is not among those who may connect (allow_uid, allow_gid)",
+    "user": "may not connect (allow_uid, allow_gid)",
     "prefix": "may not use {uri!r} (allow_prefix)",
-    "connections": "has as many connections as one user may have (max_connections_per_uid)",
-    "descriptors": "has as many descriptors as one user may have (max_descriptors_per_uid)",
+    "connections": "has reached its limit of connections (max_connections_per_uid)",
+    "descriptors": "has reached its limit of descriptors (max_descriptors_per_uid)",
 }
 
 

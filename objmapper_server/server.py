@@ -33,7 +33,7 @@ LOG: Final = logging.getLogger(__name__)
 
 
 class Server:
-    """Serves one root as its `Config` says; in a ``with`` block from start to stop.
+    """Serves one root with the settings of its `Config`; a ``with`` block starts and stops it.
 
     `sockets` are sockets that are open already (`inherited_sockets`): they take the places of those that the
     settings name, and stay the caller's to close. OSError where one is for UDP and the settings have no `udp`.
@@ -43,7 +43,7 @@ class Server:
         self._sockets = sockets
         self._socket_settings = settings_of_sockets(sockets, config)
         self.config = config.replace("the service manager", **self._socket_settings)
-        #: The process that started it.
+        #: The id of the process that started the server.
         self._process: int | None = None
         self._engine: Engine | None = None
         self._admin: Admin | None = None
@@ -68,7 +68,7 @@ class Server:
     def start(self) -> None:
         """Bind every transport and the admin endpoint, and serve.
 
-        Raises OSError, with the address or path that it is about, where one cannot be had; then nothing is served.
+        Raises OSError with the address or path if one fails; then nothing is served.
         """
         if self._engine is not None:
             raise RuntimeError("this server was started already")
@@ -98,36 +98,36 @@ class Server:
             raise
 
     def drain(self, timeout: float | None = None) -> bool:
-        """Accept nothing more and wait until what is under way is finished, `shutdown_grace` seconds by default.
+        """Accept no more connections, and wait for the pending requests, by default `shutdown_grace` seconds.
 
-        Returns False where that took longer. The admin endpoint stays, and says that the server is not ready.
+        Returns False if that takes longer. The admin endpoint continues, and reports that the server is not ready.
         """
         with self._change_lock:
-            # A reload that is under way finishes first; a later one finds the server draining.
+            # A pending reload finishes first; a later one finds the server draining.
             engine = self._running_engine()
             self._draining = True
         return engine.drain(self.config.shutdown_grace if timeout is None else timeout)
 
     def stop(self) -> None:
-        """End what is left, close every socket and remove the Unix socket. Can be called twice.
+        """End the pending requests, close every socket and remove the Unix socket. May be called twice.
 
         Does nothing in a fork of the process that started the server: threads, sockets and files are that process's.
         """
         if self._process not in {None, os.getpid()}:
             return
         with self._change_lock:
-            # A change that is under way finishes first; a later one finds no logs to reopen and a server that ends.
+            # A pending change finishes first; a later one finds a stopped server without logs.
             logs, self._access_log, self._event_log = (self._access_log, self._event_log), None, None
             engine, admin = self._engine, self._admin
             self._draining = True
         with ExitStack() as stack:
-            # Each step is taken whatever becomes of the others, the last one first.
+            # The stack runs all steps, last one first, even if some of them raise.
             if admin is not None:
                 stack.callback(admin.stop)
             stack.callback(self._forget_engine)
             for log in logs:
                 if log is not None:
-                    # A log reads once more behind the last request: one is noted after its answer has left.
+                    # The log reads once more after the last request: the engine records it after the response.
                     stack.callback(log.stop)
             if engine is not None:
                 stack.callback(engine.stop)
@@ -136,48 +136,48 @@ class Server:
         self._engine = self._admin = None
 
     def serve_forever(self, ready: Callable[[], None] = lambda: None) -> bool:
-        """Start, call `ready`, serve until SIGTERM or SIGINT, drain, stop; a second signal cuts the drain short.
+        """Start, call `ready`, serve until SIGTERM or SIGINT, drain, stop; a second signal ends the drain.
 
-        SIGHUP reads the settings again and reopens the access log. Returns whether everything under way was finished.
-        Only for the main thread, before there are more: signals are taken by waiting for them, so that no handler runs
-        anywhere.
+        SIGHUP reads the settings again and reopens the access log. Returns whether all pending requests were finished.
+        Call it from the main thread, before the program starts others: it blocks signals and waits for them, without
+        handlers.
         """
         return serve_until_signal(self, ready)
 
     @property
     def addresses(self) -> Mapping[str, str]:
-        """Transport → the address that it really listens on; empty before the start."""
+        """Transport → the address on which it listens; empty before the start."""
         bound = {} if self._engine is None else self._engine.addresses
         return {transport: bound[transport] for transport in TRANSPORTS if transport in bound}
 
     @property
     def admin_address(self) -> str | None:
-        """The admin endpoint's ``http://HOST:PORT`` or ``unix:/PATH``; None where there is none."""
+        """The admin endpoint's ``http://HOST:PORT`` or ``unix:/PATH``; None without an endpoint."""
         return None if self._admin is None else self._admin.address
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """What was fitted to the machine, or found, at start: one line each."""
+        """Notices of the start, one line each: limits adjusted to the machine, and leftovers found."""
         return tuple(self._running_engine().notices())
 
     def statistics(self) -> Statistics:
-        """Return the figures of this moment."""
+        """Return the current statistics."""
         return Statistics.from_snapshot(self._running_engine().statistics())
 
     def latency_counts(self, bounds_us: Sequence[float]) -> tuple[LatencyCounts, ...]:
-        """Return how many requests since start took at most so long, for each bound (microseconds, ascending)."""
+        """Return the cumulative counts of latencies since start for these bounds (microseconds, ascending)."""
         return tuple(LatencyCounts.from_native(each) for each in self._running_engine().counted_up_to(bounds_us))
 
     def slow_requests(self) -> tuple[RecordedRequest, ...]:
-        """Return the slowest requests of the last minute, slowest first; 32 at most."""
+        """Return the slowest requests of the last minute, slowest first, at most 32."""
         return tuple(RecordedRequest.from_native(each) for each in self._running_engine().slow_requests())
 
     def watch_requests(self, slower_than: float, for_seconds: float = 5.0) -> None:
-        """Record requests slower than this, in seconds, for a while; of several watchers the least time counts."""
+        """Record requests slower than this (seconds) for some seconds; of several watchers the shortest applies."""
         self._running_engine().watch_requests(slower_than, for_seconds)
 
     def recorded_requests(self, after: int = 0) -> Recorded:
-        """Return what was recorded behind the number `after`: for watchers, and the sample of the access log."""
+        """Return the records after the number `after`: for watchers, and the sample of the access log."""
         last, native = self._running_engine().recorded_requests(after)
         return Recorded(last=last, requests=tuple(RecordedRequest.from_native(each) for each in native))
 
@@ -185,12 +185,12 @@ class Server:
         return self._running_engine().recorded_requests(after)[1]
 
     def take_denial(self) -> Denial | None:
-        """Return the first refusal to a user since this was asked before, None where there was none; for the log."""
+        """Return the first denial to a user since the previous call; None if there was none. For the log."""
         native = self._running_engine().take_refusal()
         return None if native is None else Denial(**native)
 
     def take_storage_failure(self) -> StorageFailure | None:
-        """Return the first failure of the storage since this was asked before; None where there was none."""
+        """Return the first storage failure since the previous call; None if there was none."""
         native = self._running_engine().take_failure()
         return None if native is None else StorageFailure(**native)
 
@@ -211,40 +211,40 @@ class Server:
 
     @property
     def root_problem(self) -> str | None:
-        """Why nothing can be served because the root is gone; None where it is there."""
+        """The reason why the root cannot be served; None if it can."""
         return self._running_engine().root_problem()
 
     @property
     def draining(self) -> bool:
-        """Whether it accepts nothing more."""
+        """Whether the server drains, and accepts no more connections."""
         return self._draining
 
     @property
     def version(self) -> str:
-        """The version of the engine, which is that of the whole."""
+        """The version of the engine and of objmapper."""
         return engine_version
 
     def set_concurrency(self, **models: Concurrency) -> None:
-        """Give transports other models while they serve: no connection is dropped.
+        """Change the models of transports while they serve, without dropping a connection.
 
-        Raises ValueError for a transport that is not served or a model that there is not, and while the server drains;
-        then nothing has changed.
+        Raises ValueError for a transport that is not served, for an unknown model, and while the server drains; then
+        nothing has changed.
         """
         with self._change_lock:
             served = self._running_engine().addresses
             if self._draining:
-                raise ValueError("the server drains: its models stay as they are")
+                raise ValueError("the server drains, so its models cannot change")
             wanted = {}
             for name, model in models.items():
                 transport = next((known for known in TRANSPORTS if known == name and known in served), None)
                 if transport is None:
-                    raise ValueError(f"{name!r} is not served here: {', '.join(served)} can be changed")
+                    raise ValueError(f"expected a transport that is served: {', '.join(served)} (got {name!r})")
                 wanted[transport] = resolve_model(Concurrency(model), transport)
             self._switch_models(wanted)
             self.config = self.config.replace("set while it runs", concurrency_model={**self.config.models, **wanted})
 
     def _switch_models(self, wanted: Mapping[Transport, Concurrency]) -> None:
-        """Give each transport its model, or none of them: where one cannot change, those before it change back."""
+        """Change all these models, or none: if one change fails, the earlier ones are undone."""
         with ExitStack() as rollback:
             for transport, model in wanted.items():
                 before = self.config.models[transport]
@@ -258,15 +258,15 @@ class Server:
         try:
             self._running_engine().set_concurrency(transport, model)
         except Exception as error:
-            LOG.error("%s could not go back to %s: %s", transport, model, error)
+            LOG.error("%s cannot return to the model %s: %s", transport, model, error)
 
     def reload(self) -> Reloaded:
-        """Read the file and the environment again, and let what can change without a restart do so.
+        """Read the file and the environment again, and apply the settings that can change without a restart.
 
-        The flags stay what they were. What was set while the server runs gives way to what is written. Raises
-        `ConfigError` where something is wrong, ValueError where there is nothing to read or the server drains, and
-        OSError where the machine has no room for another model; then nothing has changed. The access log is opened anew
-        in any case, so that its file can be renamed before.
+        The flags stay the same. The settings of the file replace changes made while the server runs. Raises
+        `ConfigError` for an invalid setting, ValueError if a program set the settings or the server drains, and OSError
+        if a new model lacks threads or descriptors; then nothing has changed. Reopens the access log in any case, so
+        that its file can be renamed before.
         """
         with self._change_lock:
             try:
@@ -274,20 +274,20 @@ class Server:
                 if self._access_log is not None:
                     self._access_log.reopen()
                 if self._draining:
-                    raise ValueError("the server drains: its settings stay as they are")
-                # What a service manager has opened stays as it is.
+                    raise ValueError("the server drains, so its settings cannot change")
+                # The sockets of a service manager stay the same.
                 new_config = self.config.reloaded().with_settings_from(self.config, self._socket_settings)
                 found = Reloaded.compare(self.config, new_config)
                 self._apply(self.config.with_settings_from(new_config, found.changed))
             except Exception as error:
-                LOG.error("the settings stay as they were: %s", error)
+                LOG.error("reload failed, settings unchanged: %s", error)
                 raise
-            LOG.info("settings read again, %s", found)
+            LOG.info("settings reloaded, %s", found)
             return found
 
     # These take the engine from `self` at each step: a frame that an error's traceback keeps would keep it alive.
     def _apply(self, new_config: Config) -> None:
-        """Put settings that differ only in what a reload may change in force: all of them, or none."""
+        """Apply settings that differ only in reloadable ones: all of them, or none."""
         before = self.config
         # Transports that are new need a restart.
         served = self.addresses
@@ -295,7 +295,7 @@ class Server:
         with ExitStack() as rollback:
             self._set_limits(new_config)
             rollback.callback(self._set_limits, before)
-            # Last, since it alone can fail for want of threads or descriptors.
+            # Last, because only this step can fail, for lack of threads or descriptors.
             self._switch_models(models)
             self.config = new_config
             rollback.pop_all()
@@ -311,13 +311,13 @@ class Server:
 
 
 def make_private_directory(path: Path) -> None:
-    """Make the directory of the default socket; raises PermissionError where it belongs to another user."""
+    """Make the directory of the default socket; raises PermissionError if it belongs to another user."""
     path.mkdir(mode=0o700, exist_ok=True)
-    # Under /tmp anybody may have made it first: a link, or a directory in which a socket can be swapped.
+    # Under /tmp another user may have made it first: a link, or a directory in which that user can replace a socket.
     found = path.lstat()
     if not stat.S_ISDIR(found.st_mode):
-        raise NotADirectoryError(20, "the socket's directory is not one", str(path))
+        raise NotADirectoryError(20, "the socket's directory is not a directory", str(path))
     if found.st_uid != os.geteuid():
         raise PermissionError(1, "the socket's directory belongs to another user", str(path))
     if found.st_mode & 0o022:
-        raise PermissionError(1, "others may write to the socket's directory (chmod 700 it)", str(path))
+        raise PermissionError(1, "other users may write to the socket's directory; chmod 700 it", str(path))

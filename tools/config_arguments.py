@@ -32,7 +32,7 @@ class ConfigArguments(TypedDict, total=False):
     """The arguments of `Config`."""
 
 '''
-#: The type of a field, and of what it takes where that is more.
+#: The type of a field, and the wider type of its argument.
 TAKES: Mapping[Any, str] = {
     Path: "StrPath",
     Path | None: "StrPath | None",
@@ -52,7 +52,7 @@ def module() -> str:
 
 
 def taken(field: FieldInfo, metavar: str) -> str:
-    """The type that a field takes, as it is written."""
+    """The type of a field's argument, as source."""
     kind = field.annotation
     if metavar == "OCTAL":
         return "int | str"

@@ -1,6 +1,6 @@
-"""Writes docs/reference.md from the docstrings; with --check says whether it is what they make of it.
+"""Writes docs/reference.md from the docstrings; --check compares it with them.
 
-griffe reads the sources, griffe2md writes classes and functions. What it leaves out is added here: attributes with the
+griffe reads the sources, griffe2md writes classes and functions. This program adds the rest: attributes with the
 comments above them, and long signatures in lines.
 """
 
@@ -24,7 +24,7 @@ HEAD = """\
 What `objmapper_client` and `objmapper_server` have for programs. `make reference` writes this page from the
 docstrings; the [tutorial](tutorial.md) shows how it all goes together.
 """
-#: In this order. Without names: whatever else the package exports.
+#: In this order. A section without names has all other exports of the package.
 SECTIONS = {
     "objmapper_client": {
         "The clients": ["Client", "AsyncClient"],
@@ -44,7 +44,7 @@ LOOKS: ConfigDict = {
     "inherited_members": False,
     "show_submodules": False,
     "summary": False,
-    # Hooks of pydantic; and what a file system does is fsspec's interface.
+    # Hooks of pydantic, and the interface of fsspec.
     "filters": ["!^_", "!^settings_customise_sources$"],
 }
 LONGEST = 120
@@ -66,7 +66,7 @@ def page() -> str:
 
 
 def of(package: griffe.Module, name: str) -> Documented | None:
-    """The class or function of that name; None where it stands for a type."""
+    """The class or function of that name; None for a type alias."""
     found = package[name]
     found = found.final_target if isinstance(found, griffe.Alias) else found
     return found if isinstance(found, Documented) else None
@@ -96,13 +96,13 @@ def in_lines(signature: re.Match[str]) -> str:
 
 
 def formatted(source: str) -> str:
-    """Python as it is formatted here, in lines that fit the page."""
+    """Formatted Python, in lines that fit the page."""
     ruff = [sys.executable, "-m", "ruff", "format", "--isolated", "--line-length", str(LONGEST), "-"]
     return subprocess.run(ruff, input=source, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def attributes(found: griffe.Class) -> str:
-    """The public attributes of a class, with what is said of them in the source."""
+    """The public attributes of a class, with their comments in the source."""
     lines = []
     arguments = {each.name: each for each in found.parameters}
     for name, each in found.members.items():
@@ -140,7 +140,7 @@ def settings() -> str:
 
 
 def said_above(attribute: griffe.Attribute) -> list[str]:
-    """The comment above an attribute, as a reader of the page sees it."""
+    """The comment above an attribute, in the page's form."""
     assert isinstance(attribute.filepath, Path)
     source, at = attribute.lines_collection[attribute.filepath], (attribute.lineno or 1) - 1
     said: list[str] = []

@@ -1,4 +1,4 @@
-"""Clients of a soak in this process: a thread each, their counts, and what they found wrong."""
+"""Clients of a soak in this process: a thread each, their counts, and the errors that they found."""
 
 import threading
 from collections import Counter
@@ -7,7 +7,7 @@ from typing import Self
 
 
 class ClientThreads:
-    """Repeats each client, a named function, in a thread of its own until the block ends or the function raises.
+    """Repeats each client, a named function, in a thread until the block ends or the function raises.
 
     An error of `expected` is counted and the function called again; any other is in `wrong` and ends its thread.
     """

@@ -3,13 +3,13 @@
     python -m benchmarks.soak.crashes [--kills 1000] [--model MODEL …] [--seed 1]
 
 First at every system call of a put by content (over an object, and where there is none), of a put by descriptor and of
-a delete: strace(1) sends SIGKILL when a thread enters the call, so that what was before it has happened and the call
-has not. Then at random, with eight clients that put and delete as fast as they are answered. After each kill every
-object must be a whole one (torn: it is not), what was answered must be there (lost: it is not), and when a server has
-started again, nothing but objects may be (stray: something else is). Ends with 1 where anything is not so.
+a delete: strace(1) sends SIGKILL when a thread enters the call, so that the earlier calls have happened and this one
+has not. Then at random, with eight clients that put and delete without pauses. After each kill every object must be
+complete (else: torn), confirmed writes must be there (else: lost), and after the next start there may be only objects
+(else: stray). Ends with 1 if one of these fails.
 
-A kill takes away the process and not the machine: that nothing is answered before the disk has it is for the order of
-the calls to show, which `tests/test_crash.py` looks at.
+A kill ends the process, not the machine. `tests/test_crash.py` checks by the order of the calls that the server
+confirms a write only when it is on the disk.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from tests.support.strace import why_not
 
 
 def at_every_call(setup: CrashSetup, model: Concurrency) -> list[str]:
-    """Kills at every call of every write, prints a line for each kind of write. Returns what was wrong."""
+    """Kills at every call of every write, prints a line for each kind of write. Returns the errors found."""
     wrong = []
     for write in WRITES:
         calls = setup.calls(write)
@@ -48,7 +48,7 @@ def at_every_call(setup: CrashSetup, model: Concurrency) -> list[str]:
 
 
 def at_random(setup: CrashSetup, model: Concurrency, kills: int, seed: int) -> list[str]:
-    """Kills the server this number of times during writes, prints a line. Returns what was wrong."""
+    """Kills the server this number of times during writes, prints a line. Returns the errors found."""
     crash_run = CrashRun.begin(setup, seed=seed)
     for _ in tqdm(range(kills), desc=f"{model}: at random", unit="kill", leave=False, disable=None):
         crash_run.kill()
@@ -60,7 +60,7 @@ def at_random(setup: CrashSetup, model: Concurrency, kills: int, seed: int) -> l
 
 
 def main() -> int:
-    """Kills, looks, reports."""
+    """Kills, checks, reports."""
     parser = argparse.ArgumentParser(description="Kill a server in the midst of writes, and look at what is left.")
     parser.add_argument("--kills", type=int, default=1000, help="how often at random, over all models (1000)")
     parser.add_argument("--model", type=Concurrency, action="append", choices=MODELS)

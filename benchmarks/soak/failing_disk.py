@@ -5,14 +5,14 @@
 strace(1) has each fifth system call of a thread fail with EIO, one kind of call after the other: those that ask the
 file system alone (openat2, openat, preadv2, preadv, pread64, fstat, newfstatat, statx, getdents64), and sendfile, whose
 EIO is that of the file. The server uses read(2) and splice(2) for no object. Meanwhile clients copy objects of three
-sizes, splice, open, stat and list over Unix sockets and TCP in both versions, and fetch over UDP. An answer must be the
-right content or STORAGE_ERROR; a connection may break only where a head has promised content. A copy of what the server
-has in memory must not fail by reads, by opening or by listing.
+sizes, splice, open, stat and list over Unix sockets and TCP in both versions, and fetch over UDP. A response must be
+the right content or STORAGE_ERROR; a connection may break only after a head that announced content. A copy of an object
+in memory must not fail by read, open or list errors.
 
-Before the first fault nothing fails, and the count is 0. In each round `storage_errors_total` grows by no less than the
-failed answers and broken connections, the log has at most one line a second, each names an object, and those lines tell
-of as many failures as the count. After the last round nothing fails again, and the server has the descriptors that it
-had, and at most 32 MiB more memory. Ends with 1 where anything is not so.
+Before the first fault nothing fails, and the count is 0. In each round `storage_errors_total` grows at least by the
+failed responses and broken connections, the log has at most one line a second, each names an object, and the lines
+report the same number of failures as the counter. After the last round nothing fails again, and the server has the same
+descriptors as before, and at most 32 MiB more memory. Ends with 1 if one of these fails.
 """
 
 import argparse
@@ -46,7 +46,7 @@ from tests.support.raw_client_v2 import COPY, FDPASS, LIST, SPLICE, STAT, STORAG
 from tests.support.server_process import HOME, ServerProcess
 from tests.support.strace import why_not
 
-#: What fails in a round, and whether what is in memory can be served all the same.
+#: The calls that fail in a round, and whether the server can still serve objects from memory.
 ROUNDS = {
     "preadv2,preadv,pread64": True,
     "sendfile": True,
@@ -73,9 +73,9 @@ TIMEOUT = 30.0
 #: Bytes by which the server may have grown: buffers that its threads keep.
 GROWTH = 32 << 20
 FAILURE = re.compile(r"storage failed: [\w-]+ of '(?P<uri>[^']*)': .* \((?P<errno>\w+)\)(?:; and (?P<more>\d+) more)?$")
-#: An answer that says that the root cannot be opened. It is no failure of an object, and not counted as one.
+#: The error for a root that cannot be opened. It does not count as a failure of an object.
 ROOT = "root directory"
-#: An answer of a pool that is short of time. It says nothing of the storage.
+#: The error of an overloaded pool, which is not a storage failure.
 BUSY = "queue is full"
 
 
@@ -193,7 +193,7 @@ class ReadingClients(ClientThreads):
 
 
 class Log:
-    """What the server says on its standard error, read so that it never waits."""
+    """The server's standard error, read continuously so that the server never blocks."""
 
     def __init__(self, server: ServerProcess) -> None:
         assert server.process.stderr is not None
@@ -212,7 +212,7 @@ class Log:
 
 
 class Trial:
-    """One server, and what its clients and faults came to."""
+    """One server, and the results of its clients and faults."""
 
     def __init__(self, server: ServerProcess, folder: Path, contents: dict[str, bytes], seed: int) -> None:
         self.server, self.folder, self.contents, self.seed = server, folder, contents, seed
@@ -287,7 +287,7 @@ def fill(root: Path, seed: int) -> dict[str, bytes]:
     contents = {uri: generator.randbytes(size) for uri, size in SIZES.items()}
     for uri, content in contents.items():
         (root / uri[1:]).write_bytes(content)
-        # An object that was just written is not kept in memory; one that will have been is not either.
+        # The server keeps no object in memory whose time is now or in the future.
         when = time.time() + (-3600 if uri == MEMORY else 365 * 86400)
         os.utime(root / uri[1:], (when, when))
     (root / DIRECTORY.strip("/")).mkdir()

@@ -3,11 +3,11 @@
     python -m benchmarks.soak.fairness [--connections 8] [--listings 64] [--names 100000] [--seconds 20] [--most 20]
                                        [--model MODEL …]
 
-The greedy connections belong to the same user as the honest one. Each always has 64 listings under way: where one is
-answered it asks for the next page, or begins anew. Meanwhile an honest client reads objects of 4 KiB that are not in
-memory, and lists a directory of 20; it does the same for a while before the greedy come. Prints what share of the
-processors the server, the clients and the rest of the machine have. Ends with 1 where the 99th percentile of either is
-above `--most` milliseconds, or the greedy get nothing.
+The greedy connections belong to the same user as the honest one. Each always has 64 pending listings: after a response
+it requests the next page, or begins again. Meanwhile an honest client reads objects of 4 KiB that are not in memory,
+and lists a directory of 20; it does the same for a while before the greedy clients start. Prints the processor time of
+the server, the clients and the rest of the machine. Ends with 1 if the 99th percentile of either is above `--most`
+milliseconds, or the greedy clients get nothing.
 """
 
 import argparse
@@ -90,7 +90,7 @@ def run_honest_client(root: Path, address: str, seconds: float) -> tuple[list[fl
             evict(root / name)
             record_time(reads, lambda name=name: v2.call(COPY, f"/{name}").read())  # type: ignore[misc]
             record_time(lists, lambda: v2.call(LIST, "/small/").entries())
-            # One that asks without a break would be greedy, too.
+            # A client without pauses would be greedy, too.
             time.sleep(0.002)
     return sorted(reads), sorted(lists)
 
@@ -109,7 +109,7 @@ def machine_cpu_seconds() -> float:
 
 @dataclass(frozen=True)
 class CpuShares:
-    """What the server, the clients and the whole machine have had of the processors, in seconds."""
+    """Processor time of the server, the clients and the whole machine, in seconds."""
 
     server: float
     clients: float
@@ -122,7 +122,7 @@ class CpuShares:
         return cls(process_cpu_seconds([server]), process_cpu_seconds(clients), machine_cpu_seconds(), time.monotonic())
 
     def until(self, later: "CpuShares") -> str:
-        """Say what each had meanwhile, in processors."""
+        """Return the processors that each used meanwhile."""
         seconds = later.at - self.at
         server, clients = (later.server - self.server) / seconds, (later.clients - self.clients) / seconds
         rest = (later.machine - self.machine) / seconds - server - clients

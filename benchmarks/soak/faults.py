@@ -2,11 +2,11 @@
 
     python -m benchmarks.soak.faults [--replies 1000000] [--faults 100000] [--model MODEL …]
 
-First clients take descriptors by the hundred, through the SDK in threads and under asyncio, while others ask for some
-and leave before they have them, or are at their limit of open files and receive none. Then strace(1) has the server's
-system calls fail, one kind and one error after the other, every few calls, under the same clients: what they get is a
-descriptor or an error of the SDK. After each round the server must serve as before, and both processes have the
-descriptors that they had. Ends with 1 where anything is not so.
+First clients request descriptors by the hundred, through the SDK in threads and under asyncio, while others disconnect
+before they receive them, or are at their limit of open files and receive none. Then strace(1) makes the server's system
+calls fail, one kind and one error after the other, every few calls, with the same clients: each request must return a
+descriptor or an error of the SDK. After each round the server must serve as before, and both processes must have the
+same descriptors as before. Ends with 1 if one of these fails.
 """
 
 import argparse
@@ -45,7 +45,7 @@ ROUND = 2.0
 ATTACH_TIMEOUT = 10.0
 #: One of this number of calls fails.
 EVERY = 5
-#: What is made to fail, and how: what the kernel may say to each.
+#: The calls that fail, and the errors that the kernel may return for each.
 FAULTS = {
     "sendmsg": ("EAGAIN", "EINTR", "ENOBUFS", "ENOMEM", "ETOOMANYREFS", "EPIPE", "ECONNRESET"),
     "sendmmsg": ("EAGAIN", "EINTR", "ENOBUFS", "ETOOMANYREFS", "ECONNRESET"),
@@ -111,7 +111,7 @@ class DescriptorClients(ClientThreads):
                     self.counts["replies"] += 1
 
     def _leave(self) -> None:
-        """Ask, and be gone: before the answers, or in the midst of them."""
+        """Send requests and disconnect: before the responses, or during them."""
         with RawClient(self._address, timeout=5) as v1:
             v1.send(request(FDPASS, "/a") * 20)
             self.counts["left"] += 1
@@ -125,7 +125,7 @@ def at_its_limit(address: str, until: float) -> Counter[str]:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     counts = Counter[str]()
     with Client(address, timeout=5) as client:
-        # The lowest number that is free is the next that would be given.
+        # The kernel returns the lowest free number next.
         with client.open("/a") as found:
             lowest = found.fileno()
         resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
@@ -155,13 +155,13 @@ def failing(pid: int, call: str, error: str, log: Path, every: int = EVERY) -> I
             time.sleep(0.01)
         yield
     finally:
-        # It lets the threads go; killed it would take them along.
+        # SIGTERM makes strace detach; SIGKILL would end the threads, too.
         process.send_signal(signal.SIGTERM)
         process.wait()
 
 
 class Trial:
-    """One server, and what its clients and faults came to."""
+    """One server, and the results of its clients and faults."""
 
     def __init__(self, server: ServerProcess, scratch: Path) -> None:
         self.server = server
@@ -170,7 +170,7 @@ class Trial:
         self.counts = Counter[str]()
         self.wrong: list[str] = []
         with DescriptorClients(self.address) as clients:
-            # Whatever is kept for good is there then.
+            # Then everything that the process keeps is there.
             time.sleep(0.5)
         self.wrong += clients.wrong
         self.before, self.own = ProcessResources.after_settling(server.pid), ProcessResources.of()

@@ -1,11 +1,11 @@
-"""One client pipelines without end: another client's latency stays near its latency alone.
+"""One client always pipelines: another client's latency stays near its latency without the first.
 
     python -m benchmarks.soak.flooder [--rounds 5] [--seconds 2] [--pipeline 1000] [--most 3] [--model MODEL …]
 
-An honest client asks for a small object 500 times a second, one request at a time, and its latency counts from when a
-request was due. Rounds alone and rounds beside the flooder take turns; the flooder always has `--pipeline` requests
-under way on one connection. Prints the medians over the rounds. Ends with 1 where the 99th percentile beside the
-flooder is more than `--most` times that alone, or where a request of the honest client fails.
+An honest client requests a small object 500 times a second, one request at a time, and its latency starts when a
+request is due. Rounds without and with the flooder take turns; the flooder always has `--pipeline` pending requests on
+one connection. Prints the medians over the rounds. Ends with 1 if the 99th percentile with the flooder is more than
+`--most` times that without it, or if a request of the honest client fails.
 """
 
 import argparse
@@ -28,12 +28,12 @@ MARGIN: Final = 0.5
 
 
 def run_honest_load(address: str, seconds: float) -> LoadResult:
-    """Return what the honest client saw."""
+    """Return the result of the honest client."""
     return run_load(LoadPlan(address=address, dialect="copy", uris=("/a",), rate=RATE, duration=seconds))
 
 
 def run_beside_flooder(address: str, seconds: float, pipeline: int) -> tuple[LoadResult, LoadResult]:
-    """Return what the honest client saw while the flooder was there, and what the flooder got."""
+    """Return the results of the honest client and of the flooder, at the same time."""
     plan = LoadPlan(address=address, dialect="copy", uris=("/a",), pipeline=pipeline, duration=seconds + MARGIN)
     flooded: list[LoadResult] = []
     flooder = threading.Thread(target=lambda: flooded.append(run_load(plan)))

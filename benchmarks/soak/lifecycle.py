@@ -2,16 +2,16 @@
 
     python -m benchmarks.soak.lifecycle [--seconds 300] [--seed N]
 
-A server after the other lives in this process, over Unix, TCP and UDP, under the native load generator and clients that
-look at each answer: readers over each transport, writers that put, read and delete an object of their own. While it
-serves, its models change one by one or with its settings, which are read again; a fork of the process stops or drops
+One server after the other runs in this process, over Unix, TCP and UDP, under the native load generator and clients
+that look at each answer: readers over each transport, writers that put, read and delete an object of their own. While
+it serves, its models change one by one or with its settings, which are read again; a fork of the process stops or drops
 its copy; or the process has no descriptors or may start no thread while a model is to change: that succeeds, or raises
 and leaves the settings as they were. Likewise a server is started. Then the server drains or stops.
 
-No request fails but for want of descriptors, no answer is wrong, and what was written last is in the root when the
-server has ended. When it rests, and when it has ended, there must be no connection, no descriptor, no thread more than
-before, no memory that grows with each life, and no work. Ends with 1 where anything is not so. Root has no limit on
-threads, so a run by root goes on as a user of its own.
+Requests fail only for lack of descriptors, no response is wrong, and the last writes are in the root when the server
+has ended. At rest, and after its end, there must be no more connections, descriptors and threads than before, no memory
+that grows with each server, and no work. Ends with 1 if one of these fails. Root has no limit on threads, so a run by
+root continues as another user.
 """
 
 import argparse
@@ -69,7 +69,7 @@ def threads_of_user() -> int:
 
 
 def wait_until(condition: Callable[[], bool]) -> bool:
-    """Whether it comes true within the patience."""
+    """Whether the condition becomes true in time."""
     until = time.monotonic() + TIMEOUT
     while not condition():
         if time.monotonic() > until:
@@ -117,7 +117,7 @@ def without_threads(more: int) -> Iterator[None]:
 
 
 class Soak:
-    """What the lives so far came to."""
+    """The results so far."""
 
     def __init__(self, root: Path, seed: int) -> None:
         self.random = random.Random(seed)
@@ -274,7 +274,7 @@ class Soak:
         self.counts["rests"] += 1
 
     def check(self, is_right: bool, violation: str) -> None:
-        """Take note of what is wrong."""
+        """Record an error if the check fails."""
         if not is_right:
             self.wrong.append(f"life {self.counts['lives']}: {violation}")
 

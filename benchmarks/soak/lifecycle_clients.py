@@ -1,4 +1,4 @@
-"""The clients of the lifecycle soak that look at each answer: readers of what stays, writers of their own objects."""
+"""The clients of the lifecycle soak that check each response: readers of constant objects, and writers."""
 
 import threading
 from collections import Counter
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from objmapper_client import Client, ConnectionFailed, DescriptorLimit, ObjectNotFound, OutcomeUnknown, ServerBusy
 
-#: The objects that stay, with their contents.
+#: The constant objects, with their contents.
 CONTENTS = {"/small": b"small", "/large": b"large" * 40_000}
 #: Seconds that a request may take, and that a client may need to end.
 LIMIT = 60.0

@@ -4,14 +4,14 @@
 
 Each object has one client that writes it: versions by number, each with content of its own kind and length, and
 deletes. All clients read all objects, by descriptor, copy and splice, over Unix and TCP, one request at a time; the
-server keeps small objects in memory, as it does by default. Then every object's history is looked at. With one writer
-an object is linearizable just when (Lamport, "On interprocess communication", 1986, his atomic register):
+server keeps small objects in memory, as it does by default. Then the program checks every object's history. With one
+writer an object is linearizable if and only if (Lamport, "On interprocess communication", 1986, his atomic register):
 
-* no read brings a version whose write began after the read had ended;
-* no read brings a version that another had replaced before the read began;
-* no read brings an older version than another read that had ended before it began.
+* no read returns a version whose write began after the read had ended;
+* no read returns a version that another had replaced before the read began;
+* no read returns an older version than another read that had ended before it began.
 
-What is read must also be one version as a whole. Ends with 1 where anything is not so.
+Each read must also return one complete version. Ends with 1 if one of these fails.
 """
 
 import argparse
@@ -124,7 +124,7 @@ class Client:
 
 @dataclass
 class History:
-    """What was done to one object."""
+    """The operations on one object."""
 
     writes: list[CompletedOperation]
     reads: list[CompletedOperation]

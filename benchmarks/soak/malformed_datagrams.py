@@ -3,8 +3,8 @@
     python -m benchmarks.soak.malformed_datagrams [--datagrams 1000000]
 
 Cut, oversized, forged, repeated and random datagrams go to a server on loopback while an honest client fetches an
-object again and again; then from another network namespace, where that can be made (root and iproute2), and there every
-byte that comes back is counted.
+object repeatedly; then from another network namespace, if the program can make one (root and iproute2), where it counts
+every byte that comes back.
 """
 
 import argparse
@@ -32,7 +32,7 @@ DISTINCT = 20_000
 
 
 def main() -> None:
-    """Pelts a server on loopback, then one on another host, and prints what came of it."""
+    """Sends to a server on loopback, then to one on another host, and prints the results."""
     parser = argparse.ArgumentParser(description="junk")
     parser.add_argument("--datagrams", type=int, default=1_000_000)
     options = parser.parse_args()
@@ -106,7 +106,7 @@ def send_datagrams(source: socket.socket, address: str, datagrams: list[bytes], 
 
 
 def drain(source: socket.socket) -> None:
-    """Takes what has come, without waiting."""
+    """Receives waiting datagrams, without blocking."""
     try:
         while True:
             source.recv(65536, socket.MSG_DONTWAIT)

@@ -4,10 +4,10 @@
 
 Random bytes, good requests of both versions that were cut, stretched, repeated, or had bits turned and lengths changed,
 wrong hellos, and unexpected descriptors; each on a connection of its own, over Unix and TCP, since a
-frame that is not understood ends one. Every connection must come to an end within seconds once the client has said
-all. Meanwhile an honest client asks. The server's figures of the last minute take memory for each second and kind of
-request, so it is left to settle first: what it has after that is compared. Ends with 1 where a connection hangs, an
-honest request fails, or the server has more descriptors, or a MiB more memory, than once it had settled.
+frame that is not understood ends one. Every connection must end within seconds after the client has sent everything.
+Meanwhile an honest client sends requests. The server's statistics of the last minute take memory for each second and
+kind of request, so it first settles, and later results are compared with that state. Ends with 1 if a connection hangs,
+an honest request fails, or the server has more descriptors, or a MiB more memory, than after it settled.
 
 `cargo test --release --no-default-features malformed` sends ten million through the parsers alone.
 """
@@ -38,7 +38,7 @@ from tests.support.vectors import load, unhex
 
 #: Frames that are made beforehand; each goes out many times.
 DISTINCT = 20_000
-#: What the codecs are held to, right and wrong: requests of version 1, and of version 2 behind a greeting.
+#: The vectors of the codecs, valid and invalid: requests of version 1, and of version 2 behind a greeting.
 KNOWN = [unhex(row[1]) for row in load("v1_requests.txt")] + [
     hello() + unhex(row[2]) for row in load("v2_requests.txt")
 ]
@@ -50,7 +50,7 @@ MINUTE = 60
 
 
 def valid_frame(generator: random.Random) -> bytes:
-    """Something that a client may say."""
+    """A valid message of a client."""
     uri = generator.choice((b"/a", b"/none", b"/../a", b"/" + b"u" * generator.randrange(4200)))
     number = generator.randrange(1 << 32)
     operations = [
@@ -66,7 +66,7 @@ def valid_frame(generator: random.Random) -> bytes:
 
 
 def malformed_frame(generator: random.Random) -> bytes:
-    """The same, with something wrong about it."""
+    """A valid message with an error."""
     message = bytearray(valid_frame(generator))
     for _ in range(generator.randrange(4)):
         at = generator.randrange(len(message) + 1)

@@ -1,13 +1,13 @@
-"""Checks that nothing leads out of the root: hostile URIs, then a race with renames and links.
+"""Checks that no request leaves the root: hostile URIs, then a race with renames and links.
 
     python -m benchmarks.soak.path_traversal [--seconds 60] [--model MODEL …] [--seed 1]
 
 Beside the root lies a directory whose files must stay unread and unchanged. First come hundreds of URIs, for every
-operation of both versions: each must be refused, or lead to an object of the root. Then another process exchanges
-directories and files of the root with links to what lies outside (renameat2(2), RENAME_EXCHANGE) as fast as it can,
-while clients read, put and delete right there, half the time with `follow_symlinks`. What is read must be from inside,
-and what lies outside must be as it was. A FIFO, a socket, a device and a directory are asked for as well; `slowest` is
-the longest that an answer to one of these took. Ends with 1 where anything came from outside or went there.
+operation of both versions: each must be rejected, or lead to an object of the root. Then another process exchanges
+directories and files of the root with links to files outside (renameat2(2), RENAME_EXCHANGE) as fast as it can, while
+clients read, put and delete there, half the time with `follow_symlinks`. All content must be from inside, and files
+outside must not change. There are also requests for a FIFO, a socket, a device and a directory; `slowest` is the
+slowest response to one of these. Ends with 1 if content comes from outside, or a file there changes.
 """
 
 import argparse
@@ -90,7 +90,7 @@ class ServedTree:
         return found
 
     def changes_outside(self) -> list[str]:
-        """What is not as it was."""
+        """The files that changed."""
         now = self._seen_outside()
         return [name for name in now.keys() | self._before.keys() if now.get(name) != self._before.get(name)]
 

@@ -11,7 +11,7 @@ CLOSE_ON_EXEC = 0o2000000
 OWN = 3
 #: Seconds that a server has to close what it had for clients that have left.
 TIMEOUT = 10
-#: Seconds between two looks, and looks alike that make a process settled.
+#: Seconds between two samples, and the number of equal samples of a settled process.
 POLL_INTERVAL, ALIKE = 0.05, 20
 
 

@@ -2,9 +2,9 @@
 
     python -m benchmarks.soak.slow_writers [--clients 5000] [--header-timeout 10] [--model MODEL …]
 
-Each begins a request and never ends it. Meanwhile an honest client asks, on a connection that is kept and on new ones.
-A client is slow that has not sent a whole request `header_timeout` after its first byte. Ends with 1 where one of them
-stayed for two seconds more, or an honest request failed.
+Each begins a request and never ends it. Meanwhile an honest client sends requests, on one connection and on new ones. A
+client is slow if its request is incomplete `header_timeout` after its first byte. Ends with 1 if a slow connection
+stays open two seconds longer, or an honest request fails.
 """
 
 import argparse
@@ -62,7 +62,7 @@ class WellBehavedClient:
 
 
 def main() -> int:
-    """Connects the slow ones, lets them drip, reports."""
+    """Connects the slow clients, lets them send, reports."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--clients", type=int, default=5000)
     parser.add_argument("--header-timeout", type=float, default=10, help="seconds (10)")

@@ -1,12 +1,12 @@
-"""Puts that never end: contents that drip, files that never answer, memory files of a pebibyte; others go on.
+"""Puts that never end: slow content, files that never respond, memory files of a pebibyte; other clients continue.
 
     python -m benchmarks.soak.stuck_uploads [--seconds 20] [--clients 100] [--model MODEL …]
 
 A quarter of the clients announce 64 MiB and send a byte every tenth of a second; a quarter pass a file of a file system
 in user space that does not answer, and a quarter a file of a local one whose disk does not (where those can be mounted:
 as root); a quarter pass memory files of a pebibyte. Meanwhile an honest client puts 4 KiB and reads them back. Then the
-server stops. Ends with 1 where an honest request failed, a content that drips did not end in time, more of the disk was
-reserved than may be, or the stop took longer than its grace.
+server stops. Ends with 1 if an honest request fails, a slow upload does not end in time, the server reserves more of
+the disk than allowed, or the stop takes longer than its grace period.
 """
 
 import argparse
@@ -29,13 +29,13 @@ from tests.support.stuck_files import stuck_disk, stuck_file, why_no_disk
 
 #: Of the server: how long a client may send nothing, and what is under way at the end.
 TIMEOUT, GRACE = 2, 1
-#: What a busy machine takes besides.
+#: Seconds of tolerance for a busy machine.
 SLACK = 15
 RESERVED = 8 << 20
 
 
 class HostileUploader(threading.Thread):
-    """One client that never ends a put; it comes again when it is thrown out."""
+    """One client that never ends a put; it connects again when the server closes the connection."""
 
     def __init__(self, address: str, number: int, stuck: list[int], ended: threading.Event) -> None:
         super().__init__(daemon=True)
@@ -43,7 +43,7 @@ class HostileUploader(threading.Thread):
         self._address, self._number, self._stuck, self._ended = address, number, stuck, ended
 
     def run(self) -> None:
-        """Come again until the end."""
+        """Connect again until the end."""
         while not self._ended.is_set():
             with suppress(OSError, EOFError, AssertionError), RawClientV2(self._address, timeout=0.1) as v2:
                 self._turn(v2)

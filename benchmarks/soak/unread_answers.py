@@ -3,11 +3,11 @@
     python -m benchmarks.soak.unread_answers [--clients 40 …] [--names 600] [--seconds 5] [--model MODEL …]
                                              [--transport unix|tcp …]
 
-Each sends 64 requests for a page of 1 MiB. With 400 clients, which all belong to one user, they want more than
+Each sends 64 requests for a page of 1 MiB. 400 clients, which all belong to one user, request more than
 `max_output_memory`. Meanwhile an honest client of the same user lists and reads, and one of another user where the soak
-is run by root and the transport is a Unix socket. Then all leave. Ends with 1 where the server took more than
-`max_output_memory`, or more than `max_output_buffer` for each client, and for all else 128 MiB and 128 KiB a client;
-where 10 seconds after they left it has 32 MiB more than before they came; or where an honest request failed.
+is run by root and the transport is a Unix socket. Then all disconnect. Ends with 1 if the server uses more than
+`max_output_memory`, or more than `max_output_buffer` for each client, and for all else 128 MiB and 128 KiB a client; if
+10 seconds after they disconnected it has 32 MiB more than before they connected; or if an honest request fails.
 """
 
 import argparse
@@ -67,7 +67,7 @@ def run_model(folder: Path, model: Concurrency, transport: str, count: int, seco
     with ServerProcess(folder / "root", folder / "socket", *flags) as server:
         address = server.addresses[transport]
         with RawClientV2(address) as honest:
-            # What listing takes by itself is no answer.
+            # The memory of a listing itself does not count as a response.
             assert honest.call_until_served(LIST, PREFIX, limit=10_000).entries()
         before = ProcessResources.after_settling(server.pid).resident
         most, slowest, requests = before, [0.0, 0.0], 0

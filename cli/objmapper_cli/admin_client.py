@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 DEFAULT_ADDRESS: Final = "http://127.0.0.1:9997"
 #: Seconds.
 REQUEST_TIMEOUT: Final = 10.0
-#: Seconds between two looks for an endpoint that is waited for.
+#: Seconds between two attempts while waiting for an endpoint.
 RETRY_INTERVAL: Final = 0.05
 #: Errors of a connection that a later start of the server does not change.
 PERMANENT_ERRORS: Final = (errno.EACCES, errno.EPERM, errno.EINVAL)
 
 
 class AdminClient:
-    """Asks one endpoint: ``http://HOST:PORT``, ``HOST:PORT`` or ``unix:/PATH``. Raises `CommandError`.
+    """A client of one endpoint: ``http://HOST:PORT``, ``HOST:PORT`` or ``unix:/PATH``. Raises `CommandError`.
 
-    A request waits up to `wait` seconds for an endpoint that is not there yet.
+    A request waits up to `wait` seconds for an endpoint that is starting.
     """
 
     def __init__(self, address: str | None, wait: float = 0.0) -> None:
@@ -56,7 +56,7 @@ class AdminClient:
         return text
 
     def post(self, path: str, content: dict[str, Any], *names: str) -> dict[str, Any]:
-        """Send a document as JSON and return the one that answers it; with OBJMAPPER_ADMIN_TOKEN where that is set."""
+        """Send a document as JSON and return the response; authorized by OBJMAPPER_ADMIN_TOKEN, if set."""
         return self._document(self._request("POST", path, content), names)
 
     def _document(self, text: str, names: tuple[str, ...]) -> dict[str, Any]:
@@ -70,7 +70,7 @@ class AdminClient:
 
     @contextmanager
     def checking_documents(self) -> Iterator[None]:
-        """Raise `CommandError` where the block does not find in a document what it looks for."""
+        """Raise `CommandError` if the block does not find an expected value in a document."""
         try:
             yield
         except (KeyError, TypeError, AttributeError) as error:
@@ -82,14 +82,14 @@ class AdminClient:
 
         token = os.environ.get("OBJMAPPER_ADMIN_TOKEN") if method != "GET" else None
         if token and (token != token.strip() or not token.isprintable()):
-            # The HTTP client's own error would show it.
+            # The HTTP client's own error would show the token.
             raise CommandError(
-                "OBJMAPPER_ADMIN_TOKEN: a token is printable text in UTF-8 without white space at its ends",
+                "OBJMAPPER_ADMIN_TOKEN: expected printable text in UTF-8 without white space at its ends",
                 ExitCode.USAGE,
             )
-        # httpx takes text for ASCII; the server reads UTF-8.
+        # httpx encodes text as ASCII; the server reads UTF-8.
         headers = {b"Authorization": f"Bearer {token}".encode()} if token else {}
-        # A proxy that the environment names has no business between us and our own server.
+        # Do not use a proxy of the environment for the server's own endpoint.
         transport = httpx.HTTPTransport(uds=self._socket)
         try:
             with httpx.Client(transport=transport, timeout=REQUEST_TIMEOUT, trust_env=False) as client:

@@ -1,4 +1,4 @@
-"""The command as a whole: which subcommands there are. A subcommand's module is imported when it is called for."""
+"""The command and its subcommands. A subcommand's module is imported when it is called."""
 
 import os
 from collections import UserDict
@@ -10,7 +10,7 @@ from typer.core import TyperGroup
 
 from objmapper_cli.errors import CommandError, ExitCode, with_exit_code
 
-#: What typer raises for arguments that are wrong: of click, or of the copy of click that newer versions of typer have.
+#: The exception of typer for wrong arguments: click's, or that of the copy of click in newer versions of typer.
 USAGE_ERROR: Final[Any] = typer.BadParameter.__base__
 
 #: In the order of the help page; each is the name of a module here and of a function in it,
@@ -33,7 +33,7 @@ COMMANDS: Final = (
 
 
 class Subcommands(UserDict[str, Any]):
-    """Name → command. The names are there at once, a command only when it is looked up."""
+    """Name → command. A command is imported when it is looked up."""
 
     def __getitem__(self, name: str) -> Any:
         if name not in self.data:
@@ -55,7 +55,7 @@ class Objmapper(TyperGroup):
 
 
 def show_version(wanted: bool) -> None:
-    """Print the version and leave, where it was asked for."""
+    """Print the version and exit, if requested."""
     if wanted:
         from importlib.metadata import version
 
@@ -65,20 +65,20 @@ def show_version(wanted: bool) -> None:
 
 def objmapper(
     version: Annotated[
-        bool, typer.Option("--version", "-V", help="Show the version and leave.", callback=show_version, is_eager=True)
+        bool, typer.Option("--version", "-V", help="Show the version and exit.", callback=show_version, is_eager=True)
     ] = False,
 ) -> None:
     """Objects by URI: an open file descriptor on a Unix socket, the bytes over TCP."""
 
 
 def run() -> None:
-    """Run the command that the arguments name, and leave with its exit code."""
+    """Run the command that the arguments name, and exit with its exit code."""
     app = typer.Typer(
         cls=Objmapper,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
         no_args_is_help=True,
-        # `objmapper completion` is the one way.
+        # `objmapper completion` replaces it.
         add_completion=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
@@ -89,7 +89,7 @@ def run() -> None:
 
 
 def _answer_completion(app: typer.Typer) -> int:
-    """Answer the completion script of a shell. Raises CommandError where the shell's variables are missing or wrong."""
+    """Answer the completion script of a shell. Raises CommandError if the shell's variables are missing or wrong."""
     from typer._completion_classes import completion_init
 
     completion_init()
@@ -97,7 +97,7 @@ def _answer_completion(app: typer.Typer) -> int:
         return _run_app(app)
     except (KeyError, ValueError) as error:
         raise CommandError(
-            f"_OBJMAPPER_COMPLETE is set, but not by a completion script ({error}): unset it", ExitCode.USAGE
+            f"_OBJMAPPER_COMPLETE is set, but not by a completion script ({error}); unset it", ExitCode.USAGE
         ) from error
 
 
@@ -117,7 +117,7 @@ def _run_app(app: typer.Typer) -> int:
 
 
 def _raise_usage_error(error: Any) -> int:
-    """Show the help page where there are no arguments at all. Raises CommandError, with one line, for wrong ones."""
+    """Show the help page if there are no arguments. Raises CommandError, with one line, for wrong ones."""
     if type(error).__name__ == "NoArgsIsHelpError":
         error.show()
         return ExitCode.USAGE

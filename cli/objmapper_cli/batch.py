@@ -1,4 +1,4 @@
-"""One operation on several objects: prints the error of each that the server refuses, and does the others."""
+"""One operation on several objects: prints the server's error for each, and continues with the others."""
 
 import sys
 from collections.abc import Callable, Iterable
@@ -15,7 +15,7 @@ def run_each(uris: Iterable[str], action: Callable[[str], object]) -> int:
             action(uri)
         except ServerReply as error:
             code, line = explain(error)
-            # In the order in which it happened, also where both lead to one place.
+            # Keep the order of output and errors, if both go to one file.
             sys.stdout.flush()
             print_error(line)
             first = first or code

@@ -1,4 +1,4 @@
-"""Checks of what a server needs from its machine; each reports a finding and a remedy."""
+"""Checks of the requirements of a server on this machine; each reports a finding and a remedy."""
 
 import ctypes
 import errno
@@ -20,17 +20,17 @@ SO_PASSRIGHTS: Final = 83
 AT_FDCWD: Final = -100
 MAX_UNIX_PATH: Final = 107
 BACKLOG: Final = 4096
-#: Descriptors that connections never get, and the share of all that may be in flight (engine/src/service.rs).
+#: Reserved descriptors, and the divisor for the share that may be in flight (engine/src/service.rs).
 RESERVED: Final = 32
 IN_FLIGHT_DIVISOR: Final = 4
-#: What the engine asks for over UDP, either way (engine/src/udp/socket.rs).
+#: The engine's socket buffers over UDP, in bytes (engine/src/udp/socket.rs).
 UDP_BUFFER: Final = 4 << 20
 _LIMITS: Final = ("rmem_max", "wmem_max")
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one check found. ``note``: worth knowing, nothing is wrong; ``problem``: a server would suffer."""
+    """The result of one check. ``note``: not an error, but good to know; ``problem``: it impairs a server."""
 
     check: str
     level: Literal["ok", "note", "problem"]
@@ -39,22 +39,22 @@ class Finding:
 
 
 def ok(check: str, finding: str) -> Finding:
-    """All is well."""
+    """Return a finding without a problem."""
     return Finding(check, "ok", finding)
 
 
 def note(check: str, finding: str, cure: str) -> Finding:
-    """Nothing is wrong, but."""
+    """Return a finding that is not an error, with advice."""
     return Finding(check, "note", finding, cure)
 
 
 def problem(check: str, finding: str, cure: str) -> Finding:
-    """Something is wrong."""
+    """Return a problem with its remedy."""
     return Finding(check, "problem", finding, cure)
 
 
 def check_kernel() -> Iterator[Finding]:
-    """Look for the system calls and the socket option that the engine uses."""
+    """Check the system calls and the socket option that the engine uses."""
     yield _check_openat2()
     try:
         os.close(os.memfd_create("objmapper-doctor", os.MFD_CLOEXEC))
@@ -80,31 +80,31 @@ def _check_openat2() -> Finding:
         return ok("openat2", "openat2 works")
     errno_value = ctypes.get_errno()
     if errno_value == errno.ENOSYS:
-        return problem("openat2", f"no openat2 in Linux {os.uname().release}", "use Linux 5.6 or newer")
+        return problem("openat2", f"Linux {os.uname().release} has no openat2", "use Linux 5.6 or newer")
     return problem(
         "openat2", f"openat2 fails: {os.strerror(errno_value)}", "allow openat2 in the container's seccomp profile"
     )
 
 
 def check_descriptors(config: "Config") -> Iterator[Finding]:
-    """Compare RLIMIT_NOFILE with the connections that are asked for."""
+    """Compare RLIMIT_NOFILE with `max_connections`."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     limit = hard if hard != resource.RLIM_INFINITY else 1 << 20
     fits = max(1, limit - RESERVED - limit // IN_FLIGHT_DIVISOR)
     wanted = config.max_connections
     if fits >= wanted:
-        raised = f" (the soft limit, {soft}, is raised)" if soft != hard else ""
-        yield ok("RLIMIT_NOFILE", f"{limit} descriptors are room for {wanted} connections{raised}")
+        raised = f" (the server raises the soft limit, {soft})" if soft != hard else ""
+        yield ok("RLIMIT_NOFILE", f"{limit} descriptors suffice for {wanted} connections{raised}")
     else:
         need = -(-(wanted + RESERVED) * IN_FLIGHT_DIVISOR // (IN_FLIGHT_DIVISOR - 1))
         cure = (
             f"raise it to {need} (LimitNOFILE={need} under systemd, ulimit -Hn {need}), or set max_connections={fits}"
         )
-        yield problem("RLIMIT_NOFILE", f"{limit} descriptors are room for {fits} of {wanted} connections", cure)
+        yield problem("RLIMIT_NOFILE", f"{limit} descriptors suffice for {fits} of {wanted} connections", cure)
 
 
 def check_backlog() -> Iterator[Finding]:
-    """Look at the kernel's cap on connections that wait to be accepted."""
+    """Check the kernel's limit on connections that wait to be accepted."""
     path = Path("/proc/sys/net/core/somaxconn")
     try:
         somaxconn = int(path.read_text(encoding="ascii"))
@@ -114,23 +114,23 @@ def check_backlog() -> Iterator[Finding]:
     if somaxconn >= BACKLOG:
         yield ok("somaxconn", f"{somaxconn} connections may wait to be accepted")
     else:
-        cure = f"sysctl net.core.somaxconn={BACKLOG}, where thousands of clients connect at once"
+        cure = f"sysctl -w net.core.somaxconn={BACKLOG}, if thousands of clients connect at once"
         yield note("somaxconn", f"only {somaxconn} connections may wait to be accepted", cure)
 
 
 def check_root(root: Path | None) -> Iterator[Finding]:
-    """Look whether the root can be read, and who could write to what is handed out."""
+    """Check that the root is readable, and whether clients could write to passed files."""
     if root is None:
-        yield note("root", "no root was named", "objmapper doctor ROOT looks at it, too")
+        yield note("root", "no root given", "objmapper doctor ROOT checks it, too")
         return
     try:
         with os.scandir(root) as entries:
             next(iter(entries), None)
     except OSError as error:
         cure = {
-            errno.ENOENT: "make it, or name another",
+            errno.ENOENT: "create it, or name another",
             errno.ENOTDIR: "name a directory",
-        }.get(error.errno or 0, f"let user {os.geteuid()} read and search it, and search those above it")
+        }.get(error.errno or 0, f"let user {os.geteuid()} read and search it, and search the directories above it")
         yield problem("root", f"{root}: {error.strerror}", cure)
         return
     yield ok("root", f"{root} can be read")
@@ -139,14 +139,14 @@ def check_root(root: Path | None) -> Iterator[Finding]:
     else:
         yield note(
             "read-only",
-            f"clients of the same user ({os.geteuid()}) can open what they get again for writing, "
-            "where the file's permissions let them",
+            f"clients of the server's user ({os.geteuid()}) can reopen a passed file for writing, "
+            "where its permissions let them",
             "run the server as a user of its own, or serve a read-only bind mount",
         )
 
 
 def check_unix_socket(config: "Config") -> Iterator[Finding]:
-    """Look at the socket's directory and at what is in its place."""
+    """Check the socket's directory and the file at its path."""
     path = config.unix
     if path is None:
         return
@@ -163,9 +163,9 @@ def _check_directory(directory: Path, *, is_default: bool) -> Iterator[Finding]:
         found = directory.lstat() if is_default else directory.stat()
     except FileNotFoundError:
         if is_default and os.access(directory.parent, os.W_OK | os.X_OK):
-            yield ok(check, f"{directory} will be made")
+            yield ok(check, f"{directory} will be created")
         else:
-            yield problem(check, f"{directory} is not there", f"mkdir -p {directory}, or choose another path")
+            yield problem(check, f"{directory} does not exist", f"mkdir -p {directory}, or choose another path")
         return
     except OSError as error:
         yield problem(
@@ -174,32 +174,32 @@ def _check_directory(directory: Path, *, is_default: bool) -> Iterator[Finding]:
         return
     mode = stat.S_IMODE(found.st_mode)
     if not stat.S_ISDIR(found.st_mode):
-        yield problem(check, f"{directory} is no directory", "remove it, or choose another path")
+        yield problem(check, f"{directory} is not a directory", "remove it, or choose another path")
     elif found.st_uid not in {os.geteuid(), 0} or (is_default and found.st_uid != os.geteuid()):
         cure = "choose a path below a directory of your own"
-        yield problem(check, f"{directory} belongs to user {found.st_uid}, who could put another socket there", cure)
+        yield problem(check, f"{directory} belongs to user {found.st_uid}, which could put another socket there", cure)
     elif mode & 0o022 and (is_default or not mode & stat.S_ISVTX):
-        # Others may need what they may do now: only a directory of this server's alone is to be changed.
+        # Other programs may need these permissions: advise a change only for the server's own directory.
         cure = "choose a path in a directory of the server's own (mode 0700), such as the default one"
         if is_default:
             cure = f"chmod 0700 {directory}"
-        yield problem(check, f"others may write to {directory} and put another socket there ({mode:04o})", cure)
+        yield problem(check, f"other users may write to {directory} and put another socket there ({mode:04o})", cure)
     elif not os.access(directory, os.W_OK | os.X_OK):
         yield problem(
             check, f"user {os.geteuid()} may not write to {directory}", "choose a path in a directory of your own"
         )
     else:
-        yield ok(check, f"{directory} is fit ({mode:04o}, user {found.st_uid})")
+        yield ok(check, f"{directory} is safe ({mode:04o}, user {found.st_uid})")
 
 
 def _check_socket_file(path: Path) -> Iterator[Finding]:
     try:
         is_socket = stat.S_ISSOCK(path.lstat().st_mode)
     except OSError:
-        # Not there, or in a directory that has a finding of its own.
+        # No file, or in a directory that has its own finding.
         return
     if not is_socket:
-        yield problem("socket", f"{path} is there, and no socket", "remove it, or choose another path")
+        yield problem("socket", f"{path} exists and is not a socket", "remove it, or choose another path")
         return
     with socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(1)
@@ -208,21 +208,21 @@ def _check_socket_file(path: Path) -> Iterator[Finding]:
         yield ok("socket", f"a server listens on {path}")
     elif code == errno.ECONNREFUSED:
         cure = f"start a server, which removes it, or rm {path}"
-        yield problem("socket", f"{path} is stale: no server listens, clients are refused", cure)
+        yield problem("socket", f"{path} is stale: no server listens, connections are refused", cure)
     else:
-        yield problem("socket", f"{path}: {os.strerror(code)}", "see who may connect to it (unix_mode)")
+        yield problem("socket", f"{path}: {os.strerror(code)}", "check its permissions (unix_mode)")
 
 
 def check_access(config: "Config") -> Iterator[Finding]:
-    """Look whether the lists of who may connect can have the say that they are meant to have."""
+    """Check that the allow lists are effective: permissions of the socket, and transports without users."""
     others = bool(config.allow_gid) or not set(config.allow_uid) <= {os.geteuid(), 0}
     if config.unix is not None and others and not config.unix_mode & 0o022:
         finding = f"the socket's permissions ({config.unix_mode:04o}) keep out users that allow_uid and allow_gid name"
-        cure = "set unix_mode to 0666 (under systemd SocketMode=), and the lists decide"
+        cure = "set unix_mode to 0666 (under systemd SocketMode=), so that the lists decide"
         yield note("lists and permissions", finding, cure)
     streams = [name for name in ("tcp", "udp") if getattr(config, name) is not None]
     if streams and (config.allow_uid or config.allow_gid):
-        finding = f"allow_uid and allow_gid are for the Unix socket; {' and '.join(streams)} admit every client"
+        finding = f"allow_uid and allow_gid apply to the Unix socket only; {' and '.join(streams)} admit every client"
         yield note(
             "lists and networks",
             finding,
@@ -231,7 +231,7 @@ def check_access(config: "Config") -> Iterator[Finding]:
 
 
 def check_ports(config: "Config") -> Iterator[Finding]:
-    """Look whether the addresses on the network can be had."""
+    """Check that the network addresses are free."""
     running = _running_listeners(config.admin)
     if config.tcp is not None:
         yield _check_port("tcp", config.tcp, running)
@@ -242,7 +242,7 @@ def check_ports(config: "Config") -> Iterator[Finding]:
 
 
 def _running_listeners(admin: str | None) -> frozenset[str]:
-    """The names of the settings whose addresses an objmapper server has that answers at the admin address."""
+    """The settings whose addresses a running objmapper server has, as its admin endpoint reports them."""
     from objmapper_cli.admin_client import AdminClient
     from objmapper_cli.errors import CommandError
 
@@ -251,7 +251,7 @@ def _running_listeners(admin: str | None) -> frozenset[str]:
     try:
         return frozenset({"admin", *AdminClient(admin).read("/stats", "transports")["transports"]})
     except (CommandError, TypeError):
-        # None answers, or something else.
+        # No server answers, or another program.
         return frozenset()
 
 
@@ -264,25 +264,25 @@ def _check_port(setting: str, listen: str, running: frozenset[str]) -> Finding:
         family = socket.AF_INET6 if ":" in point.host else socket.AF_INET
         with socket.socket(family, kind) as probe:
             if kind == socket.SOCK_STREAM:
-                # A port that an ended server's connections still linger on can be had; for datagrams this would hide
-                # one who has it.
+                # A port with connections of a stopped server in TIME_WAIT is free. For datagrams this option would
+                # hide a user of the port.
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((point.host, point.port))
     except OSError as error:
         if error.errno == errno.EADDRINUSE and setting in running:
-            return ok(f"{setting} port", f"{listen} is an objmapper server's that runs already")
+            return ok(f"{setting} port", f"a running objmapper server has {listen}")
         list_command = "ss -lunp" if kind == socket.SOCK_DGRAM else "ss -ltnp"
         cure = {
-            errno.EADDRINUSE: f"end who has it ({list_command}), or set {setting} to another, or to none",
+            errno.EADDRINUSE: f"end the process that has it ({list_command}), or set another {setting} address",
             errno.EADDRNOTAVAIL: "name an address that this machine has (ip address)",
-            errno.EACCES: "take a port from 1024 on, or grant CAP_NET_BIND_SERVICE",
+            errno.EACCES: "choose a port from 1024 on, or grant CAP_NET_BIND_SERVICE",
         }.get(error.errno or 0, f"set {setting} to an address that this machine has")
         return problem(f"{setting} port", f"{listen}: {error.strerror or error}", cure)
-    return ok(f"{setting} port", f"{listen} can be had")
+    return ok(f"{setting} port", f"{listen} is free")
 
 
 def check_udp(config: "Config") -> Iterator[Finding]:
-    """Look at what UDP is given: room in the kernel, and who can ask."""
+    """Check UDP: the kernel's buffers, the address and the trusted networks."""
     if config.udp is None:
         return
     yield _check_udp_buffers()
@@ -292,13 +292,13 @@ def check_udp(config: "Config") -> Iterator[Finding]:
     try:
         host = point.resolve().host
     except OSError:
-        # The port's own finding says so.
+        # The finding of the port reports it.
         return
     if not ipaddress.ip_address(host).is_loopback:
         yield note(
             "udp address",
             f"{config.udp} is not loopback: every host that reaches it may read every object, unencrypted",
-            "listen on 127.0.0.1, or let a firewall say who may ask",
+            "listen on 127.0.0.1, or restrict access with a firewall",
         )
     for network in map(ipaddress.ip_network, config.udp_trusted):
         if network.is_global or network.prefixlen == 0:
@@ -314,11 +314,9 @@ def _check_udp_buffers() -> Finding:
     try:
         limit = min(int(Path(f"/proc/sys/net/core/{name}").read_text(encoding="ascii")) for name in _LIMITS)
     except OSError:
-        # Another network namespace than the first one does not show them.
-        return ok(check, "the kernel does not say how much a socket may have")
+        # Only the initial network namespace shows them.
+        return ok(check, "this network namespace does not show the kernel's limit")
     if limit < UDP_BUFFER:
         cure = f"sysctl -w {' '.join(f'net.core.{name}={UDP_BUFFER}' for name in _LIMITS)}"
-        return note(
-            check, f"a socket may have {limit} bytes: bursts over UDP lose datagrams, and are asked again", cure
-        )
-    return ok(check, f"a socket may have {limit} bytes")
+        return note(check, f"a socket may buffer {limit} bytes: bursts over UDP lose datagrams, and cost retries", cure)
+    return ok(check, f"a socket may buffer {limit} bytes")

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 class Download:
-    """An object, or a range of it, that the server has begun to answer with: `size` bytes where that is known.
+    """An object, or a range of it, whose response has begun: `size` bytes, if known.
 
-    Made before there is a place to write to, so that a missing object leaves no trace of a file. To be closed.
+    Make it before the output file, so that a missing object creates no file. The caller closes it.
     """
 
     def __init__(self, client: Client, uri: str, offset: int = 0, length: int | None = None) -> None:
@@ -44,14 +44,14 @@ class Download:
         if self.object is not None:
             self.object.close()
         elif error is not None:
-            # To close a stream is to wait for the little that is still to come; an interrupted command does not.
+            # Closing a stream waits for the rest of its content; an interrupted command does not wait.
             with suppress(type(error)):
                 self._chunks.throw(error)
 
     def write(self, target: int, progress: Callable[[int], None]) -> int:
-        """Write all of it to a descriptor. Returns how many bytes it has.
+        """Write the content to a descriptor. Returns its number of bytes.
 
-        Raises what `Client.stream` raises, OSError, CommandError.
+        Raises the errors of `Client.stream`, OSError, CommandError.
         """
         if self.object is None:
             return write_pieces(target, chain((self._first,), self._chunks), progress)
@@ -59,6 +59,6 @@ class Download:
         written = copy_to(self.object.fileno(), target, self.size, self._offset, progress)
         if written < self.size:
             raise CommandError(
-                f"{self._uri}: it shrank while it was copied ({written} of {self.size} bytes); try again"
+                f"{self._uri}: the object shrank while it was copied ({written} of {self.size} bytes); try again"
             )
         return written

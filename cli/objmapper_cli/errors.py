@@ -13,17 +13,17 @@ P = ParamSpec("P")
 INTERRUPTED: Final = 128 + signal.SIGINT
 
 ADVICE: Final = {
-    errno.ENOSPC: "free some space, or choose another place",
-    errno.EDQUOT: "free some of your quota, or choose another place",
+    errno.ENOSPC: "free some space, or choose another path",
+    errno.EDQUOT: "free some of your quota, or choose another path",
     errno.EFBIG: "the file system or a limit (ulimit -f) allows no larger file",
-    errno.EBADF: "standard input or output is closed, and this needs it",
-    errno.EADDRINUSE: "choose another, or end the process that has it",
-    errno.EADDRNOTAVAIL: "this machine does not have that address",
+    errno.EBADF: "open standard input and output; one of them is closed",
+    errno.EADDRINUSE: "choose another address, or end the process that has it",
+    errno.EADDRNOTAVAIL: "choose an address of this machine",
 }
 
 
 class ExitCode(IntEnum):
-    """What the exit code says."""
+    """The exit codes."""
 
     DONE = 0
     FAILED = 1
@@ -36,7 +36,7 @@ class ExitCode(IntEnum):
 
 
 class CommandError(Exception):
-    """A command failed: what, and what to try, in one line."""
+    """A command failed; the message is one line with problem and remedy."""
 
     def __init__(self, message: str, code: ExitCode = ExitCode.FAILED) -> None:
         super().__init__(message)
@@ -64,12 +64,12 @@ def _os_error_line(error: OSError) -> str:
     reason = os.strerror(error.errno) if error.errno else problem
     advice = f"; {ADVICE[error.errno]}" if error.errno in ADVICE else ""
     if error.errno == errno.EADDRINUSE and not subject.startswith(("unix:", "/")):
-        advice += "; port 0 is any free one"
+        advice += "; port 0 selects a free one"
     return f"{subject}{problem}{'' if reason == problem else f' ({reason})'}{advice}"
 
 
 def _exit_code_of(error: Exception) -> ExitCode | None:
-    """Return the code of an error with a message of its own; None for errors of the system and all others."""
+    """Return the code of one of our errors; None for errors of the system and all others."""
     if isinstance(error, CommandError):
         return error.code
     if isinstance(error, sys.modules["objmapper_server"].ConfigError if "objmapper_server" in sys.modules else ()):
@@ -119,7 +119,7 @@ def with_exit_code(command: Callable[P, int | None]) -> Callable[P, None]:
 
 
 def print_error(line: str) -> None:
-    """Print one line on stderr. Where stderr is closed, only the exit code is left."""
+    """Print one line on stderr. If stderr is closed, only the exit code reports the error."""
     from objmapper_client.errors import printable
 
     try:
@@ -129,7 +129,7 @@ def print_error(line: str) -> None:
 
 
 def _exit_by_sigpipe() -> NoReturn:
-    """End as every other program in a pipeline does: quietly, by the signal."""
+    """End by SIGPIPE, without a message, like other programs in a pipeline."""
     discard_output()
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     os.kill(os.getpid(), signal.SIGPIPE)
@@ -137,7 +137,7 @@ def _exit_by_sigpipe() -> NoReturn:
 
 
 def discard_output() -> None:
-    """Empty the output buffer, which the interpreter would flush, and complain about, at its end."""
+    """Discard buffered output that cannot be written: the interpreter would report an error at its end."""
     try:
         sys.stdout.flush()
     except (OSError, ValueError):

@@ -23,7 +23,7 @@ def for_terminal(uri: str) -> str:
 
 
 def print_line(text: str) -> None:
-    """Print a line in UTF-8, whatever the terminal's encoding is: URIs are UTF-8."""
+    """Print a line in UTF-8 for every encoding of the terminal: URIs are UTF-8."""
     sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape") + b"\n")
     if sys.stdout.isatty():
         sys.stdout.buffer.flush()
@@ -41,7 +41,7 @@ def print_json(document: Mapping[str, object]) -> None:
 
 
 def print_fetched(uri: str, file: str, size: int | None, fetched: bool) -> None:
-    """Print the file of an object as JSON; `fetched` is false where the file was up to date."""
+    """Print the file of an object as JSON; `fetched` is false if the file was up to date."""
     print_text(json.dumps({"uri": uri, "file": file, "size": size, "fetched": fetched}))
 
 
@@ -61,7 +61,7 @@ def format_seconds(mtime: int, mtime_ns: int | None) -> str:
 
 
 def format_time(mtime: int, mtime_ns: int | None = None) -> str:
-    """A time, in seconds since 1970, as UTC; as @SECONDS where the year is out of range."""
+    """A time, in seconds since 1970, as UTC; as @SECONDS if the year is out of range."""
     rest = 0 if mtime_ns is None else mtime_ns - mtime * NANOSECONDS
     try:
         return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(mtime)) + (f".{rest:09}Z" if rest else "Z")
@@ -70,14 +70,14 @@ def format_time(mtime: int, mtime_ns: int | None = None) -> str:
 
 
 def format_micros(value: float) -> str:
-    """Return a time in the unit that suits it."""
+    """Return a time with a suitable unit."""
     if value < 1000:
         return f"{value:.1f} µs"
     return f"{value / 1000:.1f} ms" if value < 1e6 else f"{value / 1e6:.2f} s"
 
 
 def format_bytes(value: float) -> str:
-    """Return a number of bytes in the unit that suits it."""
+    """Return a number of bytes with a suitable unit."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if value < 1024:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
@@ -86,5 +86,5 @@ def format_bytes(value: float) -> str:
 
 
 def format_count(value: float) -> str:
-    """Return a count, whole from ten on."""
+    """Return a count, as a whole number from ten on."""
     return f"{value:,.0f}" if value >= 10 or value == int(value) else f"{value:.1f}"

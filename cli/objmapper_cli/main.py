@@ -6,16 +6,16 @@ import signal
 import sys
 from typing import Final
 
-#: Of a stream that is closed: what fails at once when it is used, so that it is said, and takes its number.
+#: Opened in place of a closed stream: it takes the number, and every use of it fails at once with an error.
 UNUSABLE_FLAGS: Final = {0: os.O_WRONLY, 1: os.O_RDONLY, 2: os.O_WRONLY}
 
-#: How characters of our own texts are spelled in an encoding that has not got them.
+#: Replacements for characters of our messages that an encoding lacks.
 ASCII_REPLACEMENTS: Final = {"µ": "u", "…": "...", "×": "x", "–": "-", "·": "."}
 
 
 def main() -> None:
-    """Run the command that the arguments name, and leave with its exit code."""
-    # Until there is a command that has its own way of ending, Ctrl-C ends this quietly, as it does any program.
+    """Run the command that the arguments name, and exit with its exit code."""
+    # Until the command handles it, Ctrl-C ends the process without a message.
     if interruptible := signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     reserve_standard_streams()
@@ -50,9 +50,9 @@ def replace_unencodable(error: UnicodeError) -> tuple[str, int]:
 
 
 def reserve_standard_streams() -> None:
-    """Have standard input, output and error, whichever of them the caller has closed.
+    """Open standard input, output and error if the caller has closed them.
 
-    The next socket or file would get the number, and what is meant for people would be written into it.
+    Otherwise the next socket or file would get the number, and messages would be written into it.
     """
     for descriptor, flags in UNUSABLE_FLAGS.items():
         try:

@@ -6,7 +6,7 @@ from objmapper_cli.errors import CommandError, ExitCode
 
 
 def uri_of(argument: str) -> str:
-    """The URI that an argument names: in a locale without UTF-8 it may hold surrogate escapes. Raises CommandError."""
+    """The URI that an argument names: in a locale without UTF-8 it may have surrogate escapes. Raises CommandError."""
     try:
         argument.encode()
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""Options that every command which talks to a server has, and the client that they describe."""
+"""The common options of commands that connect to a server, and the client for them."""
 
 from collections.abc import Callable
 from typing import Annotated
@@ -15,12 +15,12 @@ ServerOption = Annotated[
     str | None,
     typer.Option(metavar="ADDRESS", help="unix:/PATH, tcp://HOST:PORT or udp://HOST:PORT.", envvar="OBJMAPPER_SERVER"),
 ]
-TimeoutOption = Annotated[float, typer.Option(metavar="SECONDS", help="The longest wait for the server.")]
+TimeoutOption = Annotated[float, typer.Option(metavar="SECONDS", help="Maximum wait for a response.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, one document a line.")]
 
 
 WaitOption = Annotated[
-    str, typer.Option(metavar="TIME", help="How long to wait for a server that is starting, such as 30s or 2m.")
+    str, typer.Option(metavar="TIME", help="Maximum wait for a server that is starting, such as 30s or 2m.")
 ]
 UNITS = {"": 1.0, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -31,17 +31,19 @@ def parse_seconds(flag: str, text: str) -> float:
 
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h|)", text.strip())
     if match is None or float(match[1]) * UNITS[match[2]] > MAX_WAIT:
-        raise CommandError(f"{flag} {text}: a time is a number with a unit, such as 30s, 2m or 500ms", ExitCode.USAGE)
+        raise CommandError(
+            f"{flag}: expected a number with a unit, such as 30s, 2m or 500ms (got {text})", ExitCode.USAGE
+        )
     return float(match[1]) * UNITS[match[2]]
 
 
 def complete_with(*names: str) -> Callable[[], list[str]]:
-    """What a shell offers for an option that has one of these values."""
+    """The shell completion of an option that has one of these values."""
     return lambda: list(names)
 
 
 def model_names() -> list[str]:
-    """The names of the concurrency models. It loads the server: called where a shell completes, or a text is wrong."""
+    """The names of the concurrency models. It imports the server, so call it only for shell completion and errors."""
     from objmapper_server.concurrency import Concurrency
 
     return [model.value for model in Concurrency]
@@ -55,11 +57,11 @@ def open_client(
     Raises CommandError, AddressError.
     """
     if not timeout > 0:
-        raise CommandError(f"--timeout {timeout}: more than 0 seconds are needed", ExitCode.USAGE)
+        raise CommandError(f"--timeout: expected more than 0 seconds (got {timeout})", ExitCode.USAGE)
     return Client(
         parse(server) if server else default_address(),
         timeout=timeout,
-        # One more, which requests share.
+        # One more: the shared connection.
         max_connections=max(8, parallel + 1),
         mode=mode,
         wait=parse_seconds("--wait", wait),

@@ -13,13 +13,13 @@ STDOUT = 1
 
 @contextmanager
 def open_output_file(name: str | None, *, sync: bool = False) -> Iterator[int]:
-    """Yield a descriptor to write to, for the time of the block; after a failure the file is as it was before.
+    """Yield a descriptor to write to within the block; after a failure the file is unchanged.
 
-    ``None`` and ``-`` are standard output. A device or a pipe is written to as it is: a rename would put a file in its
-    place. With `sync` a file is on the disk when the block has ended. Raises OSError with the name.
+    ``None`` and ``-`` are standard output. A device or a pipe is written directly: a rename would replace it by a file.
+    With `sync` a file is on the disk when the block has ended. Raises OSError with the name.
     """
     if name in (None, "-"):
-        # After a signal a progress bar is taken off the terminal.
+        # After a signal, remove the progress bar from the terminal.
         with naming_file("standard output"), exiting_on_signals():
             yield STDOUT
         return
@@ -40,7 +40,7 @@ def naming_file(name: str) -> Iterator[None]:
 
 
 def make_directories(path: Path, *, sync: bool = False) -> None:
-    """Make a directory and those above it, where they are missing; with `sync` their names are on the disk then."""
+    """Make a directory and its missing parents; with `sync` their names are on the disk on return."""
     missing = [each for each in (path, *path.parents) if not each.exists()] if sync else []
     path.mkdir(parents=True, exist_ok=True)
     for each in missing:
@@ -49,9 +49,9 @@ def make_directories(path: Path, *, sync: bool = False) -> None:
 
 @contextmanager
 def exiting_on_signals() -> Iterator[None]:
-    """Turn SIGTERM and SIGHUP into an orderly way out within the block.
+    """Turn SIGTERM and SIGHUP into SystemExit within the block.
 
-    One that was ignored when the command started stays ignored: nohup does that with SIGHUP.
+    A signal that was ignored at the start stays ignored: nohup ignores SIGHUP.
     """
 
     def exit_on_signal(number: int, _: FrameType | None) -> None:

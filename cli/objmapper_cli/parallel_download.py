@@ -1,7 +1,7 @@
-"""Many objects into a directory, several at once; those that are there already are not fetched again.
+"""Downloads many objects into a directory in parallel, and skips files that are up to date.
 
-An object counts as there when a file has its size and its modification time, as exactly as the local file system keeps
-it: files get the time of their objects. What is in the way of one object is said, and the others are fetched.
+A file is up to date if it has the size and the modification time of its object, within the precision of the local file
+system: a file gets the time of its object. An error of one object is printed, and the others are fetched.
 """
 
 import contextlib
@@ -26,25 +26,25 @@ from objmapper_client.client import Client
 from objmapper_client.errors import ObjmapperError, RemoteProtocolError, ServerReply
 from objmapper_client.protocol.v2_responses import LeftOut
 
-#: Seconds that those at work get to clean up after an interruption.
+#: Seconds for the threads to clean up after an interruption.
 _CLEANUP_TIMEOUT = 2.0
-#: What the next object would meet as well.
+#: Errors that the next object would get as well.
 _FATAL_ERRNOS = (
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EPIPE
 )  # fmt: skip
 
 
-#: Called with what is in place: URI, file, size, and whether it was fetched.
+#: Called for each file in place: URI, file, size, and whether it was fetched.
 OnDownloaded = Callable[[str, str, int | None, bool], None]
 
 
 class DownloadTask(NamedTuple):
-    """An object, its place, and what is known of it, None where nothing is."""
+    """An object, the path of its file, and its metadata; None if unknown."""
 
     uri: str
     path: Path
     size: int | None = None
-    #: Seconds since 1970, and the same in nanoseconds where the server says them.
+    #: Seconds since 1970, and the same in nanoseconds if the server sends them.
     mtime: int | None = None
     mtime_ns: int | None = None
 
@@ -52,16 +52,16 @@ class DownloadTask(NamedTuple):
 def tasks_below(
     client: Client, prefix: str, folder: Path, left_out: Callable[[LeftOut], None] | None = None
 ) -> Iterator[DownloadTask]:
-    """Everything that begins with a prefix; in the folder it is called what follows the prefix's last slash.
+    """All objects that begin with a prefix; the path in the folder is the part after the prefix's last slash.
 
-    `left_out` is called with what the server cannot list. Raises RemoteProtocolError for a name that would lead out of
+    Calls `left_out` for each file that the server cannot list. Raises RemoteProtocolError for a name that leads out of
     the folder.
     """
     start = f"/{prefix.removeprefix('/')}".rindex("/") + 1
     for entry in client.list(prefix) if left_out is None else client.list(prefix, left_out=left_out):
         parts = entry.uri[start:].split("/")
         if any(part in ("", ".", "..") or "\0" in part for part in parts):
-            raise RemoteProtocolError(f"{entry.uri!r}: the server lists what is no path below {prefix}")
+            raise RemoteProtocolError(f"{entry.uri!r}: the server listed a URI that is no path below {prefix}")
         path = folder.joinpath(*map(local_name, parts))
         yield DownloadTask(entry.uri, path, entry.size, entry.mtime, entry.mtime_ns)
 
@@ -73,11 +73,11 @@ def download_all(
     sync: bool = False,
     on_downloaded: OnDownloaded | None = None,
 ) -> tuple[int, int]:
-    """Fetch them all. Returns an exit code, and how many they were. With `sync` they are on the disk then.
+    """Fetch all objects. Returns an exit code and the number of objects. With `sync` the files are on the disk.
 
-    The code is that of the first that the server refused, or that something local was in the way of; the others are
-    fetched all the same, and the end says how many were not. Raises what ends everything: a full disk, and errors of
-    the connection.
+    The code is that of the first object that failed, by the server's error or a local one. The others are fetched, and
+    a last message has the number of failures. Raises errors that concern all objects: a full disk, and errors of the
+    connection.
     """
     count = 0
     with exiting_on_signals(), Progress("objects") as progress:
@@ -107,13 +107,13 @@ def is_up_to_date(task: DownloadTask) -> bool:
     try:
         found = task.path.lstat()
     except OSError:
-        # Fetching it meets the same error, and says it.
+        # The download gets the same error, and reports it.
         return False
     return stat.S_ISREG(found.st_mode) and found.st_size == task.size and _has_mtime(found.st_mtime_ns, task)
 
 
 def _has_mtime(local_ns: int, task: DownloadTask) -> bool:
-    """Whether a file's time is the object's, as exactly as the file system keeps it: it cuts digits off."""
+    """Whether a file's time is the object's, within the precision of the file system, which truncates digits."""
     if task.mtime_ns is None:
         return local_ns // NANOSECONDS == task.mtime
     precision = 1
@@ -123,7 +123,7 @@ def _has_mtime(local_ns: int, task: DownloadTask) -> bool:
 
 
 def concerns_one_object(error: Exception) -> bool:
-    """Whether the others can be fetched all the same."""
+    """Whether the error concerns one object, so that others can be fetched."""
     if isinstance(error, ServerReply | CommandError):
         return True
     return isinstance(error, OSError | OverflowError) and (
@@ -138,11 +138,11 @@ def _obstacle(path: Path) -> str:
         return ""
     if stat.S_ISREG(mode) or stat.S_ISLNK(mode):
         return ""
-    return "a directory" if stat.S_ISDIR(mode) else "what is no regular file"
+    return "a directory" if stat.S_ISDIR(mode) else "a special file"
 
 
 class _Cancelled(BaseException):
-    """The work is over before it was done."""
+    """The download was cancelled."""
 
 
 class DownloadPool:
@@ -177,27 +177,27 @@ class DownloadPool:
             raise self.failure
 
     def _start_thread(self) -> None:
-        # The process does not wait for one that hangs in a connection: `leave` removes what it had begun.
+        # A daemon: the process does not wait for a thread that hangs in a connection. `abort` removes its partial file.
         thread = threading.Thread(target=self._worker_loop, daemon=True)
         try:
             thread.start()
         except RuntimeError as error:
             if not self._threads:
-                raise CommandError(f"{error}: end other processes, or raise the limit (ulimit -u)") from error
-            # Those that there are do the work.
+                raise CommandError(f"{error}; end other processes, or raise the limit (ulimit -u)") from error
+            # Continue with the threads that exist.
             self._max_threads = len(self._threads)
         else:
             self._threads.append(thread)
 
     def finish(self) -> None:
-        """Wait until everything is done."""
+        """Wait until all downloads are done."""
         for _ in self._threads:
             self.submit(None)
         for thread in self._threads:
             thread.join()
 
     def abort(self) -> None:
-        """Stop, and leave nothing half done behind."""
+        """Stop the threads, and remove partial files."""
         self._stop.set()
         deadline = time.monotonic() + _CLEANUP_TIMEOUT
         for thread in self._threads:
@@ -234,11 +234,11 @@ class DownloadPool:
             make_directories(task.path.parent, sync=self._sync)
             obstacle = _obstacle(task.path)
             if obstacle:
-                raise CommandError(f"{task.path}: {obstacle} is in the way of {task.uri}")
+                raise CommandError(f"{task.path}: {obstacle} is in the place of the file of {task.uri}; move it away")
             with atomic_file(task.path, partial_files=self._partial_files, sync=self._sync) as target:
                 size = download.write(target, self._advance)
                 if download.object is not None:
-                    # Also where it has changed since it was listed, these are the bytes of this moment.
+                    # If the object has changed since the listing, these are the time and the bytes of the opened file.
                     mtime_ns = os.fstat(download.object.fileno()).st_mtime_ns
                     os.utime(target, ns=(mtime_ns, mtime_ns))
                 elif task.mtime is not None:
@@ -247,7 +247,7 @@ class DownloadPool:
         self.report(task, size, True)
 
     def report(self, task: DownloadTask, size: int | None, fetched: bool) -> None:
-        """Say that a file is in place, one at a time."""
+        """Report a file that is in place, one call at a time."""
         if self._on_downloaded is not None:
             with self._lock:
                 self._on_downloaded(task.uri, str(task.path), size, fetched)

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Final, Never, Self
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-#: Seconds. What is over before that needs no bar, and does not pay for its import.
+#: Seconds. A shorter transfer shows no bar, and does not import its library.
 DELAY: Final = 0.5
 
 
 class Progress:
-    """Counts the bytes of one transfer: call it with those of each step."""
+    """Counts the bytes of one transfer: call it with the bytes of each step."""
 
     def __init__(self, name: str, size: int | None = None) -> None:
         self._name = name
@@ -38,7 +38,7 @@ class Progress:
             self._bar = self._new_bar()
 
     def reached(self, done: int) -> None:
-        """Count up to what has been done so far."""
+        """Set the number of bytes done so far."""
         self(done - self._done)
 
     def _new_bar(self) -> "tqdm[Never]":

@@ -13,10 +13,10 @@ from objmapper_server.settings.setting_info import completions, is_switch, setti
 
 
 def with_flags(function: Callable[..., int], config: type[Config]) -> Callable[..., int]:
-    """Return the function with an argument for each setting in place of its ``**flags``: text as it was typed, or None.
+    """Return the function with an argument for each setting in place of its ``**flags``: the text of the flag, or None.
 
-    The settings themselves say what is wrong with a text. Its own arguments stay behind them, but ``no_admin``: that
-    is behind the settings of the admin endpoint.
+    `Config` validates the texts. The function's own arguments follow the settings, except ``no_admin``, which follows
+    the settings of the admin endpoint.
     """
     settings = [_argument(config, name) for name, info in setting_infos(config).items() if info.has_flag]
     own_arguments = [

@@ -8,14 +8,14 @@ from objmapper_client.protocol.v2_responses import LeftOut
 
 
 class SkippedFiles:
-    """Prints each file that it is called with; `code` is the exit code for them."""
+    """Called with each file, prints it; `code` is the exit code."""
 
     def __init__(self) -> None:
         self.code: int = ExitCode.DONE
 
     def __call__(self, found: LeftOut) -> None:
         """Print the file, and the reason."""
-        # In the order in which it happened, also where both lead to one place.
+        # Keep the order of output and errors, if both go to one file.
         sys.stdout.flush()
         print_error(f"{os.fsdecode(found.path)}: left out: {found.reason}")
         self.code = ExitCode.FAILED

@@ -1,4 +1,4 @@
-"""``objmapper stats --watch`` on a terminal: the current figures, each with a line of its history."""
+"""``objmapper stats --watch`` on a terminal: the current values, each with a line of its history."""
 
 import time
 from collections import deque
@@ -13,7 +13,7 @@ from objmapper_cli.output_file import exiting_on_signals
 Document = Mapping[str, Any]
 BARS: Final = "▁▂▃▄▅▆▇█"
 PLAIN_BARS: Final = "_.-=+*#@"
-#: Samples that are kept; a line shows as many as there is room for.
+#: Samples in memory; a line shows those that fit.
 HISTORY_LENGTH: Final = 240
 #: Columns that the other cells of a row need.
 OTHER_COLUMNS: Final = 34
@@ -21,16 +21,16 @@ OUTAGES: Final = (ExitCode.NOT_REACHED, ExitCode.TIMEOUT)
 
 
 def rate_of(field: str) -> Callable[[Document, Document, float], float]:
-    """Return how much a counter grew a second."""
+    """Return the growth of a counter a second."""
     return lambda now, before, seconds: max(0, now[field] - before[field]) / seconds
 
 
 def value_of(field: str) -> Callable[[Document, Document, float], float]:
-    """Return what a figure is."""
+    """Return the value of a field."""
     return lambda now, _before, _seconds: float(now[field])
 
 
-#: Name, how a value is written, and how it is read from this document and the one before.
+#: Name, formatter, and reader of a value from this document and the previous one.
 ROWS: Final[tuple[tuple[str, Callable[[float], str], Callable[[Document, Document, float], float]], ...]] = (
     ("requests/s", format_count, rate_of("requests_total")),
     ("bytes/s", format_bytes, rate_of("bytes_total")),
@@ -76,7 +76,7 @@ class History:
         seconds = max(now["uptime"] - before["uptime"], 1e-3)
         self.columns = {}
         for column, figures in {"total": now, **now["transports"]}.items():
-            # One that was not there before has grown by nothing yet.
+            # A new transport has not grown yet.
             previous = before if column == "total" else before["transports"].get(column, figures)
             self.columns[column] = {name: figure_of(figures, previous, seconds) for name, _, figure_of in ROWS}
         if before is not now:
@@ -87,13 +87,13 @@ class History:
 def watch_statistics(
     read_statistics: Callable[[], Document], title: Callable[[Document], str], interval: float
 ) -> None:
-    """Redraw until interrupted. After the first answer, wait for a server that is not reached."""
+    """Redraw until interrupted. After the first answer, wait while the server is not reachable."""
     from rich.console import Console, Group
     from rich.live import Live
     from rich.table import Table
     from rich.text import Text
 
-    # NO_COLOR is rich's own affair; so is a terminal without it.
+    # rich handles NO_COLOR, and terminals without colour.
     console = Console(highlight=False)
     bars = BARS if (console.encoding or "").lower().startswith("utf") else PLAIN_BARS
     history = History()
@@ -118,7 +118,7 @@ def watch_statistics(
         return Group(head, Text(models), table)
 
     with exiting_on_signals(), ExitStack() as stack:
-        # `Live` hides the cursor. A signal that comes before its block begins would leave it hidden.
+        # `Live` hides the cursor. A signal before its block begins would leave it hidden.
         stack.callback(console.show_cursor, True)
         live = stack.enter_context(Live(draw(), console=console, auto_refresh=False, screen=False))
         while True:

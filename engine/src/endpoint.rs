@@ -101,7 +101,13 @@ impl Endpoint {
             failed => {
                 // The runtime has reported a panic on stderr.
                 let _ = thread.join();
-                let lost = || StartError::new(Errno::CANCELED, "the model ended before it served", address);
+                let lost = || {
+                    StartError::new(
+                        Errno::CANCELED,
+                        "the concurrency model stopped before it served",
+                        address,
+                    )
+                };
                 Err(failed.ok().and_then(Result::err).unwrap_or_else(lost))
             }
         }

@@ -182,7 +182,7 @@ impl Engine {
     pub fn set_concurrency(&self, transport: Transport, model: Model) -> Result<bool, StartError> {
         let mut endpoints = unpoisoned(self.endpoints.lock());
         if self.draining.load(Relaxed) {
-            let why = "the server drains: its models stay as they are";
+            let why = "the server drains, so its models cannot change";
             return Err(StartError::new(Errno::SHUTDOWN, why, transport.name()));
         }
         let Some(endpoint) = endpoints.iter_mut().find(|endpoint| endpoint.ingress.transport() == transport)

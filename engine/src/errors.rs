@@ -77,7 +77,7 @@ pub enum Error {
 }
 
 impl Error {
-    pub const QUEUE_FULL: Error = Error::Busy("the server's queue is full, try again");
+    pub const QUEUE_FULL: Error = Error::Busy("the server's queue is full; try again");
 
     pub fn is_queue_full(&self) -> bool {
         matches!((self, Self::QUEUE_FULL), (Error::Busy(why), Error::Busy(full)) if *why == full)
@@ -101,8 +101,8 @@ impl Error {
             Errno::XDEV => Error::Outside,
             Errno::NXIO | Errno::NODEV | Errno::ISDIR => Error::NotRegular,
             Errno::NAMETOOLONG => Error::BadPath,
-            Errno::MFILE | Errno::NFILE => Error::Busy("the server has no file descriptor left, try again"),
-            Errno::AGAIN => Error::Busy("the path is being renamed, try again"),
+            Errno::MFILE | Errno::NFILE => Error::Busy("the server has no file descriptor left; try again"),
+            Errno::AGAIN => Error::Busy("the path is being renamed; try again"),
             Errno::NOMEM => Error::OutOfMemory,
             other => Error::Storage(other),
         }
@@ -151,96 +151,93 @@ impl fmt::Display for Error {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let text = match self {
             Error::NotFound => "no such object",
-            Error::BadPath => "not a URI of an object: empty, '.', '..' and over-long segments are refused",
-            Error::Symlink => "a symbolic link, and this server does not follow them",
+            Error::BadPath => "invalid URI: a segment is empty, '.', '..' or too long",
+            Error::Symlink => {
+                "a symbolic link, which this server does not follow; start it with --follow-symlinks"
+            }
             Error::Outside => "outside the root",
             Error::NotRegular => "not a regular file",
             Error::NoPermission => "the server may not read this object",
             Error::ModeNeedsUnix => {
-                "descriptors pass over Unix sockets only: ask for copy or splice, or put the content"
+                "descriptors pass over Unix sockets only; use copy or splice, or put the content"
             }
             Error::NotAdmitted => {
-                "this user may not connect: the server's allow_uid and allow_gid say who may"
+                "this user may not connect; the server's allow_uid and allow_gid list the users that may"
             }
             Error::NotForThisUser => {
-                "this client may not use this URI: the server's allow_prefix says which users and groups may"
+                "this client may not use this URI; the server's allow_prefix lists the users and groups that may"
             }
             Error::Busy(why) => why,
             Error::OutOfMemory => "out of memory",
-            Error::NotWritable => "this server takes no writes: start it with --writable",
+            Error::NotWritable => "this server accepts no writes; start it with --writable",
             Error::MayNotWrite => {
-                "the server's user may not write there: give it read, write and search permission on the directory"
+                "the server's user may not write there; give it read, write and search permission on the directory"
             }
-            Error::WriteToLink => {
-                "a symbolic link, and writes replace regular files only: choose another URI"
-            }
-            Error::IsDirectory => "a directory, not an object: choose another URI",
-            Error::NotDirectory => "a part of the URI is an object, not a directory: choose another URI",
+            Error::WriteToLink => "a symbolic link, which a write does not replace; choose another URI",
+            Error::IsDirectory => "a directory, not an object; choose another URI",
+            Error::NotDirectory => "a part of the URI is an object, not a directory; choose another URI",
             Error::NoDirectory => {
-                "the directory does not exist on the server: make it there, or ask the put to make it"
+                "the directory does not exist on the server; create it there, or let the put create it"
             }
             Error::OtherFileSystem => {
-                "another file system is mounted there, and writes reach only the one that the root is on: serve that \
-                 directory as a root of its own"
+                "another file system is mounted there, and writes stay on the root's file system; serve that directory as \
+                 a root of its own"
             }
             Error::Conflict => {
-                "the object is not in the state that the request asks for: stat it, then decide whether to try again"
+                "the object does not meet the request's condition; stat it, then decide whether to try again"
             }
             Error::BadEtag => {
-                "not an etag: it is the 16 hex digits of stat or put, or '*' for whatever is there"
+                "invalid etag: expected the 16 hex digits of stat or put, or '*' for any version"
             }
             Error::BadDescriptor => {
-                "not a descriptor that can be put: it must be a regular file that is open for reading; send anything \
-                 else as content"
+                "invalid descriptor: expected a regular file that is open for reading; send other data as content"
             }
-            Error::TooLarge => {
-                "more bytes than this server stores in one object: its max_object_size says how many"
-            }
+            Error::TooLarge => "larger than the server allows; its max_object_size is the limit",
             Error::UploadTooSlow => {
-                "the content comes too slowly: the server's min_upload_rate and upload_timeout say how fast it must come"
+                "the upload is too slow; the server's min_upload_rate and upload_timeout are the limits"
             }
             Error::SourceNotLocal => {
-                "the file that was passed is on a file system in user space, over a network, or unknown to the server: \
-                 send the content"
+                "the passed file is on a file system that is in user space, on a network, or unknown to the server; send \
+                 the content"
             }
             Error::SourceStuck => {
-                "the file that was passed does not answer: its file system is stuck; put it again when it can be read"
+                "the file system of the passed file does not respond; put the file again when it can be read"
             }
             Error::SourceShrank => {
-                "the file became shorter while it was copied: put it again when no program writes to it"
+                "the file became shorter while it was copied; put it again when no program writes to it"
             }
             Error::BadCursor => {
-                "not a cursor of this listing: send the one of the page before unchanged and with the same prefix, or \
-                 none to start again"
+                "invalid cursor: expected the previous page's, unchanged and with the same prefix; send none to start \
+                 again"
             }
             Error::StagingGone => {
-                "the server's directory .objmapper, in which writes are prepared, was removed: restart the server"
+                "the server's directory .objmapper, in which it prepares writes, was removed; restart the server"
             }
             Error::RootGone => {
-                "the server's root directory was removed, renamed or unmounted: put it back, and the server serves it again"
+                "the server's root directory was removed, renamed or unmounted; put it back, and the server serves it again"
             }
             Error::Storage(Errno::NOSPC) => {
-                "no space left on the server's file system: make room, then put again"
+                "no space left on the server's file system; free some space, then put again"
             }
             Error::Storage(Errno::DQUOT) => {
-                "the quota of the server's user is used up: make room, then put again"
+                "the quota of the server's user is used up; free some space, then put again"
             }
             Error::Storage(Errno::FBIG) => {
                 "larger than the server's file system, or its limit on file sizes (ulimit -f), allows"
             }
             Error::Storage(Errno::ROFS) => "the server's file system is mounted read-only",
             Error::Storage(Errno::IO) => {
-                "the server's disk failed (input/output error): see its kernel log before you trust it again"
+                "the server's disk failed (input/output error); check its kernel log before you trust it again"
             }
             Error::Storage(errno) => return write!(out, "storage failed: {errno}"),
             Error::Refused(Status::InvalidRequest) => {
-                "not a URI: it must be UTF-8 of 1 to 4096 bytes without NUL"
+                "invalid URI: expected UTF-8 of 1 to 4096 bytes without NUL"
             }
             Error::Refused(Status::UriTooLong) => "the URI is longer than 4096 bytes",
             Error::Refused(Status::ProtocolError) => "not a request of this protocol",
-            Error::Refused(Status::CapabilityError) => "more requests ahead than were agreed on",
-            Error::Refused(Status::VersionMismatch) => "this server speaks versions 1 and 2",
-            Error::Refused(Status::InvalidMode) => "no mode or operation that is in force here",
+            Error::Refused(Status::CapabilityError) => "more pending requests than the handshake allows",
+            Error::Refused(Status::VersionMismatch) => "unsupported version; this server supports 1 and 2",
+            Error::Refused(Status::InvalidMode) => "unsupported mode or operation",
             Error::Refused(_) => "refused",
             Error::TooSlow => "the request took too long to arrive",
             Error::DeadlinePassed => "the request's deadline has passed",

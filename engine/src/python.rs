@@ -81,7 +81,7 @@ pub fn socket_address(given: &Bound<'_, PyAny>) -> PyResult<Option<SocketAddr>> 
 }
 
 fn numeric(text: &str) -> PyResult<SocketAddr> {
-    text.parse().map_err(|_| PyValueError::new_err(format!("not a numeric ADDRESS:PORT: {text:?}")))
+    text.parse().map_err(|_| PyValueError::new_err(format!("expected a numeric ADDRESS:PORT (got {text:?})")))
 }
 
 /// Duplicates the descriptors, since Python keeps its own.
@@ -91,7 +91,7 @@ pub fn sockets(given: &Bound<'_, PyAny>) -> PyResult<Vec<Arc<OwnedFd>>> {
 
 fn borrowed(number: i32) -> PyResult<Arc<OwnedFd>> {
     if number < 0 {
-        return Err(PyValueError::new_err(format!("no descriptor: {number}")));
+        return Err(PyValueError::new_err(format!("expected a descriptor (got {number})")));
     }
     // SAFETY: the descriptor is only borrowed for the call; if the number is not open, the call fails with EBADF.
     let borrowed_fd = unsafe { BorrowedFd::borrow_raw(number) };
@@ -130,8 +130,9 @@ fn seconds(name: &str, value: f64) -> PyResult<Duration> {
     if value > A_CENTURY.as_secs_f64() {
         return Ok(A_CENTURY);
     }
-    Duration::try_from_secs_f64(value)
-        .map_err(|error| PyValueError::new_err(format!("{name} is no number of seconds ({value}): {error}")))
+    Duration::try_from_secs_f64(value).map_err(|error| {
+        PyValueError::new_err(format!("{name}: expected a number of seconds (got {value}): {error}"))
+    })
 }
 
 /// Threads do not survive a fork, and the child's copies of their locks may stay held for ever: the child must not
@@ -141,20 +142,20 @@ fn of_this_process(what: &str, process: Pid) -> PyResult<()> {
         return Ok(());
     }
     Err(PyRuntimeError::new_err(format!(
-        "this {what} belongs to process {}, of which this one is a fork: use it there",
+        "this {what} belongs to process {}, of which this one is a fork; use it there",
         process.as_raw_pid()
     )))
 }
 
 fn transport_named(name: &str) -> PyResult<Transport> {
-    Transport::from_name(name).ok_or_else(|| PyValueError::new_err(format!("no such transport: {name:?}")))
+    Transport::from_name(name)
+        .ok_or_else(|| PyValueError::new_err(format!("unknown transport (got {name:?})")))
 }
 
 fn model_named(name: &str) -> PyResult<Model> {
     let known = Model::ALL.map(Model::name).join(", ");
-    Model::from_name(name).ok_or_else(|| {
-        PyValueError::new_err(format!("no such concurrency model: {name:?} (there are: {known})"))
-    })
+    Model::from_name(name)
+        .ok_or_else(|| PyValueError::new_err(format!("expected one of {known} (got {name:?})")))
 }
 
 /// Every call releases the interpreter while it works or waits.
@@ -312,7 +313,7 @@ impl TryFrom<PyPlan> for Plan {
             (Some(path), None, None) => Target::Unix(path),
             (None, Some(text), None) => Target::Tcp(numeric(&text)?),
             (None, None, Some(text)) => Target::Udp(numeric(&text)?),
-            _ => return Err(PyValueError::new_err("a load has one target: unix, tcp or udp")),
+            _ => return Err(PyValueError::new_err("expected one target: unix, tcp or udp")),
         };
         let protocol = match given.dialect.as_str() {
             "fdpass" => LoadProtocol::Objmapper(Mode::FdPass),
@@ -325,7 +326,7 @@ impl TryFrom<PyPlan> for Plan {
             "redis" => LoadProtocol::Redis,
             "pull" => LoadProtocol::Pull,
             "memcached" => LoadProtocol::Memcached,
-            other => return Err(PyValueError::new_err(format!("no such dialect: {other:?}"))),
+            other => return Err(PyValueError::new_err(format!("unknown protocol (got {other:?})"))),
         };
         let by_datagrams = matches!(target, Target::Udp(_));
         let speaks = match protocol {
@@ -335,22 +336,24 @@ impl TryFrom<PyPlan> for Plan {
         };
         if !speaks || (by_datagrams && (given.pipeline > 1 || given.rate.is_some() || given.reconnect)) {
             return Err(PyValueError::new_err(
-                "over UDP a load is copy, pull or memcached, in a closed loop of one request at a time",
+                "over UDP, expected copy, pull or memcached, and one request at a time: no pipeline, rate or reconnect",
             ));
         }
         if given.rate.is_some() && given.reconnect {
-            return Err(PyValueError::new_err("a load with reconnect has no rate: leave out one of them"));
+            return Err(PyValueError::new_err(
+                "rate and reconnect exclude each other; leave out one of them",
+            ));
         }
         if given.uris.is_empty() || given.pipeline == 0 || !(1..=MAX_CLIENTS).contains(&given.clients) {
             return Err(PyValueError::new_err(format!(
-                "a load needs a URI, a pipeline above 0 and from 1 to {MAX_CLIENTS} clients"
+                "expected a URI, a pipeline above 0, and 1 to {MAX_CLIENTS} clients"
             )));
         }
         let interval = given.rate.map(|rate| {
             let interval = Duration::try_from_secs_f64(given.clients as f64 / rate).ok();
             interval.filter(|interval| !interval.is_zero() && *interval <= A_CENTURY).ok_or_else(|| {
                 PyValueError::new_err(format!(
-                    "rate is out of range ({rate}): give requests a second, above 0 and below {} for {} clients",
+                    "rate: expected requests a second, above 0 and below {} for {} clients (got {rate})",
                     given.clients * 1_000_000_000,
                     given.clients
                 ))

@@ -112,7 +112,7 @@ impl Service {
         let mut notices = staging.as_ref().map_or(Vec::new(), |staging| staging.notices().to_vec());
         if let (Some(name), true) = (remote, settings.cache_size > 0) {
             notices.push(format!(
-                "nothing is kept in memory: the root is on {name}, where another machine may change an object unseen"
+                "no objects are cached: the root is on {name}, where another machine may change an object unseen"
             ));
         }
         let limit = raise_descriptor_limit(&mut notices);
@@ -164,8 +164,8 @@ impl Service {
         let limit = self.limit;
         if free == 0 {
             let why = format!(
-                "RLIMIT_NOFILE is {limit}, and not one client could be served: the server has some {own} descriptors open \
-                 itself and keeps {RESERVED_DESCRIPTORS} in reserve; raise it to {} at least (ulimit -n, LimitNOFILE=)",
+                "RLIMIT_NOFILE is too low to serve one client (got {limit}): the server uses about {own} descriptors and \
+                 reserves {RESERVED_DESCRIPTORS}; raise it to at least {} (ulimit -n, LimitNOFILE=)",
                 RESERVED_DESCRIPTORS + own + MIN_CLIENTS
             );
             return Err(StartError::new(Errno::MFILE, why, "ulimit -n"));
@@ -329,7 +329,7 @@ fn remote_name(mapping: &Mapping) -> Result<Option<&'static str>, StartError> {
     remote_file_systems::remote_name(mapping.root()).map_err(|errno| {
         StartError::new(
             errno,
-            "cannot tell the file system of this root",
+            "cannot get the type of this root's file system",
             mapping.name().display().to_string(),
         )
     })

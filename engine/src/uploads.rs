@@ -47,7 +47,7 @@ impl Uploads {
         let mut users = self.users();
         let share = users.entry(user).or_default();
         if self.max_uploads > 0 && share.uploads >= self.max_uploads {
-            return Err(Error::Busy("this user has as many uploads under way as one may have, try again"));
+            return Err(Error::Busy("this user has reached its limit of uploads; try again"));
         }
         share.uploads += 1;
         drop(users);

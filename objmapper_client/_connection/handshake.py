@@ -71,7 +71,9 @@ def negotiate(connection: Connection) -> Effects[bool]:
             if Capability.EXTENDED not in capabilities:
                 return False
             if remainder:
-                raise ConnectionFailed(f"{connection.address}: the server closes the connection, and takes no requests")
+                raise ConnectionFailed(
+                    f"{connection.address}: the server is closing the connection and accepts no more requests"
+                )
             connection.version = 2
             connection.max_pipeline = max(1, min(MAX_PIPELINE, max_pipeline))
             return True

@@ -263,7 +263,9 @@ class Multiplexer:
 
     def _on_close_frame(self, frame: object) -> None:
         if not isinstance(frame, CloseFrame):
-            raise RemoteProtocolError(f"{self.connection.address}: the server confirmed a close that was not")
+            raise RemoteProtocolError(
+                f"{self.connection.address}: the server confirmed a close that the client did not send"
+            )
         self.is_closing = self.is_refusing = True
 
     def _begin_content(self, pending: PendingRequest, content_len: int) -> None:
@@ -320,7 +322,9 @@ class Multiplexer:
             pending.is_done = False
             pending.failure = type(error)(*error.args)
             self.pending[pending.request_id] = pending
-        return self.fail(ConnectionFailed(f"{self.connection.address}: the connection was given up ({error})"))
+        return self.fail(
+            ConnectionFailed(f"{self.connection.address}: the client closed the connection after an error ({error})")
+        )
 
     def fail(self, error: ConnectionFailed | None) -> list[PendingRequest]:
         """Closes the connection and fails its requests, which it returns. `error` None: the server closed it."""

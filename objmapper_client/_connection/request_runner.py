@@ -287,6 +287,6 @@ def require_version_2(pool: Pool, pending: PendingRequest, operation: str) -> Ef
 def unsupported_error(pool: Pool, operation: str) -> UnsupportedOperation:
     """The error for an operation that version 1 lacks."""
     return UnsupportedOperation(
-        f"{pool.address}: no {operation}: the server speaks version 1 of the protocol,"
+        f"{pool.address}: {operation} is not supported: the server speaks version 1 of the protocol,"
         " which can only open and read objects"
     )

@@ -33,7 +33,7 @@ class DescriptorRefused(Exception):
 def lost_descriptor_error() -> DescriptorLimit:
     """The error for a passed descriptor that the kernel dropped because this process is at its limit."""
     return DescriptorLimit(
-        "a passed descriptor did not fit into this process: raise its limit (ulimit -n) or close descriptors"
+        "this process has no number left for a passed descriptor; raise the limit (ulimit -n) or close descriptors"
     )
 
 

@@ -17,7 +17,9 @@ def plan_copies(system: Any, path1: Any, path2: Any, recursive: bool, maxdepth: 
     if isinstance(path1, list) and isinstance(path2, list):
         sources, targets = system._strip_protocol(path1), system._strip_protocol(path2)
         if len(sources) != len(targets):
-            raise ValueError(f"there are {len(sources)} paths to copy, and {len(targets)} to copy to")
+            raise ValueError(
+                f"expected as many targets as sources (got {len(sources)} sources, {len(targets)} targets)"
+            )
     else:
         is_one = isinstance(path1, str)
         matches = is_one and is_pattern(path1) and not system.exists(path1)
@@ -42,7 +44,7 @@ def plan_copies(system: Any, path1: Any, path2: Any, recursive: bool, maxdepth: 
         if target.startswith(source.rstrip("/") + "/"):
             raise OSError(errno.EINVAL, "a directory cannot be copied into itself", source)
         if target in target_set or (target in source_set and source != target):
-            raise OSError(errno.EEXIST, "another object that is copied is there, or goes there", target)
+            raise OSError(errno.EEXIST, "another source of this copy has this path, or is copied to it", target)
         target_set.add(target)
     return pairs
 
@@ -183,5 +185,5 @@ class TreeOperations(Listing):
         if self.info(path)["type"] != "directory":
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
         if self._has_objects(path) or self._made_directories.below(path):
-            raise OSError(errno.ENOTEMPTY, "there are objects in the directory", path)
+            raise OSError(errno.ENOTEMPTY, "the directory has objects", path)
         self._made_directories.forget(path)

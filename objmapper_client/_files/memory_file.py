@@ -27,7 +27,7 @@ class MemoryFile:
         Raises RemoteProtocolError, DescriptorLimit.
         """
         if size > MAX_CONTENT:
-            raise RemoteProtocolError(f"a content of {size} bytes fits no file")
+            raise RemoteProtocolError(f"the content is larger than any file can be (got {size} bytes)")
         self._begin()
         if size == 0:
             return memoryview(bytearray())

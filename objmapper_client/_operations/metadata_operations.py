@@ -126,7 +126,7 @@ class ListRequest(SimpleRequest[Page]):
                     raise RemoteProtocolError(f"the server listed {uri!r}, which does not begin with {self.uri!r}")
                 # The first test is cheap, and most URIs pass it.
                 if ("/." in uri or "//" in uri or uri[0] == "." or uri[-1] == "/") and _has_invalid_segment(uri):
-                    raise RemoteProtocolError(f"the server listed {uri!r}, which has a segment that no object can have")
+                    raise RemoteProtocolError(f"the server listed {uri!r}, which has an invalid segment")
         except RemoteProtocolError as error:
             raise protocol_violation(self, str(error)) from error
         return listed, cursor, left_out
@@ -164,13 +164,13 @@ class PageProgress:
                 last = entry.uri
                 new.append(entry)
             elif entry.uri < last:
-                raise RemoteProtocolError(f"{self._prefix}: the server listed {entry.uri!r} behind {last!r}")
+                raise RemoteProtocolError(f"{self._prefix}: the server listed {entry.uri!r} after {last!r}")
         if new:
             self._last = last
             self._cursors.clear()
         if self.cursor is not None:
             if self.cursor in self._cursors or len(self._cursors) > _EMPTY_PAGES:
-                raise RemoteProtocolError(f"{self._prefix}: the server's list does not go on behind {last!r}")
+                raise RemoteProtocolError(f"{self._prefix}: the server's list does not advance after {last!r}")
             self._cursors.add(self.cursor)
         return new
 

@@ -201,10 +201,8 @@ def is_complete(first: PendingRequest, offset: int, length: int | None) -> bool:
         return prefix < MAX_SHARED or prefix == length
     wanted = range_length(size, offset, length)
     if prefix != min(wanted, MAX_SHARED):
-        comparison = "of" if prefix < wanted else "bytes, more than"
-        raise protocol_violation(
-            first, f"{first.uri}: the server sent {prefix} {comparison} the {wanted} bytes that it has"
-        )
+        message = f"{first.uri}: the server sent {prefix} bytes of a content of {wanted}"
+        raise protocol_violation(first, message)
     return prefix == wanted
 
 

@@ -75,10 +75,7 @@ def _begin(
             f"{connection.address}: the server sends {head.content_len} bytes, more than requested"
         )
     if size is not None and head.content_len != (expected := range_length(size, offset or 0, max_bytes)):
-        comparison = "of" if head.content_len < expected else "bytes, more than"
-        raise RemoteProtocolError(
-            f"{uri}: the server sends {head.content_len} {comparison} the {expected} bytes that it has"
-        )
+        raise RemoteProtocolError(f"{uri}: the server sends {head.content_len} bytes of a content of {expected}")
     return Download(connection, head.content_len, head.metadata, requested)
 
 
@@ -108,7 +105,9 @@ def next_head(
                 raise error_for(head.status, head.metadata.message or "", uri)
             return head
         if isinstance(head, CloseAck):
-            raise RemoteProtocolError(f"{connection.address}: the server confirmed a close that was not")
+            raise RemoteProtocolError(
+                f"{connection.address}: the server confirmed a close that the client did not send"
+            )
         # It answers what it has read, and no more is sent on this connection.
         connection.is_closing = True
     return None
@@ -235,7 +234,7 @@ def expect_end(connection: Connection) -> None:
         connection.is_closing |= isinstance(found, CloseFrame)
         is_more = not connection.responses.is_empty
     if is_more:
-        raise RemoteProtocolError(f"{connection.address}: the server sent more content than it promised")
+        raise RemoteProtocolError(f"{connection.address}: the server sent more content than announced")
 
 
 def abort(pool: Pool, download: Download) -> None:

@@ -137,7 +137,7 @@ class _Upload:
             return
         connection.responses.feed(data)
         if next_head(connection, request_id, Operation.PUT, self._uri, is_spent=True) is not None:
-            raise RemoteProtocolError(f"{connection.address}: the server confirmed a put before it had come")
+            raise RemoteProtocolError(f"{connection.address}: the server confirmed a put before its content was sent")
 
     def _next_piece(self, sent: int) -> Effects[bytes | memoryview]:
         """Reads the next piece of the content. Raises LocalProtocolError if it does not fit the declared length."""
@@ -165,9 +165,7 @@ class _Upload:
                 raise self._mismatch()
 
     def _mismatch(self) -> LocalProtocolError:
-        return LocalProtocolError(
-            f"{self._uri}: length: the data does not have the promised {self._source.length} bytes"
-        )
+        return LocalProtocolError(f"{self._uri}: length: the data does not have {self._source.length} bytes")
 
     def _report(self, sent: int) -> Effects[None]:
         progress = self._progress

@@ -115,7 +115,7 @@ def _buffer_view_of(data: object) -> memoryview | None:
             f"data: the bytes of {_type_name(data)} cannot be read ({error}); convert it to bytes"
         ) from error
     if "O" in view.format:
-        raise TypeError(f"data: {_type_name(data)} holds Python objects, which are no bytes; convert it to bytes")
+        raise TypeError(f"data: {_type_name(data)} holds Python objects instead of bytes; convert it to bytes")
     if not view.contiguous:
         raise TypeError(f"data: {_type_name(data)} is not contiguous in memory; copy it first")
     # An array with a dimension of length 0 cannot be cast.
@@ -138,7 +138,7 @@ def _type_name(data: object) -> str:
 
 def _check_length(actual: int, declared: int | None) -> int:
     if declared is not None and declared != actual:
-        raise LocalProtocolError(f"length: the data has {actual} bytes, not {declared}")
+        raise LocalProtocolError(f"length: the data has {actual} bytes (got {declared})")
     return actual
 
 
@@ -184,9 +184,9 @@ def _source_from_file(file: Any, length: int | None) -> Source | None:
 
 def _source_from_readable(file: Any, length: int | None) -> Effects[Source]:
     if isinstance(file, io.TextIOBase):
-        raise TypeError("a text file has no bytes: open it in binary mode")
+        raise TypeError("data: expected a binary file (got a text file); open it in binary mode")
     if hasattr(file, "readable") and not file.readable():
-        raise LocalProtocolError("the file is not open for reading")
+        raise LocalProtocolError("data: the file is not open for reading")
     if hasattr(file, "flush") and hasattr(file, "writable") and file.writable():
         yield RunBlocking(file.flush)
     source = _source_from_file(file, length)
@@ -216,7 +216,9 @@ def _read_pieces(file: Any) -> Iterator[bytes | memoryview]:
     read = file.read1 if isinstance(file, _BUFFERS) and _has_read_methods_of(file, *_BUFFERS) else file.read
     while (piece := read(_PIECE)) is None or len(piece):
         if piece is None:
-            raise LocalProtocolError("the file does not block and has no data yet: read it yourself, or have it block")
+            raise LocalProtocolError(
+                "data: the file is non-blocking and has no data yet; make it blocking, or read it first"
+            )
         yield to_bytes_view(piece)
 
 

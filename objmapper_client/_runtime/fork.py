@@ -28,4 +28,4 @@ forks = _Generation
 
 def forked_error(uri: str) -> LocalProtocolError:
     """The error for a stream of the parent process: both processes would read from one connection."""
-    return LocalProtocolError(f"{uri}: the stream was begun before a fork; begin another one in this process")
+    return LocalProtocolError(f"{uri}: the stream started before a fork; start another one in this process")

@@ -118,7 +118,7 @@ def _retry_on_change(
 
 def _check_arguments(uri: str, mode: Mode, offset: int = 0, length: int | None = None) -> None:
     if mode is not Mode.COPY:
-        message = f"over UDP objects come by copy, not by {mode.name.lower()}, which needs a stream"
+        message = f"over UDP only copy is supported (got {mode.name.lower()}); use unix: or tcp://"
         raise UnsupportedMode(Status.INVALID_MODE, message, uri)
     check_range(offset, length)
 
@@ -204,7 +204,7 @@ def next_chunk(pool: Pool, download: UdpDownload, max_bytes: int) -> Effects[byt
         try:
             _, segment = yield from _fetch(download.connection, download.uri, download.offset, length, download.version)
         except ObjectChanged:
-            message = "it was changed while it was streamed; open() and read() begin again by themselves"
+            message = "it changed while it was streamed; try again, or use open() or read(), which try again themselves"
             raise error_for(Status.CONFLICT, message, download.uri) from None
         download.segment = memoryview(segment)
     chunk = bytes(download.segment[:max_bytes])
@@ -251,4 +251,4 @@ def delete(pool: Pool, uri: str, if_match: str | None) -> NoReturn:  # noqa: ARG
 
 
 def _unsupported(pool: Pool, operation: str, advice: str = "use unix: or tcp://") -> UnsupportedOperation:
-    return UnsupportedOperation(f"{pool.address}: no {operation} over UDP: {advice}")
+    return UnsupportedOperation(f"{pool.address}: {operation} is not supported over UDP; {advice}")

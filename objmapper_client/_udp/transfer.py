@@ -269,7 +269,7 @@ class Transfer:
         if self.total is None:
             self._begin(data.total)
         elif self.total != data.total:
-            raise self._violation("gave one state of the object two sizes")
+            raise self._violation("sent two sizes of one version of the object")
         self._newest_answered = max(self._newest_answered, sent)
         # Duplicate and useless pieces are not progress and reset no timer.
         if self._store(data.offset - self.offset, data.payload, index) or is_first:

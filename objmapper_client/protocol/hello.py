@@ -87,7 +87,7 @@ def decode_hello_ack(data: bytes) -> HelloAck | ErrorReply | None:
         return ErrorReply(status, message.decode(errors="replace")) if len(message) == length else None
     found = _version(data)
     if found is not None and found < 0:
-        raise RemoteProtocolError("invalid hello acknowledgement: this is no objmapper server")
+        raise RemoteProtocolError("invalid hello acknowledgement: not an objmapper server")
     if found is not None and found != VERSION:
         raise RemoteProtocolError(f"the server answers with version {found}, the client requested {VERSION}")
     if len(data) < HELLO_ACK_SIZE:

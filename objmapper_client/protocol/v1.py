@@ -75,7 +75,7 @@ def encode_uri(uri: str) -> bytes:
     if not raw or len(raw) > MAX_URI:
         raise LocalProtocolError(f"invalid URI: expected 1 to {MAX_URI} bytes (got {len(raw)})")
     if 0 in raw:
-        raise LocalProtocolError(f"invalid URI {uri!r}: it has a NUL")
+        raise LocalProtocolError(f"invalid URI {uri!r}: it contains NUL")
     return raw
 
 

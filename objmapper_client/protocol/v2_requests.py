@@ -59,7 +59,7 @@ def pack_numbers(form: struct.Struct, *values: object) -> bytes:
     try:
         return form.pack(*values)
     except struct.error as error:
-        raise LocalProtocolError(f"a number does not fit the wire: {error}") from None
+        raise LocalProtocolError(f"number out of range: {error}") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +125,7 @@ def encode_request(
     """
     raw = encode_uri(uri)
     if (parameters.content_len is None) == (operation is Operation.PUT):
-        raise LocalProtocolError("a put says how long its content is, and nothing else does")
+        raise LocalProtocolError("content_len: required for a put, and for nothing else")
     # `_value_` is the plain attribute behind the property `value`, which is slow.
     mode = operation._value_
     # Compare the identity first: comparing all fields is slow, and most requests have no parameters.
@@ -135,7 +135,7 @@ def encode_request(
     head = pack_numbers(_REQUEST_HEAD, _REQUEST, request_id, flags | HAS_PARAMETERS, mode, len(raw))
     tail = _encode_parameters(parameters)
     if len(tail) > MAX_PARAMETERS:
-        raise LocalProtocolError(f"parameters have at most {MAX_PARAMETERS} bytes, these {len(tail)}")
+        raise LocalProtocolError(f"parameters: expected at most {MAX_PARAMETERS} bytes (got {len(tail)})")
     return head + raw + _U16.pack(len(tail)) + tail
 
 
@@ -155,7 +155,7 @@ def encode_with_tail(request_id: int, operation: Operation, uri: str, tail: byte
 
 def _encode_parameters(parameters: Parameters) -> bytes:
     if parameters.content_len is not None and parameters.content_len > MAX_CONTENT:
-        raise LocalProtocolError(f"a content of {parameters.content_len} bytes is more than any file can have")
+        raise LocalProtocolError(f"content_len: more bytes than any file can have (got {parameters.content_len})")
     out = bytearray()
     for kind, (name, form) in _NUMBERS.items():
         number = getattr(parameters, name)
@@ -167,9 +167,9 @@ def _encode_parameters(parameters: Parameters) -> bytes:
             try:
                 raw = text.encode("latin-1") if isinstance(text, str) else text
             except UnicodeEncodeError:
-                raise LocalProtocolError(f"{text!r} is no etag") from None
+                raise LocalProtocolError(f"invalid etag {text!r}: expected 16 hex digits") from None
             if len(raw) > MAX_PARAMETERS:
-                raise LocalProtocolError(f"an etag has 16 hex digits, this one {len(raw)} characters")
+                raise LocalProtocolError(f"invalid etag: expected 16 hex digits (got {len(raw)} characters)")
             out += encode_tlv(kind, raw)
     if parameters.make_parents:
         out += encode_tlv(_MAKE_PARENTS, b"")

@@ -108,7 +108,7 @@ def encode_response(request_id: int, status: int, content_len: int = 0, metadata
             try:
                 out += encode_tlv(kind, text.encode(encoding))
             except UnicodeEncodeError:
-                raise LocalProtocolError(f"{text!r} is no {name} that the wire can carry") from None
+                raise LocalProtocolError(f"invalid {name} {text!r}: not {encoding}") from None
     if metadata.cursor is not None:
         out += encode_tlv(_CURSOR, metadata.cursor)
     return pack_numbers(_RESPONSE_HEAD, _RESPONSE, request_id, status, content_len, len(out)) + bytes(out)
@@ -237,7 +237,9 @@ class ResponseDecoder:
         if self._at == len(self._buffer):
             return None
         if self._buffer[self._at] != _MARKER:
-            raise RemoteProtocolError(f"the server sent {self._buffer[self._at]:02x} where a descriptor's byte belongs")
+            raise RemoteProtocolError(
+                f"the server sent the byte {self._buffer[self._at]:02x} instead of a descriptor's"
+            )
         self._at += 1
         return True
 
@@ -253,12 +255,12 @@ def _decode_metadata(data: bytes) -> Metadata:
     found: dict[str, int | str | bytes] = {}
     for tlv in decode_tlvs(data):
         if tlv is None:
-            raise RemoteProtocolError("the server sent metadata that do not fit their length")
+            raise RemoteProtocolError("the server sent metadata that ends inside an entry")
         kind, raw = tlv
         if kind in _NUMBERS:
             name, form = _NUMBERS[kind]
             if len(raw) != form.size:
-                raise RemoteProtocolError(f"the server sent a {name} of {len(raw)} bytes: it has {form.size}")
+                raise RemoteProtocolError(f"the server sent a {name} of {len(raw)} bytes (expected {form.size})")
             found[name] = form.unpack(raw)[0]
         elif kind in _STRINGS:
             name, encoding = _STRINGS[kind]
@@ -271,7 +273,7 @@ def _decode_metadata(data: bytes) -> Metadata:
 def in_nanoseconds(mtime: int, nanoseconds: int) -> int:
     """Returns a time in nanoseconds. Raises RemoteProtocolError if `nanoseconds` is a second or more."""
     if nanoseconds >= _SECOND:
-        raise RemoteProtocolError(f"the server sent a time with {nanoseconds} nanoseconds")
+        raise RemoteProtocolError(f"the server sent a time with {nanoseconds} nanoseconds, a second or more")
     return mtime * _SECOND + nanoseconds
 
 
@@ -316,7 +318,7 @@ def _reason(kind: int, path: bytes) -> str | None:
         return "its name is not UTF-8, so it has no URI"
     if kind == _UNREADABLE:
         is_directory = path.endswith(b"/")
-        return f"the server may not {'read this directory' if is_directory else 'look at it: its directory is closed'}"
+        return f"the server may not {'read this directory' if is_directory else 'search its directory'}"
     return "its URI would be longer than 4,096 bytes" if kind == _LONG else None
 
 
@@ -378,7 +380,7 @@ def decode_details(content: bytes) -> tuple[list[Entry], list[LeftOut]]:
 
 def _decode_listed_uri(raw: bytes) -> str:
     if not 0 < len(raw) <= MAX_URI or 0 in raw:
-        raise RemoteProtocolError(f"the server listed what no object can be called: {raw[:80]!r}")
+        raise RemoteProtocolError(f"the server listed an invalid URI: {raw[:80]!r}")
     try:
         return raw.decode()
     except UnicodeDecodeError:

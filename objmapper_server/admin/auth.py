@@ -82,16 +82,20 @@ class AccessControl:
     def _refusal(self, scope: Scope, headers: Headers) -> JSONResponse | None:
         host = headers.get("host", "")
         if not is_local(host, self._bound_host, self._names()):
-            return _problem(HTTPStatus.FORBIDDEN, f"Host {host!r} is not this server; admin_host allows further names")
+            return _problem(HTTPStatus.FORBIDDEN, f"Host: unknown name (got {host!r}); add it to admin_host")
         if not all(_is_origin_of(origin, host) for origin in headers.getlist("origin")):
-            return _problem(HTTPStatus.FORBIDDEN, f"Origin {headers['origin']!r} is not this server")
+            return _problem(HTTPStatus.FORBIDDEN, f"Origin: not this server (got {headers['origin']!r})")
         if not all(site in OWN_SITES for site in headers.getlist("sec-fetch-site")) and not _is_link(scope, headers):
-            return _problem(HTTPStatus.FORBIDDEN, f"Sec-Fetch-Site {headers['sec-fetch-site']!r}: another site asks")
+            return _problem(HTTPStatus.FORBIDDEN, f"Sec-Fetch-Site: not this site (got {headers['sec-fetch-site']!r})")
         if scope["method"] not in READS and not self._may_write(scope, headers):
-            return _problem(HTTPStatus.UNAUTHORIZED, f"a write needs {ADVICE}", {"WWW-Authenticate": "Bearer"})
+            return _problem(
+                HTTPStatus.UNAUTHORIZED,
+                f"a write requires {ADVICE}",
+                {"WWW-Authenticate": "Bearer"},
+            )
         length = headers.get("content-length", "0")
         if length.isdecimal() and int(length) > MAX_CONTENT:
-            return _problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"no more than {MAX_CONTENT} bytes are read")
+            return _problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the content has more than {MAX_CONTENT} bytes")
         return None
 
     def _may_write(self, scope: Scope, headers: Headers) -> bool:
@@ -139,7 +143,7 @@ def _bounded(receive: Receive) -> Receive:
         message = await receive()
         received += len(message.get("body", b""))
         if received > MAX_CONTENT:
-            raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"no more than {MAX_CONTENT} bytes are read")
+            raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the content has more than {MAX_CONTENT} bytes")
         return message
 
     return receive_bounded

@@ -21,32 +21,32 @@ LABELS: Final = ("transport", "model", "mode", "status")
 
 #: Field of a transport's statistics → help.
 GAUGES: Final = {
-    "connections": "Connections that are open.",
-    "connections_waiting": "Connections that were accepted and wait for a thread.",
+    "connections": "Open connections.",
+    "connections_waiting": "Accepted connections that wait for a thread.",
     "active_threads": "Threads that serve.",
-    "queue_depth": "Requests that wait in the queue.",
-    "queue_depth_max": "The deepest that the queue has been since start.",
+    "queue_depth": "Requests in the queue.",
+    "queue_depth_max": "Maximum depth of the queue since start.",
 }
 COUNTERS: Final = {
-    "connections_total": ("connections_accepted", "Connections that were accepted."),
-    "rejected_total": ("rejected", "Connections and requests that were refused for want of room."),
-    "accept_failures_total": ("accept_failures", "Attempts to accept that failed for want of a descriptor or memory."),
-    "timeouts_total": ("timeouts", "Connections that were closed because the client was too slow."),
-    "protocol_errors_total": ("protocol_errors", "Connections that were closed because the client broke the protocol."),
-    "panics_total": ("panics", "Connections that a fault of the server's ended; stderr says where in the program."),
-    "steals_total": ("steals", "Sessions that one worker took from another (work-stealing)."),
+    "connections_total": ("connections_accepted", "Accepted connections."),
+    "rejected_total": ("rejected", "Connections and requests that were rejected at a limit."),
+    "accept_failures_total": ("accept_failures", "Attempts to accept that failed for lack of a descriptor or memory."),
+    "timeouts_total": ("timeouts", "Connections closed because the client was too slow."),
+    "protocol_errors_total": ("protocol_errors", "Connections closed because the client violated the protocol."),
+    "panics_total": ("panics", "Connections closed by an error in the server; stderr names the place in the program."),
+    "steals_total": ("steals", "Sessions that a worker took from another one (work-stealing)."),
     "parks_total": ("parks", "Times that a worker went to sleep (work-stealing)."),
 }
 
 #: Metric family of datagrams → label, its values, and help. The field's name starts with the value.
 DATAGRAMS: Final = {
-    "received": ("kind", ("plain", "pull", "noise"), "Datagrams that came; noise is no question, and not answered."),
-    "sent": ("kind", ("reply", "data", "retry", "error"), "Datagrams that were sent."),
+    "received": ("kind", ("plain", "pull", "noise"), "Received datagrams; noise is invalid and gets no response."),
+    "sent": ("kind", ("reply", "data", "retry", "error"), "Sent datagrams."),
     "dropped": (
         "reason",
         ("untrusted", "limited", "unsendable", "overflow"),
-        "Questions and answers that were dropped: from no trusted network, over the rate limit of an address, not "
-        "taken by the kernel, no room in the socket's buffer.",
+        "Dropped datagrams: from an untrusted network, over the rate limit of an address, not accepted by the "
+        "kernel, or without room in the socket's buffer.",
     ),
 }
 
@@ -65,7 +65,7 @@ class EngineCollector(Collector):
         if statistics.datagrams is not None:
             yield from _datagram_metrics(statistics.datagrams)
         yield from _server_metrics(statistics)
-        yield _gauge("build_info", "The version that runs.", 1, version=self._server.version)
+        yield _gauge("build_info", "Version of the server.", 1, version=self._server.version)
 
 
 class Exposition:
@@ -83,13 +83,13 @@ class Exposition:
 
 
 def _request_metrics(times: Sequence[LatencyCounts]) -> "Iterator[Metric]":
-    requests = CounterMetricFamily("objmapper_requests", "Requests that were answered.", labels=LABELS)
+    requests = CounterMetricFamily("objmapper_requests", "Answered requests.", labels=LABELS)
     content_bytes = CounterMetricFamily(
-        "objmapper_content_bytes", "Bytes of content that were sent; a descriptor counts as none.", labels=LABELS
+        "objmapper_content_bytes", "Sent bytes of content; a descriptor counts as 0.", labels=LABELS
     )
     latency = HistogramMetricFamily(
         "objmapper_request_duration_seconds",
-        "Time from a request's complete arrival to the last byte of its answer, the wait in a queue included.",
+        "Time from a request's complete arrival to the last byte of its response, including the wait in a queue.",
         labels=LABELS,
     )
     queue_waits = HistogramMetricFamily(
@@ -144,37 +144,37 @@ def _datagram_metrics(datagrams: Datagrams) -> "Iterator[Metric]":
 
 
 def _server_metrics(statistics: Statistics) -> "Iterator[Metric]":
-    yield _gauge("connections_limit", "Connections that there may be.", statistics.max_connections)
+    yield _gauge("connections_limit", "Maximum number of open connections.", statistics.max_connections)
     yield _gauge(
         "descriptors_in_flight",
-        "Descriptors that were passed and, as far as is known, not yet received.",
+        "Passed descriptors that clients have not received yet, as far as the server knows.",
         statistics.descriptors_in_flight,
     )
     yield _gauge(
         "output_bytes",
-        "Bytes of answers in memory: set aside for what storage reads, or not yet taken by clients.",
+        "Memory of responses: reserved for storage reads, or not yet received by clients.",
         statistics.output_bytes,
     )
     yield _gauge(
         "uploads_in_flight",
-        "Contents of puts that come in pieces, until they are stored or dropped.",
+        "Uploads in pieces that are not yet stored or dropped.",
         statistics.uploads_in_flight,
     )
     yield _gauge(
         "reserved_bytes",
-        "Bytes of the disk that are reserved for what clients have announced and not sent.",
+        "Disk space reserved for content that clients have announced and not sent.",
         statistics.reserved_bytes,
     )
-    yield _gauge("cache_bytes", "Bytes of objects that are kept in memory.", statistics.cache_bytes)
+    yield _gauge("cache_bytes", "Bytes of objects in memory.", statistics.cache_bytes)
     yield _gauge("disk_io_pending", "Requests that wait for the disk.", statistics.disk_io_pending)
-    yield _gauge("draining", "1 while nothing more is accepted.", int(statistics.draining))
+    yield _gauge("draining", "1 while the server accepts no new connections.", int(statistics.draining))
     yield _gauge("uptime_seconds", "Time since start.", statistics.uptime)
     yield _gauge(
-        "root_available", "1 while the root is there; 0 while every request fails.", int(not statistics.root_problem)
+        "root_available", "1 while the root exists; 0 while every request fails.", int(not statistics.root_problem)
     )
     storage_errors = CounterMetricFamily(
         "objmapper_storage_errors",
-        "Requests that failed in the storage, by errno; EOF where a file ended before the length that was promised.",
+        "Requests that failed in storage, by errno; EOF: a file ended before the promised length.",
         labels=("errno",),
     )
     for name, count in statistics.storage_errors_total.items():
@@ -182,7 +182,7 @@ def _server_metrics(statistics: Statistics) -> "Iterator[Metric]":
     yield storage_errors
     denied = CounterMetricFamily(
         "objmapper_denied",
-        "Connections and requests that were refused because of the user they came from, by what stood against it.",
+        "Connections and requests denied because of their user, by reason.",
         labels=("reason",),
     )
     for reason, count in statistics.denied_total.items():

@@ -105,12 +105,12 @@ Change: Final = create_model(
 )
 
 COMMON_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
-    403: {"model": Problem, "description": "Host or Origin is not this server"},
-    503: {"model": Problem, "description": "The server is ending, or the machine has no threads or descriptors left"},
+    403: {"model": Problem, "description": "Host or Origin does not name this server"},
+    503: {"model": Problem, "description": "The server is stopping, or the machine has no threads or descriptors left"},
 }
 WRITE_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
     401: {"model": Problem, "description": "The token is missing or wrong"},
-    413: {"model": Problem, "description": "More content than a request here can have"},
+    413: {"model": Problem, "description": "The content is too large"},
 }
 BEARER: Final = [Depends(HTTPBearer(auto_error=False, description="`admin_token`; not needed over the Unix socket."))]
 
@@ -168,7 +168,7 @@ def _add_reads(app: FastAPI, server: "Server") -> None:
         """Return `/stats`, `/latency` and `/slow` in one document."""
         return Overview(stats=server.statistics(), latency=_latencies(server), slow=server.slow_requests())
 
-    @app.get("/requests", responses={422: {"model": Problem, "description": "No time, or no number"}})
+    @app.get("/requests", responses={422: {"model": Problem, "description": "A parameter is not a number"}})
     async def requests(
         slower_than_ms: Annotated[float | None, Query(ge=0, le=1e9)] = None,
         after: Annotated[int | None, Query(ge=0, lt=1 << 63)] = None,
@@ -196,7 +196,7 @@ def _add_reads(app: FastAPI, server: "Server") -> None:
     @app.get(
         "/readyz",
         response_model_exclude_none=True,
-        responses={503: {"model": Readiness, "description": "It drains, or its root is gone"}},
+        responses={503: {"model": Readiness, "description": "The server drains, or its root does not exist"}},
     )
     async def readyz(response: Response) -> Readiness:
         """Answer 200 while requests are served, 503 while the server drains or its root is gone."""
@@ -270,8 +270,8 @@ def _add_writes(app: FastAPI, server: "Server") -> None:
         dependencies=BEARER,
         responses={
             **WRITE_RESPONSES,
-            409: {"model": Problem, "description": "There is no file, or the server drains"},
-            422: {"model": Problem, "description": "What is written is wrong; everything stays as it was"},
+            409: {"model": Problem, "description": "The server has no settings file, or it drains"},
+            422: {"model": Problem, "description": "The settings are invalid; nothing changed"},
         },
     )
     async def reload() -> Changes:
@@ -318,6 +318,6 @@ def _add_error_handlers(app: FastAPI) -> None:
     async def on_error(request: Request, error: Exception) -> JSONResponse:
         if isinstance(error, LocalProtocolError):
             # The client violated HTTP during its answer: it gets 400, without a log line.
-            return JSONResponse({"detail": "this is not HTTP"}, HTTPStatus.BAD_REQUEST)
+            return JSONResponse({"detail": "invalid HTTP request"}, HTTPStatus.BAD_REQUEST)
         LOG.error("the admin endpoint failed at %s: %r", request.url.path, error, exc_info=error)
         return JSONResponse({"detail": "internal error; the server's log has more"}, HTTPStatus.INTERNAL_SERVER_ERROR)

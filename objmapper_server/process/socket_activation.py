@@ -38,12 +38,15 @@ def inherited_sockets(environment: MutableMapping[str, str]) -> Sockets:
             if socket_names[index : index + 1] == [ADMIN]:
                 if kind == "udp":
                     raise OSError(
-                        f"a datagram socket was handed over for the admin endpoint ({address_of(sock)}): it needs "
-                        "ListenStream="
+                        f"socket activation: the admin endpoint got a datagram socket ({address_of(sock)}); "
+                        "use ListenStream="
                     )
                 kind = ADMIN
             if kind in found:
-                raise OSError(f"two sockets were handed over for {kind}: {address_of(found[kind])}, {address_of(sock)}")
+                raise OSError(
+                    f"socket activation: {kind} got two sockets ({address_of(found[kind])}, {address_of(sock)}); "
+                    "pass one"
+                )
             found[kind] = sock
         stack.pop_all()
     return found
@@ -54,26 +57,26 @@ def _socket(descriptor: int, count: str) -> socket.socket:
         return socket.socket(fileno=descriptor)
     except OSError as error:
         raise OSError(
-            f"LISTEN_FDS={count}: descriptor {descriptor} is no socket ({error.strerror}); start the server by its "
-            "socket unit, or without LISTEN_FDS"
+            f"socket activation: descriptor {descriptor} of LISTEN_FDS={count} is not a socket ({error.strerror}); "
+            "start the server by its socket unit, or without LISTEN_FDS"
         ) from None
 
 
 def transport_of(sock: socket.socket) -> str:
     """Return the transport that a socket can serve; raises OSError if there is none."""
-    at = f"a socket that was handed over ({address_of(sock)})"
+    at = f"socket activation: {address_of(sock)}"
     is_network_socket = sock.family in NETWORK_FAMILIES
     if sock.type == socket.SOCK_DGRAM:
         if not is_network_socket or sock.getsockopt(socket.SOL_SOCKET, socket.SO_PROTOCOL) != socket.IPPROTO_UDP:
-            raise OSError(f"{at} takes datagrams, but not over UDP: ListenDatagram= needs an address and a port")
+            raise OSError(f"{at} is a datagram socket, but not UDP; ListenDatagram= needs an address and a port")
         return "udp"
     if sock.type != socket.SOCK_STREAM or not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-        raise OSError(f"{at} does not listen for connections (ListenStream=)")
+        raise OSError(f"{at} does not listen for connections; use ListenStream=")
     if sock.family == socket.AF_UNIX:
         return "unix"
     if is_network_socket:
         return "tcp"
-    raise OSError(f"{at} is of a family that is not served: ListenStream= needs a path, or an address and a port")
+    raise OSError(f"{at} has an unsupported address family; ListenStream= needs a path, or an address and a port")
 
 
 def address_of(sock: socket.socket) -> str:

@@ -35,7 +35,7 @@ def parse_prefixes(value: object) -> dict[str, tuple[str, ...]]:
     for uri, allowed in _pairs(value):
         prefix = _parse_prefix(uri)
         if prefix in found:
-            raise ValueError(f"{prefix!r} is there twice: write all who may use it in one list")
+            raise ValueError(f"duplicate prefix {prefix!r}; put all its users and groups into one list")
         found[prefix] = tuple(dict.fromkeys(_parse_member(name, prefix) for name in _items(allowed)))
     return found
 
@@ -50,7 +50,7 @@ def _items(value: object) -> Iterator[int | str]:
         items = (value,)
     for item in items:
         if isinstance(item, bool) or not isinstance(item, int | str):
-            raise ValueError(f"{item!r} is neither a number nor a name")
+            raise ValueError(f"expected a number or a name (got {item!r})")
         yield item.strip() if isinstance(item, str) else item
 
 
@@ -60,11 +60,11 @@ def _pairs(value: object) -> Iterator[tuple[str, object]]:
         return
     items = [item for item in value.split(";") if item.strip()] if isinstance(value, str) else value
     if not isinstance(items, Iterable):
-        raise ValueError(f"{items!r} is no PREFIX=uid:…,gid:…")
+        raise ValueError(f"expected PREFIX=uid:…,gid:… (got {items!r})")
     for item in items:
         uri, equals, allowed = str(item).strip().rpartition("=")
         if not equals:
-            raise ValueError(f"{item!r} does not say who: it takes PREFIX=uid:…,gid:…")
+            raise ValueError(f"prefix without users and groups: expected PREFIX=uid:…,gid:… (got {item!r})")
         yield uri, allowed
 
 
@@ -72,14 +72,14 @@ def _parse_prefix(uri: str) -> str:
     """Return a prefix with a leading slash and without a trailing one; ``/`` for all objects."""
     path = uri.removeprefix("/").removesuffix("/")
     if path and any(not name or name in {".", ".."} or "\0" in name for name in path.split("/")):
-        raise ValueError(f"{uri!r} is no prefix of URIs: empty names, '.' and '..' are in none")
+        raise ValueError(f"invalid prefix {uri!r}: no segment may be empty, '.' or '..', or contain NUL")
     return f"/{path}"
 
 
 def _parse_member(text: int | str, prefix: str) -> str:
     kind, colon, name = str(text).partition(":")
     if not colon or kind not in KINDS:
-        raise ValueError(f"{text!r} may not be listed for {prefix!r}: it takes uid:… or gid:…, with a number or a name")
+        raise ValueError(f"prefix {prefix!r}: expected uid:… or gid:… with a number or a name (got {text!r})")
     return f"{kind}:{(_uid if kind == 'uid' else _gid)(name)}"
 
 
@@ -96,9 +96,9 @@ def _parse_id(name: int | str, kind: str, look_up: Callable[[str], int]) -> int:
         try:
             return look_up(name)
         except (KeyError, ValueError):
-            raise ValueError(f"{name!r} is no {kind} of this machine, nor the number of one") from None
+            raise ValueError(f"unknown {kind} {name!r}: expected a {kind} of this machine, or a number") from None
     if not 0 <= (number := int(name)) <= MAX_ID:
-        raise ValueError(f"{number} is no {kind}'s number: those are from 0 to {MAX_ID}")
+        raise ValueError(f"expected a {kind}'s number from 0 to {MAX_ID} (got {number})")
     return number
 
 

@@ -21,16 +21,16 @@ class ListenAddress:
         if text.startswith("["):
             host, bracket, rest = text[1:].partition("]")
             if not bracket or (rest and not rest.startswith(":")):
-                raise ValueError(f"{text!r} is not [IPV6]:PORT")
+                raise ValueError(f"expected [IPV6]:PORT (got {text!r})")
             port_text = rest[1:]
         elif text.count(":") > 1:
-            raise ValueError(f"{text!r} is not HOST:PORT: an IPv6 address goes in brackets, as in [::1]:{default_port}")
+            raise ValueError(f"expected HOST:PORT (got {text!r}); use brackets for IPv6: [::1]:{default_port}")
         else:
             host, _, port_text = text.partition(":")
         if not port_text.isascii() or (port_text and not port_text.isdigit()) or int(port_text or 0) > 65535:
-            raise ValueError(f"{text!r} is not HOST:PORT: a port is a number from 0 to 65535, 0 for a free one")
+            raise ValueError(f"expected HOST:PORT with a port from 0 to 65535, 0 for a free one (got {text!r})")
         if any(letter.isspace() or letter in "/@?#" for letter in host) or not (host or port_text):
-            raise ValueError(f"{text!r} is not HOST:PORT")
+            raise ValueError(f"expected HOST:PORT (got {text!r})")
         return cls(host, int(port_text) if port_text else default_port)
 
     def __str__(self) -> str:
@@ -50,11 +50,11 @@ class ListenAddress:
 
 
 def parse_host_names(items: Iterable[object]) -> tuple[str, ...]:
-    """Read host names, one or several parted by commas in each item, and ``*`` for any; raises ValueError."""
+    """Read host names, one or several, with commas, in each item, and ``*`` for any; raises ValueError."""
     names = [name.strip() for item in items for name in str(item).split(",")]
     for name in names:
         if name != "*" and not re.fullmatch(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?", name):
-            raise ValueError(f"{name!r} is not a host name: write it without scheme and port, as in node7.example")
+            raise ValueError(f"expected a host name without scheme and port, such as node7.example (got {name!r})")
     return tuple(dict.fromkeys(name.lower() for name in names))
 
 
@@ -64,4 +64,4 @@ def parse_networks(items: Iterable[object]) -> tuple[str, ...]:
     try:
         return tuple(str(ipaddress.ip_network(name, strict=False)) for name in names)
     except ValueError as error:
-        raise ValueError(f"{error}: write a network such as 10.0.0.0/8 or 2001:db8::/32") from None
+        raise ValueError(f"expected a network such as 10.0.0.0/8 or 2001:db8::/32 ({error})") from None

@@ -1,4 +1,4 @@
-"""What a field of `Config` says of its setting beside type and default; flags, tables and the reload follow from it."""
+"""The documentation of a setting in a field of `Config`; flags, tables and the reload are derived from it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,15 +12,15 @@ UNITS: Final = ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, 
 
 @dataclass(frozen=True, slots=True)
 class SettingInfo:
-    """The documentation of one setting: ``Annotated[int, at_least(1), SettingInfo("Connections at once.", "N")]``."""
+    """The documentation of one setting: ``Annotated[int, at_least(1), SettingInfo("Open connections.", "N")]``."""
 
     help: str  #: one line, for `objmapper serve --help` and the reference page
-    metavar: str = ""  #: what stands for the value there; none for one that is on or off
-    default: str | None = None  #: how the default is shown, where its value does not say it; empty: not at all
+    metavar: str = ""  #: the placeholder for the value there; empty for a switch
+    default: str | None = None  #: the shown default if it differs from the value; empty: none is shown
     repeatable: bool = False  #: the flag can be given several times
-    values: Sequence[str] = ()  #: what a shell completes; those of a Literal are known
+    values: Sequence[str] = ()  #: values for shell completion; those of a Literal are known
     reloadable: bool = False  #: a reload can change it, without a restart
-    has_flag: bool = True  #: a secret has none: other users see the arguments of a process
+    has_flag: bool = True  #: False for a secret: other users see the arguments of a process
 
 
 def setting_infos(config: type[BaseModel]) -> dict[str, SettingInfo]:
@@ -35,7 +35,7 @@ def setting_infos(config: type[BaseModel]) -> dict[str, SettingInfo]:
 
 
 def shown_default(config: type[BaseModel], name: str) -> str:
-    """Return the default as it is written in a file of settings; empty where there is none to show."""
+    """Return the default in the form of a settings file; empty if there is none to show."""
     info = setting_infos(config)[name]
     if info.default is not None:
         return info.default

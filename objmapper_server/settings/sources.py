@@ -32,7 +32,7 @@ def load_layers(
     origins = {"admin": "default"}
     if file is not None:
         if not os.fspath(file):
-            raise ConfigError("--config", "the name of a file of settings is needed")
+            raise ConfigError("--config", "expected the path of a settings file (got '')")
         values |= (found := _from_file(cls, Path(file)))
         origins |= dict.fromkeys(found, str(file))
     if environment:
@@ -49,17 +49,17 @@ def _from_file(cls: type[BaseSettings], file: Path) -> dict[str, Any]:
         with open(file, "rb", opener=_open_nonblocking) as opened:
             # A reload reads the file again, which is impossible for a pipe.
             if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode) and str(file) != os.devnull:
-                raise ConfigError("--config", f"{str(file)!r} is no regular file, which a reload could read again")
+                raise ConfigError("--config", f"{str(file)!r} is not a regular file, which a reload could read again")
             content = opened.read(MAX_FILE_SIZE + 1)
         if len(content) > MAX_FILE_SIZE:
             raise ConfigError(
-                "--config", f"{str(file)!r} is no file of settings: it has more than {MAX_FILE_SIZE} bytes"
+                "--config", f"{str(file)!r} is too large: a settings file has at most {MAX_FILE_SIZE} bytes"
             )
         found = tomllib.loads(content.decode())
     except OSError as error:
         raise ConfigError("--config", f"cannot read {str(file)!r}: {error.strerror}") from error
     except RecursionError:
-        raise ConfigError("--config", f"{str(file)!r} is nested too deeply for a file of settings") from None
+        raise ConfigError("--config", f"{str(file)!r} is nested too deeply for a settings file") from None
     except ValueError as error:
         # ValueErrors are: ConfigError, the errors of TOML and UTF-8, a NUL in the path, a number that is too long.
         if isinstance(error, ConfigError):
@@ -77,7 +77,7 @@ def absolute_path(text: str) -> Path:
         return Path(text).expanduser().absolute()
     except (RuntimeError, OSError) as error:
         # An unknown user, or a removed current directory.
-        raise ValueError(f"{text!r} is not a path that can be found: {error}") from None
+        raise ValueError(f"cannot make {text!r} an absolute path: {error}") from None
 
 
 def _open_nonblocking(path: str, flags: int) -> int:

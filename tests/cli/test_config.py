@@ -40,7 +40,7 @@ def test_without_a_server_those_of_here_and_now(
     environment["OBJMAPPER_ADMIN"] = ""
     got = objmapper("config")
     if got.stderr:
-        assert "no server answers at http://127.0.0.1:9997" in one_line(got.stderr)
+        assert "http://127.0.0.1:9997: no server answers" in one_line(got.stderr)
         shown = rows(got.stdout)
         assert shown["idle_timeout"] == ["7.0", "OBJMAPPER_IDLE_TIMEOUT"]
         assert shown["root"] == ["none", "not given"]
@@ -58,7 +58,7 @@ def test_a_file_that_is_right(objmapper: Run, environment: dict[str, str], tmp_p
     environment["OBJMAPPER_IDLE_TIMEOUT"] = "soon"
     (tmp_path / "o.toml").write_text("idle_timeout = 5\n[concurrency_model]\ntcp = 'epoll'\n")
     got = objmapper("config", "--check", "o.toml")
-    assert (got.returncode, one_line(got.stderr)) == (0, "o.toml is right")
+    assert (got.returncode, one_line(got.stderr)) == (0, "o.toml: valid")
     assert rows(got.stdout)["idle_timeout"] == ["5.0", "o.toml"]
     assert json.loads(objmapper("config", "--check", "o.toml", "--json").stdout)["idle_timeout"]["value"] == 5
 
@@ -66,9 +66,9 @@ def test_a_file_that_is_right(objmapper: Run, environment: dict[str, str], tmp_p
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("idle_timeout = 0", "idle_timeout (from o.toml): 0.0 is not allowed"),
+        ("idle_timeout = 0", "idle_timeout (from o.toml): expected seconds, more than 0 (got 0.0)"),
         ("max_thread = 5", "did you mean 'max_threads'"),
-        ("root = ''", "root (from o.toml): a path is needed"),
+        ("root = ''", "root (from o.toml): expected a path"),
         ("what", "is not TOML"),
     ],
 )

@@ -97,7 +97,9 @@ def test_a_slip_in_the_settings_is_a_problem(objmapper: Run, environment: dict[s
     environment["OBJMAPPER_IDLE_TIMEOUT"] = "soon"
     got = objmapper("doctor")
     assert got.returncode == 1
-    assert got.stdout.startswith(b"problem settings: idle_timeout (from OBJMAPPER_IDLE_TIMEOUT): 'soon'")
+    assert got.stdout.startswith(
+        b"problem settings: idle_timeout (from OBJMAPPER_IDLE_TIMEOUT): expected seconds, more than 0 (got 'soon')"
+    )
 
 
 def test_a_stale_socket_and_a_live_one(objmapper: Run, well: list[object], root: Path, tmp_path: Path) -> None:
@@ -117,7 +119,7 @@ def test_a_directory_that_others_may_write_to(objmapper: Run, root: Path, tmp_pa
     shared.mkdir()
     shared.chmod(0o777)
     got = objmapper("doctor", "--json", root, "--unix", shared / "s", "--admin", "none")
-    assert "others may write" in findings(got.stdout)["socket directory"]["finding"]
+    assert "other users may write" in findings(got.stdout)["socket directory"]["finding"]
     shared.chmod(0o1777)
     got = objmapper("doctor", "--json", root, "--unix", shared / "s", "--admin", "none")
     assert findings(got.stdout)["socket directory"]["level"] == "ok"
@@ -132,7 +134,7 @@ def test_few_descriptors(objmapper: Run, well: list[object]) -> None:
     got = objmapper("doctor", "--json", *well, "--max-connections", "1000", preexec_fn=restrict)
     assert got.returncode == 1
     found = findings(got.stdout)["RLIMIT_NOFILE"]
-    assert found["finding"] == "64 descriptors are room for 16 of 1000 connections"
+    assert found["finding"] == "64 descriptors suffice for 16 of 1000 connections"
     assert found["cure"].startswith("raise it to 1376 ")
 
 

@@ -63,10 +63,10 @@ def test_a_fifo_and_a_device_are_written_to(server: Server, objmapper: Run, tmp_
     ("arguments", "code", "says"),
     [
         (["get", "/a", "-o", "missing/"], 1, "missing/: No such directory"),
-        (["get", "/a", "-o", ""], 2, '--output ""'),
-        (["get", "-r", "/", "-o", ""], 2, '--output ""'),
+        (["get", "/a", "-o", ""], 2, "--output: expected a file"),
+        (["get", "-r", "/", "-o", ""], 2, "--output: expected a file"),
         (["get", "/a", "-o", "root/"], 1, "root/: Is a directory"),
-        (["put", "", "/new"], 2, 'FILE is ""'),
+        (["put", "", "/new"], 2, "FILE: expected a file"),
     ],
 )
 def test_an_unusable_path_is_one_clear_error(

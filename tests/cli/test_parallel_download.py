@@ -156,7 +156,7 @@ def test_a_directory_is_not_replaced(server: Server, objmapper: Run, tree: Path,
     got = objmapper("get", "-r", "/tree/", "-o", "out")
     assert got.returncode == 1
     # The others are there; the end says how many are not.
-    assert b"out/0/0.bin: a directory is in the way" in got.stderr.splitlines()[0]
+    assert b"out/0/0.bin: a directory is in the place of" in got.stderr.splitlines()[0]
     assert got.stderr.splitlines()[1:] == [b"objmapper: 1 of 60 objects were not fetched"]
     assert len(content(tmp_path / "out")) == 59
     assert list((tmp_path / "out").rglob("*.part")) == []

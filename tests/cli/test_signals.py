@@ -136,7 +136,7 @@ def test_a_server_that_starts_is_waited_for_over_a_network_too(root: Path, start
         (["get", "/a", "--jobs"], "--jobs"),
         (["get", "/a", "--offset", "-1"], "--offset"),
         (["get", "/a", "--length", str(1 << 64), "--mode", "copy"], "--length"),
-        (["get", "-r", "/", "-o", "root/a"], "root/a: is not a directory"),
+        (["get", "-r", "/", "-o", "root/a"], "root/a: not a directory"),
         (["open", "/a", "--", ""], "COMMAND"),
         (["open", "/a", "--json"], "COMMAND"),
         (["completion", "tcsh"], "'bash'"),

@@ -88,8 +88,8 @@ def test_doctor_gives_no_advice_that_weakens_and_knows_its_own_server(
     served = serve(root, "--unix", tmp_path / "o", "--admin", "127.0.0.1:0", "--tcp", "127.0.0.1:0")
     admin, tcp = served.admin.removeprefix("http://"), served.address("tcp").removeprefix("tcp://")
     said = objmapper("doctor", root, "--admin", admin, "--tcp", tcp).stdout.decode()
-    assert f"admin port: {admin} is an objmapper server's that runs already" in said
-    assert f"tcp port: {tcp} is an objmapper server's that runs already" in said
+    assert f"admin port: a running objmapper server has {admin}" in said
+    assert f"tcp port: a running objmapper server has {tcp}" in said
     assert "chmod" not in said
     got = objmapper("serve", root, "--unix", served.address("unix").removeprefix("unix:"), "--no-admin")
     assert got.returncode == 1

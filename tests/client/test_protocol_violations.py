@@ -47,11 +47,11 @@ def read(call: Caller) -> Read:
         ("fdpass", passes(b"\0", 2, FILE), "passed 2 descriptors where one was expected"),
         ("fdpass", passes(b"\0", 200, FILE), "passed 200 descriptors"),
         ("fdpass", passes(b"\0\0", 1, FILE), "more than requested"),
-        ("fdpass", passes(b"\0", 1, "/"), "no regular file"),
+        ("fdpass", passes(b"\0", 1, "/"), "not a regular file"),
         ("fdpass", passes(b"\1\0\1x", 1, FILE), "not requested"),
         ("copy", passes(b"\0" + bytes(8), 1, FILE), "not requested"),
         ("copy", passes(b"\0" + bytes(7) + b"\1a", 1, FILE), "not requested"),
-        ("copy", say(b"\0" + bytes(7) + b"\1ab"), "more content than it promised"),
+        ("copy", say(b"\0" + bytes(7) + b"\1ab"), "more content than announced"),
         ("copy", say(b"\0" + b"\xff" * 8), "more than any file"),
     ],
 )

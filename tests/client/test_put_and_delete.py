@@ -99,7 +99,7 @@ def test_async_iterators_are_put(address: str, root: Path) -> None:
             assert (await client.put("/a", pieces())).size == len(LARGE)
             assert (await client.put("/b", pieces(), length=len(LARGE))).size == len(LARGE)
             for wrong in (len(LARGE) - 1, len(LARGE) + 1):
-                with pytest.raises(LocalProtocolError, match="promised"):
+                with pytest.raises(LocalProtocolError, match="does not have"):
                     await client.put("/c", pieces(), length=wrong)
 
     asyncio.run(use())

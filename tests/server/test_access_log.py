@@ -145,7 +145,7 @@ def test_settings_that_are_wrong_do_not_keep_it_from_being_reopened(root: Path, 
     config = Config(root=root, unix=tmp_path / "s", access_log=log)
     with Server(config) as server:
         log.unlink()
-        with pytest.raises(ValueError, match="the program's own"):
+        with pytest.raises(ValueError, match="a program set"):
             server.reload()
         assert log.exists()
 
@@ -161,8 +161,8 @@ def test_where_it_cannot_be_opened_the_old_file_is_written_on(
     ask(server, "/a")
     server.stop()
     assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == [
-        f"the access log {log} cannot be opened anew, the old file is written on: Is a directory",
-        f"the access log {log} cannot be opened anew, the old file is written on: No such file or directory",
+        f"cannot reopen the access log {log}, so the server writes to the old file: Is a directory",
+        f"cannot reopen the access log {log}, so the server writes to the old file: No such file or directory",
     ]
     assert uris_in(log.parent.with_name("elsewhere") / before.name) == ["/a"]
 
@@ -187,7 +187,7 @@ def test_without_permission_the_old_file_is_written_on(root: Path) -> None:
             assert server.process.stderr is not None
             messages = server.process.stderr.readline()
             assert messages.startswith(
-                f"objmapper: the access log {log} cannot be opened anew, the old file is written on: "
+                f"objmapper: cannot reopen the access log {log}, so the server writes to the old file: "
             )
             assert messages.endswith(": Permission denied\n")
             ask(server, "/a")
@@ -205,7 +205,7 @@ def test_a_full_disk_does_not_end_it(server: Server, log: Path, caplog: pytest.L
         seen = server.recorded_requests().last
         ask(server, "/unrecorded")
         wait_for(partial(recorded_more_than, server, seen))
-        wait_for(lambda: "cannot be written" in caplog.text)
+        wait_for(lambda: "cannot write" in caplog.text)
     log.unlink()
     server.reload()
     ask(server, "/a")
@@ -216,7 +216,7 @@ def test_a_full_disk_does_not_end_it(server: Server, log: Path, caplog: pytest.L
     assert sum(line.get("lost", 0) for line in lines) + len(lines) == 3
     messages = [record.getMessage() for record in caplog.records if "access log" in record.getMessage()]
     assert messages == [
-        f"the access log {log} cannot be written, requests go unrecorded: No space left on device",
+        f"cannot write the access log {log}, so requests are not recorded: No space left on device",
         f"the access log {log} is written again",
     ]
 
@@ -229,7 +229,7 @@ def test_a_line_that_was_torn_is_taken_back(root: Path, tmp_path: Path, log: Pat
         for _ in range(20):
             ask(server, "/a")
         assert server.process.stderr is not None
-        assert "cannot be written, requests go unrecorded: File too large" in server.process.stderr.readline()
+        assert "so requests are not recorded: File too large" in server.process.stderr.readline()
         full = log.rename(log.with_suffix(".1"))
         os.kill(server.pid, signal.SIGHUP)
         wait_for(log.exists)
@@ -275,7 +275,7 @@ def test_a_reader_that_does_not_read_holds_up_nothing(root: Path, tmp_path: Path
         for _ in range(fcntl.fcntl(reader, fcntl.F_GETPIPE_SZ) // 100):
             ask(server, "/a")
         assert server.process.stderr is not None
-        assert "cannot be written, requests go unrecorded: it is full" in server.process.stderr.readline()
+        assert "so requests are not recorded: the pipe is full" in server.process.stderr.readline()
         os.kill(server.pid, signal.SIGHUP)
         server.process.terminate()
         assert server.process.wait(30) == 0

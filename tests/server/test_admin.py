@@ -236,7 +236,7 @@ def test_a_drain_can_be_asked_for(tmp_path: Path) -> None:
         answer = client.post("/concurrency", json={"unix": "thread-pool"}, headers=good)
         assert (answer.status_code, answer.json()) == (
             409,
-            {"detail": "the server drains: its models stay as they are"},
+            {"detail": "the server drains, so its models cannot change"},
         )
 
 

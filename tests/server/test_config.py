@@ -131,46 +131,46 @@ def test_relative_paths_are_meant_from_here(tmp_path: Path, monkeypatch: pytest.
 
 
 WRONG = [
-    ("pool_size", -1, "-1 is not allowed: it takes a whole number from 0"),
-    ("pool_size", "many", "'many' is not allowed"),
-    ("max_queue_depth", 0, "0 is not allowed: it takes a whole number from 1"),
+    ("pool_size", -1, r"expected a whole number from 0 .*\(got -1\)"),
+    ("pool_size", "many", r"\(got 'many'\)"),
+    ("max_queue_depth", 0, r"expected a whole number from 1 .*\(got 0\)"),
     ("max_connections", 0, "from 1"),
-    ("max_threads", 2.5, "2.5 is not allowed"),
+    ("max_threads", 2.5, r"\(got 2\.5\)"),
     ("storage_pool_size", 0, "from 1"),
-    ("concurrency_model", "thread-pol", "'thread-pol' is none of .*; did you mean 'thread-pool'?"),
-    ("concurrency_model", "tpc=epoll", "'tpc' is no transport of unix, tcp, udp; did you mean 'tcp'?"),
-    ("concurrency_model", {"tcp": "treads"}, "'treads' is none of"),
-    ("concurrency_model", 7, "7 is not allowed"),
-    ("optimize_for", "latncy", "none of latency, throughput; did you mean 'latency'?"),
+    ("concurrency_model", "thread-pol", r"expected one of .* \(got 'thread-pol'\); did you mean 'thread-pool'?"),
+    ("concurrency_model", "tpc=epoll", r"expected one of unix, tcp, udp \(got 'tpc'\); did you mean 'tcp'?"),
+    ("concurrency_model", {"tcp": "treads"}, r"\(got 'treads'\)"),
+    ("concurrency_model", 7, r"\(got 7\)"),
+    ("optimize_for", "latncy", r"expected latency or throughput \(got 'latncy'\); did you mean 'latency'?"),
     ("optimize_for", 1, "latency or throughput"),
-    ("async_storage", "maybe", "'maybe' is not allowed: it takes true or false"),
-    ("cache_size", "1 XB", "'1 XB' is not allowed: .*512MB or 1GiB"),
-    ("cache_size", -1, "-1 is not allowed"),
+    ("async_storage", "maybe", r"expected true or false \(got 'maybe'\)"),
+    ("cache_size", "1 XB", r"512MB or 1GiB.*\(got '1 XB'\)"),
+    ("cache_size", -1, r"\(got -1\)"),
     ("cache_max_age", 0, "seconds, more than 0"),
     ("max_output_buffer", "64KiB", "bytes, at least 128KiB"),
     ("max_output_memory", 0, "bytes, at least 1MiB"),
     ("idle_timeout", 0, "seconds, more than 0"),
-    ("request_timeout", float("nan"), "nan is not allowed"),
-    ("header_timeout", float("inf"), "inf is not allowed"),
+    ("request_timeout", float("nan"), r"\(got nan\)"),
+    ("header_timeout", float("inf"), r"\(got inf\)"),
     ("shutdown_grace", -0.1, "seconds, 0 or more"),
     ("tcp", "::1:99", "brackets"),
-    ("tcp", "host:99999", "'host:99999' is not HOST:PORT"),
-    ("tcp", "", "is not HOST:PORT"),
-    ("udp", "host:x", "'host:x' is not HOST:PORT"),
+    ("tcp", "host:99999", r"expected HOST:PORT .*\(got 'host:99999'\)"),
+    ("tcp", "", "expected HOST:PORT"),
+    ("udp", "host:x", r"expected HOST:PORT .*\(got 'host:x'\)"),
     (
         "udp_trusted",
         "10.0.0.0/33",
-        "'10.0.0.0/33' does not appear to be an IPv4 or IPv6 network: write a network such as",
+        r"expected a network such as .* \('10.0.0.0/33' does not appear to be an IPv4 or IPv6 network\)",
     ),
     ("udp_trusted", ["10.0.0.0/8", "here"], "'here' does not appear"),
     ("udp_trusted", "", "'' does not appear"),
-    ("udp_trusted", 7, "7 is not allowed: it takes networks"),
-    ("udp_rate_limit", -1, "-1 is not allowed"),
-    ("udp_rate_limit", "fast", "'fast' is not allowed: .*100MB"),
-    ("admin", "unix:", "a path is needed"),
-    ("admin", "https://x", "is not HOST:PORT"),
-    ("unix", "", "a path is needed"),
-    ("unix", "a\0b", "a path is needed"),
+    ("udp_trusted", 7, r"expected networks.*\(got 7\)"),
+    ("udp_rate_limit", -1, r"\(got -1\)"),
+    ("udp_rate_limit", "fast", r"100MB.*\(got 'fast'\)"),
+    ("admin", "unix:", "expected a path"),
+    ("admin", "https://x", "expected HOST:PORT"),
+    ("unix", "", "expected a path"),
+    ("unix", "a\0b", "expected a path without NUL"),
     ("root", None, "the directory whose files are served"),
     ("pol_size", 1, "no such setting; did you mean 'pool_size'?"),
 ]
@@ -188,12 +188,14 @@ def test_a_wrong_value_is_refused_in_one_line(tmp_path: Path, field: str, value:
 def test_a_refusal_says_where_the_value_came_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "o.toml"
     file.write_text("max_threads = 0\n")
-    with pytest.raises(ConfigError, match=rf"max_threads \(from {file}\): 0 is not allowed"):
+    with pytest.raises(ConfigError, match=rf"max_threads \(from {file}\): expected a whole number .*\(got 0\)"):
         Config.load(file=file, root=tmp_path)
     with pytest.raises(ConfigError, match=r"max_threads \(from --max-threads\)"):
         Config.load(file=file, root=tmp_path, max_threads="x")
     monkeypatch.setenv("OBJMAPPER_IDLE_TIMEOUT", "soon")
-    with pytest.raises(ConfigError, match=r"idle_timeout \(from OBJMAPPER_IDLE_TIMEOUT\): 'soon'"):
+    with pytest.raises(
+        ConfigError, match=r"idle_timeout \(from OBJMAPPER_IDLE_TIMEOUT\): expected seconds, more than 0 \(got 'soon'\)"
+    ):
         Config.load(root=tmp_path)
 
 
@@ -326,5 +328,5 @@ def test_a_secret_is_in_no_message() -> None:
 
 @pytest.mark.parametrize("name", ["http://x", "a b", "x:80", "", "-x", "*.example", "a/b"])
 def test_a_host_name_is_one(name: str) -> None:
-    with pytest.raises(ConfigError, match=r"admin_host: .* is not a host name"):
+    with pytest.raises(ConfigError, match=r"admin_host: expected a host name"):
         Config(root="/", unix="/s", admin_host=[name])

@@ -154,4 +154,4 @@ def test_a_time_that_is_none_is_named() -> None:
     command = [sys.executable, "-m", "objmapper_cli", "trace", "--slower-than", "soon"]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ended.returncode == 2
-    assert ended.stderr == "objmapper: --slower-than soon: a time is a number with us, ms or s, such as 5ms\n"
+    assert ended.stderr == "objmapper: --slower-than: expected a number with us, ms or s, such as 5ms (got soon)\n"

@@ -151,7 +151,7 @@ def test_a_socket_for_both_families_answers_both(root: Path) -> None:
 def test_udp_stays_off_unless_a_setting_asks_for_it(root: Path, udp: socket.socket) -> None:
     port = udp.getsockname()[1]
     with pytest.raises(
-        OSError, match=rf"handed over \(127.0.0.1:{port}\), but udp is off: set udp = \"127.0.0.1:{port}\""
+        OSError, match=rf"got a datagram socket \(127.0.0.1:{port}\), but udp is off; set udp = \"127.0.0.1:{port}\""
     ):
         Server(Config(root=root), {"udp": udp})
 
@@ -160,7 +160,10 @@ def test_a_datagram_socket_that_hears_one_address_or_none_is_refused_by_the_engi
     root: Path, udp: socket.socket
 ) -> None:
     config = Config(root=root, udp="127.0.0.1:9998")
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as unbound, pytest.raises(OSError, match="has no port"):
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as unbound,
+        pytest.raises(OSError, match="not bound"),
+    ):
         Server(config, {"udp": unbound}).start()
     udp.connect(("127.0.0.1", 9))
     with pytest.raises(OSError, match="is connected"):
@@ -216,8 +219,8 @@ def test_a_descriptor_that_is_no_socket_is_named(root: Path, tmp_path: Path, pla
     assert ended.returncode == 1
     reason = "Bad file descriptor" if place == "closed" else "Socket operation on non-socket"
     assert ended.stderr == (
-        f"objmapper: LISTEN_FDS=1: descriptor 3 is no socket ({reason}); start the server by its socket unit, "
-        "or without LISTEN_FDS\n"
+        f"objmapper: socket activation: descriptor 3 of LISTEN_FDS=1 is not a socket ({reason}); "
+        "start the server by its socket unit, or without LISTEN_FDS\n"
     )
 
 
@@ -228,10 +231,14 @@ def test_a_socket_is_recognized_by_its_kind(unix: socket.socket, tcp: socket.soc
 @pytest.mark.parametrize(
     ("family", "kind", "says"),
     [
-        (socket.AF_INET, socket.SOCK_STREAM, r"\(0\.0\.0\.0:0\) does not listen for connections \(ListenStream=\)"),
+        (
+            socket.AF_INET,
+            socket.SOCK_STREAM,
+            r"0\.0\.0\.0:0 does not listen for connections; use ListenStream=",
+        ),
         (socket.AF_UNIX, socket.SOCK_SEQPACKET, "does not listen for connections"),
-        (socket.AF_UNIX, socket.SOCK_DGRAM, "takes datagrams, but not over UDP: ListenDatagram= needs an address"),
-        (socket.AF_NETLINK, socket.SOCK_DGRAM, "takes datagrams, but not over UDP"),
+        (socket.AF_UNIX, socket.SOCK_DGRAM, "is a datagram socket, but not UDP; ListenDatagram= needs an address"),
+        (socket.AF_NETLINK, socket.SOCK_DGRAM, "is a datagram socket, but not UDP"),
         (socket.AF_NETLINK, socket.SOCK_RAW, "does not listen for connections"),
     ],
 )
@@ -244,7 +251,7 @@ def test_an_abstract_socket_is_refused_by_the_engine(root: Path) -> None:
     with socket.socket(socket.AF_UNIX) as abstract:
         abstract.bind(b"\0objmapper-test-%d" % os.getpid())
         abstract.listen()
-        with pytest.raises(OSError, match="abstract Unix sockets have no permissions"):
+        with pytest.raises(OSError, match="the Unix socket has no path"):
             Server(Config(root=root), {"unix": abstract}).start()
 
 
@@ -323,9 +330,9 @@ def test_what_does_not_fit_ends_the_start_in_one_line(
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as second:
         second.bind(("127.0.0.1", 0))
         for names, sockets, flags, says in (
-            ("objects", [udp], (), f"a datagram socket was handed over (127.0.0.1:{port}), but udp is off: "),
-            ("admin", [udp], ("--udp", "9998"), "a datagram socket was handed over for the admin endpoint "),
-            ("a:b", [udp, second], ("--udp", "9998"), f"two sockets were handed over for udp: 127.0.0.1:{port}, "),
+            ("objects", [udp], (), f"socket activation: got a datagram socket (127.0.0.1:{port}), but udp is off; "),
+            ("admin", [udp], ("--udp", "9998"), "socket activation: the admin endpoint got a datagram socket "),
+            ("a:b", [udp, second], ("--udp", "9998"), f"socket activation: udp got two sockets (127.0.0.1:{port}, "),
         ):
             command = started_with(sockets, names, serve(root, *flags))
             process = start(*command, pass_fds=[each.fileno() for each in sockets])

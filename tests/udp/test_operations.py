@@ -87,7 +87,7 @@ def test_an_object_that_is_too_large_is_refused_with_advice(address: str) -> Non
 def test_only_copies_come_over_udp(address: str, mode: str) -> None:
     with Client(address, mode=mode) as client:
         for operation in (client.read, client.open, lambda uri: list(client.stream(uri))):
-            with pytest.raises(UnsupportedMode, match="by copy"):
+            with pytest.raises(UnsupportedMode, match="only copy"):
                 operation("/a")
 
 

@@ -77,7 +77,7 @@ def test_the_client_is_answered_in_time_and_others_notice_nothing(
         answers = v2.answers(10).values()
         assert {answer.status for answer in answers} <= {TIMEOUT, 0x14}
         refusal = next(answer for answer in answers if answer.status == TIMEOUT)
-        assert "does not answer" in (refusal.metadata.message or "")
+        assert "does not respond" in (refusal.metadata.message or "")
         # A disk that is stuck is seen as one that fails, with what it was for.
         assert eventually(lambda: server.statistics().storage_errors_total.get("ETIMEDOUT", 0) >= 1)
         assert eventually(lambda: "ETIMEDOUT" in caplog.text and "/stuck-" in caplog.text)

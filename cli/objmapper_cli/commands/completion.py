@@ -1,4 +1,4 @@
-"""``objmapper completion``: what a shell needs to complete this command, its options and their values."""
+"""``objmapper completion``: the script with which a shell completes this command, its options and their values."""
 
 import os
 from enum import StrEnum
@@ -21,7 +21,7 @@ class Shell(StrEnum):
 
 def completion(
     context: typer.Context,
-    shell: Annotated[Shell | None, typer.Argument(help="By default the shell that $SHELL names.")] = None,
+    shell: Annotated[Shell | None, typer.Argument(help="Shell. [default: the one in $SHELL]")] = None,
     as_json: JsonOption = False,
 ) -> int:
     """Print the completion script of a shell.
@@ -48,7 +48,7 @@ def completion(
             ) from None
 
     def print_script() -> int:
-        # The machinery prints; it asks the command itself, by this variable, when Tab is pressed.
+        # typer prints the script. On Tab the script calls the command with this variable.
         return shell_complete(context.find_root().command, {}, "objmapper", "_OBJMAPPER_COMPLETE", f"source_{shell}")
 
     if not as_json:

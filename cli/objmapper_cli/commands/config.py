@@ -1,4 +1,4 @@
-"""``objmapper config``: the settings in force and where each came from; or whether a file is right."""
+"""``objmapper config``: the effective settings and their origins; or a check of a file."""
 
 import json
 import os
@@ -18,18 +18,21 @@ Document = Mapping[str, Mapping[str, Any]]
 def config(
     admin: Annotated[
         str | None,
-        typer.Option(metavar="URL", help="A server's http://HOST:PORT or unix:/PATH. [default: $OBJMAPPER_ADMIN]"),
+        typer.Option(
+            metavar="http://HOST:PORT|unix:/PATH",
+            help="Admin endpoint. [default: $OBJMAPPER_ADMIN or http://127.0.0.1:9997]",
+        ),
     ] = None,
-    check: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Only say whether this settings file is right.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="As one document: name → value, origin, changeable.")] = False,
+    check: Annotated[str | None, typer.Option(metavar="FILE", help="Only check this settings file.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON document: name → value, origin, changeable.")
+    ] = False,
     wait: WaitOption = "0",
 ) -> None:
     """Show the settings of a server and where they came from.
 
-    Secrets are masked. Where no server is named, none is waited for and none runs: those that one started here and now
-    would have.
+    Secrets are masked. If no server is named, and none runs, it shows the settings of a server that would start here
+    now.
     """
     document = (
         _running_server_settings(admin, parse_seconds("--wait", wait))
@@ -41,13 +44,13 @@ def config(
     else:
         _print_table(document)
     if check is not None:
-        # A failure to show it comes first, alone.
+        # If standard output fails, print only that error.
         sys.stdout.flush()
-        print_error(f"{check} is right")
+        print_error(f"{check}: valid")
 
 
 def _load(file: str | None, *, environment: bool) -> Document:
-    """Return what they come to. A file is looked at by itself: the environment could hide what is wrong with it."""
+    """Return the effective settings. With `environment` False, variables cannot hide an error in the file."""
     from objmapper_server.settings.effective import effective_settings, settings_without_root
 
     loaded, has_root = settings_without_root(file, environment=environment)
@@ -62,10 +65,10 @@ def _running_server_settings(admin: str | None, wait: float) -> Document:
         is_server_named = admin is not None or bool(os.environ.get("OBJMAPPER_ADMIN")) or wait > 0
         if failure.code != ExitCode.NOT_REACHED or is_server_named:
             raise
-        print_error(f"no server answers at {client.address}; one that is started here and now would have these")
+        print_error(f"{client.address}: no server answers; showing the settings of one that would start here now")
         return _load(None, environment=True)
     with client.checking_documents():
-        # What is shown of each.
+        # The fields that the table shows.
         return {name: {**each, "value": each["value"], "origin": each["origin"]} for name, each in document.items()}
 
 

@@ -1,4 +1,4 @@
-"""``objmapper doctor``: what is wrong with this machine for a server, and what to do."""
+"""``objmapper doctor``: problems of this machine for a server, and their remedies."""
 
 import json
 import os
@@ -20,19 +20,23 @@ COLOURS: Final = {"ok": "32", "note": "33", "problem": "1;31"}
 
 
 def doctor(
-    root: Annotated[str | None, typer.Argument(metavar="ROOT", help="The directory that is to be served.")] = None,
-    unix: Annotated[str | None, typer.Option(metavar="PATH", help="The Unix socket that is to be served.")] = None,
-    tcp: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="The TCP address.")] = None,
-    udp: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="The UDP address.")] = None,
-    admin: Annotated[str | None, typer.Option(metavar="HOST:PORT|unix:PATH", help="The admin endpoint.")] = None,
-    max_connections: Annotated[str | None, typer.Option(metavar="N", help="Connections at once.")] = None,
-    config: Annotated[str | None, typer.Option(metavar="FILE", help="The settings file.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="A list of check, level, finding and cure.")] = False,
+    root: Annotated[str | None, typer.Argument(metavar="ROOT", help="Directory to serve.")] = None,
+    unix: Annotated[str | None, typer.Option(metavar="PATH", help="Unix socket to serve.")] = None,
+    tcp: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="TCP address.")] = None,
+    udp: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="UDP address.")] = None,
+    admin: Annotated[str | None, typer.Option(metavar="HOST:PORT|unix:PATH", help="Admin endpoint.")] = None,
+    max_connections: Annotated[
+        str | None, typer.Option(metavar="N", help="Maximum number of open connections.")
+    ] = None,
+    config: Annotated[str | None, typer.Option(metavar="FILE", help="Settings file.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print a JSON list of check, level, finding and cure.")
+    ] = False,
 ) -> int:
-    """Look for what keeps a server from working well.
+    """Check this machine for problems of a server.
 
-    Each line is a finding, with its cure. Takes its settings where `objmapper serve` does. The exit code is 1 where
-    there is a problem.
+    Each line is a finding with its remedy. The settings come from where `objmapper serve` reads them. The exit code is
+    1 if there is a problem.
     """
     from objmapper_cli.doctor_checks import problem
     from objmapper_server import ConfigError
@@ -41,7 +45,7 @@ def doctor(
     try:
         findings = list(_findings(config, flags))
     except ConfigError as error:
-        findings = [problem("settings", str(error), "correct it; objmapper config --check FILE looks at a file alone")]
+        findings = [problem("settings", str(error), "correct it; objmapper config --check FILE checks a file alone")]
     if as_json:
         print(json.dumps([asdict(finding) for finding in findings], indent=2))
     else:
@@ -55,7 +59,7 @@ def _findings(file: str | None, flags: dict[str, Any]) -> Iterator["Finding"]:
     from objmapper_server.settings.effective import settings_without_root
 
     config, has_root = settings_without_root(file, **flags)
-    yield doctor_checks.ok("settings", f"read{f' from {file}' if file else ''}, without a slip")
+    yield doctor_checks.ok("settings", f"valid{f', from {file}' if file else ''}")
     yield from doctor_checks.check_kernel()
     yield from doctor_checks.check_descriptors(config)
     yield from doctor_checks.check_backlog()
@@ -70,5 +74,5 @@ def _line(finding: "Finding") -> str:
     mark = MARKS[finding.level]
     if sys.stdout.isatty() and not os.environ.get("NO_COLOR"):
         mark = f"\x1b[{COLOURS[finding.level]}m{mark}\x1b[0m"
-    cure = f": {finding.cure}" if finding.cure else ""
+    cure = f"; {finding.cure}" if finding.cure else ""
     return f"{mark}{finding.check}: {finding.finding}{cure}"

@@ -1,4 +1,4 @@
-"""``objmapper get``: objects, to standard output or into files. Memory is bounded whatever their size."""
+"""``objmapper get``: objects, to standard output or into files. Memory is bounded for any size."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -18,67 +18,69 @@ from objmapper_client.protocol import Mode
 if TYPE_CHECKING:
     from objmapper_cli.parallel_download import OnDownloaded
 
-#: No file is longer.
+#: The maximum size of a file.
 MAX_BYTES: Final = (1 << 63) - 1
 
 
 def get(
     uris: Annotated[
         list[str],
-        typer.Argument(metavar="URI...", help="The objects, such as /models/weights.bin.", show_default=False),
+        typer.Argument(metavar="URI...", help="URIs of objects, such as /models/weights.bin.", show_default=False),
     ],
     output: Annotated[
         str | None,
         typer.Option(
-            "--output", "-o", metavar="FILE|DIR", help="Write to FILE; '-' is standard output. Several go into DIR."
+            "--output",
+            "-o",
+            metavar="FILE|DIR",
+            help="Write to FILE; '-' is standard output. Several objects go into DIR.",
         ),
     ] = None,
     recursive: Annotated[
-        bool, typer.Option("--recursive", "-r", help="Each URI is a prefix: get what begins with it, into DIR.")
+        bool,
+        typer.Option("--recursive", "-r", help="Each URI is a prefix: get all objects that begin with it, into DIR."),
     ] = False,
     mode: Annotated[
         str | None,
         typer.Option(
             metavar="fdpass|copy|splice",
-            help="How it is delivered; by default the best that there is.",
+            help="Delivery mode. [default: the best one available]",
             autocompletion=complete_with("fdpass", "copy", "splice"),
         ),
     ] = None,
     as_json: JsonOption = False,
     server: ServerOption = None,
-    offset: Annotated[int, typer.Option(metavar="BYTES", help="Begin here.", min=0, max=MAX_BYTES)] = 0,
+    offset: Annotated[int, typer.Option(metavar="BYTES", help="First byte to get.", min=0, max=MAX_BYTES)] = 0,
     length: Annotated[
-        int | None, typer.Option(metavar="BYTES", help="At most this many.", min=0, max=MAX_BYTES)
+        int | None, typer.Option(metavar="BYTES", help="Maximum number of bytes to get.", min=0, max=MAX_BYTES)
     ] = None,
     jobs: Annotated[
-        int, typer.Option("--jobs", "-j", metavar="N", help="How many at once, into DIR.", min=1, max=1000)
+        int, typer.Option("--jobs", "-j", metavar="N", help="Parallel downloads into DIR.", min=1, max=1000)
     ] = 4,
-    sync: Annotated[
-        bool, typer.Option("--sync", help="Have files, and their names, on the disk when this returns.")
-    ] = False,
+    sync: Annotated[bool, typer.Option("--sync", help="Return when files, and their names, are on the disk.")] = False,
     timeout: TimeoutOption = 30.0,
     wait: WaitOption = "0",
 ) -> int:
     """Write objects to standard output or into files.
 
-    Several go to standard output one after the other, or each into a file in a directory. A file appears under its
-    name when it is whole; an interrupted, failed or killed run leaves what was there. With --sync that holds for power
-    failures, too. With --recursive a file that has its object's size and modification time already is kept as it is,
-    so that an interrupted run can go on. With --json each object is a line: uri, file, size, fetched or
-    there already.
+    Several objects go to standard output one after the other, or each into a file in a directory. A file gets its name
+    when it is complete; an interrupted, failed or killed run leaves the old file. With --sync this holds for power
+    failures, too. With --recursive, a file that already has its object's size and modification time is kept, so that
+    an interrupted run can continue. With --json each object is a line: uri, file, size, fetched (false for a file
+    that was kept).
     """
     uris = [uri_of(uri) for uri in uris]
     if output == "":
-        raise CommandError('--output "": a file or directory is needed, - is standard output', ExitCode.USAGE)
+        raise CommandError('--output: expected a file or directory, or - for standard output (got "")', ExitCode.USAGE)
     ranged = offset > 0 or length is not None
     into_directory = recursive or (len(uris) > 1 and output not in (None, "-"))
     if ranged and (len(uris) > 1 or recursive):
-        raise CommandError("--offset and --length are for one object", ExitCode.USAGE)
+        raise CommandError("--offset and --length: expected one object", ExitCode.USAGE)
     if recursive and output in (None, "-"):
-        raise CommandError("--recursive needs a directory to write to: -o DIR", ExitCode.USAGE)
+        raise CommandError("--recursive: no directory to write to; add -o DIR", ExitCode.USAGE)
     if as_json and output in (None, "-"):
         raise CommandError(
-            "--json: standard output has the object's content; write that to -o FILE or DIR", ExitCode.USAGE
+            "--json: standard output has the object's content; write that to a file with -o FILE or DIR", ExitCode.USAGE
         )
     on_downloaded = print_fetched if as_json else None
     with open_client(server, timeout, _mode(mode), wait, parallel=jobs) as client:
@@ -97,8 +99,8 @@ def get(
 
 
 def _download(client: Client, uri: str, output: str | None, offset: int, length: int | None, sync: bool) -> int:
-    """Fetch one. Returns how many bytes it has."""
-    # The answer first: a missing object leaves no trace of a file.
+    """Fetch one object. Returns its size in bytes."""
+    # Request first, so that a missing object creates no file.
     with (
         Download(client, uri, offset, length) as download,
         open_output_file(output, sync=sync) as target,
@@ -120,12 +122,14 @@ def _download_into(
     from objmapper_cli.skipped_files import SkippedFiles
 
     if folder.exists() and not folder.is_dir():
-        raise CommandError(f"{folder}: is not a directory: several objects need one", ExitCode.USAGE)
+        raise CommandError(f"{folder}: not a directory; several objects need one", ExitCode.USAGE)
     if not recursive:
         names = [uri.rstrip("/").rpartition("/")[2] for uri in uris]
         for name in names:
             if names.count(name) > 1 or name in ("", ".", ".."):
-                raise CommandError(f"{folder / name}: not a file for one object; get them one by one", ExitCode.USAGE)
+                raise CommandError(
+                    f"{folder / name}: no name for the file of one object; get them one by one", ExitCode.USAGE
+                )
         make_directories(folder, sync=sync)
         return download_all(
             client, map(DownloadTask, uris, (folder / local_name(name) for name in names)), jobs, sync, on_downloaded
@@ -143,5 +147,5 @@ def _download_into(
 def _mode(name: str | None) -> Mode | None:
     known = {mode.name.lower(): mode for mode in Mode}
     if name is not None and name not in known:
-        raise CommandError(f"--mode {name}: there are {', '.join(known)}", ExitCode.USAGE)
+        raise CommandError(f"--mode: expected one of {', '.join(known)} (got {name})", ExitCode.USAGE)
     return None if name is None else known[name]

@@ -1,4 +1,4 @@
-"""``objmapper ls``: the objects below a prefix, printed as they come."""
+"""``objmapper ls``: the objects below a prefix, printed as they arrive."""
 
 from typing import Annotated
 
@@ -8,8 +8,8 @@ from objmapper_cli.options import JsonOption, ServerOption, TimeoutOption, WaitO
 
 
 def ls(
-    prefix: Annotated[str, typer.Argument(metavar="PREFIX", help="What their URIs begin with.")] = "/",
-    long: Annotated[bool, typer.Option("--long", "-l", help="Size in bytes and modification time, too.")] = False,
+    prefix: Annotated[str, typer.Argument(metavar="PREFIX", help="Beginning of the URIs.")] = "/",
+    long: Annotated[bool, typer.Option("--long", "-l", help="Show size in bytes and modification time, too.")] = False,
     as_json: JsonOption = False,
     server: ServerOption = None,
     timeout: TimeoutOption = 30.0,
@@ -17,9 +17,9 @@ def ls(
 ) -> int:
     """List the objects whose URIs begin with PREFIX.
 
-    They come in the order of their URIs. A prefix is text: /a stands for /a, /ab and /a/b; end it in a slash to mean a
-    directory. To find nothing is no failure. What the server cannot list, because its name is not UTF-8 or because it
-    may not read a directory, is named on standard error, and the exit code is 1.
+    The objects are sorted by URI. A prefix is text: /a matches /a, /ab and /a/b; end it in a slash for a directory. An
+    empty list is not an error. Files that the server cannot list, because a name is not UTF-8 or it may not read a
+    directory, are named on standard error, and the exit code is 1.
     """
     import json
 

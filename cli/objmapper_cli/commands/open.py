@@ -1,4 +1,4 @@
-"""``objmapper open``: a command that reads an object as if it were a file of its own. Nothing is copied."""
+"""``objmapper open``: runs a command that reads an object as a file. Nothing is copied."""
 
 import fcntl
 import os
@@ -12,17 +12,19 @@ from objmapper_cli.errors import CommandError, ExitCode
 from objmapper_cli.name_encoding import uri_of
 from objmapper_cli.options import JsonOption, ServerOption, TimeoutOption, WaitOption, open_client
 
-#: Where the object is to be found, in the arguments of a command.
+#: The placeholder for the object's path in the arguments of a command.
 PLACEHOLDER = "{}"
-#: What a shell says of a command that it cannot run, and of one that it does not find.
+#: The exit codes of a shell for a command that it cannot run, and for one that it does not find.
 CANNOT_RUN, NOT_FOUND = 126, 127
 
 
 def open(  # noqa: A001 - the command's name
-    uri: Annotated[str, typer.Argument(metavar="URI", help="The object.")],
+    uri: Annotated[str, typer.Argument(metavar="URI", help="URI of the object.")],
     command: Annotated[
         list[str],
-        typer.Argument(metavar="-- COMMAND...", help="What is run; {} in it becomes a path.", show_default=False),
+        typer.Argument(
+            metavar="-- COMMAND...", help="Command to run; {} becomes the path of the object.", show_default=False
+        ),
     ],
     as_json: JsonOption = False,
     server: ServerOption = None,
@@ -32,13 +34,13 @@ def open(  # noqa: A001 - the command's name
     """Run COMMAND with an object as its input.
 
     {} becomes /proc/self/fd/N; without {} the object is standard input. Over a Unix socket it is the open file itself:
-    nothing is copied. The exit code is the command's. With --json a line stands before what it prints: uri, path,
-    size, mode and etag.
+    nothing is copied. The exit code is the command's. With --json a line precedes its output: uri, path, size,
+    mode and etag.
     """
     if not command[0]:
-        raise CommandError('COMMAND is "": the name of a program is needed', ExitCode.USAGE)
+        raise CommandError('COMMAND: expected the name of a program (got "")', ExitCode.USAGE)
     with open_client(server, timeout, wait=wait) as client, client.open(uri_of(uri)) as found:
-        # Out of the way of standard input, output and error, should one of them be closed.
+        # Use a number above 2, in case standard input, output or error is closed.
         descriptor = fcntl.fcntl(found.fileno(), fcntl.F_DUPFD, 3)
         size = found.size
     path = f"/proc/self/fd/{descriptor}"
@@ -52,7 +54,7 @@ def open(  # noqa: A001 - the command's name
         from objmapper_cli.formatting import print_json
 
         print_json({"uri": found.uri, "path": path, "size": size, "mode": found.mode.name.lower(), "etag": found.etag})
-    # The interpreter ignores these, and a command would inherit that.
+    # The interpreter ignores these signals, and the command would inherit that.
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
     sys.stdout.flush()

@@ -15,15 +15,18 @@ from objmapper_client.errors import ObjectNotFound
 
 
 def put(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="What is stored; '-' is standard input.")],
-    uri: Annotated[str, typer.Argument(metavar="URI", help="Where; one that ends in / gets the name of FILE.")],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="File to store; '-' is standard input.")],
+    uri: Annotated[
+        str, typer.Argument(metavar="URI", help="URI of the object; the name of FILE is added to one that ends in /.")
+    ],
     if_match: Annotated[
-        str | None, typer.Option(metavar="ETAG", help="Only over this version, as `objmapper stat` says it.")
+        str | None, typer.Option(metavar="ETAG", help="Replace only this version, an etag of `objmapper stat`.")
     ] = None,
     if_none_match: Annotated[
-        str | None, typer.Option(metavar="ETAG|*", help="Only over another version; '*': only where there is none.")
+        str | None,
+        typer.Option(metavar="ETAG|*", help="Replace any version but this one; '*': store only a new object."),
     ] = None,
-    parents: Annotated[bool, typer.Option("--parents", "-p", help="Make directories that are missing.")] = False,
+    parents: Annotated[bool, typer.Option("--parents", "-p", help="Create missing directories.")] = False,
     as_json: JsonOption = False,
     server: ServerOption = None,
     timeout: TimeoutOption = 30.0,
@@ -31,12 +34,12 @@ def put(
 ) -> None:
     """Store a file as an object, whole or not at all.
 
-    It is on the server's disk when this returns. The server must have been started with --writable. Over a Unix socket
-    it copies the file itself.
+    The object is on the server's disk when this returns. The server must run with --writable. Over a Unix socket the
+    server copies the file itself.
     """
     uri = uri_of(uri)
     if not file:
-        raise CommandError('FILE is "": a file is needed, - is standard input', ExitCode.USAGE)
+        raise CommandError('FILE: expected a file, or - for standard input (got "")', ExitCode.USAGE)
     if uri.endswith("/") and file != "-":
         uri += uri_of(Path(file).name)
     data = sys.stdin.buffer if file == "-" else file
@@ -56,7 +59,7 @@ def put(
             )
         except ObjectNotFound as error:
             raise CommandError(
-                f"{uri}: the server has no such directory; --parents makes it", ExitCode.NOT_FOUND
+                f"{uri}: the server has no such directory; --parents creates it", ExitCode.NOT_FOUND
             ) from error
     if as_json:
         from objmapper_cli.formatting import print_stat

@@ -1,4 +1,4 @@
-"""``objmapper rm``: objects that are not wanted any more."""
+"""``objmapper rm``: deletes objects."""
 
 from typing import Annotated
 
@@ -8,18 +8,18 @@ from objmapper_cli.options import JsonOption, ServerOption, TimeoutOption, WaitO
 
 
 def rm(
-    uris: Annotated[list[str], typer.Argument(metavar="URI...", help="The objects.", show_default=False)],
+    uris: Annotated[list[str], typer.Argument(metavar="URI...", help="URIs of the objects.", show_default=False)],
     if_match: Annotated[
-        str | None, typer.Option(metavar="ETAG", help="Only this version of it, as `objmapper stat` says it.")
+        str | None, typer.Option(metavar="ETAG", help="Delete only this version, an etag of `objmapper stat`.")
     ] = None,
     as_json: JsonOption = False,
     server: ServerOption = None,
     timeout: TimeoutOption = 30.0,
     wait: WaitOption = "0",
 ) -> int:
-    """Delete objects. The server must have been started with --writable.
+    """Delete objects. The server must run with --writable.
 
-    With --json each object that was deleted is a line: {"uri": …}.
+    With --json each deleted object is a line: {"uri": …}.
     """
     from objmapper_cli.batch import run_each
     from objmapper_cli.name_encoding import uri_of

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 class ServeCommand(TyperCommand):
-    """The command on the help page. Its flags, one for each setting, are made when it is called.
+    """The command on the help page. It makes its flags, one for each setting, when it is called.
 
-    To import the settings takes longer than many another command takes in all.
+    The import of the settings takes longer than the whole run of many other commands.
     """
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
@@ -32,7 +32,7 @@ class ServeCommand(TyperCommand):
 
 def serve_settings(
     *,
-    no_admin: Annotated[bool, typer.Option("--no-admin", help="Show no figures.")] = False,
+    no_admin: Annotated[bool, typer.Option("--no-admin", help="Serve no admin endpoint.")] = False,
     config: Annotated[str | None, typer.Option(metavar="FILE", help="Read settings from a TOML file.")] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="When ready, print a line of JSON: pid, addresses, admin.")
@@ -51,7 +51,7 @@ def serve_settings(
     from objmapper_server.process.logs import LOG, log_to_stderr
     from objmapper_server.process.socket_activation import inherited_sockets
 
-    # While it serves, SIGHUP is a reload; before and after, one that comes a moment too early or late ends nothing.
+    # While the server serves, SIGHUP is a reload; before and after, it is ignored, so that it does not end the process.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     settings = Config.load(file=config, **flags)
     log_to_stderr(settings.log_format)
@@ -69,7 +69,7 @@ def serve_settings(
         return code
     if finished:
         return ExitCode.DONE
-    LOG.error("stopped before everything under way was finished")
+    LOG.error("stopped before all pending requests were finished; a longer shutdown_grace waits for them")
     return ExitCode.FAILED
 
 
@@ -78,11 +78,11 @@ serve = typer.Typer(rich_markup_mode=None, add_completion=False, pretty_exceptio
 
 @serve.command("serve", cls=ServeCommand, help=serve_settings.__doc__)
 def serve_help() -> None:
-    """Stand for the command where its flags do not matter: on the help page."""
+    """Represents the command on the help page, which shows no flags."""
 
 
 def print_addresses(server: "Server", *, as_json: bool = False) -> None:
-    """Say what was found at start and that clients can come, with `as_json` on standard output too."""
+    """Log the notices of the start, and that the server is ready; with `as_json` on standard output, too."""
     from objmapper_server.process.logs import LOG
 
     for notice in server.notices:
@@ -96,7 +96,7 @@ def print_addresses(server: "Server", *, as_json: bool = False) -> None:
         from objmapper_cli.output_file import naming_file
 
         document = {"pid": os.getpid(), "addresses": dict(server.addresses), "admin": server.admin_address}
-        # Before the message: a server whose starter cannot read this ends, and is never ready.
+        # Before the message: if its reader has closed standard output, the server ends without being ready.
         with naming_file("standard output"):
             print_text(json.dumps(document))
     LOG.info(" ".join(("ready", *server.addresses.values(), *admin_words)), extra={"facts": facts})

@@ -1,4 +1,4 @@
-"""``objmapper stat``: what the server says of objects."""
+"""``objmapper stat``: size, modification time and etag of objects."""
 
 from typing import Annotated
 
@@ -8,7 +8,7 @@ from objmapper_cli.options import JsonOption, ServerOption, TimeoutOption, WaitO
 
 
 def stat(
-    uris: Annotated[list[str], typer.Argument(metavar="URI...", help="The objects.", show_default=False)],
+    uris: Annotated[list[str], typer.Argument(metavar="URI...", help="URIs of the objects.", show_default=False)],
     as_json: JsonOption = False,
     server: ServerOption = None,
     timeout: TimeoutOption = 30.0,

@@ -1,4 +1,4 @@
-"""``objmapper stats``: the admin endpoint's figures, as a table or as they are."""
+"""``objmapper stats``: the statistics of the admin endpoint, as a table or as JSON."""
 
 import os
 import sys
@@ -15,7 +15,7 @@ from objmapper_cli.options import WaitOption, parse_seconds
 
 Document = Mapping[str, Any]
 Row = tuple[str, ...]
-#: What the document of an objmapper server has.
+#: Keys that the document of an objmapper server must have.
 NAMES: Final = ("requests_total", "transports")
 
 
@@ -23,19 +23,20 @@ def stats(
     admin: Annotated[
         str | None,
         typer.Option(
-            metavar="URL", help="http://HOST:PORT or unix:/PATH; $OBJMAPPER_ADMIN, else http://127.0.0.1:9997."
+            metavar="http://HOST:PORT|unix:/PATH",
+            help="Admin endpoint. [default: $OBJMAPPER_ADMIN or http://127.0.0.1:9997]",
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The endpoint's own document.")] = False,
-    watch: Annotated[float | None, typer.Option(metavar="SECONDS", help="Show it again and again.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the endpoint's JSON document.")] = False,
+    watch: Annotated[float | None, typer.Option(metavar="SECONDS", help="Refresh after this time.")] = None,
     wait: WaitOption = "0",
 ) -> None:
-    """Show what a server is doing.
+    """Show the requests, rates and latencies of a server.
 
     Rates are those of the last 10 s, times those of the last minute, totals since start.
     """
     if watch is not None and not 0.1 <= watch <= 86400:
-        raise CommandError(f"--watch {watch:g}: 0.1 to 86400 seconds", ExitCode.USAGE)
+        raise CommandError(f"--watch: expected 0.1 to 86400 seconds (got {watch:g})", ExitCode.USAGE)
     client = AdminClient(admin, parse_seconds("--wait", wait))
     if as_json:
         _repeat(watch, lambda: print(client.text("/stats", *NAMES), flush=True))
@@ -52,7 +53,7 @@ def stats(
 
 
 def read_statistics(client: AdminClient) -> Document:
-    """Return the figures; raises `CommandError` where something else answers."""
+    """Return the statistics; raises `CommandError` if another program answers."""
     return client.read("/stats", *NAMES)
 
 
@@ -93,7 +94,7 @@ KIND_HEADER: Final[Row] = ("", "requests total", "requests/s", "bytes/s", "p50",
 
 
 def title(document: Document) -> str:
-    """Return how long it has been up, and where."""
+    """Return the addresses and the uptime."""
     minutes, seconds = divmod(int(document["uptime"]), 60)
     hours, minutes = divmod(minutes, 60)
     addresses = " ".join(each["address"] for each in document["transports"].values())
@@ -110,7 +111,7 @@ def transport_rows(document: Document) -> list[Row]:
             (f"  {status}", *(f"{each['errors_total'].get(status, 0)}" for each in columns))
             for status in document["errors_total"]
         ),
-        # Of the whole only.
+        # Only for the whole server.
         *(
             (f"  denied: {reason}", f"{count}", *("" for _ in columns[1:]))
             for reason, count in document["denied_total"].items()
@@ -131,7 +132,7 @@ def kind_rows(document: Document) -> list[Row]:
 
 
 def datagram_rows(document: Document) -> list[Row]:
-    """Return the lines of the third table: datagrams by kind, where UDP is served."""
+    """Return the lines of the third table: datagrams by kind, if UDP is served."""
     datagrams = document.get("datagrams") or {}
     totals = [(field.removesuffix("_total").replace("_", " "), total) for field, total in datagrams.items()]
     shown = (format_bytes(total) if name.startswith("bytes") else f"{total}" for name, total in totals)

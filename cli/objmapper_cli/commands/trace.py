@@ -12,30 +12,33 @@ from objmapper_cli.errors import CommandError, ExitCode
 from objmapper_cli.formatting import for_terminal, format_micros, print_text
 from objmapper_cli.options import WaitOption, parse_seconds
 
-#: Seconds between two looks.
+#: Seconds between two requests to the endpoint.
 POLL_INTERVAL: Final = 0.25
-#: Milliseconds: what the server takes.
+#: The server's maximum, in milliseconds.
 MAX_MILLISECONDS: Final = 1e9
 UNITS: Final = {"us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1e3}
 
 
 def trace(
-    slower_than: Annotated[str, typer.Option(metavar="TIME", help="500us, 5ms, 1s, …")] = "5ms",
+    slower_than: Annotated[
+        str, typer.Option(metavar="TIME", help="Minimum time of a request, such as 500us, 5ms or 1s.")
+    ] = "5ms",
     count: Annotated[
         int | None, typer.Option(min=1, help="End after this many requests. [default: until Ctrl-C]")
     ] = None,
     admin: Annotated[
         str | None,
         typer.Option(
-            metavar="URL", help="http://HOST:PORT or unix:/PATH; $OBJMAPPER_ADMIN, else http://127.0.0.1:9997."
+            metavar="http://HOST:PORT|unix:/PATH",
+            help="Admin endpoint. [default: $OBJMAPPER_ADMIN or http://127.0.0.1:9997]",
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="A document a line.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON document a line.")] = False,
     wait: WaitOption = "0",
 ) -> None:
     """Follow the requests that take longer than a time.
 
-    Each is a line: what was asked, by which client, and where the time went.
+    Each line shows a request, its client, and the parts of its time.
     """
     import json
 
@@ -45,10 +48,10 @@ def trace(
     if sys.stdout.isatty() and not as_json:
         print("time          total  =  queue + storage +   send  mode      status  URI  (client)")
     while left is None or left > 0:
-        # A watch ends by itself a few seconds after its client does.
+        # A watch ends a few seconds after its last renewal.
         client.post("/watch", {"slower_than_ms": threshold_ms})
         recorded = client.read(f"/requests?slower_than_ms={threshold_ms!r}&after={after}", "last", "requests")
-        # A server that has begun again counts from 0.
+        # A restarted server counts from 0.
         after = recorded["last"]
         for request in recorded["requests"]:
             if left == 0:
@@ -61,7 +64,7 @@ def trace(
 
 
 def format_request(request: dict[str, Any]) -> str:
-    """One request, for people."""
+    """One request as a line of text."""
     at = time.strftime("%H:%M:%S", time.localtime(request["at"])) + f"{request['at'] % 1:.3f}"[1:]
     total, queue, storage, send = (
         f"{format_micros(request[f'{part}_us']):>8}" for part in ("total", "queue", "storage", "send")
@@ -72,8 +75,10 @@ def format_request(request: dict[str, Any]) -> str:
 
 
 def parse_milliseconds(text: str) -> float:
-    """The time that is meant. Raises CommandError."""
+    """Milliseconds from ``500us``, ``5ms``, ``1s``. Raises CommandError."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(us|µs|ms|s)", text)
     if match is None or float(match[1]) * UNITS[match[2]] > MAX_MILLISECONDS:
-        raise CommandError(f"--slower-than {text}: a time is a number with us, ms or s, such as 5ms", ExitCode.USAGE)
+        raise CommandError(
+            f"--slower-than: expected a number with us, ms or s, such as 5ms (got {text})", ExitCode.USAGE
+        )
     return float(match[1]) * UNITS[match[2]]

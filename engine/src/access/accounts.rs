@@ -146,7 +146,7 @@ impl ClientAccess {
             account.settle();
             if account.descriptors() > max_before {
                 clients.denials.note(Reason::Descriptors, self.peer.as_ref(), b"");
-                return Err(Error::Busy("this user has as many file descriptors as one may have, try again"));
+                return Err(Error::Busy("this user has reached its limit of file descriptors; try again"));
             }
         }
         Ok(())
@@ -190,7 +190,7 @@ impl Clients {
         client_access.charge = self.charge_connection(peer.uid, client_access.view.rules().max_connections);
         if client_access.charge.is_none() {
             self.denials.note(Reason::Connections, Some(peer), b"");
-            return Err(Error::Busy("this user has as many connections as one may have, try again"));
+            return Err(Error::Busy("this user has reached its limit of connections; try again"));
         }
         Ok(Some(client_access))
     }

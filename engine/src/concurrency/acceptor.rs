@@ -86,7 +86,7 @@ impl Acceptor {
 
     /// Makes the session of an accepted connection, unless the limits or the access rules forbid it.
     fn admit(&self, socket: OwnedFd, service: &Arc<Service>) -> Result<Box<Session>, (OwnedFd, Error)> {
-        let full = Error::Busy("the server has as many connections as it may have, try again");
+        let full = Error::Busy("the server has reached its limit of connections; try again");
         if socket.as_raw_fd() as u64 >= service.descriptor_limit {
             return Err((socket, full));
         }

@@ -33,7 +33,7 @@ pub fn start_error(errno: Errno, what: &str, address: &str) -> StartError {
         Errno::MFILE => "raise the limit on open files (ulimit -n, LimitNOFILE=)",
         Errno::NFILE => "raise fs.file-max",
         Errno::AGAIN => "raise the limit on threads (ulimit -u, TasksMax=) or lower pool_size",
-        _ => "see that the machine has memory left",
+        _ => "free some memory",
     };
     let reason = std::io::Error::from(errno);
     StartError::new(errno, format!("cannot {what}: {reason}; {remedy}"), address)

@@ -142,7 +142,7 @@ impl ConnectionThreads {
             && !self.is_short_of_threads.swap(true, Relaxed)
         {
             eprintln!(
-                "objmapper: {}: cannot start a thread for a connection: {error}; it waits: raise the limit on threads \
+                "objmapper: {}: cannot start a thread for a connection, which waits: {error}; raise the limit on threads \
                  (ulimit -u, TasksMax=) or lower max_threads",
                 self.acceptor.address()
             );

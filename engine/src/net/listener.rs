@@ -44,13 +44,13 @@ impl Listener {
             move |errno| StartError::new(errno, what, shown)
         };
         if path.as_os_str().as_bytes().len() > MAX_UNIX_PATH {
-            let why = format!("a Unix socket's path has at most {MAX_UNIX_PATH} bytes: choose a shorter one");
+            let why = format!("a Unix socket's path has at most {MAX_UNIX_PATH} bytes; choose a shorter one");
             return Err(StartError::new(Errno::NAMETOOLONG, why, shown));
         }
         let claim = SocketPath::claim(path, notices)?;
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
-            .map_err(fail("cannot make a socket"))?;
+            .map_err(fail("cannot create a socket"))?;
         // bind(2) gives the file the permissions of the socket's own inode, so no other user can connect in between.
         fs::fchmod(&socket, Permissions::from_raw_mode(permissions))
             .map_err(fail("cannot set permissions"))?;
@@ -75,7 +75,7 @@ impl Listener {
         let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket = net::socket_with(family, SocketType::STREAM, flags, None)
-            .map_err(fail("cannot make a socket"))?;
+            .map_err(fail("cannot create a socket"))?;
         sockopt::set_socket_reuseaddr(&socket, true)
             .and_then(|()| configure_tcp(&socket))
             .map_err(fail("cannot set socket options"))?;
@@ -86,40 +86,42 @@ impl Listener {
         net::listen(&socket, BACKLOG).map_err(fail("cannot listen"))?;
         let bound = net::getsockname(&socket)
             .and_then(SocketAddr::try_from)
-            .map_err(fail("cannot tell the bound address"))?;
+            .map_err(fail("cannot get the bound address"))?;
         Ok(Self::new(Transport::Tcp, format!("tcp://{bound}"), socket, None))
     }
 
     /// Takes over a listening socket that another process, a service manager, has bound and continues to hold.
     pub fn inherited(socket: &OwnedFd, accepts_fds: bool) -> Result<Self, StartError> {
-        let subject = String::from("a socket that was handed over");
+        let subject = String::from("socket activation");
         let fail = |what: &str| {
             let (what, subject) = (what.to_owned(), subject.clone());
             move |errno| StartError::new(errno, what, subject)
         };
         let unfit = |why: &str| StartError::new(Errno::INVAL, why, subject.clone());
-        let listens = sockopt::socket_acceptconn(socket).map_err(fail("is no socket"))?;
-        if !listens || sockopt::socket_type(socket).map_err(fail("is no socket"))? != SocketType::STREAM {
-            return Err(unfit("is not one that listens for connections (ListenStream=)"));
+        let listens = sockopt::socket_acceptconn(socket).map_err(fail("not a socket"))?;
+        if !listens || sockopt::socket_type(socket).map_err(fail("not a socket"))? != SocketType::STREAM {
+            return Err(unfit("the socket does not listen for connections; use ListenStream="));
         }
-        let name = net::getsockname(socket).map_err(fail("cannot tell the bound address"))?;
+        let name = net::getsockname(socket).map_err(fail("cannot get the bound address"))?;
         let (transport, address) = if let Ok(unix) = SocketAddrUnix::try_from(name.clone()) {
             let path = unix.path().filter(|path| !path.is_empty());
-            let path = path.ok_or_else(|| unfit("has no path: abstract Unix sockets have no permissions"))?;
+            let path = path.ok_or_else(|| {
+                unfit("the Unix socket has no path, so it has no permissions; bind it to a path")
+            })?;
             (Transport::Unix, format!("unix:{}", path.to_string_lossy()))
         } else if let Ok(address) = SocketAddr::try_from(name) {
             (Transport::Tcp, format!("tcp://{address}"))
         } else {
-            return Err(unfit("is of a family that is not served"));
+            return Err(unfit("unsupported address family; use a path, or an address and a port"));
         };
         match transport {
             Transport::Unix => socket::set_passrights(socket, accepts_fds),
             _ => configure_tcp(socket),
         }
         .map_err(fail("cannot set socket options"))?;
-        let own = rustix::io::fcntl_dupfd_cloexec(socket, 0).map_err(fail("cannot take it over"))?;
+        let own = rustix::io::fcntl_dupfd_cloexec(socket, 0).map_err(fail("cannot duplicate the socket"))?;
         // A flag of the open file description, which all its holders share; a service manager only polls it.
-        rustix::io::ioctl_fionbio(&own, true).map_err(fail("cannot take it over"))?;
+        rustix::io::ioctl_fionbio(&own, true).map_err(fail("cannot duplicate the socket"))?;
         Ok(Listener { shared: true, ..Self::new(transport, address, own, None) })
     }
 

@@ -24,7 +24,7 @@ impl FromStr for Network {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let (ip, prefix) = text.split_once('/').unwrap_or((text, ""));
-        let wrong = || format!("not a network such as 10.0.0.0/8: {text:?}");
+        let wrong = || format!("expected a network such as 10.0.0.0/8 (got {text:?})");
         let ip: IpAddr = ip.parse().map_err(|_| wrong())?;
         let width = if ip.is_ipv4() { 32 } else { 128 };
         let prefix: u32 = if text.contains('/') { prefix.parse().map_err(|_| wrong())? } else { width };

@@ -33,12 +33,12 @@ impl SocketPath {
         let stat = match fs::lstat(path) {
             Ok(stat) => stat,
             Err(Errno::NOENT) => return Ok(claim),
-            Err(errno) => return Err(StartError::new(errno, "cannot look at the socket's path", shown)),
+            Err(errno) => return Err(StartError::new(errno, "cannot stat the socket's path", shown)),
         };
         if FileType::from_raw_mode(stat.st_mode) != FileType::Socket {
             return Err(StartError::new(
                 Errno::EXIST,
-                "there is a file that is no socket: remove it or choose another path",
+                "the file there is not a socket; remove it or choose another path",
                 shown,
             ));
         }
@@ -53,8 +53,9 @@ impl SocketPath {
 
     /// Records which socket is this server's, after bind(2).
     pub(super) fn bound(mut self) -> Result<Self, StartError> {
-        let stat = fs::lstat(&self.path)
-            .map_err(|errno| StartError::new(errno, "the socket is gone", self.path.display().to_string()))?;
+        let stat = fs::lstat(&self.path).map_err(|errno| {
+            StartError::new(errno, "the socket was removed", self.path.display().to_string())
+        })?;
         self.identity = Some((stat.st_dev, stat.st_ino));
         Ok(self)
     }
@@ -80,8 +81,9 @@ impl Drop for SocketPath {
 fn lock_file(path: &Path, shown: &str) -> Result<OwnedFd, StartError> {
     loop {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let lock = fs::openat(CWD, path, flags, Permissions::from_raw_mode(0o600))
-            .map_err(|errno| StartError::new(errno, "cannot make the lock file beside the socket", shown))?;
+        let lock = fs::openat(CWD, path, flags, Permissions::from_raw_mode(0o600)).map_err(|errno| {
+            StartError::new(errno, "cannot create the lock file beside the socket", shown)
+        })?;
         match fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(Errno::INTR) => continue,
@@ -94,8 +96,8 @@ fn lock_file(path: &Path, shown: &str) -> Result<OwnedFd, StartError> {
             }
             Err(errno) => return Err(StartError::new(errno, "cannot lock", shown)),
         }
-        let mine = fs::fstat(&lock)
-            .map_err(|errno| StartError::new(errno, "cannot look at the lock file", shown))?;
+        let mine =
+            fs::fstat(&lock).map_err(|errno| StartError::new(errno, "cannot stat the lock file", shown))?;
         if fs::stat(path).is_ok_and(|there| (there.st_dev, there.st_ino) == (mine.st_dev, mine.st_ino)) {
             return Ok(lock);
         }

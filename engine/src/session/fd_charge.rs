@@ -119,7 +119,7 @@ impl PassedFiles {
             ),
             false => Error::BadDescriptor,
         })?;
-        source.ok_or(Error::Busy("clients pass more file descriptors than the server may hold, try again"))
+        source.ok_or(Error::Busy("clients pass more file descriptors than the server can hold; try again"))
     }
 
     /// Closes the files that no put can take any more. All complete frames are understood; `has_begun` says that a

@@ -189,7 +189,7 @@ impl Session {
     /// The kernel allows this user no further descriptor in flight. Answers one request with an error, so that the
     /// others progress; the connection continues.
     fn reject_first_fd(&mut self) {
-        let error = Error::Busy("too many unread file descriptors of this user, try again");
+        let error = Error::Busy("this user has too many unread file descriptors; try again");
         for segment in self.outbox.iter_mut() {
             let Payload::BytesWithFd { length, .. } = segment.payload else { continue };
             let mut bytes = Vec::new();
@@ -230,7 +230,7 @@ impl Session {
             Err(Errno::TOOMANYREFS) if byte == Status::Ok as u8 => {
                 // The kernel allows this user no further descriptor in flight: refuse this request and continue.
                 self.release_open_fds(1);
-                let error = Error::Busy("too many unread file descriptors of this user, try again");
+                let error = Error::Busy("this user has too many unread file descriptors; try again");
                 let mut bytes = Vec::new();
                 protocol::encode_error(&mut bytes, error.status(), &error.to_string());
                 if let Some(front) = self.outbox.front_mut() {

@@ -195,7 +195,7 @@ impl Watched for Ticket {
         if still > self.service.settings.request_timeout.get() {
             self.give_up(match has_begun {
                 true => Error::SourceStuck,
-                false => Error::Busy("other files that this user passed do not answer, try again"),
+                false => Error::Busy("other files that this user passed do not respond; try again"),
             });
         }
     }

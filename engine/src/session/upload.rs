@@ -260,7 +260,7 @@ impl Writer {
                 let staging = shared.service.staging.as_ref().ok_or(Error::NotWritable)?;
                 let mut pending = staging.begin(&shared.request.path, shared.request.make_parents)?;
                 if !shared.service.has_fd_headroom(pending.file()) {
-                    return Err(Error::Busy("the server has no descriptors for more writes, try again"));
+                    return Err(Error::Busy("the server has no file descriptors for more writes; try again"));
                 }
                 pending.check_space(length)?;
                 pending.reserve(self.upload.reserve(length))?;

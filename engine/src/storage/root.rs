@@ -135,7 +135,7 @@ impl Root {
             Ok(directory) => directory,
             Err(errno) if is_exhausted(errno) => return Ok(Resolved::Unknown),
             Err(Errno::NOENT | Errno::NOTDIR) => {
-                return Err(format!("{shown} was removed or renamed: put it back"));
+                return Err(format!("{shown} was removed or renamed; put it back"));
             }
             Err(errno) => return Err(format!("{shown} cannot be opened: {errno}")),
         };

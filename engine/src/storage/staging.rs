@@ -329,17 +329,15 @@ fn why_no_staging(errno: Errno) -> &'static str {
             "the server's user may not write here, or another user's server has left it: give write permission, or \
              remove it when no server runs on this root"
         }
-        Errno::ROFS => "the file system is mounted read-only: serve it without --writable",
+        Errno::ROFS => "the file system is mounted read-only; serve it without --writable",
         Errno::NOTDIR | Errno::LOOP | Errno::XDEV => {
-            "there is something else of this name, which the server needs as a directory of its own: move it away"
+            "the server needs this name for a directory of its own; move the existing file away"
         }
-        Errno::AGAIN => {
-            "another server on this root is starting and does not come to an end: see what it waits for"
-        }
+        Errno::AGAIN => "another server on this root does not finish its start; see what it waits for",
         Errno::BADF | Errno::NOLCK | Errno::OPNOTSUPP | Errno::NOSYS => {
-            "this file system cannot lock directories (NFS cannot), and writes need that: serve it without --writable"
+            "this file system cannot lock directories (NFS cannot), and writes need that; serve it without --writable"
         }
-        _ => "writes are prepared here, which failed",
+        _ => "cannot prepare writes here",
     }
 }
 

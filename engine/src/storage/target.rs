@@ -137,7 +137,7 @@ impl Target {
         let now = open(mapping, &self.above).and_then(|directory| identity(&directory));
         match now.map_err(no_directory)? {
             now if now == self.identity => Ok(()),
-            _ => Err(Error::Busy("the object's directory was moved or replaced meanwhile, try again")),
+            _ => Err(Error::Busy("the object's directory was moved or replaced meanwhile; try again")),
         }
     }
 

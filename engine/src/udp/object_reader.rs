@@ -123,7 +123,7 @@ impl Reader {
 
 /// The error for an object that changed during every attempt to read it.
 pub fn being_written() -> Error {
-    Error::Busy("the object is being written to, try again")
+    Error::Busy("the object is being written; try again")
 }
 
 /// The payload slices in a buffer for datagrams of `piece` bytes of content each.

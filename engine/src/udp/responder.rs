@@ -212,7 +212,7 @@ impl Responder {
     /// Answers that the server is busy, before any work.
     pub fn refuse(&mut self, request: &UdpRequest<'_>, from: Peer, arrived: Instant) {
         self.service.statistics.gauges(Transport::Udp).rejected_total.fetch_add(1, Relaxed);
-        let refusal = Refusal::from(Error::Busy("the server's queue is full, try again"));
+        let refusal = Refusal::from(Error::Busy("the server's queue is full; try again"));
         let context =
             RequestContext { from, arrived, waited: None, storage: DiskWait::Forbidden, charged: 0 };
         self.push_refusal(request, &refusal, context);
@@ -295,7 +295,7 @@ impl Responder {
     /// Answers a version 1 request: in one datagram, or with an error.
     fn plain(&mut self, mode: Mode, uri: &str, context: RequestContext) -> Result<Outcome, Outcome> {
         if mode != Mode::Copy {
-            let message = "over UDP objects come by copy: descriptors and splices need a stream";
+            let message = "over UDP only copy is supported; descriptors and splice need a stream";
             return Err(Refusal(Status::InvalidMode, message.into(), None).into());
         }
         let capacity = longest_datagram(context.from.address) - CONTENT_HEAD;
@@ -303,7 +303,7 @@ impl Responder {
         let total = content.total();
         let Some(bytes) = self.reader.small(&content).filter(|bytes| bytes.len() <= capacity) else {
             let message =
-                format!("{total} bytes do not fit one datagram of {capacity}: pull ranges, or use TCP");
+                format!("{total} bytes do not fit one datagram of {capacity}; pull ranges, or use TCP");
             return Err(Refusal(Status::UnsupportedOp, message.into(), None).into());
         };
         if !self.may_send(bytes.len() + CONTENT_HEAD + HEADERS, context) {

@@ -50,15 +50,15 @@ impl UdpSocket {
         };
         let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let socket =
-            net::socket_with(family, SocketType::DGRAM, flags, None).map_err(fail("cannot make a socket"))?;
+        let socket = net::socket_with(family, SocketType::DGRAM, flags, None)
+            .map_err(fail("cannot create a socket"))?;
         if address.is_ipv6() {
             sockopt::set_ipv6_v6only(&socket, true).map_err(fail("cannot set socket options"))?;
         }
         net::bind(&socket, &address).map_err(fail("cannot bind"))?;
         let bound = net::getsockname(&socket)
             .and_then(SocketAddr::try_from)
-            .map_err(fail("cannot tell the bound address"))?;
+            .map_err(fail("cannot get the bound address"))?;
         Self::new(bound, socket, trusted, rate_limit, notices)
     }
 
@@ -69,18 +69,19 @@ impl UdpSocket {
         rate_limit: u64,
         notices: &mut Vec<String>,
     ) -> Result<Self, StartError> {
-        let subject = "a datagram socket that was handed over";
+        let subject = "socket activation";
         let fail = |what: &'static str| move |errno| StartError::new(errno, what, subject);
         let unfit = |why: &str| StartError::new(Errno::INVAL, why, subject);
-        let name = net::getsockname(socket).map_err(fail("cannot tell the bound address"))?;
-        let bound = SocketAddr::try_from(name).map_err(|_| unfit("is not of IPv4 or IPv6"))?;
+        let name = net::getsockname(socket).map_err(fail("cannot get the bound address"))?;
+        let bound =
+            SocketAddr::try_from(name).map_err(|_| unfit("the datagram socket is not IPv4 or IPv6"))?;
         if bound.port() == 0 {
-            return Err(unfit("has no port: it is not bound"));
+            return Err(unfit("the datagram socket is not bound to a port"));
         }
         if net::getpeername(socket).is_ok() {
-            return Err(unfit("is connected: only one address would be heard"));
+            return Err(unfit("the datagram socket is connected to one address; pass an unconnected one"));
         }
-        let own = rustix::io::fcntl_dupfd_cloexec(socket, 0).map_err(fail("cannot take it over"))?;
+        let own = rustix::io::fcntl_dupfd_cloexec(socket, 0).map_err(fail("cannot duplicate the socket"))?;
         Self::new(bound, own, trusted, rate_limit, notices)
     }
 
@@ -96,8 +97,8 @@ impl UdpSocket {
         let admission = Admission::new(trusted, rate_limit).map_err(fail("cannot get random bytes"))?;
         if !bound.ip().is_loopback() {
             notices.push(format!(
-                "udp://{bound} is not loopback: every host that reaches it may read every object, unencrypted; a plain request \
-                 is answered only to loopback and to udp_trusted, everything else needs a cookie first"
+                "udp://{bound} is not loopback: every host that reaches it may read every object, unencrypted; the server \
+                 answers plain requests from loopback and udp_trusted only, other clients need a cookie first"
             ));
         }
         let dropped_before = dropped_by_kernel(&socket).unwrap_or(0);

@@ -1,4 +1,4 @@
-"""``objmapper bench``: what a server does on this machine, measured by a native load generator."""
+"""``objmapper bench``: measures a server on this machine with a native load generator."""
 
 from objmapper_cli.commands.bench.commands import bench
 

@@ -35,7 +35,7 @@ from objmapper_cli.errors import with_exit_code
 from objmapper_server.load import LoadPlan
 
 bench = typer.Typer(
-    help="Measure a server on this machine.\n\nIt is one of the bench's own, or --server ADDRESS.",
+    help="Measure a server on this machine.\n\nThe bench starts a server of its own, or measures --server ADDRESS.",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -100,7 +100,7 @@ def throughput(
     json: Json = False,
     plot: Plot = None,
 ) -> None:
-    """Requests and bytes a second with many clients; with --rate, what is left of them under overload."""
+    """Requests and bytes a second with many clients; with --rate, under a given load."""
     flags = ["--concurrency-model", concurrency_model, "--optimize-for", optimize_for, "--pool-size", str(pool_size)]
     flags += ["--max-queue-depth", str(max_queue_depth)]
     options = BenchOptions(server, uri, transport, mode, flags, parse_size(file_size), rounds)
@@ -151,10 +151,10 @@ def scale(
 @with_exit_code
 def storage(
     hit_rate: Annotated[
-        str, typer.Option(metavar="R,R,…", help="Part of the requests for one hot object, 0 to 1.")
+        str, typer.Option(metavar="R,R,…", help="Parts of the requests for one hot object, from 0 to 1.")
     ] = "0,0.8,1",
     file_size: FileSize = "16KiB",
-    files: Annotated[int, typer.Option(min=1, max=100_000, help="Cold objects, asked for in turn.")] = 2000,
+    files: Annotated[int, typer.Option(min=1, max=100_000, help="Number of cold objects, requested in turn.")] = 2000,
     clients: Annotated[int, typer.Option(min=1, max=10_000)] = 100,
     duration: Duration = "2s",
     concurrency_model: Model = "auto",
@@ -199,7 +199,7 @@ def storage(
 
 
 def hot_and_cold_uris(cold: Sequence[str], hit_rate: float) -> tuple[str, ...]:
-    """URIs of which the part `hit_rate`, from 0 to 1, is the hot object's, spread evenly."""
+    """URIs, of which the part `hit_rate` (0 to 1) is the hot object's, spread evenly."""
     uris, hot_share = [], 0.0
     for name in cold:
         hot_share += hit_rate / (1 - hit_rate) if hit_rate < 1 else 1
@@ -220,7 +220,7 @@ def models(
     json: Json = False,
     plot: Plot = None,
 ) -> None:
-    """Every concurrency model on every transport at several loads: which is best on this machine."""
+    """Every concurrency model on every transport at several loads, to find the best for this machine."""
     rows = measure_models(
         parse_counts(clients), parse_duration(duration), rounds, ["--optimize-for", optimize_for], quiet=json
     )
@@ -240,9 +240,7 @@ def compare(
         list[str],
         typer.Option(metavar="NAME=PROTOCOL@ADDRESS", help="fdpass, copy, splice, http or redis @ unix:… or tcp://…"),
     ],
-    uri: Annotated[
-        str, typer.Option(metavar="URI", help="The object, or the key, that every peer has.")
-    ] = f"/{OBJECT}",
+    uri: Annotated[str, typer.Option(metavar="URI", help="Object, or key, that every peer has.")] = f"/{OBJECT}",
     clients: Annotated[int, typer.Option(min=1, max=10_000)] = 64,
     duration: Duration = "2s",
     rounds: Rounds = 5,
@@ -250,7 +248,7 @@ def compare(
     json: Json = False,
     plot: Plot = None,
 ) -> None:
-    """Servers side by side under the same load, in turn; the first is the measure of the others."""
+    """Servers under the same load, in turn; the ratios are to the first one."""
     peers = [parse_peer(text) for text in peer]
     seconds = parse_duration(duration)
     results: list[list[Any]] = [[] for _ in peers]

@@ -17,13 +17,13 @@ from objmapper_client.errors import UnsupportedOperation
 from objmapper_server.concurrency import TRANSPORTS
 from objmapper_server.load import LoadPlan, LoadResult, run_load
 
-# Between them these use up the generator's half of the machine; more would take from the server.
+# These threads use the generator's half of the machine; more would take processor time from the server.
 THREADS = max(1, (os.cpu_count() or 2) // 2)
 
 
 @contextmanager
 def progress(total: float, *, quiet: bool) -> Iterator[Any]:
-    """A bar over seconds of measuring, on stderr; nothing where that is no terminal."""
+    """A progress bar over seconds on stderr; none if stderr is not a terminal."""
     from tqdm import tqdm
 
     silent = quiet or not sys.stderr.isatty()
@@ -41,7 +41,7 @@ def progress(total: float, *, quiet: bool) -> Iterator[Any]:
 
 
 def run(plan: LoadPlan, bar: Any, label: str) -> LoadResult:
-    """Runs one load and moves the bar by its time."""
+    """Runs one load and advances the bar by its time."""
     bar.set_postfix_str(label)
     result = run_load(plan, lambda answered: bar.set_postfix_str(f"{label}: {answered:,}"))
     bar.update(result.elapsed)
@@ -63,11 +63,13 @@ class BenchOptions:
     def check(self) -> None:
         """Raises CommandError for flags that exclude or need one another."""
         if self.transport not in TRANSPORTS:
-            raise CommandError(f"--transport {self.transport}: there are {', '.join(TRANSPORTS)}", ExitCode.USAGE)
+            raise CommandError(
+                f"--transport: expected one of {', '.join(TRANSPORTS)} (got {self.transport})", ExitCode.USAGE
+            )
         if self.server is None and self.uri is not None:
-            raise CommandError("--uri needs --server: the bench's own server has one object", ExitCode.USAGE)
+            raise CommandError("--uri: only with --server; the bench's own server has one object", ExitCode.USAGE)
         if self.server is not None and self.uri is None:
-            raise CommandError("--server needs --uri: which object is to be asked for", ExitCode.USAGE)
+            raise CommandError("--server: no object named; add --uri", ExitCode.USAGE)
 
 
 def measure(
@@ -91,7 +93,7 @@ def measure(
             plan = replace(plan, dialect=protocol_for(options.mode, transport))
         if transport == "udp" and (plan.pipeline > 1 or plan.rate is not None or plan.reconnect):
             raise CommandError(
-                "over udp each client asks once at a time: no --pipeline, --rate or --reconnect", ExitCode.USAGE
+                "--pipeline, --rate, --reconnect: not over udp, where a client has one pending request", ExitCode.USAGE
             )
         bar = stack.enter_context(progress(plan.duration * len(points) * options.rounds, quiet=quiet))
         rounds: list[list[Any]] = [[] for _ in points]
@@ -110,7 +112,7 @@ def measure(
 
 
 def _check_object(server: str, uri: str) -> None:
-    """Raises what the server has against this object, before anything is measured; refusals are quick, too."""
+    """Raises the server's error for this object, before the bench measures quick error responses."""
     with open_client(server, 30.0) as client, suppress(UnsupportedOperation):  # a server of version 1 has no stat
         client.stat(uri)
 
@@ -119,5 +121,5 @@ def raise_failures(rows: Sequence[Row]) -> None:
     """Raises CommandError if no request of any row was answered."""
     if all(row.result.requests + row.result.refused == 0 for row in rows):
         raise CommandError(
-            "not one request was answered: is the server there, and does it have the object?", ExitCode.NOT_REACHED
+            "no request was answered; check that the server runs, and that it has the object", ExitCode.NOT_REACHED
         )

@@ -1,4 +1,4 @@
-"""``objmapper bench models``: every model on every transport at several loads, and whether expectations hold."""
+"""``objmapper bench models``: every model on every transport at several loads, compared with expectations."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ SIZE = 4096
 def measure_models(
     loads: Sequence[int], seconds: float, rounds: int, flags: Sequence[str], *, quiet: bool
 ) -> list[Row]:
-    """A row for each model, transport and number of clients. The models take turns, so that a noisy moment hits all."""
+    """A row for each model, transport and number of clients. Models take turns, so that other load affects all."""
     rows = []
     total = len(MODELS) * len(TRANSPORTS) * len(loads) * rounds * seconds
     with progress(total, quiet=quiet) as bar:
@@ -51,7 +51,7 @@ def measure_models(
 
 @dataclass(frozen=True, slots=True)
 class Criterion:
-    """An expectation, what was measured, and whether it holds."""
+    """An expectation, the measured value, and whether the expectation holds."""
 
     metric: str
     expected: str

@@ -11,16 +11,18 @@ from objmapper_cli.errors import CommandError, ExitCode
 from objmapper_cli.options import complete_with, model_names
 from objmapper_server.load import LoadProtocol
 
-#: Seconds of one round.
+#: Maximum seconds of one round.
 MAX_SECONDS = 86_400
 
-Server = Annotated[str | None, typer.Option(metavar="ADDRESS", help="Measure this server. [default: one of its own]")]
-Uri = Annotated[str | None, typer.Option(metavar="URI", help="The object to ask --server for.")]
+Server = Annotated[
+    str | None, typer.Option(metavar="ADDRESS", help="Measure this server. [default: the bench's own server]")
+]
+Uri = Annotated[str | None, typer.Option(metavar="URI", help="URI of the object to get from --server.")]
 Transport = Annotated[
     str,
     typer.Option(
         metavar="unix|tcp|udp",
-        help="How the bench's own server is reached.",
+        help="Transport to the bench's own server.",
         autocompletion=complete_with("unix", "tcp", "udp"),
     ),
 ]
@@ -34,28 +36,28 @@ Mode = Annotated[
 ]
 Model = Annotated[
     str,
-    typer.Option(metavar="MODEL", help="The concurrency model of the bench's own server.", autocompletion=model_names),
+    typer.Option(metavar="MODEL", help="Concurrency model of the bench's own server.", autocompletion=model_names),
 ]
 OptimizeFor = Annotated[
     str,
     typer.Option(
         metavar="latency|throughput",
-        help="Of the bench's own server.",
+        help="optimize_for of the bench's own server.",
         autocompletion=complete_with("latency", "throughput"),
     ),
 ]
-FileSize = Annotated[str, typer.Option(metavar="BYTES", help="The object's size, such as 4096 or 1MB.")]
-Duration = Annotated[str, typer.Option(metavar="TIME", help="Of each round: 10s, 2m, 500ms.")]
-Rounds = Annotated[int, typer.Option(min=1, max=99, help="The median round counts.")]
-Pipeline = Annotated[int, typer.Option(min=1, max=1000, help="Requests that each client keeps under way.")]
+FileSize = Annotated[str, typer.Option(metavar="BYTES", help="Size of the object, such as 4096 or 1MB.")]
+Duration = Annotated[str, typer.Option(metavar="TIME", help="Time of each round, such as 10s, 2m or 500ms.")]
+Rounds = Annotated[int, typer.Option(min=1, max=99, help="Number of rounds; the median one counts.")]
+Pipeline = Annotated[int, typer.Option(min=1, max=1000, help="Pending requests of each client.")]
 Rate = Annotated[
     float | None,
     typer.Option(
-        metavar="N", min=1e-3, max=1e9, help="Open loop: N requests a second are due, whatever the server does."
+        metavar="N", min=1e-3, max=1e9, help="Open loop: send N requests a second, without waiting for responses."
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print a JSON document.")]
-Plot = Annotated[Path | None, typer.Option(metavar="FILE.png", callback=check_picture, help="Draw a picture too.")]
+Plot = Annotated[Path | None, typer.Option(metavar="FILE.png", callback=check_picture, help="Draw a chart, too.")]
 
 
 def parse_duration(text: str) -> float:
@@ -64,7 +66,7 @@ def parse_duration(text: str) -> float:
     seconds = float(match[1]) * {"ms": 1e-3, "": 1, "s": 1, "m": 60, "h": 3600}[match[2]] if match else 0.0
     if not 0 < seconds <= MAX_SECONDS:
         raise CommandError(
-            f"--duration {text}: a time is a number above 0 with a unit, such as 10s, 2m or 500ms, and 24h at most",
+            f"--duration: expected a number above 0 with a unit, such as 10s, 2m or 500ms, up to 24h (got {text})",
             ExitCode.USAGE,
         )
     return seconds
@@ -78,7 +80,7 @@ def parse_size(text: str) -> int:
         return int(TypeAdapter(ByteSize).validate_python(text))
     except ValidationError:
         raise CommandError(
-            f"--file-size {text}: a size is a number of bytes, or 64KiB, 1MB, …", ExitCode.USAGE
+            f"--file-size: expected bytes, such as 4096, 64KiB or 1MB (got {text})", ExitCode.USAGE
         ) from None
 
 
@@ -89,21 +91,21 @@ UDP_PROTOCOLS: tuple[LoadProtocol, ...] = ("copy", "pull")
 
 
 def protocol_for(mode: str | None, transport: str) -> LoadProtocol:
-    """The mode, or the transport's best. Raises CommandError for one that it cannot do."""
+    """The mode, or the default of the transport. Raises CommandError for a mode that the transport does not support."""
     protocol = mode or {"unix": "fdpass", "tcp": "copy", "udp": "pull"}[transport]
     if transport == "udp":
         for known in UDP_PROTOCOLS:
             if protocol == known:
                 return known
         raise CommandError(
-            f"--mode {protocol}: over udp there are pull, and copy for what fits a datagram", ExitCode.USAGE
+            f"--mode: over udp, expected pull, or copy for content of one datagram (got {protocol})", ExitCode.USAGE
         )
     for known in STREAM_PROTOCOLS:
         if protocol == known and (transport == "unix" or not known.startswith("fdpass")):
             return known
     raise CommandError(
-        f"--mode {protocol}: over {transport} there are {'fdpass, ' * (transport == 'unix')}copy and splice, each "
-        "with a 2 for version 2 of the protocol",
+        f"--mode: over {transport}, expected {'fdpass, ' * (transport == 'unix')}copy or splice, 2 behind it for "
+        f"version 2 of the protocol (got {protocol})",
         ExitCode.USAGE,
     )
 
@@ -115,7 +117,9 @@ def parse_rates(text: str) -> list[float]:
     except ValueError:
         rates = []
     if not rates or not all(0 <= rate <= 1 for rate in rates):
-        raise CommandError(f"--hit-rate {text}: parts from 0 to 1, parted by commas", ExitCode.USAGE)
+        raise CommandError(
+            f"--hit-rate: expected numbers from 0 to 1, separated by commas (got {text})", ExitCode.USAGE
+        )
     return rates
 
 
@@ -126,7 +130,9 @@ def parse_counts(text: str) -> list[int]:
     except ValueError:
         counts = []
     if not counts or min(counts) < 1 or max(counts) > 100_000:
-        raise CommandError(f"--clients {text}: numbers from 1 to 100000, parted by commas", ExitCode.USAGE)
+        raise CommandError(
+            f"--clients: expected numbers from 1 to 100000, separated by commas (got {text})", ExitCode.USAGE
+        )
     return counts
 
 
@@ -138,4 +144,6 @@ def parse_peer(text: str) -> tuple[str, LoadProtocol, str]:
         if dialect == known and name and address:
             return name, known, address
     known = ", ".join(get_args(LoadProtocol))
-    raise CommandError(f"--peer {text}: write NAME=PROTOCOL@ADDRESS, the protocol one of {known}", ExitCode.USAGE)
+    raise CommandError(
+        f"--peer: expected NAME=PROTOCOL@ADDRESS, with a protocol of {known} (got {text})", ExitCode.USAGE
+    )

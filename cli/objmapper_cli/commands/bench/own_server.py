@@ -1,4 +1,4 @@
-"""A server of the bench's own, in a process of its own, so that its memory and its threads are its own."""
+"""The bench's own server, in a separate process, so that its memory and threads can be measured."""
 
 import os
 import shutil
@@ -22,7 +22,7 @@ OBJECT = "object"
 
 @dataclass(frozen=True, slots=True)
 class OwnServer:
-    """A running server: where it listens, its process, the directory it serves."""
+    """A running server: its addresses, its process, and the directory that it serves."""
 
     addresses: dict[str, str]
     pid: int
@@ -33,7 +33,7 @@ class OwnServer:
         for line in Path(f"/proc/{self.pid}/status").read_text(encoding="ascii").splitlines():
             if line.startswith("VmRSS:"):
                 return int(line.split()[1]) * 1024
-        raise ProcessLookupError(f"the bench's server (process {self.pid}) is gone")
+        raise ProcessLookupError(f"the bench's server (process {self.pid}) has ended")
 
 
 @contextmanager
@@ -45,12 +45,12 @@ def own_server(sizes: dict[str, int], *flags: str) -> Iterator[OwnServer]:
         needed, available = sum(sizes.values()), shutil.disk_usage(root).free
         if needed > available:
             raise CommandError(
-                f"the objects have {format_bytes(needed)}, and {scratch} has room for {format_bytes(available)}: "
-                "choose a smaller --file-size, or another place ($TMPDIR)"
+                f"{scratch}: no space for objects of {format_bytes(needed)} ({format_bytes(available)} free); "
+                "choose a smaller --file-size, or another directory ($TMPDIR)"
             )
         for name, size in sizes.items():
             write_object(root / name, size)
-            # Old enough to be kept in memory from the first request on.
+            # An old time, so that the server caches the file from the first request on.
             os.utime(root / name, (1, 1))
         # SIGTERM and SIGHUP end the server and remove its files, as Ctrl-C does.
         with start_server(root, Path(scratch, "o.sock"), *flags) as server:
@@ -58,7 +58,7 @@ def own_server(sizes: dict[str, int], *flags: str) -> Iterator[OwnServer]:
 
 
 def write_object(path: Path, size: int) -> None:
-    """Makes a file of `size` bytes without holes, of which a MiB at most is in memory at a time."""
+    """Makes a file of `size` bytes without holes, with at most a MiB in memory at a time."""
     with path.open("wb") as file:
         file.write(os.urandom(min(size, MIB)))
         zeros = bytes(min(MIB, size))
@@ -68,7 +68,7 @@ def write_object(path: Path, size: int) -> None:
 
 @contextmanager
 def start_server(root: Path, socket: Path, *flags: str) -> Iterator[OwnServer]:
-    """`objmapper serve` in a process of its own; raises CommandError with its message where it does not start."""
+    """Runs `objmapper serve` in a process; raises CommandError with its message if it does not start."""
     command = [sys.executable, "-m", "objmapper_cli", "serve", str(root), "--unix", str(socket)]
     command += ["--tcp", "127.0.0.1:0", *flags]
     if "--admin" not in flags:

@@ -1,4 +1,4 @@
-"""What a bench shows: rows as a table, as JSON, as a picture."""
+"""The output of a bench: rows as a table, as JSON, or as a chart."""
 
 import importlib.util
 import json
@@ -25,11 +25,11 @@ PICTURES = (".png", ".svg", ".pdf")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One measured point: what was measured, and what came of it (the median of the rounds)."""
+    """One measured point: its parameters, and its result (the median of the rounds)."""
 
     labels: dict[str, str | int | float]
     result: LoadResult
-    memory: int | None = None  #: bytes, of a server of the bench's own
+    memory: int | None = None  #: bytes, of the bench's own server
 
     def as_json(self) -> dict[str, Any]:
         """The row as plain values, without the curve."""
@@ -38,7 +38,7 @@ class Row:
 
 
 def median(results: Sequence[LoadResult]) -> LoadResult:
-    """The round with the median throughput: its figures belong together."""
+    """The round with the median throughput; all its figures are of one round."""
     return sorted(results, key=lambda result: result.requests_per_sec)[len(results) // 2]
 
 
@@ -75,15 +75,15 @@ def show(rows: Sequence[Row], *, as_json: bool, title: str) -> None:
 
 
 def check_picture(path: Path | None) -> Path | None:
-    """The path, if a picture can be drawn there. Raises BadParameter: to learn it after the measuring would be late."""
+    """The path, if a chart can be written there. Raises BadParameter before the bench measures."""
     if path is None:
         return None
     if importlib.util.find_spec("matplotlib") is None:
-        raise typer.BadParameter("pictures need matplotlib: pip install 'objmapper[plot]'")
+        raise typer.BadParameter("charts need matplotlib; pip install 'objmapper[plot]'")
     if path.suffix.lower() not in PICTURES:
-        raise typer.BadParameter(f"{path}: its name has to end in one of {', '.join(PICTURES)}")
+        raise typer.BadParameter(f"{path}: expected a name that ends in one of {', '.join(PICTURES)}")
     if not os.access(path if path.exists() else path.parent, os.W_OK) or path.is_dir():
-        raise typer.BadParameter(f"{path}: cannot be written: choose another place")
+        raise typer.BadParameter(f"{path}: cannot be written; choose another path")
     return path
 
 
@@ -136,7 +136,7 @@ def plot_curves(rows: Sequence[Row], path: Path, *, title: str) -> None:
     axis.set_yscale("log")
     ticks = {1: "0", 2: "50 %", 10: "90 %", 100: "99 %", 1000: "99.9 %", 10_000: "99.99 %", 100_000: "99.999 %"}
     axis.set_xticks(list(ticks), list(ticks.values()))
-    axis.set_xlabel("requests that were no slower")
+    axis.set_xlabel("percentile of the requests")
     axis.set_ylabel("latency, µs")
     axis.set_title(title)
     axis.grid(visible=True, alpha=0.3)
