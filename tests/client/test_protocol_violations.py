@@ -142,7 +142,7 @@ def test_an_old_server_hands_out_objects_and_says_what_it_lacks(call: Caller, tm
     for operation in lacking:
         with (
             misbehaving_server(tmp_path) as address,
-            pytest.raises(UnsupportedOperation, match=f"no {operation[0]}: .*version 1"),
+            pytest.raises(UnsupportedOperation, match=f"{operation[0]} is not supported: .*version 1"),
         ):
             call(address, operation)
 

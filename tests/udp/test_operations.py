@@ -152,7 +152,10 @@ def test_metadata_match_those_of_other_transports(root: Path) -> None:
 def test_what_needs_a_stream_is_refused_with_advice(
     address: str, operation: str, use: Callable[[Client], object]
 ) -> None:
-    with Client(address) as client, pytest.raises(UnsupportedOperation, match=rf"no {operation} over UDP.*tcp://"):
+    with (
+        Client(address) as client,
+        pytest.raises(UnsupportedOperation, match=rf"{operation} is not supported over UDP.*tcp://"),
+    ):
         use(client)
 
 
