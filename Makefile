@@ -12,6 +12,7 @@ ROOT ?= $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("stdlib
 
 bin := .venv/bin
 engine := objmapper_server/_engine.abi3.so
+s3_server := $(bin)/s3s-fs
 rust := engine/Cargo.toml engine/Cargo.lock $(shell find engine/src -name '*.rs')
 rust_env := . tools/rust.sh
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -36,13 +37,19 @@ test: test-python test-rust ## all tests
 
 # A file's tests run in one process: they share servers, and look at the descriptors of their own. A test that fails
 # beside others runs once more by itself: it passes where only the machine was too busy.
-test-python: setup
+test-python: setup $(s3_server)
 	$(bin)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(PYTEST_ARGS) || \
 		$(bin)/python -m pytest --last-failed --last-failed-no-failures none $(PYTEST_ARGS)
 
 # A test that hangs fails, as in Python; compiling has all the time that it needs.
 test-rust: .venv/.tools
 	$(rust_env); cd engine && cargo test --no-default-features --no-run && timeout 900 cargo test --no-default-features
+
+# An S3 server for the tests of origins. Later versions need a newer Rust.
+$(s3_server): .venv/.tools
+	$(rust_env); cargo install --quiet --root .venv --target-dir engine/target/s3s-fs --debug --locked \
+		--version 0.14.1 --features binary s3s-fs
+	touch $@
 
 lint: setup ## formatting, lints and types, Python and Rust
 	$(bin)/ruff check .

@@ -30,6 +30,7 @@ from objmapper_server.errors import ConfigError, did_you_mean, warn_renamed
 from objmapper_server.settings.access_rules import parse_groups, parse_prefixes, parse_users
 from objmapper_server.settings.config_arguments import ConfigArguments, StrPath
 from objmapper_server.settings.listen_address import ListenAddress, parse_host_names, parse_networks
+from objmapper_server.settings.origin import Origin, Origins, parse_origins
 from objmapper_server.settings.setting_info import Prefixes, Seconds, SecondsOrZero, SettingInfo, count, size
 from objmapper_server.settings.sources import DEFAULT_ADMIN, ENVIRONMENT_PREFIX, absolute_path, load_layers
 
@@ -227,14 +228,30 @@ class Config(BaseSettings):
     log_format: Annotated[Literal["text", "json"], SettingInfo("Format of log messages.", "text|json")] = Field(
         "text", description="text or json"
     )
+    origins: Annotated[
+        Origins,
+        NoDecode,
+        SettingInfo(
+            "Serve the objects of a store below a prefix.", "/PREFIX=URL", default="", repeatable=True, flag="origin"
+        ),
+    ] = Field(default_factory=dict, description="/PREFIX=URL, or a table of prefix and URL")
+    disk_cache: Annotated[
+        Path | None,
+        SettingInfo("Where objects of origins are kept.", "DIR", default="$CACHE_DIRECTORY, else ~/.cache/objmapper"),
+    ] = Field(None, description="a directory of the server's own")
+    disk_cache_size: Annotated[
+        ByteSize,
+        size(64 << 20, "64MiB", example="200GiB"),
+        SettingInfo("All of it together, such as 200GiB.", "BYTES"),
+    ] = ByteSize(10 << 30)
     access_log: Annotated[
         Path | None, SettingInfo("Append a sample of the requests to FILE, a line of JSON each.", "FILE")
     ] = Field(None, description="the path of a file, or none")
     access_log_sample: Annotated[int, count(1, 1_000_000_000), SettingInfo("Record one request of N.", "N")] = 100
 
-    _origins: Mapping[str, str] = PrivateAttr()
+    _sources: Mapping[str, str] = PrivateAttr()
     #: The arguments of `load`; None if a program called the constructor.
-    _sources: tuple[StrPath | None, Mapping[str, Any]] | None = PrivateAttr(None)
+    _loaded_from: tuple[StrPath | None, Mapping[str, Any]] | None = PrivateAttr(None)
 
     def __init__(self, **arguments: Unpack[ConfigArguments]) -> None:
         values: dict[str, Any] = dict(arguments)
@@ -244,7 +261,7 @@ class Config(BaseSettings):
             super().__init__(**values)
         except ValidationError as error:
             raise _to_config_error(error, type(self)) from None
-        self._origins = MappingProxyType(
+        self._sources = MappingProxyType(
             {name: "the program" if name in arguments else "default" for name in type(self).model_fields}
         )
         try:
@@ -261,8 +278,8 @@ class Config(BaseSettings):
         except ConfigError as error:
             origin = origins.get(error.field, "")
             raise ConfigError(error.field, error.problem, origin) from None
-        config._origins = MappingProxyType({**config._origins, **origins})
-        config._sources = file, MappingProxyType(flags)
+        config._sources = MappingProxyType({**config._sources, **origins})
+        config._loaded_from = file, MappingProxyType(flags)
         return config
 
     def reloaded(self) -> Self:
@@ -270,22 +287,22 @@ class Config(BaseSettings):
 
         Raises `ConfigError` as `load`, and ValueError if `load` did not make these settings.
         """
-        if self._sources is None:
+        if self._loaded_from is None:
             raise ValueError("a program set these settings, so there is nothing to reload; use Config.load")
-        file, flags = self._sources
+        file, flags = self._loaded_from
         return self.load(file, **flags)
 
     def with_settings_from(self, other: Self, names: Iterable[str]) -> Self:
         """Return these settings with those in `names` replaced by the values and origins of `other`."""
         names = tuple(names)
         copy = self.model_copy(update={name: getattr(other, name) for name in names})
-        copy._origins = MappingProxyType({**self._origins, **{name: other.origins[name] for name in names}})
+        copy._sources = MappingProxyType({**self._sources, **{name: other.sources[name] for name in names}})
         return copy
 
     def replace(self, origin: str, **values: object) -> Self:
         """Return these settings with other values, which must be valid, and their `origin`."""
         copy = self.model_copy(update=values)
-        copy._origins = MappingProxyType({**self._origins, **dict.fromkeys(values, origin)})
+        copy._sources = MappingProxyType({**self._sources, **dict.fromkeys(values, origin)})
         return copy
 
     def read_again(self) -> Self:
@@ -304,9 +321,9 @@ class Config(BaseSettings):
         return self.replace(origin, **values)
 
     @property
-    def origins(self) -> Mapping[str, str]:
-        """The origin of each value: ``default``, ``the program``, a flag, a variable or a file."""
-        return self._origins
+    def sources(self) -> Mapping[str, str]:
+        """The source of each value: ``default``, ``the program``, a flag, a variable or a file."""
+        return self._sources
 
     @property
     def transports(self) -> tuple[Transport, ...]:
@@ -338,7 +355,12 @@ class Config(BaseSettings):
         """Do not read the environment: only `load` does."""
         return (init_settings,)
 
-    @field_validator("root", "unix", "access_log", mode="before")
+    @field_validator("origins", mode="before")
+    @classmethod
+    def _parse_origins(cls, value: object) -> dict[str, Origin]:
+        return parse_origins(value)
+
+    @field_validator("root", "unix", "access_log", "disk_cache", mode="before")
     @classmethod
     def _path(cls, value: object, info: ValidationInfo) -> object:
         if info.field_name == "unix":

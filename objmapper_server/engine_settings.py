@@ -7,6 +7,7 @@ from objmapper_server.concurrency import Transport
 from objmapper_server.config import Config
 from objmapper_server.process.socket_activation import ADMIN, Sockets, address_of
 from objmapper_server.settings.listen_address import ListenAddress
+from objmapper_server.settings.origin import default_disk_cache
 
 
 def engine_settings(config: Config, sockets: Sockets) -> tuple[Config, Mapping[Transport, str], Sequence[int]]:
@@ -15,11 +16,13 @@ def engine_settings(config: Config, sockets: Sockets) -> tuple[Config, Mapping[T
     A transport with an inherited socket has no address in the settings. Raises OSError for an unknown host.
     """
     descriptors = {name: sock.fileno() for name, sock in sockets.items() if name != ADMIN}
-    values = {
+    values: dict[str, object] = {
         "unix": None if "unix" in descriptors else config.unix,
         "tcp": None if "tcp" in descriptors else _numeric(config.tcp),
         "udp": None if "udp" in descriptors else _numeric(config.udp),
     }
+    if config.origins and config.disk_cache is None:
+        values["disk_cache"] = default_disk_cache()
     return config.replace("the machine", **values), config.models, tuple(descriptors.values())
 
 
@@ -38,7 +41,7 @@ def settings_of_sockets(sockets: Sockets, config: Config) -> dict[str, object]:
         )
     if "unix" in values:
         values["unix"] = Path(str(values["unix"]).removeprefix("unix:"))
-    elif values.keys() - {ADMIN} and config.origins["unix"] == "default":
+    elif values.keys() - {ADMIN} and config.sources["unix"] == "default":
         # The sockets replace the default Unix socket.
         values["unix"] = None
     return values

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Final
 
 from objmapper_server.errors import NotRunning
+from objmapper_server.origin_statistics import MountStatistics
 from objmapper_server.start_thread import start_thread
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class EventLog:
     def __init__(self, server: "Server") -> None:
         self._server = server
         self._root_problem: str | None = None
+        self._origin_problems: dict[str, str | None] = {}
         self._stop_requested = threading.Event()
         self._thread = threading.Thread(target=self._run, name="objmapper-refusals", daemon=True)
         start_thread(self._thread)
@@ -65,6 +67,7 @@ class EventLog:
             try:
                 denial, failure = self._server.take_denial(), self._server.take_storage_failure()
                 root_problem = self._server.root_problem
+                origins = self._server.origin_statistics()
             except NotRunning:
                 return
             if denial is not None:
@@ -79,3 +82,16 @@ class EventLog:
                 else:
                     LOG.error("the root is gone: %s", root_problem, extra=extra)
                 self._root_problem = root_problem
+            for mount in () if origins is None else origins.mounts:
+                self._report_origin(mount)
+
+    def _report_origin(self, mount: MountStatistics) -> None:
+        """Log that a store fails, or answers again. A store that fails in another way than before is one line more."""
+        if mount.problem == self._origin_problems.get(mount.prefix):
+            return
+        self._origin_problems[mount.prefix] = mount.problem
+        facts = {"facts": {"event": "origin", "mount": mount.prefix, "problem": mount.problem}}
+        if mount.problem is None:
+            LOG.warning("origin %s answers again", mount.prefix, extra=facts)
+        else:
+            LOG.error("origin %s (%s) fails: %s", mount.prefix, mount.store, mount.problem, extra=facts)

@@ -18,6 +18,7 @@ from objmapper_server.config import Config
 from objmapper_server.engine_settings import engine_settings, settings_of_sockets
 from objmapper_server.errors import NotRunning, warn_renamed
 from objmapper_server.event_log import Denial, EventLog
+from objmapper_server.origin_statistics import OriginStatistics
 from objmapper_server.process.signals import serve_until_signal
 from objmapper_server.process.socket_activation import ADMIN, NO_SOCKETS, Sockets
 from objmapper_server.request_records import Recorded, RecordedRequest
@@ -72,7 +73,7 @@ class Server:
         """
         if self._engine is not None:
             raise RuntimeError("this server was started already")
-        if self.config.unix is not None and self.config.origins["unix"] == "default":
+        if self.config.unix is not None and self.config.sources["unix"] == "default":
             make_private_directory(self.config.unix.parent)
         engine = Engine(*engine_settings(self.config, self._sockets))
         self._process = os.getpid()
@@ -208,6 +209,11 @@ class Server:
         """Return `take_storage_failure()`. Deprecated: use that name."""
         warn_renamed("Server.take_failure", "Server.take_storage_failure")
         return self.take_storage_failure()
+
+    def origin_statistics(self) -> OriginStatistics | None:
+        """Return the figures of the origins and of the disk cache; None without an origin."""
+        figures = self._running_engine().origins()
+        return None if figures is None else OriginStatistics.from_figures(figures)
 
     @property
     def root_problem(self) -> str | None:

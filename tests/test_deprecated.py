@@ -19,10 +19,10 @@ def test_old_names_of_config(tmp_path: Path) -> None:
     assert caught[0].filename == __file__
     with pytest.warns(DeprecationWarning, match=r"use Config\.with_settings_from"):
         changed = config.with_those_of(other, ["pool_size"])
-    assert (changed.pool_size, changed.origins["pool_size"]) == (3, "the program")
+    assert (changed.pool_size, changed.sources["pool_size"]) == (3, "the program")
     with pytest.warns(DeprecationWarning, match=r"use Config\.replace"):
         changed = config.replaced("a test", pool_size=4)
-    assert (changed.pool_size, changed.origins["pool_size"]) == (4, "a test")
+    assert (changed.pool_size, changed.sources["pool_size"]) == (4, "a test")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert config.replace("a test", pool_size=4).with_settings_from(other, ["pool_size"]).pool_size == 3

@@ -110,6 +110,6 @@ def test_alerts_come_when_they_should() -> None:
 
 def test_the_settings_file_is_right_and_says_what_the_defaults_are() -> None:
     config = Config.load(PACKAGING / "objmapper.toml", environment=False)
-    for name, origin in config.origins.items():
+    for name, origin in config.sources.items():
         if origin.endswith("objmapper.toml") and name != "root":
             assert getattr(config, name) == Config.model_fields[name].default or name == "admin"

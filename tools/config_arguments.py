@@ -10,6 +10,7 @@ from pydantic import ByteSize
 from pydantic.fields import FieldInfo
 
 from objmapper_server import Concurrency, Config
+from objmapper_server.settings.origin import Origins
 from objmapper_server.settings.setting_info import Prefixes, setting_infos
 
 MODULE = Path(__file__).parent.parent / "objmapper_server" / "settings" / "config_arguments.py"
@@ -26,6 +27,7 @@ StrPath = str | os.PathLike[str]
 IDs = int | str | Iterable[int | str]
 Models = Concurrency | str | Iterable[str] | Mapping[str, Concurrency | str]
 Prefixes = str | Iterable[str] | Mapping[str, IDs]
+Origins = str | Iterable[str] | Mapping[str, str | Mapping[str, object]]
 
 
 class ConfigArguments(TypedDict, total=False):
@@ -41,6 +43,7 @@ TAKES: Mapping[Any, str] = {
     tuple[int, ...]: "IDs",
     tuple[str, ...]: "str | Iterable[str]",
     Prefixes: "Prefixes",
+    Origins: "Origins",
 }
 
 

@@ -153,7 +153,7 @@ def check_unix_socket(config: "Config") -> Iterator[Finding]:
     if len(os.fsencode(path)) > MAX_UNIX_PATH:
         yield problem("socket", f"{path} has more than {MAX_UNIX_PATH} bytes", "choose a shorter path")
         return
-    yield from _check_directory(path.parent, is_default=config.origins["unix"] == "default")
+    yield from _check_directory(path.parent, is_default=config.sources["unix"] == "default")
     yield from _check_socket_file(path)
 
 

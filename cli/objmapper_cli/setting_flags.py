@@ -50,7 +50,7 @@ def _argument(config: type[Config], name: str) -> inspect.Parameter:
         text += f" [default: {default}]"
     kind: Any = bool if is_switch(config, name) else list[str] if info.repeatable else str
     values = completions(config, name)
-    flag = name.replace("_", "-")
+    flag = info.flag or name.replace("_", "-")
     if name == "root":
         option = typer.Argument(metavar=info.metavar, help=text)
     elif is_switch(config, name):

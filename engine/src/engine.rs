@@ -18,6 +18,7 @@ use crate::errors::StartError;
 use crate::model::Model;
 use crate::net::listener::Listener;
 use crate::net::transport::Transport;
+use crate::origin::OriginFigures;
 use crate::request_log::RequestLog;
 use crate::service::Service;
 use crate::settings::{Limits, Settings};
@@ -164,6 +165,10 @@ impl Engine {
     }
 
     /// Why the server cannot serve any object: the root is gone. None if the root exists.
+    pub fn origins(&self) -> Option<OriginFigures> {
+        self.service.origins.figures()
+    }
+
     pub fn root_problem(&self) -> Option<String> {
         self.service.mapping.root_state().problem()
     }

@@ -64,6 +64,18 @@ pub enum Error {
     ModeNeedsUnix,
     /// The server or the machine has no descriptor left, or the queue is full: another try may succeed.
     Busy(&'static str),
+    /// The origin of the object does not give it.
+    Origin(OriginFailure),
+    /// A write to an object of an origin.
+    OriginIsReadOnly,
+    /// A list of objects of an origin.
+    OriginIsNotListed,
+    /// An object of an origin that is larger than the whole disk cache.
+    LargerThanCache,
+    /// The disk cache has no place: clients hold what could leave, or the disk is full.
+    CacheFull,
+    /// The object is on its way from its origin, and this transport does not wait for it.
+    OnItsWay,
     /// The kernel is out of memory.
     OutOfMemory,
     /// The storage failed.
@@ -74,6 +86,21 @@ pub enum Error {
     TooSlow,
     /// The deadline of the request has passed.
     DeadlinePassed,
+}
+
+/// Why an origin does not give an object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OriginFailure {
+    /// It cannot be reached, or answers with an error of its own.
+    Unavailable,
+    /// It refuses the server's credentials.
+    Forbidden,
+    /// The object changed while it was fetched, each time.
+    Changed,
+    /// An answer that does not fit the question.
+    Failed,
+    /// The server stopped the download.
+    Stopped,
 }
 
 impl Error {
@@ -136,7 +163,11 @@ impl Error {
             Error::WriteToLink | Error::OtherFileSystem => Status::Forbidden,
             Error::Conflict => Status::Conflict,
             Error::ModeNeedsUnix => Status::InvalidMode,
-            Error::Busy(_) => Status::Unavailable,
+            Error::Busy(_) | Error::CacheFull | Error::OnItsWay => Status::Unavailable,
+            Error::Origin(OriginFailure::Forbidden) => Status::Forbidden,
+            Error::Origin(_) => Status::Unavailable,
+            Error::OriginIsReadOnly | Error::LargerThanCache => Status::Forbidden,
+            Error::OriginIsNotListed => Status::UnsupportedOp,
             Error::OutOfMemory => Status::OutOfMemory,
             Error::Storage(_) | Error::StagingGone | Error::RootGone => Status::StorageError,
             Error::Refused(status) => status,
@@ -169,6 +200,34 @@ impl fmt::Display for Error {
             }
             Error::Busy(why) => why,
             Error::OutOfMemory => "out of memory",
+            Error::Origin(OriginFailure::Unavailable) => {
+                "the origin of this object is unreachable or fails; try again, or read the server's log"
+            }
+            Error::Origin(OriginFailure::Forbidden) => {
+                "the origin of this object refuses the server's credentials; the server's log has its answer"
+            }
+            Error::Origin(OriginFailure::Changed) => {
+                "the object changed at its origin while the server fetched it, twice; try again"
+            }
+            Error::Origin(OriginFailure::Failed) => {
+                "the origin of this object sent an invalid answer; the server's log has it"
+            }
+            Error::Origin(OriginFailure::Stopped) => {
+                "the server stopped the download from the origin; try again"
+            }
+            Error::OriginIsReadOnly => {
+                "an object of an origin, which this server only reads; put it to the store itself"
+            }
+            Error::OriginIsNotListed => {
+                "objects of an origin, which this server does not list; list the store itself"
+            }
+            Error::LargerThanCache => {
+                "the object is larger than the server's disk cache; its disk_cache_size is the limit"
+            }
+            Error::CacheFull => {
+                "the server's disk cache has no room, because clients hold its objects or the disk is full; try again"
+            }
+            Error::OnItsWay => "the object is on its way from its origin; try again, or ask over TCP",
             Error::NotWritable => "this server accepts no writes; start it with --writable",
             Error::MayNotWrite => {
                 "the server's user may not write there; give it read, write and search permission on the directory"

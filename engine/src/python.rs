@@ -17,9 +17,10 @@ use crate::load::{Load as NativeLoad, LoadProtocol, Outcome, Plan, Target};
 use crate::model::Model;
 use crate::net::network::Network;
 use crate::net::transport::Transport;
+use crate::origin::OriginFigures;
 use crate::protocol::Mode;
 use crate::request_log::Record;
-use crate::settings::{Limits, OptimizeFor, Settings, TimeLimit};
+use crate::settings::{Limits, OptimizeFor, OriginSettings, Revalidate, Settings, TimeLimit};
 use crate::snapshot::Snapshot;
 use crate::statistics::CountedUpTo;
 use crate::storage_failures::Failure;
@@ -60,6 +61,23 @@ impl<'py> FromPyObject<'_, 'py> for OptimizeFor {
             other => Err(PyValueError::new_err(format!("expected latency or throughput, got {other:?}"))),
         }
     }
+}
+
+impl<'py> FromPyObject<'_, 'py> for Revalidate {
+    type Error = PyErr;
+
+    fn extract(given: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        match given.extract::<String>() {
+            Ok(text) if text == "never" => Ok(Revalidate::Never),
+            Ok(text) if text == "always" => Ok(Revalidate::Always),
+            _ => Ok(Revalidate::After(seconds("revalidate", given.extract()?)?)),
+        }
+    }
+}
+
+/// The mounts, by prefix.
+pub fn origins(given: &Bound<'_, PyAny>) -> PyResult<Vec<OriginSettings>> {
+    Ok(given.extract::<BTreeMap<String, OriginSettings>>()?.into_values().collect())
 }
 
 impl<'py> FromPyObject<'_, 'py> for TimeLimit {
@@ -254,6 +272,11 @@ impl Engine {
     fn root_problem(&self, py: Python<'_>) -> PyResult<Option<String>> {
         let engine = self.here()?;
         Ok(py.detach(|| engine.root_problem()))
+    }
+
+    fn origins(&self, py: Python<'_>) -> PyResult<Option<OriginFigures>> {
+        let engine = self.here()?;
+        Ok(py.detach(|| engine.origins()))
     }
 
     fn take_refusal(&self, py: Python<'_>) -> PyResult<Option<Refusal>> {

@@ -14,6 +14,7 @@ use crate::errors::{Error, StartError};
 use crate::fd::budget::FdBudget;
 use crate::fd::counted_connection::CountedConnection;
 use crate::net::transport::Transport;
+use crate::origin::Origins;
 use crate::output_budget::OutputBudget;
 use crate::protocol::Operation;
 use crate::request_log::RequestLog;
@@ -59,6 +60,8 @@ pub struct Service {
     pub fd_budget: FdBudget,
     pub failures: Failures,
     pub output: OutputBudget,
+    /// Stores under prefixes.
+    pub origins: Origins,
     pub clients: Clients,
     /// The cap on connections, fitted to RLIMIT_NOFILE.
     max_connections: AtomicUsize,
@@ -97,6 +100,7 @@ impl Service {
             );
             return Err(StartError::new(Errno::OPNOTSUPP, why, mapping.name().display().to_string()));
         }
+        let origins = Origins::start(&settings)?;
         let staging = if settings.writable { Some(Staging::new(&mapping)?) } else { None };
         let pool = |is_needed: bool, name: &'static str| {
             is_needed.then(|| StoragePool::start(name, settings.storage_pool_size)).transpose()
@@ -134,6 +138,7 @@ impl Service {
             request_log: RequestLog::default(),
             fd_budget: FdBudget::new(u32::try_from(fd_budget).unwrap_or(u32::MAX)),
             failures: Failures::default(),
+            origins,
             output: OutputBudget::new(settings.max_output_buffer, settings.max_output_memory),
             clients: Clients::default(),
             max_connections: max_connections.into(),
@@ -252,7 +257,7 @@ impl Service {
     /// Work that storage has not finished.
     pub fn storage_pending(&self) -> usize {
         let pools = [&self.storage_pool, &self.write_pool].into_iter().flatten();
-        pools.map(StoragePool::pending).sum::<usize>() + self.copiers.pending()
+        pools.map(StoragePool::pending).sum::<usize>() + self.copiers.pending() + self.origins.pending()
     }
 
     /// Ends storage work for a connection, except writes whose bytes have all arrived.
@@ -278,6 +283,7 @@ impl Service {
             pool.stop(until);
         }
         self.copiers.stop(until);
+        self.origins.stop(until);
     }
 
     /// Whether clients may pass descriptors for puts.

@@ -78,6 +78,55 @@ pub struct Settings {
     pub idle_timeout: TimeLimit,
     pub header_timeout: TimeLimit,
     pub request_timeout: TimeLimit,
+    /// Stores under prefixes.
+    #[cfg_attr(feature = "python", pyo3(from_py_with = crate::python::origins))]
+    pub origins: Vec<OriginSettings>,
+    /// The directory of the disk cache; there if there is an origin.
+    pub disk_cache: Option<PathBuf>,
+    /// Bytes of the disk that the cache may take in all.
+    pub disk_cache_size: u64,
+}
+
+/// A store under a prefix.
+#[derive(Clone)]
+#[cfg_attr(feature = "python", derive(pyo3::FromPyObject))]
+pub struct OriginSettings {
+    pub prefix: String,
+    pub url: String,
+    /// Options of the store by their documented names; some are secrets.
+    #[cfg_attr(feature = "python", pyo3(attribute("store_options")))]
+    pub options: BTreeMap<String, String>,
+    pub revalidate: Revalidate,
+    /// How long an object that the origin has last confirmed is served while the origin fails.
+    #[cfg_attr(feature = "python", pyo3(from_py_with = crate::python::duration))]
+    pub stale_if_error: Duration,
+    /// How long the server remembers that an object does not exist.
+    #[cfg_attr(feature = "python", pyo3(from_py_with = crate::python::duration))]
+    pub negative_ttl: Duration,
+    /// How long a download may go without a byte before the rest is asked for again.
+    #[cfg_attr(feature = "python", pyo3(from_py_with = crate::python::duration))]
+    pub stall_timeout: Duration,
+}
+
+impl std::fmt::Debug for OriginSettings {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The options' values stay out of logs and messages.
+        let names: Vec<&String> = self.options.keys().collect();
+        out.debug_struct("OriginSettings")
+            .field("prefix", &self.prefix)
+            .field("url", &self.url)
+            .field("options", &names)
+            .finish_non_exhaustive()
+    }
+}
+
+/// When the server asks an origin whether an object that it has is still current.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Revalidate {
+    Never,
+    Always,
+    /// Once that time has passed since the last answer.
+    After(Duration),
 }
 
 /// A time limit that can change while other threads read it.

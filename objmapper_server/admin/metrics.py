@@ -8,6 +8,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
+from objmapper_server.origin_statistics import OriginStatistics
 from objmapper_server.statistics import Cumulative, Datagrams, LatencyCounts, Statistics, TransportLoad, bounds_us
 
 if TYPE_CHECKING:
@@ -51,6 +52,26 @@ DATAGRAMS: Final = {
 }
 
 
+#: Field of an origin's statistics → help; its metric has the field's name behind "origin_".
+ORIGIN_COUNTERS: Final = {
+    "hits": "Requests that the disk cache answered.",
+    "stale_hits": "Requests that the disk cache answered although the store could not confirm the object.",
+    "misses": "Objects that were fetched because the disk cache did not have them.",
+    "revalidations": "Questions whether an object has changed that the store answered with no.",
+    "origin_bytes": "Bytes that the store sent.",
+    "origin_errors": "Questions to the store that failed.",
+}
+#: Field of the disk cache's statistics → help.
+DISK_CACHE_GAUGES: Final = {
+    "size": "Bytes that the disk cache may take.",
+    "cached_bytes": "Bytes of objects in the disk cache.",
+    "cached_files": "Objects in the disk cache.",
+    "reserved_bytes": "Bytes reserved for downloads under way.",
+    "held_bytes": "Bytes of files that left the disk cache while clients hold their descriptors.",
+    "held_files": "Files that left the disk cache while clients hold their descriptors.",
+}
+
+
 class EngineCollector(Collector):
     """Reads the server's statistics at each scrape. Keeps no state."""
 
@@ -65,6 +86,8 @@ class EngineCollector(Collector):
         if statistics.datagrams is not None:
             yield from _datagram_metrics(statistics.datagrams)
         yield from _server_metrics(statistics)
+        if (origins := self._server.origin_statistics()) is not None:
+            yield from _origin_metrics(origins)
         yield _gauge("build_info", "Version of the server.", 1, version=self._server.version)
 
 
@@ -194,6 +217,27 @@ def _server_metrics(statistics: Statistics) -> "Iterator[Metric]":
             f"Requests whose object {text}.",
             value=getattr(statistics, f"cache_{field}_total"),
         )
+
+
+def _origin_metrics(origins: OriginStatistics) -> "Iterator[Metric]":
+    for field, text in ORIGIN_COUNTERS.items():
+        name = field.removeprefix("origin_")
+        counter = CounterMetricFamily(f"objmapper_origin_{name}", text, labels=("mount",))
+        for mount in origins.mounts:
+            counter.add_metric([mount.prefix], getattr(mount, field))
+        yield counter
+    for name, text in (("up", "0 while the store fails."), ("fills_under_way", "Downloads under way.")):
+        gauge = GaugeMetricFamily(f"objmapper_origin_{name}", text, labels=("mount",))
+        for mount in origins.mounts:
+            gauge.add_metric([mount.prefix], int(not mount.problem) if name == "up" else mount.fills_under_way)
+        yield gauge
+    for field, text in DISK_CACHE_GAUGES.items():
+        yield _gauge(f"disk_cache_{field}", text, getattr(origins, field))
+    for field, text in (
+        ("evictions", "Objects that left the disk cache to make room."),
+        ("damaged", "Objects of the disk cache whose file was gone or changed."),
+    ):
+        yield CounterMetricFamily(f"objmapper_disk_cache_{field}", text, value=getattr(origins, field))
 
 
 def _gauge(name: str, text: str, value: float, **labels: str) -> GaugeMetricFamily:

@@ -49,6 +49,7 @@ class Readiness(BaseModel):
 
     status: Literal["ready", "draining", "root-gone"]
     reason: str | None = None
+    failing_origins: dict[str, str] | None = None  #: mount → why its store fails; its cached objects are served
 
 
 class Draining(BaseModel):
@@ -206,7 +207,10 @@ def _add_reads(app: FastAPI, server: "Server") -> None:
         if problem := server.root_problem:
             response.status_code = HTTPStatus.SERVICE_UNAVAILABLE
             return Readiness(status="root-gone", reason=problem)
-        return Readiness(status="ready")
+        origins = server.origin_statistics()
+        failing = {} if origins is None else {each.prefix: each.problem for each in origins.mounts if each.problem}
+        # What is in the disk cache is served: a failing store does not make the server unready.
+        return Readiness(status="ready", failing_origins=failing or None)
 
 
 def _latencies(server: "Server") -> Latencies:

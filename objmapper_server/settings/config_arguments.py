@@ -10,6 +10,7 @@ StrPath = str | os.PathLike[str]
 IDs = int | str | Iterable[int | str]
 Models = Concurrency | str | Iterable[str] | Mapping[str, Concurrency | str]
 Prefixes = str | Iterable[str] | Mapping[str, IDs]
+Origins = str | Iterable[str] | Mapping[str, str | Mapping[str, object]]
 
 
 class ConfigArguments(TypedDict, total=False):
@@ -54,5 +55,8 @@ class ConfigArguments(TypedDict, total=False):
     request_timeout: float
     shutdown_grace: float
     log_format: Literal["text", "json"]
+    origins: Origins
+    disk_cache: StrPath | None
+    disk_cache_size: int | str
     access_log: StrPath | None
     access_log_sample: int

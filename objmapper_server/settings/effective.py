@@ -6,6 +6,7 @@ from pydantic import BaseModel
 
 from objmapper_server.config import Config
 from objmapper_server.errors import ConfigError
+from objmapper_server.settings.origin import shown
 from objmapper_server.settings.reload import RELOADABLE
 
 MASK: Final = "********"
@@ -34,11 +35,12 @@ def effective_settings(config: Config, *, has_root: bool = True) -> dict[str, Se
     """Return all settings by name; secret values are masked."""
     values = config.model_dump(mode="json")
     values["unix_mode"] = f"{config.unix_mode:04o}"
+    values["origins"] = shown(config.origins)
     document = {
         name: Setting(
             # The configuration excludes secrets from its `repr`.
             value=values[name] if field.repr or values[name] is None else MASK,
-            origin=config.origins[name],
+            origin=config.sources[name],
             changeable=name in RELOADABLE,
         )
         for name, field in Config.model_fields.items()

@@ -21,6 +21,7 @@ class SettingInfo:
     values: Sequence[str] = ()  #: values for shell completion; those of a Literal are known
     reloadable: bool = False  #: a reload can change it, without a restart
     has_flag: bool = True  #: False for a secret: other users see the arguments of a process
+    flag: str = ""  #: the name of the flag if it differs from the setting's
 
 
 def setting_infos(config: type[BaseModel]) -> dict[str, SettingInfo]:

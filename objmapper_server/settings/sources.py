@@ -10,6 +10,7 @@ from typing import Any, Final
 from pydantic_settings import BaseSettings, EnvSettingsSource
 
 from objmapper_server.errors import ConfigError, did_you_mean
+from objmapper_server.settings.setting_info import setting_infos
 
 ENVIRONMENT_PREFIX: Final = "OBJMAPPER_"
 #: The default address of the admin endpoint for a server started by the command.
@@ -27,21 +28,22 @@ def load_layers(
     *,
     environment: bool = True,
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the effective values and their origins; raises `ConfigError` for an unknown setting."""
+    """Return the effective values and their sources; raises `ConfigError` for an unknown setting."""
     values: dict[str, Any] = {"admin": DEFAULT_ADMIN}
-    origins = {"admin": "default"}
+    sources = {"admin": "default"}
     if file is not None:
         if not os.fspath(file):
             raise ConfigError("--config", "expected the path of a settings file (got '')")
         values |= (found := _from_file(cls, Path(file)))
-        origins |= dict.fromkeys(found, str(file))
+        sources |= dict.fromkeys(found, str(file))
     if environment:
         values |= (found := _from_environment(cls))
-        origins |= {name: ENVIRONMENT_PREFIX + name.upper() for name in found}
+        sources |= {name: ENVIRONMENT_PREFIX + name.upper() for name in found}
     given_flags = {name: value for name, value in flags.items() if value is not None}
     values |= given_flags
-    origins |= {name: f"--{name.replace('_', '-')}" if name != "root" else "ROOT" for name in given_flags}
-    return values, origins
+    flag = {name: info.flag or name.replace("_", "-") for name, info in setting_infos(cls).items()}
+    sources |= {name: f"--{flag.get(name, name)}" if name != "root" else "ROOT" for name in given_flags}
+    return values, sources
 
 
 def _from_file(cls: type[BaseSettings], file: Path) -> dict[str, Any]:

@@ -69,14 +69,14 @@ def test_code_does_not_read_the_environment(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("OBJMAPPER_ADMIN", "127.0.0.1:1")
     config = Config(root=tmp_path)
     assert (config.pool_size, config.admin) == (0, None)
-    assert config.origins["pool_size"] == "default"
-    assert config.origins["root"] == "the program"
+    assert config.sources["pool_size"] == "default"
+    assert config.sources["root"] == "the program"
 
 
 def test_without_a_transport_it_is_the_users_own_socket(tmp_path: Path) -> None:
     config = Config(root=tmp_path)
     assert config.unix == tmp_path / "objmapper" / "objmapper.sock"
-    assert config.origins["unix"] == "default"
+    assert config.sources["unix"] == "default"
     assert config.transports == ("unix",)
     assert Config(root=tmp_path, tcp="localhost").unix is None
     assert Config(root=tmp_path, udp="localhost").transports == ("udp",)
@@ -100,12 +100,12 @@ def test_flags_win_then_the_environment_then_the_file(tmp_path: Path, monkeypatc
     config = Config.load(file=file, pool_size="3", optimize_for=None)
     assert (config.pool_size, config.max_threads, config.max_queue_depth, config.cache_size) == (3, 2, 1, 1024)
     assert config.async_storage is True
-    assert config.origins["pool_size"] == "--pool-size"
-    assert config.origins["max_threads"] == "OBJMAPPER_MAX_THREADS"
-    assert config.origins["max_queue_depth"] == str(file)
-    assert config.origins["optimize_for"] == "default"
+    assert config.sources["pool_size"] == "--pool-size"
+    assert config.sources["max_threads"] == "OBJMAPPER_MAX_THREADS"
+    assert config.sources["max_queue_depth"] == str(file)
+    assert config.sources["optimize_for"] == "default"
     assert config.admin == "127.0.0.1:9997"
-    assert config.origins["admin"] == "default"
+    assert config.sources["admin"] == "default"
 
 
 @pytest.mark.parametrize("form", ["http://127.0.0.1:9000", "127.0.0.1:9000", "http://127.0.0.1:9000/"])

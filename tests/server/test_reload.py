@@ -63,7 +63,7 @@ def test_limits_change_for_connections_that_are_open(server: Server, file: Path)
         write(file, idle_timeout=0.2)
         assert server.reload().changed == ("idle_timeout",)
         assert idle.at_end()
-    assert server.config.origins["idle_timeout"] == str(file)
+    assert server.config.sources["idle_timeout"] == str(file)
 
 
 def test_a_slow_request_is_timed_by_the_new_limit(server: Server, file: Path) -> None:
@@ -87,11 +87,11 @@ def test_a_changed_connection_limit_drops_no_connection(server: Server, file: Pa
 
 def test_models_follow_the_file_also_where_they_were_set_meanwhile(server: Server, file: Path) -> None:
     server.set_concurrency(unix=Concurrency.WORK_STEALING)
-    assert server.config.origins["concurrency_model"] == "set while it runs"
+    assert server.config.sources["concurrency_model"] == "set while it runs"
     write(file, concurrency_model='"tcp=thread-pool"')
     assert server.reload().changed == ("concurrency_model",)
     assert server.statistics().concurrency_model == {"unix": "epoll", "tcp": "thread-pool"}
-    assert server.config.origins["concurrency_model"] == str(file)
+    assert server.config.sources["concurrency_model"] == str(file)
 
 
 def test_what_needs_a_restart_is_named_and_stays(server: Server, file: Path, tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_flags_and_environment_go_on_winning(
     monkeypatch.setenv("OBJMAPPER_IDLE_TIMEOUT", "40")
     assert server.reload() == Reloaded(("idle_timeout",), ())
     assert server.config.idle_timeout == 40
-    assert server.config.origins["idle_timeout"] == "OBJMAPPER_IDLE_TIMEOUT"
+    assert server.config.sources["idle_timeout"] == "OBJMAPPER_IDLE_TIMEOUT"
 
 
 @pytest.mark.parametrize(

@@ -108,9 +108,9 @@ def test_flag_variable_and_key_follow_from_the_field(tmp_path: Path, monkeypatch
     assert OneMore.load(file, root=tmp_path).new_limit == 8
     monkeypatch.setenv("OBJMAPPER_NEW_LIMIT", "9")
     config = OneMore.load(file, root=tmp_path)
-    assert (config.new_limit, config.origins["new_limit"]) == (9, "OBJMAPPER_NEW_LIMIT")
+    assert (config.new_limit, config.sources["new_limit"]) == (9, "OBJMAPPER_NEW_LIMIT")
     config = OneMore.load(file, root=tmp_path, new_limit="10")
-    assert (config.new_limit, config.origins["new_limit"]) == (10, "--new-limit")
+    assert (config.new_limit, config.sources["new_limit"]) == (10, "--new-limit")
     with pytest.raises(ValueError, match=r"new_limit \(from --new-limit\): expected a whole number .*\(got '51'\)"):
         OneMore.load(root=tmp_path, new_limit="51")
 

@@ -54,7 +54,7 @@ def test_a_server_serves_on_sockets_that_it_was_given(
             "unix": f"unix:{tmp_path}/given",
             "tcp": f"tcp://127.0.0.1:{tcp.getsockname()[1]}",
         }
-        assert server.config.origins["unix"] == server.config.origins["tcp"] == "the service manager"
+        assert server.config.sources["unix"] == server.config.sources["tcp"] == "the service manager"
         assert set(server.statistics().concurrency_model.values()) == {model}
         for address in server.addresses.values():
             with RawClient(address) as v1:
@@ -87,7 +87,7 @@ def test_datagrams_are_answered_on_a_socket_that_was_given(
     config = Config(root=root, udp="127.0.0.1:1", concurrency_model=model)
     with Server(config, {"unix": unix, "udp": udp}) as server:
         assert server.addresses["udp"] == f"udp://127.0.0.1:{udp.getsockname()[1]}"
-        assert server.config.origins["udp"] == "the service manager"
+        assert server.config.sources["udp"] == "the service manager"
         assert server.statistics().concurrency_model == {"unix": model, "udp": model}
         with Client(server.addresses["udp"]) as client:
             assert client.read("/a") == b"hello"

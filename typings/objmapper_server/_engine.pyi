@@ -111,6 +111,43 @@ class DatagramCounts(TypedDict):
     bytes_sent_total: int
 
 @type_check_only
+class RoomUsage(TypedDict):
+    """Bytes and files of the disk cache by kind."""
+
+    cached_bytes: int
+    cached_files: int
+    reserved_bytes: int  # of downloads under way
+    held_bytes: int  # of files that left and that clients hold
+    held_files: int
+
+@type_check_only
+class Mount(TypedDict):
+    """The figures of one origin since start."""
+
+    prefix: str
+    store: str
+    hits: int
+    stale_hits: int  # served although the store could not confirm it
+    misses: int
+    revalidations: int  # answered "unchanged"
+    fills: int
+    fills_under_way: int
+    origin_bytes: int
+    origin_errors: int
+    problem: str | None  # why the last request to the store failed
+
+@type_check_only
+class Origins(TypedDict):
+    """The figures of the disk cache and of the mounts."""
+
+    directory: str
+    size: int
+    usage: RoomUsage
+    evictions: int
+    damaged: int
+    mounts: list[Mount]
+
+@type_check_only
 class Snapshot(TypedDict):
     uptime: float
     draining: bool
@@ -206,6 +243,8 @@ class Engine:
     def root_problem(self) -> str | None:
         """Return why nothing can be served because the root is gone; None where it is there."""
 
+    def origins(self) -> Origins | None:
+        """The figures of the disk cache and of the mounts; None without one."""
     def take_refusal(self) -> Refusal | None:
         """The first refusal to a user since this was asked before."""
     def set_limits(self, limits: Config) -> None:

@@ -95,6 +95,9 @@ impl Session {
         let args = match operation {
             Operation::List => {
                 let (prefix, view) = (request.uri.to_owned(), self.check_list(request.uri)?);
+                if self.service.origins.covers(request.uri) {
+                    return Err(Error::OriginIsNotListed);
+                }
                 let cursor = parameters.cursor.map(<[u8]>::to_vec);
                 let (form, limit) = (Form::from_number(parameters.form), parameters.limit.unwrap_or(0));
                 self.has_listed = true;
@@ -114,6 +117,10 @@ impl Session {
             }
             if operation == Operation::FdPass {
                 self.check_descriptors(1)?;
+            }
+            let is_write = matches!(operation, Operation::PutDescriptor | Operation::Delete);
+            if is_write && self.service.origins.find(path).is_some() {
+                return Err(Error::OriginIsReadOnly);
             }
             if operation == Operation::PutDescriptor {
                 let source = request.source.take().ok_or(Error::BadDescriptor)?;
@@ -163,13 +170,7 @@ impl Session {
                 return self.copy_inline(buffers, request, path, conditions, may_wait);
             }
             Operation::Stat => {
-                let meta = match may_wait {
-                    true => self.service.mapping.stat(path)?,
-                    false => match self.service.mapping.stat_cached(path)? {
-                        Some(meta) => meta,
-                        None => return Ok(false),
-                    },
-                };
+                let Some(meta) = self.stat(path, may_wait)? else { return Ok(false) };
                 conditions.check_version(Some(&meta.version))?;
                 self.push_metadata(buffers, context, Some(&meta));
             }
@@ -181,9 +182,23 @@ impl Session {
     }
 
     fn open(&self, path: &CStr, may_wait: bool) -> Result<Option<OpenObject>, Error> {
+        if let Some((mount, key)) = self.service.origins.find(path) {
+            // A thread that may wait for a disk does not wait for another machine.
+            return Ok(mount.open_cached(key));
+        }
         match may_wait {
             true => self.service.mapping.open(path).map(Some),
             false => self.service.mapping.open_cached(path),
+        }
+    }
+
+    fn stat(&self, path: &CStr, may_wait: bool) -> Result<Option<ObjectMeta>, Error> {
+        if let Some((mount, key)) = self.service.origins.find(path) {
+            return Ok(mount.stat_cached(key));
+        }
+        match may_wait {
+            true => self.service.mapping.stat(path).map(Some),
+            false => self.service.mapping.stat_cached(path),
         }
     }
 
@@ -197,7 +212,9 @@ impl Session {
     ) -> Result<bool, Error> {
         let (context, offset, length) =
             (request.context, request.parameters.offset.unwrap_or(0), request.parameters.length);
-        let is_cached = context.operation == Operation::Copy && self.service.cache.is_on();
+        // An origin's objects are files on this machine that nothing changes: the kernel keeps them in memory.
+        let is_local = self.service.origins.is_empty() || self.service.origins.find(path).is_none();
+        let is_cached = context.operation == Operation::Copy && is_local && self.service.cache.is_on();
         let max_inline = self.max_inline(buffers);
         if is_cached
             && let Some(Cached { version, bytes, .. }) = self.service.cache.get(path, context.complete_at)

@@ -133,32 +133,14 @@ impl StorageJob {
         if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
             return Err(Error::DeadlinePassed);
         }
+        if matches!(self.operation, Operation::FdPass | Operation::Copy | Operation::Splice) {
+            let seen = SystemTime::now();
+            let opened = service.mapping.open(&self.path)?;
+            return self
+                .deliver(opened, |opened, bytes| service.cache_object(&self.path, opened, bytes, seen));
+        }
         let staging = service.staging.as_ref().ok_or(Error::NotWritable);
         match (self.operation, self.args) {
-            (Operation::FdPass, _) => {
-                let opened = service.mapping.open(&self.path)?;
-                self.conditions.check_version(Some(&opened.version))?;
-                Ok(JobOutput::Descriptor(opened))
-            }
-            (Operation::Copy | Operation::Splice, _) => {
-                let seen = SystemTime::now();
-                let opened = service.mapping.open(&self.path)?;
-                self.conditions.check_version(Some(&opened.version))?;
-                let (at, end) = clamp_range(opened.size, self.offset, self.length);
-                if end - at > MAX_INLINE.min(self.reserved as u64)
-                    || (self.operation == Operation::Splice && end > at)
-                {
-                    readahead::touch(&opened.file, at, (end - at).min(MAX_PREFETCH))
-                        .map_err(Error::Storage)?;
-                    return Ok(JobOutput::File { opened, at, end });
-                }
-                let bytes = read_part(&opened.file, at, end)?;
-                let is_whole = at == 0 && end == opened.size && bytes.len() as u64 == end;
-                if self.operation == Operation::Copy && is_whole {
-                    service.cache_object(&self.path, &opened, &bytes, seen);
-                }
-                Ok(JobOutput::Bytes { meta: opened.meta(), bytes: bytes.into() })
-            }
             (Operation::Stat, _) => {
                 let meta = service.mapping.stat(&self.path)?;
                 self.conditions.check_version(Some(&meta.version))?;
@@ -185,10 +167,35 @@ impl StorageJob {
                 staging?.delete(&self.path, self.conditions.if_match)?;
                 Ok(JobOutput::Nothing)
             }
-            (Operation::List | Operation::Put | Operation::PutDescriptor, _) => {
+            (_, _) => {
                 unreachable!("a storage job has the arguments of its operation")
             }
         }
+    }
+}
+
+impl StorageJob {
+    /// The output of a read, whose object is open. `keep` gets the bytes of a copied object that is small and whole.
+    pub fn deliver(
+        &self,
+        opened: OpenObject,
+        keep: impl FnOnce(&OpenObject, &[u8]),
+    ) -> Result<JobOutput, Error> {
+        self.conditions.check_version(Some(&opened.version))?;
+        if self.operation == Operation::FdPass {
+            return Ok(JobOutput::Descriptor(opened));
+        }
+        let (at, end) = clamp_range(opened.size, self.offset, self.length);
+        let is_splice = self.operation == Operation::Splice;
+        if end - at > MAX_INLINE.min(self.reserved as u64) || (is_splice && end > at) {
+            readahead::touch(&opened.file, at, (end - at).min(MAX_PREFETCH)).map_err(Error::Storage)?;
+            return Ok(JobOutput::File { opened, at, end });
+        }
+        let bytes = read_part(&opened.file, at, end)?;
+        if !is_splice && at == 0 && end == opened.size && bytes.len() as u64 == end {
+            keep(&opened, &bytes);
+        }
+        Ok(JobOutput::Bytes { meta: opened.meta(), bytes: bytes.into() })
     }
 }
 

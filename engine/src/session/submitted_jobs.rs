@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use super::{ProtocolState, RunOptions, Session, ThreadBuffers};
 use crate::errors::Error;
+use crate::origin::OriginRequest;
 use crate::protocol::Operation;
 use crate::session::dispatch::RequestContext;
 use crate::session::fd_charge::opens_file;
@@ -50,6 +51,13 @@ impl Session {
         job.reserved = job.needs(buffers.output_limit.saturating_sub(buffers.out.len()));
         buffers.output_limit = buffers.output_limit.saturating_sub(job.reserved);
         let mut charge = Charge::new(&self.connection, job.reserved);
+        let is_listing = job.operation == Operation::List;
+        if let (false, Some((mount, key))) = (is_listing, service.origins.find(&job.path)) {
+            let request =
+                OriginRequest { mount: Arc::clone(mount), key: key.to_owned(), deadline: job.deadline };
+            self.submit_to_origin(context, job, charge, request);
+            return Ok(());
+        }
         let pool = match is_write {
             true => service.write_pool.as_ref(),
             false => service.storage_pool.as_ref().filter(|_| !self.may_wait(options)),
@@ -63,7 +71,6 @@ impl Session {
             self.count_open_fd();
         }
         self.jobs += 1;
-        let is_listing = job.operation == Operation::List;
         self.listings += u32::from(is_listing);
         let completion = PendingCompletion::new(&self.connection, job.operation);
         let worker_service = Arc::clone(&service);
@@ -88,6 +95,41 @@ impl Session {
             }
         });
         Ok(())
+    }
+
+    /// Has an object of an origin fetched. The session waits as for a slow disk.
+    fn submit_to_origin(
+        &mut self,
+        context: RequestContext,
+        job: StorageJob,
+        mut charge: Charge,
+        request: OriginRequest,
+    ) {
+        if opens_file(job.operation) {
+            self.count_open_fd();
+        }
+        self.jobs += 1;
+        let completion = Arc::new(PendingCompletion::new(&self.connection, job.operation));
+        let watched = Arc::downgrade(&completion);
+        let is_gone = move || watched.upgrade().is_none_or(|completion| completion.client_is_gone());
+        let finish = move |outcome: Result<JobOutput, Error>| {
+            charge.shrink_to(outcome.as_ref().map_or(0, JobOutput::memory));
+            let context = RequestContext { answered_at: Some(Instant::now()), ..context };
+            if let Some(completion) = Arc::into_inner(completion) {
+                completion.complete(Completion::Reply { context, outcome, charge });
+            }
+        };
+        match job.operation {
+            Operation::Stat => self.service.origins.head(request, is_gone, move |meta| {
+                finish(meta.and_then(|meta| {
+                    job.conditions.check_version(Some(&meta.version))?;
+                    Ok(JobOutput::Metadata(meta))
+                }));
+            }),
+            _ => self.service.origins.fetch(request, is_gone, move |opened| {
+                finish(opened.and_then(|opened| job.deliver(opened, |_, _| ())));
+            }),
+        }
     }
 
     /// Makes the storage pool read a part of a file into memory.

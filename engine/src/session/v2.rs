@@ -265,6 +265,9 @@ impl Session {
             }
             let path = mapping::relative_path(request.uri, &mut buffers.path)?;
             self.check_use(path.to_bytes())?;
+            if self.service.origins.find(path).is_some() {
+                return Err(Error::OriginIsReadOnly);
+            }
             check_size(left, self.service.settings.max_object_size)?;
             self.check_descriptors(FDS_PER_PUT)?;
             if let Some(bytes) = usize::try_from(left).ok().and_then(|left| rest.get(..left)) {

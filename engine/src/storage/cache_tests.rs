@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use std::time::UNIX_EPOCH;
 
 fn version(inode: u64, size: i64, modified: (i64, i64), changed: (i64, i64)) -> Version {
-    Version { device: 7, inode, size, modified, changed, stamp: 0 }
+    Version { device: 7, inode, size, modified, changed, stamp: 0, origin: 0 }
 }
 
 fn etag(version: Version) -> String {

@@ -25,6 +25,8 @@ pub struct Version {
     pub(super) changed: (i64, i64),
     /// The stamp that the server stores with the content where times are coarse (`distinct_versions.rs`); 0 for none.
     pub(super) stamp: u64,
+    /// The version that the origin of the object gave it, the same on every node; 0 for none.
+    pub(super) origin: u64,
 }
 
 impl Version {
@@ -37,7 +39,26 @@ impl Version {
             modified: (stat.st_mtime, stat.st_mtime_nsec as i64),
             changed: (stat.st_ctime, stat.st_ctime_nsec as i64),
             stamp: 0,
+            origin: 0,
         }
+    }
+
+    /// The version of an origin's object that is in no file.
+    pub fn from_origin(size: u64, modified: i64, number: u64) -> Self {
+        Version {
+            device: 0,
+            inode: 0,
+            size: i64::try_from(size).unwrap_or(i64::MAX),
+            modified: (modified, 0),
+            changed: (0, 0),
+            stamp: 0,
+            origin: number,
+        }
+    }
+
+    /// The version of an origin's object that is in the file of this version.
+    pub fn of_object(self, modified: i64, number: u64) -> Self {
+        Version { modified: (modified, self.modified.1), origin: number, ..self }
     }
 
     pub fn stamped(self, stamp: u64) -> Self {
@@ -49,9 +70,18 @@ impl Version {
         (self.modified.1, self.changed.1) == (0, 0)
     }
 
-    /// Whether stat(2) gives the same values for both.
+    /// Whether stat(2) gives the same values for both; of a file of the disk cache, but for the change time.
     pub fn looks_like(&self, other: &Version) -> bool {
+        if self.origin != 0 {
+            return Version { origin: 0, ..*self }.same_content(other);
+        }
         self.stamped(0) == other.stamped(0)
+    }
+
+    /// Whether both are of one file with one content. A link or an attribute changes the change time alone.
+    pub fn same_content(&self, other: &Version) -> bool {
+        let of_content = |version: &Version| Version { changed: (0, 0), ..*version };
+        of_content(self) == of_content(other)
     }
 
     /// Bytes.
@@ -86,6 +116,9 @@ impl Version {
 
     /// The number that the etag spells in hex.
     pub fn number(&self) -> u64 {
+        if self.origin != 0 {
+            return self.origin;
+        }
         let (modified, changed) = (self.modified, self.changed);
         let fields = [self.inode, self.size as u64, nanoseconds(modified), nanoseconds(changed)];
         // The fraction of the golden ratio, SplitMix64's increment, keeps a field of 0 from being a fixed point.

@@ -93,6 +93,13 @@ impl Reader {
         let path = mapping::relative_path(uri, path)?;
         service.clients.check_without_user(path.to_bytes())?;
         let may_wait = storage != DiskWait::Forbidden;
+        if let Some((mount, key)) = service.origins.find(path) {
+            let Some(opened) = mount.open_cached(key) else {
+                service.origins.prefetch(mount, key);
+                return Err(Error::OnItsWay.into());
+            };
+            return Ok(Content::Open(opened));
+        }
         if let Some(cached) = service.cache.get(path, arrived)
             && service.mapping.is_still(path, &cached.version)
         {

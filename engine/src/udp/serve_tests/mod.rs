@@ -53,6 +53,9 @@ fn settings(root: &Path, model: Model, listen: &str) -> Settings {
         idle_timeout: Duration::from_secs(60).into(),
         header_timeout: Duration::from_secs(10).into(),
         request_timeout: Duration::from_secs(30).into(),
+        origins: Vec::new(),
+        disk_cache: None,
+        disk_cache_size: 0,
     }
 }
 

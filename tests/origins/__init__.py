@@ -1,0 +1,1 @@
+"""Objects of origins: stores behind prefixes, and the disk cache."""
