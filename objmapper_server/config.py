@@ -237,12 +237,12 @@ class Config(BaseSettings):
     ] = Field(default_factory=dict, description="/PREFIX=URL, or a table of prefix and URL")
     disk_cache: Annotated[
         Path | None,
-        SettingInfo("Where objects of origins are kept.", "DIR", default="$CACHE_DIRECTORY, else ~/.cache/objmapper"),
+        SettingInfo("Keep objects of origins here, not in $CACHE_DIRECTORY or ~/.cache/objmapper.", "DIR"),
     ] = Field(None, description="a directory of the server's own")
     disk_cache_size: Annotated[
         ByteSize,
         size(64 << 20, "64MiB", example="200GiB"),
-        SettingInfo("All of it together, such as 200GiB.", "BYTES"),
+        SettingInfo("Maximum size of the disk cache, such as 200GiB.", "BYTES"),
     ] = ByteSize(10 << 30)
     access_log: Annotated[
         Path | None, SettingInfo("Append a sample of the requests to FILE, a line of JSON each.", "FILE")

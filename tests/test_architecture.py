@@ -310,6 +310,7 @@ LAYERS: dict[str, set[str]] = {
         "fd",
         "model",
         "net",
+        "origin",
         "output_budget",
         "protocol",
         "request_log",
@@ -320,6 +321,8 @@ LAYERS: dict[str, set[str]] = {
         "sync",
         "uploads",
     },
+    "disk_cache": {"errors", "storage", "sync"},
+    "origin": {"disk_cache", "errors", "settings", "storage", "sync"},
     "settings": {"model", "net"},
     "request_log": {"net", "protocol", "statistics", "sync"},
     "service": {
@@ -327,6 +330,7 @@ LAYERS: dict[str, set[str]] = {
         "errors",
         "fd",
         "net",
+        "origin",
         "output_budget",
         "protocol",
         "request_log",
@@ -344,6 +348,16 @@ LAYERS: dict[str, set[str]] = {
     "udp/admission": {"codec", "cookie", "counts", "address_limits", "net"},
     "udp/object_reader": {"codec", "errors", "service", "storage"},
 }
+
+
+def test_one_module_knows_the_stores_crate_and_one_folder_its_runtime() -> None:
+    home = HOME / "engine" / "src"
+    users = {
+        name: {path for path in RUST if re.search(rf"\b{name}::", rust_code(path))}
+        for name in ("object_store", "tokio")
+    }
+    assert users["object_store"] == {home / "origin" / "store.rs"}
+    assert all(path.is_relative_to(home / "origin") for path in users["tokio"])
 
 
 @pytest.mark.parametrize("path", RUST, ids=name_of)

@@ -50,7 +50,7 @@ def test_flag_file_and_environment_give_one_value(tmp_path: Path, monkeypatch: p
         ("/models=https://host/?a=b", "a URL with '?' or '#' in it"),
         ("/a/../b=s3://bucket", "'/a/../b' is no prefix of URIs"),
         (["/a=s3://one", "/a/=s3://two"], "'/a' is there twice"),
-        ({"/a": {"url": "s3://one", "regoin": "x"}}, "/a: no such option 'regoin' (did you mean 'region'?)"),
+        ({"/a": {"url": "s3://one", "regoin": "x"}}, "/a: no such option 'regoin'; did you mean 'region'?"),
         ({"/a": {"region": "x"}}, "/a: url is needed"),
         ({"/a": {"url": "s3://one", "revalidate": "often"}}, "/a: revalidate takes never, always or seconds"),
         ({"/a": {"url": "s3://one", "stale_if_error": -1}}, "/a: stale_if_error: "),
