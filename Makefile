@@ -20,7 +20,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 SOAKS := slow_writers unread_answers fairness flooder stuck_uploads path_traversal linearizability malformed_frames faults \
 	failing_disk crashes malformed_datagrams lifecycle
 
-.PHONY: help setup build demo test test-python test-rust lint check bench bench-recording models verify crashes soak reference \
+.PHONY: help setup build demo demo-s3 test test-python test-rust lint check bench bench-recording models verify crashes soak reference \
 	contract screenshots clean
 
 help: ## what there is
@@ -32,6 +32,9 @@ build: $(engine) ## the engine only
 
 demo: setup ## serves the interpreter's standard library, fetches from it, shows the figures
 	PATH="$(CURDIR)/$(bin):$$PATH" examples/demo.sh
+
+demo-s3: setup $(s3_server) ## serves a bucket of an S3 server through the disk cache
+	PATH="$(CURDIR)/$(bin):$$PATH" examples/s3.sh
 
 test: test-python test-rust ## all tests
 
@@ -47,7 +50,7 @@ test-rust: .venv/.tools
 
 # An S3 server for the tests of origins. Later versions need a newer Rust.
 $(s3_server): .venv/.tools
-	$(rust_env); cargo install --quiet --root .venv --target-dir engine/target/s3s-fs --debug --locked \
+	$(rust_env); CARGO_PROFILE_DEV_OPT_LEVEL=1 CARGO_PROFILE_DEV_DEBUG=0 cargo install --quiet --root .venv --target-dir engine/target/s3s-fs --debug --locked \
 		--version 0.14.1 --features binary s3s-fs
 	touch $@
 

@@ -2,21 +2,17 @@
 
 import os
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from objmapper_client import Client, ObjmapperError
+from objmapper_client import Client, ObjmapperError, ServerBusy
 from objmapper_server import Concurrency, Server
 from tests.origins.conftest import SIZES, Serve
+from tests.support.eventually import eventually
 from tests.support.fault_proxy import FaultProxy
-
-MODELS = [
-    Concurrency.THREAD_PER_CONNECTION,
-    Concurrency.THREAD_POOL,
-    Concurrency.WORK_STEALING,
-    Concurrency.EPOLL,
-]
+from tests.support.models import MODELS
 
 
 @pytest.mark.parametrize("model", MODELS, ids=str)
@@ -130,3 +126,36 @@ def test_an_object_larger_than_the_cache_is_refused_with_the_reason(serve: Serve
         with pytest.raises(ObjmapperError, match="larger than the server's disk cache; its disk_cache_size"):
             client.read("/models/huge")
         assert len(client.read("/models/parts")) == SIZES["parts"]
+
+
+def test_a_list_below_the_prefix_is_refused_with_the_reason(client: Client) -> None:
+    for prefix in ("/models", "/models/", "/models/folder/"):
+        with pytest.raises(ObjmapperError, match="which this server does not list"):
+            list(client.list(prefix))
+    assert [each.uri for each in client.list("/")] == ["/local"]
+
+
+@pytest.mark.parametrize("uri", ["/models", "/models/"])
+def test_the_prefix_itself_is_no_object(client: Client, proxy: FaultProxy, uri: str) -> None:
+    with pytest.raises(ObjmapperError):
+        client.read(uri)
+    assert proxy.requests == []
+
+
+def test_over_udp_the_first_request_starts_the_download(serve: Serve, bucket: Path) -> None:
+    server = serve({"udp": "127.0.0.1:0"})
+    expected = (bucket / "prod" / "small").read_bytes()
+
+    def fetched() -> bool:
+        with Client(server.addresses["udp"]) as client, suppress(ServerBusy):
+            return client.read("/models/small") == expected
+        return False
+
+    assert eventually(fetched)
+
+
+def test_access_rules_hold_before_the_store_is_asked(serve: Serve, proxy: FaultProxy) -> None:
+    server = serve({"allow_prefix": {"/models": [f"uid:{os.getuid() + 1}"]}})
+    with Client(server.addresses["unix"]) as client, pytest.raises(ObjmapperError, match="may not use this URI"):
+        client.read("/models/small")
+    assert proxy.requests == []

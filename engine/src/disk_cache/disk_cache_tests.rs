@@ -51,7 +51,7 @@ fn an_entry_is_opened_as_it_was_written() {
     for size in [0, 1, 4095, 4096, 4097, 100_000] {
         let bytes: Vec<u8> = (0..size).map(|at| (at % 251) as u8).collect();
         let entry = put(&cache, &table, "a/b", &bytes);
-        let opened = cache.open_entry(&entry).unwrap();
+        let opened = cache.open_entry(&entry).unwrap().unwrap();
         assert_eq!((opened.size, content(&opened)), (size as u64, bytes));
         assert_eq!(opened.meta().mtime, 1_700_000_000);
         assert_eq!(opened.version.number(), entry.record.version_number());
@@ -85,7 +85,7 @@ fn the_bound_holds_and_the_oldest_unused_entry_leaves_first() {
     }
     assert_eq!(cache.usage().cached_bytes, 4 * MIB);
     for _ in 0..2 {
-        cache.open_entry(&table.get("a").unwrap()).unwrap();
+        cache.open_entry(&table.get("a").unwrap()).unwrap().unwrap();
     }
     put(&cache, &table, "e", &megabyte);
     assert_eq!(cache.usage().cached_bytes, 4 * MIB);
@@ -99,12 +99,12 @@ fn an_entry_that_a_client_holds_leaves_last_and_counts_until_it_is_closed() {
     let directory = TempDir::new().unwrap();
     let (cache, table) = (cache(&directory, 2 * MIB), Arc::default());
     let megabyte = vec![7; MIB as usize - 4096];
-    let held = cache.open_entry(&put(&cache, &table, "held", &megabyte)).unwrap();
+    let held = cache.open_entry(&put(&cache, &table, "held", &megabyte)).unwrap().unwrap();
     put(&cache, &table, "free", &megabyte);
     put(&cache, &table, "new", &megabyte);
     assert!(table.get("held").is_some() && table.get("free").is_none());
     // Now both are held: one leaves its name, and its bytes are no room for another.
-    let held_too = cache.open_entry(&table.get("new").unwrap()).unwrap();
+    let held_too = cache.open_entry(&table.get("new").unwrap()).unwrap().unwrap();
     assert!(matches!(cache.begin(MIB - 4096), Err(NoRoom::Full)));
     assert_eq!(cache.usage().held_files + cache.usage().cached_files, 2);
     assert_eq!((content(&held), content(&held_too)), (megabyte.clone(), megabyte.clone()));
@@ -119,11 +119,11 @@ fn a_new_version_takes_the_place_and_the_old_descriptor_stays_whole() {
     let directory = TempDir::new().unwrap();
     let (cache, table) = (cache(&directory, 10 * MIB), Arc::default());
     let old = put(&cache, &table, "a", b"old content");
-    let opened = cache.open_entry(&old).unwrap();
+    let opened = cache.open_entry(&old).unwrap().unwrap();
     let new = put(&cache, &table, "a", b"the new one");
     assert_eq!(content(&opened), b"old content");
-    assert!(old.is_evicted() && cache.open_entry(&old).is_none());
-    assert_eq!(content(&cache.open_entry(&new).unwrap()), b"the new one");
+    assert!(old.is_evicted() && cache.open_entry(&old).unwrap().is_none());
+    assert_eq!(content(&cache.open_entry(&new).unwrap().unwrap()), b"the new one");
     assert_eq!((cache.usage().cached_files, cache.usage().held_files, cache.damaged()), (1, 1, 0));
 }
 
@@ -142,7 +142,7 @@ fn a_file_that_is_gone_or_changed_is_a_miss() {
                 std::fs::write(&path, b"content").unwrap();
             }
         }
-        assert!(cache.open_entry(&entry).is_none());
+        assert!(cache.open_entry(&entry).unwrap().is_none());
         assert!(table.get(key).is_none() && cache.find("s3://bucket", key, &table).is_none());
     }
     assert!(cache.damaged() >= 3);
@@ -167,7 +167,7 @@ fn entries_outlive_the_server() {
     }
     let (cache, table) = (cache(&directory, 10 * MIB), Arc::default());
     let entry = cache.find("s3://bucket", "a", &table).unwrap();
-    assert_eq!(content(&cache.open_entry(&entry).unwrap()), b"content");
+    assert_eq!(content(&cache.open_entry(&entry).unwrap().unwrap()), b"content");
     assert_eq!((entry.record.etag.as_deref(), entry.validated()), (Some("\"a\""), 1));
     assert!(
         cache.find("s3://other", "a", &table).is_none() && cache.find("s3://bucket", "c", &table).is_none()

@@ -16,7 +16,7 @@ use rustix::io::{self, Errno};
 use std::ffi::{CStr, CString};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::disk_cache::directory::{Directory, names};
 use crate::disk_cache::entry::{Entry, EntryId, Record};
@@ -25,6 +25,7 @@ use crate::disk_cache::room::{Room, is_held};
 use crate::disk_cache::table::Table;
 use crate::errors::{Error, StartError};
 use crate::storage::mapping::OpenObject;
+use crate::sync::unpoisoned;
 
 /// File systems count space in blocks of this many bytes, mostly; an entry takes one more for its attribute.
 const BLOCK: u64 = 4096;
@@ -70,6 +71,7 @@ impl From<NoRoom> for Error {
         match why {
             NoRoom::TooLarge => Error::LargerThanCache,
             NoRoom::Full | NoRoom::Disk(Errno::NOSPC | Errno::DQUOT) => Error::CacheFull,
+            NoRoom::Disk(errno @ (Errno::MFILE | Errno::NFILE | Errno::NOMEM)) => Error::from_open(errno),
             NoRoom::Disk(errno) => Error::Storage(errno),
         }
     }
@@ -157,21 +159,26 @@ impl DiskCache {
         self.is_stopped.store(true, Relaxed);
     }
 
-    /// Opens an entry's file for one request. None where it is gone or damaged: then the entry is gone, too.
-    pub fn open_entry(&self, entry: &Entry) -> Option<OpenObject> {
-        if let Ok(file) = self.open_file(entry.path())
+    /// Opens an entry's file for one request. None where it is gone or damaged: then the entry is gone, too. An error
+    /// where the process or the machine has no descriptor or no memory left, which says nothing about the file.
+    pub fn open_entry(&self, entry: &Entry) -> Result<Option<OpenObject>, Error> {
+        let file = match self.open_file(entry.path()) {
+            Err(errno @ (Errno::MFILE | Errno::NFILE | Errno::NOMEM)) => return Err(Error::from_open(errno)),
+            file => file.ok(),
+        };
+        if let Some(file) = file
             && let Ok(stat) = fs::fstat(&file)
             && entry.is_file(&stat)
         {
             entry.note_use();
-            return Some(OpenObject { file, size: entry.record.size, version: entry.version() });
+            return Ok(Some(OpenObject { file, size: entry.record.size, version: entry.version() }));
         }
         // Evicted since the caller found it: no damage.
         if !entry.is_evicted() {
             self.counts.damaged.fetch_add(1, Relaxed);
             self.drop_entry(entry);
         }
-        None
+        Ok(None)
     }
 
     fn open_file(&self, path: &CStr) -> io::Result<OwnedFd> {
@@ -314,7 +321,7 @@ impl DiskCache {
     }
 
     fn room(&self) -> MutexGuard<'_, Room> {
-        self.room.lock().unwrap_or_else(PoisonError::into_inner)
+        unpoisoned(self.room.lock())
     }
 }
 

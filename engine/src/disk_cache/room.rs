@@ -2,14 +2,18 @@
 //! them. The kernel frees those when the last holder closes.
 
 use rustix::fd::{AsRawFd, OwnedFd};
+use rustix::process::{Resource, getrlimit};
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 
 use crate::disk_cache::entry::{Entry, EntryId};
 use crate::disk_cache::eviction::{EvictionQueue, Usage};
 
-/// Files that left and are held: each costs the server a descriptor while it is watched.
-const MAX_HELD: usize = 512;
+/// Files that left and are held: each costs the server a descriptor while it is watched. At most an eighth of what the
+/// process may open.
+const MAX_HELD: u64 = 512;
+/// Files of a cache. Each takes some 300 bytes of memory.
+const MAX_FILES: usize = 1 << 20;
 /// Held files that an eviction passes over before it lets one leave.
 const MAX_PASSED_OVER: usize = 64;
 
@@ -23,6 +27,7 @@ pub struct Room {
     held: Vec<HeldFile>,
     held_bytes: u64,
     size: u64,
+    max_held: usize,
 }
 
 #[derive(Debug)]
@@ -51,6 +56,7 @@ impl Room {
             held: Vec::new(),
             held_bytes: 0,
             size,
+            max_held: (getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX) / 8).min(MAX_HELD) as usize,
         }
     }
 
@@ -64,10 +70,10 @@ impl Room {
         }
     }
 
-    /// Whether so many bytes more fit.
+    /// Whether a file of so many bytes more fits.
     pub fn fits(&self, bytes: u64) -> bool {
         let taken = self.queue.bytes() + self.reserved + self.held_bytes;
-        taken.saturating_add(bytes) <= self.size
+        taken.saturating_add(bytes) <= self.size && self.queue.len() < MAX_FILES
     }
 
     pub fn reserve(&mut self, bytes: u64) {
@@ -103,8 +109,8 @@ impl Room {
         &mut self,
         is_held: impl Fn(&EntryId) -> bool,
     ) -> Option<(EntryId, u64, Option<Arc<Entry>>)> {
-        let Room { queue, entries, held, .. } = self;
-        let may_hold = held.len() < MAX_HELD;
+        let Room { queue, entries, held, max_held, .. } = self;
+        let may_hold = held.len() < *max_held;
         let first = Uses { entries, is_held: &is_held };
         let next = match queue.evict(&first, MAX_PASSED_OVER) {
             None if may_hold => queue.evict(&Uses { entries, is_held: &|_| false }, 0),

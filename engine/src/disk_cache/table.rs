@@ -2,9 +2,10 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::disk_cache::entry::Entry;
+use crate::sync::unpoisoned;
 
 const SHARDS: usize = 64;
 
@@ -47,10 +48,10 @@ impl Table {
     }
 
     fn read(&self, key: &str) -> RwLockReadGuard<'_, Shard> {
-        self.shard(key).read().unwrap_or_else(PoisonError::into_inner)
+        unpoisoned(self.shard(key).read())
     }
 
     fn write(&self, key: &str) -> RwLockWriteGuard<'_, Shard> {
-        self.shard(key).write().unwrap_or_else(PoisonError::into_inner)
+        unpoisoned(self.shard(key).write())
     }
 }

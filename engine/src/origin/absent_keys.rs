@@ -1,7 +1,8 @@
 //! Keys that the store said it does not have, for a few seconds.
 
+use crate::sync::unpoisoned;
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 /// Beyond this number the oldest are forgotten.
@@ -19,12 +20,12 @@ impl AbsentKeys {
     }
 
     pub fn contains(&self, key: &str) -> bool {
-        let keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
+        let keys = unpoisoned(self.keys.lock());
         keys.get(key).is_some_and(|since| since.elapsed() < self.time_to_live)
     }
 
     pub fn insert(&self, key: &str) {
-        let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut keys = unpoisoned(self.keys.lock());
         if keys.len() >= MAX_KEYS {
             keys.retain(|_, since| since.elapsed() < self.time_to_live);
         }

@@ -2,11 +2,12 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::sync::watch;
 
 use crate::disk_cache::entry::Entry;
 use crate::errors::{Error, OriginFailure};
+use crate::sync::unpoisoned;
 
 pub type Outcome = Result<Arc<Entry>, Error>;
 
@@ -52,12 +53,16 @@ impl Flights {
         Some(Leader { flights: self, flight, key: key.into() })
     }
 
+    pub fn contains(&self, key: &str) -> bool {
+        self.flights().contains_key(key)
+    }
+
     pub fn len(&self) -> usize {
         self.flights().len()
     }
 
     fn flights(&self) -> MutexGuard<'_, HashMap<Box<str>, Arc<Flight>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        unpoisoned(self.0.lock())
     }
 }
 

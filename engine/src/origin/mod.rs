@@ -9,19 +9,23 @@ mod flight;
 mod mount;
 mod problems;
 mod store;
+mod turns;
 
 use std::ffi::CStr;
 use std::future::Future;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::runtime::{Handle, Runtime};
 
 use crate::disk_cache::{DiskCache, RoomUsage};
 use crate::errors::{Error, OriginFailure, StartError};
 pub use crate::origin::mount::{Mount, MountFigures};
+use crate::origin::turns::Turns;
 use crate::settings::Settings;
 use crate::storage::mapping::{ObjectMeta, OpenObject};
+use crate::storage::pool::User;
+use crate::sync::unpoisoned;
 
 /// Threads that talk to stores.
 const THREADS: usize = 2;
@@ -48,6 +52,7 @@ struct Running {
     mounts: Vec<Arc<Mount>>,
     cache: Arc<DiskCache>,
     pending: Arc<AtomicUsize>,
+    turns: Turns,
     handle: Handle,
     runtime: Mutex<Option<Runtime>>,
 }
@@ -69,6 +74,8 @@ pub struct OriginFigures {
 pub struct OriginRequest {
     pub mount: Arc<Mount>,
     pub key: String,
+    /// Whose request it is.
+    pub user: User,
     pub deadline: Option<Instant>,
 }
 
@@ -103,7 +110,14 @@ impl Origins {
             }
         });
         let pending = Arc::default();
-        Ok(Origins(Some(Running { mounts, cache, pending, handle, runtime: Mutex::new(Some(runtime)) })))
+        Ok(Origins(Some(Running {
+            mounts,
+            cache,
+            pending,
+            turns: Turns::default(),
+            handle,
+            runtime: Mutex::new(Some(runtime)),
+        })))
     }
 
     /// The mount of a path, and its key there. None for a path of the local root.
@@ -149,15 +163,21 @@ impl Origins {
         is_gone: impl Fn() -> bool + Send + 'static,
         done: impl FnOnce(Result<OpenObject, Error>) + Send + 'static,
     ) {
-        let OriginRequest { mount, key, deadline } = request;
+        let OriginRequest { mount, key, user, deadline } = request;
+        let turns = self.0.as_ref().map(|running| running.turns.of(user));
         let fetched = async move {
+            // To wait for a download that is under way takes no turn.
+            let _turn = match turns.filter(|_| !mount.is_on_its_way(&key)) {
+                Some(turns) => turns.acquire_owned().await.ok(),
+                None => None,
+            };
             for _ in 0..JOINS {
                 match mount.fetch(&key).wait().await {
                     Err(Error::Origin(OriginFailure::Stopped)) => {}
                     Err(error) => return Err(error),
                     Ok(entry) => {
                         // Evicted or damaged in between: it is fetched again.
-                        if let Some(opened) = mount.cache.open_entry(&entry) {
+                        if let Some(opened) = mount.cache.open_entry(&entry)? {
                             return Ok(opened);
                         }
                     }
@@ -176,6 +196,7 @@ impl Origins {
             let request = OriginRequest {
                 mount: Arc::clone(mount),
                 key: key.to_owned(),
+                user: User::Unknown,
                 deadline: Some(Instant::now() + PREFETCH_TIME),
             };
             self.fetch(request, || false, drop);
@@ -189,7 +210,7 @@ impl Origins {
         is_gone: impl Fn() -> bool + Send + 'static,
         done: impl FnOnce(Result<ObjectMeta, Error>) + Send + 'static,
     ) {
-        let OriginRequest { mount, key, deadline } = request;
+        let OriginRequest { mount, key, deadline, .. } = request;
         self.run(async move { mount.head(&key).await }, deadline, is_gone, done);
     }
 
@@ -229,7 +250,7 @@ impl Origins {
     pub fn stop(&self, until: Instant) {
         let Some(running) = &self.0 else { return };
         running.cache.stop();
-        let runtime = running.runtime.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let runtime = unpoisoned(running.runtime.lock()).take();
         if let Some(runtime) = runtime {
             runtime.shutdown_timeout(until.saturating_duration_since(Instant::now()));
         }

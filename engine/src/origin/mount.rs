@@ -112,11 +112,16 @@ impl Mount {
     }
 
     /// The object, if it is here and fresh. Asks nothing of the origin.
-    pub fn open_cached(&self, key: &str) -> Option<OpenObject> {
-        let entry = self.table.get(key).filter(|entry| self.is_fresh(entry))?;
+    pub fn open_cached(&self, key: &str) -> Result<Option<OpenObject>, Error> {
+        let Some(entry) = self.table.get(key).filter(|entry| self.is_fresh(entry)) else { return Ok(None) };
         let opened = self.cache.open_entry(&entry)?;
-        self.counts.hits.fetch_add(1, Relaxed);
-        Some(opened)
+        self.counts.hits.fetch_add(u64::from(opened.is_some()), Relaxed);
+        Ok(opened)
+    }
+
+    /// Whether a download of this object is under way.
+    pub fn is_on_its_way(&self, key: &str) -> bool {
+        self.flights.contains(key)
     }
 
     /// The metadata of the object, if it is here and fresh.
@@ -151,6 +156,9 @@ impl Mount {
 
     /// The metadata of an object that is not here, from its origin.
     pub async fn head(&self, key: &str) -> Result<ObjectMeta, Error> {
+        if key.is_empty() {
+            return Err(Error::NotRegular);
+        }
         if self.absent.contains(key) {
             return Err(Error::NotFound);
         }
@@ -164,6 +172,9 @@ impl Mount {
     }
 
     async fn obtain(self: &Arc<Self>, key: &str, flight: &Flight) -> Outcome {
+        if key.is_empty() {
+            return Err(Error::NotRegular);
+        }
         let mut entry = self.table.get(key);
         if entry.is_none() {
             let (mount, key) = (Arc::clone(self), key.to_owned());

@@ -1,6 +1,7 @@
 //! Why a mount's store does not answer, for the log and the health check.
 
-use std::sync::{Mutex, PoisonError};
+use crate::sync::unpoisoned;
+use std::sync::Mutex;
 
 #[derive(Debug, Default)]
 pub struct Problems(Mutex<Option<String>>);
@@ -8,17 +9,17 @@ pub struct Problems(Mutex<Option<String>>);
 impl Problems {
     /// The store answers.
     pub fn clear(&self) {
-        let mut current = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut current = unpoisoned(self.0.lock());
         if current.is_some() {
             *current = None;
         }
     }
 
     pub fn note(&self, why: String) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
+        *unpoisoned(self.0.lock()) = Some(why);
     }
 
     pub fn current(&self) -> Option<String> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        unpoisoned(self.0.lock()).clone()
     }
 }

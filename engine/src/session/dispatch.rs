@@ -184,7 +184,7 @@ impl Session {
     fn open(&self, path: &CStr, may_wait: bool) -> Result<Option<OpenObject>, Error> {
         if let Some((mount, key)) = self.service.origins.find(path) {
             // A thread that may wait for a disk does not wait for another machine.
-            return Ok(mount.open_cached(key));
+            return mount.open_cached(key);
         }
         match may_wait {
             true => self.service.mapping.open(path).map(Some),

@@ -53,8 +53,9 @@ impl Session {
         let mut charge = Charge::new(&self.connection, job.reserved);
         let is_listing = job.operation == Operation::List;
         if let (false, Some((mount, key))) = (is_listing, service.origins.find(&job.path)) {
-            let request =
-                OriginRequest { mount: Arc::clone(mount), key: key.to_owned(), deadline: job.deadline };
+            let (mount, key) = (Arc::clone(mount), key.to_owned());
+            let user = self.connection.client().user;
+            let request = OriginRequest { mount, key, user, deadline: job.deadline };
             self.submit_to_origin(context, job, charge, request);
             return Ok(());
         }

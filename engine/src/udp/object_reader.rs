@@ -94,7 +94,7 @@ impl Reader {
         service.clients.check_without_user(path.to_bytes())?;
         let may_wait = storage != DiskWait::Forbidden;
         if let Some((mount, key)) = service.origins.find(path) {
-            let Some(opened) = mount.open_cached(key) else {
+            let Some(opened) = mount.open_cached(key)? else {
                 service.origins.prefetch(mount, key);
                 return Err(Error::OnItsWay.into());
             };
