@@ -4,8 +4,8 @@
 
 Needs the S3 server of the tests (`make .venv/bin/s3s-fs`). The first table has the descriptors a second of a local file
 and of an object in the disk cache, in turns on one server; the ratio is the median over the rounds. The second one:
-`--clients` connections ask for one cold object at once, beside one client that asks for another of the same size alone. It
-has the requests at the store, and the time until a client has its descriptor.
+`--clients` connections ask for one cold object at once, beside one client that asks for another of the same size alone.
+It has the requests at the store, and the time until a client has its descriptor.
 """
 
 import argparse
