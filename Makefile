@@ -10,6 +10,9 @@ PYTHON ?= python3
 # The tree that `make verify` fetches every file of.
 ROOT ?= $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("stdlib"))' 2>/dev/null)
 
+# Test processes: tests wait as often as they compute.
+PROCESSES ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 3 ? n + 1 : 4)))
+
 bin := .venv/bin
 engine := objmapper_server/_engine.abi3.so
 s3_server := $(bin)/s3s-fs
@@ -18,7 +21,7 @@ rust_env := . tools/rust.sh
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 SOAKS := slow_writers unread_answers fairness flooder stuck_uploads path_traversal linearizability malformed_frames faults \
-	failing_disk crashes malformed_datagrams lifecycle
+	failing_disk crashes malformed_datagrams lifecycle origin_crashes
 
 .PHONY: help setup build demo demo-s3 test test-python test-rust lint check bench bench-recording models verify crashes soak reference \
 	contract screenshots clean
@@ -41,7 +44,7 @@ test: test-python test-rust ## all tests
 # A file's tests run in one process: they share servers, and look at the descriptors of their own. A test that fails
 # beside others runs once more by itself: it passes where only the machine was too busy.
 test-python: setup $(s3_server)
-	$(bin)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(PYTEST_ARGS) || \
+	$(bin)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile $(PYTEST_ARGS) || \
 		$(bin)/python -m pytest --last-failed --last-failed-no-failures none $(PYTEST_ARGS)
 
 # A test that hangs fails, as in Python; compiling has all the time that it needs.
@@ -83,7 +86,7 @@ crashes: setup ## kills a server at every system call of a write and a thousand 
 	tools/system.sh $(PYTHON) strace
 	$(bin)/python -m benchmarks.soak.crashes
 
-soak: setup ## looks for what breaks, half an hour: slow and hostile clients, faults, races, kills; needs strace
+soak: setup $(s3_server) ## looks for what breaks, half an hour: slow and hostile clients, faults, races, kills; needs strace
 	tools/system.sh $(PYTHON) strace
 	$(rust_env); cd engine && cargo test --release --no-default-features malformed
 	OBJMAPPER_STUCK_DISKS=1 $(bin)/python -m pytest tests/wire_v2/test_stuck_disk.py

@@ -28,6 +28,7 @@ HOME = Path(__file__).parent.parent
         ("path_traversal", ["--seconds", "2", "--model", "thread-pool"]),
         ("linearizability", ["--operations", "8000"]),
         ("lifecycle", ["--seconds", "8", "--seed", "5"]),
+        ("origin_crashes", ["--kills", "4", "--size", "2000000"]),
         ("malformed_frames", ["--frames", "4000", "--settle", "0.5"]),
         pytest.param(
             "faults",
