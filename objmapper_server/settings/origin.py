@@ -127,7 +127,7 @@ def _origin(prefix: str, given: object) -> Origin:
         return given.model_copy(update={"prefix": prefix})
     values = {"url": given} if isinstance(given, str) else given
     if not isinstance(values, Mapping):
-        raise ValueError(f"{prefix}: an origin is a URL, or a table with one: got {given!r}")
+        raise ValueError(f"{prefix}: expected a URL or a table with one (got {type(given).__name__})")
     try:
         return Origin(**{**values, "prefix": prefix})
     except ValidationError as error:
@@ -160,7 +160,8 @@ def _pairs(value: object) -> Iterator[tuple[str, object]]:
     for item in items:
         prefix, equals, url = str(item).strip().partition("=")
         if not equals or not prefix.startswith("/"):
-            raise ValueError(f"{item!r} does not say where: it takes /PREFIX=URL")
+            # The item stays out of the message: a URL may have a password in it.
+            raise ValueError("an origin without its prefix: expected /PREFIX=URL")
         yield prefix, url
 
 

@@ -53,6 +53,9 @@ def test_the_defaults_are_the_documented_ones(tmp_path: Path) -> None:
         "request_timeout": 30,
         "shutdown_grace": 10,
         "log_format": "text",
+        "origins": {},
+        "disk_cache": None,
+        "disk_cache_size": 10 << 30,
         "access_log": None,
         "access_log_sample": 100,
     }

@@ -41,8 +41,9 @@ def test_flag_file_and_environment_give_one_value(tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize(
     ("given", "problem"),
     [
-        ("s3://bucket", "does not say where: it takes /PREFIX=URL"),
-        ("models=s3://bucket", "does not say where: it takes /PREFIX=URL"),
+        ("s3://bucket", "an origin without its prefix: expected /PREFIX=URL"),
+        (f"s3://key:{CANARY}@bucket", "an origin without its prefix: expected /PREFIX=URL"),
+        ("models=s3://bucket", "an origin without its prefix: expected /PREFIX=URL"),
         ("/models=bucket", "'bucket' is no URL such as s3://bucket/prefix"),
         ("/models=s4://bucket", "s4:// is no store: it takes s3, s3a"),
         ("/models=ftp://host/", "ftp:// is no store"),
@@ -56,7 +57,7 @@ def test_flag_file_and_environment_give_one_value(tmp_path: Path, monkeypatch: p
         ({"/a": {"url": "s3://one", "stale_if_error": -1}}, "/a: stale_if_error: "),
         ({"/a": {"url": "s3://one", "endpoint": "http://host"}}, "is not encrypted: set allow_http"),
         ({"/a": {"url": "s3://one", "options": {"secret": [CANARY]}}}, "/a: options.secret"),
-        ({"/a": 5}, "/a: an origin is a URL, or a table with one: got 5"),
+        ({"/a": 5}, "/a: expected a URL or a table with one (got int)"),
     ],
 )
 def test_a_wrong_origin_is_one_line(tmp_path: Path, given: object, problem: str) -> None:

@@ -126,6 +126,7 @@ pub struct Entry {
     validated: AtomicU64,
     uses: AtomicU8,
     is_evicted: AtomicBool,
+    is_synced: AtomicBool,
     /// Where requests find it, under [`Record::key`].
     pub(super) table: Weak<Table>,
 }
@@ -136,7 +137,20 @@ impl Entry {
         let version = file.of_object(record.modified, record.version_number());
         let validated = record.validated.into();
         let (uses, is_evicted) = (AtomicU8::new(0), AtomicBool::new(false));
-        Entry { id, path: id.path(), record, footprint, file, version, validated, uses, is_evicted, table }
+        let is_synced = record.unsynced_since_boot.is_none().into();
+        Entry {
+            id,
+            path: id.path(),
+            record,
+            footprint,
+            file,
+            version,
+            validated,
+            uses,
+            is_evicted,
+            is_synced,
+            table,
+        }
     }
 
     pub fn path(&self) -> &CString {
@@ -179,6 +193,15 @@ impl Entry {
 
     pub fn set_validated(&self, at: u64) {
         self.validated.store(at, Relaxed);
+    }
+
+    /// Whether the disk has the whole file.
+    pub fn is_synced(&self) -> bool {
+        self.is_synced.load(Relaxed)
+    }
+
+    pub fn set_synced(&self) {
+        self.is_synced.store(true, Relaxed);
     }
 
     pub fn is_evicted(&self) -> bool {

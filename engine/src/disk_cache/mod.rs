@@ -164,6 +164,8 @@ impl DiskCache {
     pub fn open_entry(&self, entry: &Entry) -> Result<Option<OpenObject>, Error> {
         let file = match self.open_file(entry.path()) {
             Err(errno @ (Errno::MFILE | Errno::NFILE | Errno::NOMEM)) => return Err(Error::from_open(errno)),
+            // Another thread asks whether it is held.
+            Err(Errno::AGAIN) => return Ok(None),
             file => file.ok(),
         };
         if let Some(file) = file
@@ -203,7 +205,8 @@ impl DiskCache {
         let stat = fs::fstat(&file).ok()?;
         let record = Record::read(&file).ok()?;
         let is_whole = |record: &Record| {
-            let is_synced = record.unsynced_since_boot.as_ref().is_none_or(|boot| *boot == self.boot);
+            let is_synced =
+                record.unsynced_since_boot.as_ref().is_none_or(|boot| !boot.is_empty() && *boot == self.boot);
             (&*record.store, &*record.key, record.size) == (store, key, stat.st_size as u64) && is_synced
         };
         let Some(record) = record.filter(is_whole) else {
@@ -247,20 +250,28 @@ impl DiskCache {
         }
         let mut room = self.room();
         room.sweep_held();
-        while !room.fits(bytes) || !self.disk_has(bytes).map_err(NoRoom::Disk)? {
+        // Freed space may show late (btrfs), and others may fill the disk: the cache gives no more than what is lacking.
+        let lacking = self.disk_lacks(bytes).map_err(NoRoom::Disk)?;
+        if lacking > room.usage().cached_bytes {
+            return Err(NoRoom::Full);
+        }
+        let mut freed = 0;
+        while !room.fits(bytes) || freed < lacking {
             let is_held = |id: &EntryId| self.open_file(&id.path()).is_ok_and(|file| is_held(&file));
-            let Some((id, bytes, entry)) = room.evict(is_held) else { return Err(NoRoom::Full) };
-            self.unlink(&mut room, id, bytes, entry.as_deref());
+            let Some((id, left, entry)) = room.evict(is_held) else { return Err(NoRoom::Full) };
+            self.unlink(&mut room, id, left, entry.as_deref());
+            freed += left;
             self.counts.evicted.fetch_add(1, Relaxed);
         }
         room.reserve(bytes);
         Ok(Reservation { cache: Arc::clone(self), bytes })
     }
 
-    /// Whether the disk keeps its share free with so many bytes more.
-    fn disk_has(&self, bytes: u64) -> io::Result<bool> {
+    /// Bytes that the disk lacks to keep its share free with so many bytes more.
+    fn disk_lacks(&self, bytes: u64) -> io::Result<u64> {
         let disk = fs::fstatvfs(&self.directory)?;
-        Ok(disk.f_bavail * disk.f_frsize >= bytes + disk.f_blocks * disk.f_frsize / FREE_PART)
+        let share = disk.f_blocks * disk.f_frsize / FREE_PART;
+        Ok((bytes + share).saturating_sub(disk.f_bavail * disk.f_frsize))
     }
 
     /// Removes an entry that is out of the queue.
@@ -297,7 +308,8 @@ impl DiskCache {
     /// Notes that the origin has confirmed an entry, for a later server too.
     pub fn confirm(&self, entry: &Entry, at: u64) {
         entry.set_validated(at);
-        let record = Record { validated: at, ..entry.record.clone() };
+        let unsynced_since_boot = entry.record.unsynced_since_boot.clone().filter(|_| !entry.is_synced());
+        let record = Record { validated: at, unsynced_since_boot, ..entry.record.clone() };
         self.rewrite(entry, &record);
     }
 
@@ -305,6 +317,7 @@ impl DiskCache {
     pub fn sync(&self, entry: &Entry) {
         let Ok(file) = self.open_file(entry.path()) else { return };
         if fs::fdatasync(&file).is_ok() {
+            entry.set_synced();
             let record =
                 Record { unsynced_since_boot: None, validated: entry.validated(), ..entry.record.clone() };
             self.rewrite(entry, &record);
@@ -378,7 +391,6 @@ impl PendingEntry {
         let id = EntryId::new(&record.store, &record.key);
         let path = id.path();
         record.write(&file)?;
-        fs::fchmod(&file, Permissions::RUSR)?;
         let number = cache.next.fetch_add(1, Relaxed);
         // Nanoseconds that no other file has, so that a file is known again.
         let times = Timestamps {

@@ -14,8 +14,8 @@ use crate::disk_cache::eviction::{EvictionQueue, Usage};
 const MAX_HELD: u64 = 512;
 /// Files of a cache. Each takes some 300 bytes of memory.
 const MAX_FILES: usize = 1 << 20;
-/// Held files that an eviction passes over before it lets one leave.
-const MAX_PASSED_OVER: usize = 64;
+/// Held files that an eviction passes over before it gives up.
+const MAX_PASSED_OVER: usize = 4096;
 
 #[derive(Debug)]
 pub struct Room {
@@ -103,27 +103,20 @@ impl Room {
         self.entries.remove(id).and_then(|entry| entry.upgrade())
     }
 
-    /// The next file to leave. `is_held` says whether a client holds one: such a file leaves after all others. The
-    /// caller unlinks it.
+    /// The next file to leave, of those that no client holds: one that is held would free no byte. The caller unlinks it.
     pub fn evict(
         &mut self,
         is_held: impl Fn(&EntryId) -> bool,
     ) -> Option<(EntryId, u64, Option<Arc<Entry>>)> {
-        let Room { queue, entries, held, max_held, .. } = self;
-        let may_hold = held.len() < *max_held;
-        let first = Uses { entries, is_held: &is_held };
-        let next = match queue.evict(&first, MAX_PASSED_OVER) {
-            None if may_hold => queue.evict(&Uses { entries, is_held: &|_| false }, 0),
-            next => next,
-        };
-        let (id, bytes) = next?;
+        let Room { queue, entries, .. } = self;
+        let (id, bytes) = queue.evict(&Uses { entries, is_held: &is_held }, MAX_PASSED_OVER)?;
         let entry = entries.remove(&id).and_then(|entry| entry.upgrade());
         Some((id, bytes, entry))
     }
 
     /// Counts a file that has left and that a client may hold, until it is closed.
     pub fn hold(&mut self, file: OwnedFd, bytes: u64) {
-        if is_held(&file) {
+        if self.held.len() < self.max_held && is_held(&file) {
             self.held_bytes += bytes;
             self.held.push(HeldFile { file, bytes });
         }

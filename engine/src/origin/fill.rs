@@ -79,8 +79,12 @@ async fn fill_version(
         Err(StoreError::NoRange) => mount.store.get(key, None, unless(known)).await?,
         answer => answer?,
     };
-    if first.meta.etag.is_none() && first.range.end < first.meta.size {
-        // Without an ETag nothing says that further parts are of this version: one answer has them all.
+    // If-Match compares strongly (RFC 9110, 13.1.1): a weak ETag matches nothing.
+    let strong = first.meta.etag.clone().filter(|etag| !etag.starts_with("W/"));
+    if strong.is_none() && first.range.end < first.meta.size {
+        // Nothing says that further parts are of this version: one answer has them all. Its request may wait for the
+        // place of this one.
+        drop(first);
         first = mount.store.get(key, None, Condition::Any).await?;
     }
     let record = mount.record(key, &first.meta);
@@ -91,7 +95,7 @@ async fn fill_version(
     let transfer = Transfer {
         mount,
         key,
-        etag: record.etag.as_deref(),
+        etag: strong.as_deref(),
         pending: &pending,
         size,
         flight,
@@ -118,7 +122,12 @@ async fn fill_version(
     let committed = committed.map_err(|_| Failure::Local(Error::Origin(OriginFailure::Stopped)))?;
     let entry = committed.map_err(|errno| Failure::from(NoRoom::Disk(errno)))?;
     let (cache, synced) = (Arc::clone(&mount.cache), Arc::clone(&entry));
-    tokio::task::spawn_blocking(move || cache.sync(&synced));
+    let syncs = Arc::clone(&mount.syncs);
+    tokio::spawn(async move {
+        // One at a time: answers wait for the same threads.
+        let _turn = syncs.acquire_owned().await;
+        let _ = tokio::task::spawn_blocking(move || cache.sync(&synced)).await;
+    });
     Ok(entry)
 }
 
@@ -150,6 +159,10 @@ impl Transfer<'_> {
                     Err(Failure::Store(error)) => error,
                     Err(failure) => return Err(failure),
                 },
+                // A store without ranges cannot go on where it broke off.
+                Err(StoreError::NoRange) => {
+                    StoreError::Unavailable(format!("{}: broke off, and the store knows no ranges", self.key))
+                }
                 Err(error) => error,
             };
             tries += 1;

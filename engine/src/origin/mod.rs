@@ -37,7 +37,7 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a download that a datagram began goes on without another request for it.
 const PREFETCH_TIME: Duration = Duration::from_secs(60);
-/// Requests that may wait while datagrams begin downloads: any address can send them.
+/// Downloads that datagrams may have begun: any address can send them.
 const MAX_PREFETCHES: usize = 64;
 /// A flight may end for want of waiters at the moment when a request joins it; the request begins another.
 const JOINS: usize = 3;
@@ -52,6 +52,7 @@ struct Running {
     mounts: Vec<Arc<Mount>>,
     cache: Arc<DiskCache>,
     pending: Arc<AtomicUsize>,
+    prefetches: Arc<AtomicUsize>,
     turns: Turns,
     handle: Handle,
     runtime: Mutex<Option<Runtime>>,
@@ -88,6 +89,16 @@ impl Origins {
         let cache = DiskCache::open(directory, settings.disk_cache_size)?;
         let mounts = settings.origins.iter().map(|origin| Mount::open(origin, &cache).map(Arc::new));
         let mut mounts = mounts.collect::<Result<Vec<_>, _>>()?;
+        for (at, mount) in mounts.iter().enumerate() {
+            if let Some(other) = mounts[..at].iter().find(|other| other.store_name() == mount.store_name()) {
+                let why = format!(
+                    "the origins /{} and /{} are the same store: give it one prefix",
+                    other.prefix(),
+                    mount.prefix()
+                );
+                return Err(StartError::new(rustix::io::Errno::INVAL, why, mount.store_name().to_owned()));
+            }
+        }
         mounts.sort_by_key(|mount| std::cmp::Reverse(mount.prefix().len()));
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(THREADS)
@@ -106,7 +117,8 @@ impl Origins {
         handle.spawn(async move {
             loop {
                 tokio::time::sleep(SWEEP_INTERVAL).await;
-                swept.sweep();
+                let swept = Arc::clone(&swept);
+                let _ = tokio::task::spawn_blocking(move || swept.sweep()).await;
             }
         });
         let pending = Arc::default();
@@ -115,6 +127,7 @@ impl Origins {
             cache,
             pending,
             turns: Turns::default(),
+            prefetches: Arc::default(),
             handle,
             runtime: Mutex::new(Some(runtime)),
         })))
@@ -166,8 +179,9 @@ impl Origins {
         let OriginRequest { mount, key, user, deadline } = request;
         let turns = self.0.as_ref().map(|running| running.turns.of(user));
         let fetched = async move {
-            // To wait for a download that is under way takes no turn.
-            let _turn = match turns.filter(|_| !mount.is_on_its_way(&key)) {
+            // To wait for a download that is under way takes no turn, nor does an object that is on this disk.
+            let is_here = mount.entry(&key).await.is_some();
+            let _turn = match turns.filter(|_| !is_here && !mount.is_on_its_way(&key)) {
                 Some(turns) => turns.acquire_owned().await.ok(),
                 None => None,
             };
@@ -192,14 +206,15 @@ impl Origins {
     /// the object is here, so a task waits in its place for a while.
     pub fn prefetch(&self, mount: &Arc<Mount>, key: &str) {
         let Some(running) = &self.0 else { return };
-        if running.pending.load(Relaxed) < MAX_PREFETCHES {
+        if !mount.is_on_its_way(key) && running.prefetches.load(Relaxed) < MAX_PREFETCHES {
+            let prefetch = Pending::new(&running.prefetches);
             let request = OriginRequest {
                 mount: Arc::clone(mount),
                 key: key.to_owned(),
                 user: User::Unknown,
                 deadline: Some(Instant::now() + PREFETCH_TIME),
             };
-            self.fetch(request, || false, drop);
+            self.fetch(request, || false, move |_| drop(prefetch));
         }
     }
 

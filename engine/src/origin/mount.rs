@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::sync::Semaphore;
 
 use crate::disk_cache::DiskCache;
 use crate::disk_cache::entry::{Entry, Record};
@@ -16,6 +17,9 @@ use crate::origin::store::{Condition, OriginMeta, Store, StoreError};
 use crate::settings::{OriginSettings, Revalidate};
 use crate::storage::mapping::{ObjectMeta, OpenObject};
 
+/// Bytes of a key: S3 has 1,024 at most, and an entry's attribute holds it.
+const MAX_KEY: usize = 2048;
+
 #[derive(Debug)]
 pub struct Mount {
     /// Without slashes at its ends; empty for a mount at the root.
@@ -28,6 +32,8 @@ pub struct Mount {
     table: Arc<Table>,
     flights: Flights,
     absent: AbsentKeys,
+    /// A permit to wait until the disk has an entry.
+    pub(super) syncs: Arc<Semaphore>,
     pub(super) counts: Counts,
     pub(super) problems: Problems,
 }
@@ -74,9 +80,14 @@ impl Mount {
             table: Arc::default(),
             flights: Flights::default(),
             absent: AbsentKeys::new(settings.negative_ttl),
+            syncs: Arc::new(Semaphore::new(1)),
             counts: Counts::default(),
             problems: Problems::default(),
         })
+    }
+
+    pub fn store_name(&self) -> &str {
+        self.store.name()
     }
 
     pub fn prefix(&self) -> &str {
@@ -154,34 +165,58 @@ impl Mount {
         waiter
     }
 
-    /// The metadata of an object that is not here, from its origin.
-    pub async fn head(&self, key: &str) -> Result<ObjectMeta, Error> {
+    /// The metadata of an object: of its entry if that is fresh or the store is away, else from the store.
+    pub async fn head(self: &Arc<Self>, key: &str) -> Result<ObjectMeta, Error> {
         if key.is_empty() {
             return Err(Error::NotRegular);
+        }
+        let entry = self.entry(key).await;
+        if let Some(entry) = &entry
+            && self.is_fresh(entry)
+        {
+            return Ok(meta_of(&entry.record));
         }
         if self.absent.contains(key) {
             return Err(Error::NotFound);
         }
-        match self.store.head(key).await {
-            Ok(meta) => {
+        match (self.store.head(key).await, entry) {
+            (Ok(meta), _) => {
                 self.problems.clear();
                 Ok(meta_of(&self.record(key, &meta)))
             }
-            Err(error) => Err(self.note_error(key, error)),
+            (Err(error), entry) => {
+                let is_down = is_down(&error);
+                let answer = self.note_error(key, error);
+                let stale = entry.filter(|entry| is_down && self.may_serve_stale(entry));
+                stale.map_or(Err(answer), |entry| Ok(meta_of(&entry.record)))
+            }
         }
+    }
+
+    /// The entry of an object, fresh or not: of the table, else of the disk.
+    pub async fn entry(self: &Arc<Self>, key: &str) -> Option<Arc<Entry>> {
+        let entry = self.table.get(key);
+        if entry.is_some() {
+            return entry;
+        }
+        let (mount, key) = (Arc::clone(self), key.to_owned());
+        let found = move || mount.cache.find(mount.store.name(), &key, &mount.table);
+        tokio::task::spawn_blocking(found).await.unwrap_or(None)
+    }
+
+    /// Whether the store has said a moment ago that it has no such object.
+    pub fn is_absent(&self, key: &str) -> bool {
+        self.absent.contains(key)
     }
 
     async fn obtain(self: &Arc<Self>, key: &str, flight: &Flight) -> Outcome {
         if key.is_empty() {
             return Err(Error::NotRegular);
         }
-        let mut entry = self.table.get(key);
-        if entry.is_none() {
-            let (mount, key) = (Arc::clone(self), key.to_owned());
-            let found =
-                tokio::task::spawn_blocking(move || mount.cache.find(mount.store.name(), &key, &mount.table));
-            entry = found.await.unwrap_or(None);
+        if key.len() > MAX_KEY {
+            return Err(Error::BadPath);
         }
+        let entry = self.entry(key).await;
         if let Some(entry) = &entry
             && self.is_fresh(entry)
         {
@@ -203,20 +238,22 @@ impl Mount {
                 self.problems.clear();
                 self.counts.revalidations.fetch_add(1, Relaxed);
                 self.counts.hits.fetch_add(1, Relaxed);
-                self.cache.confirm(&entry, now());
+                let (cache, confirmed) = (Arc::clone(&self.cache), Arc::clone(&entry));
+                let _ = tokio::task::spawn_blocking(move || cache.confirm(&confirmed, now())).await;
                 Ok(entry)
             }
             // An origin that says "unchanged" to a question without a condition.
-            (Ok(Fill::Unchanged), None) => Err(Error::Origin(OriginFailure::Failed)),
+            (Ok(Fill::Unchanged), None) => Err(self.note_error(key, StoreError::NotModified)),
             (Err(fill::Failure::Local(error)), _) => Err(error),
             (Err(fill::Failure::Store(error)), entry) => {
-                let is_down = matches!(error, StoreError::Unavailable(_) | StoreError::Forbidden(_));
+                let is_down = is_down(&error);
                 let is_gone = error == StoreError::NotFound;
                 let answer = self.note_error(key, error);
                 match entry {
                     // Only the origin's word that it is gone drops an entry.
                     Some(entry) if is_gone => {
-                        self.cache.drop_entry(&entry);
+                        let cache = Arc::clone(&self.cache);
+                        let _ = tokio::task::spawn_blocking(move || cache.drop_entry(&entry)).await;
                         Err(answer)
                     }
                     Some(entry) if is_down && self.may_serve_stale(&entry) => {
@@ -235,8 +272,8 @@ impl Mount {
 
     /// Counts a store's refusal; the error that clients get for it.
     fn note_error(&self, key: &str, error: StoreError) -> Error {
+        self.counts.origin_errors.fetch_add(u64::from(error != StoreError::NotFound), Relaxed);
         let failed = |failure, why: String| {
-            self.counts.origin_errors.fetch_add(1, Relaxed);
             self.problems.note(why);
             Error::Origin(failure)
         };
@@ -249,11 +286,10 @@ impl Mount {
             StoreError::BadKey => Error::BadPath,
             StoreError::Forbidden(why) => failed(OriginFailure::Forbidden, why),
             StoreError::Unavailable(why) => failed(OriginFailure::Unavailable, why),
-            StoreError::Changed => {
-                failed(OriginFailure::Changed, format!("{key} changed while it was fetched"))
-            }
+            // The store itself is well.
+            StoreError::Changed => Error::Origin(OriginFailure::Changed),
             StoreError::NoRange | StoreError::NotModified => {
-                failed(OriginFailure::Failed, format!("{key}: the answer does not fit the question"))
+                failed(OriginFailure::Failed, format!("{key}: the answer does not fit the request"))
             }
         }
     }
@@ -273,6 +309,11 @@ impl Mount {
     pub(super) fn table(&self) -> &Arc<Table> {
         &self.table
     }
+}
+
+/// Whether the store may give the object another time.
+fn is_down(error: &StoreError) -> bool {
+    matches!(error, StoreError::Unavailable(_) | StoreError::Forbidden(_))
 }
 
 /// The condition under which an entry need not be fetched again.

@@ -15,8 +15,9 @@ impl Problems {
         }
     }
 
+    /// The store fails. The first reason stays until it answers again.
     pub fn note(&self, why: String) {
-        *unpoisoned(self.0.lock()) = Some(why);
+        unpoisoned(self.0.lock()).get_or_insert(why);
     }
 
     pub fn current(&self) -> Option<String> {

@@ -28,7 +28,9 @@ const RETRY_TIMEOUT: Duration = Duration::from_secs(20);
 const MAX_RETRIES: usize = 4;
 /// How long a connection may take to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a whole request may take; a stalled body ends earlier, see `fill.rs`.
+/// How long a store may take to answer, the crate's retries included; a stalled body ends by `stall_timeout`.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a whole request may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(3600);
 
 /// Metadata of an object at its origin.
@@ -106,10 +108,7 @@ impl Store {
             .map_err(|_| failed(format!("origin {}: not a URL of a store", settings.prefix)))?;
         let store = build(&scheme, &url, &settings.options)
             .map_err(|error| failed(format!("origin {}: {}", settings.prefix, in_one_line(&error))))?;
-        let name = match endpoint_of(&scheme, &settings.options) {
-            Some(endpoint) => format!("{} at {}", settings.url, endpoint.trim_end_matches('/')),
-            None => settings.url.clone(),
-        };
+        let name = name_of(&scheme, &settings.url, &settings.options);
         Ok(Store { store, base, name, requests: Arc::new(Semaphore::new(MAX_REQUESTS)) })
     }
 
@@ -156,7 +155,11 @@ impl Store {
         let permit = Arc::clone(&self.requests).acquire_owned().await;
         let permit = permit.map_err(|_| StoreError::Unavailable("the server is stopping".to_owned()))?;
         let has_range = options.range.is_some();
-        match self.store.get_opts(&location, options).await {
+        let answer = tokio::time::timeout(ANSWER_TIMEOUT, self.store.get_opts(&location, options)).await;
+        let Ok(answer) = answer else {
+            return Err(StoreError::Unavailable(format!("no answer for {ANSWER_TIMEOUT:?}")));
+        };
+        match answer {
             Ok(result) => Ok((result, permit)),
             Err(error) if has_range && is_about_range(&error) => Err(StoreError::NoRange),
             Err(error) => Err(error.into()),
@@ -233,7 +236,9 @@ fn build(
             let mut builder = $builder.with_client_options(client()).with_retry(retry());
             // As the cloud's own tools do; what is no option of the crate is another program's.
             for (name, value) in environment($prefix) {
-                if let Ok(name) = name.parse() {
+                let is_given =
+                    name.contains("endpoint") && options.keys().any(|key| key.contains("endpoint"));
+                if let (false, Ok(name)) = (is_given, name.parse()) {
                     builder = builder.with_config(name, value);
                 }
             }
@@ -261,15 +266,39 @@ fn build(
     })
 }
 
-/// The URL of the store where it is not the cloud's own, from the options, else from the environment.
-fn endpoint_of(scheme: &ObjectStoreScheme, options: &BTreeMap<String, String>) -> Option<String> {
-    let names: &[&str] = match scheme {
-        ObjectStoreScheme::AmazonS3 => &["aws_endpoint_url_s3", "aws_endpoint_url", "aws_endpoint"],
-        ObjectStoreScheme::MicrosoftAzure => &["azure_endpoint", "azure_storage_endpoint"],
-        _ => &["google_base_url"],
+/// What tells a store from others: its URL, its endpoint and its account, without a user or a password. The names are
+/// the crate's, in the order in which it takes them.
+fn name_of(scheme: &ObjectStoreScheme, url: &str, options: &BTreeMap<String, String>) -> String {
+    let (endpoints, accounts): (&[&str], &[&str]) = match scheme {
+        ObjectStoreScheme::AmazonS3 => {
+            (&["aws_endpoint_url_s3", "endpoint", "aws_endpoint", "aws_endpoint_url", "endpoint_url"], &[])
+        }
+        ObjectStoreScheme::MicrosoftAzure => (
+            &["endpoint", "azure_endpoint", "azure_storage_endpoint"],
+            &["account_name", "azure_storage_account_name", "azure_account_name"],
+        ),
+        ObjectStoreScheme::GoogleCloudStorage => (&["google_base_url", "base_url"], &[]),
+        _ => (&[], &[]),
     };
-    let variable = || names.iter().find_map(|name| std::env::var(name.to_ascii_uppercase()).ok());
-    options.get("endpoint").cloned().or_else(variable)
+    let given = |names: &[&str]| {
+        let option = names.iter().find_map(|name| options.get(*name).cloned());
+        option.or_else(|| names.iter().find_map(|name| std::env::var(name.to_ascii_uppercase()).ok()))
+    };
+    let mut name = url.to_owned();
+    if let Some(account) = given(accounts) {
+        name = format!("{name} of {account}");
+    }
+    if let Some(endpoint) = given(endpoints) {
+        name = format!("{name} at {}", without_credentials(&endpoint));
+    }
+    name
+}
+
+fn without_credentials(endpoint: &str) -> String {
+    let Ok(mut url) = Url::parse(endpoint) else { return "an invalid endpoint".to_owned() };
+    // Fails for URLs that have neither.
+    let _ = (url.set_username(""), url.set_password(None));
+    url.as_str().trim_end_matches('/').to_owned()
 }
 
 /// The variables whose names begin so, with their names in lower case. None where the prefix is empty.

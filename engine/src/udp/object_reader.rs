@@ -95,10 +95,18 @@ impl Reader {
         let may_wait = storage != DiskWait::Forbidden;
         if let Some((mount, key)) = service.origins.find(path) {
             let Some(opened) = mount.open_cached(key)? else {
+                if mount.is_absent(key) {
+                    return Err(Error::NotFound.into());
+                }
                 service.origins.prefetch(mount, key);
                 return Err(Error::OnItsWay.into());
             };
-            return Ok(Content::Open(opened));
+            if opened.size > MAX_CACHED {
+                return Ok(Content::Open(opened));
+            }
+            small.resize(opened.size as usize, 0);
+            let is_whole = read_into(&opened, &mut [IoSliceMut::new(small)], 0, storage)?;
+            return if is_whole { Ok(Content::Small(opened.version)) } else { Err(being_written().into()) };
         }
         if let Some(cached) = service.cache.get(path, arrived)
             && service.mapping.is_still(path, &cached.version)
