@@ -145,10 +145,10 @@ fn an_obstacle_to_the_directory_is_named() {
     std::fs::write(root.path().join(RESERVED), "a file").expect("a file");
     let error = Staging::new(&mapping(&root)).expect_err("refused");
     assert!(error.subject.ends_with("/.objmapper"), "{error}");
-    assert!(error.message.contains("move it away"), "{error}");
+    assert!(error.message.contains("move the existing file away"), "{error}");
     std::fs::remove_file(root.path().join(RESERVED)).expect("removed");
     symlink("elsewhere", root.path().join(RESERVED)).expect("a link");
-    assert!(Staging::new(&mapping(&root)).expect_err("refused").message.contains("move it away"));
+    assert!(Staging::new(&mapping(&root)).expect_err("refused").message.contains("move the existing file away"));
 }
 
 #[test]
