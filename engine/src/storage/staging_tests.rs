@@ -148,7 +148,9 @@ fn an_obstacle_to_the_directory_is_named() {
     assert!(error.message.contains("move the existing file away"), "{error}");
     std::fs::remove_file(root.path().join(RESERVED)).expect("removed");
     symlink("elsewhere", root.path().join(RESERVED)).expect("a link");
-    assert!(Staging::new(&mapping(&root)).expect_err("refused").message.contains("move the existing file away"));
+    assert!(
+        Staging::new(&mapping(&root)).expect_err("refused").message.contains("move the existing file away")
+    );
 }
 
 #[test]
