@@ -1,4 +1,4 @@
-"""What `Config` takes: more than it holds, because it also reads text. `make reference` writes this from its fields."""
+"""The arguments of `Config`: wider types than its fields, because it also parses text. `make reference` writes this from its fields."""
 
 import os
 from collections.abc import Iterable, Mapping

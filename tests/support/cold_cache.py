@@ -1,7 +1,7 @@
-"""Runs ``objmapper`` where nothing is ever in memory: a program, ``python -m tests.support.cold_cache ARGUMENTS…``.
+"""Runs ``objmapper`` with an empty page cache: a program, ``python -m tests.support.cold_cache ARGUMENTS…``.
 
 With preadv2(2) the server looks whether it would have to wait for the disk. A seccomp(2) filter answers that with
-EAGAIN: it would. The threads that may wait read with other calls, and are let.
+EAGAIN: it would. The threads that may wait use other calls, which the filter allows.
 """
 
 import ctypes

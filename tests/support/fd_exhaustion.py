@@ -1,4 +1,4 @@
-"""A program: many clients that take and never give back, and honest ones, under a small descriptor limit.
+"""A program: many clients that keep all descriptors, and honest ones, under a small descriptor limit.
 
 ``python -m tests.support.fd_exhaustion MODEL DIRECTORY KIND COUNT`` runs it as a user who is not root (root is exempt
 from the kernel's limit on descriptors in flight). It prints how many requests of honest clients succeeded, of how many:

@@ -1,4 +1,4 @@
-"""Datagrams that mean no good."""
+"""Malformed and hostile datagrams."""
 
 import random
 

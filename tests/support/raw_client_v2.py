@@ -1,4 +1,4 @@
-"""A client of version 2 for tests: the SDK's codec on a raw socket, and every descriptor where it belongs."""
+"""A client of version 2 for tests: the SDK's codec on a raw socket, with checks of the passed descriptors."""
 
 import array
 import os

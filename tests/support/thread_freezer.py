@@ -1,6 +1,6 @@
-"""Holds single threads of another process where they are: a disk as slow as a test wants, and no slower.
+"""Stops single threads of another process, so that a disk is as slow as a test needs.
 
-What ptrace(2) stops is exactly the threads that wait for storage; all others go on.
+ptrace(2) stops the threads that wait for storage; all others run on.
 """
 
 import ctypes

@@ -1,6 +1,6 @@
-"""Two network namespaces with a cable between them: datagrams between them are on no loopback.
+"""Two network namespaces with a virtual cable between them: their datagrams do not use loopback.
 
-Needs root and iproute2; where that is not to be had, `two_hosts` says why.
+Needs root and iproute2; where these are missing, `two_hosts` says why.
 """
 
 import ctypes

@@ -1,6 +1,7 @@
-"""A transfer without sockets or waiting: the client's machine, a small server, weather, and a clock turned by hand.
+"""A transfer without sockets or waiting: the client's state machine, a small server, a lossy network, and a clock that
+the test sets.
 
-What takes a network minutes takes this seconds, and goes the same way every time.
+Minutes of a network take seconds here, and each run is the same.
 """
 
 import heapq

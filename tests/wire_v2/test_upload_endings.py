@@ -63,7 +63,7 @@ def test_announced_bytes_are_in_the_statistics_until_the_client_leaves(short: Se
 @pytest.mark.parametrize("transport", ["unix", "tcp"])
 def test_a_put_that_was_refused_and_stops_has_no_second_answer(short: Server, transport: str) -> None:
     with RawClientV2(short.addresses[transport]) as v2:
-        # The disk has no room for it, which the one who writes finds out.
+        # The disk has no room for it: the writer thread notices.
         v2.send(v2.encode(PUT, "/huger", content_len=1 << 60))
         assert v2.answer().fails(STORAGE_ERROR)
         v2.send(b"x")
@@ -79,7 +79,7 @@ def test_a_content_has_upload_timeout_while_its_client_hardly_reads_its_answers(
         v2.send(v2.encode(COPY, "/huge"), v2.encode(PUT, "/held", content_len=8 << 20), b"x")
         began = time.monotonic()
         seen = False
-        # Its answer moves on: by what is too little for the rest of it in an hour.
+        # The client reads its answer, too slowly for the rest of it to come within an hour.
         while time.monotonic() - began < 60:
             try:
                 if not v2.socket.recv(4096):

@@ -1,4 +1,4 @@
-//! The cache's directory: made or taken over, locked for one server, and whose it is.
+//! The cache's directory: created or reopened, checked for its owner and its content, locked for one server.
 
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{self, AtFlags, CWD, Dir, FlockOperation, Mode as Permissions, OFlags};

@@ -5,8 +5,8 @@
 //! cookie gets 24 bytes for a request of at least 24, or nothing (`admission.rs`). Addresses off loopback get
 //! datagrams that no router fragments.
 //!
-//! `serve → deferred, responder → content, socket → batch, admission → cookie, limits → codec`; only
-//! `socket.rs` and `batch.rs` here make raw system calls.
+//! `serve → deferred_limits, responder → object_reader, socket → batch, admission → cookie, address_limits → codec`;
+//! only `socket.rs` and `batch.rs` here make raw system calls.
 
 mod address_limits;
 mod admission;
