@@ -15,7 +15,7 @@ from objmapper_server.settings.setting_info import Prefixes, setting_infos
 
 MODULE = Path(__file__).parent.parent / "objmapper_server" / "settings" / "config_arguments.py"
 HEAD = '''\
-"""The arguments of `Config`: wider types than its fields, because it also parses text. `make reference` writes this from its fields."""
+"""The arguments of `Config`, which also parses text. `make reference` writes this from its fields."""
 
 import os
 from collections.abc import Iterable, Mapping

@@ -1,4 +1,4 @@
-"""The arguments of `Config`: wider types than its fields, because it also parses text. `make reference` writes this from its fields."""
+"""The arguments of `Config`, which also parses text. `make reference` writes this from its fields."""
 
 import os
 from collections.abc import Iterable, Mapping
