@@ -211,7 +211,7 @@ fn a_directory_serves_one_cache_and_nothing_else() {
     DiskCache::open(&place, MIB).unwrap();
     let foreign = directory.path().join("foreign");
     std::fs::create_dir(&foreign).unwrap();
-    std::fs::write(foreign.join("file"), b"somebody's").unwrap();
+    std::fs::write(foreign.join("file"), b"another program").unwrap();
     let error = DiskCache::open(&foreign, MIB).unwrap_err();
     assert!(error.to_string().contains("not a cache's"), "{error}");
     assert_eq!(std::fs::read_dir(&foreign).unwrap().count(), 1);

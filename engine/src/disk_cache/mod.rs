@@ -267,7 +267,7 @@ impl DiskCache {
         Ok(Reservation { cache: Arc::clone(self), bytes })
     }
 
-    /// Bytes that the disk lacks to keep its share free with so many bytes more.
+    /// Bytes that the disk lacks to keep its share free with this number of bytes more.
     fn disk_lacks(&self, bytes: u64) -> io::Result<u64> {
         let disk = fs::fstatvfs(&self.directory)?;
         let share = disk.f_blocks * disk.f_frsize / FREE_PART;

@@ -70,7 +70,7 @@ impl Room {
         }
     }
 
-    /// Whether a file of so many bytes more fits.
+    /// Whether a further file of this number of bytes fits.
     pub fn fits(&self, bytes: u64) -> bool {
         let taken = self.queue.bytes() + self.reserved + self.held_bytes;
         taken.saturating_add(bytes) <= self.size && self.queue.len() < MAX_FILES
