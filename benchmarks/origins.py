@@ -39,6 +39,8 @@ def served(home: Path, model: Concurrency, *, through_proxy: bool) -> Iterator[t
             concurrency_model=model,
             origins={"/models": {"url": "s3://bucket", "revalidate": "never", **options}},
             disk_cache=home / f"cache-{model}",
+            # All clients ask at once: more than pools queue by default.
+            max_queue_depth=100_000,
         )
         yield stack.enter_context(Server(config)), proxy
 

@@ -14,7 +14,7 @@ say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
 seconds() { local from=$EPOCHREALTIME; "$@"; printf '%s\n' "$from $EPOCHREALTIME" | awk '{printf "%.3f s\n", $2 - $1}'; }
 
 mkdir -p "$home/stores/bucket/prod" "$home/root"
-head -c 256M /dev/urandom >"$home/stores/bucket/prod/weights.bin"
+head -c 64M /dev/urandom >"$home/stores/bucket/prod/weights.bin"
 
 say "An S3 server with a bucket"
 port=$(python -c 'import socket; s = socket.create_server(("127.0.0.1", 0)); print(s.getsockname()[1])')
@@ -39,7 +39,7 @@ objmapper serve "$home/root" --unix "$home/objmapper.sock" --admin "unix:$home/a
 started+=($!)
 objmapper stat /models/weights.bin --wait 30s
 
-say "The first get fetches 256 MiB from the store"
+say "The first get fetches 64 MiB from the store"
 seconds objmapper get /models/weights.bin -o "$home/first"
 say "The second one gets a descriptor of the file in the disk cache"
 seconds objmapper get /models/weights.bin -o "$home/second"
