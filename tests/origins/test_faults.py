@@ -143,7 +143,7 @@ def test_only_not_found_drops_an_object(serve: Serve, proxy: FaultProxy, bucket:
 
 
 def test_wrong_credentials_are_forbidden_and_say_why(serve: Serve) -> None:
-    options = {"access_key_id": "nobody", "secret_access_key": "canary-of-a-wrong-key"}
+    options = {"access_key_id": "unknown", "secret_access_key": "canary-of-a-wrong-key"}
     server = serve(options=options)
     with (
         Client(server.addresses["unix"]) as client,

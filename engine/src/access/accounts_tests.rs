@@ -48,10 +48,10 @@ fn new_rules_apply_to_connected_clients_which_count_once() {
     let (_, socket) = connected();
     clients.set(Rules::new(IdSet::default(), Vec::new(), 1, 0));
     let client_access = clients.admit(&socket, Transport::Unix).expect("let in");
-    let nobody = Rules::new(listed(&[u32::MAX - 1], &[]), Vec::new(), 1, 0);
-    clients.set(nobody.clone());
+    let no_user = Rules::new(listed(&[u32::MAX - 1], &[]), Vec::new(), 1, 0);
+    clients.set(no_user.clone());
     let before = clients.generation();
-    clients.set(nobody);
+    clients.set(no_user);
     assert_eq!(clients.generation(), before, "the same rules are no change");
     let client_access = clients.reevaluate(&socket, Transport::Unix, client_access).expect("there are rules");
     assert_eq!(client_access.check(b"a", &clients), Err(Error::NotAdmitted));

@@ -319,3 +319,29 @@ impl std::fmt::Debug for Download {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(scheme: &ObjectStoreScheme, options: &[(&str, &str)]) -> String {
+        let options = options.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        name_of(scheme, "az://data", &options)
+    }
+
+    #[test]
+    fn stores_that_differ_in_account_or_endpoint_have_different_names() {
+        use ObjectStoreScheme::{AmazonS3, MicrosoftAzure};
+        let accounts = ["one", "two"].map(|account| name(&MicrosoftAzure, &[("account_name", account)]));
+        assert_ne!(accounts[0], accounts[1]);
+        for alias in ["endpoint", "aws_endpoint", "aws_endpoint_url", "endpoint_url", "aws_endpoint_url_s3"] {
+            assert_eq!(name(&AmazonS3, &[(alias, "http://host:1/")]), "az://data at http://host:1");
+        }
+    }
+
+    #[test]
+    fn a_name_has_no_user_and_no_password() {
+        let name = name(&ObjectStoreScheme::AmazonS3, &[("endpoint", "https://user:canary@host")]);
+        assert_eq!(name, "az://data at https://host");
+    }
+}
